@@ -1,0 +1,3 @@
+//! core
+pub mod values;
+pub use values::Duration;
