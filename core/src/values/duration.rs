@@ -222,15 +222,28 @@ impl JsonSchema for Duration {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": "string",
-            "maxLength": 32,
-            "x-kubernetes-validations": [{
-                "rule": r"self.matches('^(0|(([0-9]+([.][0-9]*)?|[.][0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$')",
-                "messageExpression": "'\"' + self + '\" is not a duration: write a number with a unit, such as 500ms, 30s, 2m or 1h30m'",
-            }],
-        })
+        schema_between("0s", "87600h")
     }
+}
+
+/// The schema of a duration within two bounds, both included, with a message that names them.
+pub(crate) fn schema_between(min: &str, max: &str) -> Schema {
+    const GRAMMAR: &str =
+        r"self.matches('^(0|(([0-9]+([.][0-9]*)?|[.][0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$')";
+    json_schema!({
+        "type": "string",
+        "maxLength": 32,
+        "x-kubernetes-validations": [
+            {
+                "rule": GRAMMAR,
+                "messageExpression": "'\"' + self + '\" is not a duration: write a number with a unit, such as 500ms, 30s, 2m or 1h30m'",
+            },
+            {
+                "rule": format!("!{GRAMMAR} || (duration(self) >= duration('{min}') && duration(self) <= duration('{max}'))"),
+                "messageExpression": format!("'\"' + self + '\" is out of range: at least {min} and at most {max}'"),
+            },
+        ],
+    })
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod duration;
 mod quantity;
 
 pub use bound::{Bound, BoundError, Comparison, compare};
+pub(crate) use duration::schema_between;
 pub use duration::{Duration, DurationError};
 pub use quantity::{Quantity, QuantityError, Rate, Share};
 

@@ -1,0 +1,223 @@
+//! Reads a runner's protobuf exposition back into numbers.
+
+use std::collections::BTreeMap;
+
+use prometheus_client::encoding::prometheus_protobuf::prometheus_data_model as wire;
+use prost::Message;
+
+use super::{LatencyHistogram, MergeError, Numbers, Outcome, TaskNumbers, names};
+
+/// Who an exposition is from. Others than expected are discarded: pod IPs are reused.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// UID of the `LoadTest`.
+    pub run: String,
+    /// The runner's index in its Job.
+    pub index: u32,
+    /// UID of the pod.
+    pub pod: String,
+}
+
+/// Where a runner is on its way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RunnerState {
+    /// Not started.
+    #[default]
+    Waiting,
+    /// Ordered to start, or making load.
+    Running,
+    /// Its numbers are final.
+    Done,
+    /// Told to go; its numbers are final.
+    Released,
+}
+
+impl RunnerState {
+    /// The gauge's value.
+    pub const fn value(self) -> i64 {
+        match self {
+            Self::Waiting => 0,
+            Self::Running => 1,
+            Self::Done => 2,
+            Self::Released => 3,
+        }
+    }
+
+    /// True when the numbers won't change any more.
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Done | Self::Released)
+    }
+}
+
+/// What one exposition says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RunnerNumbers {
+    /// Who says it.
+    pub identity: Identity,
+    /// Where that runner is.
+    pub state: RunnerState,
+    /// What it measured.
+    pub numbers: Numbers,
+}
+
+/// An exposition that can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ExpositionError {
+    /// Not delimited protobuf.
+    #[error("exposition is not delimited protobuf")]
+    Wire(#[source] prost::DecodeError),
+    /// A family without which the rest means nothing.
+    #[error("exposition has no {0}: is this a load-test runner?")]
+    Missing(&'static str),
+    /// A histogram that is not ours.
+    #[error("exposition has an unreadable {family}")]
+    Histogram {
+        /// The family's name.
+        family: String,
+        /// What is wrong.
+        #[source]
+        source: MergeError,
+    },
+}
+
+/// Reads a delimited protobuf exposition.
+///
+/// Families that are not ours are passed over.
+///
+/// # Errors
+/// When the bytes are no exposition, or not a runner's.
+pub fn decode(mut bytes: &[u8]) -> Result<RunnerNumbers, ExpositionError> {
+    let mut read = RunnerNumbers::default();
+    let mut identity = None;
+    while !bytes.is_empty() {
+        let family = wire::MetricFamily::decode_length_delimited(&mut bytes)
+            .map_err(ExpositionError::Wire)?;
+        for metric in &family.metric {
+            let labels = Labels::of(metric);
+            if family.name == names::RUNNER {
+                identity = Some(Identity {
+                    run: labels.get("run").to_owned(),
+                    index: labels.get("index").parse().unwrap_or(u32::MAX),
+                    pod: labels.get("pod").to_owned(),
+                });
+            } else {
+                take(&mut read, &family.name, metric, &labels).map_err(|source| {
+                    ExpositionError::Histogram { family: family.name.clone(), source }
+                })?;
+            }
+        }
+    }
+    read.identity = identity.ok_or(ExpositionError::Missing(names::RUNNER))?;
+    Ok(read)
+}
+
+struct Labels<'a>(BTreeMap<&'a str, &'a str>);
+
+impl<'a> Labels<'a> {
+    fn of(metric: &'a wire::Metric) -> Self {
+        Self(metric.label.iter().map(|l| (l.name.as_str(), l.value.as_str())).collect())
+    }
+
+    fn get(&self, name: &str) -> &'a str {
+        self.0.get(name).copied().unwrap_or_default()
+    }
+}
+
+fn take(
+    read: &mut RunnerNumbers,
+    family: &str,
+    metric: &wire::Metric,
+    labels: &Labels<'_>,
+) -> Result<(), MergeError> {
+    let numbers = &mut read.numbers;
+    match family {
+        names::STATE => {
+            read.state = match whole(gauge(metric)) {
+                0 => RunnerState::Waiting,
+                1 => RunnerState::Running,
+                2 => RunnerState::Done,
+                _ => RunnerState::Released,
+            };
+        }
+        names::ELAPSED => numbers.elapsed_seconds = gauge(metric),
+        names::USERS => numbers.users = whole(gauge(metric)),
+        names::USERS_PEAK => numbers.users_peak = whole(gauge(metric)),
+        names::USER_SECONDS => numbers.user_seconds = counter(metric),
+        names::SCHEDULE_LAG => numbers.schedule_lag.merge(&histogram(metric)?),
+        names::REQUESTS
+        | names::ERRORS
+        | names::SENT_BYTES
+        | names::RECEIVED_BYTES
+        | names::RESPONSE_TIME
+        | names::SERVICE_TIME
+        | names::FIRST_RESPONSE
+        | names::WEB_SOCKET_CONNECT => {
+            let task = numbers.tasks.entry(labels.get("task").to_owned()).or_default();
+            take_of_task(task, family, metric, labels)?;
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+fn take_of_task(
+    task: &mut TaskNumbers,
+    family: &str,
+    metric: &wire::Metric,
+    labels: &Labels<'_>,
+) -> Result<(), MergeError> {
+    match family {
+        names::ERRORS => {
+            let count = whole(counter(metric));
+            if count > 0 {
+                *task.errors.entry(labels.get("kind").to_owned()).or_default() += count;
+            }
+        }
+        names::SENT_BYTES => task.sent_bytes = whole(counter(metric)),
+        names::RECEIVED_BYTES => task.received_bytes = whole(counter(metric)),
+        _ => {
+            let Some(outcome) = Outcome::from_label(labels.get("outcome")) else { return Ok(()) };
+            let i = outcome.index();
+            match family {
+                names::REQUESTS => task.requests[i] = whole(counter(metric)),
+                names::RESPONSE_TIME => task.response_time[i] = histogram(metric)?,
+                names::SERVICE_TIME => task.service_time[i] = histogram(metric)?,
+                names::FIRST_RESPONSE => task.first_response[i] = histogram(metric)?,
+                _ => task.web_socket_connect[i] = histogram(metric)?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn gauge(metric: &wire::Metric) -> f64 {
+    metric.gauge.as_ref().map_or(0.0, |gauge| gauge.value)
+}
+
+fn counter(metric: &wire::Metric) -> f64 {
+    metric.counter.as_ref().map_or(0.0, |counter| counter.value)
+}
+
+/// The exposition carries counts as floats, exact up to 2^53.
+fn whole(value: f64) -> u64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "float casts saturate; a count is neither negative nor that large"
+    )]
+    {
+        value.round() as u64
+    }
+}
+
+fn histogram(metric: &wire::Metric) -> Result<LatencyHistogram, MergeError> {
+    let Some(read) = &metric.histogram else { return Err(MergeError::Buckets) };
+    let spans = read.positive_span.iter().map(|span| (span.offset, span.length));
+    LatencyHistogram::from_parts(
+        read.schema,
+        read.zero_count,
+        read.sample_sum,
+        spans,
+        &read.positive_delta,
+    )
+}

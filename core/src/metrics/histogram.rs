@@ -1,0 +1,283 @@
+//! Latency distributions as sparse buckets of Prometheus native histograms.
+//!
+//! Schema 8: bucket *i* holds values in (2^((i−1)/256), 2^(i/256)] seconds, so a bucket
+//! is 0.27 % wide and its geometric middle at most 0.136 % from any value in it.
+//! Adding buckets is exact: a merged quantile is the quantile of the merged sample,
+//! within that bound.
+
+use std::collections::BTreeMap;
+
+use crate::{resource::Statistic, values::Duration};
+
+/// The native histogram schema of every latency here.
+pub const SCHEMA: i32 = 8;
+const BUCKETS_PER_DOUBLING: f64 = 256.0;
+
+/// A distribution of durations in buckets 0.27 % wide.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LatencyHistogram {
+    buckets: BTreeMap<i32, u64>,
+    zero: u64,
+    count: u64,
+    sum_seconds: f64,
+}
+
+/// Buckets that can't be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MergeError {
+    /// Another resolution than ours.
+    #[error("histogram has schema {found}, expected {SCHEMA}")]
+    Schema {
+        /// The schema found.
+        found: i32,
+    },
+    /// Spans and deltas don't fit, or a bucket's count is negative.
+    #[error("histogram buckets are malformed")]
+    Buckets,
+}
+
+impl LatencyHistogram {
+    /// The bucket a duration in seconds belongs to; `None` for zero.
+    pub fn bucket_of(seconds: f64) -> Option<i32> {
+        #[expect(clippy::cast_possible_truncation, reason = "log2 of an f64 is within ±1100")]
+        (seconds > 0.0).then(|| (seconds.log2() * BUCKETS_PER_DOUBLING).ceil() as i32)
+    }
+
+    /// Adds `count` samples of one duration in seconds.
+    pub fn record(&mut self, seconds: f64, count: u64) {
+        match Self::bucket_of(seconds) {
+            Some(bucket) => *self.buckets.entry(bucket).or_default() += count,
+            None => self.zero += count,
+        }
+        self.count += count;
+        self.sum_seconds += seconds * count as f64;
+    }
+
+    /// Puts the exact sum of the samples in place of the one added up from buckets.
+    pub fn set_sum(&mut self, seconds: f64) {
+        self.sum_seconds = seconds;
+    }
+
+    /// Adds another distribution to this one.
+    pub fn merge(&mut self, other: &Self) {
+        let Self { buckets, zero, count, sum_seconds } = other;
+        for (bucket, n) in buckets {
+            *self.buckets.entry(*bucket).or_default() += n;
+        }
+        self.zero += zero;
+        self.count += count;
+        self.sum_seconds += sum_seconds;
+    }
+
+    /// Samples.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The sum of all samples, in seconds.
+    pub fn sum_seconds(&self) -> f64 {
+        self.sum_seconds
+    }
+
+    /// Samples of zero.
+    pub fn zero(&self) -> u64 {
+        self.zero
+    }
+
+    /// The nearest-rank quantile at a share of one; `None` without samples.
+    pub fn quantile(&self, p: f64) -> Option<Duration> {
+        if self.count == 0 {
+            return None;
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a rank lies between 1 and the count"
+        )]
+        let rank = ((p * self.count as f64).ceil() as u64).clamp(1, self.count);
+        let mut seen = self.zero;
+        if rank <= seen {
+            return Some(Duration::ZERO);
+        }
+        for (bucket, n) in &self.buckets {
+            seen += n;
+            if rank <= seen {
+                let middle = ((f64::from(*bucket) - 0.5) / BUCKETS_PER_DOUBLING).exp2();
+                return Some(Duration::from_secs_f64(middle));
+            }
+        }
+        None
+    }
+
+    /// The arithmetic mean; `None` without samples.
+    pub fn mean(&self) -> Option<Duration> {
+        (self.count > 0).then(|| Duration::from_secs_f64(self.sum_seconds / self.count as f64))
+    }
+
+    /// One statistic; `None` without samples.
+    pub fn statistic(&self, statistic: Statistic) -> Option<Duration> {
+        match statistic {
+            Statistic::Min => self.quantile(0.0),
+            Statistic::Mean => self.mean(),
+            Statistic::Quantile(p) => self.quantile(p),
+            Statistic::Max => self.quantile(1.0),
+        }
+    }
+
+    /// Samples at or below each bound in seconds, cumulative, for classic buckets.
+    ///
+    /// A bucket that straddles a bound counts above it, so no sample is claimed too fast.
+    pub fn cumulative(&self, bounds: &[f64]) -> Vec<u64> {
+        let mut totals = Vec::with_capacity(bounds.len());
+        let mut buckets = self.buckets.iter().peekable();
+        let mut seen = self.zero;
+        for bound in bounds {
+            while let Some((_, n)) = buckets.next_if(|(bucket, _)| {
+                (f64::from(**bucket) / BUCKETS_PER_DOUBLING).exp2() <= bound * (1.0 + 1e-9)
+            }) {
+                seen += n;
+            }
+            totals.push(seen);
+        }
+        totals
+    }
+
+    /// Spans (offset, length) and count deltas, as the exposition wants them.
+    pub fn spans_and_deltas(&self) -> (Vec<(i32, u32)>, Vec<i64>) {
+        let mut spans: Vec<(i32, u32)> = Vec::new();
+        let mut deltas = Vec::with_capacity(self.buckets.len());
+        let mut expected = 0_i32;
+        let mut previous = 0_i64;
+        for (bucket, n) in &self.buckets {
+            match spans.last_mut() {
+                Some((_, length)) if *bucket == expected => *length += 1,
+                _ => spans.push((bucket - expected, 1)),
+            }
+            expected = bucket + 1;
+            let n = i64::try_from(*n).unwrap_or(i64::MAX);
+            deltas.push(n - previous);
+            previous = n;
+        }
+        (spans, deltas)
+    }
+
+    /// The inverse of [`Self::spans_and_deltas`].
+    ///
+    /// # Errors
+    /// When the schema is not ours or spans and deltas don't fit each other.
+    pub fn from_parts(
+        schema: i32,
+        zero: u64,
+        sum_seconds: f64,
+        spans: impl IntoIterator<Item = (i32, u32)>,
+        deltas: &[i64],
+    ) -> Result<Self, MergeError> {
+        if schema != SCHEMA {
+            return Err(MergeError::Schema { found: schema });
+        }
+        let mut buckets = BTreeMap::new();
+        let mut deltas = deltas.iter();
+        let (mut at, mut level, mut count) = (0_i32, 0_i64, zero);
+        for (offset, length) in spans {
+            at = at.checked_add(offset).ok_or(MergeError::Buckets)?;
+            for _ in 0..length {
+                let delta = deltas.next().ok_or(MergeError::Buckets)?;
+                level = level.checked_add(*delta).ok_or(MergeError::Buckets)?;
+                let n = u64::try_from(level).map_err(|_| MergeError::Buckets)?;
+                count = count.checked_add(n).ok_or(MergeError::Buckets)?;
+                if n > 0 {
+                    buckets.insert(at, n);
+                }
+                at = at.checked_add(1).ok_or(MergeError::Buckets)?;
+            }
+        }
+        if deltas.next().is_some() {
+            return Err(MergeError::Buckets);
+        }
+        Ok(Self { buckets, zero, count, sum_seconds })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn of(samples: &[f64]) -> LatencyHistogram {
+        let mut histogram = LatencyHistogram::default();
+        samples.iter().for_each(|s| histogram.record(*s, 1));
+        histogram
+    }
+
+    fn exact(samples: &[f64], p: f64) -> f64 {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let rank = ((p * sorted.len() as f64).ceil() as usize).clamp(1, sorted.len());
+        sorted[rank - 1]
+    }
+
+    #[test]
+    fn an_empty_histogram_has_no_numbers() {
+        assert_eq!(LatencyHistogram::default().quantile(0.5), None);
+        assert_eq!(LatencyHistogram::default().mean(), None);
+    }
+
+    #[test]
+    fn malformed_buckets_are_refused() {
+        let parts = |spans: &[(i32, u32)], deltas: &[i64]| {
+            LatencyHistogram::from_parts(8, 0, 0.0, spans.iter().copied(), deltas)
+        };
+        assert_eq!(parts(&[(0, 2)], &[1]), Err(MergeError::Buckets));
+        assert_eq!(parts(&[(0, 1)], &[1, 1]), Err(MergeError::Buckets));
+        assert_eq!(parts(&[(0, 1)], &[-1]), Err(MergeError::Buckets));
+        assert_eq!(parts(&[(i32::MAX, 2)], &[1, 0]), Err(MergeError::Buckets));
+        assert!(LatencyHistogram::from_parts(3, 0, 0.0, [], &[]).is_err());
+    }
+
+    #[test]
+    fn classic_buckets_never_claim_a_sample_too_fast() {
+        let histogram = of(&[0.1, 0.2, 0.2, 5.0]);
+        assert_eq!(histogram.cumulative(&[0.05, 0.15, 0.25, 10.0]), [0, 1, 3, 4]);
+    }
+
+    proptest! {
+        #[test]
+        fn merging_any_split_equals_the_whole(
+            samples in prop::collection::vec(1e-5_f64..60.0, 1..400),
+            parts in 1_usize..9,
+        ) {
+            let whole = of(&samples);
+            let mut merged = LatencyHistogram::default();
+            for part in 0..parts {
+                let share: Vec<f64> = samples.iter().skip(part).step_by(parts).copied().collect();
+                merged.merge(&of(&share));
+            }
+            prop_assert_eq!(&merged.buckets, &whole.buckets);
+            prop_assert_eq!(merged.count, whole.count);
+            prop_assert!((merged.sum_seconds - whole.sum_seconds).abs() < 1e-6);
+        }
+
+        #[test]
+        fn every_quantile_is_within_two_thousandths(
+            samples in prop::collection::vec(1e-5_f64..60.0, 1..400),
+            p in 0.0_f64..=1.0,
+        ) {
+            let found = of(&samples).quantile(p).unwrap().as_secs_f64();
+            let error = (found / exact(&samples, p) - 1.0).abs();
+            prop_assert!(error <= 0.002, "{error}");
+        }
+
+        #[test]
+        fn encoding_and_decoding_are_inverse(
+            samples in prop::collection::vec(0.0_f64..60.0, 0..200),
+        ) {
+            let histogram = of(&samples);
+            let (spans, deltas) = histogram.spans_and_deltas();
+            let read = LatencyHistogram::from_parts(
+                SCHEMA, histogram.zero(), histogram.sum_seconds(), spans, &deltas,
+            );
+            prop_assert_eq!(read, Ok(histogram));
+        }
+    }
+}

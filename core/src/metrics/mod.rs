@@ -1,0 +1,47 @@
+//! The metrics contract between runners and whoever reads them: names, labels, and
+//! the numbers of one runner and of all.
+//!
+//! Runners expose these as Prometheus metrics; the operator, the CLI and any
+//! Prometheus read the same exposition. All counters are cumulative.
+
+mod exposition;
+mod histogram;
+mod numbers;
+
+pub use exposition::{ExpositionError, Identity, RunnerNumbers, RunnerState, decode};
+pub use histogram::{LatencyHistogram, MergeError, SCHEMA};
+pub use numbers::{Numbers, Outcome, TaskNumbers, judged};
+
+/// Metric family names. Counters carry their `_total` here, as they are read.
+pub mod names {
+    /// Info: labels `run`, `index`, `pod`.
+    pub const RUNNER: &str = "loadtest_runner_info";
+    /// Gauge: 0 waiting, 1 running, 2 done, 3 released.
+    pub const STATE: &str = "loadtest_runner_state";
+    /// Gauge: seconds since this runner's start, standing still once it is done.
+    pub const ELAPSED: &str = "loadtest_elapsed_seconds";
+    /// Gauge: users running now.
+    pub const USERS: &str = "loadtest_users";
+    /// Gauge: the most users that ran at once.
+    pub const USERS_PEAK: &str = "loadtest_users_peak";
+    /// Counter: user-seconds of load, without graceful stop.
+    pub const USER_SECONDS: &str = "loadtest_user_seconds_total";
+    /// Counter: requests by task and outcome.
+    pub const REQUESTS: &str = "loadtest_requests_total";
+    /// Histogram: from planned to the last byte.
+    pub const RESPONSE_TIME: &str = "loadtest_response_time_seconds";
+    /// Histogram: from sent to the last byte.
+    pub const SERVICE_TIME: &str = "loadtest_service_time_seconds";
+    /// Histogram: from planned to the first content token.
+    pub const FIRST_RESPONSE: &str = "loadtest_time_to_first_response_seconds";
+    /// Histogram: from the start of a WebSocket's connection to its upgrade.
+    pub const WEB_SOCKET_CONNECT: &str = "loadtest_websocket_connect_seconds";
+    /// Counter: errors by task and kind.
+    pub const ERRORS: &str = "loadtest_errors_total";
+    /// Counter: bytes written to sockets, by task.
+    pub const SENT_BYTES: &str = "loadtest_sent_bytes_total";
+    /// Counter: bytes read from sockets, by task.
+    pub const RECEIVED_BYTES: &str = "loadtest_received_bytes_total";
+    /// Histogram: how late a user acted on its schedule.
+    pub const SCHEDULE_LAG: &str = "loadtest_schedule_lag_seconds";
+}

@@ -1,0 +1,157 @@
+//! What was measured, by task: of one runner, or of several added up.
+
+use std::collections::BTreeMap;
+
+use super::LatencyHistogram;
+
+/// How a request ended. Latency rows take all but [`Outcome::Failure`]: a fast error is
+/// no fast answer, while a timeout or an interruption lasted at least its age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// As expected.
+    Success,
+    /// An error, before its timeout.
+    Failure,
+    /// No answer within its timeout.
+    Timeout,
+    /// Still open when the test ended.
+    Interrupted,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of [`Self::index`].
+    pub const ALL: [Self; 4] = [Self::Success, Self::Failure, Self::Timeout, Self::Interrupted];
+
+    /// The label's value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Timeout => "timeout",
+            Self::Interrupted => "interrupted",
+        }
+    }
+
+    /// The outcome with a label's value.
+    pub fn from_label(label: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.as_str() == label)
+    }
+
+    /// Its place in an array of one per outcome.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// The numbers of one task.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TaskNumbers {
+    /// Requests by outcome, in the order of [`Outcome::ALL`].
+    pub requests: [u64; 4],
+    /// From planned to the last byte, by outcome.
+    pub response_time: [LatencyHistogram; 4],
+    /// From sent to the last byte, by outcome.
+    pub service_time: [LatencyHistogram; 4],
+    /// From planned to the first content token, by the request's outcome.
+    pub first_response: [LatencyHistogram; 4],
+    /// From the start of a WebSocket's connection to its upgrade, by the session's outcome.
+    pub web_socket_connect: [LatencyHistogram; 4],
+    /// Errors by kind.
+    pub errors: BTreeMap<String, u64>,
+    /// Bytes written to sockets.
+    pub sent_bytes: u64,
+    /// Bytes read from sockets.
+    pub received_bytes: u64,
+}
+
+impl TaskNumbers {
+    /// Requests that ended before the test did.
+    pub fn completed(&self) -> u64 {
+        self.of(Outcome::Success) + self.failures()
+    }
+
+    /// Requests that failed, timeouts included.
+    pub fn failures(&self) -> u64 {
+        self.of(Outcome::Failure) + self.of(Outcome::Timeout)
+    }
+
+    /// Requests with one outcome.
+    pub fn of(&self, outcome: Outcome) -> u64 {
+        self.requests[outcome.index()]
+    }
+
+    /// Adds another runner's numbers.
+    pub fn merge(&mut self, other: &Self) {
+        let Self {
+            requests,
+            response_time,
+            service_time,
+            first_response,
+            web_socket_connect,
+            errors,
+            sent_bytes,
+            received_bytes,
+        } = other;
+        for i in 0..4 {
+            self.requests[i] += requests[i];
+            self.response_time[i].merge(&response_time[i]);
+            self.service_time[i].merge(&service_time[i]);
+            self.first_response[i].merge(&first_response[i]);
+            self.web_socket_connect[i].merge(&web_socket_connect[i]);
+        }
+        for (kind, count) in errors {
+            *self.errors.entry(kind.clone()).or_default() += count;
+        }
+        self.sent_bytes += sent_bytes;
+        self.received_bytes += received_bytes;
+    }
+}
+
+/// What latency rows take of a distribution by outcome.
+pub fn judged(by_outcome: &[LatencyHistogram; 4]) -> LatencyHistogram {
+    let mut all = LatencyHistogram::default();
+    for outcome in [Outcome::Success, Outcome::Timeout, Outcome::Interrupted] {
+        all.merge(&by_outcome[outcome.index()]);
+    }
+    all
+}
+
+/// The numbers of a runner, or of all of them added up.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Numbers {
+    /// By task name.
+    pub tasks: BTreeMap<String, TaskNumbers>,
+    /// How late users acted on their schedule.
+    pub schedule_lag: LatencyHistogram,
+    /// Users running now.
+    pub users: u64,
+    /// The most users that ran at once; of several runners, the sum of theirs.
+    pub users_peak: u64,
+    /// User-seconds of load.
+    pub user_seconds: f64,
+    /// Seconds since the start; of several runners, the longest.
+    pub elapsed_seconds: f64,
+}
+
+impl Numbers {
+    /// Adds another runner's numbers.
+    pub fn merge(&mut self, other: &Self) {
+        let Self { tasks, schedule_lag, users, users_peak, user_seconds, elapsed_seconds } = other;
+        for (name, task) in tasks {
+            self.tasks.entry(name.clone()).or_default().merge(task);
+        }
+        self.schedule_lag.merge(schedule_lag);
+        self.users += users;
+        self.users_peak += users_peak;
+        self.user_seconds += user_seconds;
+        self.elapsed_seconds = self.elapsed_seconds.max(*elapsed_seconds);
+    }
+
+    /// All tasks as one.
+    pub fn total(&self) -> TaskNumbers {
+        self.tasks.values().fold(TaskNumbers::default(), |mut total, task| {
+            total.merge(task);
+            total
+        })
+    }
+}

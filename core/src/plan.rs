@@ -1,0 +1,182 @@
+//! The plan: what the operator, or the CLI, tells every runner of a test.
+//!
+//! Sizing turns a spec into it; a runner's share and every user's schedule follow from
+//! it alone. All pure.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    resource::{Load, LoadTestSpec, Scenario, Sizing, Target},
+    values::Duration,
+};
+
+/// The plan's format; a runner refuses another one.
+pub const VERSION: u32 = 1;
+
+/// What a runner needs to know. The same for all runners of a test.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// [`VERSION`].
+    pub version: u32,
+    /// UID of the `LoadTest`, sent to the target as `x-loadtest-run`.
+    pub run: String,
+    /// Name of the `LoadTest`: the `loadtest` label of every metric.
+    pub name: String,
+    /// Runners there are.
+    pub runners: u32,
+    /// Load-generating threads of one runner.
+    pub workers: u32,
+    /// SHA-256 of the run's token in hex: orders must come with the token.
+    pub token_sha256: String,
+    /// Where the load goes.
+    pub target: Target,
+    /// How much load.
+    pub load: Load,
+    /// What each user does.
+    pub scenario: Scenario,
+    /// How long a runner waits to be released after its end.
+    pub release_grace: Duration,
+    /// How long a released runner goes on serving its metrics.
+    pub metrics_linger: Duration,
+}
+
+impl Plan {
+    /// The numbers of the users that a runner has, by its index: *u* belongs to *u mod n*,
+    /// so that the ramp is even over runners.
+    pub fn users_of(&self, index: u32) -> impl Iterator<Item = u64> + use<> {
+        let users = u64::try_from(self.load.users).unwrap_or(0);
+        (u64::from(index)..users).step_by(self.runners.max(1) as usize)
+    }
+
+    /// When a user starts, from the start of the test.
+    pub fn start_of(&self, user: u64) -> Duration {
+        Duration::from_secs_f64(user as f64 / self.load.spawn_rate)
+    }
+
+    /// User-seconds of load if every user of every runner runs from its start to the end.
+    pub fn user_seconds(&self) -> f64 {
+        user_seconds(&self.load)
+    }
+}
+
+/// User-seconds of a load: each user's time from its start to the end of the test.
+pub fn user_seconds(load: &Load) -> f64 {
+    let (duration, rate) = (load.duration.as_secs_f64(), load.spawn_rate);
+    // Users that start at all: those before the end.
+    let started = (load.users as f64).min((duration * rate).ceil().max(1.0));
+    // Sum over u of (duration − u/rate).
+    started * duration - started * (started - 1.0) / (2.0 * rate)
+}
+
+/// Sizes a test: runners, users of each, threads, and the resources to ask for.
+///
+/// Requests are modest, so that a 2-core cluster holds the operator, a target and several
+/// runners; there is no CPU limit, so a runner takes more where there is more.
+pub fn size(spec: &LoadTestSpec) -> Sizing {
+    let users = spec.load.users.max(1);
+    let per_runner = spec.runners.users_per_runner.max(1);
+    let runners = (users + per_runner - 1) / per_runner;
+    let largest = (users + runners - 1) / runners;
+    // One millicore a user, from a tenth of a core on; one thread per 2,000 users.
+    let cpu = largest.clamp(100, 4000);
+    let workers = (largest + 1999) / 2000;
+    // 48 MiB for the process and its recorders, 64 KiB for a user and its connection.
+    let memory = 48 + (largest * 64 + 1023) / 1024;
+    let asked = |name: &str| {
+        let resources = spec.runners.resources.as_ref()?;
+        let request = resources.requests.as_ref().and_then(|r| r.get(name));
+        let limit = resources.limits.as_ref().and_then(|l| l.get(name));
+        request.or(limit).map(|quantity| quantity.0.clone())
+    };
+    Sizing {
+        runners,
+        users_per_runner: largest,
+        workers,
+        cpu: asked("cpu").unwrap_or_else(|| format!("{cpu}m")),
+        memory: asked("memory").unwrap_or_else(|| format!("{memory}Mi")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::spec;
+
+    fn plan(users: i64, per_runner: i64) -> Plan {
+        let mut spec = spec();
+        spec.load.users = users;
+        spec.runners.users_per_runner = per_runner;
+        let sizing = size(&spec);
+        Plan {
+            version: VERSION,
+            run: "uid".into(),
+            name: "test".into(),
+            runners: u32::try_from(sizing.runners).unwrap(),
+            workers: 1,
+            token_sha256: String::new(),
+            target: spec.target,
+            load: spec.load,
+            scenario: spec.scenario,
+            release_grace: Duration::ZERO,
+            metrics_linger: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn two_hundred_users_at_a_hundred_a_runner_are_two_runners() {
+        let mut spec = spec();
+        spec.load.users = 200;
+        let sizing = size(&spec);
+        assert_eq!((sizing.runners, sizing.users_per_runner), (2, 100));
+    }
+
+    #[test]
+    fn what_the_user_asks_for_is_what_the_plan_shows() {
+        let mut spec = spec();
+        spec.runners.resources = serde_json::from_str(
+            r#"{"requests": {"cpu": "2"}, "limits": {"memory": "1Gi"}}"#,
+        )
+        .unwrap();
+        let sizing = size(&spec);
+        assert_eq!((sizing.cpu.as_str(), sizing.memory.as_str()), ("2", "1Gi"));
+    }
+
+    #[test]
+    fn planned_user_seconds_count_the_ramp() {
+        let mut spec = spec();
+        (spec.load.users, spec.load.spawn_rate) = (3, 1.0);
+        spec.load.duration = Duration::from_secs(10);
+        assert!((user_seconds(&spec.load) - 27.0).abs() < 1e-9);
+        // Users that would start after the end never run.
+        spec.load.users = 1000;
+        assert!((user_seconds(&spec.load) - 55.0).abs() < 1e-9);
+    }
+
+    proptest! {
+        #[test]
+        fn every_user_belongs_to_exactly_one_runner(users in 1_i64..3000, per_runner in 1_i64..500) {
+            let plan = plan(users, per_runner);
+            let mut all: Vec<u64> = (0..plan.runners).flat_map(|i| plan.users_of(i)).collect();
+            all.sort_unstable();
+            prop_assert!(all.iter().copied().eq(0..users as u64));
+            for index in 0..plan.runners {
+                let share = plan.users_of(index).count() as i64;
+                prop_assert!(share >= 1 && share <= per_runner, "{share} of {per_runner}");
+            }
+        }
+
+        #[test]
+        fn sizing_never_exceeds_what_was_allowed(users in 1_i64..=1_000_000, per_runner in 1_i64..=10_000) {
+            let mut spec = spec();
+            spec.load.users = users;
+            spec.runners.users_per_runner = per_runner;
+            let sizing = size(&spec);
+            prop_assert!(sizing.users_per_runner <= per_runner);
+            prop_assert!(sizing.runners * sizing.users_per_runner >= users);
+            prop_assert!((sizing.runners - 1) * sizing.users_per_runner < users);
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! From merged numbers to what the status says: summaries, rows, errors, measurement. Pure.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    metrics::{LatencyHistogram, Numbers, TaskNumbers, judged},
+    plan,
+    resource::{
+        ErrorCount, Latency, LoadTestSpec, Measurement, Summary, TaskKind, TaskSummary,
+        ThresholdRow, Verdict,
+    },
+    values::{Duration, Rate, Share},
+    verdict,
+};
+
+/// The most error rows of a status; the rarest are left out.
+pub const MAX_ERRORS: usize = 20;
+/// Longest example message of an error, in bytes.
+const MAX_EXAMPLE: usize = 256;
+
+/// What the numbers alone don't tell about a run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Circumstances {
+    /// It was stopped by the user.
+    pub cancelled: bool,
+    /// Runners that ended before the test did.
+    pub runners_lost: i64,
+    /// The spread of the runners' real starts.
+    pub start_skew: Option<Duration>,
+    /// One message per task and error kind.
+    pub examples: BTreeMap<(String, String), String>,
+}
+
+/// What a run amounts to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Did the target pass.
+    pub verdict: Verdict,
+    /// Why, in one word for programs.
+    pub reason: &'static str,
+    /// Why, for people.
+    pub message: String,
+    /// All tasks together.
+    pub summary: Summary,
+    /// Each task, in the spec's order.
+    pub tasks: Vec<TaskSummary>,
+    /// Each threshold, in the spec's order.
+    pub thresholds: Vec<ThresholdRow>,
+    /// The most frequent errors.
+    pub errors: Vec<ErrorCount>,
+    /// How good the numbers are.
+    pub measurement: Measurement,
+}
+
+/// Judges a finished run.
+pub fn report(spec: &LoadTestSpec, numbers: &Numbers, seen: &Circumstances) -> Report {
+    let thresholds: Vec<ThresholdRow> =
+        spec.thresholds.iter().map(|threshold| verdict::judge(threshold, numbers)).collect();
+    let (verdict, reason, message) = conclude(&thresholds, numbers, seen);
+    Report {
+        verdict,
+        reason,
+        message,
+        summary: summarise(&numbers.total(), numbers.elapsed_seconds),
+        tasks: tasks(spec, numbers),
+        thresholds,
+        errors: errors(numbers, &seen.examples),
+        measurement: measurement(spec, numbers, seen),
+    }
+}
+
+fn conclude(
+    rows: &[ThresholdRow],
+    numbers: &Numbers,
+    seen: &Circumstances,
+) -> (Verdict, &'static str, String) {
+    let worst = verdict::worst(rows);
+    if worst == Verdict::NotJudged {
+        return (worst, "NoThresholds", "the test has no thresholds to be judged by".into());
+    }
+    if seen.cancelled {
+        let message = "the test was cancelled before its end".into();
+        return (Verdict::Inconclusive, "Cancelled", message);
+    }
+    if seen.runners_lost > 0 {
+        let message = format!("{} runners were lost before the end", seen.runners_lost);
+        return (Verdict::Inconclusive, "RunnersLost", message);
+    }
+    if numbers.total().requests.iter().sum::<u64>() == 0 {
+        let message = "no request was sent".into();
+        return (Verdict::Inconclusive, "NoTraffic", message);
+    }
+    let decisive: Vec<String> =
+        rows.iter().filter(|row| row.verdict == worst).map(describe).collect();
+    let reason = match worst {
+        Verdict::Pass => "TargetsMet",
+        Verdict::Warning => "TargetsMissed",
+        Verdict::Fail => "WarningsMissed",
+        Verdict::Critical => "CriticalReached",
+        Verdict::Inconclusive => "Inconclusive",
+        Verdict::NotJudged => "NoThresholds",
+    };
+    if worst == Verdict::Pass {
+        return (worst, reason, format!("all {} thresholds meet their targets", rows.len()));
+    }
+    (worst, reason, truncated(&decisive.join("; "), 900))
+}
+
+/// One row in words: `chat responseTime p95 is 1.2s, target < 1s`.
+fn describe(row: &ThresholdRow) -> String {
+    let mut name = row.task.as_ref().map_or_else(String::new, |task| format!("{task} "));
+    name.push_str(row.metric.as_str());
+    if let Some(statistic) = row.statistic {
+        name.push_str(&format!(" {statistic}"));
+    }
+    match (&row.observed, row.verdict) {
+        (_, Verdict::Inconclusive) | (None, _) => {
+            format!("{name}: {}", row.advice.as_deref().unwrap_or("no samples"))
+        }
+        (Some(observed), Verdict::Critical) => {
+            format!("{name} is {observed}, critical {}", row.bound)
+        }
+        (Some(observed), _) => format!("{name} is {observed}, not {}", row.bound),
+    }
+}
+
+/// Cuts a text to at most `bytes`, on a character boundary, with an ellipsis.
+pub fn truncated(text: &str, bytes: usize) -> String {
+    if text.len() <= bytes {
+        return text.to_owned();
+    }
+    let end = (0..=bytes.saturating_sub(3)).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
+    format!("{}…", &text[..end])
+}
+
+fn count(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+/// Counts and response times of a task, or of all.
+pub fn summarise(task: &TaskNumbers, elapsed_seconds: f64) -> Summary {
+    let response = judged(&task.response_time);
+    let at = |p: f64| response.quantile(p).map(Duration::rounded);
+    let successes = task.completed() - task.failures();
+    let rate = if elapsed_seconds > 0.0 { successes as f64 / elapsed_seconds } else { 0.0 };
+    Summary {
+        requests: count(task.completed()),
+        failures: count(task.failures()),
+        interrupted: count(task.of(crate::metrics::Outcome::Interrupted)),
+        error_rate: Share::of(task.failures(), task.completed()).to_string(),
+        throughput: Rate::per_second(rate).to_string(),
+        min: at(0.0),
+        mean: response.mean().map(Duration::rounded),
+        p50: at(0.5),
+        p90: at(0.9),
+        p95: at(0.95),
+        p99: at(0.99),
+        p999: at(0.999),
+        max: at(1.0),
+    }
+}
+
+fn latency(by_outcome: &[LatencyHistogram; 4]) -> Option<Latency> {
+    let all = judged(by_outcome);
+    let at = |p: f64| all.quantile(p).map(Duration::rounded);
+    Some(Latency {
+        count: count(all.count()),
+        mean: all.mean()?.rounded(),
+        p50: at(0.5)?,
+        p95: at(0.95)?,
+        p99: at(0.99)?,
+        max: at(1.0)?,
+    })
+}
+
+fn tasks(spec: &LoadTestSpec, numbers: &Numbers) -> Vec<TaskSummary> {
+    let none = TaskNumbers::default();
+    spec.scenario
+        .tasks
+        .iter()
+        .map(|task| {
+            let measured = numbers.tasks.get(&task.name).unwrap_or(&none);
+            let is_chat = matches!(task.kind(), Some(TaskKind::Chat(_)));
+            let is_web_socket = matches!(task.kind(), Some(TaskKind::WebSocket(_)));
+            TaskSummary {
+                name: task.name.clone(),
+                summary: summarise(measured, numbers.elapsed_seconds),
+                time_to_first_response: latency(&measured.first_response).filter(|_| is_chat),
+                web_socket_connect: latency(&measured.web_socket_connect)
+                    .filter(|_| is_web_socket),
+            }
+        })
+        .collect()
+}
+
+fn errors(
+    numbers: &Numbers,
+    examples: &BTreeMap<(String, String), String>,
+) -> Vec<ErrorCount> {
+    let mut rows: Vec<ErrorCount> = numbers
+        .tasks
+        .iter()
+        .flat_map(|(task, measured)| measured.errors.iter().map(move |(kind, n)| (task, kind, *n)))
+        .map(|(task, kind, n)| ErrorCount {
+            task: task.clone(),
+            kind: kind.clone(),
+            count: count(n),
+            example: examples
+                .get(&(task.clone(), kind.clone()))
+                .map(|text| truncated(text, MAX_EXAMPLE)),
+        })
+        .collect();
+    rows.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| (&a.task, &a.kind).cmp(&(&b.task, &b.kind))));
+    rows.truncate(MAX_ERRORS);
+    rows
+}
+
+fn measurement(spec: &LoadTestSpec, numbers: &Numbers, seen: &Circumstances) -> Measurement {
+    let planned = plan::user_seconds(&spec.load);
+    // Clocks of runners differ by a little: more than everything is everything.
+    let coverage = (numbers.user_seconds / planned).min(1.0);
+    Measurement {
+        relative_error: "0.2%".into(),
+        start_skew: seen.start_skew.map(Duration::rounded),
+        schedule_lag_p99: numbers.schedule_lag.quantile(0.99).map(Duration::rounded),
+        runners_lost: seen.runners_lost,
+        // Two digits: the rest is start-up noise.
+        coverage: Some(format!("{}%", (coverage * 1000.0).round() / 10.0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{metrics::Outcome, testing::spec};
+
+    fn healthy() -> Numbers {
+        let mut numbers = Numbers { elapsed_seconds: 120.0, ..Numbers::default() };
+        for task in ["chat", "health", "models", "websocket"] {
+            let measured = numbers.tasks.entry(task.into()).or_default();
+            measured.requests[Outcome::Success.index()] = 1000;
+            measured.response_time[Outcome::Success.index()].record(0.1, 1000);
+            measured.first_response[Outcome::Success.index()].record(0.05, 1000);
+        }
+        numbers.user_seconds = plan::user_seconds(&spec().load);
+        numbers
+    }
+
+    #[test]
+    fn a_healthy_run_passes_and_says_so() {
+        let report = report(&spec(), &healthy(), &Circumstances::default());
+        assert_eq!((report.verdict, report.reason), (Verdict::Pass, "TargetsMet"));
+        assert_eq!(report.summary.requests, 4000);
+        assert_eq!(report.summary.throughput, "33.33/s");
+        assert_eq!(report.measurement.coverage.as_deref(), Some("100%"));
+    }
+
+    #[test]
+    fn only_chat_tasks_show_a_time_to_first_response() {
+        let report = report(&spec(), &healthy(), &Circumstances::default());
+        let shown: Vec<bool> =
+            report.tasks.iter().map(|task| task.time_to_first_response.is_some()).collect();
+        assert_eq!(shown, [true, false, false, false]);
+    }
+
+    #[test]
+    fn a_lost_runner_never_makes_a_test_pass() {
+        let lost = Circumstances { runners_lost: 1, ..Circumstances::default() };
+        let report = report(&spec(), &healthy(), &lost);
+        assert_eq!((report.verdict, report.reason), (Verdict::Inconclusive, "RunnersLost"));
+    }
+
+    #[test]
+    fn a_cancelled_run_never_passes() {
+        let cancelled = Circumstances { cancelled: true, ..Circumstances::default() };
+        assert_eq!(report(&spec(), &healthy(), &cancelled).verdict, Verdict::Inconclusive);
+    }
+
+    #[test]
+    fn no_traffic_is_inconclusive() {
+        let report = report(&spec(), &Numbers::default(), &Circumstances::default());
+        assert_eq!((report.verdict, report.reason), (Verdict::Inconclusive, "NoTraffic"));
+    }
+
+    #[test]
+    fn the_most_frequent_errors_come_first_and_few_are_kept() {
+        let mut numbers = healthy();
+        let chat = numbers.tasks.get_mut("chat").unwrap();
+        for n in 0..40 {
+            chat.errors.insert(format!("http_{}", 400 + n), n);
+        }
+        let rows = errors(&numbers, &BTreeMap::new());
+        assert_eq!((rows.len(), rows[0].count), (MAX_ERRORS, 39));
+    }
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        assert_eq!(truncated("äöü", 6), "äöü");
+        assert_eq!(truncated("äöüß", 7), "äö…");
+    }
+}

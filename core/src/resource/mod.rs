@@ -1,0 +1,183 @@
+//! The `LoadTest` resource: what a user writes and what the system answers.
+//!
+//! Schema and CEL rules live beside the fields they guard; [`crd`] turns them into
+//! the CustomResourceDefinition. What CEL can't say is in [`crate::validate`].
+
+mod crd;
+mod runners;
+mod status;
+mod target;
+mod task;
+mod threshold;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use crd::{crd, crd_yaml, schema};
+pub use runners::{RunnerSecurity, Runners};
+pub use status::{
+    ErrorCount, Latency, LoadTestStatus, Measurement, Phase, Progress, Sizing, Summary, TaskSummary,
+    ThresholdRow, Verdict,
+};
+pub use target::{HeaderFrom, SecretKey, Target, Tls};
+pub use task::{ChatTask, HttpTask, Method, Task, TaskKind, WebSocketTask};
+pub use threshold::{Metric, Statistic, Threshold};
+
+use crate::values::{Duration, schema_between};
+
+/// The API group of every kind here.
+pub const GROUP: &str = "loadtest.cell0.io";
+/// The most runners one test may have.
+pub const MAX_RUNNERS: i64 = 200;
+/// The most tasks, and the most thresholds, of one test.
+pub const MAX_ROWS: usize = 64;
+
+/// One load test and, since one `LoadTest` is one run, its result.
+#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[kube(
+    group = "loadtest.cell0.io",
+    version = "v1alpha1",
+    kind = "LoadTest",
+    plural = "loadtests",
+    shortname = "ldt",
+    category = "all",
+    namespaced,
+    status = "LoadTestStatus",
+    derive = "PartialEq",
+    printcolumn = r#"{"name":"Phase","type":"string","jsonPath":".status.phase"}"#,
+    printcolumn = r#"{"name":"Verdict","type":"string","jsonPath":".status.verdict"}"#,
+    printcolumn = r#"{"name":"Users","type":"integer","jsonPath":".status.progress.users"}"#,
+    printcolumn = r#"{"name":"RPS","type":"string","jsonPath":".status.summary.throughput"}"#,
+    printcolumn = r#"{"name":"P95","type":"string","jsonPath":".status.summary.p95"}"#,
+    printcolumn = r#"{"name":"Errors","type":"string","jsonPath":".status.summary.errorRate"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "has(self.target.http) || !self.scenario.tasks.exists(t, has(t.http) || has(t.chat))",
+        "message": "target.http is missing: http and chat tasks need a base URL such as http://cell0:18800",
+    },
+    {
+        "rule": "has(self.target.webSocket) || !self.scenario.tasks.exists(t, has(t.webSocket))",
+        "message": "target.webSocket is missing: webSocket tasks need a base URL such as ws://cell0:18801",
+    },
+    {
+        "rule": "self.thresholds.all(h, !has(h.task) || self.scenario.tasks.exists(t, t.name == h.task))",
+        "messageExpression": "'thresholds: no task is named \"' + self.thresholds.filter(h, has(h.task) && !self.scenario.tasks.exists(t, t.name == h.task))[0].task + '\"; name one of: ' + self.scenario.tasks.map(t, t.name).join(', ')",
+    },
+    {
+        "rule": "self.thresholds.all(h, h.metric != 'timeToFirstResponse' || self.scenario.tasks.exists(t, has(t.chat) && (!has(h.task) || t.name == h.task)))",
+        "message": "thresholds: timeToFirstResponse is measured on chat tasks only: name a chat task, or use responseTime",
+    },
+    {
+        "rule": "self.thresholds.all(h, h.metric != 'webSocketConnect' || self.scenario.tasks.exists(t, has(t.webSocket) && (!has(h.task) || t.name == h.task)))",
+        "message": "thresholds: webSocketConnect is measured on webSocket tasks only: name a webSocket task, or use responseTime",
+    },
+    {
+        "rule": "self.load.users <= 200 * self.runners.usersPerRunner",
+        "messageExpression": "'runners.usersPerRunner: ' + string(self.load.users) + ' users at ' + string(self.runners.usersPerRunner) + ' a runner are more than 200 runners: raise usersPerRunner to at least ' + string((self.load.users + 199) / 200)",
+    },
+]))]
+pub struct LoadTestSpec {
+    /// Where the load goes.
+    pub target: Target,
+    /// How much load, for how long.
+    pub load: Load,
+    /// What each user does.
+    pub scenario: Scenario,
+    /// What must hold for the test to pass; without any it is not judged.
+    #[serde(default)]
+    #[schemars(length(max = 64))]
+    pub thresholds: Vec<Threshold>,
+    /// The pods that make the load.
+    #[serde(default)]
+    pub runners: Runners,
+    /// Set to true to stop a running test; it ends as Cancelled.
+    #[serde(default)]
+    pub cancel: bool,
+    /// Deletes the LoadTest and all its pods so many seconds after it has ended; kept when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 31_536_000))]
+    pub ttl_seconds_after_finished: Option<i32>,
+}
+
+/// The closed load model: a number of users, each waiting for its answer before it goes on.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Load {
+    /// Users at full load, over all runners.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub users: i64,
+    /// Users started per second until all run.
+    #[schemars(range(max = 100_000), extend("x-kubernetes-validations" = [{
+        "rule": "self > 0.0",
+        "message": "must be above 0: the number of users started per second, such as 50",
+    }]))]
+    pub spawn_rate: f64,
+    /// Length of the test, counted from the first user's start.
+    #[schemars(schema_with = "test_length")]
+    pub duration: Duration,
+    /// How long requests still open at the end may take before they count as interrupted.
+    #[serde(default = "default_graceful_stop")]
+    #[schemars(schema_with = "graceful_stop_length")]
+    pub graceful_stop: Duration,
+}
+
+fn test_length(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schema_between("1s", "168h")
+}
+
+fn graceful_stop_length(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schema_between("0s", "1h")
+}
+
+fn default_graceful_stop() -> Duration {
+    Duration::from_secs(30)
+}
+
+/// What each user does, over and over, until the test ends.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Scenario {
+    /// Think time between a user's tasks; none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pause: Option<Pause>,
+    /// The same seed gives each user the same sequence of tasks.
+    #[serde(default)]
+    #[schemars(range(min = 0))]
+    pub seed: i64,
+    /// What a user chooses from, by weight.
+    #[schemars(
+        length(min = 1, max = 64),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]),
+        extend("x-kubernetes-validations" = [{
+            "rule": "self.exists(t, t.weight > 0)",
+            "message": "every weight is 0: give at least one task a weight above 0",
+        }]),
+    )]
+    pub tasks: Vec<Task>,
+}
+
+/// A think time drawn evenly between two bounds.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": r"[self.min, self.max].exists(d, !d.matches('^(0|(([0-9]+([.][0-9]*)?|[.][0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$')) || duration(self.min) <= duration(self.max)",
+    "messageExpression": "'min ' + self.min + ' is longer than max ' + self.max + ': swap them'",
+}]))]
+pub struct Pause {
+    /// The shortest pause.
+    pub min: Duration,
+    /// The longest pause.
+    pub max: Duration,
+}
+
+impl LoadTestStatus {
+    /// The condition of a type, if it was ever set.
+    pub fn condition(&self, kind: &str) -> Option<&Condition> {
+        self.conditions.iter().find(|condition| condition.type_ == kind)
+    }
+}

@@ -1,0 +1,303 @@
+//! What the system answers. Numbers are text in the notation of the spec's bounds.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::Statistic;
+use crate::values::{Bound, Duration};
+
+/// The answer to a `LoadTest`.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoadTestStatus {
+    /// The generation of the spec this status answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Did it run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<Phase>,
+    /// Did it pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<Verdict>,
+    /// Accepted, Started, Finished, Passed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// What sizing made of the spec. From here on the spec can't change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Sizing>,
+    /// The moment all runners were told to start at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<MicroTime>,
+    /// When the test ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub finish_time: Option<Time>,
+    /// How far it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// All tasks and runners together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summary: Option<Summary>,
+    /// Each task, over all runners.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub tasks: Vec<TaskSummary>,
+    /// Each threshold, judged.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub thresholds: Vec<ThresholdRow>,
+    /// The most frequent errors.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 20))]
+    pub errors: Vec<ErrorCount>,
+    /// How good the numbers above are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measurement: Option<Measurement>,
+}
+
+/// Where a test is on its way.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+pub enum Phase {
+    /// Seen, nothing created yet.
+    Pending,
+    /// Runner pods are being created.
+    Starting,
+    /// Load is on.
+    Running,
+    /// Load has ended; last requests and numbers come in.
+    Stopping,
+    /// It ran to its end.
+    Finished,
+    /// It could not run.
+    Error,
+    /// It was stopped by `spec.cancel`.
+    Cancelled,
+}
+
+impl Phase {
+    /// True when nothing changes any more.
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Finished | Self::Error | Self::Cancelled)
+    }
+
+    /// The phase as it stands in the status.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "Pending",
+            Self::Starting => "Starting",
+            Self::Running => "Running",
+            Self::Stopping => "Stopping",
+            Self::Finished => "Finished",
+            Self::Error => "Error",
+            Self::Cancelled => "Cancelled",
+        }
+    }
+}
+
+/// Whether the target passed.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+pub enum Verdict {
+    /// Every target holds.
+    Pass,
+    /// Every warning bound holds, but not every target.
+    Warning,
+    /// Something lies between its warning and its critical bound.
+    Fail,
+    /// Something is past its critical bound.
+    Critical,
+    /// The numbers don't allow an answer.
+    Inconclusive,
+    /// There are no thresholds.
+    NotJudged,
+}
+
+impl Verdict {
+    /// Every verdict, best first.
+    pub const ALL: [Self; 6] = [
+        Self::Pass,
+        Self::Warning,
+        Self::Fail,
+        Self::Critical,
+        Self::Inconclusive,
+        Self::NotJudged,
+    ];
+
+    /// The verdict as it stands in the status.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "Pass",
+            Self::Warning => "Warning",
+            Self::Fail => "Fail",
+            Self::Critical => "Critical",
+            Self::Inconclusive => "Inconclusive",
+            Self::NotJudged => "NotJudged",
+        }
+    }
+}
+
+/// What sizing made of the spec.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Sizing {
+    /// Runner pods.
+    pub runners: i64,
+    /// The most users of one runner; they differ by one at most.
+    pub users_per_runner: i64,
+    /// Load-generating threads of one runner.
+    pub workers: i64,
+    /// CPU request of one runner.
+    pub cpu: String,
+    /// Memory request of one runner.
+    pub memory: String,
+}
+
+/// How far a test is.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    /// Runners ready or running.
+    pub runners: i64,
+    /// Users running now; at the end, the most that ran.
+    pub users: i64,
+    /// Time since the first user's start, at most the test's duration.
+    pub elapsed: Duration,
+    /// The same as a share of the duration, 0 to 100.
+    pub percent: i64,
+}
+
+/// Counts and latencies. Latencies are of response time, from when a request was planned,
+/// of successful requests and of those that timed out or were interrupted, at their age.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Summary {
+    /// Completed requests, failed ones included.
+    pub requests: i64,
+    /// Failed requests.
+    pub failures: i64,
+    /// Requests still open when the test ended; not in `requests`.
+    pub interrupted: i64,
+    /// Failures as a share of requests.
+    pub error_rate: String,
+    /// Successful requests per second.
+    pub throughput: String,
+    #[allow(missing_docs)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min: Option<String>,
+    #[allow(missing_docs)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean: Option<String>,
+    #[allow(missing_docs)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p50: Option<String>,
+    #[allow(missing_docs)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p90: Option<String>,
+    #[allow(missing_docs)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p95: Option<String>,
+    #[allow(missing_docs)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p99: Option<String>,
+    #[allow(missing_docs)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p999: Option<String>,
+    #[allow(missing_docs)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<String>,
+}
+
+/// Latencies of one kind.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Latency {
+    /// Samples.
+    pub count: i64,
+    #[allow(missing_docs)]
+    pub mean: String,
+    #[allow(missing_docs)]
+    pub p50: String,
+    #[allow(missing_docs)]
+    pub p95: String,
+    #[allow(missing_docs)]
+    pub p99: String,
+    #[allow(missing_docs)]
+    pub max: String,
+}
+
+/// One task, over all runners.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskSummary {
+    /// The task's name.
+    pub name: String,
+    /// Counts and response times.
+    #[serde(flatten)]
+    pub summary: Summary,
+    /// Chat tasks: from planned to the first content token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_to_first_response: Option<Latency>,
+    /// WebSocket tasks: from the start of the connection to its upgrade.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub web_socket_connect: Option<Latency>,
+}
+
+/// One threshold, judged.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ThresholdRow {
+    /// The task it judges; all together when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// What is judged.
+    pub metric: super::Metric,
+    /// Which statistic of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistic: Option<Statistic>,
+    /// What was measured; absent without samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed: Option<String>,
+    /// The bound that decided: the target for a Pass, else the bound that was missed or reached.
+    pub bound: Bound,
+    /// Samples behind the observed value.
+    pub samples: i64,
+    /// The row's own verdict.
+    pub verdict: Verdict,
+    /// What to look at when the target was missed, or why there is no answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+}
+
+/// How often an error happened.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ErrorCount {
+    /// The task it happened in.
+    pub task: String,
+    /// A kind from a closed set, such as `connect`, `timeout` or `http_503`.
+    pub kind: String,
+    /// How often.
+    pub count: i64,
+    /// One message, from one of the runners.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub example: Option<String>,
+}
+
+/// How good the numbers are.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Measurement {
+    /// The most a percentile here can be off from the exact one.
+    pub relative_error: String,
+    /// The spread of the runners' real starts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_skew: Option<String>,
+    /// How late the runners were in doing what the load model wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub schedule_lag_p99: Option<String>,
+    /// Runners that ended before the test did.
+    pub runners_lost: i64,
+    /// The share of the planned user-seconds that really ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub coverage: Option<String>,
+}

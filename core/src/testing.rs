@@ -1,0 +1,27 @@
+//! The spec that unit tests start from: the design's example.
+
+use crate::resource::LoadTestSpec;
+
+pub(crate) fn spec() -> LoadTestSpec {
+    serde_yaml::from_str(
+        r#"
+target: {http: "http://cell0:18800", webSocket: "ws://cell0:18801"}
+load: {users: 200, spawnRate: 50, duration: 2m}
+scenario:
+  pause: {min: 1s, max: 3s}
+  tasks:
+    - name: chat
+      weight: 70
+      chat: {models: [cell0-small], messages: ["Hello"], stream: true}
+    - {name: health, weight: 15, http: {path: /health}}
+    - {name: models, weight: 10, http: {path: /v1/models}}
+    - {name: websocket, weight: 5, webSocket: {path: /, send: ['{"type":"ping"}'], replies: 1}}
+thresholds:
+  - {task: chat, metric: timeToFirstResponse, statistic: p50, target: "< 500ms", warning: "< 1s", critical: "> 2s"}
+  - {metric: errorRate, target: "< 0.1%", warning: "< 1%", critical: "> 5%"}
+  - {metric: throughput, target: "> 10/s", warning: "> 5/s", critical: "< 2/s"}
+runners: {usersPerRunner: 100}
+"#,
+    )
+    .expect("the design's example is valid")
+}

@@ -1,0 +1,277 @@
+//! Did the target pass: thresholds against numbers. Pure.
+
+use crate::{
+    metrics::{LatencyHistogram, Numbers, TaskNumbers, judged},
+    resource::{Metric, Statistic, Threshold, ThresholdRow, Verdict},
+    values::{Bound, Duration, Quantity, Rate, Share},
+};
+
+/// Schedule lag up to this never makes a latency row inconclusive.
+const LAG_FLOOR: Duration = Duration::from_millis(5);
+/// Nor does lag up to this share of the row's tightest bound.
+const LAG_SHARE: f64 = 0.05;
+
+/// Judges one threshold.
+///
+/// *Pass* when the target bound holds, *Critical* when the critical bound holds, *Warning*
+/// when only the warning bound holds, *Fail* otherwise. Too few samples, or a generator
+/// that was itself late, are *Inconclusive*.
+pub fn judge(threshold: &Threshold, numbers: &Numbers) -> ThresholdRow {
+    let scope = match &threshold.task {
+        Some(task) => numbers.tasks.get(task).cloned().unwrap_or_default(),
+        None => numbers.total(),
+    };
+    let observed = observe(threshold, &scope, numbers.elapsed_seconds);
+    let (verdict, bound, advice) = decide(threshold, &observed, numbers);
+    ThresholdRow {
+        task: threshold.task.clone(),
+        metric: threshold.metric,
+        statistic: threshold.statistic,
+        observed: observed.value.map(|value| value.to_string()),
+        bound,
+        samples: i64::try_from(observed.samples).unwrap_or(i64::MAX),
+        verdict,
+        advice,
+    }
+}
+
+/// The verdict of a whole table: its worst row, in the order Critical, Fail, Inconclusive,
+/// Warning, Pass; *NotJudged* without rows.
+pub fn worst<'a>(rows: impl IntoIterator<Item = &'a ThresholdRow>) -> Verdict {
+    let badness = |verdict: Verdict| match verdict {
+        Verdict::Critical => 5,
+        Verdict::Fail => 4,
+        Verdict::Inconclusive => 3,
+        Verdict::Warning => 2,
+        Verdict::Pass => 1,
+        Verdict::NotJudged => 0,
+    };
+    rows.into_iter().map(|row| row.verdict).max_by_key(|v| badness(*v)).unwrap_or(Verdict::NotJudged)
+}
+
+struct Observation {
+    value: Option<Quantity>,
+    samples: u64,
+}
+
+fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64) -> Observation {
+    let latency = |by_outcome: &[LatencyHistogram; 4]| {
+        let all = judged(by_outcome);
+        let statistic = threshold.statistic.unwrap_or(Statistic::Mean);
+        Observation {
+            value: all.statistic(statistic).map(Quantity::Time),
+            samples: all.count(),
+        }
+    };
+    let completed = scope.completed();
+    match threshold.metric {
+        Metric::ResponseTime => latency(&scope.response_time),
+        Metric::ServiceTime => latency(&scope.service_time),
+        Metric::TimeToFirstResponse => latency(&scope.first_response),
+        Metric::WebSocketConnect => latency(&scope.web_socket_connect),
+        Metric::ErrorRate => Observation {
+            value: (completed > 0).then(|| Quantity::Share(Share::of(scope.failures(), completed))),
+            samples: completed,
+        },
+        Metric::Throughput => {
+            let successes = completed - scope.failures();
+            Observation {
+                value: (elapsed > 0.0 && completed > 0)
+                    .then(|| Quantity::Rate(Rate::per_second(successes as f64 / elapsed))),
+                samples: completed,
+            }
+        }
+    }
+}
+
+fn decide(
+    threshold: &Threshold,
+    observed: &Observation,
+    numbers: &Numbers,
+) -> (Verdict, Bound, Option<String>) {
+    let Threshold { target, warning, critical, .. } = threshold;
+    let inconclusive = |why: String| (Verdict::Inconclusive, *target, Some(why));
+    let needed = samples_needed(threshold);
+    let Some(value) = observed.value.filter(|_| observed.samples >= needed) else {
+        return inconclusive(format!(
+            "{} samples, needs {needed}: run longer, with more users, or set minSamples",
+            observed.samples
+        ));
+    };
+    if let Some(lag) = too_late(threshold, numbers) {
+        return inconclusive(format!(
+            "the load generator was itself late (schedule lag p99 {}): use fewer users per runner or give runners more CPU",
+            lag.rounded()
+        ));
+    }
+    let holds = |bound: &Bound| bound.holds(value).unwrap_or(false);
+    if holds(target) {
+        (Verdict::Pass, *target, None)
+    } else if let Some(critical) = critical.filter(holds) {
+        (Verdict::Critical, critical, Some(advice(threshold.metric)))
+    } else if warning.as_ref().is_some_and(holds) {
+        (Verdict::Warning, *target, Some(advice(threshold.metric)))
+    } else {
+        (Verdict::Fail, warning.unwrap_or(*target), Some(advice(threshold.metric)))
+    }
+}
+
+/// A percentile needs 5/(1−p) samples, so that about five lie beyond it.
+fn samples_needed(threshold: &Threshold) -> u64 {
+    if let Some(asked) = threshold.min_samples {
+        return u64::try_from(asked).unwrap_or(1).max(1);
+    }
+    match threshold.statistic {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "p < 1, so the quotient is a small positive number"
+        )]
+        // 5 / (1 − 0.95) is a hair above 100 in binary.
+        Some(Statistic::Quantile(p)) => (5.0 / (1.0 - p) - 1e-6).ceil() as u64,
+        _ => 1,
+    }
+}
+
+/// The generator's p99 lag, when it spoils this row.
+fn too_late(threshold: &Threshold, numbers: &Numbers) -> Option<Duration> {
+    let lag = numbers.schedule_lag.quantile(0.99)?;
+    let tightest = [Some(threshold.target), threshold.warning, threshold.critical]
+        .into_iter()
+        .flatten()
+        .filter_map(|bound| match bound.quantity {
+            Quantity::Time(time) => Some(time),
+            _ => None,
+        })
+        .min()?;
+    (lag > LAG_FLOOR && lag.as_secs_f64() > LAG_SHARE * tightest.as_secs_f64()).then_some(lag)
+}
+
+fn advice(metric: Metric) -> String {
+    match metric {
+        Metric::ResponseTime | Metric::ServiceTime => {
+            "look at the target's CPU, queues and downstream calls at this load; responseTime far above serviceTime means requests waited to be sent"
+        }
+        Metric::TimeToFirstResponse => {
+            "look at queueing and prompt processing in the model server; more replicas or smaller batches shorten the wait for the first token"
+        }
+        Metric::WebSocketConnect => {
+            "look at the target's accept queue, proxy and TLS handshakes; each new session pays for them"
+        }
+        Metric::ErrorRate => "see status.errors for what failed, and the target's log for why",
+        Metric::Throughput => {
+            "the target answered too slowly or too rarely for these users: see the latency rows, or raise users if they hold"
+        }
+    }
+    .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Outcome;
+
+    fn row(yaml: &str) -> Threshold {
+        serde_yaml::from_str(yaml).unwrap()
+    }
+
+    fn p95() -> Threshold {
+        row(r#"{task: chat, metric: responseTime, statistic: p95, target: "< 1s", warning: "< 2s", critical: "> 5s"}"#)
+    }
+
+    fn answers(seconds: f64, outcome: Outcome, n: u64) -> Numbers {
+        let mut numbers = Numbers { elapsed_seconds: 10.0, ..Numbers::default() };
+        let task = numbers.tasks.entry("chat".into()).or_default();
+        task.requests[outcome.index()] = n;
+        task.response_time[outcome.index()].record(seconds, n);
+        numbers
+    }
+
+    fn verdict(seconds: f64) -> Verdict {
+        judge(&p95(), &answers(seconds, Outcome::Success, 1000)).verdict
+    }
+
+    #[test]
+    fn the_ladder_has_four_steps() {
+        assert_eq!(verdict(0.5), Verdict::Pass);
+        assert_eq!(verdict(1.5), Verdict::Warning);
+        assert_eq!(verdict(3.0), Verdict::Fail);
+        assert_eq!(verdict(6.0), Verdict::Critical);
+    }
+
+    #[test]
+    fn a_missed_target_without_warning_bound_fails() {
+        let alone = row("{metric: responseTime, statistic: p50, target: \"< 1s\"}");
+        assert_eq!(judge(&alone, &answers(1.5, Outcome::Success, 99)).verdict, Verdict::Fail);
+    }
+
+    #[test]
+    fn no_data_is_inconclusive_for_every_metric() {
+        for threshold in crate::testing::spec().thresholds {
+            let row = judge(&threshold, &Numbers::default());
+            assert_eq!((row.verdict, row.observed), (Verdict::Inconclusive, None));
+        }
+    }
+
+    #[test]
+    fn a_percentile_needs_five_samples_beyond_it() {
+        let few = judge(&p95(), &answers(0.5, Outcome::Success, 99));
+        assert_eq!(few.verdict, Verdict::Inconclusive);
+        assert!(few.advice.unwrap().contains("needs 100"));
+        assert_eq!(judge(&p95(), &answers(0.5, Outcome::Success, 100)).verdict, Verdict::Pass);
+        let mut eager = p95();
+        eager.min_samples = Some(3);
+        assert_eq!(judge(&eager, &answers(0.5, Outcome::Success, 3)).verdict, Verdict::Pass);
+    }
+
+    #[test]
+    fn fast_errors_are_no_fast_answers() {
+        let row = judge(&p95(), &answers(0.001, Outcome::Failure, 1000));
+        assert_eq!((row.samples, row.verdict), (0, Verdict::Inconclusive));
+    }
+
+    #[test]
+    fn timeouts_and_interruptions_count_at_their_age() {
+        for outcome in [Outcome::Timeout, Outcome::Interrupted] {
+            assert_eq!(judge(&p95(), &answers(6.0, outcome, 1000)).verdict, Verdict::Critical);
+        }
+    }
+
+    #[test]
+    fn a_target_that_only_fails_has_no_throughput_but_a_verdict() {
+        let rate = row(r#"{metric: throughput, target: "> 10/s", critical: "< 2/s"}"#);
+        let judged = judge(&rate, &answers(0.001, Outcome::Failure, 1000));
+        assert_eq!((judged.verdict, judged.observed.as_deref()), (Verdict::Critical, Some("0/s")));
+    }
+
+    #[test]
+    fn a_late_generator_makes_latency_inconclusive_but_not_errors() {
+        let mut numbers = answers(0.5, Outcome::Success, 1000);
+        numbers.schedule_lag.record(0.2, 1000);
+        assert_eq!(judge(&p95(), &numbers).verdict, Verdict::Inconclusive);
+        let errors = row(r#"{metric: errorRate, target: "< 1%"}"#);
+        assert_eq!(judge(&errors, &numbers).verdict, Verdict::Pass);
+    }
+
+    #[test]
+    fn lag_below_both_limits_spoils_nothing() {
+        let mut numbers = answers(0.5, Outcome::Success, 1000);
+        // Above 5 ms, below 5 % of the 1 s target.
+        numbers.schedule_lag.record(0.04, 1000);
+        assert_eq!(judge(&p95(), &numbers).verdict, Verdict::Pass);
+    }
+
+    #[test]
+    fn the_worst_row_decides_and_inconclusive_outweighs_warning() {
+        let rows = |verdicts: &[Verdict]| -> Vec<ThresholdRow> {
+            let row = judge(&p95(), &answers(0.5, Outcome::Success, 1000));
+            verdicts.iter().map(|v| ThresholdRow { verdict: *v, ..row.clone() }).collect()
+        };
+        use Verdict::{Critical, Fail, Inconclusive, NotJudged, Pass, Warning};
+        assert_eq!(worst(&rows(&[Pass, Warning, Inconclusive])), Inconclusive);
+        assert_eq!(worst(&rows(&[Inconclusive, Fail])), Fail);
+        assert_eq!(worst(&rows(&[Fail, Critical, Pass])), Critical);
+        assert_eq!(worst(&rows(&[Pass, Warning])), Warning);
+        assert_eq!(worst(&rows(&[])), NotJudged);
+    }
+}
