@@ -201,6 +201,7 @@ fn errors(
         .tasks
         .iter()
         .flat_map(|(task, measured)| measured.errors.iter().map(move |(kind, n)| (task, kind, *n)))
+        .filter(|(_, _, n)| *n > 0)
         .map(|(task, kind, n)| ErrorCount {
             task: task.clone(),
             kind: kind.clone(),

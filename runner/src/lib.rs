@@ -1,1 +1,31 @@
+//! The load generator.
+//!
+//! ```text
+//! Plan ─▶ Prepared ─▶ Engine ─▶ worker threads: users ─▶ target
+//!                       │            └ recorder
+//!                       └─▶ Measured ─▶ /metrics, or the CLI
+//! ```
+//!
+//! A worker is one single-threaded runtime with its users and its recorder; nothing on
+//! the way of a request is shared between threads. The `loadtest-runner` binary puts
+//! [`server`] and a life cycle around an [`Engine`]; the CLI runs one in its own process.
 
+mod chat;
+mod connect;
+mod engine;
+mod failure;
+mod flight;
+mod http;
+pub mod lifecycle;
+mod pacer;
+mod prepare;
+mod record;
+pub mod server;
+mod user;
+mod web_socket;
+mod wire;
+mod worker;
+
+pub use engine::{Engine, Measured};
+pub use failure::ErrorKind;
+pub use prepare::{PrepareError, Prepared, RUN_HEADER, header_variable};

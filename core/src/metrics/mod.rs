@@ -4,10 +4,12 @@
 //! Runners expose these as Prometheus metrics; the operator, the CLI and any
 //! Prometheus read the same exposition. All counters are cumulative.
 
+mod encode;
 mod exposition;
 mod histogram;
 mod numbers;
 
+pub use encode::{Format, Shown, encode};
 pub use exposition::{ExpositionError, Identity, RunnerNumbers, RunnerState, decode};
 pub use histogram::{LatencyHistogram, MergeError, SCHEMA};
 pub use numbers::{Numbers, Outcome, TaskNumbers, judged};

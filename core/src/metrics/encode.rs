@@ -1,0 +1,377 @@
+//! Writes a runner's numbers as a Prometheus exposition: the inverse of [`super::decode`].
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{
+        DescriptorEncoder, MetricEncoder, NativeHistogram, NativeHistogramBuckets,
+        prometheus_protobuf, text,
+    },
+    metrics::MetricType,
+    registry::Registry,
+};
+
+use super::{LatencyHistogram, Numbers, Outcome, RunnerNumbers, SCHEMA, TaskNumbers, names};
+
+/// Which exposition a scraper asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// OpenMetrics text, with classic buckets.
+    Text,
+    /// Delimited protobuf, with classic and native buckets.
+    Protobuf,
+}
+
+impl Format {
+    /// What an `Accept` header asks for; text unless it names the protobuf exposition.
+    pub fn accepted(accept: &str) -> Self {
+        let protobuf = accept.contains("application/vnd.google.protobuf")
+            && accept.contains("io.prometheus.client.MetricFamily")
+            && accept.contains("delimited");
+        if protobuf { Self::Protobuf } else { Self::Text }
+    }
+
+    /// The `Content-Type` of the exposition.
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Protobuf => {
+                "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
+            }
+        }
+    }
+}
+
+/// What an exposition shows besides numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Shown {
+    /// The `loadtest` label.
+    pub loadtest: String,
+    /// Names of chat tasks: only these have a time to first response.
+    pub chat: Vec<String>,
+    /// Names of WebSocket tasks: only these have a connect time.
+    pub web_socket: Vec<String>,
+}
+
+/// Upper bounds of the classic buckets in seconds: 1 ms to 60 s, each 1.2 times the one before.
+fn classic_bounds() -> Vec<f64> {
+    let rounded = |bound: f64| format!("{bound:.2e}").parse().unwrap_or(bound);
+    let mut bounds: Vec<f64> = std::iter::successors(Some(0.001_f64), |b| Some(b * 1.2))
+        .take_while(|b| *b < 60.0)
+        .map(rounded)
+        .collect();
+    bounds.push(60.0);
+    bounds
+}
+
+/// Writes the exposition of a runner.
+///
+/// # Errors
+/// When the encoder refuses a value, which no number here makes it do.
+pub fn encode(
+    runner: RunnerNumbers,
+    shown: Shown,
+    format: Format,
+) -> Result<Vec<u8>, std::fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Exposition { runner, shown, bounds: classic_bounds() }));
+    match format {
+        Format::Text => {
+            let mut out = String::new();
+            text::encode(&mut out, &registry)?;
+            Ok(out.into_bytes())
+        }
+        Format::Protobuf => {
+            prometheus_protobuf::encode_to_vec(&registry).map_err(|_| std::fmt::Error)
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Exposition {
+    runner: RunnerNumbers,
+    shown: Shown,
+    bounds: Vec<f64>,
+}
+
+/// A task's counter, with its family and help.
+type Bytes = (&'static str, &'static str, fn(&TaskNumbers) -> u64);
+/// A task's distributions by outcome, with their family and help.
+type Latencies = (&'static str, &'static str, fn(&TaskNumbers) -> &[LatencyHistogram; 4]);
+
+impl Collector for Exposition {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let e = &mut encoder;
+        self.runner_gauges(e)?;
+        self.requests(e)?;
+        self.errors(e)?;
+        let bytes: [Bytes; 2] = [
+            (names::SENT_BYTES, "Bytes written to sockets", |t| t.sent_bytes),
+            (names::RECEIVED_BYTES, "Bytes read from sockets", |t| t.received_bytes),
+        ];
+        for (name, help, value) in bytes {
+            let mut family = counter(e, name, help)?;
+            for (task, numbers) in &self.runner.numbers.tasks {
+                let labels = [("loadtest", self.shown.loadtest.as_str()), ("task", task.as_str())];
+                family.encode_family(&labels)?.encode_counter::<NoLabels, _, u64>(
+                    &value(numbers),
+                    None,
+                )?;
+            }
+        }
+        let latencies: [Latencies; 4] = [
+            (names::RESPONSE_TIME, "From when a request was planned to its last byte", |t| {
+                &t.response_time
+            }),
+            (names::SERVICE_TIME, "From when a request was sent to its last byte", |t| {
+                &t.service_time
+            }),
+            (
+                names::FIRST_RESPONSE,
+                "From when a chat request was planned to its first content token",
+                |t| &t.first_response,
+            ),
+            (
+                names::WEB_SOCKET_CONNECT,
+                "From the start of a WebSocket's connection to its upgrade",
+                |t| &t.web_socket_connect,
+            ),
+        ];
+        for (name, help, value) in latencies {
+            let mut family = e.encode_descriptor(name, help, None, MetricType::Histogram)?;
+            for (task, numbers) in self.tasks_with(name) {
+                for outcome in Outcome::ALL {
+                    let labels = [
+                        ("loadtest", self.shown.loadtest.as_str()),
+                        ("outcome", outcome.as_str()),
+                        ("task", task.as_str()),
+                    ];
+                    let one = family.encode_family(&labels)?;
+                    self.histogram(one, &value(numbers)[outcome.index()])?;
+                }
+            }
+        }
+        let mut lag = e.encode_descriptor(
+            names::SCHEDULE_LAG,
+            "How late a user acted on its schedule",
+            None,
+            MetricType::Histogram,
+        )?;
+        let labels = [("loadtest", self.shown.loadtest.as_str())];
+        self.histogram(lag.encode_family(&labels)?, &self.runner.numbers.schedule_lag)
+    }
+}
+
+/// For encoders that could carry an exemplar and don't.
+type NoLabels = [(&'static str, &'static str); 0];
+
+/// The encoder adds `_total` to a counter's name itself.
+fn counter<'a>(
+    encoder: &'a mut DescriptorEncoder<'_>,
+    name: &'a str,
+    help: &str,
+) -> Result<MetricEncoder<'a>, std::fmt::Error> {
+    let name = name.strip_suffix("_total").unwrap_or(name);
+    encoder.encode_descriptor(name, help, None, MetricType::Counter)
+}
+
+impl Exposition {
+    fn tasks_with<'a>(
+        &'a self,
+        family: &str,
+    ) -> impl Iterator<Item = (&'a String, &'a TaskNumbers)> + use<'a> {
+        let only = match family {
+            names::FIRST_RESPONSE => Some(&self.shown.chat),
+            names::WEB_SOCKET_CONNECT => Some(&self.shown.web_socket),
+            _ => None,
+        };
+        let tasks = self.runner.numbers.tasks.iter();
+        tasks.filter(move |(task, _)| only.is_none_or(|names| names.contains(task)))
+    }
+
+    fn runner_gauges(&self, e: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let RunnerNumbers { identity, state, numbers } = &self.runner;
+        let Numbers { users, users_peak, user_seconds, elapsed_seconds, .. } = numbers;
+        let test = [("loadtest", self.shown.loadtest.as_str())];
+        let index = identity.index.to_string();
+        let info = [
+            ("loadtest", self.shown.loadtest.as_str()),
+            ("run", identity.run.as_str()),
+            ("index", index.as_str()),
+            ("pod", identity.pod.as_str()),
+        ];
+        let help = "Which runner of which run this is";
+        e.encode_descriptor(names::RUNNER, help, None, MetricType::Gauge)?
+            .encode_family(&info)?
+            .encode_gauge(&1_i64)?;
+        for (name, help, value) in [
+            (names::STATE, "0 waiting, 1 running, 2 done, 3 released", state.value() as f64),
+            (names::ELAPSED, "Seconds since this runner's start", *elapsed_seconds),
+            (names::USERS, "Users running now", *users as f64),
+            (names::USERS_PEAK, "The most users that ran at once", *users_peak as f64),
+        ] {
+            e.encode_descriptor(name, help, None, MetricType::Gauge)?
+                .encode_family(&test)?
+                .encode_gauge(&value)?;
+        }
+        counter(e, names::USER_SECONDS, "User-seconds of load, without graceful stop")?
+            .encode_family(&test)?
+            .encode_counter::<NoLabels, _, u64>(user_seconds, None)
+    }
+
+    fn requests(&self, e: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let mut family = counter(e, names::REQUESTS, "Requests by outcome")?;
+        for (task, numbers) in &self.runner.numbers.tasks {
+            for outcome in Outcome::ALL {
+                let labels = [
+                    ("loadtest", self.shown.loadtest.as_str()),
+                    ("outcome", outcome.as_str()),
+                    ("task", task.as_str()),
+                ];
+                family.encode_family(&labels)?.encode_counter::<NoLabels, _, u64>(
+                    &numbers.of(outcome),
+                    None,
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn errors(&self, e: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let mut family = counter(e, names::ERRORS, "Errors by kind")?;
+        for (task, numbers) in &self.runner.numbers.tasks {
+            for (kind, count) in &numbers.errors {
+                let labels = [
+                    ("kind", kind.as_str()),
+                    ("loadtest", self.shown.loadtest.as_str()),
+                    ("task", task.as_str()),
+                ];
+                family
+                    .encode_family(&labels)?
+                    .encode_counter::<NoLabels, _, u64>(count, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn histogram(
+        &self,
+        mut encoder: MetricEncoder<'_>,
+        histogram: &LatencyHistogram,
+    ) -> Result<(), std::fmt::Error> {
+        let (spans, deltas) = histogram.spans_and_deltas();
+        let cumulative = histogram.cumulative(&self.bounds);
+        // The encoder wants counts per bucket and adds them up itself.
+        let mut buckets = Vec::with_capacity(self.bounds.len() + 1);
+        let mut below = 0;
+        for (bound, total) in self.bounds.iter().zip(cumulative) {
+            buckets.push((*bound, total - below));
+            below = total;
+        }
+        buckets.push((f64::INFINITY, histogram.count() - below));
+        encoder.encode_histogram_with_native::<NoLabels>(
+            histogram.sum_seconds(),
+            histogram.count(),
+            &buckets,
+            None,
+            NativeHistogram {
+                schema: SCHEMA,
+                zero_threshold: 0.0,
+                zero_count: histogram.zero(),
+                negative: NativeHistogramBuckets { spans: &[], deltas: &[] },
+                positive: NativeHistogramBuckets { spans: &spans, deltas: &deltas },
+                created: None,
+            },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::metrics::{Identity, RunnerState, decode};
+
+    fn shown() -> Shown {
+        Shown {
+            loadtest: "burst".into(),
+            chat: vec!["chat".into()],
+            web_socket: vec!["ws".into()],
+        }
+    }
+
+    fn runner(samples: &[(f64, u8)]) -> RunnerNumbers {
+        let mut runner = RunnerNumbers {
+            identity: Identity { run: "uid-1".into(), index: 3, pod: "pod-1".into() },
+            state: RunnerState::Done,
+            numbers: Numbers {
+                users: 2,
+                users_peak: 7,
+                user_seconds: 12.5,
+                elapsed_seconds: 3.25,
+                ..Numbers::default()
+            },
+        };
+        for name in ["chat", "ws"] {
+            let task = runner.numbers.tasks.entry(name.into()).or_default();
+            for (seconds, outcome) in samples {
+                let i = usize::from(*outcome % 4);
+                task.requests[i] += 1;
+                task.response_time[i].record(*seconds, 1);
+                task.service_time[i].record(*seconds / 2.0, 1);
+                match name {
+                    "chat" => task.first_response[i].record(*seconds / 4.0, 1),
+                    _ => task.web_socket_connect[i].record(*seconds / 8.0, 1),
+                }
+                runner.numbers.schedule_lag.record(*seconds / 1000.0, 1);
+            }
+            task.errors.insert("connect".into(), samples.len() as u64 + 1);
+            task.sent_bytes = 10;
+            task.received_bytes = 20;
+        }
+        runner
+    }
+
+    #[test]
+    fn text_has_every_family_and_ends_well() {
+        let text = encode(runner(&[(0.2, 0)]), shown(), Format::Text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        for name in [names::REQUESTS, names::ERRORS, names::USERS, names::SENT_BYTES] {
+            assert!(text.contains(name), "{name} is missing");
+        }
+        assert!(text.contains(
+            "loadtest_response_time_seconds_bucket{le=\"+Inf\",loadtest=\"burst\",outcome=\"success\",task=\"chat\"} 1"
+        ), "{text}");
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn protobuf_is_served_only_to_who_asks_for_it() {
+        let prometheus = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited,text/plain;q=0.5";
+        assert_eq!(Format::accepted(prometheus), Format::Protobuf);
+        assert_eq!(Format::accepted("text/plain"), Format::Text);
+        assert_eq!(Format::accepted(""), Format::Text);
+    }
+
+    #[test]
+    fn garbage_is_refused_and_never_panics() {
+        assert!(decode(b"<html>").is_err());
+        assert!(decode(&[]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn the_exposition_reads_back_as_it_was(
+            samples in prop::collection::vec((1e-5_f64..60.0, 0_u8..4), 0..60),
+        ) {
+            let runner = runner(&samples);
+            let bytes = encode(runner.clone(), shown(), Format::Protobuf).unwrap();
+            prop_assert_eq!(decode(&bytes).unwrap(), runner);
+        }
+
+        #[test]
+        fn no_bytes_make_decoding_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(&bytes);
+        }
+    }
+}

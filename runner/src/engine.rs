@@ -1,0 +1,136 @@
+//! The load of one runner: workers on threads of their own, and their numbers together.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, OnceLock},
+    thread,
+    time::{Duration, Instant},
+};
+
+use loadtest_core::metrics::{Numbers, RunnerState};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    prepare::Prepared,
+    worker::{self, Order},
+};
+
+/// Generates one runner's share of a test's load.
+#[derive(Debug)]
+pub struct Engine {
+    prepared: Arc<Prepared>,
+    workers: Vec<mpsc::UnboundedSender<Order>>,
+    start: OnceLock<Instant>,
+    /// When the numbers became final.
+    finished: watch::Receiver<Option<Instant>>,
+}
+
+/// What an engine has measured so far.
+#[derive(Clone, Debug, Default)]
+pub struct Measured {
+    /// Numbers of all workers.
+    pub numbers: Numbers,
+    /// One message per task and kind of error.
+    pub examples: BTreeMap<(String, String), String>,
+}
+
+impl Engine {
+    /// Starts the workers; they wait for [`Engine::start`].
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub fn new(prepared: Arc<Prepared>, index: u32) -> io::Result<Self> {
+        let workers = prepared.plan.workers.max(1);
+        let (done, finished) = watch::channel(None);
+        let left = Arc::new(std::sync::atomic::AtomicU32::new(workers));
+        let senders = (0..workers)
+            .map(|worker| {
+                let (sender, orders) = mpsc::unbounded_channel();
+                let mine = prepared.plan.users_of(index);
+                let mine = mine.skip(worker as usize).step_by(workers as usize).collect();
+                let (prepared, left, done) = (Arc::clone(&prepared), Arc::clone(&left), done.clone());
+                let last_one_says_so = move || {
+                    if left.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1 {
+                        done.send_replace(Some(Instant::now()));
+                    }
+                };
+                thread::Builder::new().name(format!("worker-{worker}")).spawn(move || {
+                    if let Err(error) = worker::run(prepared, mine, orders, last_one_says_so) {
+                        tracing::error!(%error, worker, "worker could not run");
+                    }
+                })?;
+                Ok(sender)
+            })
+            .collect::<io::Result<_>>()?;
+        Ok(Self { prepared, workers: senders, start: OnceLock::new(), finished })
+    }
+
+    /// Begins the load at a moment. Only the first call counts; false for the others.
+    pub fn start(&self, at: Instant) -> bool {
+        if self.start.set(at).is_err() {
+            return false;
+        }
+        self.order(|| Order::Start(at));
+        true
+    }
+
+    /// Ends the load now; open requests may take `grace` yet.
+    pub fn stop(&self, grace: Duration) {
+        self.order(|| Order::Stop(grace));
+    }
+
+    fn order(&self, order: impl Fn() -> Order) {
+        for worker in &self.workers {
+            // A worker that ended has logged why.
+            let _ = worker.send(order());
+        }
+    }
+
+    /// Waiting, running or done.
+    pub fn state(&self) -> RunnerState {
+        if self.finished.borrow().is_some() {
+            RunnerState::Done
+        } else if self.start.get().is_some() {
+            RunnerState::Running
+        } else {
+            RunnerState::Waiting
+        }
+    }
+
+    /// Waits until the numbers are final.
+    pub async fn finished(&self) {
+        let mut finished = self.finished.clone();
+        // The sender lives as long as a worker does; without one nothing will change.
+        let _ = finished.wait_for(Option::is_some).await;
+    }
+
+    /// What was measured so far. Cumulative: a later answer includes an earlier one.
+    pub async fn measured(&self) -> Measured {
+        let ended = *self.finished.borrow();
+        let mut all = Measured::default();
+        let mut answers = Vec::with_capacity(self.workers.len());
+        for worker in &self.workers {
+            let (answer, copied) = oneshot::channel();
+            if worker.send(Order::Scrape(answer)).is_ok() {
+                answers.push(copied);
+            }
+        }
+        for copied in answers {
+            let Ok(copied) = copied.await else { continue };
+            all.numbers.merge(&copied.numbers(&self.prepared));
+            for (kind, example) in copied.examples(&self.prepared) {
+                all.examples.entry(kind).or_insert(example);
+            }
+        }
+        let now = ended.unwrap_or_else(Instant::now);
+        let elapsed = self.start.get().map(|start| now.saturating_duration_since(*start));
+        all.numbers.elapsed_seconds = elapsed.unwrap_or_default().as_secs_f64();
+        all
+    }
+
+    /// The plan being run.
+    pub fn prepared(&self) -> &Prepared {
+        &self.prepared
+    }
+}

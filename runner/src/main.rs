@@ -1,0 +1,86 @@
+//! `loadtest-runner`: one runner pod's process.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use loadtest_core::{
+    metrics::Identity,
+    plan::{Plan, VERSION},
+};
+use loadtest_runner::{Engine, Prepared, lifecycle, server::Control};
+use tokio::{net::TcpListener, sync::watch};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Generates one runner's share of a load test.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Carries out a plan: waits for the order to start, makes load, serves its metrics.
+    Run(Run),
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// The plan, as the operator wrote it.
+    #[arg(long, default_value = "/etc/loadtest/plan.json")]
+    plan: PathBuf,
+    /// Where to serve metrics and take orders.
+    #[arg(long, default_value = "0.0.0.0:9464")]
+    listen: SocketAddr,
+    /// Which runner of the plan this is.
+    #[arg(long, env = "JOB_COMPLETION_INDEX")]
+    index: u32,
+    /// UID of the pod, so that a reused address is noticed.
+    #[arg(long, env = "LOADTEST_POD_UID", default_value = "")]
+    pod_uid: String,
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt().json().with_writer(std::io::stdout).init();
+    let Command::Run(arguments) = Arguments::parse().command;
+    match run(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "runner could not run");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: Run) -> anyhow::Result<ExitCode> {
+    let Run { plan: path, listen, index, pod_uid } = arguments;
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("plan {} can't be read", path.display()))?;
+    let plan: Plan = serde_json::from_str(&text)
+        .with_context(|| format!("plan {} is not a plan", path.display()))?;
+    anyhow::ensure!(
+        plan.version == VERSION,
+        "plan has version {}, this runner speaks {VERSION}: use the operator's own runner image",
+        plan.version
+    );
+    anyhow::ensure!(
+        index < plan.runners,
+        "index {index} is not below the plan's {} runners",
+        plan.runners
+    );
+    let identity = Identity { run: plan.run.clone(), index, pod: pod_uid };
+    let prepared = Prepared::new(plan, |variable| std::env::var(variable).ok())?;
+    let engine = Engine::new(prepared, index)?;
+    let control = Control { engine, identity, released: watch::Sender::new(false) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async move {
+        let listener =
+            TcpListener::bind(listen).await.with_context(|| format!("{listen} can't be bound"))?;
+        tracing::info!(%listen, index, "ready");
+        Ok(lifecycle::live(control, listener).await?)
+    })
+}

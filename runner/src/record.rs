@@ -1,0 +1,201 @@
+//! What one worker measured. Owned by its thread: no lock, no channel per request.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use hdrhistogram::Histogram;
+use loadtest_core::metrics::{LatencyHistogram, Outcome, TaskNumbers};
+
+use crate::failure::{ErrorKind, Failure};
+
+/// Latencies in nanoseconds, three significant digits.
+#[derive(Clone, Debug)]
+pub(crate) struct Distribution {
+    counts: Histogram<u32>,
+    sum_nanos: u128,
+}
+
+impl Default for Distribution {
+    fn default() -> Self {
+        // Three digits are within what the crate takes; it grows with the largest value.
+        #[expect(clippy::expect_used, reason = "a constant the crate documents as valid")]
+        let counts = Histogram::new(3).expect("three digits are valid");
+        Self { counts, sum_nanos: 0 }
+    }
+}
+
+impl Distribution {
+    pub(crate) fn record(&mut self, nanos: u64) {
+        // Auto-resizing histograms refuse no value.
+        if self.counts.record(nanos).is_ok() {
+            self.sum_nanos += u128::from(nanos);
+        }
+    }
+
+    /// The same samples in native buckets, by the middle of each of ours.
+    pub(crate) fn to_native(&self) -> LatencyHistogram {
+        let mut native = LatencyHistogram::default();
+        for step in self.counts.iter_recorded() {
+            let middle = self.counts.median_equivalent(step.value_iterated_to());
+            native.record(middle as f64 / 1e9, u64::from(step.count_at_value()));
+        }
+        native.set_sum(self.sum_nanos as f64 / 1e9);
+        native
+    }
+}
+
+/// Requests of one task that ended in one way.
+#[derive(Clone, Debug, Default)]
+struct Series {
+    requests: u64,
+    response: Distribution,
+    service: Distribution,
+    first: Option<Distribution>,
+    connect: Option<Distribution>,
+}
+
+/// The moments of one request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sample {
+    /// When the load model wanted it.
+    pub(crate) planned: Instant,
+    /// When it was sent; absent when it never was.
+    pub(crate) sent: Option<Instant>,
+    /// When its first content token was read.
+    pub(crate) first: Option<Instant>,
+    /// When its last byte was read, or when it was given up.
+    pub(crate) last: Instant,
+    /// How long its WebSocket took to be upgraded.
+    pub(crate) connect: Option<std::time::Duration>,
+}
+
+/// One task's numbers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct TaskRecorder {
+    /// Boxed and made on first use: most outcomes never happen.
+    series: [Option<Box<Series>>; 4],
+    errors: BTreeMap<ErrorKind, (u64, String)>,
+    sent_bytes: u64,
+    received_bytes: u64,
+}
+
+fn nanos(from: Instant, to: Instant) -> u64 {
+    u64::try_from(to.saturating_duration_since(from).as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl TaskRecorder {
+    /// Counts one request.
+    pub(crate) fn record(&mut self, outcome: Outcome, sample: &Sample) {
+        let Sample { planned, sent, first, last, connect } = *sample;
+        let series = self.series[outcome.index()].get_or_insert_default();
+        series.requests += 1;
+        series.response.record(nanos(planned, last));
+        if let Some(sent) = sent {
+            series.service.record(nanos(sent, last));
+        }
+        if let Some(first) = first {
+            series.first.get_or_insert_default().record(nanos(planned, first));
+        }
+        if let Some(connect) = connect {
+            let connect = u64::try_from(connect.as_nanos()).unwrap_or(u64::MAX);
+            series.connect.get_or_insert_default().record(connect);
+        }
+    }
+
+    /// Counts one error; the first message of a kind is kept as its example.
+    pub(crate) fn fail(&mut self, failure: Failure) {
+        let entry = self.errors.entry(failure.kind).or_insert((0, String::new()));
+        entry.0 += 1;
+        if entry.1.is_empty() {
+            entry.1 = failure.message;
+        }
+    }
+
+    /// Counts bytes.
+    pub(crate) fn bytes(&mut self, sent: u64, received: u64) {
+        self.sent_bytes += sent;
+        self.received_bytes += received;
+    }
+
+    /// The numbers in the form they are exposed in.
+    pub(crate) fn numbers(&self) -> TaskNumbers {
+        let mut numbers = TaskNumbers {
+            sent_bytes: self.sent_bytes,
+            received_bytes: self.received_bytes,
+            ..TaskNumbers::default()
+        };
+        for kind in ErrorKind::COMMON {
+            numbers.errors.insert(kind.to_string(), 0);
+        }
+        for (kind, (count, _)) in &self.errors {
+            numbers.errors.insert(kind.to_string(), *count);
+        }
+        for (i, series) in self.series.iter().enumerate() {
+            let Some(series) = series else { continue };
+            let native = |d: &Option<Distribution>| {
+                d.as_ref().map_or_else(LatencyHistogram::default, Distribution::to_native)
+            };
+            numbers.requests[i] = series.requests;
+            numbers.response_time[i] = series.response.to_native();
+            numbers.service_time[i] = series.service.to_native();
+            numbers.first_response[i] = native(&series.first);
+            numbers.web_socket_connect[i] = native(&series.connect);
+        }
+        numbers
+    }
+
+    /// One message per kind of error.
+    pub(crate) fn examples(&self) -> impl Iterator<Item = (ErrorKind, &str)> {
+        self.errors.iter().map(|(kind, (_, example))| (*kind, example.as_str()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// The promise of the status: within 0.2 % of the exact quantile, both roundings included.
+        #[test]
+        fn quantiles_survive_both_roundings(
+            samples in prop::collection::vec(10_000_u64..60_000_000_000, 1..300),
+            p in 0.0_f64..=1.0,
+        ) {
+            let mut distribution = Distribution::default();
+            samples.iter().for_each(|nanos| distribution.record(*nanos));
+            let mut sorted = samples.clone();
+            sorted.sort_unstable();
+            let rank = ((p * sorted.len() as f64).ceil() as usize).clamp(1, sorted.len());
+            let exact = sorted[rank - 1] as f64 / 1e9;
+            let found = distribution.to_native().quantile(p).unwrap().as_secs_f64();
+            prop_assert!((found / exact - 1.0).abs() <= 0.002, "{found} for {exact}");
+        }
+    }
+
+    #[test]
+    fn each_request_is_counted_once_with_its_moments() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut recorder = TaskRecorder::default();
+        recorder.record(
+            Outcome::Success,
+            &Sample {
+                planned: start,
+                sent: Some(at(10)),
+                first: Some(at(50)),
+                last: at(110),
+                connect: None,
+            },
+        );
+        let numbers = recorder.numbers();
+        assert_eq!(numbers.requests, [1, 0, 0, 0]);
+        let secs = |h: &LatencyHistogram| h.sum_seconds();
+        assert!((secs(&numbers.response_time[0]) - 0.110).abs() < 1e-9);
+        assert!((secs(&numbers.service_time[0]) - 0.100).abs() < 1e-9);
+        assert!((secs(&numbers.first_response[0]) - 0.050).abs() < 1e-9);
+        assert_eq!(numbers.web_socket_connect[0].count(), 0);
+    }
+}

@@ -1,0 +1,162 @@
+# shellcheck shell=bash disable=SC2154 # the variables named below are the caller's
+# Installs and builds what the cluster is made of. Reads $here, $cache, $bin.
+#
+# A part is one file in $cache/parts, named by a hash of all that went into it.
+# $bin holds hard links to the parts of the last build.
+
+# A command or file that must be there, and the Debian package that brings it.
+needed=(
+    etcd=etcd-server containerd=containerd ctr=containerd runc=runc
+    /usr/lib/cni/ptp=containernetworking-plugins iptables=iptables ip=iproute2
+    buildah=buildah openssl=openssl musl-gcc=musl-tools gcc=gcc
+    unshare=util-linux nsenter=util-linux flock=util-linux getent=libc-bin
+)
+kubernetes_programs=(kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl)
+
+build() {
+    mkdir -p "$cache/parts" "$bin"
+    local build_lock
+    exec {build_lock}>"$cache/build.lock"
+    flock "$build_lock"
+    install_packages
+    build_part kubernetes
+    build_part coredns
+    build_part helm
+    build_part pause
+    link_programs
+    exec {build_lock}>&-
+}
+
+install_packages() {
+    local pair missing=()
+    for pair in "${needed[@]}"; do
+        command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
+    done
+    ((${#missing[@]})) || return 0
+    mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+    command -v apt-get >/dev/null ||
+        die "these Debian packages' programs are missing, and so is apt-get: ${missing[*]}"
+    timed "packages ${missing[*]}" apt_install "${missing[@]}"
+}
+
+# In a subshell of its own, so that the trap is too. The policy keeps packages
+# from starting their daemons here; one that is already there is left alone.
+apt_install() (
+    policy=/usr/sbin/policy-rc.d
+    if [[ ! -e $policy ]]; then
+        trap 'rm -f "$policy"' EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends "$@"
+)
+
+# timed WHAT CMD...: runs CMD quietly, says how long it took, shows its output
+# when it fails.
+timed() {
+    local what=$1 started=$EPOCHSECONDS output failed
+    shift
+    output=$(mktemp)
+    say "$what ..."
+    # Not `if ! "$@"`: a condition switches errexit off inside CMD.
+    set +e
+    (
+        set -e
+        "$@"
+    ) >"$output" 2>&1
+    failed=$?
+    set -e
+    if ((failed)); then
+        tail -n 20 "$output" >&2
+        rm -f "$output"
+        die "$what failed after $((EPOCHSECONDS - started)) s"
+    fi
+    rm -f "$output"
+    say "$what: $((EPOCHSECONDS - started)) s"
+}
+
+# A module's version as its go.mod pins it.
+pinned() {
+    local version
+    version=$(sed -nE "s#^(require )?[[:space:]]*$2 (v[0-9.]+)( //.*)?\$#\\2#p" "$here/$1/go.mod")
+    [[ $version ]] || die "$1/go.mod does not pin $2"
+    say "$version"
+}
+helm_version() { pinned helm helm.sh/helm/v4; }
+
+# Where a part's built file is: the name changes with its sources.
+part_file() {
+    local hash
+    hash=$(cd "$here" && {
+        uname -m
+        declare -f go_build "build_$1" # they hold the flags
+        find "$1" -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
+    } | sha256sum)
+    say "$cache/parts/$1-${hash:0:16}"
+}
+
+build_part() {
+    local part=$1 file
+    file=$(part_file "$part")
+    [[ ! -e $file ]] || return 0
+    timed "building $part" "build_$part" "$file.new"
+    mv "$file.new" "$file"
+}
+
+# go_build FOLDER OUT LDFLAGS PACKAGE
+go_build() {
+    command -v go >/dev/null || die "Go is missing: install Go 1.26 or later and put it on PATH"
+    cd "$here/$1"
+    GOFLAGS='' GOWORK=off CGO_ENABLED=1 \
+        go build -mod=readonly -trimpath -buildvcs=false -ldflags "-s -w $3" -o "$2" "$4"
+}
+
+# Version reports as a release's own: Helm compares a chart's kubeVersion with
+# what the API server says.
+build_kubernetes() {
+    local version major minor package flags=()
+    version=$(pinned kubernetes k8s.io/kubernetes)
+    IFS=. read -r major minor _ <<<"${version#v}"
+    for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
+        flags+=("-X $package.gitVersion=$version" "-X $package.gitMajor=$major"
+            "-X $package.gitMinor=$minor" "-X $package.gitTreeState=clean")
+    done
+    go_build kubernetes "$1" "${flags[*]}" .
+}
+
+build_coredns() { go_build coredns "$1" "" .; }
+
+build_helm() {
+    local package=helm.sh/helm/v4/internal/version
+    go_build helm "$1" "-X $package.version=$(helm_version) -X $package.gitTreeState=clean" \
+        helm.sh/helm/v4/cmd/helm
+}
+
+# An image made of one static program; everything buildah keeps is thrown away.
+build_pause() (
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    musl-gcc -static -Os -s -o "$work/pause" "$here/pause/pause.c"
+    cp "$here/pause/Dockerfile" "$work"
+    buildah=(buildah --root "$work/root" --runroot "$work/run" --storage-driver vfs)
+    "${buildah[@]}" build --isolation chroot -t docker.io/testbed/pause:1 "$work"
+    "${buildah[@]}" push docker.io/testbed/pause:1 "oci-archive:$1:docker.io/testbed/pause:1"
+)
+
+link_programs() {
+    local program
+    for program in "${kubernetes_programs[@]}"; do
+        link_program "$(part_file kubernetes)" "$program"
+    done
+    link_program "$(part_file coredns)" coredns
+    link_program "$(part_file helm)" helm
+    link_program "$(part_file pause)" pause.tar
+}
+
+link_program() {
+    [[ ! $1 -ef $bin/$2 ]] || return 0
+    ln -f "$1" "$bin/$2.new"
+    mv -f "$bin/$2.new" "$bin/$2"
+}
