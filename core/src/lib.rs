@@ -7,6 +7,7 @@ pub mod resource;
 #[cfg(test)]
 mod testing;
 pub mod token;
+pub mod validate;
 pub mod values;
 pub mod verdict;
 pub use values::Duration;

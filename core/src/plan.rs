@@ -60,6 +60,11 @@ impl Plan {
     }
 }
 
+/// The environment variable of a runner with the value of `target.headersFrom[index]`.
+pub fn header_variable(index: usize) -> String {
+    format!("LOADTEST_HEADER_{index}")
+}
+
 /// User-seconds of a load: each user's time from its start to the end of the test.
 pub fn user_seconds(load: &Load) -> f64 {
     let (duration, rate) = (load.duration.as_secs_f64(), load.spawn_rate);

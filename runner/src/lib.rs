@@ -28,4 +28,4 @@ mod worker;
 
 pub use engine::{Engine, Measured};
 pub use failure::ErrorKind;
-pub use prepare::{PrepareError, Prepared, RUN_HEADER, header_variable};
+pub use prepare::{PrepareError, Prepared, RUN_HEADER};

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use loadtest_core::{
     mix::Mix,
-    plan::Plan,
+    plan::{Plan, header_variable},
     resource::{ChatTask, HttpTask, Task, TaskKind, WebSocketTask},
 };
 use rustls::{
@@ -132,11 +132,6 @@ pub struct Prepared {
     pub(crate) web_socket: Option<Endpoint>,
     pub(crate) tasks: Vec<PreparedTask>,
     pub(crate) mix: Mix,
-}
-
-/// The environment variable with the value of `target.headersFrom[index]`.
-pub fn header_variable(index: usize) -> String {
-    format!("LOADTEST_HEADER_{index}")
 }
 
 impl Prepared {

@@ -1,0 +1,65 @@
+//! What schema and CEL can't say about a spec. Pure.
+
+use crate::resource::LoadTestSpec;
+
+/// A ConfigMap holds 1 MiB in all; the plan leaves room for the rest of the object.
+pub const MAX_PLAN_BYTES: usize = 900 * 1024;
+
+/// One thing wrong with a spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The field, as a path from the object's root.
+    pub field: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+/// Everything wrong with a spec that the API server let pass.
+pub fn problems(spec: &LoadTestSpec) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let parts = (&spec.target, &spec.load, &spec.scenario);
+    // A spec is plain data: it always has a JSON form.
+    let bytes = serde_json::to_vec(&parts).map_or(usize::MAX, |json| json.len());
+    if bytes > MAX_PLAN_BYTES {
+        problems.push(Problem {
+            field: "spec.scenario".into(),
+            message: format!(
+                "{} KiB are more than the {} KiB that fit into a ConfigMap: use fewer or shorter bodies and messages",
+                bytes / 1024,
+                MAX_PLAN_BYTES / 1024
+            ),
+        });
+    }
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::spec;
+
+    #[test]
+    fn the_designs_example_has_no_problem() {
+        assert_eq!(problems(&spec()), []);
+    }
+
+    #[test]
+    fn a_spec_that_fits_no_config_map_is_refused() {
+        let mut spec = spec();
+        let mut task = spec.scenario.tasks[1].clone();
+        task.http.as_mut().unwrap().body = Some("x".repeat(60_000));
+        spec.scenario.tasks = (0..20)
+            .map(|i| {
+                task.name = format!("task-{i}");
+                task.clone()
+            })
+            .collect();
+        assert_eq!(problems(&spec)[0].field, "spec.scenario");
+    }
+}

@@ -1,0 +1,154 @@
+//! Carries a decision out.
+
+use std::fmt::Debug;
+
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{batch::v1::Job, core::v1::ConfigMap},
+};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+};
+use loadtest_core::{
+    resource::{LoadTest, Sizing},
+    token,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    collect::{self, Order},
+    context::{Context, MANAGER},
+    decide::{CANCEL_GRACE, Decision},
+    observe::owned_by,
+    observed::{Observed, START, StartRecord},
+    reconcile::Error,
+    resources,
+};
+
+/// Carries a decision out. What runners took is noted in the memory.
+pub(crate) async fn act(
+    context: &Context,
+    seen: &mut Observed,
+    decision: &Decision,
+) -> Result<(), Error> {
+    let run = seen.test.uid().unwrap_or_default();
+    match decision {
+        Decision::Settled
+        | Decision::Wait(_)
+        | Decision::Reject(_)
+        | Decision::Admit(_)
+        | Decision::Started(_)
+        | Decision::Progress(..) => {}
+        Decision::Launch(sizing) => launch(context, &seen.test, sizing).await?,
+        Decision::Start(start) => persist_start(context, seen, start).await?,
+        Decision::Order(start, pods) => {
+            let order = Order::Start(start.at);
+            let taken = collect::order(context, &run, &seen.runners, pods, &order).await;
+            seen.memory.ordered.extend(taken);
+        }
+        Decision::Stop(pods) => {
+            let order = Order::Stop(CANCEL_GRACE.min(seen.test.spec.load.graceful_stop));
+            let taken = collect::order(context, &run, &seen.runners, pods, &order).await;
+            seen.memory.stopped.extend(taken);
+        }
+        Decision::Conclude { .. } => {
+            if seen.merged().total().errors.values().any(|count| *count > 0) {
+                collect::examples(context, &seen.runners, &mut seen.memory).await;
+            }
+        }
+        Decision::Release(pods) => {
+            let taken =
+                collect::order(context, &run, &seen.runners, pods, &Order::Release).await;
+            seen.memory.released.extend(taken);
+        }
+        Decision::Fail(..) | Decision::CancelUnstarted => delete_job(context, seen).await?,
+        Decision::Delete => delete_test(context, &seen.test).await?,
+    }
+    Ok(())
+}
+
+async fn launch(context: &Context, test: &LoadTest, sizing: &Sizing) -> Result<(), Error> {
+    let token = context.token(&test.uid().unwrap_or_default());
+    let plan = resources::plan(test, sizing, token::fingerprint(&token), &context.settings);
+    let config_map = resources::config_map(test, &plan).map_err(Error::Plan)?;
+    create_once::<ConfigMap>(context, test, &config_map).await?;
+    create_once::<Job>(context, test, &resources::job(test, sizing, &context.settings)).await
+}
+
+/// Creates a child that is never touched again. That it exists is success only when it is
+/// this test's: a replaced test must not adopt its predecessor's children.
+async fn create_once<K>(context: &Context, test: &LoadTest, object: &K) -> Result<(), Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + Serialize
+        + DeserializeOwned,
+{
+    let namespace = test.namespace().unwrap_or_default();
+    let api: Api<K> = Api::namespaced(context.client.clone(), &namespace);
+    let name = object.name_any();
+    let uid = test.uid().unwrap_or_default();
+    match api.create(&PostParams::default(), object).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 409 => {
+            let found = api.get(&name).await.map_err(|e| Error::api("get", &name, e))?;
+            if owned_by(&found, &uid) {
+                return Ok(());
+            }
+            Err(Error::NameTaken { kind: K::kind(&()).into_owned(), name })
+        }
+        Err(error) => Err(Error::api("create", &name, error)),
+    }
+}
+
+/// Makes the start durable before anyone is ordered to start. The Job's version guards it:
+/// who saw an older Job decides again.
+async fn persist_start(
+    context: &Context,
+    seen: &Observed,
+    start: &StartRecord,
+) -> Result<(), Error> {
+    let Some(job) = &seen.job else { return Ok(()) };
+    let record = serde_json::to_string(start).map_err(Error::Plan)?;
+    let patch = serde_json::json!({"metadata": {
+        "resourceVersion": job.resource_version(),
+        "annotations": {START: record},
+    }});
+    let jobs: Api<Job> =
+        Api::namespaced(context.client.clone(), &seen.test.namespace().unwrap_or_default());
+    let name = job.name_any();
+    let parameters = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+    jobs.patch(&name, &parameters, &Patch::Merge(patch))
+        .await
+        .map_err(|error| Error::api("record the start in job", &name, error))?;
+    Ok(())
+}
+
+async fn delete_job(context: &Context, seen: &Observed) -> Result<(), Error> {
+    let Some(job) = &seen.job else { return Ok(()) };
+    let jobs: Api<Job> =
+        Api::namespaced(context.client.clone(), &seen.test.namespace().unwrap_or_default());
+    ignore_missing(jobs.delete(&job.name_any(), &DeleteParams::background()).await)
+        .map_err(|error| Error::api("delete job", &job.name_any(), error))
+}
+
+async fn delete_test(context: &Context, test: &LoadTest) -> Result<(), Error> {
+    let tests: Api<LoadTest> =
+        Api::namespaced(context.client.clone(), &test.namespace().unwrap_or_default());
+    let name = test.name_any();
+    // Replaced meanwhile, the new one stays.
+    let preconditions = Preconditions { uid: test.uid(), resource_version: None };
+    let parameters = DeleteParams::background().preconditions(preconditions);
+    ignore_missing(tests.delete(&name, &parameters).await)
+        .map_err(|error| Error::api("delete loadtest", &name, error))
+}
+
+fn ignore_missing<T>(result: Result<T, kube::Error>) -> Result<(), kube::Error> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error),
+    }
+}

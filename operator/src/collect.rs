@@ -1,0 +1,343 @@
+//! Talks to runners: scrapes their metrics, sends them orders. Bounded concurrency.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use futures::{StreamExt, stream};
+use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use kube::{Api, api::LogParams};
+use loadtest_core::{
+    Duration,
+    metrics::{ExpositionError, Format, RunnerNumbers, RunnerState, decode},
+};
+use serde::Deserialize;
+
+use crate::{
+    context::Context,
+    observed::{Memory, Runner, StartRecord},
+    resources::PORT,
+};
+
+/// Runners talked to at once.
+const AT_ONCE: usize = 16;
+
+/// Failed to reach or understand one runner.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CollectError {
+    #[error("runner did not answer")]
+    Unreachable(#[source] reqwest::Error),
+    #[error("runner's metrics can't be read")]
+    Exposition(#[from] ExpositionError),
+    #[error("answer is of run {run} index {index}, pod {pod}: another runner has this address")]
+    Stranger { run: String, index: u32, pod: String },
+    #[error("pod's log can't be read")]
+    Log(#[source] kube::Error),
+    #[error("pod's log holds no complete last metrics")]
+    NoLastMetrics,
+}
+
+fn url(ip: &str, path: &str) -> String {
+    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+    format!("http://{host}:{PORT}{path}")
+}
+
+/// Scrapes every started runner that may still have news, into the memory.
+pub(crate) async fn collect(
+    context: &Context,
+    pods: &Api<Pod>,
+    run: &str,
+    start: &StartRecord,
+    runners: &[Runner],
+    memory: &mut Memory,
+) {
+    let is_final = |memory: &Memory, index: u32| {
+        memory.numbers.get(&index).is_some_and(|seen| seen.state.is_final())
+    };
+    let started: Vec<&Runner> = runners
+        .iter()
+        .filter(|runner| start.pods.contains(&runner.uid) && !is_final(memory, runner.index))
+        .collect();
+    let (over, alive): (Vec<&Runner>, Vec<&Runner>) =
+        started.into_iter().partition(|runner| runner.ended.is_some());
+    let reachable = alive.into_iter().filter_map(|r| Some((r, r.ip.as_deref()?)));
+    let questions: Vec<_> = reachable
+        .map(|(runner, ip)| async move {
+            let asked = Instant::now();
+            let answer = scrape(context, run, runner, ip).await;
+            (runner.index, asked, Instant::now(), answer)
+        })
+        .collect();
+    let mut answers = bounded(questions).await;
+    answers.sort_by_key(|(index, ..)| *index);
+    measure_skew(start, &answers, memory);
+    for (index, _, _, answer) in answers {
+        match answer {
+            Ok(numbers) => {
+                memory.numbers.insert(index, numbers);
+                memory.heard.insert(index, Timestamp::now());
+            }
+            // The next pass asks again; what was collected stays.
+            Err(error) => tracing::debug!(run, index, error = %chain(&error), "scrape failed"),
+        }
+    }
+    for runner in over {
+        if !memory.searched.insert(runner.uid.clone()) {
+            continue;
+        }
+        match last_metrics(pods, run, runner).await {
+            Ok(numbers) => {
+                memory.numbers.insert(runner.index, numbers);
+            }
+            Err(error) => {
+                tracing::info!(run, pod = runner.name, error = %chain(&error), "no last metrics");
+            }
+        }
+    }
+}
+
+/// A runner's start is its answer's time less its own elapsed time, so clocks of nodes don't
+/// matter; what is left is half a round trip, and the smallest spread seen has the least of it.
+fn measure_skew(
+    start: &StartRecord,
+    answers: &[(u32, Instant, Instant, Result<RunnerNumbers, CollectError>)],
+    memory: &mut Memory,
+) {
+    let Some((_, origin, ..)) = answers.first() else { return };
+    let starts: Vec<f64> = answers
+        .iter()
+        .filter_map(|(_, asked, answered, answer)| {
+            let seen = answer.as_ref().ok()?;
+            let running = seen.state == RunnerState::Running;
+            let elapsed = Some(seen.numbers.elapsed_seconds).filter(|s| running && *s > 0.0)?;
+            let middle = *asked + (*answered - *asked) / 2;
+            let offset = if middle >= *origin {
+                (middle - *origin).as_secs_f64()
+            } else {
+                -(*origin - middle).as_secs_f64()
+            };
+            Some(offset - elapsed)
+        })
+        .collect();
+    if starts.len() != start.pods.len() {
+        return;
+    }
+    let first = starts.iter().copied().fold(f64::INFINITY, f64::min);
+    let last = starts.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let spread = Duration::from_secs_f64(last - first);
+    memory.start_skew = Some(memory.start_skew.map_or(spread, |before| before.min(spread)));
+}
+
+async fn scrape(
+    context: &Context,
+    run: &str,
+    runner: &Runner,
+    ip: &str,
+) -> Result<RunnerNumbers, CollectError> {
+    let answer = context
+        .http
+        .get(url(ip, "/metrics"))
+        .header("accept", Format::Protobuf.content_type())
+        .send()
+        .await
+        .and_then(reqwest::Response::error_for_status)
+        .map_err(CollectError::Unreachable)?;
+    let bytes = answer.bytes().await.map_err(CollectError::Unreachable)?;
+    let numbers = decode(&bytes)?;
+    let who = &numbers.identity;
+    if who.run != run || who.index != runner.index || who.pod != runner.uid {
+        return Err(CollectError::Stranger {
+            run: who.run.clone(),
+            index: who.index,
+            pod: who.pod.clone(),
+        });
+    }
+    Ok(numbers)
+}
+
+/// One line of a runner's log, as its JSON logger writes it.
+#[derive(Deserialize)]
+struct Line {
+    fields: Fields,
+}
+
+#[derive(Deserialize)]
+struct Fields {
+    part: usize,
+    parts: usize,
+    data: String,
+}
+
+/// Puts together the last metrics that a runner wrote to its log when nobody released it.
+async fn last_metrics(
+    pods: &Api<Pod>,
+    run: &str,
+    runner: &Runner,
+) -> Result<RunnerNumbers, CollectError> {
+    let log = pods.logs(&runner.name, &LogParams::default()).await.map_err(CollectError::Log)?;
+    let numbers = from_log(&log)?;
+    if numbers.identity.run == run && numbers.identity.index == runner.index {
+        // The process is gone: whatever it said last is all there will be. One that was
+        // killed under load never reached its end, and stays lost.
+        return Ok(numbers);
+    }
+    Err(CollectError::NoLastMetrics)
+}
+
+fn from_log(log: &str) -> Result<RunnerNumbers, CollectError> {
+    let lines: BTreeMap<usize, Fields> = log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Line>(line).ok())
+        .map(|line| (line.fields.part, line.fields))
+        .collect();
+    let wanted = lines.values().next().map_or(0, |fields| fields.parts);
+    if wanted == 0 || !lines.keys().copied().eq(1..=wanted) {
+        return Err(CollectError::NoLastMetrics);
+    }
+    let text: String = lines.into_values().map(|fields| fields.data).collect();
+    let bytes = STANDARD.decode(text).map_err(|_| CollectError::NoLastMetrics)?;
+    Ok(decode(&bytes)?)
+}
+
+/// One error's example, as a runner lists them.
+#[derive(Deserialize)]
+struct ErrorExample {
+    task: String,
+    kind: String,
+    message: String,
+}
+
+/// Asks runners for one message per kind of error, into the memory. Nice to have: a runner
+/// that does not answer is passed over.
+pub(crate) async fn examples(context: &Context, runners: &[Runner], memory: &mut Memory) {
+    let ips = runners.iter().filter(|r| r.ended.is_none()).filter_map(|r| r.ip.as_deref());
+    let questions: Vec<_> = ips
+        .map(|ip| async move {
+            let answer = context.http.get(url(ip, "/errors")).send().await.ok()?;
+            let body = answer.bytes().await.ok()?;
+            serde_json::from_slice::<Vec<ErrorExample>>(&body).ok()
+        })
+        .collect();
+    let answers = bounded(questions).await;
+    for ErrorExample { task, kind, message } in answers.into_iter().flatten().flatten() {
+        memory.examples.entry((task, kind)).or_insert(message);
+    }
+}
+
+/// An order to runners.
+#[derive(Clone, Debug)]
+pub(crate) enum Order {
+    /// Start at a moment.
+    Start(Timestamp),
+    /// Stop now; open requests may take so long yet.
+    Stop(Duration),
+    /// Go.
+    Release,
+}
+
+/// Sends an order to pods by UID. Returns the UIDs of those that took it.
+pub(crate) async fn order(
+    context: &Context,
+    run: &str,
+    runners: &[Runner],
+    uids: &[String],
+    order: &Order,
+) -> Vec<String> {
+    let token = &context.token(run);
+    let sendings: Vec<_> = runners
+        .iter()
+        .filter(|runner| uids.contains(&runner.uid))
+        .map(|runner| async move {
+            let ip = runner.ip.as_deref()?;
+            let (path, body) = match order {
+                // The time left as of this very sending.
+                Order::Start(at) => {
+                    let left = at.duration_since(Timestamp::now()).as_secs_f64().max(0.0);
+                    ("/start", serde_json::json!({"inSeconds": left}))
+                }
+                Order::Stop(grace) => {
+                    ("/stop", serde_json::json!({"graceSeconds": grace.as_secs_f64()}))
+                }
+                Order::Release => ("/release", serde_json::json!({})),
+            };
+            let request = context
+                .http
+                .post(url(ip, path))
+                .bearer_auth(token)
+                .header("content-type", "application/json")
+                .body(body.to_string());
+            match request.send().await.and_then(reqwest::Response::error_for_status) {
+                Ok(_) => Some(runner.uid.clone()),
+                Err(error) => {
+                    let error = chain(&error);
+                    tracing::warn!(run, pod = runner.name, path, %error, "order was not taken");
+                    None
+                }
+            }
+        })
+        .collect();
+    bounded(sendings).await.into_iter().flatten().collect()
+}
+
+/// Awaits futures, a bounded number at once.
+async fn bounded<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    stream::iter(futures).buffer_unordered(AT_ONCE).collect().await
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use loadtest_core::metrics::{Identity, Shown, encode};
+
+    use super::*;
+
+    fn log_of(numbers: RunnerNumbers) -> Vec<String> {
+        let bytes = encode(numbers, Shown::default(), Format::Protobuf).unwrap();
+        let text = STANDARD.encode(bytes);
+        let parts = text.len().div_ceil(100);
+        text.as_bytes()
+            .chunks(100)
+            .enumerate()
+            .map(|(i, data)| {
+                let data = String::from_utf8_lossy(data);
+                serde_json::json!({"fields": {"message": "last metrics", "part": i + 1, "parts": parts, "data": data}})
+                    .to_string()
+            })
+            .collect()
+    }
+
+    fn numbers() -> RunnerNumbers {
+        let identity = Identity { run: "uid".into(), index: 1, pod: "pod".into() };
+        let mut numbers = RunnerNumbers { identity, ..RunnerNumbers::default() };
+        numbers.state = RunnerState::Done;
+        numbers.numbers.elapsed_seconds = 12.0;
+        numbers
+    }
+
+    #[test]
+    fn last_metrics_are_found_among_other_lines() {
+        let mut lines = log_of(numbers());
+        lines.insert(0, "not json".into());
+        lines.push(r#"{"fields": {"message": "runner ends"}}"#.into());
+        assert_eq!(from_log(&lines.join("\n")).unwrap(), numbers());
+    }
+
+    #[test]
+    fn half_a_log_is_no_result() {
+        let lines = log_of(numbers());
+        assert!(lines.len() > 2);
+        assert!(from_log(&lines[1..].join("\n")).is_err());
+        assert!(from_log(&lines[..1].join("\n")).is_err());
+        assert!(from_log("").is_err());
+    }
+
+    #[test]
+    fn addresses_of_both_families_make_urls() {
+        assert_eq!(url("10.0.0.1", "/metrics"), "http://10.0.0.1:9464/metrics");
+        assert_eq!(url("fd00::1", "/metrics"), "http://[fd00::1]:9464/metrics");
+    }
+}

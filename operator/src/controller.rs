@@ -1,0 +1,89 @@
+//! Wires watches to passes: one controller for the cluster, or one per namespace.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use futures::{StreamExt, future::join_all};
+use k8s_openapi::api::batch::v1::Job;
+use kube::{
+    Api,
+    core::DeserializeGuard,
+    runtime::{
+        Controller,
+        controller::{Config, Error as ControllerError},
+        watcher,
+    },
+};
+use loadtest_core::resource::LoadTest;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    collect::chain,
+    context::{Context, MANAGER},
+    reconcile::{on_error, reconcile},
+};
+
+/// Passes at once. Each may wait for runners; none waits for another.
+const AT_ONCE: u16 = 16;
+/// Below the idle timeouts of load balancers, which drop silent watches.
+const WATCH_SECONDS: u32 = 200;
+
+/// Runs until told to stop; passes under way are finished first.
+///
+/// `ready` becomes true once every watch has listed its objects.
+pub async fn run(
+    context: Arc<Context>,
+    namespaces: &[String],
+    ready: Arc<AtomicBool>,
+    stop: CancellationToken,
+) {
+    let client = context.client.clone();
+    let apis: Vec<(Api<DeserializeGuard<LoadTest>>, Api<Job>)> = if namespaces.is_empty() {
+        vec![(Api::all(client.clone()), Api::all(client))]
+    } else {
+        let one = |ns: &String| {
+            (Api::namespaced(client.clone(), ns), Api::namespaced(client.clone(), ns))
+        };
+        namespaces.iter().map(one).collect()
+    };
+    let mut stores = Vec::new();
+    let controllers: Vec<_> = apis
+        .into_iter()
+        .map(|(tests, jobs)| {
+            let ours = format!("app.kubernetes.io/managed-by={MANAGER}");
+            let tests = Controller::new(tests, watcher::Config::default().timeout(WATCH_SECONDS));
+            let store = tests.store();
+            context.metrics.watch(store.clone());
+            stores.push(store);
+            tests
+                .owns(jobs, watcher::Config::default().timeout(WATCH_SECONDS).labels(&ours))
+                .with_config(Config::default().concurrency(AT_ONCE))
+                .graceful_shutdown_on(stop.clone().cancelled_owned())
+                .run(reconcile, on_error, Arc::clone(&context))
+                .for_each(async |result| {
+                    match result {
+                        // A test deleted while it was queued, and what on_error has told.
+                        Ok(_)
+                        | Err(
+                            ControllerError::ObjectNotFound(_)
+                            | ControllerError::ReconcilerFailed(..),
+                        ) => {}
+                        Err(error) => {
+                            tracing::warn!(error = %chain(&error), "watch failed; trying again");
+                        }
+                    }
+                })
+        })
+        .collect();
+    let listed = async {
+        for store in &stores {
+            // The writer lives in its controller, which runs beside this.
+            let _ = store.wait_until_ready().await;
+        }
+        ready.store(true, Ordering::Release);
+        tracing::info!("ready");
+    };
+    tokio::join!(join_all(controllers), listed);
+}

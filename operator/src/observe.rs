@@ -1,0 +1,50 @@
+//! Reads the world for one pass. Live reads: a stale cache would make children twice.
+
+use k8s_openapi::{
+    api::{batch::v1::Job, core::v1::Pod},
+    jiff::Timestamp,
+};
+use kube::{Api, ResourceExt, api::ListParams};
+use loadtest_core::resource::LoadTest;
+
+use crate::{
+    collect,
+    context::Context,
+    observed::{Observed, Runner},
+    reconcile::Error,
+    resources::child_name,
+};
+
+/// What a pass needs to know about a test.
+pub(crate) async fn observe(context: &Context, test: LoadTest) -> Result<Observed, Error> {
+    let namespace = test.namespace().unwrap_or_default();
+    let uid = test.uid().unwrap_or_default();
+    let jobs: Api<Job> = Api::namespaced(context.client.clone(), &namespace);
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+    let name = child_name(&test);
+    let job = jobs.get_opt(&name).await.map_err(|e| Error::api("get job", &name, e))?;
+    // A predecessor's Job is none of ours.
+    let job = job.filter(|job| owned_by(job, &uid));
+    let runners = match &job {
+        None => Vec::new(),
+        Some(_) => {
+            let wanted = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
+            let list = pods.list(&wanted).await.map_err(|e| Error::api("list pods of", &name, e))?;
+            list.items.iter().filter_map(Runner::of).collect()
+        }
+    };
+    let mut memory = context.recall(&uid);
+    memory.since.get_or_insert_with(Timestamp::now);
+    let mut seen = Observed { test, job, runners, memory };
+    let over = seen.test.status.as_ref().and_then(|s| s.phase).is_some_and(|p| p.is_final());
+    if let (Some(start), false) = (seen.start(), over) {
+        collect::collect(context, &pods, &uid, &start, &seen.runners, &mut seen.memory).await;
+    }
+    Ok(seen)
+}
+
+/// True when an object's controller is the one with this UID.
+pub(crate) fn owned_by<K: kube::Resource>(object: &K, uid: &str) -> bool {
+    let owners = object.meta().owner_references.iter().flatten();
+    owners.clone().any(|owner| owner.controller == Some(true) && owner.uid == uid)
+}

@@ -1,0 +1,230 @@
+//! What a pass has seen, in the terms decisions are made in. Pure: no client here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::{
+    api::{
+        batch::v1::Job,
+        core::v1::{ContainerStatus, Pod},
+    },
+    jiff::Timestamp,
+};
+use kube::ResourceExt;
+use loadtest_core::{
+    Duration,
+    metrics::{Numbers, RunnerNumbers},
+    report::Circumstances,
+    resource::LoadTest,
+};
+use serde::{Deserialize, Serialize};
+
+/// The Job's annotation that makes a start durable before any order is sent.
+pub const START: &str = "loadtest.cell0.io/start";
+
+/// One start of a test: there is never another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartRecord {
+    /// The moment all runners were told to start at.
+    pub at: Timestamp,
+    /// UIDs of the pods that were ready then, by index. Only these are ever ordered to start.
+    pub pods: Vec<String>,
+}
+
+/// What keeps a container from running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// The kubelet's reason, such as `ImagePullBackOff`.
+    pub reason: String,
+    /// The kubelet's message.
+    pub message: String,
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The exit code; `None` when the pod ended without one.
+    pub code: Option<i32>,
+    /// Reason and last words.
+    pub message: String,
+}
+
+/// One runner pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runner {
+    /// Its index in the Job.
+    pub index: u32,
+    /// The pod's name.
+    pub name: String,
+    /// The pod's UID.
+    pub uid: String,
+    /// The pod's address, once it has one.
+    pub ip: Option<String>,
+    /// True when the pod is ready.
+    pub ready: bool,
+    /// When the pod was created.
+    pub created: Option<Timestamp>,
+    /// What keeps it from being scheduled.
+    pub unschedulable: Option<String>,
+    /// What keeps its container from running.
+    pub waiting: Option<Waiting>,
+    /// How it ended.
+    pub ended: Option<Ended>,
+}
+
+impl Runner {
+    /// Reads a pod of a test's Job; `None` when it has no index.
+    pub fn of(pod: &Pod) -> Option<Self> {
+        const INDEX: &str = "batch.kubernetes.io/job-completion-index";
+        let index = pod.labels().get(INDEX).or_else(|| pod.annotations().get(INDEX))?;
+        let status = pod.status.clone().unwrap_or_default();
+        let condition = |kind: &str| {
+            status.conditions.iter().flatten().find(|c| c.type_ == kind).cloned()
+        };
+        let container = status.container_statuses.iter().flatten().next();
+        let over = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
+        let unschedulable = condition("PodScheduled")
+            .filter(|c| c.status == "False" && c.reason.as_deref() == Some("Unschedulable"))
+            .map(|c| c.message.unwrap_or_default());
+        Some(Self {
+            index: index.parse().ok()?,
+            name: pod.name_any(),
+            uid: pod.uid().unwrap_or_default(),
+            ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
+            ready: condition("Ready").is_some_and(|c| c.status == "True"),
+            created: pod.creation_timestamp().map(|time| time.0),
+            unschedulable,
+            waiting: container.and_then(waiting),
+            ended: over.then(|| ended(container, &status)),
+        })
+    }
+}
+
+fn waiting(container: &ContainerStatus) -> Option<Waiting> {
+    let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    Some(Waiting {
+        reason: waiting.reason.clone().unwrap_or_default(),
+        message: waiting.message.clone().unwrap_or_default(),
+    })
+}
+
+fn ended(
+    container: Option<&ContainerStatus>,
+    pod: &k8s_openapi::api::core::v1::PodStatus,
+) -> Ended {
+    let state = container.and_then(|c| c.state.as_ref()).and_then(|s| s.terminated.as_ref());
+    match state {
+        Some(state) => {
+            let words = [state.reason.as_deref(), state.message.as_deref().map(str::trim)];
+            let words: Vec<&str> = words.into_iter().flatten().filter(|w| !w.is_empty()).collect();
+            Ended { code: Some(state.exit_code), message: words.join(": ") }
+        }
+        None => Ended {
+            code: None,
+            message: pod
+                .message
+                .clone()
+                .or_else(|| pod.reason.clone())
+                .unwrap_or_else(|| "ended without a container status".into()),
+        },
+    }
+}
+
+/// What the operator remembers of a run between passes. All of it can be had again after a
+/// restart, from the runners, except the numbers of runners that are gone by then.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// The latest numbers of each runner.
+    pub numbers: BTreeMap<u32, RunnerNumbers>,
+    /// One message per task and kind of error.
+    pub examples: BTreeMap<(String, String), String>,
+    /// UIDs of pods that took the order to start.
+    pub ordered: BTreeSet<String>,
+    /// UIDs of pods that took the order to stop.
+    pub stopped: BTreeSet<String>,
+    /// UIDs of pods that took the order to go.
+    pub released: BTreeSet<String>,
+    /// UIDs of pods whose log was searched for last metrics.
+    pub searched: BTreeSet<String>,
+    /// The smallest spread of starts that any pass has measured.
+    pub start_skew: Option<Duration>,
+    /// When each runner was last heard.
+    pub heard: BTreeMap<u32, Timestamp>,
+    /// When this process first saw the run.
+    pub since: Option<Timestamp>,
+    /// When progress was last written.
+    pub reported: Option<Timestamp>,
+}
+
+/// Everything a decision takes.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// The test as it is now.
+    pub test: LoadTest,
+    /// Its Job.
+    pub job: Option<Job>,
+    /// Its runner pods.
+    pub runners: Vec<Runner>,
+    /// What was remembered and collected.
+    pub memory: Memory,
+}
+
+impl Observed {
+    /// The start, once there was one.
+    pub fn start(&self) -> Option<StartRecord> {
+        let text = self.job.as_ref()?.annotations().get(START)?;
+        serde_json::from_str(text).ok()
+    }
+
+    /// True while the Job has pods that are not over.
+    pub fn job_is_active(&self) -> bool {
+        let status = self.job.as_ref().and_then(|job| job.status.as_ref());
+        status.is_some_and(|status| status.active.unwrap_or(0) > 0)
+    }
+
+    /// The pod that was started with an index, if it still exists.
+    pub fn started_runner(&self, start: &StartRecord, index: usize) -> Option<&Runner> {
+        let uid = start.pods.get(index)?;
+        self.runners.iter().find(|runner| runner.uid == *uid)
+    }
+
+    /// True when a started runner's numbers are final.
+    pub fn is_final(&self, index: usize) -> bool {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        self.memory.numbers.get(&index).is_some_and(|seen| seen.state.is_final())
+    }
+
+    /// True when a started runner is gone and left no final numbers.
+    pub fn is_lost(&self, start: &StartRecord, index: usize) -> bool {
+        if self.is_final(index) {
+            return false;
+        }
+        self.started_runner(start, index).is_none_or(|runner| runner.ended.is_some())
+    }
+
+    /// When a runner was last heard, at the earliest when this process first saw the run.
+    pub fn last_heard(&self, index: usize) -> Option<Timestamp> {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        self.memory.heard.get(&index).copied().or(self.memory.since)
+    }
+
+    /// The numbers of all runners together.
+    pub fn merged(&self) -> Numbers {
+        self.memory.numbers.values().fold(Numbers::default(), |mut all, seen| {
+            all.merge(&seen.numbers);
+            all
+        })
+    }
+
+    /// What the report needs besides numbers.
+    pub fn circumstances(&self, cancelled: bool) -> Circumstances {
+        let lost = self.start().map_or(0, |start| {
+            (0..start.pods.len()).filter(|index| !self.is_final(*index)).count()
+        });
+        Circumstances {
+            cancelled,
+            runners_lost: i64::try_from(lost).unwrap_or(i64::MAX),
+            start_skew: self.memory.start_skew,
+            examples: self.memory.examples.clone(),
+        }
+    }
+}

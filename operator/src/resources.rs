@@ -1,0 +1,410 @@
+//! The objects of a test: one ConfigMap with its plan, one Indexed Job with its runners. Pure.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::{
+        batch::v1::{
+            Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement,
+            PodFailurePolicyOnPodConditionsPattern, PodFailurePolicyRule,
+        },
+        core::v1::{
+            Capabilities, ConfigMap, ConfigMapVolumeSource, Container, ContainerPort, EnvVar,
+            EnvVarSource, HTTPGetAction, ObjectFieldSelector, PodSecurityContext, PodSpec,
+            PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile, SecretKeySelector,
+            SecurityContext, Volume, VolumeMount,
+        },
+    },
+    apimachinery::pkg::{
+        api::resource::Quantity,
+        apis::meta::v1::{ObjectMeta, OwnerReference},
+        util::intstr::IntOrString,
+    },
+};
+use kube::{Resource, ResourceExt};
+use loadtest_core::{
+    Duration,
+    plan::{Plan, VERSION},
+    resource::{GROUP, LoadTest, Runners, Sizing},
+};
+
+/// Where runners serve their metrics and take orders.
+pub const PORT: u16 = 9464;
+/// The exit code of a runner that had started and was killed.
+const EXIT_KILLED_AFTER_START: i32 = 75;
+/// `app.kubernetes.io/name` of runner pods: what a PodMonitor selects.
+pub const RUNNER: &str = "loadtest-runner";
+/// The container's name.
+const CONTAINER: &str = "runner";
+/// User and group of runners when nothing else is asked for.
+const NOBODY: i64 = 65532;
+/// How long a finished Job and its pods stay to be looked at, in seconds.
+const JOB_TTL: i32 = 600;
+/// The longest name of a Job: its pods' names add an index and a suffix.
+const MAX_JOB_NAME: usize = 52;
+const MAX_LABEL: usize = 63;
+
+/// What the operator adds to every test.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The runner's image unless the test names one.
+    pub runner_image: String,
+    /// How long a test may take to get all its runners ready.
+    pub start_timeout: Duration,
+    /// How long a runner waits to be released after its end.
+    pub release_grace: Duration,
+    /// How long a released runner goes on serving its metrics.
+    pub metrics_linger: Duration,
+}
+
+/// The name of a test's children: its own, cut to fit, and eight digits of its UID.
+///
+/// Dots become dashes: the Job's name is the first part of its pods' host names.
+pub fn child_name(test: &LoadTest) -> String {
+    let uid: String =
+        test.uid().unwrap_or_default().chars().filter(char::is_ascii_hexdigit).take(8).collect();
+    let room = MAX_JOB_NAME - 1 - uid.len();
+    let name: String = test.name_any().replace('.', "-").chars().take(room).collect();
+    format!("{}-{uid}", name.trim_end_matches('-'))
+}
+
+fn labels(test: &LoadTest) -> BTreeMap<String, String> {
+    let name: String = test.name_any().chars().take(MAX_LABEL).collect();
+    let name = name.trim_end_matches(['-', '.']).to_owned();
+    BTreeMap::from([
+        ("app.kubernetes.io/name".into(), RUNNER.into()),
+        ("app.kubernetes.io/managed-by".into(), "loadtest-operator".into()),
+        (format!("{GROUP}/name"), name),
+        (format!("{GROUP}/uid"), test.uid().unwrap_or_default()),
+    ])
+}
+
+fn owner(test: &LoadTest) -> Option<OwnerReference> {
+    // Blocking the owner's deletion would need a right on its finalizers, and nothing here
+    // has to outlive the children.
+    test.controller_owner_ref(&())
+        .map(|owner| OwnerReference { block_owner_deletion: None, ..owner })
+}
+
+fn metadata(test: &LoadTest) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(child_name(test)),
+        namespace: test.namespace(),
+        labels: Some(labels(test)),
+        owner_references: owner(test).map(|owner| vec![owner]),
+        ..ObjectMeta::default()
+    }
+}
+
+/// The plan of a test.
+pub fn plan(test: &LoadTest, sizing: &Sizing, token_sha256: String, settings: &Settings) -> Plan {
+    Plan {
+        version: VERSION,
+        run: test.uid().unwrap_or_default(),
+        name: test.name_any(),
+        runners: u32::try_from(sizing.runners).unwrap_or(1),
+        workers: u32::try_from(sizing.workers).unwrap_or(1),
+        token_sha256,
+        target: test.spec.target.clone(),
+        load: test.spec.load.clone(),
+        scenario: test.spec.scenario.clone(),
+        release_grace: settings.release_grace,
+        metrics_linger: settings.metrics_linger,
+    }
+}
+
+/// The ConfigMap that carries the plan.
+///
+/// # Errors
+/// Never in practice: a plan is plain data.
+pub fn config_map(test: &LoadTest, plan: &Plan) -> Result<ConfigMap, serde_json::Error> {
+    Ok(ConfigMap {
+        metadata: metadata(test),
+        data: Some(BTreeMap::from([("plan.json".into(), serde_json::to_string(plan)?)])),
+        immutable: Some(true),
+        ..ConfigMap::default()
+    })
+}
+
+/// The Job with one pod per runner.
+pub fn job(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> Job {
+    let load = &test.spec.load;
+    let runners = i32::try_from(sizing.runners).unwrap_or(1);
+    // An upper bound on everything, should the operator never come back.
+    let deadline = [
+        settings.start_timeout,
+        load.duration,
+        load.graceful_stop,
+        settings.release_grace,
+        settings.metrics_linger,
+        Duration::from_secs(300),
+    ]
+    .into_iter()
+    .fold(Duration::ZERO, Duration::plus);
+    Job {
+        metadata: metadata(test),
+        spec: Some(JobSpec {
+            completion_mode: Some("Indexed".into()),
+            completions: Some(runners),
+            parallelism: Some(runners),
+            // A lost runner neither restarts nor takes the others with it.
+            backoff_limit_per_index: Some(0),
+            pod_failure_policy: Some(failure_policy()),
+            ttl_seconds_after_finished: Some(JOB_TTL),
+            active_deadline_seconds: i64::try_from(deadline.as_nanos() / 1_000_000_000).ok(),
+            template: template(test, sizing, settings),
+            ..JobSpec::default()
+        }),
+        ..Job::default()
+    }
+}
+
+fn failure_policy() -> PodFailurePolicy {
+    let killed_after_start = PodFailurePolicyRule {
+        action: "FailIndex".into(),
+        on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
+            container_name: Some(CONTAINER.into()),
+            operator: "In".into(),
+            values: vec![EXIT_KILLED_AFTER_START],
+        }),
+        on_pod_conditions: None,
+    };
+    // Evicted before its start, a runner is replaced. After it, the replacement is never
+    // ordered to start: the operator knows the pods it started by their UIDs.
+    let evicted = PodFailurePolicyRule {
+        action: "Ignore".into(),
+        on_exit_codes: None,
+        on_pod_conditions: Some(vec![PodFailurePolicyOnPodConditionsPattern {
+            type_: "DisruptionTarget".into(),
+            status: "True".into(),
+        }]),
+    };
+    PodFailurePolicy { rules: vec![killed_after_start, evicted] }
+}
+
+fn template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTemplateSpec {
+    // Taken apart without `..`: a field of the resource can't be forgotten here.
+    let Runners {
+        users_per_runner: _, // sizing has used it
+        image,
+        resources,
+        node_selector,
+        tolerations,
+        affinity,
+        topology_spread_constraints,
+        image_pull_secrets,
+        env,
+        annotations,
+        labels: own_labels,
+        service_account_name,
+        priority_class_name,
+        security_context,
+    } = test.spec.runners.clone();
+    let mut all_labels = own_labels;
+    all_labels.extend(labels(test));
+    let security = security_context.unwrap_or_default();
+    let container = Container {
+        name: CONTAINER.into(),
+        image: Some(image.unwrap_or_else(|| settings.runner_image.clone())),
+        args: Some(vec!["run".into()]),
+        env: Some(environment(test, env)),
+        ports: Some(vec![ContainerPort {
+            name: Some("metrics".into()),
+            container_port: i32::from(PORT),
+            ..ContainerPort::default()
+        }]),
+        readiness_probe: Some(Probe {
+            http_get: Some(HTTPGetAction {
+                path: Some("/readyz".into()),
+                port: IntOrString::Int(i32::from(PORT)),
+                ..HTTPGetAction::default()
+            }),
+            period_seconds: Some(1),
+            // A busy runner must not look unready for a slow answer.
+            timeout_seconds: Some(5),
+            failure_threshold: Some(10),
+            ..Probe::default()
+        }),
+        resources: Some(requirements(resources, sizing)),
+        security_context: Some(SecurityContext {
+            allow_privilege_escalation: Some(false),
+            read_only_root_filesystem: Some(true),
+            capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
+            ..SecurityContext::default()
+        }),
+        // The last words of a runner that could not run, for the status.
+        termination_message_policy: Some("FallbackToLogsOnError".into()),
+        volume_mounts: Some(vec![VolumeMount {
+            name: "plan".into(),
+            mount_path: "/etc/loadtest".into(),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        }]),
+        ..Container::default()
+    };
+    PodTemplateSpec {
+        metadata: Some(ObjectMeta {
+            labels: Some(all_labels),
+            annotations: Some(annotations).filter(|map| !map.is_empty()),
+            ..ObjectMeta::default()
+        }),
+        spec: Some(PodSpec {
+            containers: vec![container],
+            restart_policy: Some("Never".into()),
+            termination_grace_period_seconds: Some(10),
+            automount_service_account_token: Some(false),
+            enable_service_links: Some(false),
+            service_account_name,
+            priority_class_name,
+            node_selector: Some(node_selector).filter(|map| !map.is_empty()),
+            tolerations: Some(tolerations).filter(|list| !list.is_empty()),
+            topology_spread_constraints: Some(topology_spread_constraints)
+                .filter(|list| !list.is_empty()),
+            image_pull_secrets: Some(image_pull_secrets).filter(|list| !list.is_empty()),
+            affinity,
+            security_context: Some(PodSecurityContext {
+                run_as_non_root: Some(true),
+                run_as_user: Some(security.run_as_user.unwrap_or(NOBODY)),
+                run_as_group: Some(security.run_as_group.unwrap_or(NOBODY)),
+                fs_group: security.fs_group,
+                seccomp_profile: Some(SeccompProfile {
+                    type_: "RuntimeDefault".into(),
+                    localhost_profile: None,
+                }),
+                ..PodSecurityContext::default()
+            }),
+            volumes: Some(vec![Volume {
+                name: "plan".into(),
+                config_map: Some(ConfigMapVolumeSource {
+                    name: child_name(test),
+                    ..ConfigMapVolumeSource::default()
+                }),
+                ..Volume::default()
+            }]),
+            ..PodSpec::default()
+        }),
+    }
+}
+
+fn requirements(asked: Option<ResourceRequirements>, sizing: &Sizing) -> ResourceRequirements {
+    let mut all = asked.unwrap_or_default();
+    let requests = all.requests.get_or_insert_default();
+    for (name, value) in [("cpu", &sizing.cpu), ("memory", &sizing.memory)] {
+        requests.entry(name.into()).or_insert_with(|| Quantity(value.clone()));
+    }
+    all
+}
+
+fn environment(test: &LoadTest, own: Vec<EnvVar>) -> Vec<EnvVar> {
+    let mut all = own;
+    all.push(EnvVar {
+        name: "LOADTEST_POD_UID".into(),
+        value_from: Some(EnvVarSource {
+            field_ref: Some(ObjectFieldSelector {
+                field_path: "metadata.uid".into(),
+                api_version: None,
+            }),
+            ..EnvVarSource::default()
+        }),
+        value: None,
+    });
+    for (index, from) in test.spec.target.headers_from.iter().enumerate() {
+        all.push(EnvVar {
+            name: loadtest_core::plan::header_variable(index),
+            value_from: Some(EnvVarSource {
+                secret_key_ref: Some(SecretKeySelector {
+                    name: from.secret_key_ref.name.clone(),
+                    key: from.secret_key_ref.key.clone(),
+                    optional: Some(false),
+                }),
+                ..EnvVarSource::default()
+            }),
+            value: None,
+        });
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{settings, test};
+    use loadtest_core::plan::size;
+
+    fn job_of(test: &LoadTest) -> Job {
+        job(test, &size(&test.spec), &settings())
+    }
+
+    #[test]
+    fn names_fit_at_the_limit_and_end_in_a_letter_or_digit() {
+        let mut test = test();
+        for name in ["a".repeat(253), format!("{}.b", "a".repeat(42)), "x".into(), "a.b.c".into()] {
+            test.metadata.name = Some(name);
+            let child = child_name(&test);
+            assert!(child.len() <= MAX_JOB_NAME, "{child}");
+            assert!(child.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'), "{child}");
+            assert!(child.ends_with("-0a1b2c3d"), "{child}");
+            assert!(labels(&test).values().all(|value| value.len() <= MAX_LABEL));
+        }
+    }
+
+    #[test]
+    fn two_tests_of_one_name_never_share_children() {
+        let (first, mut second) = (test(), test());
+        second.metadata.uid = Some("ffffffff-0000-4000-8000-000000000000".into());
+        assert_ne!(child_name(&first), child_name(&second));
+    }
+
+    #[test]
+    fn the_job_is_indexed_and_restarts_nothing() {
+        let spec = job_of(&test()).spec.unwrap();
+        assert_eq!(spec.completion_mode.as_deref(), Some("Indexed"));
+        assert_eq!((spec.completions, spec.parallelism), (Some(2), Some(2)));
+        assert_eq!(spec.backoff_limit_per_index, Some(0));
+        assert_eq!(spec.template.spec.unwrap().restart_policy.as_deref(), Some("Never"));
+    }
+
+    #[test]
+    fn runner_pods_are_restricted_and_hold_no_credentials_of_the_cluster() {
+        let pod = job_of(&test()).spec.unwrap().template.spec.unwrap();
+        assert_eq!(pod.automount_service_account_token, Some(false));
+        let security = pod.security_context.unwrap();
+        assert_eq!(security.run_as_non_root, Some(true));
+        assert_eq!(security.seccomp_profile.unwrap().type_, "RuntimeDefault");
+        let container = pod.containers[0].security_context.clone().unwrap();
+        assert_eq!(container.allow_privilege_escalation, Some(false));
+        assert_eq!(container.capabilities.unwrap().drop, Some(vec!["ALL".into()]));
+        assert_eq!(container.read_only_root_filesystem, Some(true));
+    }
+
+    #[test]
+    fn requests_are_set_and_limits_are_not() {
+        let pod = job_of(&test()).spec.unwrap().template.spec.unwrap();
+        let resources = pod.containers[0].resources.clone().unwrap();
+        assert!(resources.requests.unwrap().contains_key("cpu"));
+        assert_eq!(resources.limits, None);
+    }
+
+    #[test]
+    fn the_plan_carries_no_token_and_no_secret() {
+        let mut test = test();
+        test.spec.target.headers_from = serde_json::from_str(
+            r#"[{"header": "authorization", "secretKeyRef": {"name": "api", "key": "token"}}]"#,
+        )
+        .unwrap();
+        let plan = plan(&test, &size(&test.spec), "fingerprint".into(), &settings());
+        let map = config_map(&test, &plan).unwrap();
+        assert_eq!(map.immutable, Some(true));
+        let env = job_of(&test).spec.unwrap().template.spec.unwrap().containers[0].env.clone();
+        let header = env.unwrap().into_iter().find(|e| e.name == "LOADTEST_HEADER_0").unwrap();
+        assert_eq!(header.value, None);
+        assert_eq!(header.value_from.unwrap().secret_key_ref.unwrap().key, "token");
+    }
+
+    #[test]
+    fn children_are_owned_by_their_test_alone() {
+        let owners = job_of(&test()).metadata.owner_references.unwrap();
+        assert_eq!((owners.len(), owners[0].controller), (1, Some(true)));
+        assert_eq!(owners[0].uid, test().uid().unwrap());
+    }
+}

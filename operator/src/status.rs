@@ -1,0 +1,351 @@
+//! From a decision to the next status and the Event that tells of it. Pure.
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
+    jiff::Timestamp,
+};
+use loadtest_core::{
+    Duration,
+    report::{self, Report, truncated},
+    resource::{LoadTestStatus, Phase, Progress, Sizing, Verdict},
+};
+
+use crate::{
+    decide::{Decision, Reason},
+    observed::{Observed, StartRecord},
+};
+
+/// Between two writes of progress alone.
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+/// Events and conditions are cut here; the API takes 1,024 bytes of an Event's note.
+const MAX_MESSAGE: usize = 1000;
+
+/// Something to tell about a test, once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    /// One word for programs.
+    pub reason: String,
+    /// A sentence for people.
+    pub note: String,
+    /// Shown as a warning.
+    pub warning: bool,
+}
+
+/// The next status of a test, and what to tell. The old status when nothing changes.
+pub fn next(
+    seen: &Observed,
+    decision: &Decision,
+    now: Timestamp,
+) -> (LoadTestStatus, Option<News>) {
+    let old = seen.test.status.clone().unwrap_or_default();
+    let mut status = old.clone();
+    let news = match decision {
+        Decision::Settled
+        | Decision::Wait(_)
+        | Decision::Start(_)
+        | Decision::Order(..)
+        | Decision::Stop(_)
+        | Decision::Release(_)
+        | Decision::Delete => return (old, None),
+        Decision::Reject(problems) => reject(&mut status, problems, now),
+        Decision::Admit(sizing) => admit(&mut status, sizing, now),
+        Decision::Launch(sizing) => launch(&mut status, sizing),
+        Decision::Started(start) => started(&mut status, start, seen, now),
+        Decision::Progress(phase, _) => progress(&mut status, *phase, seen, now),
+        Decision::Conclude { cancelled, failed } => {
+            conclude(&mut status, *cancelled, failed.as_ref(), seen, now)
+        }
+        Decision::Fail(reason, message) => fail(&mut status, *reason, message, now),
+        Decision::CancelUnstarted => cancel_unstarted(&mut status, now),
+    };
+    status.observed_generation = seen.test.metadata.generation;
+    (status, news)
+}
+
+/// True when a status differs only in how far the test is, and that was told just now.
+pub fn can_wait(
+    old: &LoadTestStatus,
+    new: &LoadTestStatus,
+    reported: Option<Timestamp>,
+    now: Timestamp,
+) -> bool {
+    let recent = reported.is_some_and(|at| {
+        now.duration_since(at) < crate::decide::signed(PROGRESS_EVERY)
+    });
+    recent && old.phase == new.phase && old.conditions == new.conditions
+}
+
+fn news(reason: &str, note: impl Into<String>, warning: bool) -> Option<News> {
+    Some(News { reason: reason.into(), note: truncated(&note.into(), MAX_MESSAGE), warning })
+}
+
+/// Sets a condition. Its time changes only when its status does.
+fn condition(
+    status: &mut LoadTestStatus,
+    kind: &str,
+    value: &str,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+) {
+    let before = status.conditions.iter().find(|c| c.type_ == kind);
+    let since = before.filter(|c| c.status == value).map_or(Time(now), |c| {
+        c.last_transition_time.clone()
+    });
+    let next = Condition {
+        type_: kind.into(),
+        status: value.into(),
+        reason: reason.into(),
+        message: truncated(message, MAX_MESSAGE),
+        last_transition_time: since,
+        observed_generation: None,
+    };
+    match status.conditions.iter_mut().find(|c| c.type_ == kind) {
+        Some(place) => *place = next,
+        None => status.conditions.push(next),
+    }
+}
+
+fn reject(status: &mut LoadTestStatus, problems: &str, now: Timestamp) -> Option<News> {
+    let reason = Reason::InvalidSpec.as_str();
+    status.phase = Some(Phase::Error);
+    status.finish_time = Some(Time(now));
+    condition(status, "Accepted", "False", reason, problems, now);
+    condition(status, "Finished", "True", reason, "the spec can't be carried out", now);
+    condition(status, "Passed", "Unknown", reason, "the test did not run", now);
+    news("Rejected", problems, true)
+}
+
+fn admit(status: &mut LoadTestStatus, sizing: &Sizing, now: Timestamp) -> Option<News> {
+    *status = LoadTestStatus::default();
+    status.phase = Some(Phase::Pending);
+    status.plan = Some(sizing.clone());
+    let Sizing { runners, users_per_runner, workers: _, cpu, memory } = sizing;
+    let plan = format!(
+        "{runners} runners with up to {users_per_runner} users each, {cpu} CPU and {memory} memory requested"
+    );
+    condition(status, "Accepted", "True", "Valid", &plan, now);
+    condition(status, "Started", "False", "Pending", "runners are not started yet", now);
+    condition(status, "Finished", "False", "Pending", "the test has not run yet", now);
+    condition(status, "Passed", "Unknown", "Pending", "the test has not run yet", now);
+    news("Accepted", plan, false)
+}
+
+fn launch(status: &mut LoadTestStatus, sizing: &Sizing) -> Option<News> {
+    status.phase = Some(Phase::Starting);
+    status.progress = Some(Progress::default());
+    news("RunnersCreated", format!("created a Job with {} runners", sizing.runners), false)
+}
+
+fn started(
+    status: &mut LoadTestStatus,
+    start: &StartRecord,
+    seen: &Observed,
+    now: Timestamp,
+) -> Option<News> {
+    status.phase = Some(Phase::Running);
+    status.start_time = Some(MicroTime(start.at));
+    let note = format!(
+        "{} users on {} runners start at {}",
+        seen.test.spec.load.users,
+        start.pods.len(),
+        start.at.strftime("%H:%M:%S%.3f"),
+    );
+    condition(status, "Started", "True", "AllRunnersReady", &note, now);
+    condition(status, "Finished", "False", "Running", "load is on", now);
+    condition(status, "Passed", "Unknown", "Running", "judged when the test is over", now);
+    news("LoadStarted", note, false)
+}
+
+fn how_far(seen: &Observed, users: u64) -> Progress {
+    let numbers = seen.merged();
+    let duration = seen.test.spec.load.duration;
+    let elapsed = Duration::from_secs_f64(numbers.elapsed_seconds).min(duration);
+    // Whole tenths of a second: the rest changes with every look.
+    let tenth = 100_000_000;
+    let elapsed = Duration::from_nanos(elapsed.as_nanos() / tenth * tenth);
+    let share = elapsed.as_secs_f64() / duration.as_secs_f64().max(1e-9);
+    #[expect(clippy::cast_possible_truncation, reason = "a share of a hundred")]
+    let percent = (share * 100.0).round() as i64;
+    Progress {
+        runners: i64::try_from(seen.memory.numbers.len()).unwrap_or(i64::MAX),
+        users: i64::try_from(users).unwrap_or(i64::MAX),
+        elapsed,
+        percent,
+    }
+}
+
+fn progress(
+    status: &mut LoadTestStatus,
+    phase: Phase,
+    seen: &Observed,
+    now: Timestamp,
+) -> Option<News> {
+    let entered = status.phase != Some(phase);
+    status.phase = Some(phase);
+    let numbers = seen.merged();
+    status.progress = Some(how_far(seen, numbers.users));
+    if numbers.elapsed_seconds > 0.0 {
+        status.summary = Some(report::summarise(&numbers.total(), numbers.elapsed_seconds));
+    }
+    if !(entered && phase == Phase::Stopping) {
+        return None;
+    }
+    let note = "load has ended; waiting for open requests and last numbers";
+    condition(status, "Finished", "False", "Stopping", note, now);
+    news("LoadEnded", note, false)
+}
+
+fn conclude(
+    status: &mut LoadTestStatus,
+    cancelled: bool,
+    failed: Option<&(Reason, String)>,
+    seen: &Observed,
+    now: Timestamp,
+) -> Option<News> {
+    let numbers = seen.merged();
+    let Report { verdict, reason, message, summary, tasks, thresholds, errors, mut measurement } =
+        report::report(&seen.test.spec, &numbers, &seen.circumstances(cancelled));
+    // A restarted operator may have come too late to measure it again.
+    let before = status.measurement.take().and_then(|m| m.start_skew);
+    measurement.start_skew = measurement.start_skew.or(before);
+    status.progress = Some(how_far(seen, numbers.users_peak));
+    status.summary = Some(summary);
+    status.tasks = tasks;
+    status.thresholds = thresholds;
+    status.errors = errors;
+    status.measurement = Some(measurement);
+    let (phase, verdict, reason, message) = match failed {
+        Some((why, text)) => {
+            (Phase::Error, Verdict::Inconclusive, why.as_str(), text.clone())
+        }
+        None if cancelled => (Phase::Cancelled, verdict, reason, message),
+        None => (Phase::Finished, verdict, reason, message),
+    };
+    finish(status, phase, now, reason, &message);
+    status.verdict = Some(verdict);
+    let passed = match verdict {
+        Verdict::Pass | Verdict::Warning => "True",
+        Verdict::Fail | Verdict::Critical => "False",
+        Verdict::Inconclusive | Verdict::NotJudged => "Unknown",
+    };
+    condition(status, "Passed", passed, reason, &message, now);
+    let bad = !matches!(verdict, Verdict::Pass | Verdict::NotJudged);
+    news(phase.as_str(), format!("{}: {message}", verdict.as_str()), bad)
+}
+
+fn finish(
+    status: &mut LoadTestStatus,
+    phase: Phase,
+    now: Timestamp,
+    reason: &str,
+    message: &str,
+) {
+    status.phase = Some(phase);
+    status.finish_time = Some(Time(now));
+    condition(status, "Finished", "True", reason, message, now);
+}
+
+fn fail(
+    status: &mut LoadTestStatus,
+    reason: Reason,
+    message: &str,
+    now: Timestamp,
+) -> Option<News> {
+    finish(status, Phase::Error, now, reason.as_str(), message);
+    status.verdict = Some(Verdict::Inconclusive);
+    condition(status, "Started", "False", reason.as_str(), message, now);
+    condition(status, "Passed", "Unknown", reason.as_str(), "the test did not run", now);
+    news(reason.as_str(), message, true)
+}
+
+fn cancel_unstarted(status: &mut LoadTestStatus, now: Timestamp) -> Option<News> {
+    let message = "cancelled before any load";
+    finish(status, Phase::Cancelled, now, "Cancelled", message);
+    status.verdict = Some(Verdict::Inconclusive);
+    condition(status, "Passed", "Unknown", "Cancelled", message, now);
+    news("Cancelled", message, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::SignedDuration;
+    use loadtest_core::plan::size;
+
+    use super::*;
+    use crate::{
+        observed::Memory,
+        testing::{noon, test},
+    };
+
+    fn seen(status: LoadTestStatus) -> Observed {
+        let mut test = test();
+        test.status = Some(status);
+        Observed { test, job: None, runners: vec![], memory: Memory::default() }
+    }
+
+    fn admitted() -> LoadTestStatus {
+        let decision = Decision::Admit(size(&test().spec));
+        next(&seen(LoadTestStatus::default()), &decision, noon()).0
+    }
+
+    fn is(status: &LoadTestStatus, kind: &str) -> String {
+        status.condition(kind).unwrap().status.clone()
+    }
+
+    #[test]
+    fn waiting_changes_nothing_and_tells_nothing() {
+        let old = admitted();
+        let decision = Decision::Wait(Duration::from_secs(1));
+        assert_eq!(next(&seen(old.clone()), &decision, noon()), (old, None));
+    }
+
+    #[test]
+    fn finished_is_true_in_all_three_ends() {
+        let ends = [
+            Decision::Conclude { cancelled: false, failed: None },
+            Decision::Conclude { cancelled: true, failed: None },
+            Decision::Fail(Reason::ImagePull, "no image".into()),
+            Decision::CancelUnstarted,
+            Decision::Reject("spec.scenario: too large".into()),
+        ];
+        for end in ends {
+            let (status, news) = next(&seen(admitted()), &end, noon());
+            assert_eq!(is(&status, "Finished"), "True", "{end:?}");
+            assert!(status.phase.unwrap().is_final() && news.is_some());
+        }
+    }
+
+    #[test]
+    fn a_run_without_traffic_is_inconclusive() {
+        let decision = Decision::Conclude { cancelled: false, failed: None };
+        let (status, _) = next(&seen(admitted()), &decision, noon());
+        assert_eq!((status.phase, status.verdict), (Some(Phase::Finished), Some(Verdict::Inconclusive)));
+        assert_eq!(is(&status, "Passed"), "Unknown");
+    }
+
+    #[test]
+    fn a_conditions_time_changes_only_when_its_status_does() {
+        let later = noon() + SignedDuration::from_secs(60);
+        let decision = Decision::Fail(Reason::StartTimeout, "slow".into());
+        let (status, _) = next(&seen(admitted()), &decision, later);
+        let time = |kind: &str| status.condition(kind).unwrap().last_transition_time.0;
+        assert_eq!(time("Started"), noon());
+        assert_eq!(time("Finished"), later);
+    }
+
+    #[test]
+    fn progress_is_written_every_five_seconds_but_transitions_at_once() {
+        let mut running = admitted();
+        running.phase = Some(Phase::Running);
+        let decision = Decision::Progress(Phase::Running, Duration::from_secs(2));
+        let (next_status, _) = next(&seen(running.clone()), &decision, noon());
+        let at = |s| Some(noon() - SignedDuration::from_secs(s));
+        assert!(can_wait(&running, &next_status, at(4), noon()));
+        assert!(!can_wait(&running, &next_status, at(5), noon()));
+        assert!(!can_wait(&running, &next_status, None, noon()));
+        let decision = Decision::Progress(Phase::Stopping, Duration::from_secs(2));
+        let (stopping, _) = next(&seen(running.clone()), &decision, noon());
+        assert!(!can_wait(&running, &stopping, at(1), noon()));
+    }
+}

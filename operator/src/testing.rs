@@ -1,0 +1,41 @@
+//! What unit tests start from.
+
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+use loadtest_core::{
+    Duration,
+    resource::{LoadTest, LoadTestSpec},
+};
+
+use crate::resources::Settings;
+
+/// A moment in all tests.
+pub(crate) fn noon() -> Timestamp {
+    "2026-11-24T12:00:00Z".parse().unwrap()
+}
+
+pub(crate) fn settings() -> Settings {
+    Settings {
+        runner_image: "loadtest-runner:test".into(),
+        start_timeout: Duration::from_secs(300),
+        release_grace: Duration::from_secs(300),
+        metrics_linger: Duration::from_secs(35),
+    }
+}
+
+/// 200 users at 100 a runner for two minutes.
+pub(crate) fn test() -> LoadTest {
+    let spec: LoadTestSpec = serde_json::from_value(serde_json::json!({
+        "target": {"http": "http://cell0:18800"},
+        "load": {"users": 200, "spawnRate": 50, "duration": "2m"},
+        "scenario": {"tasks": [{"name": "health", "http": {"path": "/health"}}]},
+        "thresholds": [{"metric": "errorRate", "target": "< 1%"}],
+        "runners": {"usersPerRunner": 100},
+    }))
+    .unwrap();
+    let mut test = LoadTest::new("burst", spec);
+    test.metadata.uid = Some("0a1b2c3d-1111-4222-8333-444455556666".into());
+    test.metadata.namespace = Some("default".into());
+    test.metadata.generation = Some(1);
+    test.metadata.creation_timestamp = Some(Time(noon()));
+    test
+}
