@@ -6,7 +6,7 @@ use crate::{
     metrics::{LatencyHistogram, Numbers, TaskNumbers, judged},
     plan,
     resource::{
-        ErrorCount, Latency, LoadTestSpec, Measurement, Summary, TaskKind, TaskSummary,
+        ErrorCount, Latency, LoadTestSpec, Measurement, Progress, Summary, TaskKind, TaskSummary,
         ThresholdRow, Verdict,
     },
     values::{Duration, Rate, Share},
@@ -157,6 +157,24 @@ pub fn summarise(task: &TaskNumbers, elapsed_seconds: f64) -> Summary {
         p99: at(0.99),
         p999: at(0.999),
         max: at(1.0),
+    }
+}
+
+/// How far a run is. `users` are those running now or, at the end, the most that ran.
+pub fn progress(spec: &LoadTestSpec, numbers: &Numbers, runners: usize, users: u64) -> Progress {
+    let duration = spec.load.duration;
+    let elapsed = Duration::from_secs_f64(numbers.elapsed_seconds).min(duration);
+    // Whole tenths of a second: the rest changes with every look.
+    let tenth = 100_000_000;
+    let elapsed = Duration::from_nanos(elapsed.as_nanos() / tenth * tenth);
+    let share = elapsed.as_secs_f64() / duration.as_secs_f64().max(1e-9);
+    #[expect(clippy::cast_possible_truncation, reason = "a share of a hundred")]
+    let percent = (share * 100.0).round() as i64;
+    Progress {
+        runners: i64::try_from(runners).unwrap_or(i64::MAX),
+        users: count(users),
+        elapsed,
+        percent,
     }
 }
 

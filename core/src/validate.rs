@@ -1,4 +1,4 @@
-//! What schema and CEL can't say about a spec. Pure.
+//! What schema and CEL can't say about a spec, or only an API server checks. Pure.
 
 use crate::resource::LoadTestSpec;
 
@@ -23,6 +23,14 @@ impl std::fmt::Display for Problem {
 /// Everything wrong with a spec that the API server let pass.
 pub fn problems(spec: &LoadTestSpec) -> Vec<Problem> {
     let mut problems = Vec::new();
+    for (index, task) in spec.scenario.tasks.iter().enumerate() {
+        if spec.scenario.tasks[..index].iter().any(|other| other.name == task.name) {
+            problems.push(Problem {
+                field: format!("spec.scenario.tasks[{index}].name"),
+                message: format!("{:?} is taken by another task: rename one", task.name),
+            });
+        }
+    }
     let parts = (&spec.target, &spec.load, &spec.scenario);
     // A spec is plain data: it always has a JSON form.
     let bytes = serde_json::to_vec(&parts).map_or(usize::MAX, |json| json.len());
@@ -47,6 +55,13 @@ mod tests {
     #[test]
     fn the_designs_example_has_no_problem() {
         assert_eq!(problems(&spec()), []);
+    }
+
+    #[test]
+    fn two_tasks_of_one_name_are_refused() {
+        let mut spec = spec();
+        spec.scenario.tasks[2].name = "chat".into();
+        assert_eq!(problems(&spec)[0].field, "spec.scenario.tasks[2].name");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use k8s_openapi::{
 };
 use loadtest_core::{
     Duration,
+    metrics::Numbers,
     report::{self, Report, truncated},
     resource::{LoadTestStatus, Phase, Progress, Sizing, Verdict},
 };
@@ -157,22 +158,8 @@ fn started(
     news("LoadStarted", note, false)
 }
 
-fn how_far(seen: &Observed, users: u64) -> Progress {
-    let numbers = seen.merged();
-    let duration = seen.test.spec.load.duration;
-    let elapsed = Duration::from_secs_f64(numbers.elapsed_seconds).min(duration);
-    // Whole tenths of a second: the rest changes with every look.
-    let tenth = 100_000_000;
-    let elapsed = Duration::from_nanos(elapsed.as_nanos() / tenth * tenth);
-    let share = elapsed.as_secs_f64() / duration.as_secs_f64().max(1e-9);
-    #[expect(clippy::cast_possible_truncation, reason = "a share of a hundred")]
-    let percent = (share * 100.0).round() as i64;
-    Progress {
-        runners: i64::try_from(seen.memory.numbers.len()).unwrap_or(i64::MAX),
-        users: i64::try_from(users).unwrap_or(i64::MAX),
-        elapsed,
-        percent,
-    }
+fn far(seen: &Observed, numbers: &Numbers, users: u64) -> Progress {
+    report::progress(&seen.test.spec, numbers, seen.memory.numbers.len(), users)
 }
 
 fn progress(
@@ -184,7 +171,7 @@ fn progress(
     let entered = status.phase != Some(phase);
     status.phase = Some(phase);
     let numbers = seen.merged();
-    status.progress = Some(how_far(seen, numbers.users));
+    status.progress = Some(far(seen, &numbers, numbers.users));
     if numbers.elapsed_seconds > 0.0 {
         status.summary = Some(report::summarise(&numbers.total(), numbers.elapsed_seconds));
     }
@@ -209,7 +196,7 @@ fn conclude(
     // A restarted operator may have come too late to measure it again.
     let before = status.measurement.take().and_then(|m| m.start_skew);
     measurement.start_skew = measurement.start_skew.or(before);
-    status.progress = Some(how_far(seen, numbers.users_peak));
+    status.progress = Some(far(seen, &numbers, numbers.users_peak));
     status.summary = Some(summary);
     status.tasks = tasks;
     status.thresholds = thresholds;
@@ -224,12 +211,7 @@ fn conclude(
     };
     finish(status, phase, now, reason, &message);
     status.verdict = Some(verdict);
-    let passed = match verdict {
-        Verdict::Pass | Verdict::Warning => "True",
-        Verdict::Fail | Verdict::Critical => "False",
-        Verdict::Inconclusive | Verdict::NotJudged => "Unknown",
-    };
-    condition(status, "Passed", passed, reason, &message, now);
+    condition(status, "Passed", verdict.passed(), reason, &message, now);
     let bad = !matches!(verdict, Verdict::Pass | Verdict::NotJudged);
     news(phase.as_str(), format!("{}: {message}", verdict.as_str()), bad)
 }

@@ -113,16 +113,6 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Every verdict, best first.
-    pub const ALL: [Self; 6] = [
-        Self::Pass,
-        Self::Warning,
-        Self::Fail,
-        Self::Critical,
-        Self::Inconclusive,
-        Self::NotJudged,
-    ];
-
     /// The verdict as it stands in the status.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -132,6 +122,17 @@ impl Verdict {
             Self::Critical => "Critical",
             Self::Inconclusive => "Inconclusive",
             Self::NotJudged => "NotJudged",
+        }
+    }
+}
+
+impl Verdict {
+    /// The status of the `Passed` condition.
+    pub const fn passed(self) -> &'static str {
+        match self {
+            Self::Pass | Self::Warning => "True",
+            Self::Fail | Self::Critical => "False",
+            Self::Inconclusive | Self::NotJudged => "Unknown",
         }
     }
 }

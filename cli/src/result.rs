@@ -1,0 +1,79 @@
+//! The JSON result: plain numbers for programs. Durations are in seconds, rates per second,
+//! shares are fractions of one.
+
+use loadtest_core::{
+    metrics::{LatencyHistogram, Numbers, Outcome, TaskNumbers, judged},
+    resource::{LoadTest, LoadTestStatus},
+};
+use serde_json::{Value, json};
+
+/// The format's version; it grows when a field changes its meaning.
+const VERSION: u32 = 1;
+
+/// The whole result of a run.
+pub(crate) fn result(test: &LoadTest, status: &LoadTestStatus, numbers: &Numbers) -> Value {
+    let elapsed = numbers.elapsed_seconds;
+    let tasks: Vec<Value> = test
+        .spec
+        .scenario
+        .tasks
+        .iter()
+        .map(|task| {
+            let none = TaskNumbers::default();
+            let measured = numbers.tasks.get(&task.name).unwrap_or(&none);
+            let mut value = task_numbers(measured, elapsed);
+            value["name"] = task.name.clone().into();
+            value
+        })
+        .collect();
+    json!({
+        "version": VERSION,
+        "name": test.metadata.name,
+        "spec": test.spec,
+        "status": status,
+        "elapsedSeconds": elapsed,
+        "userSeconds": numbers.user_seconds,
+        "usersPeak": numbers.users_peak,
+        "scheduleLag": latency(&numbers.schedule_lag),
+        "total": task_numbers(&numbers.total(), elapsed),
+        "tasks": tasks,
+    })
+}
+
+fn task_numbers(task: &TaskNumbers, elapsed: f64) -> Value {
+    let successes = task.of(Outcome::Success);
+    let share = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+    json!({
+        "requests": task.completed(),
+        "failures": task.failures(),
+        "timeouts": task.of(Outcome::Timeout),
+        "interrupted": task.of(Outcome::Interrupted),
+        "errorRate": share(task.failures(), task.completed()),
+        "throughput": if elapsed > 0.0 { successes as f64 / elapsed } else { 0.0 },
+        "responseTime": latency(&judged(&task.response_time)),
+        "serviceTime": latency(&judged(&task.service_time)),
+        "timeToFirstResponse": latency(&judged(&task.first_response)),
+        "webSocketConnect": latency(&judged(&task.web_socket_connect)),
+        "errors": task.errors.iter().filter(|(_, n)| **n > 0).collect::<std::collections::BTreeMap<_, _>>(),
+        "sentBytes": task.sent_bytes,
+        "receivedBytes": task.received_bytes,
+    })
+}
+
+/// A distribution; null without samples.
+fn latency(histogram: &LatencyHistogram) -> Value {
+    let (Some(mean), Some(min)) = (histogram.mean(), histogram.quantile(0.0)) else {
+        return Value::Null;
+    };
+    let mut value = json!({
+        "count": histogram.count(),
+        "mean": mean.as_secs_f64(),
+        "min": min.as_secs_f64(),
+    });
+    for (name, p) in
+        [("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("p99", 0.99), ("p999", 0.999), ("max", 1.0)]
+    {
+        value[name] = histogram.quantile(p).map(loadtest_core::Duration::as_secs_f64).into();
+    }
+    value
+}

@@ -1,0 +1,232 @@
+//! `loadtest run`: a LoadTest on this machine, no cluster. The same core sizes, merges and
+//! judges; the runner's engine makes the load in this process.
+
+use std::{
+    io::Write,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context;
+use cell0_simulator::{Listen, Settings, Simulator};
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+use loadtest_core::{
+    metrics::Numbers,
+    plan::{Plan, VERSION, size},
+    report::{Circumstances, progress, report, summarise},
+    resource::{LoadTest, LoadTestStatus, Phase, Verdict},
+};
+use loadtest_runner::{Engine, Measured, Prepared};
+use serde_json::Value;
+
+use crate::{Exit, RunArguments, file, render, result};
+
+/// Sockets and files that a process needs besides one connection per user.
+const SPARE_FILES: u64 = 200;
+/// Open requests may take this long yet when the user ends the test.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// Runs a test and prints its result.
+pub(crate) fn run(arguments: &RunArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
+    // On threads of its own, as a target elsewhere would have.
+    let simulator = if arguments.simulator {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let simulator = runtime
+            .block_on(Simulator::start(Settings::default(), Listen::loopback()))
+            .context("the simulator can't be started")?;
+        Some((simulator, runtime))
+    } else {
+        None
+    };
+    let overrides = overrides(arguments, simulator.as_ref().map(|(simulator, _)| simulator));
+    let accepted = match file::read(&arguments.file, &overrides) {
+        Ok(accepted) => accepted,
+        Err(error) => return Ok(bad_input(&error)),
+    };
+    for warning in &accepted.warnings {
+        let at = warning.at.map_or_else(String::new, |(l, c)| format!(":{l}:{c}"));
+        say(&format!("warning: {}{at}: {}", arguments.file, warning.message));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let exit = runtime.block_on(load(&accepted.test, arguments, out));
+    if let Some((simulator, runtime)) = simulator {
+        runtime.block_on(simulator.shutdown());
+    }
+    exit
+}
+
+fn bad_input(error: &file::FileError) -> Exit {
+    let source = std::error::Error::source(error).map(|s| format!(": {s}")).unwrap_or_default();
+    say(&format!("loadtest: {error}{source}"));
+    Exit::BadInput
+}
+
+/// A closed standard error is the reader's choice.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn overrides(
+    arguments: &RunArguments,
+    simulator: Option<&Simulator>,
+) -> Vec<(&'static str, Value)> {
+    let RunArguments {
+        users, spawn_rate, duration, host, ws_host, file: _, simulator: _, json: _,
+    } = arguments;
+    let simulated = |address: Option<std::net::SocketAddr>, scheme: &str| {
+        address.map(|address| format!("{scheme}://{address}"))
+    };
+    let http = host.clone().or_else(|| simulated(simulator.map(Simulator::http_addr), "http"));
+    let ws = simulated(simulator.map(Simulator::websocket_addr), "ws");
+    let ws = ws_host.clone().or(ws);
+    [
+        ("spec.load.users", users.map(Value::from)),
+        ("spec.load.spawnRate", spawn_rate.map(Value::from)),
+        ("spec.load.duration", duration.clone().map(Value::from)),
+        ("spec.target.http", http.map(Value::from)),
+        ("spec.target.webSocket", ws.map(Value::from)),
+    ]
+    .into_iter()
+    .filter_map(|(field, value)| Some((field, value?)))
+    .collect()
+}
+
+fn plan(test: &LoadTest) -> Plan {
+    let sizing = size(&test.spec);
+    let users = u32::try_from(sizing.runners * sizing.users_per_runner).unwrap_or(u32::MAX);
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let wanted = users.div_ceil(2000);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Plan {
+        version: VERSION,
+        run: format!("local-{:x}", now.as_nanos()),
+        name: test.metadata.name.clone().unwrap_or_else(|| "loadtest".into()),
+        // One process is one runner, whatever a cluster would make of it.
+        runners: 1,
+        workers: wanted.min(u32::try_from(cores).unwrap_or(1)),
+        token_sha256: String::new(),
+        target: test.spec.target.clone(),
+        load: test.spec.load.clone(),
+        scenario: test.spec.scenario.clone(),
+        release_grace: loadtest_core::Duration::ZERO,
+        metrics_linger: loadtest_core::Duration::ZERO,
+    }
+}
+
+async fn load(
+    test: &LoadTest,
+    arguments: &RunArguments,
+    out: &mut impl Write,
+) -> anyhow::Result<Exit> {
+    let plan = plan(test);
+    check_file_limit(&plan)?;
+    let prepared = Prepared::new(plan, |variable| std::env::var(variable).ok())?;
+    let engine = Engine::new(Arc::clone(&prepared), 0).context("the load can't be started")?;
+    let load = &test.spec.load;
+    let target = [&test.spec.target.http, &test.spec.target.web_socket];
+    let target: Vec<&str> = target.into_iter().flatten().map(String::as_str).collect();
+    writeln!(
+        out,
+        "{}: {} users at {}/s for {} against {}",
+        prepared.plan().name,
+        load.users,
+        load.spawn_rate,
+        load.duration,
+        target.join(", ")
+    )?;
+    writeln!(out, "{}", render::progress_head())?;
+    let started = Timestamp::now();
+    engine.start(Instant::now());
+    let cancelled = watch(&engine, test, out).await?;
+    let Measured { numbers, examples } = engine.measured().await;
+    let seen = Circumstances { cancelled, examples, ..Circumstances::default() };
+    let status = status(test, &numbers, &seen, started);
+    write!(out, "{}", render::result(test, &status, Some(&numbers)))?;
+    if let Some(path) = &arguments.json {
+        let value = result::result(test, &status, &numbers);
+        std::fs::write(path, format!("{value:#}\n"))
+            .with_context(|| format!("result can't be written to {}", path.display()))?;
+    }
+    out.flush()?;
+    Ok(Exit::of(status.verdict.unwrap_or(Verdict::Inconclusive)))
+}
+
+/// Prints progress until the load is over; true when the user ended it.
+async fn watch(engine: &Engine, test: &LoadTest, out: &mut impl Write) -> anyhow::Result<bool> {
+    let duration = test.spec.load.duration;
+    let every = Duration::from_secs_f64((duration.as_secs_f64() / 60.0).clamp(1.0, 10.0));
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+    let mut cancelled = false;
+    loop {
+        tokio::select! {
+            () = engine.finished() => return Ok(cancelled),
+            _ = tokio::signal::ctrl_c() => {
+                if cancelled {
+                    anyhow::bail!("interrupted twice: the result is lost");
+                }
+                cancelled = true;
+                say("stopping; once more to stop at once");
+                engine.stop(STOP_GRACE);
+            }
+            _ = ticks.tick() => {
+                let numbers = engine.measured().await.numbers;
+                let summary = summarise(&numbers.total(), numbers.elapsed_seconds);
+                let progress = progress(&test.spec, &numbers, 1, numbers.users);
+                writeln!(out, "{}", render::progress(&progress, &summary, duration))?;
+                out.flush()?;
+            }
+        }
+    }
+}
+
+fn status(
+    test: &LoadTest,
+    numbers: &Numbers,
+    seen: &Circumstances,
+    started: Timestamp,
+) -> LoadTestStatus {
+    let report = report(&test.spec, numbers, seen);
+    let condition = Condition {
+        type_: "Passed".into(),
+        status: report.verdict.passed().into(),
+        reason: report.reason.into(),
+        message: report.message,
+        last_transition_time: Time(Timestamp::now()),
+        observed_generation: None,
+    };
+    LoadTestStatus {
+        phase: Some(if seen.cancelled { Phase::Cancelled } else { Phase::Finished }),
+        verdict: Some(report.verdict),
+        conditions: vec![condition],
+        start_time: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(started)),
+        finish_time: Some(Time(Timestamp::now())),
+        progress: Some(progress(&test.spec, numbers, 1, numbers.users_peak)),
+        summary: Some(report.summary),
+        tasks: report.tasks,
+        thresholds: report.thresholds,
+        errors: report.errors,
+        measurement: Some(report.measurement),
+        ..LoadTestStatus::default()
+    }
+}
+
+/// A process that runs out of files would measure itself.
+fn check_file_limit(plan: &Plan) -> anyhow::Result<()> {
+    let limit = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let soft = limit
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    let Some(soft) = soft else { return Ok(()) };
+    let users = u64::try_from(plan.load.users).unwrap_or(u64::MAX);
+    // Each user has a connection; a simulator in this process has its other end.
+    let needed = users.saturating_add(SPARE_FILES);
+    anyhow::ensure!(
+        needed <= soft,
+        "{users} users need {needed} open files, this process may have {soft}: raise it with ulimit -n, or use fewer users"
+    );
+    Ok(())
+}
