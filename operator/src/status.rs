@@ -73,7 +73,9 @@ pub fn can_wait(
     let recent = reported.is_some_and(|at| {
         now.duration_since(at) < crate::decide::signed(PROGRESS_EVERY)
     });
-    recent && old.phase == new.phase && old.conditions == new.conditions
+    // The first numbers are what people wait for.
+    let first = old.summary.is_none() && new.summary.is_some();
+    recent && !first && old.phase == new.phase && old.conditions == new.conditions
 }
 
 fn news(reason: &str, note: impl Into<String>, warning: bool) -> Option<News> {
@@ -321,6 +323,7 @@ mod tests {
         let mut running = admitted();
         running.phase = Some(Phase::Running);
         let decision = Decision::Progress(Phase::Running, Duration::from_secs(2));
+        running.summary = Some(report::summarise(&loadtest_core::metrics::TaskNumbers::default(), 1.0));
         let (next_status, _) = next(&seen(running.clone()), &decision, noon());
         let at = |s| Some(noon() - SignedDuration::from_secs(s));
         assert!(can_wait(&running, &next_status, at(4), noon()));

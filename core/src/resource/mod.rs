@@ -66,7 +66,8 @@ pub const MAX_ROWS: usize = 64;
     },
     {
         "rule": "self.thresholds.all(h, !has(h.task) || self.scenario.tasks.exists(t, t.name == h.task))",
-        "messageExpression": "'thresholds: no task is named \"' + self.thresholds.filter(h, has(h.task) && !self.scenario.tasks.exists(t, t.name == h.task))[0].task + '\"; name one of: ' + self.scenario.tasks.map(t, t.name).join(', ')",
+        // Joining texts with + is estimated at the size of the whole list; format is not.
+        "messageExpression": "'thresholds: no task is named \"%s\": use the name of one of scenario.tasks'.format([self.thresholds.filter(h, has(h.task) && !self.scenario.tasks.exists(t, t.name == h.task))[0].task])",
     },
     {
         "rule": "self.thresholds.all(h, h.metric != 'timeToFirstResponse' || self.scenario.tasks.exists(t, has(t.chat) && (!has(h.task) || t.name == h.task)))",
@@ -78,7 +79,7 @@ pub const MAX_ROWS: usize = 64;
     },
     {
         "rule": "self.load.users <= 200 * self.runners.usersPerRunner",
-        "messageExpression": "'runners.usersPerRunner: ' + string(self.load.users) + ' users at ' + string(self.runners.usersPerRunner) + ' a runner are more than 200 runners: raise usersPerRunner to at least ' + string((self.load.users + 199) / 200)",
+        "messageExpression": "'runners.usersPerRunner: %d users at %d a runner need more than the at most 200 runners: raise usersPerRunner, or lower load.users'.format([self.load.users, self.runners.usersPerRunner])",
     },
 ]))]
 pub struct LoadTestSpec {

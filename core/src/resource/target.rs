@@ -99,7 +99,7 @@ pub(super) fn header_map(_: &mut schemars::SchemaGenerator) -> schemars::Schema 
     schemars::json_schema!({
         "type": "object",
         "maxProperties": 32,
-        "additionalProperties": {"type": "string", "maxLength": 4096},
+        "additionalProperties": {"type": "string", "maxLength": 2048},
         "x-kubernetes-validations": [
             {
                 "rule": "self.all(k, size(k) <= 128 && k.matches('^[A-Za-z0-9!#$%&*+.^_|~-]+$'))",

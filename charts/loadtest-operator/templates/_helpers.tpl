@@ -1,0 +1,99 @@
+{{- define "loadtest-operator.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{/* Leaves room for the suffixes of Roles and of the token Secret. */}}
+{{- define "loadtest-operator.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" }}
+{{- else }}
+{{- $name := default .Chart.Name .Values.nameOverride }}
+{{- if contains $name .Release.Name }}
+{{- .Release.Name | trunc 52 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name $name | trunc 52 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Names of what lies outside the release's namespace, where other releases' objects lie too:
+     releases of one name may live in two namespaces. */}}
+{{- define "loadtest-operator.uniqueName" -}}
+{{- printf "%s:%s" .Release.Namespace (include "loadtest-operator.fullname" .) }}
+{{- end }}
+
+{{- define "loadtest-operator.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "loadtest-operator.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "loadtest-operator.labels" -}}
+{{ include "loadtest-operator.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "loadtest-operator.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create }}
+{{- default (include "loadtest-operator.fullname" .) .Values.serviceAccount.name }}
+{{- else }}
+{{- default "default" .Values.serviceAccount.name }}
+{{- end }}
+{{- end }}
+
+{{- define "loadtest-operator.tokenSecret" -}}
+{{- default (printf "%s-token" (include "loadtest-operator.fullname" .)) .Values.tokenSecret.name }}
+{{- end }}
+
+{{/* An image's reference, from (dict "registry" … "repository" … "tag" …). */}}
+{{- define "loadtest-operator.reference" -}}
+{{- if .registry }}{{ trimSuffix "/" .registry }}/{{ end }}{{ .repository }}:{{ .tag }}
+{{- end }}
+
+{{- define "loadtest-operator.image" -}}
+{{- $image := .Values.image }}
+{{- include "loadtest-operator.reference" (dict
+      "registry" $image.registry
+      "repository" $image.repository
+      "tag" (default .Chart.AppVersion $image.tag)) }}
+{{- end }}
+
+{{- define "loadtest-operator.runnerImage" -}}
+{{- $image := .Values.runner.image }}
+{{- include "loadtest-operator.reference" (dict
+      "registry" (default .Values.image.registry $image.registry)
+      "repository" $image.repository
+      "tag" (coalesce $image.tag .Values.image.tag .Chart.AppVersion)) }}
+{{- end }}
+
+{{/* What the operator does in the namespaces it watches, and nothing more. */}}
+{{- define "loadtest-operator.watchRules" -}}
+- apiGroups: [loadtest.cell0.io]
+  resources: [loadtests]
+  verbs: [get, list, watch, delete]
+- apiGroups: [loadtest.cell0.io]
+  resources: [loadtests/status]
+  verbs: [patch]
+- apiGroups: [""]
+  resources: [configmaps]
+  verbs: [get, create]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list]
+- apiGroups: [""]
+  resources: [pods/log]
+  verbs: [get]
+- apiGroups: [events.k8s.io]
+  resources: [events]
+  verbs: [create, patch]
+{{- end }}
+
+{{- define "loadtest-operator.subjects" -}}
+- kind: ServiceAccount
+  name: {{ include "loadtest-operator.serviceAccountName" . }}
+  namespace: {{ .Release.Namespace }}
+{{- end }}

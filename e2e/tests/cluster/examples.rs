@@ -1,0 +1,42 @@
+//! Every example is accepted as it stands and runs to a verdict, shortened.
+
+use anyhow::{Result, ensure};
+use loadtest_core::{
+    Duration,
+    resource::{LoadTest, Phase, Verdict},
+};
+use serde_json::json;
+
+use crate::story::Story;
+
+const EXAMPLES: [&str; 5] = [
+    include_str!("../../../examples/loadtest-standard.yaml"),
+    include_str!("../../../examples/loadtest-sustained.yaml"),
+    include_str!("../../../examples/loadtest-burst.yaml"),
+    include_str!("../../../examples/loadtest-stress.yaml"),
+    include_str!("../../../examples/loadtest-benchmark.yaml"),
+];
+
+#[tokio::test]
+async fn all_five_examples_pass_against_a_healthy_simulator() -> Result<()> {
+    Story::tell("examples", async |story| {
+        story.simulator(json!({})).await?;
+        for text in EXAMPLES {
+            let mut test: LoadTest = serde_yaml::from_str(text)?;
+            let name = test.metadata.name.clone().unwrap_or_default();
+            let dry = kube::api::PostParams { dry_run: true, ..Default::default() };
+            story.tests.create(&dry, &test).await?;
+            // Long enough for every threshold to have its samples.
+            test.spec.load.duration = Duration::from_secs(20);
+            test.spec.load.spawn_rate = test.spec.load.spawn_rate.max(10.0);
+            story.tests.create(&Default::default(), &test).await?;
+            let status = story.finished(&name, 120).await?;
+            ensure!(status.phase == Some(Phase::Finished), "{name}: {status:#?}");
+            ensure!(status.verdict == Some(Verdict::Pass), "{name}: {status:#?}");
+            let size = serde_json::to_string(&status)?.len();
+            ensure!(size < 8192, "{name}: a status of {size} bytes");
+        }
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,198 @@
+//! What a run survives, and how it ends.
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+};
+use loadtest_core::resource::{Phase, Verdict};
+use serde_json::json;
+
+use crate::story::{OPERATOR_NAMESPACE, Story, health, within};
+
+async fn kill_operator(story: &Story) -> Result<()> {
+    let pods: Api<Pod> = Api::namespaced(story.client.clone(), OPERATOR_NAMESPACE);
+    let operators =
+        pods.list(&ListParams::default().labels("app.kubernetes.io/name=loadtest-operator")).await?;
+    ensure!(!operators.items.is_empty(), "no operator in {OPERATOR_NAMESPACE}");
+    for pod in operators.items {
+        pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_operator_killed_mid_run_finishes_the_same_run_with_the_same_numbers() -> Result<()> {
+    Story::tell("restart", async |story| {
+        let target = story.simulator(json!({"health": {"latency": "50ms"}})).await?;
+        let mut spec = health(20, "15s", json!([{"metric": "errorRate", "target": "< 1%"}]));
+        spec["runners"] = json!({"usersPerRunner": 10});
+        let test = story.start("restart", spec).await?;
+        let before = story.in_phase("restart", Phase::Running).await?;
+        kill_operator(&story).await?;
+        story.until("restart", 60, |s| s.progress.as_ref().is_some_and(|p| p.percent > 40)).await?;
+        kill_operator(&story).await?;
+        let status = story.finished("restart", 120).await?;
+
+        ensure!(status.verdict == Some(Verdict::Pass), "{status:#?}");
+        ensure!(status.start_time == before.start_time, "started again: {status:#?}");
+        let truth = target.truth(&test.uid().context("no UID")?).await?;
+        let summary = status.summary.context("no summary")?;
+        // Fired twice, the target would have seen what the status has not, or twice as much.
+        ensure!(summary.requests as u64 == truth.totals.counts.received, "{summary:?}");
+        let most = 20.0 * 15.0 / 0.100;
+        ensure!((summary.requests as f64) < most, "{summary:?}");
+        let measured = status.measurement.context("no measurement")?;
+        ensure!(measured.runners_lost == 0, "{measured:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_deleted_test_leaves_no_pod_within_its_grace_period() -> Result<()> {
+    Story::tell("deleted", async |story| {
+        story.simulator(json!({})).await?;
+        story.start("deleted", health(5, "5m", json!([]))).await?;
+        story.in_phase("deleted", Phase::Running).await?;
+        ensure!(story.runners("deleted").await?.len() == 1);
+        story.tests.delete("deleted", &DeleteParams::background()).await?;
+        // The pods' own grace period is 10 s; the garbage collector needs a moment more.
+        within(15, "no runner pod", async || {
+            Ok(story.runners("deleted").await?.is_empty().then_some(()))
+        })
+        .await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_cancelled_test_ends_soon_with_its_numbers_and_never_passes() -> Result<()> {
+    Story::tell("cancel", async |story| {
+        let target = story.simulator(json!({})).await?;
+        let spec = health(5, "5m", json!([{"metric": "errorRate", "target": "< 1%"}]));
+        let test = story.start("cancel", spec).await?;
+        story.until("cancel", 60, |s| s.summary.as_ref().is_some_and(|s| s.requests > 0)).await?;
+        let cancel = Patch::Merge(json!({"spec": {"cancel": true}}));
+        story.tests.patch("cancel", &PatchParams::default(), &cancel).await?;
+        let status = story.finished("cancel", 20).await?;
+        ensure!(status.phase == Some(Phase::Cancelled), "{status:#?}");
+        ensure!(status.verdict == Some(Verdict::Inconclusive), "{status:#?}");
+        let truth = target.truth(&test.uid().context("no UID")?).await?;
+        let summary = status.summary.context("no summary")?;
+        ensure!(summary.requests as u64 == truth.totals.counts.received, "{summary:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_missing_secret_ends_the_run_within_30_s_and_sends_no_load() -> Result<()> {
+    Story::tell("secret", async |story| {
+        let target = story.simulator(json!({})).await?;
+        let mut spec = health(5, "5s", json!([]));
+        spec["target"]["headersFrom"] = json!([
+            {"header": "authorization", "secretKeyRef": {"name": "api", "key": "token"}}
+        ]);
+        let test = story.start("secret", spec).await?;
+        let status = story.finished("secret", 30).await?;
+        ensure!(status.phase == Some(Phase::Error), "{status:#?}");
+        let finished = status.condition("Finished").context("no condition")?;
+        ensure!(finished.reason == "ContainerConfig", "{finished:?}");
+        ensure!(finished.message.contains("secret \"api\" not found"), "{finished:?}");
+        let truth = target.truth(&test.uid().context("no UID")?).await;
+        let received = truth.map_or(0, |truth| truth.totals.counts.received);
+        ensure!(received == 0, "{received} requests were sent");
+        within(20, "no runner pod", async || {
+            Ok(story.runners("secret").await?.is_empty().then_some(()))
+        })
+        .await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_secrets_value_reaches_the_runner_and_nothing_else() -> Result<()> {
+    Story::tell("header", async |story| {
+        story.simulator(json!({})).await?;
+        story
+            .apply("{apiVersion: v1, kind: Secret, metadata: {name: api}, stringData: {token: s3cr3t}}")
+            .await?;
+        let mut spec = health(2, "3s", json!([{"metric": "errorRate", "target": "< 1%"}]));
+        spec["target"]["headersFrom"] = json!([
+            {"header": "authorization", "secretKeyRef": {"name": "api", "key": "token"}}
+        ]);
+        story.start("header", spec).await?;
+        let status = story.finished("header", 60).await?;
+        ensure!(status.verdict == Some(Verdict::Pass), "{status:#?}");
+        let test = serde_json::to_string(&story.tests.get("header").await?)?;
+        ensure!(!test.contains("s3cr3t"));
+        for pod in story.runners("header").await? {
+            ensure!(!serde_json::to_string(&pod)?.contains("s3cr3t"));
+            let log = story.pods.logs(&pod.name_any(), &Default::default()).await?;
+            ensure!(!log.contains("s3cr3t"), "{log}");
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_image_that_does_not_exist_is_an_error_that_names_it() -> Result<()> {
+    Story::tell("image", async |story| {
+        let mut spec = health(2, "3s", json!([]));
+        spec["runners"] = json!({"image": "Not/An_Image:!"});
+        story.start("image", spec).await?;
+        let status = story.finished("image", 60).await?;
+        let finished = status.condition("Finished").context("no condition")?;
+        ensure!(finished.reason == "ImagePull", "{finished:?}");
+        ensure!(finished.message.contains("Not/An_Image"), "{finished:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_test_of_the_longest_name_runs_and_its_time_to_live_removes_it() -> Result<()> {
+    Story::tell("longest", async |story| {
+        story.simulator(json!({})).await?;
+        let name = format!("{}.{}", "a".repeat(63), "b".repeat(189));
+        ensure!(name.len() == 253);
+        let mut spec = health(2, "2s", json!([{"metric": "errorRate", "target": "< 1%"}]));
+        spec["ttlSecondsAfterFinished"] = 3.into();
+        story.start(&name, spec).await?;
+        let status = story.finished(&name, 60).await?;
+        ensure!(status.verdict == Some(Verdict::Pass), "{status:#?}");
+        within(30, "the test's removal", async || {
+            Ok(story.tests.get_opt(&name).await?.is_none().then_some(()))
+        })
+        .await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_started_test_can_not_be_changed_and_the_message_says_what_to_do() -> Result<()> {
+    Story::tell("frozen", async |story| {
+        story.simulator(json!({})).await?;
+        story.start("frozen", health(2, "20s", json!([]))).await?;
+        story.until("frozen", 60, |s| s.plan.is_some()).await?;
+        for change in [
+            json!({"spec": {"load": {"users": 3}}}),
+            json!({"spec": {"target": {"headers": {"x-new": "1"}}}}),
+            json!({"spec": {"thresholds": [{"metric": "errorRate", "target": "< 1%"}]}}),
+            json!({"spec": {"runners": {"usersPerRunner": 7}}}),
+            json!({"spec": {"scenario": {"seed": 9}}}),
+        ] {
+            let patch = Patch::Merge(&change);
+            let refused = story.tests.patch("frozen", &PatchParams::default(), &patch).await;
+            let error = refused.err().with_context(|| format!("{change} was taken"))?.to_string();
+            ensure!(error.contains("kubectl replace --force -f"), "{error}");
+        }
+        let ttl = Patch::Merge(json!({"spec": {"ttlSecondsAfterFinished": 600}}));
+        story.tests.patch("frozen", &PatchParams::default(), &ttl).await?;
+        Ok(())
+    })
+    .await
+}
