@@ -30,8 +30,12 @@ class Failed(Exception):
 
 
 def expect(wanted, found, what):
-    if wanted != found:
-        raise Failed(f"{what}: want {wanted}, found {found}")
+    if wanted == found:
+        return
+    if isinstance(wanted, set):
+        missing, more = sorted(wanted - found), sorted(found - wanted)
+        raise Failed(f"{what}: missing {missing}, too many {more}")
+    raise Failed(f"{what}: want {wanted}, found {found}")
 
 
 def objects(path):

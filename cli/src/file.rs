@@ -65,8 +65,7 @@ pub(crate) struct Accepted {
 pub(crate) fn read(path: &str, overrides: &[(&str, Value)]) -> Result<Accepted, FileError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| FileError::Read { path: path.to_owned(), source })?;
-    check(&text, overrides)
-        .map_err(|problems| FileError::Bad { path: path.to_owned(), problems })
+    check(&text, overrides).map_err(|problems| FileError::Bad { path: path.to_owned(), problems })
 }
 
 /// One step from an object's root to a field.
@@ -242,12 +241,7 @@ fn dotted(steps: &[Step]) -> String {
 }
 
 /// Visits every field that the schema doesn't know.
-fn unknown(
-    schema: &Value,
-    value: &Value,
-    steps: &mut Vec<Step>,
-    found: &mut impl FnMut(&[Step]),
-) {
+fn unknown(schema: &Value, value: &Value, steps: &mut Vec<Step>, found: &mut impl FnMut(&[Step])) {
     match value {
         Value::Object(fields) => {
             let open = !schema["additionalProperties"].is_null()

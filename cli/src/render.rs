@@ -31,7 +31,10 @@ fn table(rows: &[Vec<String>], left: usize) -> String {
 
 /// The head of the progress lines.
 pub(crate) fn progress_head() -> String {
-    format!("  {:>9} {:>7} {:>11} {:>10} {:>8} {:>9}", "elapsed", "users", "rate", "p95", "errors", "left")
+    format!(
+        "  {:>9} {:>7} {:>11} {:>10} {:>8} {:>9}",
+        "elapsed", "users", "rate", "p95", "errors", "left"
+    )
 }
 
 /// One line of progress.
@@ -146,7 +149,15 @@ fn summary(total: &Summary, status: &LoadTestStatus) -> String {
 }
 
 fn thresholds(test: &LoadTest, status: &LoadTestStatus) -> String {
-    let mut rows = vec![cells(["verdict", "threshold", "observed", "target", "warning", "critical", "samples"])];
+    let mut rows = vec![cells([
+        "verdict",
+        "threshold",
+        "observed",
+        "target",
+        "warning",
+        "critical",
+        "samples",
+    ])];
     for (threshold, row) in test.spec.thresholds.iter().zip(&status.thresholds) {
         let shown = |bound: Option<loadtest_core::values::Bound>| {
             bound.map_or_else(|| "-".into(), |bound| bound.to_string())

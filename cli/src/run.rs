@@ -73,9 +73,8 @@ fn overrides(
     arguments: &RunArguments,
     simulator: Option<&Simulator>,
 ) -> Vec<(&'static str, Value)> {
-    let RunArguments {
-        users, spawn_rate, duration, host, ws_host, file: _, simulator: _, json: _,
-    } = arguments;
+    let RunArguments { users, spawn_rate, duration, host, ws_host, file: _, simulator: _, json: _ } =
+        arguments;
     let simulated = |address: Option<std::net::SocketAddr>, scheme: &str| {
         address.map(|address| format!("{scheme}://{address}"))
     };

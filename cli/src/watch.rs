@@ -64,7 +64,10 @@ fn tell(
                 format!("{} runners, up to {} users each", plan.runners, plan.users_per_runner)
             }
             (Phase::Running, _) => {
-                format!("{} users at {}/s for {}", test.spec.load.users, test.spec.load.spawn_rate, test.spec.load.duration)
+                format!(
+                    "{} users at {}/s for {}",
+                    test.spec.load.users, test.spec.load.spawn_rate, test.spec.load.duration
+                )
             }
             _ => String::new(),
         };

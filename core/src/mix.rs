@@ -130,7 +130,8 @@ mod tests {
     #[test]
     fn pauses_stay_within_their_bounds() {
         let mut scenario = spec().scenario;
-        scenario.pause = Some(Pause { min: Duration::from_millis(10), max: Duration::from_millis(20) });
+        scenario.pause =
+            Some(Pause { min: Duration::from_millis(10), max: Duration::from_millis(20) });
         let mix = Mix::new(&scenario);
         let mut choices = mix.choices_of(1);
         for _ in 0..1000 {

@@ -141,10 +141,9 @@ mod tests {
     #[test]
     fn what_the_user_asks_for_is_what_the_plan_shows() {
         let mut spec = spec();
-        spec.runners.resources = serde_json::from_str(
-            r#"{"requests": {"cpu": "2"}, "limits": {"memory": "1Gi"}}"#,
-        )
-        .unwrap();
+        spec.runners.resources =
+            serde_json::from_str(r#"{"requests": {"cpu": "2"}, "limits": {"memory": "1Gi"}}"#)
+                .unwrap();
         let sizing = size(&spec);
         assert_eq!((sizing.cpu.as_str(), sizing.memory.as_str()), ("2", "1Gi"));
     }

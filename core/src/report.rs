@@ -204,17 +204,13 @@ fn tasks(spec: &LoadTestSpec, numbers: &Numbers) -> Vec<TaskSummary> {
                 name: task.name.clone(),
                 summary: summarise(measured, numbers.elapsed_seconds),
                 time_to_first_response: latency(&measured.first_response).filter(|_| is_chat),
-                web_socket_connect: latency(&measured.web_socket_connect)
-                    .filter(|_| is_web_socket),
+                web_socket_connect: latency(&measured.web_socket_connect).filter(|_| is_web_socket),
             }
         })
         .collect()
 }
 
-fn errors(
-    numbers: &Numbers,
-    examples: &BTreeMap<(String, String), String>,
-) -> Vec<ErrorCount> {
+fn errors(numbers: &Numbers, examples: &BTreeMap<(String, String), String>) -> Vec<ErrorCount> {
     let mut rows: Vec<ErrorCount> = numbers
         .tasks
         .iter()
@@ -229,7 +225,9 @@ fn errors(
                 .map(|text| truncated(text, MAX_EXAMPLE)),
         })
         .collect();
-    rows.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| (&a.task, &a.kind).cmp(&(&b.task, &b.kind))));
+    rows.sort_by(|a, b| {
+        b.count.cmp(&a.count).then_with(|| (&a.task, &a.kind).cmp(&(&b.task, &b.kind)))
+    });
     rows.truncate(MAX_ERRORS);
     rows
 }

@@ -46,7 +46,10 @@ pub fn worst<'a>(rows: impl IntoIterator<Item = &'a ThresholdRow>) -> Verdict {
         Verdict::Pass => 1,
         Verdict::NotJudged => 0,
     };
-    rows.into_iter().map(|row| row.verdict).max_by_key(|v| badness(*v)).unwrap_or(Verdict::NotJudged)
+    rows.into_iter()
+        .map(|row| row.verdict)
+        .max_by_key(|v| badness(*v))
+        .unwrap_or(Verdict::NotJudged)
 }
 
 struct Observation {
@@ -58,10 +61,7 @@ fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64) -> Observat
     let latency = |by_outcome: &[LatencyHistogram; 4]| {
         let all = judged(by_outcome);
         let statistic = threshold.statistic.unwrap_or(Statistic::Mean);
-        Observation {
-            value: all.statistic(statistic).map(Quantity::Time),
-            samples: all.count(),
-        }
+        Observation { value: all.statistic(statistic).map(Quantity::Time), samples: all.count() }
     };
     let completed = scope.completed();
     match threshold.metric {
@@ -176,7 +176,9 @@ mod tests {
     }
 
     fn p95() -> Threshold {
-        row(r#"{task: chat, metric: responseTime, statistic: p95, target: "< 1s", warning: "< 2s", critical: "> 5s"}"#)
+        row(
+            r#"{task: chat, metric: responseTime, statistic: p95, target: "< 1s", warning: "< 2s", critical: "> 5s"}"#,
+        )
     }
 
     fn answers(seconds: f64, outcome: Outcome, n: u64) -> Numbers {

@@ -58,8 +58,7 @@ pub(crate) async fn act(
             }
         }
         Decision::Release(pods) => {
-            let taken =
-                collect::order(context, &run, &seen.runners, pods, &Order::Release).await;
+            let taken = collect::order(context, &run, &seen.runners, pods, &Order::Release).await;
             seen.memory.released.extend(taken);
         }
         Decision::Fail(..) | Decision::CancelUnstarted => delete_job(context, seen).await?,

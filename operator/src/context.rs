@@ -154,7 +154,8 @@ async fn key(client: &Client, namespace: &str, name: &str) -> Result<Vec<u8>, Co
         },
     };
     let key = found.data.and_then(|mut data| data.remove(KEY)).map(|bytes| bytes.0);
-    key.filter(|key| key.len() >= 32).ok_or_else(|| ContextError::ShortKey { name: name.to_owned() })
+    key.filter(|key| key.len() >= 32)
+        .ok_or_else(|| ContextError::ShortKey { name: name.to_owned() })
 }
 
 fn new_key(name: &str) -> Secret {

@@ -119,18 +119,13 @@ async fn run(arguments: Run) -> anyhow::Result<()> {
     config.default_retry = false;
     let client = Client::try_from(config).context("no Kubernetes client")?;
     let settings = Settings { runner_image, start_timeout, release_grace, metrics_linger };
-    let context =
-        Arc::new(Context::new(client, settings, &namespace, &token_secret).await?);
+    let context = Arc::new(Context::new(client, settings, &namespace, &token_secret).await?);
     let listener =
         TcpListener::bind(listen).await.with_context(|| format!("{listen} can't be bound"))?;
     let stop = CancellationToken::new();
     let ready = Arc::new(AtomicBool::new(false));
-    let server = tokio::spawn(serve(
-        listener,
-        Arc::clone(&context),
-        Arc::clone(&ready),
-        stop.clone(),
-    ));
+    let server =
+        tokio::spawn(serve(listener, Arc::clone(&context), Arc::clone(&ready), stop.clone()));
     let signals = tokio::spawn(stop_on_signal(stop.clone())?);
     tracing::info!(%namespace, ?watch_namespaces, %listen, "starting");
     controller::run(context, &watch_namespaces, ready, stop.clone()).await;

@@ -111,8 +111,12 @@ impl Collector for Tests {
             .encode_descriptor("loadtest_operator_running_tests", help, None, MetricType::Gauge)?
             .encode_gauge(&(running as f64))?;
         let help = "1 for the verdict of each LoadTest that has one";
-        let mut family =
-            encoder.encode_descriptor("loadtest_operator_verdict", help, None, MetricType::Gauge)?;
+        let mut family = encoder.encode_descriptor(
+            "loadtest_operator_verdict",
+            help,
+            None,
+            MetricType::Gauge,
+        )?;
         for test in tests {
             let Some(verdict) = test.status.as_ref().and_then(|status| status.verdict) else {
                 continue;

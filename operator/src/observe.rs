@@ -28,8 +28,10 @@ pub(crate) async fn observe(context: &Context, test: LoadTest) -> Result<Observe
     let runners = match &job {
         None => Vec::new(),
         Some(_) => {
-            let wanted = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
-            let list = pods.list(&wanted).await.map_err(|e| Error::api("list pods of", &name, e))?;
+            let wanted =
+                ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
+            let list =
+                pods.list(&wanted).await.map_err(|e| Error::api("list pods of", &name, e))?;
             list.items.iter().filter_map(Runner::of).collect()
         }
     };

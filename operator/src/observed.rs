@@ -77,9 +77,8 @@ impl Runner {
         const INDEX: &str = "batch.kubernetes.io/job-completion-index";
         let index = pod.labels().get(INDEX).or_else(|| pod.annotations().get(INDEX))?;
         let status = pod.status.clone().unwrap_or_default();
-        let condition = |kind: &str| {
-            status.conditions.iter().flatten().find(|c| c.type_ == kind).cloned()
-        };
+        let condition =
+            |kind: &str| status.conditions.iter().flatten().find(|c| c.type_ == kind).cloned();
         let container = status.container_statuses.iter().flatten().next();
         let over = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
         let unschedulable = condition("PodScheduled")

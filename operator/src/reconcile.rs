@@ -285,9 +285,11 @@ async fn undecodable(
     let found = api.get_opt(name).await.map_err(|e| Error::api("get loadtest", name, e))?;
     let Some(found) = found else { return Ok(Action::await_change()) };
     let message = truncated(&format!("the object can't be read: {error}"), 1000);
-    let told = found.data["status"]["conditions"].as_array().into_iter().flatten().any(|c| {
-        c["type"] == "Accepted" && c["message"] == message.as_str()
-    });
+    let told = found.data["status"]["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .any(|c| c["type"] == "Accepted" && c["message"] == message.as_str());
     if told {
         return Ok(Action::await_change());
     }

@@ -70,9 +70,8 @@ pub fn can_wait(
     reported: Option<Timestamp>,
     now: Timestamp,
 ) -> bool {
-    let recent = reported.is_some_and(|at| {
-        now.duration_since(at) < crate::decide::signed(PROGRESS_EVERY)
-    });
+    let recent =
+        reported.is_some_and(|at| now.duration_since(at) < crate::decide::signed(PROGRESS_EVERY));
     // The first numbers are what people wait for.
     let first = old.summary.is_none() && new.summary.is_some();
     recent && !first && old.phase == new.phase && old.conditions == new.conditions
@@ -92,9 +91,8 @@ fn condition(
     now: Timestamp,
 ) {
     let before = status.conditions.iter().find(|c| c.type_ == kind);
-    let since = before.filter(|c| c.status == value).map_or(Time(now), |c| {
-        c.last_transition_time.clone()
-    });
+    let since =
+        before.filter(|c| c.status == value).map_or(Time(now), |c| c.last_transition_time.clone());
     let next = Condition {
         type_: kind.into(),
         status: value.into(),
@@ -205,9 +203,7 @@ fn conclude(
     status.errors = errors;
     status.measurement = Some(measurement);
     let (phase, verdict, reason, message) = match failed {
-        Some((why, text)) => {
-            (Phase::Error, Verdict::Inconclusive, why.as_str(), text.clone())
-        }
+        Some((why, text)) => (Phase::Error, Verdict::Inconclusive, why.as_str(), text.clone()),
         None if cancelled => (Phase::Cancelled, verdict, reason, message),
         None => (Phase::Finished, verdict, reason, message),
     };
@@ -218,13 +214,7 @@ fn conclude(
     news(phase.as_str(), format!("{}: {message}", verdict.as_str()), bad)
 }
 
-fn finish(
-    status: &mut LoadTestStatus,
-    phase: Phase,
-    now: Timestamp,
-    reason: &str,
-    message: &str,
-) {
+fn finish(status: &mut LoadTestStatus, phase: Phase, now: Timestamp, reason: &str, message: &str) {
     status.phase = Some(phase);
     status.finish_time = Some(Time(now));
     condition(status, "Finished", "True", reason, message, now);
@@ -304,7 +294,10 @@ mod tests {
     fn a_run_without_traffic_is_inconclusive() {
         let decision = Decision::Conclude { cancelled: false, failed: None };
         let (status, _) = next(&seen(admitted()), &decision, noon());
-        assert_eq!((status.phase, status.verdict), (Some(Phase::Finished), Some(Verdict::Inconclusive)));
+        assert_eq!(
+            (status.phase, status.verdict),
+            (Some(Phase::Finished), Some(Verdict::Inconclusive))
+        );
         assert_eq!(is(&status, "Passed"), "Unknown");
     }
 
@@ -323,7 +316,8 @@ mod tests {
         let mut running = admitted();
         running.phase = Some(Phase::Running);
         let decision = Decision::Progress(Phase::Running, Duration::from_secs(2));
-        running.summary = Some(report::summarise(&loadtest_core::metrics::TaskNumbers::default(), 1.0));
+        running.summary =
+            Some(report::summarise(&loadtest_core::metrics::TaskNumbers::default(), 1.0));
         let (next_status, _) = next(&seen(running.clone()), &decision, noon());
         let at = |s| Some(noon() - SignedDuration::from_secs(s));
         assert!(can_wait(&running, &next_status, at(4), noon()));

@@ -56,9 +56,7 @@ impl Connector {
             Some((address, error)) => {
                 Failure::new(ErrorKind::of_connect(&error), format!("{address}: {error}"))
             }
-            None => {
-                Failure::new(ErrorKind::Dns, format!("{} has no address", self.endpoint.host))
-            }
+            None => Failure::new(ErrorKind::Dns, format!("{} has no address", self.endpoint.host)),
         })
     }
 

@@ -49,7 +49,8 @@ impl Engine {
                 let (sender, orders) = mpsc::unbounded_channel();
                 let mine = prepared.plan.users_of(index);
                 let mine = mine.skip(worker as usize).step_by(workers as usize).collect();
-                let (prepared, left, done) = (Arc::clone(&prepared), Arc::clone(&left), done.clone());
+                let (prepared, left, done) =
+                    (Arc::clone(&prepared), Arc::clone(&left), done.clone());
                 let last_one_says_so = move || {
                     if left.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1 {
                         done.send_replace(Some(Instant::now()));

@@ -43,9 +43,7 @@ pub async fn live(control: Control, listener: TcpListener) -> io::Result<ExitCod
         () = killed(&mut terminate, &mut interrupt) => End::Killed,
     };
     let code = match end {
-        End::Killed if control.engine.state() == RunnerState::Waiting => {
-            EXIT_KILLED_BEFORE_START
-        }
+        End::Killed if control.engine.state() == RunnerState::Waiting => EXIT_KILLED_BEFORE_START,
         End::Killed if *control.released.borrow() => 0,
         End::Killed => {
             control.engine.stop(Duration::ZERO);

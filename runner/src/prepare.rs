@@ -149,8 +149,7 @@ impl Prepared {
             url.as_ref().map(|url| Endpoint::parse(url, field, example, &tls)).transpose()
         };
         let http = endpoint(&plan.target.http, "target.http", "http://cell0:18800")?;
-        let web_socket =
-            endpoint(&plan.target.web_socket, "target.webSocket", "ws://cell0:18801")?;
+        let web_socket = endpoint(&plan.target.web_socket, "target.webSocket", "ws://cell0:18801")?;
         let tasks = plan
             .scenario
             .tasks
@@ -216,10 +215,7 @@ fn put(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), PrepareEr
     Ok(())
 }
 
-fn put_all(
-    headers: &mut HeaderMap,
-    from: &BTreeMap<String, String>,
-) -> Result<(), PrepareError> {
+fn put_all(headers: &mut HeaderMap, from: &BTreeMap<String, String>) -> Result<(), PrepareError> {
     from.iter().try_for_each(|(name, value)| put(headers, name, value))
 }
 

@@ -120,8 +120,7 @@ async fn exchange(
             http::chat(connection, worker.http()?, chat, body, flight).await
         }
         PreparedKind::WebSocket(session) => {
-            let last =
-                web_socket::session(worker.web_socket()?, session, flight, progress).await?;
+            let last = web_socket::session(worker.web_socket()?, session, flight, progress).await?;
             Ok(Answered { first: None, last })
         }
     }

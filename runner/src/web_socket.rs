@@ -73,11 +73,9 @@ async fn upgrade(
     *request.uri_mut() = prepared.uri.clone();
     *request.headers_mut() = prepared.headers.clone();
     let headers = request.headers_mut();
-    for (name, value) in [
-        ("connection", "Upgrade"),
-        ("upgrade", "websocket"),
-        ("sec-websocket-version", "13"),
-    ] {
+    for (name, value) in
+        [("connection", "Upgrade"), ("upgrade", "websocket"), ("sec-websocket-version", "13")]
+    {
         headers.insert(name, http::HeaderValue::from_static(value));
     }
     let key = tungstenite::handshake::client::generate_key();

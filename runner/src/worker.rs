@@ -65,9 +65,8 @@ impl Copied {
         let tasks = prepared.tasks.iter().zip(&self.tasks);
         tasks
             .flat_map(|(task, copy)| {
-                copy.examples().map(|(kind, text)| {
-                    ((task.name.clone(), kind.to_string()), text.to_owned())
-                })
+                copy.examples()
+                    .map(|(kind, text)| ((task.name.clone(), kind.to_string()), text.to_owned()))
             })
             .collect()
     }

@@ -112,10 +112,9 @@ impl Collector for Exposition {
             let mut family = counter(e, name, help)?;
             for (task, numbers) in &self.runner.numbers.tasks {
                 let labels = [("loadtest", self.shown.loadtest.as_str()), ("task", task.as_str())];
-                family.encode_family(&labels)?.encode_counter::<NoLabels, _, u64>(
-                    &value(numbers),
-                    None,
-                )?;
+                family
+                    .encode_family(&labels)?
+                    .encode_counter::<NoLabels, _, u64>(&value(numbers), None)?;
             }
         }
         let latencies: [Latencies; 4] = [
@@ -227,10 +226,9 @@ impl Exposition {
                     ("outcome", outcome.as_str()),
                     ("task", task.as_str()),
                 ];
-                family.encode_family(&labels)?.encode_counter::<NoLabels, _, u64>(
-                    &numbers.of(outcome),
-                    None,
-                )?;
+                family
+                    .encode_family(&labels)?
+                    .encode_counter::<NoLabels, _, u64>(&numbers.of(outcome), None)?;
             }
         }
         Ok(())
@@ -245,9 +243,7 @@ impl Exposition {
                     ("loadtest", self.shown.loadtest.as_str()),
                     ("task", task.as_str()),
                 ];
-                family
-                    .encode_family(&labels)?
-                    .encode_counter::<NoLabels, _, u64>(count, None)?;
+                family.encode_family(&labels)?.encode_counter::<NoLabels, _, u64>(count, None)?;
             }
         }
         Ok(())
@@ -293,11 +289,7 @@ mod tests {
     use crate::metrics::{Identity, RunnerState, decode};
 
     fn shown() -> Shown {
-        Shown {
-            loadtest: "burst".into(),
-            chat: vec!["chat".into()],
-            web_socket: vec!["ws".into()],
-        }
+        Shown { loadtest: "burst".into(), chat: vec!["chat".into()], web_socket: vec!["ws".into()] }
     }
 
     fn runner(samples: &[(f64, u8)]) -> RunnerNumbers {

@@ -97,7 +97,9 @@ mod tests {
     fn every_list_map_and_string_is_bounded() {
         walk(&schema(), "", &mut |schema, path| {
             let bounded = match schema["type"].as_str() {
-                Some("string") => ["maxLength", "enum", "format"].iter().any(|k| !schema[k].is_null()),
+                Some("string") => {
+                    ["maxLength", "enum", "format"].iter().any(|k| !schema[k].is_null())
+                }
                 Some("array") => !schema["maxItems"].is_null(),
                 Some("object") if !schema["additionalProperties"].is_null() => {
                     !schema["maxProperties"].is_null()
@@ -119,6 +121,9 @@ mod tests {
     #[test]
     fn the_committed_crd_is_fresh() {
         let committed = include_str!("../../../crds/loadtests.yaml");
-        assert!(committed == crd_yaml().unwrap(), "crds/loadtests.yaml is stale: run make generate");
+        assert!(
+            committed == crd_yaml().unwrap(),
+            "crds/loadtests.yaml is stale: run make generate"
+        );
     }
 }

@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 pub use crd::{crd, crd_yaml, schema};
 pub use runners::{RunnerSecurity, Runners};
 pub use status::{
-    ErrorCount, Latency, LoadTestStatus, Measurement, Phase, Progress, Sizing, Summary, TaskSummary,
-    ThresholdRow, Verdict,
+    ErrorCount, Latency, LoadTestStatus, Measurement, Phase, Progress, Sizing, Summary,
+    TaskSummary, ThresholdRow, Verdict,
 };
 pub use target::{HeaderFrom, SecretKey, Target, Tls};
 pub use task::{ChatTask, HttpTask, Method, Task, TaskKind, WebSocketTask};

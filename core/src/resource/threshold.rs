@@ -61,9 +61,8 @@ fn rules() -> serde_json::Value {
     let rising = |cast: &str| {
         format!("{cast}({target}) <= {cast}({warning}) && {cast}({warning}) <= {cast}({critical})")
     };
-    let falling = format!(
-        "double({target}) >= double({warning}) && double({warning}) >= double({critical})"
-    );
+    let falling =
+        format!("double({target}) >= double({warning}) && double({warning}) >= double({critical})");
     let ordered = format!(
         "!({in_unit}) || (self.metric == 'throughput' ? (!({numbers}) || ({falling})) : \
          self.metric == 'errorRate' ? (!({numbers}) || ({})) : (!({durations}) || ({})))",
@@ -171,7 +170,9 @@ pub enum Statistic {
 
 /// A text that names no statistic.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a statistic: use min, mean, max or a percentile such as p50, p95 or p99.9")]
+#[error(
+    "{text:?} is not a statistic: use min, mean, max or a percentile such as p50, p95 or p99.9"
+)]
 pub struct StatisticError {
     text: String,
 }

@@ -63,7 +63,8 @@ async fn every_bad_input_is_refused_by_the_api_server_in_words_that_help() -> Re
                 }
                 Err(error) => {
                     let error = error.to_string();
-                    let missing: Vec<_> = says.iter().filter(|word| !error.contains(*word)).collect();
+                    let missing: Vec<_> =
+                        says.iter().filter(|word| !error.contains(*word)).collect();
                     if !missing.is_empty() {
                         let error: String = error.chars().take(600).collect();
                         wrong.push(format!("{name}: says nothing of {missing:?}: {error}"));

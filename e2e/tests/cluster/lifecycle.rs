@@ -13,8 +13,9 @@ use crate::story::{OPERATOR_NAMESPACE, Story, health, within};
 
 async fn kill_operator(story: &Story) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(story.client.clone(), OPERATOR_NAMESPACE);
-    let operators =
-        pods.list(&ListParams::default().labels("app.kubernetes.io/name=loadtest-operator")).await?;
+    let operators = pods
+        .list(&ListParams::default().labels("app.kubernetes.io/name=loadtest-operator"))
+        .await?;
     ensure!(!operators.items.is_empty(), "no operator in {OPERATOR_NAMESPACE}");
     for pod in operators.items {
         pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await?;

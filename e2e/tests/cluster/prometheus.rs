@@ -61,7 +61,8 @@ fn p95(status: &LoadTestStatus) -> Result<f64> {
 }
 
 #[tokio::test]
-async fn prometheus_with_native_histograms_agrees_with_the_status_within_one_percent() -> Result<()> {
+async fn prometheus_with_native_histograms_agrees_with_the_status_within_one_percent() -> Result<()>
+{
     Story::tell("prometheus", async |story| {
         let latency = json!({"lognormal": {"median": "100ms", "sigma": 0.5, "max": "2s"}});
         story.simulator(json!({"health": {"latency": latency}})).await?;
