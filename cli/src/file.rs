@@ -1,14 +1,22 @@
 //! Reads a LoadTest from a file as an API server would: the same schema, the same CEL rules,
 //! the same defaults; and says where in the file what is wrong stands.
 
+mod place;
+mod schema;
+
 use std::fmt;
 
 use loadtest_core::{
-    resource::{GROUP, LoadTest, schema},
+    resource::{self, GROUP, LoadTest},
     validate,
 };
 use saphyr::{LoadableYamlNode, MarkedYamlOwned, ScalarOwned, YamlDataOwned};
 use serde_json::{Map, Value};
+
+use self::{
+    place::{Step, dotted, parse, position},
+    schema::{rules, structure, unknown},
+};
 
 /// One thing wrong with a file, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,24 +76,17 @@ pub(crate) fn read(path: &str, overrides: &[(&str, Value)]) -> Result<Accepted, 
     check(&text, overrides).map_err(|problems| FileError::Bad { path: path.to_owned(), problems })
 }
 
-/// One step from an object's root to a field.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
-    Key(String),
-    Index(usize),
-}
-
 fn check(text: &str, overrides: &[(&str, Value)]) -> Result<Accepted, Vec<Problem>> {
     let marked = load_test_in(text).map_err(|problem| vec![problem])?;
     let mut object = json(&marked);
     for (field, value) in overrides {
         set(&mut object, field, value.clone());
     }
-    let schema = schema();
+    let schema = resource::schema();
     let mut warnings = Vec::new();
     unknown(&schema, &object, &mut Vec::new(), &mut |steps| {
         let message = format!("unknown field {}: it is ignored", dotted(steps));
-        warnings.push(Problem { at: position(&marked, steps), message });
+        warnings.push(Problem { at: Some(position(&marked, steps)), message });
     });
     let object = kube_cel::apply_defaults(&schema, &object);
     let mut problems = structure(&schema, &object, &marked);
@@ -95,17 +96,17 @@ fn check(text: &str, overrides: &[(&str, Value)]) -> Result<Accepted, Vec<Proble
     if !problems.is_empty() {
         return Err(problems);
     }
-    let test: LoadTest = serde_path_to_error::deserialize(&object).map_err(|error| {
+    let accepted: LoadTest = serde_path_to_error::deserialize(&object).map_err(|error| {
         let steps = parse(&error.path().to_string());
         let message = format!("{}: {}", error.path(), error.inner());
-        vec![Problem { at: position(&marked, &steps), message }]
+        vec![Problem { at: Some(position(&marked, &steps)), message }]
     })?;
-    let problems = validate::problems(&test.spec);
+    let problems = validate::problems(&accepted.spec);
     if problems.is_empty() {
-        return Ok(Accepted { test, warnings });
+        return Ok(Accepted { test: accepted, warnings });
     }
     let placed = |problem: validate::Problem| Problem {
-        at: position(&marked, &parse(&problem.field)),
+        at: Some(position(&marked, &parse(&problem.field))),
         message: problem.to_string(),
     };
     Err(problems.into_iter().map(placed).collect())
@@ -128,7 +129,7 @@ fn load_test_in(text: &str) -> Result<MarkedYamlOwned, Problem> {
             ("LoadTest", version) if version == wanted => found.push(document),
             ("LoadTest", version) => {
                 return Err(Problem {
-                    at: position(&document, &[Step::Key("apiVersion".into())]),
+                    at: Some(position(&document, &[Step::Key("apiVersion".into())])),
                     message: format!("apiVersion: {version:?} is not {wanted}"),
                 });
             }
@@ -187,141 +188,6 @@ fn set(object: &mut Value, field: &str, value: Value) {
         place = &mut place[key];
     }
     *place = value;
-}
-
-/// Where a field stands in the file; the nearest thing around it when it is missing.
-fn position(node: &MarkedYamlOwned, steps: &[Step]) -> Option<(usize, usize)> {
-    let mut here = node;
-    let mut at = here.span.start;
-    for step in steps {
-        let next = match (step, &here.data) {
-            (Step::Key(key), YamlDataOwned::Mapping(map)) => {
-                map.iter().find(|(name, _)| key_text(name) == *key).map(|(name, value)| {
-                    at = name.span.start;
-                    value
-                })
-            }
-            (Step::Index(index), YamlDataOwned::Sequence(items)) => {
-                items.get(*index).inspect(|item| at = item.span.start)
-            }
-            _ => None,
-        };
-        match next {
-            Some(next) => here = next,
-            None => break,
-        }
-    }
-    Some((at.line(), at.col() + 1))
-}
-
-/// Reads a path such as `spec.scenario.tasks[0].http.path`.
-fn parse(path: &str) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for part in path.split('.').filter(|part| !part.is_empty()) {
-        let (name, indices) = part.split_once('[').map_or((part, ""), |(n, i)| (n, i));
-        if !name.is_empty() {
-            steps.push(Step::Key(name.to_owned()));
-        }
-        let numbers = indices.split('[').filter_map(|i| i.trim_end_matches(']').parse().ok());
-        steps.extend(numbers.map(Step::Index));
-    }
-    steps
-}
-
-fn dotted(steps: &[Step]) -> String {
-    let mut text = String::new();
-    for step in steps {
-        match step {
-            Step::Key(key) if text.is_empty() => text.push_str(key),
-            Step::Key(key) => text.push_str(&format!(".{key}")),
-            Step::Index(index) => text.push_str(&format!("[{index}]")),
-        }
-    }
-    text
-}
-
-/// Visits every field that the schema doesn't know.
-fn unknown(schema: &Value, value: &Value, steps: &mut Vec<Step>, found: &mut impl FnMut(&[Step])) {
-    match value {
-        Value::Object(fields) => {
-            let open = !schema["additionalProperties"].is_null()
-                || schema["x-kubernetes-preserve-unknown-fields"] == true;
-            for (key, inner) in fields {
-                // The API server's own part of the schema.
-                if steps.is_empty() && matches!(key.as_str(), "apiVersion" | "kind" | "metadata") {
-                    continue;
-                }
-                steps.push(Step::Key(key.clone()));
-                match schema["properties"].get(key) {
-                    Some(known) => unknown(known, inner, steps, found),
-                    None if open => unknown(&schema["additionalProperties"], inner, steps, found),
-                    // What has no properties listed says nothing about them.
-                    None if schema["properties"].is_null() => {}
-                    None => found(steps),
-                }
-                steps.pop();
-            }
-        }
-        Value::Array(items) => {
-            for (index, inner) in items.iter().enumerate() {
-                steps.push(Step::Index(index));
-                unknown(&schema["items"], inner, steps, found);
-                steps.pop();
-            }
-        }
-        _ => {}
-    }
-}
-
-/// Types, bounds and enums.
-fn structure(schema: &Value, object: &Value, marked: &MarkedYamlOwned) -> Vec<Problem> {
-    let validator = match jsonschema::validator_for(schema) {
-        Ok(validator) => validator,
-        Err(error) => {
-            return vec![Problem { at: None, message: format!("the schema is broken: {error}") }];
-        }
-    };
-    validator
-        .iter_errors(object)
-        .map(|error| {
-            let pointer = error.instance_path().to_string();
-            let steps: Vec<Step> = pointer
-                .split('/')
-                .skip(1)
-                .map(|part| part.parse().map_or_else(|_| Step::Key(part.to_owned()), Step::Index))
-                .collect();
-            let message = format!("{}: {}", dotted(&steps), error.masked_long());
-            Problem { at: position(marked, &steps), message }
-        })
-        .collect()
-}
-
-/// Messages quote the value; a megabyte of it helps nobody.
-trait MaskedLong {
-    fn masked_long(&self) -> String;
-}
-
-impl MaskedLong for jsonschema::ValidationError<'_> {
-    fn masked_long(&self) -> String {
-        let text = self.to_string();
-        if text.len() > 400 { self.masked_with("the value").to_string() } else { text }
-    }
-}
-
-/// CEL rules, as the API server runs them when an object is created.
-fn rules(schema: &Value, object: &Value, marked: &MarkedYamlOwned) -> Vec<Problem> {
-    let Err(errors) = kube_cel::Validator::new().validate(schema, object, None) else {
-        return Vec::new();
-    };
-    let placed = |error: kube_cel::ValidationError| {
-        let steps = parse(&error.field_path);
-        let message = match error.field_path.as_str() {
-            "" => error.message,
-            path => format!("{path}: {}", error.message),
-        };
-        Problem { at: position(marked, &steps), message }
-    };
-    errors.into_vec().into_iter().map(placed).collect()
 }
 
 #[cfg(test)]

@@ -96,7 +96,7 @@ fn overrides(
 fn plan(test: &LoadTest) -> Plan {
     let sizing = size(&test.spec);
     let users = u32::try_from(sizing.runners * sizing.users_per_runner).unwrap_or(u32::MAX);
-    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let wanted = users.div_ceil(2000);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Plan {

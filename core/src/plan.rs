@@ -165,9 +165,9 @@ mod tests {
             let plan = plan(users, per_runner);
             let mut all: Vec<u64> = (0..plan.runners).flat_map(|i| plan.users_of(i)).collect();
             all.sort_unstable();
-            prop_assert!(all.iter().copied().eq(0..users as u64));
+            prop_assert!(all.iter().copied().eq(0..users.cast_unsigned()));
             for index in 0..plan.runners {
-                let share = plan.users_of(index).count() as i64;
+                let share = plan.users_of(index).count().cast_signed() as i64;
                 prop_assert!(share >= 1 && share <= per_runner, "{share} of {per_runner}");
             }
         }

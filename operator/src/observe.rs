@@ -5,7 +5,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{Api, ResourceExt, api::ListParams};
-use loadtest_core::resource::LoadTest;
+use loadtest_core::resource::{LoadTest, Phase};
 
 use crate::{
     collect,
@@ -25,20 +25,16 @@ pub(crate) async fn observe(context: &Context, test: LoadTest) -> Result<Observe
     let job = jobs.get_opt(&name).await.map_err(|e| Error::api("get job", &name, e))?;
     // A predecessor's Job is none of ours.
     let job = job.filter(|job| owned_by(job, &uid));
-    let runners = match &job {
-        None => Vec::new(),
-        Some(_) => {
-            let wanted =
-                ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
-            let list =
-                pods.list(&wanted).await.map_err(|e| Error::api("list pods of", &name, e))?;
-            list.items.iter().filter_map(Runner::of).collect()
-        }
-    };
+    let mut runners = Vec::new();
+    if job.is_some() {
+        let wanted = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
+        let list = pods.list(&wanted).await.map_err(|e| Error::api("list pods of", &name, e))?;
+        runners.extend(list.items.iter().filter_map(Runner::of));
+    }
     let mut memory = context.recall(&uid);
     memory.since.get_or_insert_with(Timestamp::now);
     let mut seen = Observed { test, job, runners, memory };
-    let over = seen.test.status.as_ref().and_then(|s| s.phase).is_some_and(|p| p.is_final());
+    let over = seen.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final);
     if let (Some(start), false) = (seen.start(), over) {
         collect::collect(context, &pods, &uid, &start, &seen.runners, &mut seen.memory).await;
     }

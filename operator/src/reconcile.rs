@@ -88,7 +88,7 @@ pub async fn reconcile(
 ) -> Result<Action, Error> {
     let pass = async {
         match &object.0 {
-            Ok(test) => step(&context, test).await,
+            Ok(test) => Box::pin(step(&context, test)).await,
             Err(invalid) => {
                 let name = invalid.metadata.name.clone().unwrap_or_default();
                 let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
@@ -114,6 +114,7 @@ fn key(object: &DeserializeGuard<LoadTest>) -> String {
 }
 
 /// When to come again after a failed pass: 1, 2, 4 … 10 s.
+#[expect(clippy::needless_pass_by_value, reason = "the controller calls it so")]
 pub fn on_error(
     object: Arc<DeserializeGuard<LoadTest>>,
     error: &Error,

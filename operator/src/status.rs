@@ -48,16 +48,16 @@ pub fn next(
         | Decision::Stop(_)
         | Decision::Release(_)
         | Decision::Delete => return (old, None),
-        Decision::Reject(problems) => reject(&mut status, problems, now),
-        Decision::Admit(sizing) => admit(&mut status, sizing, now),
-        Decision::Launch(sizing) => launch(&mut status, sizing),
-        Decision::Started(start) => started(&mut status, start, seen, now),
+        Decision::Reject(problems) => Some(reject(&mut status, problems, now)),
+        Decision::Admit(sizing) => Some(admit(&mut status, sizing, now)),
+        Decision::Launch(sizing) => Some(launch(&mut status, sizing)),
+        Decision::Started(start) => Some(started(&mut status, start, seen, now)),
         Decision::Progress(phase, _) => progress(&mut status, *phase, seen, now),
         Decision::Conclude { cancelled, failed } => {
-            conclude(&mut status, *cancelled, failed.as_ref(), seen, now)
+            Some(conclude(&mut status, *cancelled, failed.as_ref(), seen, now))
         }
-        Decision::Fail(reason, message) => fail(&mut status, *reason, message, now),
-        Decision::CancelUnstarted => cancel_unstarted(&mut status, now),
+        Decision::Fail(reason, message) => Some(fail(&mut status, *reason, message, now)),
+        Decision::CancelUnstarted => Some(cancel_unstarted(&mut status, now)),
     };
     status.observed_generation = seen.test.metadata.generation;
     (status, news)
@@ -77,8 +77,8 @@ pub fn can_wait(
     recent && !first && old.phase == new.phase && old.conditions == new.conditions
 }
 
-fn news(reason: &str, note: impl Into<String>, warning: bool) -> Option<News> {
-    Some(News { reason: reason.into(), note: truncated(&note.into(), MAX_MESSAGE), warning })
+fn news(reason: &str, note: impl Into<String>, warning: bool) -> News {
+    News { reason: reason.into(), note: truncated(&note.into(), MAX_MESSAGE), warning }
 }
 
 /// Sets a condition. Its time changes only when its status does.
@@ -107,7 +107,7 @@ fn condition(
     }
 }
 
-fn reject(status: &mut LoadTestStatus, problems: &str, now: Timestamp) -> Option<News> {
+fn reject(status: &mut LoadTestStatus, problems: &str, now: Timestamp) -> News {
     let reason = Reason::InvalidSpec.as_str();
     status.phase = Some(Phase::Error);
     status.finish_time = Some(Time(now));
@@ -117,7 +117,7 @@ fn reject(status: &mut LoadTestStatus, problems: &str, now: Timestamp) -> Option
     news("Rejected", problems, true)
 }
 
-fn admit(status: &mut LoadTestStatus, sizing: &Sizing, now: Timestamp) -> Option<News> {
+fn admit(status: &mut LoadTestStatus, sizing: &Sizing, now: Timestamp) -> News {
     *status = LoadTestStatus::default();
     status.phase = Some(Phase::Pending);
     status.plan = Some(sizing.clone());
@@ -132,7 +132,7 @@ fn admit(status: &mut LoadTestStatus, sizing: &Sizing, now: Timestamp) -> Option
     news("Accepted", plan, false)
 }
 
-fn launch(status: &mut LoadTestStatus, sizing: &Sizing) -> Option<News> {
+fn launch(status: &mut LoadTestStatus, sizing: &Sizing) -> News {
     status.phase = Some(Phase::Starting);
     status.progress = Some(Progress::default());
     news("RunnersCreated", format!("created a Job with {} runners", sizing.runners), false)
@@ -143,7 +143,7 @@ fn started(
     start: &StartRecord,
     seen: &Observed,
     now: Timestamp,
-) -> Option<News> {
+) -> News {
     status.phase = Some(Phase::Running);
     status.start_time = Some(MicroTime(start.at));
     let note = format!(
@@ -180,7 +180,7 @@ fn progress(
     }
     let note = "load has ended; waiting for open requests and last numbers";
     condition(status, "Finished", "False", "Stopping", note, now);
-    news("LoadEnded", note, false)
+    Some(news("LoadEnded", note, false))
 }
 
 fn conclude(
@@ -189,7 +189,7 @@ fn conclude(
     failed: Option<&(Reason, String)>,
     seen: &Observed,
     now: Timestamp,
-) -> Option<News> {
+) -> News {
     let numbers = seen.merged();
     let Report { verdict, reason, message, summary, tasks, thresholds, errors, mut measurement } =
         report::report(&seen.test.spec, &numbers, &seen.circumstances(cancelled));
@@ -220,12 +220,7 @@ fn finish(status: &mut LoadTestStatus, phase: Phase, now: Timestamp, reason: &st
     condition(status, "Finished", "True", reason, message, now);
 }
 
-fn fail(
-    status: &mut LoadTestStatus,
-    reason: Reason,
-    message: &str,
-    now: Timestamp,
-) -> Option<News> {
+fn fail(status: &mut LoadTestStatus, reason: Reason, message: &str, now: Timestamp) -> News {
     finish(status, Phase::Error, now, reason.as_str(), message);
     status.verdict = Some(Verdict::Inconclusive);
     condition(status, "Started", "False", reason.as_str(), message, now);
@@ -233,7 +228,7 @@ fn fail(
     news(reason.as_str(), message, true)
 }
 
-fn cancel_unstarted(status: &mut LoadTestStatus, now: Timestamp) -> Option<News> {
+fn cancel_unstarted(status: &mut LoadTestStatus, now: Timestamp) -> News {
     let message = "cancelled before any load";
     finish(status, Phase::Cancelled, now, "Cancelled", message);
     status.verdict = Some(Verdict::Inconclusive);

@@ -204,7 +204,7 @@ mod tests {
         on_a_worker(async |pacer| {
             let waiting = Rc::clone(&pacer);
             let user = tokio::task::spawn_local(async move {
-                waiting.until(Instant::now() + Duration::from_secs(3600)).await;
+                waiting.until(Instant::now() + Duration::from_hours(1)).await;
             });
             tokio::task::yield_now().await;
             pacer.wake_all();

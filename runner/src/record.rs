@@ -168,8 +168,9 @@ mod tests {
             samples.iter().for_each(|nanos| distribution.record(*nanos));
             let mut sorted = samples.clone();
             sorted.sort_unstable();
-            let rank = ((p * sorted.len() as f64).ceil() as usize).clamp(1, sorted.len());
-            let exact = sorted[rank - 1] as f64 / 1e9;
+            // The smallest sample with a share of at least p at or below it.
+            let at_or_below = |i: usize| (i + 1) as f64 >= p * sorted.len() as f64;
+            let exact = sorted[(0..sorted.len()).find(|i| at_or_below(*i)).unwrap()] as f64 / 1e9;
             let found = distribution.to_native().quantile(p).unwrap().as_secs_f64();
             prop_assert!((found / exact - 1.0).abs() <= 0.002, "{found} for {exact}");
         }

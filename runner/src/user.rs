@@ -130,6 +130,6 @@ async fn exchange(
 /// is recorded at its real age.
 async fn within<T>(deadline: Instant, future: impl Future<Output = T>) -> Option<T> {
     // No request takes so long that this overflows; far deadlines cost nothing.
-    let deadline = deadline.min(Instant::now() + Duration::from_secs(86_400));
+    let deadline = deadline.min(Instant::now() + Duration::from_hours(24));
     tokio::time::timeout_at(deadline.into(), future).await.ok()
 }

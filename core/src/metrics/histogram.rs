@@ -210,6 +210,11 @@ mod tests {
         histogram
     }
 
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rank is at most the number of samples"
+    )]
     fn exact(samples: &[f64], p: f64) -> f64 {
         let mut sorted = samples.to_vec();
         sorted.sort_by(f64::total_cmp);

@@ -67,7 +67,7 @@ async fn a_burst_of_200_users_runs_on_two_runners_and_every_number_agrees_with_t
         let truth = target.truth(&run).await?;
         let counts = &truth.totals.counts;
         ensure!(requests(&status) > 500, "only {} requests", requests(&status));
-        ensure!(requests(&status) as u64 == counts.received, "{status:?} and {counts:?}");
+        ensure!(requests(&status).cast_unsigned() == counts.received, "{status:?} and {counts:?}");
         ensure!(counts.failed == 0 && counts.aborted == 0, "{counts:?}");
         let endpoints: [(&str, &EndpointTruth); 4] = [
             ("chat", &truth.endpoints.chat),
@@ -91,7 +91,7 @@ async fn a_burst_of_200_users_runs_on_two_runners_and_every_number_agrees_with_t
 async fn requests_that_are_still_open_at_the_end_are_interrupted_and_counted() -> Result<()> {
     Story::tell("open", async |story| {
         let target = story.simulator(json!({"health": {"latency": "3s"}})).await?;
-        let mut spec = crate::story::health(10, "5s", json!([]));
+        let mut spec = crate::story::health(10, "5s", &json!([]));
         spec["load"]["gracefulStop"] = "0s".into();
         let test = story.start("open", spec).await?;
         let status = story.finished("open", 60).await?;
@@ -113,14 +113,14 @@ async fn two_tests_at_once_do_not_mix() -> Result<()> {
         let target = story.simulator(json!({"health": {"latency": "20ms"}})).await?;
         let mut runs = Vec::new();
         for (name, users) in [("one", 4), ("other", 9)] {
-            let test = story.start(name, crate::story::health(users, "8s", json!([]))).await?;
+            let test = story.start(name, crate::story::health(users, "8s", &json!([]))).await?;
             runs.push((name, users, test.uid().context("no UID")?));
         }
         for (name, users, run) in runs {
             let status = story.finished(name, 90).await?;
             let truth = target.truth(&run).await?;
             ensure!(requests(&status) > 50, "{status:?}");
-            ensure!(requests(&status) as u64 == truth.totals.counts.received, "{name}");
+            ensure!(requests(&status).cast_unsigned() == truth.totals.counts.received, "{name}");
             let peak = status.progress.context("no progress")?.users;
             ensure!(peak == i64::from(users), "{name} had {peak} users");
         }

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use kube::{
     Api, ResourceExt,
-    api::{ApiResource, DynamicObject, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams},
 };
 use loadtest_core::resource::{LoadTest, Phase};
 use serde::Deserialize;
@@ -59,7 +59,7 @@ async fn every_bad_input_is_refused_by_the_api_server_in_words_that_help() -> Re
             match api.create(&PostParams::default(), &object).await {
                 Ok(_) => {
                     wrong.push(format!("{name}: was accepted"));
-                    api.delete(&object.name_any(), &Default::default()).await?;
+                    api.delete(&object.name_any(), &DeleteParams::default()).await?;
                 }
                 Err(error) => {
                     let error = error.to_string();
@@ -85,7 +85,7 @@ async fn what_only_the_operator_can_see_is_not_accepted_and_makes_nothing() -> R
         let tasks: Vec<Value> = (0..20)
             .map(|i| json!({"name": format!("task-{i}"), "http": {"path": "/", "body": "x".repeat(60_000)}}))
             .collect();
-        let mut spec = crate::story::health(2, "2s", json!([]));
+        let mut spec = crate::story::health(2, "2s", &json!([]));
         spec["scenario"] = json!({"tasks": tasks});
         story.start("large", spec).await?;
         let status = story.finished("large", 30).await?;
@@ -97,7 +97,7 @@ async fn what_only_the_operator_can_see_is_not_accepted_and_makes_nothing() -> R
         let events: Api<k8s_openapi::api::events::v1::Event> =
             Api::namespaced(story.client.clone(), &story.namespace);
         crate::story::within(10, "an Event", async || {
-            let list = events.list(&Default::default()).await?;
+            let list = events.list(&ListParams::default()).await?;
             Ok(list.items.into_iter().find(|e| e.reason.as_deref() == Some("Rejected")).map(|_| ()))
         })
         .await
@@ -108,7 +108,7 @@ async fn what_only_the_operator_can_see_is_not_accepted_and_makes_nothing() -> R
 #[tokio::test]
 async fn unknown_fields_are_warned_about() -> Result<()> {
     Story::tell("unknown", async |story| {
-        let mut spec = crate::story::health(2, "2s", json!([]));
+        let mut spec = crate::story::health(2, "2s", &json!([]));
         spec["load"]["user"] = 3.into();
         let body = json!({
             "apiVersion": "loadtest.cell0.io/v1alpha1", "kind": "LoadTest",

@@ -1,6 +1,7 @@
 //! Every example is accepted as it stands and runs to a verdict, shortened.
 
 use anyhow::{Result, ensure};
+use kube::api::PostParams;
 use loadtest_core::{
     Duration,
     resource::{LoadTest, Phase, Verdict},
@@ -32,7 +33,7 @@ async fn all_five_examples_pass_against_a_healthy_simulator() -> Result<()> {
                 threshold.min_samples = Some(20);
             }
             test.spec.load.spawn_rate = test.spec.load.spawn_rate.max(10.0);
-            story.tests.create(&Default::default(), &test).await?;
+            story.tests.create(&PostParams::default(), &test).await?;
             let status = story.finished(&name, 120).await?;
             ensure!(status.phase == Some(Phase::Finished), "{name}: {status:#?}");
             ensure!(status.verdict == Some(Verdict::Pass), "{name}: {status:#?}");

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, LogParams, Patch, PatchParams},
 };
 use loadtest_core::resource::{Phase, Verdict};
 use serde_json::json;
@@ -27,7 +27,7 @@ async fn kill_operator(story: &Story) -> Result<()> {
 async fn an_operator_killed_mid_run_finishes_the_same_run_with_the_same_numbers() -> Result<()> {
     Story::tell("restart", async |story| {
         let target = story.simulator(json!({"health": {"latency": "50ms"}})).await?;
-        let mut spec = health(20, "15s", json!([{"metric": "errorRate", "target": "< 1%"}]));
+        let mut spec = health(20, "15s", &json!([{"metric": "errorRate", "target": "< 1%"}]));
         spec["runners"] = json!({"usersPerRunner": 10});
         let test = story.start("restart", spec).await?;
         let before = story.in_phase("restart", Phase::Running).await?;
@@ -41,7 +41,7 @@ async fn an_operator_killed_mid_run_finishes_the_same_run_with_the_same_numbers(
         let truth = target.truth(&test.uid().context("no UID")?).await?;
         let summary = status.summary.context("no summary")?;
         // Fired twice, the target would have seen what the status has not, or twice as much.
-        ensure!(summary.requests as u64 == truth.totals.counts.received, "{summary:?}");
+        ensure!(summary.requests.cast_unsigned() == truth.totals.counts.received, "{summary:?}");
         let most = 20.0 * 15.0 / 0.100;
         ensure!((summary.requests as f64) < most, "{summary:?}");
         let measured = status.measurement.context("no measurement")?;
@@ -55,7 +55,7 @@ async fn an_operator_killed_mid_run_finishes_the_same_run_with_the_same_numbers(
 async fn a_deleted_test_leaves_no_pod_within_its_grace_period() -> Result<()> {
     Story::tell("deleted", async |story| {
         story.simulator(json!({})).await?;
-        story.start("deleted", health(5, "5m", json!([]))).await?;
+        story.start("deleted", health(5, "5m", &json!([]))).await?;
         story.in_phase("deleted", Phase::Running).await?;
         ensure!(story.runners("deleted").await?.len() == 1);
         story.tests.delete("deleted", &DeleteParams::background()).await?;
@@ -72,7 +72,7 @@ async fn a_deleted_test_leaves_no_pod_within_its_grace_period() -> Result<()> {
 async fn a_cancelled_test_ends_soon_with_its_numbers_and_never_passes() -> Result<()> {
     Story::tell("cancel", async |story| {
         let target = story.simulator(json!({})).await?;
-        let spec = health(5, "5m", json!([{"metric": "errorRate", "target": "< 1%"}]));
+        let spec = health(5, "5m", &json!([{"metric": "errorRate", "target": "< 1%"}]));
         let test = story.start("cancel", spec).await?;
         story.until("cancel", 60, |s| s.summary.as_ref().is_some_and(|s| s.requests > 0)).await?;
         let cancel = Patch::Merge(json!({"spec": {"cancel": true}}));
@@ -82,7 +82,7 @@ async fn a_cancelled_test_ends_soon_with_its_numbers_and_never_passes() -> Resul
         ensure!(status.verdict == Some(Verdict::Inconclusive), "{status:#?}");
         let truth = target.truth(&test.uid().context("no UID")?).await?;
         let summary = status.summary.context("no summary")?;
-        ensure!(summary.requests as u64 == truth.totals.counts.received, "{summary:?}");
+        ensure!(summary.requests.cast_unsigned() == truth.totals.counts.received, "{summary:?}");
         Ok(())
     })
     .await
@@ -92,7 +92,7 @@ async fn a_cancelled_test_ends_soon_with_its_numbers_and_never_passes() -> Resul
 async fn a_missing_secret_ends_the_run_within_30_s_and_sends_no_load() -> Result<()> {
     Story::tell("secret", async |story| {
         let target = story.simulator(json!({})).await?;
-        let mut spec = health(5, "5s", json!([]));
+        let mut spec = health(5, "5s", &json!([]));
         spec["target"]["headersFrom"] = json!([
             {"header": "authorization", "secretKeyRef": {"name": "api", "key": "token"}}
         ]);
@@ -120,7 +120,7 @@ async fn a_secrets_value_reaches_the_runner_and_nothing_else() -> Result<()> {
         story
             .apply("{apiVersion: v1, kind: Secret, metadata: {name: api}, stringData: {token: s3cr3t}}")
             .await?;
-        let mut spec = health(2, "3s", json!([{"metric": "errorRate", "target": "< 1%"}]));
+        let mut spec = health(2, "3s", &json!([{"metric": "errorRate", "target": "< 1%"}]));
         spec["target"]["headersFrom"] = json!([
             {"header": "authorization", "secretKeyRef": {"name": "api", "key": "token"}}
         ]);
@@ -131,7 +131,7 @@ async fn a_secrets_value_reaches_the_runner_and_nothing_else() -> Result<()> {
         ensure!(!test.contains("s3cr3t"));
         for pod in story.runners("header").await? {
             ensure!(!serde_json::to_string(&pod)?.contains("s3cr3t"));
-            let log = story.pods.logs(&pod.name_any(), &Default::default()).await?;
+            let log = story.pods.logs(&pod.name_any(), &LogParams::default()).await?;
             ensure!(!log.contains("s3cr3t"), "{log}");
         }
         Ok(())
@@ -142,7 +142,7 @@ async fn a_secrets_value_reaches_the_runner_and_nothing_else() -> Result<()> {
 #[tokio::test]
 async fn an_image_that_does_not_exist_is_an_error_that_names_it() -> Result<()> {
     Story::tell("image", async |story| {
-        let mut spec = health(2, "3s", json!([]));
+        let mut spec = health(2, "3s", &json!([]));
         spec["runners"] = json!({"image": "Not/An_Image:!"});
         story.start("image", spec).await?;
         let status = story.finished("image", 60).await?;
@@ -160,7 +160,7 @@ async fn a_test_of_the_longest_name_runs_and_its_time_to_live_removes_it() -> Re
         story.simulator(json!({})).await?;
         let name = format!("{}.{}", "a".repeat(63), "b".repeat(189));
         ensure!(name.len() == 253);
-        let mut spec = health(2, "2s", json!([{"metric": "errorRate", "target": "< 1%"}]));
+        let mut spec = health(2, "2s", &json!([{"metric": "errorRate", "target": "< 1%"}]));
         spec["ttlSecondsAfterFinished"] = 3.into();
         story.start(&name, spec).await?;
         let status = story.finished(&name, 60).await?;
@@ -177,7 +177,7 @@ async fn a_test_of_the_longest_name_runs_and_its_time_to_live_removes_it() -> Re
 async fn a_started_test_can_not_be_changed_and_the_message_says_what_to_do() -> Result<()> {
     Story::tell("frozen", async |story| {
         story.simulator(json!({})).await?;
-        story.start("frozen", health(2, "20s", json!([]))).await?;
+        story.start("frozen", health(2, "20s", &json!([]))).await?;
         story.until("frozen", 60, |s| s.plan.is_some()).await?;
         for change in [
             json!({"spec": {"load": {"users": 3}}}),

@@ -66,7 +66,7 @@ async fn prometheus_with_native_histograms_agrees_with_the_status_within_one_per
     Story::tell("prometheus", async |story| {
         let latency = json!({"lognormal": {"median": "100ms", "sigma": 0.5, "max": "2s"}});
         story.simulator(json!({"health": {"latency": latency}})).await?;
-        let mut spec = health(20, "12s", json!([]));
+        let mut spec = health(20, "12s", &json!([]));
         spec["runners"] = json!({"usersPerRunner": 10});
         story.start("prom", spec).await?;
         story.until("prom", 60, |s| s.start_time.is_some()).await?;

@@ -204,8 +204,7 @@ pub(crate) async fn within<T: Debug>(
         let seen = look().await;
         match seen {
             Ok(Some(found)) => return Ok(found),
-            Ok(None) if Instant::now() < deadline => {}
-            Err(_) if Instant::now() < deadline => {}
+            Ok(None) | Err(_) if Instant::now() < deadline => {}
             Ok(None) => anyhow::bail!("{what}: not within {seconds} s"),
             Err(error) => return Err(error.context(format!("{what}: not within {seconds} s"))),
         }
@@ -214,7 +213,7 @@ pub(crate) async fn within<T: Debug>(
 }
 
 /// A load of plain GETs on /health, judged by the given thresholds.
-pub(crate) fn health(users: u32, duration: &str, thresholds: Value) -> Value {
+pub(crate) fn health(users: u32, duration: &str, thresholds: &Value) -> Value {
     json!({
         "target": {"http": "http://cell0:18800"},
         "load": {"users": users, "spawnRate": users, "duration": duration, "gracefulStop": "10s"},

@@ -13,7 +13,7 @@ async fn judged(name: &str, latency: &str, verdict: Verdict, passed: &str) -> Re
             "task": "health", "metric": "responseTime", "statistic": "p50",
             "target": "< 200ms", "warning": "< 400ms", "critical": "> 800ms",
         }]);
-        story.start(name, health(10, "6s", thresholds)).await?;
+        story.start(name, health(10, "6s", &thresholds)).await?;
         let status = story.finished(name, 90).await?;
         ensure!(status.verdict == Some(verdict), "{status:#?}");
         let condition = status.condition("Passed").context("no condition")?;
@@ -49,7 +49,7 @@ async fn no_data_is_inconclusive() -> Result<()> {
     Story::tell("nodata", async |story| {
         let errors = json!({"rate": "100%", "kinds": ["hang"]});
         story.simulator(json!({"health": {"errors": errors}})).await?;
-        let mut spec = health(5, "4s", json!([{"metric": "errorRate", "target": "< 1%"}]));
+        let mut spec = health(5, "4s", &json!([{"metric": "errorRate", "target": "< 1%"}]));
         spec["load"]["gracefulStop"] = "0s".into();
         story.start("nodata", spec).await?;
         let status = story.finished("nodata", 90).await?;
@@ -66,7 +66,7 @@ async fn a_target_that_fails_is_critical_and_the_status_says_how() -> Result<()>
         let errors = json!({"rate": "100%", "kinds": [{"status": 503}]});
         story.simulator(json!({"health": {"errors": errors}})).await?;
         let thresholds = json!([{"metric": "errorRate", "target": "< 1%", "critical": "> 5%"}]);
-        story.start("errors", health(5, "4s", thresholds)).await?;
+        story.start("errors", health(5, "4s", &thresholds)).await?;
         let status = story.finished("errors", 90).await?;
         ensure!(status.verdict == Some(Verdict::Critical), "{status:#?}");
         let error = status.errors.first().context("no error row")?;

@@ -1,0 +1,243 @@
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::batch::v1::{Job, JobStatus},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+use loadtest_core::{
+    metrics::{RunnerNumbers, RunnerState},
+    resource::LoadTestStatus,
+};
+
+use super::*;
+use crate::{
+    observed::{Ended, Memory, START, Waiting},
+    testing::{noon, settings, test},
+};
+
+fn at(seconds: i64) -> Timestamp {
+    noon() + SignedDuration::from_secs(seconds)
+}
+
+fn sizing() -> Sizing {
+    plan::size(&test().spec)
+}
+
+fn runner(index: u32) -> Runner {
+    Runner {
+        index,
+        name: format!("burst-{index}"),
+        uid: format!("pod-{index}"),
+        ip: Some(format!("10.0.0.{index}")),
+        ready: true,
+        created: Some(noon()),
+        unschedulable: None,
+        waiting: None,
+        ended: None,
+    }
+}
+
+fn seen(phase: Phase) -> Observed {
+    let mut test = test();
+    test.status = Some(LoadTestStatus {
+        observed_generation: Some(1),
+        phase: Some(phase),
+        plan: Some(sizing()),
+        ..LoadTestStatus::default()
+    });
+    let mut job = Job::default();
+    job.metadata.creation_timestamp = Some(Time(noon()));
+    job.status = Some(JobStatus { active: Some(2), ..JobStatus::default() });
+    Observed {
+        test,
+        job: Some(job),
+        runners: vec![runner(0), runner(1)],
+        memory: Memory { since: Some(noon()), ..Memory::default() },
+    }
+}
+
+fn record() -> StartRecord {
+    StartRecord { at: noon(), pods: vec!["pod-0".into(), "pod-1".into()] }
+}
+
+fn started(phase: Phase) -> Observed {
+    let mut seen = seen(phase);
+    let text = serde_json::to_string(&record()).unwrap();
+    let annotations = BTreeMap::from([(START.to_owned(), text)]);
+    seen.job.as_mut().unwrap().metadata.annotations = Some(annotations);
+    seen
+}
+
+fn under_load() -> Observed {
+    let mut seen = started(Phase::Running);
+    seen.memory.ordered = record().pods.into_iter().collect();
+    seen
+}
+
+fn done(seen: &mut Observed, index: u32) {
+    let state = RunnerState::Done;
+    seen.memory.numbers.insert(index, RunnerNumbers { state, ..RunnerNumbers::default() });
+}
+
+fn next(seen: &Observed, seconds: i64) -> Decision {
+    decide(seen, &settings(), at(seconds))
+}
+
+#[test]
+fn a_new_test_is_admitted_with_its_sizing() {
+    let mut new = seen(Phase::Pending);
+    new.test.status = None;
+    assert_eq!(next(&new, 0), Decision::Admit(sizing()));
+}
+
+#[test]
+fn an_admitted_test_is_launched_even_if_the_job_exists_already() {
+    assert_eq!(next(&seen(Phase::Pending), 0), Decision::Launch(sizing()));
+}
+
+#[test]
+fn the_start_waits_for_every_runner() {
+    let mut one_unready = seen(Phase::Starting);
+    one_unready.runners[1].ready = false;
+    assert_eq!(next(&one_unready, 1), Decision::Wait(STARTING));
+    let Decision::Start(start) = next(&seen(Phase::Starting), 1) else { panic!() };
+    assert_eq!(start.pods, record().pods);
+    assert!(start.at > at(1));
+}
+
+#[test]
+fn a_durable_start_is_never_decided_again() {
+    assert_eq!(next(&started(Phase::Starting), 1), Decision::Started(record()));
+}
+
+#[test]
+fn a_job_that_is_gone_is_never_made_again() {
+    let mut lost = seen(Phase::Starting);
+    lost.job = None;
+    assert!(matches!(next(&lost, 1), Decision::Fail(Reason::JobLost, _)));
+    let mut lost = seen(Phase::Running);
+    lost.job = None;
+    let decision = next(&lost, 1);
+    assert!(
+        matches!(decision, Decision::Conclude { failed: Some((Reason::JobLost, _)), .. }),
+        "{decision:?}"
+    );
+}
+
+#[test]
+fn a_missing_secret_ends_the_run_within_thirty_seconds() {
+    let mut blocked = seen(Phase::Starting);
+    blocked.runners[0].ready = false;
+    blocked.runners[0].waiting = Some(Waiting {
+        reason: "CreateContainerConfigError".into(),
+        message: "secret \"api\" not found".into(),
+    });
+    assert_eq!(next(&blocked, 5), Decision::Wait(STARTING));
+    let Decision::Fail(Reason::ContainerConfig, message) = next(&blocked, 12) else { panic!() };
+    assert!(message.contains("secret \"api\" not found"), "{message}");
+}
+
+#[test]
+fn an_image_that_never_comes_ends_the_run() {
+    let mut blocked = seen(Phase::Starting);
+    blocked.runners[0].ready = false;
+    blocked.runners[0].waiting =
+        Some(Waiting { reason: "ImagePullBackOff".into(), message: "no such image".into() });
+    assert_eq!(next(&blocked, 60), Decision::Wait(STARTING));
+    assert!(matches!(next(&blocked, 100), Decision::Fail(Reason::ImagePull, _)));
+}
+
+#[test]
+fn an_unschedulable_runner_gets_the_whole_start_timeout() {
+    let mut stuck = seen(Phase::Starting);
+    stuck.runners[1].ready = false;
+    stuck.runners[1].unschedulable = Some("0/1 nodes are available".into());
+    assert_eq!(next(&stuck, 299), Decision::Wait(STARTING));
+    assert!(matches!(next(&stuck, 300), Decision::Fail(Reason::Unschedulable, _)));
+}
+
+#[test]
+fn only_the_pods_of_the_start_are_ordered() {
+    let mut replaced = started(Phase::Running);
+    replaced.runners[1].uid = "replacement".into();
+    assert_eq!(next(&replaced, 1), Decision::Order(record(), vec!["pod-0".into()]));
+}
+
+#[test]
+fn orders_are_sent_until_taken_and_then_no_more() {
+    let mut half = started(Phase::Running);
+    half.memory.ordered.insert("pod-0".into());
+    assert_eq!(next(&half, 1), Decision::Order(record(), vec!["pod-1".into()]));
+    assert_eq!(next(&under_load(), 1), Decision::Progress(Phase::Running, COLLECT));
+}
+
+#[test]
+fn the_test_stops_at_its_duration_and_ends_with_its_last_runner() {
+    let mut seen = under_load();
+    assert!(matches!(next(&seen, 120), Decision::Progress(Phase::Stopping, _)));
+    done(&mut seen, 0);
+    assert!(matches!(next(&seen, 121), Decision::Progress(Phase::Stopping, _)));
+    done(&mut seen, 1);
+    assert_eq!(next(&seen, 121), Decision::Conclude { cancelled: false, failed: None });
+    assert_eq!(seen.circumstances(false).runners_lost, 0);
+}
+
+#[test]
+fn a_killed_runner_is_lost_and_the_others_run_on() {
+    let mut seen = under_load();
+    seen.runners[1].ended = Some(Ended { code: Some(137), message: "OOMKilled".into() });
+    assert_eq!(next(&seen, 10), Decision::Progress(Phase::Running, COLLECT));
+    done(&mut seen, 0);
+    assert_eq!(next(&seen, 121), Decision::Conclude { cancelled: false, failed: None });
+    assert_eq!(seen.circumstances(false).runners_lost, 1);
+}
+
+#[test]
+fn a_silent_runner_is_given_up_a_minute_after_the_end() {
+    let mut seen = under_load();
+    done(&mut seen, 0);
+    seen.memory.heard.insert(1, at(150));
+    assert!(matches!(next(&seen, 200), Decision::Progress(..)));
+    assert_eq!(next(&seen, 210), Decision::Conclude { cancelled: false, failed: None });
+}
+
+#[test]
+fn cancelling_stops_runners_that_run_and_removes_those_that_do_not() {
+    let mut early = seen(Phase::Starting);
+    early.test.spec.cancel = true;
+    assert_eq!(next(&early, 1), Decision::CancelUnstarted);
+    let mut late = under_load();
+    late.test.spec.cancel = true;
+    assert_eq!(next(&late, 1), Decision::Stop(record().pods));
+    late.memory.stopped = record().pods.into_iter().collect();
+    assert!(matches!(next(&late, 1), Decision::Progress(Phase::Stopping, _)));
+}
+
+#[test]
+fn a_finished_test_releases_its_runners_once_and_settles() {
+    let mut over = started(Phase::Finished);
+    assert_eq!(next(&over, 130), Decision::Release(record().pods));
+    over.memory.released = record().pods.into_iter().collect();
+    assert_eq!(next(&over, 130), Decision::Settled);
+}
+
+#[test]
+fn a_finished_test_is_removed_when_its_time_to_live_is_over() {
+    let mut over = started(Phase::Finished);
+    over.job = None;
+    over.test.spec.ttl_seconds_after_finished = Some(10);
+    over.test.status.as_mut().unwrap().finish_time = Some(Time(at(130)));
+    assert!(matches!(next(&over, 135), Decision::Wait(_)));
+    assert_eq!(next(&over, 140), Decision::Delete);
+}
+
+#[test]
+fn a_rejected_test_is_looked_at_again_once_it_is_edited() {
+    let mut rejected = seen(Phase::Error);
+    rejected.job = None;
+    rejected.runners.clear();
+    rejected.test.status.as_mut().unwrap().plan = None;
+    assert_eq!(next(&rejected, 1), Decision::Settled);
+    rejected.test.metadata.generation = Some(2);
+    assert_eq!(next(&rejected, 1), Decision::Admit(sizing()));
+}
