@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{api::core::v1::ObjectReference, jiff::Timestamp};
 use kube::{
     Api, Resource, ResourceExt,
     api::{DynamicObject, Patch, PatchParams},
@@ -228,7 +228,7 @@ async fn report(
         );
     }
     if let Some(news) = news {
-        publish(context, &seen.test, news).await;
+        publish(context, &seen.test.object_ref(&()), news).await;
     }
     Ok(())
 }
@@ -259,7 +259,7 @@ async fn write(
 }
 
 /// Files an Event. One that can't be filed changes nothing else.
-async fn publish(context: &Context, test: &LoadTest, news: News) {
+async fn publish(context: &Context, about: &ObjectReference, news: News) {
     let News { reason, note, warning } = news;
     let event = Event {
         type_: if warning { EventType::Warning } else { EventType::Normal },
@@ -268,7 +268,7 @@ async fn publish(context: &Context, test: &LoadTest, news: News) {
         note: Some(note),
         secondary: None,
     };
-    if let Err(error) = context.recorder.publish(&event, &test.object_ref(&())).await {
+    if let Err(error) = context.recorder.publish(&event, about).await {
         tracing::warn!(error = %chain(&error), "event could not be filed");
     }
 }
@@ -313,6 +313,8 @@ async fn undecodable(
     api.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(patch))
         .await
         .map_err(|e| Error::api("write the status of loadtest", name, e))?;
+    let news = News { reason: "Undecodable".into(), note: message, warning: true };
+    publish(context, &found.object_ref(&resource), news).await;
     context.metrics.reconciled("undecodable");
     Ok(Action::await_change())
 }

@@ -339,11 +339,16 @@ async fn an_api_server_that_is_down_fails_the_pass_and_nothing_is_written() {
 async fn an_object_that_cannot_be_read_says_so_once() {
     let mut broken = test(Value::Null);
     broken["spec"]["load"]["users"] = "many".into();
-    let answers = vec![ok(broken.clone()), ok(broken.clone())];
+    let answers = vec![ok(broken.clone()), ok(broken.clone()), ok(json!({}))];
     let Passed { result, calls, bodies } = pass(broken.clone(), answers).await;
     assert_eq!(result.unwrap(), Action::await_change());
-    assert_eq!(calls, [format!("GET {TEST}"), format!("PATCH {TEST}/status")]);
+    let event = format!("POST {EVENTS}");
+    assert_eq!(calls[..3], [format!("GET {TEST}"), format!("PATCH {TEST}/status"), event]);
     assert_eq!(bodies[1]["status"]["conditions"][0]["reason"], "Undecodable");
+    assert_eq!(
+        (&bodies[2]["reason"], &bodies[2]["type"]),
+        (&json!("Undecodable"), &json!("Warning"))
+    );
     let message = bodies[1]["status"]["conditions"][0]["message"].as_str().unwrap();
     assert!(message.contains("many"), "{message}");
     broken["status"] = bodies[1]["status"].clone();

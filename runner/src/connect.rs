@@ -18,12 +18,17 @@ use crate::{
 
 /// How long an answer of the resolver is used. Kubernetes' own DNS caches for 30 s too.
 const FRESH: Duration = Duration::from_secs(30);
+/// How long its refusal is: users that waited for it must not all ask again, one by one.
+const FRESH_REFUSAL: Duration = Duration::from_secs(1);
+
+/// What the resolver said.
+type Resolved = Result<Vec<SocketAddr>, Failure>;
 
 /// Connects one worker's users to one endpoint.
 #[derive(Debug)]
 pub(crate) struct Connector {
     endpoint: Endpoint,
-    known: RefCell<Option<(Instant, Vec<SocketAddr>)>>,
+    known: RefCell<Option<(Instant, Resolved)>>,
     /// Users that start together ask once: the others wait for the first one's answer.
     asking: tokio::sync::Mutex<()>,
     next: Cell<usize>,
@@ -72,26 +77,27 @@ impl Connector {
         Ok(Wire::new(Stream::Tls(Box::new(session))))
     }
 
-    fn fresh(&self) -> Option<Vec<SocketAddr>> {
+    fn fresh(&self) -> Option<Resolved> {
         let known = self.known.borrow();
-        let (at, addresses) = known.as_ref()?;
-        (at.elapsed() < FRESH).then(|| addresses.clone())
+        let (at, answer) = known.as_ref()?;
+        let lasts = if answer.is_ok() { FRESH } else { FRESH_REFUSAL };
+        (at.elapsed() < lasts).then(|| answer.clone())
     }
 
-    async fn resolve(&self) -> Result<Vec<SocketAddr>, Failure> {
-        if let Some(addresses) = self.fresh() {
-            return Ok(addresses);
+    async fn resolve(&self) -> Resolved {
+        if let Some(answer) = self.fresh() {
+            return answer;
         }
         let _turn = self.asking.lock().await;
-        if let Some(addresses) = self.fresh() {
-            return Ok(addresses);
+        if let Some(answer) = self.fresh() {
+            return answer;
         }
         let Endpoint { host, port, .. } = &self.endpoint;
-        let answer = tokio::net::lookup_host((host.as_str(), *port)).await;
-        let addresses: Vec<SocketAddr> = answer
-            .map_err(|error| Failure::new(ErrorKind::Dns, format!("{host}: {error}")))?
-            .collect();
-        *self.known.borrow_mut() = Some((Instant::now(), addresses.clone()));
-        Ok(addresses)
+        let answer = match tokio::net::lookup_host((host.as_str(), *port)).await {
+            Ok(addresses) => Ok(addresses.collect()),
+            Err(error) => Err(Failure::new(ErrorKind::Dns, format!("{host}: {error}"))),
+        };
+        *self.known.borrow_mut() = Some((Instant::now(), answer.clone()));
+        answer
     }
 }

@@ -163,7 +163,12 @@ pub(crate) async fn chat(
         return Err(unexpected(&prepared.request, status));
     }
     let mut chat = Chat::new(prepared.stream);
-    drain(response.into_body(), |data| chat.read(data, stamps.last_read.get())).await?;
+    let read = drain(response.into_body(), |data| chat.read(data, stamps.last_read.get())).await;
+    read.map_err(|failure| match failure.kind {
+        // Whether its chunks or its events break off, a stream that has begun was cut short.
+        ErrorKind::Reset if prepared.stream => Failure { kind: ErrorKind::StreamCut, ..failure },
+        _ => failure,
+    })?;
     let last = stamps.last_read.get();
     let first = chat.finish(last)?;
     Ok(Answered { first: Some(first), last })

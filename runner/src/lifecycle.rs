@@ -35,6 +35,8 @@ pub async fn live(control: Control, listener: TcpListener) -> io::Result<ExitCod
     let control = Arc::new(control);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // Only now: a signal that came before its handler would be lost, or deadly.
+    tracing::info!(listen = %listener.local_addr()?, index = control.identity.index, "ready");
     let app = router(Arc::clone(&control));
     let serving = tokio::spawn(async move { axum::serve(listener, app).await });
 

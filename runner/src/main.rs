@@ -80,7 +80,6 @@ fn run(arguments: Run) -> anyhow::Result<ExitCode> {
     runtime.block_on(async move {
         let listener =
             TcpListener::bind(listen).await.with_context(|| format!("{listen} can't be bound"))?;
-        tracing::info!(%listen, index, "ready");
         Ok(lifecycle::live(control, listener).await?)
     })
 }

@@ -88,29 +88,41 @@ async fn a_cancelled_test_ends_soon_with_its_numbers_and_never_passes() -> Resul
     .await
 }
 
-#[tokio::test]
-async fn a_missing_secret_ends_the_run_within_30_s_and_sends_no_load() -> Result<()> {
-    Story::tell("secret", async |story| {
+async fn ends_without_a_secret(name: &str, secret: Option<&str>, says: &str) -> Result<()> {
+    Story::tell(name, async |story| {
         let target = story.simulator(json!({})).await?;
+        if let Some(secret) = secret {
+            story.apply(secret).await?;
+        }
         let mut spec = health(5, "5s", &json!([]));
         spec["target"]["headersFrom"] = json!([
             {"header": "authorization", "secretKeyRef": {"name": "api", "key": "token"}}
         ]);
-        let test = story.start("secret", spec).await?;
-        let status = story.finished("secret", 30).await?;
+        let test = story.start(name, spec).await?;
+        let status = story.finished(name, 30).await?;
         ensure!(status.phase == Some(Phase::Error), "{status:#?}");
         let finished = status.condition("Finished").context("no condition")?;
         ensure!(finished.reason == "ContainerConfig", "{finished:?}");
-        ensure!(finished.message.contains("secret \"api\" not found"), "{finished:?}");
-        let truth = target.truth(&test.uid().context("no UID")?).await;
-        let received = truth.map_or(0, |truth| truth.totals.counts.received);
+        ensure!(finished.message.contains(says), "{finished:?}");
+        let received = target.received(&test.uid().context("no UID")?).await?;
         ensure!(received == 0, "{received} requests were sent");
         within(20, "no runner pod", async || {
-            Ok(story.runners("secret").await?.is_empty().then_some(()))
+            Ok(story.runners(name).await?.is_empty().then_some(()))
         })
         .await
     })
     .await
+}
+
+#[tokio::test]
+async fn a_missing_secret_ends_the_run_within_30_s_and_sends_no_load() -> Result<()> {
+    ends_without_a_secret("secret", None, "secret \"api\" not found").await
+}
+
+#[tokio::test]
+async fn a_secret_without_the_key_ends_the_run_within_30_s_and_sends_no_load() -> Result<()> {
+    let other = "{apiVersion: v1, kind: Secret, metadata: {name: api}, stringData: {other: x}}";
+    ends_without_a_secret("key", Some(other), "couldn't find key token in Secret").await
 }
 
 #[tokio::test]

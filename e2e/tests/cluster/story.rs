@@ -170,6 +170,16 @@ impl Target<'_> {
         Ok(())
     }
 
+    /// Requests that the simulator has received of a run so far; 0 when it knows no such run.
+    pub(crate) async fn received(&self, run: &str) -> Result<u64> {
+        let answer = self.story.http.get(format!("{}/truth/{run}", self.control)).send().await?;
+        if answer.status() == http::StatusCode::NOT_FOUND {
+            return Ok(0);
+        }
+        let truth: RunTruth = serde_json::from_slice(&answer.error_for_status()?.bytes().await?)?;
+        Ok(truth.totals.counts.received)
+    }
+
     /// What the simulator saw of a run, once nothing is in flight any more.
     pub(crate) async fn truth(&self, run: &str) -> Result<RunTruth> {
         within(20, "a settled truth", async || {

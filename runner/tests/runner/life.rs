@@ -1,0 +1,159 @@
+//! A runner's process: its exit codes, and its last words.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::SocketAddr,
+    process::{Child, Command, Stdio},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use loadtest_core::{
+    metrics::{RunnerNumbers, RunnerState, decode},
+    plan::Plan,
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::load::{plan, simulator};
+
+struct Process {
+    child: Child,
+    log: BufReader<std::process::ChildStdout>,
+    address: SocketAddr,
+    /// Keeps the plan while the process may read it.
+    _folder: tempfile::TempDir,
+}
+
+fn start(plan: &Plan) -> Process {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("plan.json");
+    std::fs::write(&file, serde_json::to_vec(plan).unwrap()).unwrap();
+    // A port that was free a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_loadtest-runner"))
+        .args(["run", "--index", "0", "--pod-uid", "pod", "--plan"])
+        .arg(&file)
+        .args(["--listen", &free.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(child.stdout.take().unwrap());
+    until(&mut log, "ready");
+    Process { child, log, address: free, _folder: folder }
+}
+
+/// Reads the log up to a message.
+fn until(log: &mut impl BufRead, message: &str) {
+    let mut line = String::new();
+    while log.read_line(&mut line).unwrap() > 0 {
+        let value: Value = serde_json::from_str(&line).unwrap();
+        if value["fields"]["message"] == message {
+            return;
+        }
+        line.clear();
+    }
+    panic!("the log ended without {message:?}");
+}
+
+async fn order(process: &Process, path: &str, body: &str) {
+    let mut socket = TcpStream::connect(process.address).await.unwrap();
+    let text = format!(
+        "POST {path} HTTP/1.1\r\nhost: r\r\nconnection: close\r\nauthorization: Bearer secret\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    socket.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+}
+
+fn kill(process: &Process) {
+    let pid = rustix::process::Pid::from_child(&process.child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+}
+
+/// The exit code and the last metrics in the log, if there are any.
+fn end(mut process: Process) -> (Option<i32>, Option<RunnerNumbers>) {
+    let mut text = String::new();
+    for line in process.log.lines() {
+        let value: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        if value["fields"]["message"] == "last metrics" {
+            text.push_str(value["fields"]["data"].as_str().unwrap());
+        }
+    }
+    let code = process.child.wait().unwrap().code();
+    let numbers = (!text.is_empty()).then(|| decode(&STANDARD.decode(text).unwrap()).unwrap());
+    (code, numbers)
+}
+
+async fn health(duration: &str) -> (cell0_simulator::Simulator, Plan) {
+    let simulator = simulator("{}").await;
+    let plan =
+        plan(&simulator, 2, duration, &json!([{"name": "health", "http": {"path": "/health"}}]));
+    (simulator, plan)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_released_runner_exits_0() {
+    let (_simulator, plan) = health("1s").await;
+    let mut process = start(&plan);
+    order(&process, "/start", r#"{"inSeconds": 0}"#).await;
+    until(&mut process.log, "numbers are final");
+    order(&process, "/release", "{}").await;
+    let (code, last) = end(process);
+    assert_eq!((code, last), (Some(0), None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runner_that_nobody_releases_leaves_its_numbers_in_its_log() {
+    let (simulator, mut plan) = health("1s").await;
+    plan.release_grace = loadtest_core::Duration::from_millis(200);
+    let process = start(&plan);
+    order(&process, "/start", r#"{"inSeconds": 0}"#).await;
+    let (code, last) = end(process);
+    let last = last.unwrap();
+    assert_eq!((code, last.state), (Some(0), RunnerState::Done));
+    let truth = crate::load::truth(&simulator).await;
+    assert_eq!(last.numbers.total().completed(), truth.received);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runner_killed_under_load_says_so_and_keeps_its_numbers() {
+    let (_simulator, plan) = health("60s").await;
+    let mut process = start(&plan);
+    order(&process, "/start", r#"{"inSeconds": 0}"#).await;
+    until(&mut process.log, "start ordered");
+    kill(&process);
+    let (code, last) = end(process);
+    assert_eq!(code, Some(75));
+    assert!(last.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runner_killed_before_its_start_may_be_replaced() {
+    let (_simulator, plan) = health("60s").await;
+    let process = start(&plan);
+    kill(&process);
+    assert_eq!(end(process), (Some(76), None));
+}
+
+#[test]
+fn a_plan_that_is_none_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("plan.json");
+    for (text, told) in [("{", "is not a plan"), (r#"{"version": 1}"#, "is not a plan")] {
+        std::fs::write(&file, text).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_loadtest-runner"))
+            .args(["run", "--index", "0", "--plan"])
+            .arg(&file)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let log = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(log.contains(told) && log.contains("plan.json"), "{log}");
+    }
+}

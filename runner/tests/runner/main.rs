@@ -1,0 +1,9 @@
+//! The runner against the simulator on loopback: what was counted is what happened.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't be set up has failed")]
+
+mod accounting;
+mod kinds;
+mod life;
+mod load;
+mod orders;
