@@ -67,12 +67,13 @@ pub(crate) async fn collect(
             (runner.index, asked, Instant::now(), answer)
         })
         .collect();
-    let mut answers = bounded(questions).await;
-    answers.sort_by_key(|(index, ..)| *index);
-    measure_skew(start, &answers, memory);
-    for (index, _, _, answer) in answers {
+    for (index, asked, answered, answer) in bounded(questions).await {
         match answer {
             Ok(numbers) => {
+                let elapsed = numbers.numbers.elapsed_seconds;
+                if numbers.state == RunnerState::Running && elapsed > 0.0 {
+                    memory.starts.look(index, asked, answered, elapsed);
+                }
                 memory.numbers.insert(index, numbers);
                 memory.heard.insert(index, Timestamp::now());
             }
@@ -93,38 +94,6 @@ pub(crate) async fn collect(
             }
         }
     }
-}
-
-/// A runner's start is its answer's time less its own elapsed time, so clocks of nodes don't
-/// matter; what is left is half a round trip, and the smallest spread seen has the least of it.
-fn measure_skew(
-    start: &StartRecord,
-    answers: &[(u32, Instant, Instant, Result<RunnerNumbers, CollectError>)],
-    memory: &mut Memory,
-) {
-    let Some((_, origin, ..)) = answers.first() else { return };
-    let starts: Vec<f64> = answers
-        .iter()
-        .filter_map(|(_, asked, answered, answer)| {
-            let seen = answer.as_ref().ok()?;
-            let running = seen.state == RunnerState::Running;
-            let elapsed = Some(seen.numbers.elapsed_seconds).filter(|s| running && *s > 0.0)?;
-            let middle = *asked + (*answered - *asked) / 2;
-            let offset = if middle >= *origin {
-                (middle - *origin).as_secs_f64()
-            } else {
-                -(*origin - middle).as_secs_f64()
-            };
-            Some(offset - elapsed)
-        })
-        .collect();
-    if starts.len() != start.pods.len() {
-        return;
-    }
-    let first = starts.iter().copied().fold(f64::INFINITY, f64::min);
-    let last = starts.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let spread = Duration::from_secs_f64(last - first);
-    memory.start_skew = Some(memory.start_skew.map_or(spread, |before| before.min(spread)));
 }
 
 async fn scrape(

@@ -18,6 +18,7 @@ pub mod observed;
 pub mod reconcile;
 pub mod resources;
 mod server;
+pub mod skew;
 pub mod status;
 #[cfg(test)]
 mod testing;

@@ -11,12 +11,13 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 use loadtest_core::{
-    Duration,
     metrics::{Numbers, RunnerNumbers},
     report::Circumstances,
     resource::LoadTest,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::skew::Starts;
 
 /// The Job's annotation that makes a start durable before any order is sent.
 pub const START: &str = "loadtest.cell0.io/start";
@@ -144,8 +145,8 @@ pub struct Memory {
     pub released: BTreeSet<String>,
     /// UIDs of pods whose log was searched for last metrics.
     pub searched: BTreeSet<String>,
-    /// The smallest spread of starts that any pass has measured.
-    pub start_skew: Option<Duration>,
+    /// When runners started, by their answers.
+    pub starts: Starts,
     /// When each runner was last heard.
     pub heard: BTreeMap<u32, Timestamp>,
     /// When this process first saw the run.
@@ -216,13 +217,12 @@ impl Observed {
 
     /// What the report needs besides numbers.
     pub fn circumstances(&self, cancelled: bool) -> Circumstances {
-        let lost = self.start().map_or(0, |start| {
-            (0..start.pods.len()).filter(|index| !self.is_final(*index)).count()
-        });
+        let runners = self.start().map_or(0, |start| start.pods.len());
+        let lost = (0..runners).filter(|index| !self.is_final(*index)).count();
         Circumstances {
             cancelled,
             runners_lost: i64::try_from(lost).unwrap_or(i64::MAX),
-            start_skew: self.memory.start_skew,
+            start_skew: self.memory.starts.spread(runners),
             examples: self.memory.examples.clone(),
         }
     }

@@ -191,11 +191,8 @@ fn conclude(
     now: Timestamp,
 ) -> News {
     let numbers = seen.merged();
-    let Report { verdict, reason, message, summary, tasks, thresholds, errors, mut measurement } =
+    let Report { verdict, reason, message, summary, tasks, thresholds, errors, measurement } =
         report::report(&seen.test.spec, &numbers, &seen.circumstances(cancelled));
-    // A restarted operator may have come too late to measure it again.
-    let before = status.measurement.take().and_then(|m| m.start_skew);
-    measurement.start_skew = measurement.start_skew.or(before);
     status.progress = Some(far(seen, &numbers, numbers.users_peak));
     status.summary = Some(summary);
     status.tasks = tasks;

@@ -290,7 +290,8 @@ pub struct ErrorCount {
 pub struct Measurement {
     /// The most a percentile here can be off from the exact one.
     pub relative_error: String,
-    /// The spread of the runners' real starts.
+    /// The time between the first and the last runner's start, known to within half of a
+    /// scrape's round trip.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_skew: Option<String>,
     /// How late the runners were in doing what the load model wanted.

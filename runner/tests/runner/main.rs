@@ -1,6 +1,6 @@
 //! The runner against the simulator on loopback: what was counted is what happened.
 
-#![allow(clippy::unwrap_used, reason = "a test that can't be set up has failed")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't be set up has failed")]
 
 mod accounting;
 mod kinds;
