@@ -251,7 +251,7 @@ spec:
     #[test]
     fn the_command_line_sets_fields_and_is_checked_too() {
         let accepted = check(GOOD, &[("spec.load.users", 7.into())]).unwrap();
-        assert_eq!(accepted.test.spec.load.users, 7);
+        assert_eq!(accepted.test.spec.load.users, Some(7));
         assert!(check(GOOD, &[("spec.load.users", 0.into())]).is_err());
     }
 

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use loadtest_core::{
     Duration,
     metrics::{LatencyHistogram, Numbers, judged},
-    resource::{LoadTest, LoadTestStatus, Progress, Summary, Verdict},
+    resource::{BreakingPoint, LoadTest, LoadTestStatus, Progress, Summary, Verdict},
 };
 
 /// Rows of cells in columns as wide as their widest cell; the first `left` columns are text.
@@ -83,6 +83,10 @@ pub(crate) fn result(
         out.push_str("\nTHRESHOLDS\n");
         out.push_str(&thresholds(test, status));
     }
+    if !status.stages.is_empty() {
+        out.push_str("\nSTAGES\n");
+        out.push_str(&stages(status));
+    }
     if let Some(measured) = &status.measurement {
         let mut facts = vec![format!("percentiles within {}", measured.relative_error)];
         let named = [
@@ -132,6 +136,9 @@ fn summary(total: &Summary, status: &LoadTestStatus) -> String {
     rows.extend(status.tasks.iter().map(|task| row(&task.name, &task.summary)));
     rows.push(row("all", total));
     let mut out = table(&rows, 1);
+    if total.dropped > 0 {
+        let _ = writeln!(out, "  {} arrivals were dropped: no user was free", total.dropped);
+    }
     for task in &status.tasks {
         for (what, latency) in [
             ("time to first response", &task.time_to_first_response),
@@ -177,6 +184,37 @@ fn thresholds(test: &LoadTest, status: &LoadTestStatus) -> String {
         if let Some(advice) = &row.advice {
             let _ = writeln!(out, "  {}: {advice}", threshold.label());
         }
+    }
+    out
+}
+
+fn stages(status: &LoadTestStatus) -> String {
+    let mut rows =
+        vec![cells(["verdict", "load", "requests", "rate", "p95", "errors", "missed", "observed"])];
+    for stage in &status.stages {
+        rows.push(vec![
+            stage.verdict.as_str().to_owned(),
+            stage.load.clone(),
+            stage.requests.to_string(),
+            stage.throughput.clone(),
+            stage.p95.clone().unwrap_or_else(|| "-".into()),
+            stage.error_rate.clone(),
+            stage.missed.clone().unwrap_or_else(|| "-".into()),
+            stage.observed.clone().unwrap_or_else(|| "-".into()),
+        ]);
+    }
+    let mut out = table(&rows, 1);
+    if let Some(BreakingPoint { held, broke, threshold, observed }) = &status.breaking_point {
+        let held = held.as_ref().map_or_else(|| "no load".to_owned(), Clone::clone);
+        let broke = broke.as_ref().map_or_else(
+            || "; nothing broke".to_owned(),
+            |broke| {
+                let threshold = threshold.as_deref().unwrap_or("a threshold");
+                let observed = observed.as_deref().unwrap_or("-");
+                format!("; at {broke} {threshold} was {observed}")
+            },
+        );
+        let _ = writeln!(out, "  breaking point: every target held up to {held}{broke}");
     }
     out
 }

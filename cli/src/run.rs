@@ -17,7 +17,8 @@ use loadtest_core::{
     metrics::Numbers,
     plan::{Plan, VERSION, size},
     report::{Circumstances, progress, report, summarise},
-    resource::{LoadTest, LoadTestStatus, Phase, Verdict},
+    resource::{Aborted, LoadTest, LoadTestStatus, Phase, Verdict},
+    timeline::Timeline,
 };
 use loadtest_runner::{Engine, Measured, Prepared};
 use serde_json::Value;
@@ -26,6 +27,8 @@ use crate::{Exit, RunArguments, file, render, result};
 
 /// Sockets and files that a process needs besides one connection per user.
 const SPARE_FILES: u64 = 200;
+/// Between looks at the windows of thresholds.
+const LOOK: Duration = Duration::from_secs(1);
 /// Open requests may take this long yet when the user ends the test.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -124,25 +127,26 @@ async fn load(
     check_file_limit(&plan)?;
     let prepared = Prepared::new(plan, |variable| std::env::var(variable).ok())?;
     let engine = Engine::new(Arc::clone(&prepared), 0).context("the load can't be started")?;
-    let load = &test.spec.load;
     let target = [&test.spec.target.http, &test.spec.target.web_socket];
     let target: Vec<&str> = target.into_iter().flatten().map(String::as_str).collect();
-    writeln!(
-        out,
-        "{}: {} users at {}/s for {} against {}",
-        prepared.plan().name,
-        load.users,
-        load.spawn_rate,
-        load.duration,
-        target.join(", ")
-    )?;
+    writeln!(out, "{}: {} against {}", prepared.plan().name, test.spec.load, target.join(", "))?;
     writeln!(out, "{}", render::progress_head())?;
     let started = Timestamp::now();
     engine.start(Instant::now());
-    let cancelled = watch(&engine, test, out).await?;
+    let mut timeline = Timeline::default();
+    let stopped = watch(&engine, test, &mut timeline, out).await?;
     let Measured { numbers, examples } = engine.measured().await;
-    let seen = Circumstances { cancelled, examples, ..Circumstances::default() };
-    let status = status(test, &numbers, &seen, started);
+    timeline.look(&test.spec, &numbers);
+    let seen = Circumstances {
+        cancelled: stopped == Some(Stopped::ByUser),
+        aborted: match stopped {
+            Some(Stopped::By(aborted)) => Some(aborted),
+            _ => None,
+        },
+        examples,
+        ..Circumstances::default()
+    };
+    let status = status(test, &numbers, &timeline, &seen, started);
     write!(out, "{}", render::result(test, &status, Some(&numbers)))?;
     if let Some(path) = &arguments.json {
         let value = result::result(test, &status, &numbers);
@@ -153,22 +157,43 @@ async fn load(
     Ok(Exit::of(status.verdict.unwrap_or(Verdict::Inconclusive)))
 }
 
-/// Prints progress until the load is over; true when the user ended it.
-async fn watch(engine: &Engine, test: &LoadTest, out: &mut impl Write) -> anyhow::Result<bool> {
-    let duration = test.spec.load.duration;
+/// What ended a load before its time.
+#[derive(Clone, Debug, PartialEq)]
+enum Stopped {
+    ByUser,
+    By(Aborted),
+}
+
+/// Prints progress until the load is over; what ended it before its time.
+async fn watch(
+    engine: &Engine,
+    test: &LoadTest,
+    timeline: &mut Timeline,
+    out: &mut impl Write,
+) -> anyhow::Result<Option<Stopped>> {
+    let duration = test.spec.load.length();
     let every = Duration::from_secs_f64((duration.as_secs_f64() / 60.0).clamp(1.0, 10.0));
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
-    let mut cancelled = false;
+    let mut looks = looks(test);
+    let mut stopped = None;
     loop {
         tokio::select! {
-            () = engine.finished() => return Ok(cancelled),
+            () = engine.finished() => return Ok(stopped),
             _ = tokio::signal::ctrl_c() => {
-                if cancelled {
+                if stopped == Some(Stopped::ByUser) {
                     anyhow::bail!("interrupted twice: the result is lost");
                 }
-                cancelled = true;
+                stopped = Some(Stopped::ByUser);
                 say("stopping; once more to stop at once");
                 engine.stop(STOP_GRACE);
+            }
+            () = looks.next() => {
+                let numbers = engine.measured().await.numbers;
+                if let (Some(aborted), None) = (timeline.look(&test.spec, &numbers), &stopped) {
+                    say(&format!("{} is {}: stopping", aborted.threshold, aborted.observed));
+                    engine.stop(STOP_GRACE.min(test.spec.load.graceful_stop.std()));
+                    stopped = Some(Stopped::By(aborted));
+                }
             }
             _ = ticks.tick() => {
                 let numbers = engine.measured().await.numbers;
@@ -181,13 +206,64 @@ async fn watch(engine: &Engine, test: &LoadTest, out: &mut impl Write) -> anyhow
     }
 }
 
+/// The moments at which a test's course has to be looked at.
+struct Looks {
+    ticks: Option<tokio::time::Interval>,
+    boundaries: Vec<tokio::time::Instant>,
+}
+
+fn looks(test: &LoadTest) -> Looks {
+    let spec = &test.spec;
+    let watched = spec.thresholds.iter().any(|t| t.window.is_some() || t.abort.is_some());
+    let start = tokio::time::Instant::now();
+    let mut boundaries: Vec<_> = spec
+        .load
+        .stages
+        .iter()
+        .scan(Duration::ZERO, |end, stage| {
+            *end += stage.duration.std();
+            Some(start + *end)
+        })
+        .collect();
+    boundaries.reverse();
+    Looks { ticks: watched.then(|| tokio::time::interval(LOOK)), boundaries }
+}
+
+impl Looks {
+    /// Waits for the next one; for ever when there is none.
+    async fn next(&mut self) {
+        let boundary = self.boundaries.last().copied();
+        let tick = async {
+            match &mut self.ticks {
+                Some(ticks) => {
+                    ticks.tick().await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let at = async {
+            match boundary {
+                Some(at) => tokio::time::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = tick => {}
+            () = at => {
+                self.boundaries.pop();
+            }
+        }
+    }
+}
+
 fn status(
     test: &LoadTest,
     numbers: &Numbers,
+    timeline: &Timeline,
     seen: &Circumstances,
     started: Timestamp,
 ) -> LoadTestStatus {
-    let report = report(&test.spec, numbers, seen);
+    let report = report(&test.spec, numbers, timeline, seen);
     let condition = Condition {
         type_: "Passed".into(),
         status: report.verdict.passed().into(),
@@ -206,6 +282,9 @@ fn status(
         summary: Some(report.summary),
         tasks: report.tasks,
         thresholds: report.thresholds,
+        stages: report.stages,
+        breaking_point: report.breaking_point,
+        aborted: seen.aborted.clone(),
         errors: report.errors,
         measurement: Some(report.measurement),
         ..LoadTestStatus::default()
@@ -220,7 +299,7 @@ fn check_file_limit(plan: &Plan) -> anyhow::Result<()> {
         .find_map(|line| line.strip_prefix("Max open files"))
         .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
     let Some(soft) = soft else { return Ok(()) };
-    let users = u64::try_from(plan.load.users).unwrap_or(u64::MAX);
+    let users = u64::try_from(plan.load.peak_users()).unwrap_or(u64::MAX);
     // Each user has a connection; a simulator in this process has its other end.
     let needed = users.saturating_add(SPARE_FILES);
     anyhow::ensure!(

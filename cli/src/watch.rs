@@ -63,12 +63,7 @@ fn tell(
             (Phase::Pending | Phase::Starting, Some(plan)) => {
                 format!("{} runners, up to {} users each", plan.runners, plan.users_per_runner)
             }
-            (Phase::Running, _) => {
-                format!(
-                    "{} users at {}/s for {}",
-                    test.spec.load.users, test.spec.load.spawn_rate, test.spec.load.duration
-                )
-            }
+            (Phase::Running, _) => test.spec.load.to_string(),
             _ => String::new(),
         };
         writeln!(out, "{:<10}{what}", phase.as_str())?;
@@ -80,7 +75,7 @@ fn tell(
         && let (Some(Phase::Running | Phase::Stopping), Some(progress), Some(summary)) =
             (now.phase, &now.progress, &now.summary)
     {
-        writeln!(out, "{}", render::progress(progress, summary, test.spec.load.duration))?;
+        writeln!(out, "{}", render::progress(progress, summary, test.spec.load.length()))?;
     }
     out.flush()
 }

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    profile::Profile,
     resource::{Load, LoadTestSpec, Scenario, Sizing, Target},
     values::Duration,
 };
@@ -45,18 +46,8 @@ impl Plan {
     /// The numbers of the users that a runner has, by its index: *u* belongs to *u mod n*,
     /// so that the ramp is even over runners.
     pub fn users_of(&self, index: u32) -> impl Iterator<Item = u64> + use<> {
-        let users = u64::try_from(self.load.users).unwrap_or(0);
+        let users = u64::try_from(self.load.peak_users()).unwrap_or(0);
         (u64::from(index)..users).step_by(self.runners.max(1) as usize)
-    }
-
-    /// When a user starts, from the start of the test.
-    pub fn start_of(&self, user: u64) -> Duration {
-        Duration::from_secs_f64(user as f64 / self.load.spawn_rate)
-    }
-
-    /// User-seconds of load if every user of every runner runs from its start to the end.
-    pub fn user_seconds(&self) -> f64 {
-        user_seconds(&self.load)
     }
 }
 
@@ -65,13 +56,12 @@ pub fn header_variable(index: usize) -> String {
     format!("LOADTEST_HEADER_{index}")
 }
 
-/// User-seconds of a load: each user's time from its start to the end of the test.
+/// User-seconds of a closed load: each user's time, over all its runs.
 pub fn user_seconds(load: &Load) -> f64 {
-    let (duration, rate) = (load.duration.as_secs_f64(), load.spawn_rate);
-    // Users that start at all: those before the end.
-    let started = (load.users as f64).min((duration * rate).ceil().max(1.0));
-    // Sum over u of (duration − u/rate).
-    started * duration - started * (started - 1.0) / (2.0 * rate)
+    let profile = Profile::of(load);
+    let users = u64::try_from(load.peak_users()).unwrap_or(0);
+    let runs = (0..users).flat_map(|user| profile.runs_of(user));
+    runs.map(|(start, end)| end.minus(start).as_secs_f64()).sum()
 }
 
 /// Sizes a test: runners, users of each, threads, and the resources to ask for.
@@ -79,7 +69,7 @@ pub fn user_seconds(load: &Load) -> f64 {
 /// Requests are modest, so that a 2-core cluster holds the operator, a target and several
 /// runners; there is no CPU limit, so a runner takes more where there is more.
 pub fn size(spec: &LoadTestSpec) -> Sizing {
-    let users = spec.load.users.max(1);
+    let users = spec.load.peak_users().max(1);
     let per_runner = spec.runners.users_per_runner.max(1);
     let runners = (users + per_runner - 1) / per_runner;
     let largest = (users + runners - 1) / runners;
@@ -112,7 +102,7 @@ mod tests {
 
     fn plan(users: i64, per_runner: i64) -> Plan {
         let mut spec = spec();
-        spec.load.users = users;
+        spec.load.users = Some(users);
         spec.runners.users_per_runner = per_runner;
         let sizing = size(&spec);
         Plan {
@@ -133,7 +123,7 @@ mod tests {
     #[test]
     fn two_hundred_users_at_a_hundred_a_runner_are_two_runners() {
         let mut spec = spec();
-        spec.load.users = 200;
+        spec.load.users = Some(200);
         let sizing = size(&spec);
         assert_eq!((sizing.runners, sizing.users_per_runner), (2, 100));
     }
@@ -151,11 +141,11 @@ mod tests {
     #[test]
     fn planned_user_seconds_count_the_ramp() {
         let mut spec = spec();
-        (spec.load.users, spec.load.spawn_rate) = (3, 1.0);
-        spec.load.duration = Duration::from_secs(10);
+        (spec.load.users, spec.load.spawn_rate) = (Some(3), Some(1.0));
+        spec.load.duration = Some(Duration::from_secs(10));
         assert!((user_seconds(&spec.load) - 27.0).abs() < 1e-9);
         // Users that would start after the end never run.
-        spec.load.users = 1000;
+        spec.load.users = Some(1000);
         assert!((user_seconds(&spec.load) - 55.0).abs() < 1e-9);
     }
 
@@ -175,7 +165,7 @@ mod tests {
         #[test]
         fn sizing_never_exceeds_what_was_allowed(users in 1_i64..=1_000_000, per_runner in 1_i64..=10_000) {
             let mut spec = spec();
-            spec.load.users = users;
+            spec.load.users = Some(users);
             spec.runners.users_per_runner = per_runner;
             let sizing = size(&spec);
             prop_assert!(sizing.users_per_runner <= per_runner);

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use crate::{
     metrics::{LatencyHistogram, Numbers, TaskNumbers, judged},
     plan,
+    profile::Profile,
     resource::{
-        ErrorCount, Latency, LoadTestSpec, Measurement, Progress, Summary, TaskKind, TaskSummary,
-        ThresholdRow, Verdict,
+        Aborted, BreakingPoint, ErrorCount, Latency, LoadTestSpec, Measurement, Progress, StageRow,
+        Summary, TaskKind, TaskSummary, ThresholdRow, Verdict,
     },
+    timeline::{self, Timeline},
     values::{Duration, Rate, Share},
     verdict,
 };
@@ -23,6 +25,8 @@ const MAX_EXAMPLE: usize = 256;
 pub struct Circumstances {
     /// It was stopped by the user.
     pub cancelled: bool,
+    /// The threshold that ended it early.
+    pub aborted: Option<Aborted>,
     /// Runners that ended before the test did.
     pub runners_lost: i64,
     /// The spread of the runners' real starts.
@@ -46,16 +50,25 @@ pub struct Report {
     pub tasks: Vec<TaskSummary>,
     /// Each threshold, in the spec's order.
     pub thresholds: Vec<ThresholdRow>,
+    /// Each stage of the load that ended.
+    pub stages: Vec<StageRow>,
+    /// Where a growing load went beyond what the target takes.
+    pub breaking_point: Option<BreakingPoint>,
     /// The most frequent errors.
     pub errors: Vec<ErrorCount>,
     /// How good the numbers are.
     pub measurement: Measurement,
 }
 
-/// Judges a finished run.
-pub fn report(spec: &LoadTestSpec, numbers: &Numbers, seen: &Circumstances) -> Report {
-    let thresholds: Vec<ThresholdRow> =
-        spec.thresholds.iter().map(|threshold| verdict::judge(threshold, numbers)).collect();
+/// Judges a finished run, whose course the timeline knows.
+pub fn report(
+    spec: &LoadTestSpec,
+    numbers: &Numbers,
+    timeline: &Timeline,
+    seen: &Circumstances,
+) -> Report {
+    let thresholds = timeline.rows(spec, numbers, seen.aborted.as_ref());
+    let stages = timeline.stages().to_vec();
     let (verdict, reason, message) = conclude(&thresholds, numbers, seen);
     Report {
         verdict,
@@ -64,6 +77,8 @@ pub fn report(spec: &LoadTestSpec, numbers: &Numbers, seen: &Circumstances) -> R
         summary: summarise(&numbers.total(), numbers.elapsed_seconds),
         tasks: tasks(spec, numbers),
         thresholds,
+        breaking_point: timeline::breaking_point(spec, &stages),
+        stages,
         errors: errors(numbers, &seen.examples),
         measurement: measurement(spec, numbers, seen),
     }
@@ -78,6 +93,12 @@ fn conclude(
     if worst == Verdict::NotJudged {
         return (worst, "NoThresholds", "the test has no thresholds to be judged by".into());
     }
+    if let Some(Aborted { threshold, observed, bound, elapsed, .. }) = &seen.aborted {
+        let at = elapsed.rounded();
+        let message =
+            format!("{threshold} was {observed}, critical {bound}, after {at}: load was stopped");
+        return (Verdict::Critical, "Aborted", message);
+    }
     if seen.cancelled {
         let message = "the test was cancelled before its end".into();
         return (Verdict::Inconclusive, "Cancelled", message);
@@ -86,7 +107,8 @@ fn conclude(
         let message = format!("{} runners were lost before the end", seen.runners_lost);
         return (Verdict::Inconclusive, "RunnersLost", message);
     }
-    if numbers.total().requests.iter().sum::<u64>() == 0 {
+    let total = numbers.total();
+    if total.requests.iter().sum::<u64>() + total.dropped == 0 {
         let message = "no request was sent".into();
         return (Verdict::Inconclusive, "NoTraffic", message);
     }
@@ -147,8 +169,9 @@ pub fn summarise(task: &TaskNumbers, elapsed_seconds: f64) -> Summary {
         requests: count(task.completed()),
         failures: count(task.failures()),
         interrupted: count(task.of(crate::metrics::Outcome::Interrupted)),
-        error_rate: Share::of(task.failures(), task.completed()).to_string(),
-        throughput: Rate::per_second(rate).to_string(),
+        dropped: count(task.dropped),
+        error_rate: Share::of(task.missed(), task.wanted()).rounded(),
+        throughput: Rate::per_second(rate).rounded(),
         min: at(0.0),
         mean: response.mean().map(Duration::rounded),
         p50: at(0.5),
@@ -162,7 +185,7 @@ pub fn summarise(task: &TaskNumbers, elapsed_seconds: f64) -> Summary {
 
 /// How far a run is. `users` are those running now or, at the end, the most that ran.
 pub fn progress(spec: &LoadTestSpec, numbers: &Numbers, runners: usize, users: u64) -> Progress {
-    let duration = spec.load.duration;
+    let duration = spec.load.length();
     let elapsed = Duration::from_secs_f64(numbers.elapsed_seconds).min(duration);
     // Whole tenths of a second: the rest changes with every look.
     let tenth = 100_000_000;
@@ -233,9 +256,14 @@ fn errors(numbers: &Numbers, examples: &BTreeMap<(String, String), String>) -> V
 }
 
 fn measurement(spec: &LoadTestSpec, numbers: &Numbers, seen: &Circumstances) -> Measurement {
-    let planned = plan::user_seconds(&spec.load);
+    let (ran, planned) = if spec.load.is_open() {
+        let begun: u64 = numbers.total().requests.iter().sum();
+        (begun as f64, Profile::of(&spec.load).arrivals() as f64)
+    } else {
+        (numbers.user_seconds, plan::user_seconds(&spec.load))
+    };
     // Clocks of runners differ by a little: more than everything is everything.
-    let coverage = (numbers.user_seconds / planned).min(1.0);
+    let coverage = (ran / planned.max(1e-9)).min(1.0);
     Measurement {
         relative_error: "0.2%".into(),
         start_skew: seen.start_skew.map(Duration::rounded),
@@ -263,9 +291,13 @@ mod tests {
         numbers
     }
 
+    fn judged_as(numbers: &Numbers, seen: &Circumstances) -> Report {
+        report(&spec(), numbers, &Timeline::default(), seen)
+    }
+
     #[test]
     fn a_healthy_run_passes_and_says_so() {
-        let report = report(&spec(), &healthy(), &Circumstances::default());
+        let report = judged_as(&healthy(), &Circumstances::default());
         assert_eq!((report.verdict, report.reason), (Verdict::Pass, "TargetsMet"));
         assert_eq!(report.summary.requests, 4000);
         assert_eq!(report.summary.throughput, "33.33/s");
@@ -274,7 +306,7 @@ mod tests {
 
     #[test]
     fn only_chat_tasks_show_a_time_to_first_response() {
-        let report = report(&spec(), &healthy(), &Circumstances::default());
+        let report = judged_as(&healthy(), &Circumstances::default());
         let shown: Vec<bool> =
             report.tasks.iter().map(|task| task.time_to_first_response.is_some()).collect();
         assert_eq!(shown, [true, false, false, false]);
@@ -283,19 +315,19 @@ mod tests {
     #[test]
     fn a_lost_runner_never_makes_a_test_pass() {
         let lost = Circumstances { runners_lost: 1, ..Circumstances::default() };
-        let report = report(&spec(), &healthy(), &lost);
+        let report = judged_as(&healthy(), &lost);
         assert_eq!((report.verdict, report.reason), (Verdict::Inconclusive, "RunnersLost"));
     }
 
     #[test]
     fn a_cancelled_run_never_passes() {
         let cancelled = Circumstances { cancelled: true, ..Circumstances::default() };
-        assert_eq!(report(&spec(), &healthy(), &cancelled).verdict, Verdict::Inconclusive);
+        assert_eq!(judged_as(&healthy(), &cancelled).verdict, Verdict::Inconclusive);
     }
 
     #[test]
     fn no_traffic_is_inconclusive() {
-        let report = report(&spec(), &Numbers::default(), &Circumstances::default());
+        let report = judged_as(&Numbers::default(), &Circumstances::default());
         assert_eq!((report.verdict, report.reason), (Verdict::Inconclusive, "NoTraffic"));
     }
 

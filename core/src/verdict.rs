@@ -17,35 +17,49 @@ const LAG_SHARE: f64 = 0.05;
 /// when only the warning bound holds, *Fail* otherwise. Too few samples, or a generator
 /// that was itself late, are *Inconclusive*.
 pub fn judge(threshold: &Threshold, numbers: &Numbers) -> ThresholdRow {
+    judge_value(threshold, numbers).0
+}
+
+/// The same, with the observed value as a number.
+pub(crate) fn judge_value(
+    threshold: &Threshold,
+    numbers: &Numbers,
+) -> (ThresholdRow, Option<Quantity>) {
     let scope = match &threshold.task {
         Some(task) => numbers.tasks.get(task).cloned().unwrap_or_default(),
-        None => numbers.total(),
+        None => together(threshold.metric, numbers),
     };
     let observed = observe(threshold, &scope, numbers.elapsed_seconds);
     let (verdict, bound, advice) = decide(threshold, &observed, numbers);
-    ThresholdRow {
+    let row = ThresholdRow {
         task: threshold.task.clone(),
         metric: threshold.metric,
         statistic: threshold.statistic,
-        observed: observed.value.map(|value| value.to_string()),
+        window: threshold.window,
+        observed: observed.value.map(|value| value.rounded()),
         bound,
         samples: i64::try_from(observed.samples).unwrap_or(i64::MAX),
         verdict,
         advice,
-    }
+    };
+    (row, observed.value)
 }
 
-/// The verdict of a whole table: its worst row, in the order Critical, Fail, Inconclusive,
-/// Warning, Pass; *NotJudged* without rows.
-pub fn worst<'a>(rows: impl IntoIterator<Item = &'a ThresholdRow>) -> Verdict {
-    let badness = |verdict: Verdict| match verdict {
+/// How bad a verdict is: the worst row decides.
+pub(crate) const fn badness(verdict: Verdict) -> u8 {
+    match verdict {
         Verdict::Critical => 5,
         Verdict::Fail => 4,
         Verdict::Inconclusive => 3,
         Verdict::Warning => 2,
         Verdict::Pass => 1,
         Verdict::NotJudged => 0,
-    };
+    }
+}
+
+/// The verdict of a whole table: its worst row, in the order Critical, Fail, Inconclusive,
+/// Warning, Pass; *NotJudged* without rows.
+pub fn worst<'a>(rows: impl IntoIterator<Item = &'a ThresholdRow>) -> Verdict {
     rows.into_iter()
         .map(|row| row.verdict)
         .max_by_key(|v| badness(*v))
@@ -55,33 +69,61 @@ pub fn worst<'a>(rows: impl IntoIterator<Item = &'a ThresholdRow>) -> Verdict {
 struct Observation {
     value: Option<Quantity>,
     samples: u64,
+    /// Arrivals among the samples that were dropped, and hide the value: it is at least this.
+    hidden_by: u64,
 }
 
 fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64) -> Observation {
     let latency = |by_outcome: &[LatencyHistogram; 4]| {
         let all = judged(by_outcome);
-        let statistic = threshold.statistic.unwrap_or(Statistic::Mean);
-        Observation { value: all.statistic(statistic).map(Quantity::Time), samples: all.count() }
+        latency(&all, scope.dropped, threshold.statistic.unwrap_or(Statistic::Mean))
     };
-    let completed = scope.completed();
+    let seen = |value, samples| Observation { value, samples, hidden_by: 0 };
+    let wanted = scope.wanted();
     match threshold.metric {
         Metric::ResponseTime => latency(&scope.response_time),
         Metric::ServiceTime => latency(&scope.service_time),
         Metric::TimeToFirstResponse => latency(&scope.first_response),
         Metric::WebSocketConnect => latency(&scope.web_socket_connect),
-        Metric::ErrorRate => Observation {
-            value: (completed > 0).then(|| Quantity::Share(Share::of(scope.failures(), completed))),
-            samples: completed,
-        },
+        Metric::ErrorRate => {
+            let share = Quantity::Share(Share::of(scope.missed(), wanted));
+            seen((wanted > 0).then_some(share), wanted)
+        }
         Metric::Throughput => {
-            let successes = completed - scope.failures();
-            Observation {
-                value: (elapsed > 0.0 && completed > 0)
-                    .then(|| Quantity::Rate(Rate::per_second(successes as f64 / elapsed))),
-                samples: completed,
-            }
+            let successes = scope.of(crate::metrics::Outcome::Success) as f64;
+            let rate = || Quantity::Rate(Rate::per_second(successes / elapsed));
+            seen((elapsed > 0.0 && wanted > 0).then(rate), wanted)
         }
     }
+}
+
+/// All tasks as one; of a metric that only some kinds of task have, those that have it.
+fn together(metric: Metric, numbers: &Numbers) -> TaskNumbers {
+    let has = |by_outcome: &[LatencyHistogram; 4]| by_outcome.iter().any(|h| h.count() > 0);
+    let counts = |task: &&TaskNumbers| match metric {
+        Metric::TimeToFirstResponse => has(&task.first_response),
+        Metric::WebSocketConnect => has(&task.web_socket_connect),
+        _ => true,
+    };
+    numbers.tasks.values().filter(counts).fold(TaskNumbers::default(), |mut all, task| {
+        all.merge(task);
+        all
+    })
+}
+
+/// A statistic of answers and of arrivals that were dropped, which count as slower than any
+/// answer: nobody waited to see how slow. A value among them is hidden.
+fn latency(answers: &LatencyHistogram, dropped: u64, statistic: Statistic) -> Observation {
+    let samples = answers.count() + dropped;
+    let (statistic, hidden) = match statistic {
+        Statistic::Quantile(p) => {
+            let within = p * samples as f64 / answers.count().max(1) as f64;
+            (Statistic::Quantile(within.min(1.0)), within > 1.0)
+        }
+        other => (other, dropped > 0 && other != Statistic::Min),
+    };
+    let value = answers.statistic(statistic).map(Quantity::Time);
+    Observation { value, samples, hidden_by: if hidden { dropped } else { 0 } }
 }
 
 fn decide(
@@ -92,11 +134,14 @@ fn decide(
     let Threshold { target, warning, critical, .. } = threshold;
     let inconclusive = |why: String| (Verdict::Inconclusive, *target, Some(why));
     let needed = samples_needed(threshold);
-    let Some(value) = observed.value.filter(|_| observed.samples >= needed) else {
+    let samples = observed.samples;
+    if samples < needed {
         return inconclusive(format!(
-            "{} samples, needs {needed}: run longer, with more users, or set minSamples",
-            observed.samples
+            "{samples} samples, needs {needed}: run longer, with more users, or set minSamples"
         ));
+    }
+    let Some(value) = observed.value else {
+        return inconclusive(format!("no answer came: all {samples} arrivals were dropped"));
     };
     if let Some(lag) = too_late(threshold, numbers) {
         return inconclusive(format!(
@@ -105,10 +150,18 @@ fn decide(
         ));
     }
     let holds = |bound: &Bound| bound.holds(value).unwrap_or(false);
+    if let Some(critical) = critical.filter(holds) {
+        return (Verdict::Critical, critical, Some(advice(threshold.metric)));
+    }
+    if observed.hidden_by > 0 {
+        return inconclusive(format!(
+            "{} arrivals were dropped, so it is at least {}: raise load.maxUsers, or see whether the target takes this rate at all",
+            observed.hidden_by,
+            value.rounded()
+        ));
+    }
     if holds(target) {
         (Verdict::Pass, *target, None)
-    } else if let Some(critical) = critical.filter(holds) {
-        (Verdict::Critical, critical, Some(advice(threshold.metric)))
     } else if warning.as_ref().is_some_and(holds) {
         (Verdict::Warning, *target, Some(advice(threshold.metric)))
     } else {
@@ -147,7 +200,7 @@ fn too_late(threshold: &Threshold, numbers: &Numbers) -> Option<Duration> {
     (lag > LAG_FLOOR && lag.as_secs_f64() > LAG_SHARE * tightest.as_secs_f64()).then_some(lag)
 }
 
-fn advice(metric: Metric) -> String {
+pub(crate) fn advice(metric: Metric) -> String {
     match metric {
         Metric::ResponseTime | Metric::ServiceTime => {
             "look at the target's CPU, queues and downstream calls at this load; responseTime far above serviceTime means requests waited to be sent"
@@ -237,6 +290,37 @@ mod tests {
         for outcome in [Outcome::Timeout, Outcome::Interrupted] {
             assert_eq!(judge(&p95(), &answers(6.0, outcome, 1000)).verdict, Verdict::Critical);
         }
+    }
+
+    #[test]
+    fn dropped_arrivals_are_slower_than_any_answer() {
+        // 1000 answers and 10 drops: the p95 is the 960th answer, the p99.9 is hidden.
+        let mut numbers = answers(0.5, Outcome::Success, 950);
+        let task = numbers.tasks.get_mut("chat").unwrap();
+        task.requests[0] += 50;
+        task.response_time[0].record(3.0, 50);
+        assert_eq!(judge(&p95(), &numbers).verdict, Verdict::Pass);
+        numbers.tasks.get_mut("chat").unwrap().dropped = 10;
+        let row = judge(&p95(), &numbers);
+        assert_eq!((row.verdict, row.samples), (Verdict::Fail, 1010));
+        let mut tail = p95();
+        (tail.statistic, tail.min_samples) = (Some(Statistic::Quantile(0.999)), Some(1));
+        let row = judge(&tail, &numbers);
+        assert_eq!(row.verdict, Verdict::Inconclusive);
+        assert!(row.advice.unwrap().contains("10 arrivals were dropped"));
+        // What is known of a hidden value may be critical already.
+        tail.critical = Some("> 2.5s".parse().unwrap());
+        tail.warning = None;
+        assert_eq!(judge(&tail, &numbers).verdict, Verdict::Critical);
+    }
+
+    #[test]
+    fn dropped_arrivals_count_as_errors() {
+        let mut numbers = answers(0.5, Outcome::Success, 90);
+        numbers.tasks.get_mut("chat").unwrap().dropped = 10;
+        let errors = row(r#"{metric: errorRate, target: "< 1%", critical: "> 5%"}"#);
+        let judged = judge(&errors, &numbers);
+        assert_eq!((judged.verdict, judged.observed.as_deref()), (Verdict::Critical, Some("10%")));
     }
 
     #[test]

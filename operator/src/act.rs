@@ -39,6 +39,7 @@ pub(crate) async fn act(
         | Decision::Reject(_)
         | Decision::Admit(_)
         | Decision::Started(_)
+        | Decision::Abort(_)
         | Decision::Progress(..) => {}
         Decision::Launch(sizing) => launch(context, &seen.test, sizing).await?,
         Decision::Start(start) => persist_start(context, seen, start).await?,

@@ -1,11 +1,13 @@
 //! Chooses the next step of a test. Pure: time comes in as `now`.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use loadtest_core::{
     Duration, plan,
     report::truncated,
-    resource::{LoadTest, Phase, Sizing},
+    resource::{Aborted, Load, LoadTest, Phase, Sizing},
     validate,
 };
 
@@ -69,6 +71,8 @@ pub enum Decision {
     Order(StartRecord, Vec<String>),
     /// Order these pods to stop.
     Stop(Vec<String>),
+    /// Say which threshold ends the test.
+    Abort(Aborted),
     /// Show how far it is, and look again after a while.
     Progress(Phase, Duration),
     /// It ran: judge it. `cancelled` when the user ended it.
@@ -224,8 +228,8 @@ fn running(seen: &Observed, now: Timestamp) -> Decision {
         return Decision::Conclude { cancelled, failed: None };
     }
     let load = &seen.test.spec.load;
-    let end = start.at.saturating_add(signed(load.duration)).unwrap_or(Timestamp::MAX);
-    let latest = load.duration.plus(load.graceful_stop);
+    let end = start.at.saturating_add(signed(load.length())).unwrap_or(Timestamp::MAX);
+    let latest = load.length().plus(load.graceful_stop);
     let silent = |index: usize| {
         seen.is_final(index)
             || seen.is_lost(&start, index)
@@ -239,31 +243,39 @@ fn running(seen: &Observed, now: Timestamp) -> Decision {
         let pod = seen.runners.iter().find(|runner| runner.uid == **uid);
         pod.is_some_and(|pod| pod.ended.is_none() && pod.ip.is_some())
     };
-    let unordered: Vec<String> = start
-        .pods
-        .iter()
-        .filter(alive)
-        .filter(|uid| !seen.memory.ordered.contains(*uid))
-        .cloned()
-        .collect();
+    let without = |told: &BTreeSet<String>| -> Vec<String> {
+        start.pods.iter().filter(alive).filter(|uid| !told.contains(*uid)).cloned().collect()
+    };
+    let told = seen.test.status.as_ref().and_then(|status| status.aborted.as_ref());
+    if let (None, Some(aborted)) = (told, seen.aborted()) {
+        // Durable before anyone is stopped: who comes later must not wonder why.
+        return Decision::Abort(aborted);
+    }
+    let stopping = cancelled || told.is_some();
+    // Who is to be stopped is not first started; who can't be reached keeps no other from it.
+    let unstopped = without(&seen.memory.stopped);
+    if stopping && !unstopped.is_empty() {
+        return Decision::Stop(unstopped);
+    }
+    if stopping || now >= end {
+        return Decision::Progress(Phase::Stopping, STOPPING);
+    }
+    let unordered = without(&seen.memory.ordered);
     if !unordered.is_empty() {
         return Decision::Order(start, unordered);
     }
-    let unstopped: Vec<String> = start
-        .pods
-        .iter()
-        .filter(alive)
-        .filter(|uid| !seen.memory.stopped.contains(*uid))
-        .cloned()
-        .collect();
-    if cancelled && !unstopped.is_empty() {
-        return Decision::Stop(unstopped);
-    }
-    if cancelled || now >= end {
-        return Decision::Progress(Phase::Stopping, STOPPING);
-    }
-    let left = Duration::from_secs_f64(end.duration_since(now).as_secs_f64());
-    Decision::Progress(Phase::Running, COLLECT.min(left.plus(Duration::from_millis(50))))
+    let ran = Duration::from_secs_f64(now.duration_since(start.at).as_secs_f64());
+    Decision::Progress(Phase::Running, COLLECT.min(until_boundary(load, ran)))
+}
+
+/// The time until the load's current stage, or all of it, is over, and a little more.
+fn until_boundary(load: &Load, ran: Duration) -> Duration {
+    let ends = load.stages.iter().scan(Duration::ZERO, |end, stage| {
+        *end = end.plus(stage.duration);
+        Some(*end)
+    });
+    let next = ends.chain([load.length()]).find(|end| *end > ran).unwrap_or(ran);
+    next.minus(ran).plus(Duration::from_millis(50))
 }
 
 /// A test that is over: let its runners go, and remove it when its time has come.

@@ -13,7 +13,8 @@ use kube::ResourceExt;
 use loadtest_core::{
     metrics::{Numbers, RunnerNumbers},
     report::Circumstances,
-    resource::LoadTest,
+    resource::{Aborted, LoadTest},
+    timeline::Timeline,
 };
 use serde::{Deserialize, Serialize};
 
@@ -145,6 +146,10 @@ pub struct Memory {
     pub released: BTreeSet<String>,
     /// UIDs of pods whose log was searched for last metrics.
     pub searched: BTreeSet<String>,
+    /// The test's course so far.
+    pub timeline: Option<Timeline>,
+    /// The threshold whose critical bound ends the test.
+    pub aborted: Option<Aborted>,
     /// When runners started, by their answers.
     pub starts: Starts,
     /// When each runner was last heard.
@@ -207,6 +212,25 @@ impl Observed {
         self.memory.heard.get(&index).copied().or(self.memory.since)
     }
 
+    /// What ends the test early: told by its status, or found by this pass.
+    pub fn aborted(&self) -> Option<Aborted> {
+        let told = self.test.status.as_ref().and_then(|status| status.aborted.clone());
+        told.or_else(|| self.memory.aborted.clone())
+    }
+
+    /// Looks at the course of a running test: pure, from what was collected.
+    pub fn look(&mut self) {
+        let numbers = self.merged();
+        let timeline = self.memory.timeline.get_or_insert_with(|| {
+            let told = self.test.status.as_ref().map(|status| status.stages.clone());
+            Timeline::after(told.unwrap_or_default())
+        });
+        let aborted = timeline.look(&self.test.spec, &numbers);
+        if self.memory.aborted.is_none() {
+            self.memory.aborted = aborted;
+        }
+    }
+
     /// The numbers of all runners together.
     pub fn merged(&self) -> Numbers {
         self.memory.numbers.values().fold(Numbers::default(), |mut all, seen| {
@@ -221,6 +245,7 @@ impl Observed {
         let lost = (0..runners).filter(|index| !self.is_final(*index)).count();
         Circumstances {
             cancelled,
+            aborted: self.aborted(),
             runners_lost: i64::try_from(lost).unwrap_or(i64::MAX),
             start_skew: self.memory.starts.spread(runners),
             examples: self.memory.examples.clone(),

@@ -190,6 +190,7 @@ const fn label(decision: &Decision) -> &'static str {
         Decision::Start(_) | Decision::Started(_) => "started",
         Decision::Order(..) => "ordered",
         Decision::Stop(_) => "stopped",
+        Decision::Abort(_) => "aborted",
         Decision::Progress(..) => "progressed",
         Decision::Conclude { .. } => "concluded",
         Decision::Fail(..) => "failed",

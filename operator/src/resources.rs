@@ -133,7 +133,7 @@ pub fn job(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> Job {
     // An upper bound on everything, should the operator never come back.
     let deadline = [
         settings.start_timeout,
-        load.duration,
+        load.length(),
         load.graceful_stop,
         settings.release_grace,
         settings.metrics_linger,

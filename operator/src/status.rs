@@ -8,7 +8,7 @@ use loadtest_core::{
     Duration,
     metrics::Numbers,
     report::{self, Report, truncated},
-    resource::{LoadTestStatus, Phase, Progress, Sizing, Verdict},
+    resource::{Aborted, LoadTestStatus, Phase, Progress, Sizing, Verdict},
 };
 
 use crate::{
@@ -44,13 +44,15 @@ pub fn next(
         Decision::Settled
         | Decision::Wait(_)
         | Decision::Start(_)
-        | Decision::Order(..)
         | Decision::Stop(_)
         | Decision::Release(_)
         | Decision::Delete => return (old, None),
         Decision::Reject(problems) => Some(reject(&mut status, problems, now)),
         Decision::Admit(sizing) => Some(admit(&mut status, sizing, now)),
         Decision::Launch(sizing) => Some(launch(&mut status, sizing)),
+        Decision::Abort(aborted) => Some(abort(&mut status, aborted)),
+        // A runner that does not take its order must not hide what the others do.
+        Decision::Order(..) => progress(&mut status, Phase::Running, seen, now),
         Decision::Started(start) => Some(started(&mut status, start, seen, now)),
         Decision::Progress(phase, _) => progress(&mut status, *phase, seen, now),
         Decision::Conclude { cancelled, failed } => {
@@ -74,7 +76,8 @@ pub fn can_wait(
         reported.is_some_and(|at| now.duration_since(at) < crate::decide::signed(PROGRESS_EVERY));
     // The first numbers are what people wait for.
     let first = old.summary.is_none() && new.summary.is_some();
-    recent && !first && old.phase == new.phase && old.conditions == new.conditions
+    let same_stages = old.stages.len() == new.stages.len() && old.aborted == new.aborted;
+    recent && !first && same_stages && old.phase == new.phase && old.conditions == new.conditions
 }
 
 fn news(reason: &str, note: impl Into<String>, warning: bool) -> News {
@@ -147,8 +150,8 @@ fn started(
     status.phase = Some(Phase::Running);
     status.start_time = Some(MicroTime(start.at));
     let note = format!(
-        "{} users on {} runners start at {}",
-        seen.test.spec.load.users,
+        "{} on {} runners, from {} on",
+        seen.test.spec.load,
         start.pods.len(),
         start.at.strftime("%H:%M:%S%.3f"),
     );
@@ -172,6 +175,9 @@ fn progress(
     status.phase = Some(phase);
     let numbers = seen.merged();
     status.progress = Some(far(seen, &numbers, numbers.users));
+    if let Some(timeline) = &seen.memory.timeline {
+        status.stages = timeline.stages().to_vec();
+    }
     if numbers.elapsed_seconds > 0.0 {
         status.summary = Some(report::summarise(&numbers.total(), numbers.elapsed_seconds));
     }
@@ -183,6 +189,13 @@ fn progress(
     Some(news("LoadEnded", note, false))
 }
 
+fn abort(status: &mut LoadTestStatus, aborted: &Aborted) -> News {
+    let Aborted { threshold, observed, bound, .. } = aborted;
+    let note = format!("{threshold} is {observed}, critical {bound}: stopping all runners");
+    status.aborted = Some(aborted.clone());
+    news("Aborted", note, true)
+}
+
 fn conclude(
     status: &mut LoadTestStatus,
     cancelled: bool,
@@ -191,8 +204,21 @@ fn conclude(
     now: Timestamp,
 ) -> News {
     let numbers = seen.merged();
-    let Report { verdict, reason, message, summary, tasks, thresholds, errors, measurement } =
-        report::report(&seen.test.spec, &numbers, &seen.circumstances(cancelled));
+    let timeline = seen.memory.timeline.clone().unwrap_or_default();
+    let Report {
+        verdict,
+        reason,
+        message,
+        summary,
+        tasks,
+        thresholds,
+        stages,
+        breaking_point,
+        errors,
+        measurement,
+    } = report::report(&seen.test.spec, &numbers, &timeline, &seen.circumstances(cancelled));
+    status.stages = stages;
+    status.breaking_point = breaking_point;
     status.progress = Some(far(seen, &numbers, numbers.users_peak));
     status.summary = Some(summary);
     status.tasks = tasks;

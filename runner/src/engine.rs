@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     prepare::Prepared,
-    worker::{self, Order},
+    worker::{self, Order, Share},
 };
 
 /// Generates one runner's share of a test's load.
@@ -47,8 +47,12 @@ impl Engine {
         let senders = (0..workers)
             .map(|worker| {
                 let (sender, orders) = mpsc::unbounded_channel();
-                let mine = prepared.plan.users_of(index);
-                let mine = mine.skip(worker as usize).step_by(workers as usize).collect();
+                // User u belongs to runner u mod n, and there to worker (u / n) mod w.
+                let (runner, runners) = (u64::from(index), u64::from(prepared.plan.runners.max(1)));
+                let share = Share {
+                    first: runner + runners * u64::from(worker),
+                    step: runners * u64::from(workers),
+                };
                 let (prepared, left, done) =
                     (Arc::clone(&prepared), Arc::clone(&left), done.clone());
                 let last_one_says_so = move || {
@@ -57,7 +61,7 @@ impl Engine {
                     }
                 };
                 thread::Builder::new().name(format!("worker-{worker}")).spawn(move || {
-                    if let Err(error) = worker::run(prepared, mine, orders, last_one_says_so) {
+                    if let Err(error) = worker::run(prepared, share, orders, last_one_says_so) {
                         tracing::error!(%error, worker, "worker could not run");
                     }
                 })?;

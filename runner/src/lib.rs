@@ -11,12 +11,14 @@
 //! [`server`] and a life cycle around an [`Engine`]; the CLI runs one in its own process.
 
 mod chat;
+mod closed;
 mod connect;
 mod engine;
 mod failure;
 mod flight;
 mod http;
 pub mod lifecycle;
+mod open;
 mod pacer;
 mod prepare;
 mod record;

@@ -73,6 +73,7 @@ pub(crate) struct Sample {
 pub(crate) struct TaskRecorder {
     /// Boxed and made on first use: most outcomes never happen.
     series: [Option<Box<Series>>; 4],
+    dropped: u64,
     errors: BTreeMap<ErrorKind, (u64, String)>,
     sent_bytes: u64,
     received_bytes: u64,
@@ -110,6 +111,11 @@ impl TaskRecorder {
         }
     }
 
+    /// Counts an arrival that found no user free.
+    pub(crate) fn drop_arrival(&mut self) {
+        self.dropped += 1;
+    }
+
     /// Counts bytes.
     pub(crate) fn bytes(&mut self, sent: u64, received: u64) {
         self.sent_bytes += sent;
@@ -119,6 +125,7 @@ impl TaskRecorder {
     /// The numbers in the form they are exposed in.
     pub(crate) fn numbers(&self) -> TaskNumbers {
         let mut numbers = TaskNumbers {
+            dropped: self.dropped,
             sent_bytes: self.sent_bytes,
             received_bytes: self.received_bytes,
             ..TaskNumbers::default()

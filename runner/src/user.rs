@@ -1,14 +1,11 @@
-//! One virtual user: a task, a pause, and again, until the test ends.
+//! One virtual user: what it keeps between its requests, and one request from plan to record.
 
-use std::{
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{rc::Rc, time::Instant};
 
 use loadtest_core::{metrics::Outcome, mix::Choices};
 
 use crate::{
-    failure::Failure,
+    failure::{ErrorKind, Failure},
     flight::Flight,
     http::{self, Answered, HttpConnection},
     prepare::{PreparedKind, PreparedTask},
@@ -17,45 +14,25 @@ use crate::{
     worker::Worker,
 };
 
-/// Runs a user from its planned start to the end of the test.
-pub(crate) async fn run(worker: Rc<Worker>, flight: Rc<Flight>, number: u64, start: Instant) {
-    let mut choices = worker.prepared.mix.choices_of(number);
-    let mut connection = None;
-    let mut planned = start;
-    loop {
-        worker.pacer.until(planned.min(worker.end())).await;
-        let now = Instant::now();
-        if now >= worker.end() {
-            return;
-        }
-        if now < planned {
-            // Woken for another reason than the time.
-            continue;
-        }
-        worker.lag(now - planned);
-        let task = worker.prepared.mix.next_task(&mut choices);
-        flight.begin(task, planned);
-        perform(&worker, &flight, task, planned, &mut choices, &mut connection).await;
-        flight.end();
-        let ended = Instant::now();
-        planned = ended + worker.prepared.mix.next_pause(&mut choices).std();
-        if planned == ended {
-            // A target that answers at once must not keep other users from running.
-            tokio::task::yield_now().await;
-        }
+/// What a user keeps between its requests.
+#[derive(Debug)]
+pub(crate) struct User {
+    pub(crate) choices: Choices,
+    flight: Rc<Flight>,
+    connection: Option<HttpConnection>,
+}
+
+impl User {
+    pub(crate) fn new(worker: &Worker, number: u64, flight: Rc<Flight>) -> Self {
+        Self { choices: worker.prepared.mix.choices_of(number), flight, connection: None }
     }
 }
 
 /// One request: run it, within its timeout, and record it.
-async fn perform(
-    worker: &Worker,
-    flight: &Flight,
-    task: usize,
-    planned: Instant,
-    choices: &mut Choices,
-    connection: &mut Option<HttpConnection>,
-) {
+pub(crate) async fn perform(worker: &Worker, user: &mut User, task: usize, planned: Instant) {
     let Some(prepared) = worker.prepared.tasks.get(task) else { return };
+    let User { choices, flight, connection } = user;
+    flight.begin(task, planned);
     let mut progress = web_socket::Progress::default();
     let ended = within(
         planned + prepared.timeout,
@@ -80,7 +57,7 @@ async fn perform(
     // What an unexpected status leaves behind is a good connection; nothing else does.
     let reusable = match &failure {
         None => true,
-        Some(failure) => matches!(failure.kind, crate::failure::ErrorKind::Http(_)),
+        Some(failure) => matches!(failure.kind, ErrorKind::Http(_)),
     };
     if !reusable && !matches!(prepared.kind, PreparedKind::WebSocket(_)) {
         *connection = None;
@@ -101,6 +78,7 @@ async fn perform(
             recorder.fail(failure);
         }
     });
+    flight.end();
 }
 
 async fn exchange(
@@ -130,6 +108,6 @@ async fn exchange(
 /// is recorded at its real age.
 async fn within<T>(deadline: Instant, future: impl Future<Output = T>) -> Option<T> {
     // No request takes so long that this overflows; far deadlines cost nothing.
-    let deadline = deadline.min(Instant::now() + Duration::from_hours(24));
+    let deadline = deadline.min(Instant::now() + std::time::Duration::from_hours(24));
     tokio::time::timeout_at(deadline.into(), future).await.ok()
 }

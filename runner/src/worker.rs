@@ -9,20 +9,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loadtest_core::metrics::{Numbers, Outcome};
+use loadtest_core::{
+    metrics::{Numbers, Outcome},
+    profile::Profile,
+};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
 
 use crate::{
+    closed,
     connect::Connector,
     failure::{ErrorKind, Failure},
     flight::Flight,
+    open,
     pacer::Pacer,
     prepare::Prepared,
     record::{Distribution, Sample, TaskRecorder},
-    user,
 };
 
 /// What the engine tells a worker.
@@ -151,9 +155,9 @@ impl Worker {
         self.running_starts.set(self.running_starts.get() + self.since_start(at));
     }
 
-    /// A user's load ends with the test, even when its last request takes longer.
-    fn user_ends(&self, began: Instant) {
-        let ended = Instant::now().min(self.end.get());
+    /// A user's load ends with its run or the test, even when its last request takes longer.
+    fn user_ends(&self, began: Instant, until: Instant) {
+        let ended = Instant::now().min(self.end.get()).min(until);
         self.users.set(self.users.get() - 1);
         self.running_starts.set(self.running_starts.get() - self.since_start(began));
         let ran = ended.saturating_duration_since(began).as_secs_f64();
@@ -189,30 +193,22 @@ impl Worker {
         self.pacer.wake_all();
     }
 
-    /// Starts users one after the other, waits for them, and counts what is still open at
-    /// the end as interrupted.
-    async fn load(self: &Rc<Self>, mine: Vec<u64>, start: Instant) {
-        let mut users = JoinSet::new();
-        let mut flights = Vec::with_capacity(mine.len());
-        for number in mine {
-            let at = start + self.prepared.plan.start_of(number).std();
-            while Instant::now() < at.min(self.end.get()) {
-                self.pacer.until(at.min(self.end.get())).await;
-            }
-            if at >= self.end.get() || Instant::now() >= self.end.get() {
-                break;
-            }
-            let flight = Rc::new(Flight::new());
-            flights.push(Rc::clone(&flight));
-            let worker = Rc::clone(self);
-            users.spawn_local(async move {
-                let _running = Running::new(Rc::clone(&worker), at);
-                user::run(worker, flight, number, at).await;
-            });
+    /// Makes the load of its users, waits for them, and counts what is still open at the end
+    /// as interrupted.
+    async fn load(self: &Rc<Self>, share: Share, start: Instant) {
+        let profile = Profile::of(&self.prepared.plan.load);
+        let mut users = Users::default();
+        if self.prepared.plan.load.is_open() {
+            open::load(self, &profile, share, start, &mut users).await;
+        } else {
+            closed::load(self, &profile, share, start, &mut users).await;
         }
-        while !users.is_empty() && Instant::now() < self.hard_end.get() {
+        // Load lasts to its end, even when nothing more was wanted before.
+        self.reaches(self.end.get()).await;
+        let Users { mut tasks, flights } = users;
+        while !tasks.is_empty() && Instant::now() < self.hard_end.get() {
             tokio::select! {
-                _ = users.join_next() => {}
+                _ = tasks.join_next() => {}
                 () = self.pacer.until(self.hard_end.get()) => {}
             }
         }
@@ -223,26 +219,56 @@ impl Worker {
                 Sample { planned, sent: flight.sent(), first: None, last: now, connect: None };
             self.record(task, |recorder| recorder.record(Outcome::Interrupted, &sample));
         }
-        users.shutdown().await;
+        tasks.shutdown().await;
+    }
+
+    /// Waits until a moment or the end of the load; false when that came first.
+    pub(crate) async fn reaches(&self, at: Instant) -> bool {
+        loop {
+            let now = Instant::now();
+            if now >= self.end.get() {
+                return false;
+            }
+            if now >= at {
+                return true;
+            }
+            self.pacer.until(at.min(self.end.get())).await;
+        }
     }
 }
 
-/// Counts a user for as long as it lives, even when it is aborted.
-struct Running {
-    worker: Rc<Worker>,
+/// What of a test's load one worker makes: every `step`-th of its users and arrivals.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Share {
+    pub(crate) first: u64,
+    pub(crate) step: u64,
+}
+
+/// The users of a worker, and the requests they have open.
+#[derive(Debug, Default)]
+pub(crate) struct Users {
+    pub(crate) tasks: JoinSet<()>,
+    pub(crate) flights: Vec<Rc<Flight>>,
+}
+
+/// Counts a user for as long as it runs, even when it is aborted.
+#[derive(Debug)]
+pub(crate) struct Running<'a> {
+    worker: &'a Worker,
     began: Instant,
+    until: Instant,
 }
 
-impl Running {
-    fn new(worker: Rc<Worker>, began: Instant) -> Self {
+impl<'a> Running<'a> {
+    pub(crate) fn new(worker: &'a Worker, began: Instant, until: Instant) -> Self {
         worker.user_begins(began);
-        Self { worker, began }
+        Self { worker, began, until }
     }
 }
 
-impl Drop for Running {
+impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.worker.user_ends(self.began);
+        self.worker.user_ends(self.began, self.until);
     }
 }
 
@@ -254,7 +280,7 @@ impl Drop for Running {
 /// When the system refuses a runtime or a timer.
 pub(crate) fn run(
     prepared: Arc<Prepared>,
-    mine: Vec<u64>,
+    share: Share,
     mut orders: mpsc::UnboundedReceiver<Order>,
     finished: impl FnOnce() + 'static,
 ) -> io::Result<()> {
@@ -264,18 +290,18 @@ pub(crate) fn run(
         let worker = Worker::new(prepared)?;
         let driver = Rc::clone(&worker.pacer);
         tokio::task::spawn_local(async move { driver.drive().await });
-        let mut start = Some((mine, finished));
+        let mut start = Some(finished);
         while let Some(order) = orders.recv().await {
             match order {
                 Order::Start(at) => {
-                    let Some((mine, finished)) = start.take() else { continue };
+                    let Some(finished) = start.take() else { continue };
                     let plan = &worker.prepared.plan;
                     worker.start.set(at);
-                    worker.end.set(at + plan.load.duration.std());
+                    worker.end.set(at + plan.load.length().std());
                     worker.hard_end.set(worker.end.get() + plan.load.graceful_stop.std());
                     let worker = Rc::clone(&worker);
                     tokio::task::spawn_local(async move {
-                        worker.load(mine, at).await;
+                        worker.load(share, at).await;
                         finished();
                     });
                 }

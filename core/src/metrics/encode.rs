@@ -94,7 +94,7 @@ struct Exposition {
 }
 
 /// A task's counter, with its family and help.
-type Bytes = (&'static str, &'static str, fn(&TaskNumbers) -> u64);
+type Count = (&'static str, &'static str, fn(&TaskNumbers) -> u64);
 /// A task's distributions by outcome, with their family and help.
 type Latencies = (&'static str, &'static str, fn(&TaskNumbers) -> &[LatencyHistogram; 4]);
 
@@ -104,11 +104,12 @@ impl Collector for Exposition {
         self.runner_gauges(e)?;
         self.requests(e)?;
         self.errors(e)?;
-        let bytes: [Bytes; 2] = [
+        let counts: [Count; 3] = [
+            (names::DROPPED, "Arrivals that found no user free", |t| t.dropped),
             (names::SENT_BYTES, "Bytes written to sockets", |t| t.sent_bytes),
             (names::RECEIVED_BYTES, "Bytes read from sockets", |t| t.received_bytes),
         ];
-        for (name, help, value) in bytes {
+        for (name, help, value) in counts {
             let mut family = counter(e, name, help)?;
             for (task, numbers) in &self.runner.numbers.tasks {
                 let labels = [("loadtest", self.shown.loadtest.as_str()), ("task", task.as_str())];
@@ -318,6 +319,7 @@ mod tests {
                 runner.numbers.schedule_lag.record(*seconds / 1000.0, 1);
             }
             task.errors.insert("connect".into(), samples.len() as u64 + 1);
+            task.dropped = 5;
             task.sent_bytes = 10;
             task.received_bytes = 20;
         }
@@ -328,7 +330,9 @@ mod tests {
     fn text_has_every_family_and_ends_well() {
         let text = encode(runner(&[(0.2, 0)]), shown(), Format::Text).unwrap();
         let text = String::from_utf8(text).unwrap();
-        for name in [names::REQUESTS, names::ERRORS, names::USERS, names::SENT_BYTES] {
+        for name in
+            [names::REQUESTS, names::DROPPED, names::ERRORS, names::USERS, names::SENT_BYTES]
+        {
             assert!(text.contains(name), "{name} is missing");
         }
         assert!(text.contains(

@@ -145,6 +145,7 @@ fn take(
         names::USER_SECONDS => numbers.user_seconds = counter(metric),
         names::SCHEDULE_LAG => numbers.schedule_lag.merge(&histogram(metric)?),
         names::REQUESTS
+        | names::DROPPED
         | names::ERRORS
         | names::SENT_BYTES
         | names::RECEIVED_BYTES
@@ -173,6 +174,7 @@ fn take_of_task(
                 *task.errors.entry(labels.get("kind").to_owned()).or_default() += count;
             }
         }
+        names::DROPPED => task.dropped = whole(counter(metric)),
         names::SENT_BYTES => task.sent_bytes = whole(counter(metric)),
         names::RECEIVED_BYTES => task.received_bytes = whole(counter(metric)),
         _ => {

@@ -69,6 +69,24 @@ impl LatencyHistogram {
         self.sum_seconds += sum_seconds;
     }
 
+    /// The samples that came since `earlier`, an older state of this same distribution.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut buckets = self.buckets.clone();
+        for (bucket, n) in &earlier.buckets {
+            if let Some(count) = buckets.get_mut(bucket) {
+                *count = count.saturating_sub(*n);
+            }
+        }
+        buckets.retain(|_, n| *n > 0);
+        Self {
+            buckets,
+            zero: self.zero.saturating_sub(earlier.zero),
+            count: self.count.saturating_sub(earlier.count),
+            sum_seconds: (self.sum_seconds - earlier.sum_seconds).max(0.0),
+        }
+    }
+
     /// Samples.
     pub fn count(&self) -> u64 {
         self.count
@@ -271,6 +289,19 @@ mod tests {
             let found = of(&samples).quantile(p).unwrap().as_secs_f64();
             let error = (found / exact(&samples, p) - 1.0).abs();
             prop_assert!(error <= 0.002, "{error}");
+        }
+
+        #[test]
+        fn what_came_since_is_what_was_added(
+            before in prop::collection::vec(1e-5_f64..60.0, 0..100),
+            after in prop::collection::vec(1e-5_f64..60.0, 0..100),
+        ) {
+            let (earlier, added) = (of(&before), of(&after));
+            let mut later = earlier.clone();
+            later.merge(&added);
+            let found = later.since(&earlier);
+            prop_assert_eq!((&found.buckets, found.count), (&added.buckets, added.count));
+            prop_assert!((found.sum_seconds - added.sum_seconds).abs() < 1e-6);
         }
 
         #[test]

@@ -38,6 +38,8 @@ pub mod names {
     pub const FIRST_RESPONSE: &str = "loadtest_time_to_first_response_seconds";
     /// Histogram: from the start of a WebSocket's connection to its upgrade.
     pub const WEB_SOCKET_CONNECT: &str = "loadtest_websocket_connect_seconds";
+    /// Counter: arrivals that found no user free, by task.
+    pub const DROPPED: &str = "loadtest_dropped_total";
     /// Counter: errors by task and kind.
     pub const ERRORS: &str = "loadtest_errors_total";
     /// Counter: bytes written to sockets, by task.

@@ -56,6 +56,8 @@ pub struct TaskNumbers {
     pub first_response: [LatencyHistogram; 4],
     /// From the start of a WebSocket's connection to its upgrade, by the session's outcome.
     pub web_socket_connect: [LatencyHistogram; 4],
+    /// Arrivals that found no user free, so that no request was sent; in none of the above.
+    pub dropped: u64,
     /// Errors by kind.
     pub errors: BTreeMap<String, u64>,
     /// Bytes written to sockets.
@@ -75,6 +77,17 @@ impl TaskNumbers {
         self.of(Outcome::Failure) + self.of(Outcome::Timeout)
     }
 
+    /// What the load model wanted of requests that ended before the test did: those that were
+    /// sent, and those that were dropped.
+    pub fn wanted(&self) -> u64 {
+        self.completed() + self.dropped
+    }
+
+    /// Failed and dropped requests.
+    pub fn missed(&self) -> u64 {
+        self.failures() + self.dropped
+    }
+
     /// Requests with one outcome.
     pub fn of(&self, outcome: Outcome) -> u64 {
         self.requests[outcome.index()]
@@ -88,6 +101,7 @@ impl TaskNumbers {
             service_time,
             first_response,
             web_socket_connect,
+            dropped,
             errors,
             sent_bytes,
             received_bytes,
@@ -99,11 +113,48 @@ impl TaskNumbers {
             self.first_response[i].merge(&first_response[i]);
             self.web_socket_connect[i].merge(&web_socket_connect[i]);
         }
+        self.dropped += dropped;
         for (kind, count) in errors {
             *self.errors.entry(kind.clone()).or_default() += count;
         }
         self.sent_bytes += sent_bytes;
         self.received_bytes += received_bytes;
+    }
+}
+
+impl TaskNumbers {
+    /// What came since `earlier`, an older state of these same numbers.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        // Taken apart without `..`: a number can't be forgotten here.
+        let Self {
+            requests,
+            response_time,
+            service_time,
+            first_response,
+            web_socket_connect,
+            dropped,
+            errors,
+            sent_bytes,
+            received_bytes,
+        } = self;
+        let all = |now: &[LatencyHistogram; 4], then: &[LatencyHistogram; 4]| {
+            std::array::from_fn(|i| now[i].since(&then[i]))
+        };
+        let rest = |kind: &String, n: u64| {
+            n.saturating_sub(earlier.errors.get(kind).copied().unwrap_or(0))
+        };
+        Self {
+            requests: std::array::from_fn(|i| requests[i].saturating_sub(earlier.requests[i])),
+            response_time: all(response_time, &earlier.response_time),
+            service_time: all(service_time, &earlier.service_time),
+            first_response: all(first_response, &earlier.first_response),
+            web_socket_connect: all(web_socket_connect, &earlier.web_socket_connect),
+            dropped: dropped.saturating_sub(earlier.dropped),
+            errors: errors.iter().map(|(kind, n)| (kind.clone(), rest(kind, *n))).collect(),
+            sent_bytes: sent_bytes.saturating_sub(earlier.sent_bytes),
+            received_bytes: received_bytes.saturating_sub(earlier.received_bytes),
+        }
     }
 }
 
@@ -145,6 +196,24 @@ impl Numbers {
         self.users_peak += users_peak;
         self.user_seconds += user_seconds;
         self.elapsed_seconds = self.elapsed_seconds.max(*elapsed_seconds);
+    }
+
+    /// What came since `earlier`, an older state of these same numbers. Users are those of now.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let Self { tasks, schedule_lag, users, users_peak, user_seconds, elapsed_seconds } = self;
+        let none = TaskNumbers::default();
+        let rest = |(name, task): (&String, &TaskNumbers)| {
+            (name.clone(), task.since(earlier.tasks.get(name).unwrap_or(&none)))
+        };
+        Self {
+            tasks: tasks.iter().map(rest).collect(),
+            schedule_lag: schedule_lag.since(&earlier.schedule_lag),
+            users: *users,
+            users_peak: *users_peak,
+            user_seconds: (user_seconds - earlier.user_seconds).max(0.0),
+            elapsed_seconds: (elapsed_seconds - earlier.elapsed_seconds).max(0.0),
+        }
     }
 
     /// All tasks as one.

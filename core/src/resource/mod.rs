@@ -4,6 +4,7 @@
 //! the CustomResourceDefinition. What CEL can't say is in [`crate::validate`].
 
 mod crd;
+mod load;
 mod runners;
 mod status;
 mod target;
@@ -16,14 +17,15 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use crd::{crd, crd_yaml, schema};
+pub use load::{Load, Ramp, Stage};
 pub use runners::{RunnerSecurity, Runners};
 pub use status::{
-    ErrorCount, Latency, LoadTestStatus, Measurement, Phase, Progress, Sizing, Summary,
-    TaskSummary, ThresholdRow, Verdict,
+    Aborted, BreakingPoint, ErrorCount, Latency, LoadTestStatus, Measurement, Phase, Progress,
+    Sizing, StageRow, Summary, TaskSummary, ThresholdRow, Verdict,
 };
 pub use target::{HeaderFrom, SecretKey, Target, Tls};
 pub use task::{ChatTask, HttpTask, Method, Task, TaskKind, WebSocketTask};
-pub use threshold::{Metric, Statistic, Threshold};
+pub use threshold::{Abort, Metric, Statistic, Threshold};
 
 use crate::values::{Duration, schema_between};
 
@@ -78,8 +80,12 @@ pub const MAX_ROWS: usize = 64;
         "message": "thresholds: webSocketConnect is measured on webSocket tasks only: name a webSocket task, or use responseTime",
     },
     {
-        "rule": "self.load.users <= 200 * self.runners.usersPerRunner",
-        "messageExpression": "'runners.usersPerRunner: %d users at %d a runner need more than the at most 200 runners: raise usersPerRunner, or lower load.users'.format([self.load.users, self.runners.usersPerRunner])",
+        "rule": "(!has(self.load.users) || self.load.users <= 200 * self.runners.usersPerRunner) && (!has(self.load.maxUsers) || self.load.maxUsers <= 200 * self.runners.usersPerRunner) && (!has(self.load.stages) || self.load.stages.all(s, !has(s.users) || s.users <= 200 * self.runners.usersPerRunner))",
+        "messageExpression": "'runners.usersPerRunner: users of the load at %d a runner need more than the at most 200 runners: raise usersPerRunner, or lower the users'.format([self.runners.usersPerRunner])",
+    },
+    {
+        "rule": "!(has(self.load.arrivalRate) || (has(self.load.stages) && self.load.stages.exists(s, has(s.rate)))) || !(has(self.scenario.pause) || has(self.scenario.pacing))",
+        "message": "scenario.pause and scenario.pacing have no meaning with arrivals, which come at their own rate: remove them",
     },
 ]))]
 pub struct LoadTestSpec {
@@ -105,47 +111,22 @@ pub struct LoadTestSpec {
     pub ttl_seconds_after_finished: Option<i32>,
 }
 
-/// The closed load model: a number of users, each waiting for its answer before it goes on.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Load {
-    /// Users at full load, over all runners.
-    #[schemars(range(min = 1, max = 1_000_000))]
-    pub users: i64,
-    /// Users started per second until all run.
-    #[schemars(range(max = 100_000), extend("x-kubernetes-validations" = [{
-        "rule": "self > 0.0",
-        "message": "must be above 0: the number of users started per second, such as 50",
-    }]))]
-    pub spawn_rate: f64,
-    /// Length of the test, counted from the first user's start.
-    #[schemars(schema_with = "test_length")]
-    pub duration: Duration,
-    /// How long requests still open at the end may take before they count as interrupted.
-    #[serde(default = "default_graceful_stop")]
-    #[schemars(schema_with = "graceful_stop_length")]
-    pub graceful_stop: Duration,
-}
-
-fn test_length(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schema_between("1s", "168h")
-}
-
-fn graceful_stop_length(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schema_between("0s", "1h")
-}
-
-fn default_graceful_stop() -> Duration {
-    Duration::from_secs(30)
-}
-
 /// What each user does, over and over, until the test ends.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "!(has(self.pause) && has(self.pacing))",
+    "message": "pause and pacing exclude each other: remove one",
+}]))]
 pub struct Scenario {
     /// Think time between a user's tasks; none when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pause: Option<Pause>,
+    /// From the start of a user's task to the start of its next one, as long as the first does
+    /// not take longer; instead of pause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "pacing_length")]
+    pub pacing: Option<Duration>,
     /// The same seed gives each user the same sequence of tasks.
     #[serde(default)]
     #[schemars(range(min = 0))]
@@ -160,6 +141,10 @@ pub struct Scenario {
         }]),
     )]
     pub tasks: Vec<Task>,
+}
+
+fn pacing_length(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schema_between("1ms", "24h")
 }
 
 /// A think time drawn evenly between two bounds.

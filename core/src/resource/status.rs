@@ -47,6 +47,16 @@ pub struct LoadTestStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub thresholds: Vec<ThresholdRow>,
+    /// Each stage of the load that is over.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub stages: Vec<StageRow>,
+    /// Where a growing load went beyond what the target takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub breaking_point: Option<BreakingPoint>,
+    /// The threshold that ended the test.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aborted: Option<Aborted>,
     /// The most frequent errors.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 20))]
@@ -178,7 +188,10 @@ pub struct Summary {
     pub failures: i64,
     /// Requests still open when the test ended; not in `requests`.
     pub interrupted: i64,
-    /// Failures as a share of requests.
+    /// Arrivals that found no user free: dropped, never sent; not in `requests`.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub dropped: i64,
+    /// Failures as a share of requests; what was dropped counts in both.
     pub error_rate: String,
     /// Successful requests per second.
     pub throughput: String,
@@ -206,6 +219,11 @@ pub struct Summary {
     #[allow(missing_docs)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it so")]
+const fn is_zero(count: &i64) -> bool {
+    *count == 0
 }
 
 /// Latencies of one kind.
@@ -255,6 +273,9 @@ pub struct ThresholdRow {
     /// Which statistic of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statistic: Option<Statistic>,
+    /// The length of the rolling windows, of which this row shows the worst.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Duration>,
     /// What was measured; absent without samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed: Option<String>,
@@ -267,6 +288,67 @@ pub struct ThresholdRow {
     /// What to look at when the target was missed, or why there is no answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
+}
+
+/// One stage of the load, by what ended while it was on.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StageRow {
+    /// The load at its end: `250 users`, `40/s`.
+    pub load: String,
+    /// Completed requests, failed ones included.
+    pub requests: i64,
+    /// Failures as a share of requests; what was dropped counts in both.
+    pub error_rate: String,
+    /// Successful requests per second.
+    pub throughput: String,
+    /// Of response times.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p95: Option<String>,
+    /// The worst of all thresholds, on this stage alone.
+    pub verdict: Verdict,
+    /// The first threshold, in the spec's order, whose target did not hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missed: Option<String>,
+    /// What was measured there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed: Option<String>,
+}
+
+/// Where a growing load went beyond what the target takes.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BreakingPoint {
+    /// The highest load at which every target still held; absent when none did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held: Option<String>,
+    /// The load at which one no longer did; absent when all held to the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broke: Option<String>,
+    /// The threshold that was missed there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<String>,
+    /// What was measured there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed: Option<String>,
+}
+
+/// The threshold that ended a test.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Aborted {
+    /// Its place in spec.thresholds, from 0.
+    pub row: i64,
+    /// The threshold, as people name it.
+    pub threshold: String,
+    /// What was measured.
+    pub observed: String,
+    /// The critical bound that held.
+    pub bound: Bound,
+    /// How far the test was.
+    pub elapsed: Duration,
+    /// Samples behind the observed value.
+    pub samples: i64,
 }
 
 /// How often an error happened.
@@ -299,7 +381,8 @@ pub struct Measurement {
     pub schedule_lag_p99: Option<String>,
     /// Runners that ended before the test did.
     pub runners_lost: i64,
-    /// The share of the planned user-seconds that really ran.
+    /// The share of the planned user-seconds that really ran; with arrivals, the share of the
+    /// planned arrivals that were sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub coverage: Option<String>,
 }

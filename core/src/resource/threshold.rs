@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::values::{Bound, Quantity};
+use crate::values::{Bound, Duration, Quantity, schema_between};
 
 /// One row of the table a test is judged by.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
@@ -29,10 +29,39 @@ pub struct Threshold {
     /// Holds: the row is Critical. Between warning and critical it is a Fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub critical: Option<Bound>,
+    /// Judges the worst of the test's rolling windows of this length, in place of the whole test.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "window_length")]
+    pub window: Option<Duration>,
+    /// Ends the test, on all runners, once the critical bound holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub abort: Option<Abort>,
     /// Samples below which the row is Inconclusive; 5/(1−p) for a percentile when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub min_samples: Option<i64>,
+}
+
+/// When a critical bound that holds ends the test.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Abort {
+    /// Not before the test has run so long.
+    #[serde(default)]
+    #[schemars(schema_with = "patience")]
+    pub after: Duration,
+    /// Not before it has held so long without a break.
+    #[serde(default, rename = "for")]
+    #[schemars(schema_with = "patience")]
+    pub lasting: Duration,
+}
+
+fn window_length(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schema_between("5s", "1h")
+}
+
+fn patience(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schema_between("0s", "168h")
 }
 
 /// Rules over a threshold's fields together. Each says nothing when another one already does.
@@ -91,6 +120,10 @@ fn rules() -> serde_json::Value {
             "messageExpression": "'critical of ' + self.metric + (self.metric == 'throughput' ? ' says what is too little: start it with <' : ' says what is too much: start it with >')",
         },
         {
+            "rule": "!has(self.abort) || has(self.critical)",
+            "message": "abort ends the test once critical holds, and critical is missing: add it, or remove abort",
+        },
+        {
             "rule": ordered,
             "messageExpression": "'target \"' + self.target + '\" must be the strictest bound' + (has(self.warning) ? ', then warning \"' + self.warning + '\"' : '') + (has(self.critical) ? ', then critical \"' + self.critical + '\"' : '')",
         },
@@ -98,13 +131,16 @@ fn rules() -> serde_json::Value {
 }
 
 impl Threshold {
-    /// How people name the row: `chat timeToFirstResponse p95`.
+    /// How people name the row: `chat timeToFirstResponse p95 over 30s`.
     pub fn label(&self) -> String {
         let mut label = self.task.as_ref().map_or_else(String::new, |task| format!("{task} "));
         label.push_str(self.metric.as_str());
         if let Some(statistic) = &self.statistic {
             label.push(' ');
             label.push_str(&statistic.to_string());
+        }
+        if let Some(window) = &self.window {
+            label.push_str(&format!(" over {window}"));
         }
         label
     }

@@ -84,17 +84,7 @@ pub fn compare(a: Quantity, b: Quantity) -> Option<Ordering> {
 
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ", self.comparison.symbol())?;
-        match self.quantity {
-            // Exact: a bound reads back as it was written.
-            Quantity::Time(time) => write!(f, "{time}"),
-            Quantity::Rate(rate) => write!(f, "{}/s", rate.value()),
-            Quantity::Share(share) => {
-                // The nearest short decimal: 0.001 * 100 is not quite 0.1 in binary.
-                let percent = (share.value() * 100.0 * 1e9).round() / 1e9;
-                write!(f, "{percent}%")
-            }
-        }
+        write!(f, "{} {}", self.comparison.symbol(), self.quantity)
     }
 }
 

@@ -39,8 +39,13 @@ impl Rate {
     }
 
     /// Events per second.
-    pub fn value(self) -> f64 {
+    pub const fn value(self) -> f64 {
         self.0
+    }
+
+    /// The rate as people read a measurement: four significant digits, `131.5/s`.
+    pub fn rounded(self) -> String {
+        format!("{}/s", significant(self.0, 4))
     }
 }
 
@@ -56,29 +61,47 @@ impl Share {
     }
 
     /// The share as a fraction of one.
-    pub fn value(self) -> f64 {
+    pub const fn value(self) -> f64 {
         self.0
     }
+
+    /// The share as people read a measurement: four significant digits, `0.12%`.
+    pub fn rounded(self) -> String {
+        format!("{}%", significant(self.0 * 100.0, 4))
+    }
 }
 
-/// Four significant digits: `131.5/s`.
+/// Exact: a rate reads back as it was written.
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/s", significant(self.0, 4))
+        write!(f, "{}/s", self.0)
     }
 }
 
-/// Four significant digits: `0.12%`.
+/// Exact: a share reads back as it was written.
 impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}%", significant(self.0 * 100.0, 4))
+        // The nearest short decimal: 0.001 * 100 is not quite 0.1 in binary.
+        write!(f, "{}%", (self.0 * 100.0 * 1e9).round() / 1e9)
     }
 }
 
+impl Quantity {
+    /// The quantity as people read a measurement: four significant digits.
+    pub fn rounded(&self) -> String {
+        match self {
+            Self::Time(time) => time.rounded(),
+            Self::Rate(rate) => rate.rounded(),
+            Self::Share(share) => share.rounded(),
+        }
+    }
+}
+
+/// Exact.
 impl fmt::Display for Quantity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Time(time) => f.write_str(&time.rounded()),
+            Self::Time(time) => time.fmt(f),
             Self::Rate(rate) => rate.fmt(f),
             Self::Share(share) => share.fmt(f),
         }
@@ -112,7 +135,7 @@ impl FromStr for Quantity {
 }
 
 macro_rules! as_text {
-    ($name:ident, $pattern:pat => $value:expr, $what:literal) => {
+    ($name:ident, $unit:literal, $pattern:pat => $value:expr, $what:literal) => {
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
@@ -137,14 +160,21 @@ macro_rules! as_text {
                 stringify!($name).into()
             }
             fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-                schemars::json_schema!({ "type": "string", "maxLength": 32 })
+                schemars::json_schema!({
+                    "type": "string",
+                    "maxLength": 32,
+                    "x-kubernetes-validations": [{
+                        "rule": format!("self.matches('^([0-9]+([.][0-9]*)?|[.][0-9]+){}$')", $unit),
+                        "messageExpression": concat!("'\"' + self + '\" is not ", $what, "'"),
+                    }],
+                })
             }
         }
     };
 }
 
-as_text!(Rate, Quantity::Rate(rate) => rate, "a rate such as 10/s");
-as_text!(Share, Quantity::Share(share) => share, "a share such as 0.1%");
+as_text!(Rate, "/s", Quantity::Rate(rate) => rate, "a rate such as 10/s");
+as_text!(Share, "%", Quantity::Share(share) => share, "a share such as 0.1%");
 
 #[cfg(test)]
 mod tests {
@@ -166,8 +196,15 @@ mod tests {
 
     #[test]
     fn quantities_print_in_the_notation_of_bounds() {
-        assert_eq!(Rate::per_second(131.52).to_string(), "131.5/s");
-        assert_eq!(Share::of(12, 10_000).to_string(), "0.12%");
-        assert_eq!(Share::of(0, 0).to_string(), "0%");
+        assert_eq!(Rate::per_second(131.52).rounded(), "131.5/s");
+        assert_eq!(Share::of(12, 10_000).rounded(), "0.12%");
+        assert_eq!(Share::of(0, 0).rounded(), "0%");
+    }
+
+    #[test]
+    fn what_was_written_reads_back_the_same() {
+        for text in ["33333.25/s", "0.5/s", "0.1%", "0.07%", "12.345%", "1m0.5s"] {
+            assert_eq!(text.parse::<Quantity>().unwrap().to_string(), text);
+        }
     }
 }

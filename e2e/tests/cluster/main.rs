@@ -5,6 +5,7 @@ mod accuracy;
 mod bad_input;
 mod examples;
 mod lifecycle;
+mod load_models;
 mod prometheus;
 mod story;
 mod verdicts;

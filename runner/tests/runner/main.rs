@@ -6,4 +6,5 @@ mod accounting;
 mod kinds;
 mod life;
 mod load;
+mod models;
 mod orders;

@@ -1,0 +1,282 @@
+//! A test over its course: rolling windows, stages, and what ends it early. Pure.
+//!
+//! Numbers are cumulative, so what happened between two looks at them is the difference of
+//! the two, exactly. Who looks hands in the merged numbers; times are theirs (seconds since
+//! the runners' start).
+
+use std::{cmp::Ordering, collections::VecDeque};
+
+use crate::{
+    metrics::Numbers,
+    report::summarise,
+    resource::{
+        Aborted, BreakingPoint, LoadTestSpec, Stage, StageRow, Threshold, ThresholdRow, Verdict,
+    },
+    values::{Duration, Quantity, compare},
+    verdict::{self, badness, judge_value},
+};
+
+/// A look this close before a boundary counts as being at it.
+const AT_ONCE: f64 = 0.001;
+
+/// What a test's course has shown so far.
+#[derive(Clone, Debug, Default)]
+pub struct Timeline {
+    /// The looks that windows may yet begin at, oldest first.
+    looks: VecDeque<Numbers>,
+    /// One for each threshold.
+    watched: Vec<Watched>,
+    /// Stages that are over.
+    stages: Vec<StageRow>,
+    /// The numbers at the start of the current stage; absent when nobody looked then.
+    stage_from: Option<Numbers>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Watched {
+    worst: Option<(ThresholdRow, Option<Quantity>)>,
+    /// Since when the critical bound has held without a break, in seconds.
+    critical_since: Option<f64>,
+}
+
+impl Timeline {
+    /// The course of a test whose first stages were judged before: by an operator that is gone.
+    pub fn after(stages: Vec<StageRow>) -> Self {
+        Self { stages, ..Self::default() }
+    }
+
+    /// Takes the merged numbers of now. The threshold that ends the test, when one does.
+    pub fn look(&mut self, spec: &LoadTestSpec, numbers: &Numbers) -> Option<Aborted> {
+        let now = numbers.elapsed_seconds;
+        let last = self.looks.back().map_or(0.0, |look| look.elapsed_seconds);
+        if now <= 0.0 || now < last {
+            return None;
+        }
+        if now <= last {
+            // The last runner's end: nothing more will come, but numbers still did.
+            self.looks.pop_back();
+        }
+        self.watched.resize_with(spec.thresholds.len(), Watched::default);
+        let mut ended = None;
+        for (index, threshold) in spec.thresholds.iter().enumerate() {
+            let aborted = self.watch(index, threshold, numbers);
+            ended = ended.or(aborted);
+        }
+        self.close_stages(spec, numbers);
+        self.keep(spec, numbers);
+        ended
+    }
+
+    /// Judges one threshold now, if it is to be judged before the end.
+    fn watch(&mut self, index: usize, threshold: &Threshold, now: &Numbers) -> Option<Aborted> {
+        let at = now.elapsed_seconds;
+        let (row, value) = if let Some(window) = threshold.window {
+            judge_value(threshold, &now.since(&self.begin(at, window)?))
+        } else {
+            threshold.abort?;
+            judge_value(threshold, now)
+        };
+        let watched = self.watched.get_mut(index)?;
+        let critical = row.verdict == Verdict::Critical;
+        let since = *watched.critical_since.get_or_insert(at);
+        watched.critical_since = critical.then_some(since);
+        let aborted = threshold.abort.filter(|abort| {
+            critical && at >= abort.after.as_secs_f64() && at - since >= abort.lasting.as_secs_f64()
+        });
+        let aborted = aborted.map(|_| Aborted {
+            row: i64::try_from(index).unwrap_or(i64::MAX),
+            threshold: threshold.label(),
+            observed: row.observed.clone().unwrap_or_default(),
+            bound: row.bound,
+            elapsed: Duration::from_secs_f64(at),
+            samples: row.samples,
+        });
+        if threshold.window.is_some() {
+            let next = (row, value);
+            let replace = watched.worst.as_ref().is_none_or(|worst| worse(threshold, &next, worst));
+            if replace {
+                watched.worst = Some(next);
+            }
+        }
+        aborted
+    }
+
+    /// The numbers at the beginning of the window that ends now, if somebody looked then.
+    fn begin(&self, now: f64, window: Duration) -> Option<Numbers> {
+        let from = now - window.as_secs_f64() + AT_ONCE;
+        if from < 0.0 {
+            return None;
+        }
+        let look = self.looks.iter().rev().find(|look| look.elapsed_seconds <= from);
+        // Before anybody looked there was nothing, which is known without a look.
+        let first = self.looks.front().is_none_or(|look| look.elapsed_seconds > from);
+        look.cloned().or_else(|| (first && from <= 2.0 * AT_ONCE).then(Numbers::default))
+    }
+
+    fn close_stages(&mut self, spec: &LoadTestSpec, numbers: &Numbers) {
+        let ends = spec.load.stages.iter().scan(0.0, |end, stage| {
+            *end += stage.duration.as_secs_f64();
+            Some(*end)
+        });
+        let over = ends.take_while(|end| *end <= numbers.elapsed_seconds + AT_ONCE).count();
+        while self.stages.len() < over {
+            let first = self.stages.is_empty();
+            let from = self.stage_from.take().or_else(|| first.then(Numbers::default));
+            let Some(stage) = spec.load.stages.get(self.stages.len()) else { return };
+            let row =
+                from.map_or_else(|| unseen(stage), |f| stage_row(spec, stage, &numbers.since(&f)));
+            self.stages.push(row);
+            // The next one began now, if it is not over too.
+            self.stage_from = (self.stages.len() == over).then(|| numbers.clone());
+        }
+    }
+
+    /// Keeps this look, and lets go of those that no window needs any more.
+    fn keep(&mut self, spec: &LoadTestSpec, numbers: &Numbers) {
+        let longest = spec.thresholds.iter().filter_map(|threshold| threshold.window).max();
+        let needed = numbers.elapsed_seconds - longest.map_or(0.0, Duration::as_secs_f64);
+        self.looks.push_back(numbers.clone());
+        while self.looks.get(1).is_some_and(|second| second.elapsed_seconds <= needed) {
+            self.looks.pop_front();
+        }
+    }
+
+    /// Each threshold judged at the end of a test: on the whole of it, or on the worst window.
+    pub fn rows(
+        &self,
+        spec: &LoadTestSpec,
+        numbers: &Numbers,
+        aborted: Option<&Aborted>,
+    ) -> Vec<ThresholdRow> {
+        let row = |(index, threshold): (usize, &Threshold)| {
+            let mut row = match threshold.window {
+                None => verdict::judge(threshold, numbers),
+                Some(window) => {
+                    let worst = self.watched.get(index).and_then(|watched| watched.worst.as_ref());
+                    worst.map_or_else(|| no_window(threshold, window), |(row, _)| row.clone())
+                }
+            };
+            // What ended the test stands, whatever came of the requests still open then.
+            if let Some(aborted) = aborted.filter(|a| usize::try_from(a.row) == Ok(index)) {
+                row.verdict = Verdict::Critical;
+                row.observed = Some(aborted.observed.clone());
+                row.bound = aborted.bound;
+                row.samples = aborted.samples;
+                row.advice = Some(verdict::advice(threshold.metric));
+            }
+            row
+        };
+        spec.thresholds.iter().enumerate().map(row).collect()
+    }
+
+    /// Stages that are over.
+    pub fn stages(&self) -> &[StageRow] {
+        &self.stages
+    }
+}
+
+/// True when a window is worse than the worst so far. Windows with too few samples say least.
+fn worse(
+    threshold: &Threshold,
+    (row, value): &(ThresholdRow, Option<Quantity>),
+    (worst_row, worst_value): &(ThresholdRow, Option<Quantity>),
+) -> bool {
+    let rank = |row: &ThresholdRow| match row.verdict {
+        Verdict::Inconclusive => 0,
+        verdict => badness(verdict),
+    };
+    match rank(row).cmp(&rank(worst_row)) {
+        Ordering::Greater => true,
+        Ordering::Less => false,
+        Ordering::Equal => {
+            let order = value.zip(*worst_value).and_then(|(a, b)| compare(a, b));
+            let worse = if threshold.target.comparison.is_upper() {
+                Ordering::Greater
+            } else {
+                Ordering::Less
+            };
+            order == Some(worse)
+        }
+    }
+}
+
+fn no_window(threshold: &Threshold, window: Duration) -> ThresholdRow {
+    let mut row = verdict::judge(threshold, &Numbers::default());
+    row.advice = Some(format!("no window of {window} was complete: run longer, or shorten it"));
+    row
+}
+
+fn load_of(stage: &Stage) -> String {
+    match (stage.users, stage.rate) {
+        (Some(users), _) => format!("{users} users"),
+        (None, Some(rate)) => rate.to_string(),
+        (None, None) => String::new(),
+    }
+}
+
+/// A stage that ended while nobody looked.
+fn unseen(stage: &Stage) -> StageRow {
+    let nothing = summarise(&crate::metrics::TaskNumbers::default(), 0.0);
+    StageRow {
+        load: load_of(stage),
+        requests: 0,
+        error_rate: nothing.error_rate,
+        throughput: nothing.throughput,
+        p95: None,
+        verdict: Verdict::Inconclusive,
+        missed: None,
+        observed: None,
+    }
+}
+
+fn stage_row(spec: &LoadTestSpec, stage: &Stage, numbers: &Numbers) -> StageRow {
+    let rows: Vec<(&Threshold, ThresholdRow)> =
+        spec.thresholds.iter().map(|t| (t, verdict::judge(t, numbers))).collect();
+    let missed = rows.iter().find(|(_, row)| {
+        matches!(row.verdict, Verdict::Warning | Verdict::Fail | Verdict::Critical)
+    });
+    let summary = summarise(&numbers.total(), numbers.elapsed_seconds);
+    StageRow {
+        load: load_of(stage),
+        requests: summary.requests,
+        error_rate: summary.error_rate,
+        throughput: summary.throughput,
+        p95: summary.p95,
+        verdict: verdict::worst(rows.iter().map(|(_, row)| row)),
+        missed: missed.map(|(threshold, _)| threshold.label()),
+        observed: missed.and_then(|(_, row)| row.observed.clone()),
+    }
+}
+
+/// Where a growing load went beyond what the target takes; `None` when the load does not grow
+/// from stage to stage, or nothing was judged.
+pub fn breaking_point(spec: &LoadTestSpec, rows: &[StageRow]) -> Option<BreakingPoint> {
+    let level = |stage: &Stage| match (stage.users, stage.rate) {
+        (Some(users), _) => users as f64,
+        (None, rate) => rate.map_or(0.0, crate::values::Rate::value),
+    };
+    let levels: Vec<f64> = spec.load.stages.iter().map(level).collect();
+    let grows = levels.len() > 1 && levels.windows(2).all(|pair| pair[0] < pair[1]);
+    if !grows || spec.thresholds.is_empty() {
+        return None;
+    }
+    let broke = rows.iter().position(|row| row.missed.is_some());
+    let held = rows[..broke.unwrap_or(rows.len())]
+        .iter()
+        .rev()
+        .find(|row| row.verdict == Verdict::Pass)
+        .map(|row| row.load.clone());
+    let broke = broke.and_then(|index| rows.get(index));
+    if held.is_none() && broke.is_none() {
+        return None;
+    }
+    Some(BreakingPoint {
+        held,
+        broke: broke.map(|row| row.load.clone()),
+        threshold: broke.and_then(|row| row.missed.clone()),
+        observed: broke.and_then(|row| row.observed.clone()),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,164 @@
+use super::*;
+use crate::{metrics::Outcome, testing::spec};
+
+/// Numbers after so many seconds in which each second brought ten answers of the given
+/// latency in seconds.
+fn course(answers: impl Fn(u32) -> f64, seconds: u32) -> Numbers {
+    let mut numbers = Numbers { elapsed_seconds: f64::from(seconds), ..Numbers::default() };
+    let task = numbers.tasks.entry("chat".into()).or_default();
+    for second in 0..seconds {
+        task.requests[Outcome::Success.index()] += 10;
+        task.response_time[Outcome::Success.index()].record(answers(second), 10);
+    }
+    numbers
+}
+
+fn judged_by(threshold: &str) -> LoadTestSpec {
+    let mut spec = spec();
+    spec.thresholds = vec![serde_yaml::from_str(threshold).unwrap()];
+    spec
+}
+
+fn watch(
+    spec: &LoadTestSpec,
+    answers: impl Fn(u32) -> f64,
+    until: u32,
+) -> (Timeline, Option<Aborted>) {
+    let mut timeline = Timeline::default();
+    for second in 1..=until {
+        let aborted = timeline.look(spec, &course(&answers, second));
+        if aborted.is_some() {
+            return (timeline, aborted);
+        }
+    }
+    (timeline, None)
+}
+
+/// Slow from second 20 to 30.
+fn stall(second: u32) -> f64 {
+    if (20..30).contains(&second) { 3.0 } else { 0.1 }
+}
+
+const OVER_10_S: &str =
+    r#"{metric: responseTime, statistic: p50, window: 10s, target: "< 1s", critical: "> 2s"}"#;
+
+#[test]
+fn a_window_finds_the_stall_that_the_whole_test_hides() {
+    let spec = judged_by(OVER_10_S);
+    let (timeline, _) = watch(&spec, stall, 100);
+    let all = course(stall, 100);
+    let row = &timeline.rows(&spec, &all, None)[0];
+    assert_eq!((row.verdict, row.samples), (Verdict::Critical, 100));
+    let whole = judged_by(r#"{metric: responseTime, statistic: p50, target: "< 1s"}"#);
+    assert_eq!(timeline.rows(&whole, &all, None)[0].verdict, Verdict::Pass);
+}
+
+#[test]
+fn a_test_shorter_than_its_window_is_inconclusive_and_says_why() {
+    let spec = judged_by(OVER_10_S);
+    let (timeline, _) = watch(&spec, stall, 9);
+    let row = &timeline.rows(&spec, &course(stall, 9), None)[0];
+    assert_eq!(row.verdict, Verdict::Inconclusive);
+    assert!(row.advice.as_ref().unwrap().contains("no window of 10s was complete"));
+}
+
+#[test]
+fn looks_are_kept_only_as_long_as_a_window_needs_them() {
+    let (timeline, _) = watch(&judged_by(OVER_10_S), stall, 100);
+    assert!(timeline.looks.len() <= 12, "{} looks", timeline.looks.len());
+    let (timeline, _) = watch(&spec(), stall, 100);
+    assert!(timeline.looks.len() <= 2, "{} looks", timeline.looks.len());
+}
+
+#[test]
+fn a_critical_breach_that_lasts_ends_the_test_and_stays_critical() {
+    let spec = judged_by(
+        r#"{metric: responseTime, statistic: p50, window: 5s, target: "< 1s", critical: "> 2s", abort: {for: 3s}}"#,
+    );
+    let (timeline, aborted) = watch(&spec, stall, 100);
+    let aborted = aborted.unwrap();
+    // Slow from 20 s on: more than half of the window at 23 s, for 3 s at 26 s.
+    assert_eq!((aborted.row, aborted.elapsed), (0, Duration::from_secs(26)));
+    assert_eq!(aborted.threshold, "responseTime p50 over 5s");
+    let rows = timeline.rows(&spec, &course(|_| 0.1, 30), Some(&aborted));
+    assert_eq!(rows[0].verdict, Verdict::Critical);
+}
+
+#[test]
+fn a_breach_too_early_or_too_short_ends_nothing() {
+    let cases = ["abort: {after: 60s}", "abort: {for: 12s}"];
+    for abort in cases {
+        let spec = judged_by(&format!(
+            r#"{{metric: responseTime, statistic: p50, window: 5s, target: "< 1s", critical: "> 2s", {abort}}}"#
+        ));
+        assert_eq!(watch(&spec, stall, 100).1, None, "{abort}");
+    }
+}
+
+#[test]
+fn without_a_window_the_whole_test_so_far_is_watched() {
+    let spec = judged_by(
+        r#"{metric: responseTime, statistic: p95, target: "< 1s", critical: "> 2s", abort: {}}"#,
+    );
+    // The 12th slow answer of 212 is past the p95: in the 22nd second.
+    let (_, aborted) = watch(&spec, stall, 100);
+    assert_eq!(aborted.unwrap().elapsed, Duration::from_secs(22));
+}
+
+fn staged() -> LoadTestSpec {
+    let mut spec = judged_by(r#"{metric: responseTime, statistic: p50, target: "< 1s"}"#);
+    spec.load = serde_yaml::from_str(
+        "{stages: [{duration: 10s, users: 50}, {duration: 10s, users: 100}, {duration: 10s, users: 150}]}",
+    )
+    .unwrap();
+    spec
+}
+
+#[test]
+fn each_stage_is_judged_by_what_ended_in_it() {
+    let spec = staged();
+    let (timeline, _) = watch(&spec, stall, 30);
+    let rows: Vec<_> =
+        timeline.stages().iter().map(|r| (r.load.as_str(), r.requests, r.verdict)).collect();
+    let wanted = [
+        ("50 users", 100, Verdict::Pass),
+        ("100 users", 100, Verdict::Pass),
+        ("150 users", 100, Verdict::Fail),
+    ];
+    assert_eq!(rows, wanted);
+    let found = breaking_point(&spec, timeline.stages()).unwrap();
+    assert_eq!(
+        (found.held.as_deref(), found.broke.as_deref()),
+        (Some("100 users"), Some("150 users"))
+    );
+    assert_eq!(found.threshold.as_deref(), Some("responseTime p50"));
+}
+
+#[test]
+fn a_target_that_takes_it_all_has_no_load_at_which_it_broke() {
+    let spec = staged();
+    let (timeline, _) = watch(&spec, |_| 0.1, 30);
+    let found = breaking_point(&spec, timeline.stages()).unwrap();
+    assert_eq!((found.held.as_deref(), found.broke), (Some("150 users"), None));
+}
+
+#[test]
+fn a_load_that_does_not_grow_has_no_breaking_point() {
+    let mut spec = staged();
+    spec.load.stages[2].users = Some(100);
+    let (timeline, _) = watch(&spec, stall, 30);
+    assert_eq!(breaking_point(&spec, timeline.stages()), None);
+}
+
+#[test]
+fn stages_that_nobody_looked_at_are_said_to_be_unknown() {
+    let spec = staged();
+    let (seen, _) = watch(&spec, stall, 10);
+    // Another operator comes at 22 s: the second stage went by unseen.
+    let mut timeline = Timeline::after(seen.stages().to_vec());
+    for second in 22..=30 {
+        timeline.look(&spec, &course(stall, second));
+    }
+    let verdicts: Vec<_> = timeline.stages().iter().map(|row| row.verdict).collect();
+    assert_eq!(verdicts, [Verdict::Pass, Verdict::Inconclusive, Verdict::Fail]);
+}

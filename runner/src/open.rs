@@ -1,0 +1,64 @@
+//! The open model: arrivals that come when the profile wants them, whatever the answers do.
+
+use std::{cell::RefCell, rc::Rc, time::Instant};
+
+use loadtest_core::profile::Profile;
+
+use crate::{
+    flight::Flight,
+    record::TaskRecorder,
+    user::{self, User},
+    worker::{Running, Share, Users, Worker},
+};
+
+/// Arrivals begun before others get a turn on this thread.
+const BATCH: u32 = 32;
+
+/// Begins a worker's arrivals, each with a free user, or drops it.
+pub(crate) async fn load(
+    worker: &Rc<Worker>,
+    profile: &Profile,
+    share: Share,
+    start: Instant,
+    users: &mut Users,
+) {
+    // The one used last is free first: its connection is the warmest.
+    let free: Rc<RefCell<Vec<User>>> = Rc::default();
+    let peak = u64::try_from(worker.prepared.plan.load.peak_users()).unwrap_or(0);
+    let mut unborn = (share.first..peak).step_by(usize::try_from(share.step).unwrap_or(1));
+    let mut batch = 0;
+    for (number, at) in profile.due(share.first, share.step) {
+        let planned = start + at.std();
+        if !worker.reaches(planned).await {
+            return;
+        }
+        worker.lag(planned.elapsed());
+        // Drawn by the arrival's number: the same, whichever user is free.
+        let mut choices = worker.prepared.mix.choices_of(number);
+        let task = worker.prepared.mix.next_task(&mut choices);
+        let user = free.borrow_mut().pop().or_else(|| {
+            let flight = Rc::new(Flight::new());
+            users.flights.push(Rc::clone(&flight));
+            unborn.next().map(|number| User::new(worker, number, flight))
+        });
+        let Some(mut user) = user else {
+            worker.record(task, TaskRecorder::drop_arrival);
+            continue;
+        };
+        user.choices = choices;
+        let (worker, free) = (Rc::clone(worker), Rc::clone(&free));
+        users.tasks.spawn_local(async move {
+            {
+                let _running = Running::new(&worker, planned, worker.end());
+                user::perform(&worker, &mut user, task, planned).await;
+            }
+            free.borrow_mut().push(user);
+        });
+        // What has ended is let go of, or a long test would keep it all.
+        while users.tasks.try_join_next().is_some() {}
+        batch += 1;
+        if batch % BATCH == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
