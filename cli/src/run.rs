@@ -17,10 +17,10 @@ use loadtest_core::{
     metrics::Numbers,
     plan::{Plan, VERSION, size},
     report::{Circumstances, progress, report, summarise},
-    resource::{Aborted, LoadTest, LoadTestStatus, Phase, Verdict},
+    resource::{Aborted, LoadTest, LoadTestStatus, Phase, Task, TaskKind, Verdict},
     timeline::Timeline,
 };
-use loadtest_runner::{Engine, Measured, Prepared};
+use loadtest_runner::{Engine, Measured, Prepared, raise_file_limit};
 use serde_json::Value;
 
 use crate::{Exit, RunArguments, file, render, result};
@@ -124,8 +124,14 @@ async fn load(
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
     let plan = plan(test);
-    check_file_limit(&plan)?;
-    let prepared = Prepared::new(plan, |variable| std::env::var(variable).ok())?;
+    check_file_limit(&plan, arguments.simulator)?;
+    let prepared = match Prepared::new(plan, |variable| std::env::var(variable).ok()) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            say(&format!("loadtest: {}: {error}", arguments.file));
+            return Ok(Exit::BadInput);
+        }
+    };
     let engine = Engine::new(Arc::clone(&prepared), 0).context("the load can't be started")?;
     let target = [&test.spec.target.http, &test.spec.target.web_socket];
     let target: Vec<&str> = target.into_iter().flatten().map(String::as_str).collect();
@@ -292,19 +298,20 @@ fn status(
 }
 
 /// A process that runs out of files would measure itself.
-fn check_file_limit(plan: &Plan) -> anyhow::Result<()> {
-    let limit = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let soft = limit
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"))
-        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
-    let Some(soft) = soft else { return Ok(()) };
+fn check_file_limit(plan: &Plan, simulator: bool) -> anyhow::Result<()> {
+    let Some(limit) = raise_file_limit() else { return Ok(()) };
     let users = u64::try_from(plan.load.peak_users()).unwrap_or(u64::MAX);
-    // Each user has a connection; a simulator in this process has its other end.
-    let needed = users.saturating_add(SPARE_FILES);
+    let has = |wanted: fn(&TaskKind<'_>) -> bool| {
+        u64::from(plan.scenario.tasks.iter().filter_map(Task::kind).any(|kind| wanted(&kind)))
+    };
+    // A user keeps its HTTP connection while it has a WebSocket; a simulator in this process
+    // has the other ends.
+    let sessions = has(|kind| matches!(kind, TaskKind::WebSocket(_)));
+    let each = has(|kind| !matches!(kind, TaskKind::WebSocket(_))) + sessions;
+    let needed = users.saturating_mul(each << u32::from(simulator)).saturating_add(SPARE_FILES);
     anyhow::ensure!(
-        needed <= soft,
-        "{users} users need {needed} open files, this process may have {soft}: raise it with ulimit -n, or use fewer users"
+        needed <= limit,
+        "{users} users need {needed} open files, this process may have {limit}: raise the hard limit (ulimit -Hn), or use fewer users"
     );
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! `loadtest watch`: a LoadTest on a cluster, from now to its verdict, read from its status.
 
-use std::{io::Write, time::Duration};
+use std::{
+    io::Write,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use kube::{Api, Client, Config};
@@ -10,6 +13,9 @@ use crate::{Exit, WatchArguments, render};
 
 /// Between looks at the status, which changes every 5 s at most.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// How long the API server may be away.
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Prints a test's progress until it is over, then its result.
 pub(crate) fn watch(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
@@ -24,12 +30,20 @@ async fn follow(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Res
     let client = Client::try_from(config).context("no Kubernetes client")?;
     let tests: Api<LoadTest> = Api::namespaced(client, &namespace);
     let mut seen = LoadTestStatus::default();
+    let mut unheard: Option<Instant> = None;
     loop {
-        let test = tests
-            .get_opt(name)
-            .await
-            .context("the API server can't be asked")?
-            .with_context(|| format!("no LoadTest {name} in namespace {namespace}"))?;
+        let found = match tests.get_opt(name).await {
+            Ok(found) => found,
+            // The test goes on without the API server, and so does this.
+            Err(error) if unheard.get_or_insert_with(Instant::now).elapsed() < PATIENCE => {
+                tracing::warn!(%error, "the API server can't be asked; trying again");
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
+            Err(error) => return Err(error).context("the API server can't be asked"),
+        };
+        unheard = None;
+        let test = found.with_context(|| format!("no LoadTest {name} in namespace {namespace}"))?;
         let status = test.status.clone().unwrap_or_default();
         tell(&test, &seen, &status, out)?;
         if status.phase.is_some_and(Phase::is_final) {

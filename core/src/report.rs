@@ -17,6 +17,8 @@ use crate::{
 
 /// The most error rows of a status; the rarest are left out.
 pub const MAX_ERRORS: usize = 20;
+/// Kinds of error that are the load generator's own.
+const GENERATOR_LIMITS: [&str; 2] = ["file_limit", "port_exhausted"];
 /// Longest example message of an error, in bytes.
 const MAX_EXAMPLE: usize = 256;
 
@@ -69,7 +71,7 @@ pub fn report(
 ) -> Report {
     let thresholds = timeline.rows(spec, numbers, seen.aborted.as_ref());
     let stages = timeline.stages().to_vec();
-    let (verdict, reason, message) = conclude(&thresholds, numbers, seen);
+    let (verdict, reason, message) = conclude(&thresholds, numbers, seen, spec.load.length());
     Report {
         verdict,
         reason,
@@ -84,15 +86,18 @@ pub fn report(
     }
 }
 
+/// Runners that start further apart than this don't make the load that was asked for: a
+/// hundredth of the test, and a second at least.
+fn tolerated_skew(length: Duration) -> Duration {
+    Duration::from_nanos(length.as_nanos() / 100).max(Duration::from_secs(1))
+}
+
 fn conclude(
     rows: &[ThresholdRow],
     numbers: &Numbers,
     seen: &Circumstances,
+    length: Duration,
 ) -> (Verdict, &'static str, String) {
-    let worst = verdict::worst(rows);
-    if worst == Verdict::NotJudged {
-        return (worst, "NoThresholds", "the test has no thresholds to be judged by".into());
-    }
     if let Some(Aborted { threshold, observed, bound, elapsed, .. }) = &seen.aborted {
         let at = elapsed.rounded();
         let message =
@@ -111,6 +116,24 @@ fn conclude(
     if total.requests.iter().sum::<u64>() + total.dropped == 0 {
         let message = "no request was sent".into();
         return (Verdict::Inconclusive, "NoTraffic", message);
+    }
+    let limits: u64 = GENERATOR_LIMITS.iter().filter_map(|kind| total.errors.get(*kind)).sum();
+    if limits > 0 {
+        let message = format!(
+            "{limits} requests failed for want of files or ports of the load generator itself, not for the target: use fewer users per runner"
+        );
+        return (Verdict::Inconclusive, "GeneratorLimit", message);
+    }
+    if let Some(skew) = seen.start_skew.filter(|skew| *skew > tolerated_skew(length)) {
+        let message = format!(
+            "runners started {} apart, so load was never as it was meant: see whether the operator reaches all of them",
+            skew.rounded()
+        );
+        return (Verdict::Inconclusive, "StartSkew", message);
+    }
+    let worst = verdict::worst(rows);
+    if worst == Verdict::NotJudged {
+        return (worst, "NoThresholds", "the test has no thresholds to be judged by".into());
     }
     let decisive: Vec<String> =
         rows.iter().filter(|row| row.verdict == worst).map(describe).collect();
@@ -323,6 +346,34 @@ mod tests {
     fn a_cancelled_run_never_passes() {
         let cancelled = Circumstances { cancelled: true, ..Circumstances::default() };
         assert_eq!(judged_as(&healthy(), &cancelled).verdict, Verdict::Inconclusive);
+    }
+
+    #[test]
+    fn without_thresholds_a_lost_runner_still_says_so() {
+        let mut spec = spec();
+        spec.thresholds.clear();
+        let lost = Circumstances { runners_lost: 1, ..Circumstances::default() };
+        let verdict = |seen| report(&spec, &healthy(), &Timeline::default(), &seen).verdict;
+        assert_eq!(verdict(lost), Verdict::Inconclusive);
+        assert_eq!(verdict(Circumstances::default()), Verdict::NotJudged);
+    }
+
+    #[test]
+    fn runners_that_start_far_apart_never_pass() {
+        let skewed = |millis| {
+            let start_skew = Some(Duration::from_millis(millis));
+            judged_as(&healthy(), &Circumstances { start_skew, ..Circumstances::default() })
+        };
+        assert_eq!(skewed(900).verdict, Verdict::Pass);
+        assert_eq!(skewed(1300).reason, "StartSkew");
+    }
+
+    #[test]
+    fn the_generators_own_limits_are_no_fault_of_the_target() {
+        let mut numbers = healthy();
+        numbers.tasks.get_mut("chat").unwrap().errors.insert("file_limit".into(), 3);
+        let report = judged_as(&numbers, &Circumstances::default());
+        assert_eq!((report.verdict, report.reason), (Verdict::Inconclusive, "GeneratorLimit"));
     }
 
     #[test]

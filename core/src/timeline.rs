@@ -16,12 +16,16 @@ use crate::{
     verdict::{self, badness, judge_value},
 };
 
+/// Looks that are kept of the longest window: one begins by this share of it too early at most.
+const LOOKS: f64 = 100.0;
 /// A look this close before a boundary counts as being at it.
 const AT_ONCE: f64 = 0.001;
 
 /// What a test's course has shown so far.
 #[derive(Clone, Debug, Default)]
 pub struct Timeline {
+    /// When it was last looked at, in seconds.
+    last: f64,
     /// The looks that windows may yet begin at, oldest first.
     looks: VecDeque<Numbers>,
     /// One for each threshold.
@@ -48,14 +52,11 @@ impl Timeline {
     /// Takes the merged numbers of now. The threshold that ends the test, when one does.
     pub fn look(&mut self, spec: &LoadTestSpec, numbers: &Numbers) -> Option<Aborted> {
         let now = numbers.elapsed_seconds;
-        let last = self.looks.back().map_or(0.0, |look| look.elapsed_seconds);
-        if now <= 0.0 || now < last {
+        // At the end time stands still while the last numbers come in.
+        if now <= 0.0 || now < self.last {
             return None;
         }
-        if now <= last {
-            // The last runner's end: nothing more will come, but numbers still did.
-            self.looks.pop_back();
-        }
+        self.last = now;
         self.watched.resize_with(spec.thresholds.len(), Watched::default);
         let mut ended = None;
         for (index, threshold) in spec.thresholds.iter().enumerate() {
@@ -131,11 +132,15 @@ impl Timeline {
         }
     }
 
-    /// Keeps this look, and lets go of those that no window needs any more.
+    /// Keeps this look if it is far enough from the one before, and lets go of those that no window needs any more.
     fn keep(&mut self, spec: &LoadTestSpec, numbers: &Numbers) {
         let longest = spec.thresholds.iter().filter_map(|threshold| threshold.window).max();
-        let needed = numbers.elapsed_seconds - longest.map_or(0.0, Duration::as_secs_f64);
-        self.looks.push_back(numbers.clone());
+        let Some(longest) = longest.map(Duration::as_secs_f64) else { return };
+        let needed = numbers.elapsed_seconds - longest;
+        let latest = self.looks.back().map_or(0.0, |look| look.elapsed_seconds);
+        if numbers.elapsed_seconds - latest >= longest / LOOKS {
+            self.looks.push_back(numbers.clone());
+        }
         while self.looks.get(1).is_some_and(|second| second.elapsed_seconds <= needed) {
             self.looks.pop_front();
         }

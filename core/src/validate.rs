@@ -1,5 +1,7 @@
 //! What schema and CEL can't say about a spec, or only an API server checks. Pure.
 
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+
 use crate::resource::LoadTestSpec;
 
 /// A ConfigMap holds 1 MiB in all; the plan leaves room for the rest of the object.
@@ -31,6 +33,23 @@ pub fn problems(spec: &LoadTestSpec) -> Vec<Problem> {
             });
         }
     }
+    let urls = [("http", &spec.target.http), ("webSocket", &spec.target.web_socket)];
+    for (name, url) in urls.into_iter().filter_map(|(name, url)| Some((name, url.as_ref()?))) {
+        if let Some(port) = port_of(url).filter(|port| !(1..=65535).contains(port)) {
+            problems.push(Problem {
+                field: format!("spec.target.{name}"),
+                message: format!("{url:?} has port {port}: ports are 1 to 65535"),
+            });
+        }
+    }
+    if let Some(bundle) = spec.target.tls.as_ref().and_then(|tls| tls.ca_bundle.as_ref())
+        && !holds_certificates(bundle)
+    {
+        problems.push(Problem {
+            field: "spec.target.tls.caBundle".into(),
+            message: "holds no certificate that can be read: want PEM, as from openssl x509".into(),
+        });
+    }
     let parts = (&spec.target, &spec.load, &spec.scenario);
     // A spec is plain data: it always has a JSON form.
     let bytes = serde_json::to_vec(&parts).map_or(usize::MAX, |json| json.len());
@@ -47,6 +66,20 @@ pub fn problems(spec: &LoadTestSpec) -> Vec<Problem> {
     problems
 }
 
+/// The port that a URL names.
+fn port_of(url: &str) -> Option<u64> {
+    let (_, rest) = url.split_once("://")?;
+    let authority = rest.split('/').next()?;
+    let (_, port) = authority.rsplit_once(':')?;
+    // The last colon of a bare IPv6 address is none before a port.
+    port.bytes().all(|b| b.is_ascii_digit()).then(|| port.parse().unwrap_or(u64::MAX))
+}
+
+fn holds_certificates(pem: &str) -> bool {
+    let mut read = CertificateDer::pem_slice_iter(pem.as_bytes()).peekable();
+    read.peek().is_some() && read.all(|certificate| certificate.is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,6 +88,32 @@ mod tests {
     #[test]
     fn the_designs_example_has_no_problem() {
         assert_eq!(problems(&spec()), []);
+    }
+
+    #[test]
+    fn a_port_that_is_none_is_refused() {
+        let mut spec = spec();
+        for (url, good) in [
+            ("http://cell0:188000", false),
+            ("http://cell0:0", false),
+            ("http://cell0:18800/base:99999", true),
+            ("http://[fd00::1]:80", true),
+            ("http://cell0", true),
+        ] {
+            spec.target.http = Some(url.into());
+            assert_eq!(problems(&spec).is_empty(), good, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_bundle_without_certificates_is_refused() {
+        let mut spec = spec();
+        let pem = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n";
+        spec.target.tls = Some(crate::resource::Tls {
+            ca_bundle: Some(pem.into()),
+            ..crate::resource::Tls::default()
+        });
+        assert_eq!(problems(&spec)[0].field, "spec.target.tls.caBundle");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{batch::v1::Job, core::v1::ConfigMap},
+    jiff::Timestamp,
 };
 use kube::{
     Api, Resource, ResourceExt,
@@ -40,6 +41,8 @@ pub(crate) async fn act(
         | Decision::Admit(_)
         | Decision::Started(_)
         | Decision::Abort(_)
+        | Decision::Fail(..)
+        | Decision::CancelUnstarted
         | Decision::Progress(..) => {}
         Decision::Launch(sizing) => launch(context, &seen.test, sizing).await?,
         Decision::Start(start) => persist_start(context, seen, start).await?,
@@ -52,6 +55,7 @@ pub(crate) async fn act(
             let order = Order::Stop(CANCEL_GRACE.min(seen.test.spec.load.graceful_stop));
             let taken = collect::order(context, &run, &seen.runners, pods, &order).await;
             seen.memory.stopped.extend(taken);
+            seen.memory.stopping.get_or_insert_with(Timestamp::now);
         }
         Decision::Conclude { .. } => {
             if seen.merged().total().errors.values().any(|count| *count > 0) {
@@ -62,7 +66,7 @@ pub(crate) async fn act(
             let taken = collect::order(context, &run, &seen.runners, pods, &Order::Release).await;
             seen.memory.released.extend(taken);
         }
-        Decision::Fail(..) | Decision::CancelUnstarted => delete_job(context, seen).await?,
+        Decision::RemoveJob => delete_job(context, seen).await?,
         Decision::Delete => delete_test(context, &seen.test).await?,
     }
     Ok(())

@@ -15,11 +15,16 @@ use serde::Deserialize;
 use crate::{
     context::Context,
     observed::{Memory, Runner, StartRecord},
-    resources::PORT,
+    resources::{CONTAINER, PORT},
 };
 
 /// Runners talked to at once.
 const AT_ONCE: usize = 16;
+
+/// The largest answer of a runner that is read: 64 tasks at full resolution take less.
+const MAX_ANSWER: usize = 16 << 20;
+/// The most of a pod's log that is read.
+const MAX_LOG: i64 = 32 << 20;
 
 /// Failed to reach or understand one runner.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +35,8 @@ pub(crate) enum CollectError {
     Exposition(#[from] ExpositionError),
     #[error("answer is of run {run} index {index}, pod {pod}: another runner has this address")]
     Stranger { run: String, index: u32, pod: String },
+    #[error("answer is over {} MiB", MAX_ANSWER >> 20)]
+    TooLarge,
     #[error("pod's log can't be read")]
     Log(#[source] kube::Error),
     #[error("pod's log holds no complete last metrics")]
@@ -82,10 +89,15 @@ pub(crate) async fn collect(
         }
     }
     for runner in over {
-        if !memory.searched.insert(runner.uid.clone()) {
+        if memory.searched.contains(&runner.uid) {
             continue;
         }
-        match last_metrics(pods, run, runner).await {
+        let found = last_metrics(pods, run, runner).await;
+        // A log that could not be read just now may be read later.
+        if !matches!(found, Err(CollectError::Log(_))) {
+            memory.searched.insert(runner.uid.clone());
+        }
+        match found {
             Ok(numbers) => {
                 memory.numbers.insert(runner.index, numbers);
             }
@@ -110,7 +122,7 @@ async fn scrape(
         .await
         .and_then(reqwest::Response::error_for_status)
         .map_err(CollectError::Unreachable)?;
-    let bytes = answer.bytes().await.map_err(CollectError::Unreachable)?;
+    let bytes = read(answer).await?;
     let numbers = decode(&bytes)?;
     let who = &numbers.identity;
     if who.run != run || who.index != runner.index || who.pod != runner.uid {
@@ -121,6 +133,18 @@ async fn scrape(
         });
     }
     Ok(numbers)
+}
+
+/// Reads an answer, up to a limit: what a runner's image sends is not ours to trust.
+async fn read(mut answer: reqwest::Response) -> Result<Vec<u8>, CollectError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(CollectError::Unreachable)? {
+        if bytes.len() + chunk.len() > MAX_ANSWER {
+            return Err(CollectError::TooLarge);
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
 }
 
 /// One line of a runner's log, as its JSON logger writes it.
@@ -142,7 +166,12 @@ async fn last_metrics(
     run: &str,
     runner: &Runner,
 ) -> Result<RunnerNumbers, CollectError> {
-    let log = pods.logs(&runner.name, &LogParams::default()).await.map_err(CollectError::Log)?;
+    let parameters = LogParams {
+        container: Some(CONTAINER.into()),
+        limit_bytes: Some(MAX_LOG),
+        ..LogParams::default()
+    };
+    let log = pods.logs(&runner.name, &parameters).await.map_err(CollectError::Log)?;
     let numbers = from_log(&log)?;
     if numbers.identity.run == run && numbers.identity.index == runner.index {
         // The process is gone: whatever it said last is all there will be. One that was
@@ -182,7 +211,7 @@ pub(crate) async fn examples(context: &Context, runners: &[Runner], memory: &mut
     let questions: Vec<_> = ips
         .map(|ip| async move {
             let answer = context.http.get(url(ip, "/errors")).send().await.ok()?;
-            let body = answer.bytes().await.ok()?;
+            let body = read(answer).await.ok()?;
             serde_json::from_slice::<Vec<ErrorExample>>(&body).ok()
         })
         .collect();

@@ -1,6 +1,10 @@
 //! What every pass shares: client, settings, memory, metrics.
 
-use std::{collections::HashMap, sync::Mutex, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Mutex,
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
@@ -91,6 +95,7 @@ impl Context {
             http: reqwest::Client::builder()
                 .connect_timeout(Duration::from_secs(2))
                 .timeout(Duration::from_secs(5))
+                .redirect(reqwest::redirect::Policy::none())
                 // Pods are reached directly, whatever proxy the environment names.
                 .no_proxy()
                 .build()?,
@@ -119,6 +124,12 @@ impl Context {
 
     pub(crate) fn remember(&self, run: String, memory: Memory) {
         lock(&self.memories).insert(run, memory);
+    }
+
+    /// Forgets runs and objects that are no more. A deleted test wakes no pass.
+    pub(crate) fn keep_only(&self, runs: &HashSet<String>, objects: &HashSet<String>) {
+        lock(&self.memories).retain(|run, _| runs.contains(run));
+        lock(&self.failures).retain(|object, _| objects.contains(object));
     }
 
     pub(crate) fn forget(&self, object: &str) {

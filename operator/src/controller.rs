@@ -1,18 +1,22 @@
 //! Wires watches to passes: one controller for the cluster, or one per namespace.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use futures::{StreamExt, future::join_all};
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
-    Api,
+    Api, Client, Resource,
     core::DeserializeGuard,
     runtime::{
         Controller,
         controller::{Config, Error as ControllerError},
+        reflector::Store,
         watcher,
     },
 };
@@ -22,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     collect::chain,
     context::{Context, MANAGER},
-    reconcile::{on_error, reconcile},
+    reconcile::{key, on_error, reconcile},
 };
 
 /// Passes at once. Each may wait for runners; none waits for another.
@@ -30,16 +34,19 @@ const AT_ONCE: u16 = 16;
 /// Below the idle timeouts of load balancers, which drop silent watches.
 const WATCH_SECONDS: u32 = 200;
 
+/// Between looks for tests that are no more.
+const TIDY: Duration = Duration::from_mins(1);
+
 /// Runs until told to stop; passes under way are finished first.
 ///
-/// `ready` becomes true once every watch has listed its objects.
+/// `client` is for watches, which are silent for long. `ready` becomes true once every watch has listed its objects.
 pub async fn run(
     context: Arc<Context>,
+    client: Client,
     namespaces: &[String],
     ready: Arc<AtomicBool>,
     stop: CancellationToken,
 ) {
-    let client = context.client.clone();
     let apis: Vec<(Api<DeserializeGuard<LoadTest>>, Api<Job>)> = if namespaces.is_empty() {
         vec![(Api::all(client.clone()), Api::all(client))]
     } else {
@@ -55,7 +62,6 @@ pub async fn run(
             let ours = format!("app.kubernetes.io/managed-by={MANAGER}");
             let tests = Controller::new(tests, watcher::Config::default().timeout(WATCH_SECONDS));
             let store = tests.store();
-            context.metrics.watch(store.clone());
             stores.push(store);
             tests
                 .owns(jobs, watcher::Config::default().timeout(WATCH_SECONDS).labels(&ours))
@@ -85,5 +91,26 @@ pub async fn run(
         ready.store(true, Ordering::Release);
         tracing::info!("ready");
     };
-    tokio::join!(join_all(controllers), listed);
+    context.metrics.watch(stores.clone());
+    let tidied = async {
+        let mut ticks = tokio::time::interval(TIDY);
+        loop {
+            ticks.tick().await;
+            if ready.load(Ordering::Acquire) {
+                tidy(&context, &stores);
+            }
+        }
+    };
+    tokio::select! {
+        _ = async { tokio::join!(join_all(controllers), listed) } => {}
+        () = tidied => {}
+    }
+}
+
+/// Forgets what is remembered of tests that are no more.
+fn tidy(context: &Context, stores: &[Store<DeserializeGuard<LoadTest>>]) {
+    let objects: Vec<_> = stores.iter().flat_map(Store::state).collect();
+    let runs = objects.iter().filter_map(|object| object.meta().uid.clone()).collect();
+    let names = objects.iter().map(|object| key(object)).collect();
+    context.keep_only(&runs, &names);
 }

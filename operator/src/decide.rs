@@ -13,7 +13,7 @@ use loadtest_core::{
 
 use crate::{
     observed::{Observed, Runner, StartRecord},
-    resources::Settings,
+    resources::{PORT, Settings},
 };
 
 /// Why a test could not run.
@@ -33,6 +33,10 @@ pub enum Reason {
     StartTimeout,
     /// The Job is gone.
     JobLost,
+    /// The API server refuses the Job or the ConfigMap.
+    Refused,
+    /// No runner can be reached.
+    Unreachable,
 }
 
 impl Reason {
@@ -46,6 +50,8 @@ impl Reason {
             Self::RunnerFailed => "RunnerFailed",
             Self::StartTimeout => "StartTimeout",
             Self::JobLost => "JobLost",
+            Self::Refused => "Refused",
+            Self::Unreachable => "Unreachable",
         }
     }
 }
@@ -86,6 +92,8 @@ pub enum Decision {
     Fail(Reason, String),
     /// It was cancelled before any load: say so, and remove its pods.
     CancelUnstarted,
+    /// Delete the Job of a test that could not run.
+    RemoveJob,
     /// Let these pods go.
     Release(Vec<String>),
     /// Remove the test: its time to live is over.
@@ -104,6 +112,8 @@ const CONFIG_PATIENCE: Duration = Duration::from_secs(10);
 const PULL_PATIENCE: Duration = Duration::from_secs(90);
 /// A runner unheard for so long after the test's end counts as lost.
 const COLLECT_PATIENCE: Duration = Duration::from_secs(60);
+/// A test none of whose runners was ever reached ends after so long.
+const REACH_PATIENCE: Duration = Duration::from_secs(45);
 /// Open requests of a cancelled test may take this long yet.
 pub const CANCEL_GRACE: Duration = Duration::from_secs(5);
 
@@ -160,7 +170,7 @@ fn starting(seen: &Observed, sizing: &Sizing, settings: &Settings, now: Timestam
     let mut pods: Vec<(u32, &str)> = seen
         .runners
         .iter()
-        .filter(|runner| runner.ready && runner.ip.is_some())
+        .filter(|runner| runner.ready && !runner.leaving && runner.ip.is_some())
         .map(|runner| (runner.index, runner.uid.as_str()))
         .collect();
     pods.sort_unstable();
@@ -181,6 +191,10 @@ fn starting(seen: &Observed, sizing: &Sizing, settings: &Settings, now: Timestam
 
 /// What keeps a runner from ever coming up.
 fn blocked(runner: &Runner, now: Timestamp) -> Option<(Reason, String)> {
+    // Evicted or deleted before the start, it is replaced: the start waits for that one.
+    if runner.leaving {
+        return None;
+    }
     let named = |message: &str| format!("runner {}: {}", runner.name, truncated(message, 700));
     if let Some(ended) = &runner.ended {
         let code = ended.code.map_or_else(String::new, |code| format!(" with exit code {code}"));
@@ -235,8 +249,17 @@ fn running(seen: &Observed, now: Timestamp) -> Decision {
             || seen.is_lost(&start, index)
             || passed(seen.last_heard(index).unwrap_or(now), now, COLLECT_PATIENCE)
     };
+    let heard = !seen.memory.numbers.is_empty() || !seen.memory.ordered.is_empty();
+    let since = seen.memory.since.map_or(start.at, |since| since.max(start.at));
+    if !heard && passed(since, now, REACH_PATIENCE) {
+        let why = format!(
+            "no runner answers the operator on port {PORT}: allow traffic to it from the operator's namespace (see network policies, and the pods' own state)"
+        );
+        return Decision::Conclude { cancelled, failed: Some((Reason::Unreachable, why)) };
+    }
     // A runner that answers ends by itself, even when it was ordered late.
-    if passed(start.at, now, latest) && indices.clone().all(silent) {
+    let stopped = seen.memory.stopping.is_some_and(|at| passed(at, now, CANCEL_GRACE));
+    if (stopped || passed(start.at, now, latest)) && indices.clone().all(silent) {
         return Decision::Conclude { cancelled, failed: None };
     }
     let alive = |uid: &&String| {
@@ -278,8 +301,21 @@ fn until_boundary(load: &Load, ran: Duration) -> Duration {
     next.minus(ran).plus(Duration::from_millis(50))
 }
 
+/// What becomes of a test whose children the API server refused; `None` when it may yet take
+/// them, so that the pass is tried again.
+pub fn refused(code: Option<u16>, message: &str) -> Option<Decision> {
+    // 409 is a name that belongs to another; all of these stay as they are.
+    matches!(code, Some(400 | 403 | 409 | 422))
+        .then(|| Decision::Fail(Reason::Refused, truncated(message, 900)))
+}
+
 /// A test that is over: let its runners go, and remove it when its time has come.
 fn settle(seen: &Observed, now: Timestamp) -> Decision {
+    let failed = seen.test.status.as_ref().and_then(|s| s.phase) == Some(Phase::Error);
+    // Its status is written by now, so that the reason can't be lost with it.
+    if seen.job.is_some() && (failed || seen.start().is_none()) {
+        return Decision::RemoveJob;
+    }
     let held: Vec<String> = seen
         .runners
         .iter()

@@ -117,6 +117,9 @@ async fn run(arguments: Run) -> anyhow::Result<()> {
     let mut config = Config::infer().await.context("no Kubernetes configuration was found")?;
     // Retries are the controller's: the client's own would repeat creations.
     config.default_retry = false;
+    let watches = Client::try_from(config.clone()).context("no Kubernetes client")?;
+    // A watch may be silent for minutes; an answer that a pass waits for may not.
+    config.read_timeout = Some(std::time::Duration::from_secs(20));
     let client = Client::try_from(config).context("no Kubernetes client")?;
     let settings = Settings { runner_image, start_timeout, release_grace, metrics_linger };
     let context = Arc::new(Context::new(client, settings, &namespace, &token_secret).await?);
@@ -128,7 +131,7 @@ async fn run(arguments: Run) -> anyhow::Result<()> {
         tokio::spawn(serve(listener, Arc::clone(&context), Arc::clone(&ready), stop.clone()));
     let signals = tokio::spawn(stop_on_signal(stop.clone())?);
     tracing::info!(%namespace, ?watch_namespaces, %listen, "starting");
-    controller::run(context, &watch_namespaces, ready, stop.clone()).await;
+    controller::run(context, watches, &watch_namespaces, ready, stop.clone()).await;
     stop.cancel();
     signals.abort();
     server.await.context("server panicked")??;

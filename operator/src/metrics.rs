@@ -43,10 +43,10 @@ impl Metrics {
         self.reconciles.get_or_create(&[("outcome", outcome)]).inc();
     }
 
-    /// Shows the tests in a controller's cache from now on.
-    pub fn watch(&self, store: Store<DeserializeGuard<LoadTest>>) {
+    /// Shows the tests in the controllers' caches from now on. Called once.
+    pub fn watch(&self, stores: Vec<Store<DeserializeGuard<LoadTest>>>) {
         let mut registry = self.lock();
-        registry.register_collector(Box::new(Tests(store)));
+        registry.register_collector(Box::new(Tests(stores)));
     }
 
     /// The exposition, as OpenMetrics text.
@@ -65,7 +65,7 @@ impl Metrics {
 }
 
 /// Tests by phase, and the verdict of each.
-struct Tests(Store<DeserializeGuard<LoadTest>>);
+struct Tests(Vec<Store<DeserializeGuard<LoadTest>>>);
 
 impl fmt::Debug for Tests {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -85,7 +85,7 @@ const PHASES: [Phase; 7] = [
 
 impl Collector for Tests {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let objects = self.0.state();
+        let objects: Vec<_> = self.0.iter().flat_map(Store::state).collect();
         let tests: Vec<&LoadTest> = objects.iter().filter_map(|o| o.0.as_ref().ok()).collect();
         let phase_of = |test: &LoadTest| {
             test.status.as_ref().and_then(|status| status.phase).unwrap_or(Phase::Pending)
@@ -130,5 +130,43 @@ impl Collector for Tests {
             family.encode_family(&labels)?.encode_gauge(&1_i64)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::{reflector, watcher};
+
+    use super::*;
+
+    fn store(namespace: &str, status: &str) -> Store<DeserializeGuard<LoadTest>> {
+        let mut test = serde_json::to_value(crate::testing::test()).unwrap();
+        test["metadata"]["namespace"] = namespace.into();
+        test["status"] = serde_json::from_str(status).unwrap();
+        let (reader, mut writer) = reflector::store();
+        let guard: DeserializeGuard<LoadTest> = serde_json::from_value(test).unwrap();
+        writer.apply_watcher_event(&watcher::Event::Apply(guard));
+        reader
+    }
+
+    #[test]
+    fn tests_of_all_namespaces_are_counted_in_one_series() {
+        let metrics = Metrics::default();
+        metrics.reconciled("settled");
+        metrics.watch(vec![
+            store("one", r#"{"phase": "Running"}"#),
+            store("two", r#"{"phase": "Running"}"#),
+            store("three", r#"{"phase": "Finished", "verdict": "Pass"}"#),
+        ]);
+        let text = metrics.exposition().unwrap();
+        for line in [
+            "loadtest_operator_reconciles_total{outcome=\"settled\"} 1",
+            "loadtest_operator_loadtests{phase=\"Running\"} 2",
+            "loadtest_operator_running_tests 2",
+            "loadtest_operator_verdict{loadtest=\"burst\",namespace=\"three\",verdict=\"Pass\"} 1",
+        ] {
+            assert_eq!(text.matches(line).count(), 1, "{line} in {text}");
+        }
+        assert_eq!(text.matches("\nloadtest_operator_running_tests ").count(), 1);
     }
 }

@@ -18,7 +18,7 @@ use loadtest_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::skew::Starts;
+use crate::{resources::CONTAINER, skew::Starts};
 
 /// The Job's annotation that makes a start durable before any order is sent.
 pub const START: &str = "loadtest.cell0.io/start";
@@ -63,6 +63,8 @@ pub struct Runner {
     pub ip: Option<String>,
     /// True when the pod is ready.
     pub ready: bool,
+    /// True when the pod is on its way out, or was evicted: the Job replaces it.
+    pub leaving: bool,
     /// When the pod was created.
     pub created: Option<Timestamp>,
     /// What keeps it from being scheduled.
@@ -81,7 +83,9 @@ impl Runner {
         let status = pod.status.clone().unwrap_or_default();
         let condition =
             |kind: &str| status.conditions.iter().flatten().find(|c| c.type_ == kind).cloned();
-        let container = status.container_statuses.iter().flatten().next();
+        // Others may be injected beside it.
+        let all = status.container_statuses.iter().flatten();
+        let container = all.clone().find(|c| c.name == CONTAINER).or_else(|| all.clone().next());
         let over = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
         let unschedulable = condition("PodScheduled")
             .filter(|c| c.status == "False" && c.reason.as_deref() == Some("Unschedulable"))
@@ -92,6 +96,8 @@ impl Runner {
             uid: pod.uid().unwrap_or_default(),
             ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
             ready: condition("Ready").is_some_and(|c| c.status == "True"),
+            leaving: pod.metadata.deletion_timestamp.is_some()
+                || condition("DisruptionTarget").is_some_and(|c| c.status == "True"),
             created: pod.creation_timestamp().map(|time| time.0),
             unschedulable,
             waiting: container.and_then(waiting),
@@ -156,6 +162,8 @@ pub struct Memory {
     pub heard: BTreeMap<u32, Timestamp>,
     /// When this process first saw the run.
     pub since: Option<Timestamp>,
+    /// When runners were first told to stop before the test's end.
+    pub stopping: Option<Timestamp>,
     /// When progress was last written.
     pub reported: Option<Timestamp>,
 }
@@ -171,6 +179,15 @@ pub struct Observed {
     pub runners: Vec<Runner>,
     /// What was remembered and collected.
     pub memory: Memory,
+}
+
+impl Memory {
+    /// Lets go of what a test that is over needs no more.
+    pub fn shed(&mut self) {
+        self.numbers.clear();
+        self.examples.clear();
+        self.timeline = None;
+    }
 }
 
 impl Observed {
@@ -219,7 +236,17 @@ impl Observed {
     }
 
     /// Looks at the course of a running test: pure, from what was collected.
-    pub fn look(&mut self) {
+    ///
+    /// Not before every runner that is there was heard: what one has done until then would
+    /// all seem to have happened at once.
+    pub fn look(&mut self, start: &StartRecord) {
+        let heard = |index: usize| {
+            let key = u32::try_from(index).unwrap_or(u32::MAX);
+            self.memory.numbers.contains_key(&key) || self.is_lost(start, index)
+        };
+        if !(0..start.pods.len()).all(heard) {
+            return;
+        }
         let numbers = self.merged();
         let timeline = self.memory.timeline.get_or_insert_with(|| {
             let told = self.test.status.as_ref().map(|status| status.stages.clone());

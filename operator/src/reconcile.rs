@@ -14,21 +14,22 @@ use kube::{
 };
 use loadtest_core::{
     report::truncated,
-    resource::{LoadTest, LoadTestStatus},
+    resource::{LoadTest, LoadTestStatus, Phase},
 };
 
 use crate::{
     act,
     collect::chain,
     context::{Context, MANAGER},
-    decide::{Decision, decide},
+    decide::{Decision, decide, refused},
     observe,
     observed::Observed,
     status::{self, News},
 };
 
-/// The longest a pass may take: 200 runners that don't answer fit in.
-const PASS: Duration = Duration::from_secs(90);
+/// The longest a pass may take: 200 runners that don't answer, and an API server that hangs
+/// at one call, fit in.
+const PASS: Duration = Duration::from_secs(150);
 /// The longest pause between failed passes.
 const LONGEST_BACKOFF: u64 = 10;
 
@@ -65,6 +66,18 @@ pub enum Error {
 impl Error {
     pub(crate) fn api(what: &'static str, name: &str, source: kube::Error) -> Self {
         Self::Api { what, name: name.to_owned(), source: Box::new(source) }
+    }
+
+    /// The API server's code, when it refused something that stays refused or not.
+    fn code(&self) -> Option<u16> {
+        match self {
+            Self::Api { source, .. } => match &**source {
+                kube::Error::Api(status) => Some(status.code),
+                _ => None,
+            },
+            Self::NameTaken { .. } => Some(409),
+            Self::Plan(_) | Self::TooSlow => None,
+        }
     }
 
     /// The metric label.
@@ -104,7 +117,8 @@ pub async fn reconcile(
     result
 }
 
-fn key(object: &DeserializeGuard<LoadTest>) -> String {
+/// How an object is told from others.
+pub(crate) fn key(object: &DeserializeGuard<LoadTest>) -> String {
     let meta = object.meta();
     format!(
         "{}/{}",
@@ -141,18 +155,26 @@ async fn step(context: &Context, cached: &LoadTest) -> Result<Action, Error> {
     let run = test.uid().unwrap_or_default();
     let mut seen = observe::observe(context, test).await?;
     let now = Timestamp::now();
-    let decision = decide(&seen, &context.settings, now);
+    let mut decision = decide(&seen, &context.settings, now);
     tracing::debug!(namespace, name, ?decision, "decided");
-    let acted = act::act(context, &mut seen, &decision).await;
+    let mut acted = act::act(context, &mut seen, &decision).await;
+    if let (Decision::Launch(_), Err(error)) = (&decision, &acted)
+        && let Some(fail) = refused(error.code(), &chain(error))
+    {
+        (decision, acted) = (fail, Ok(()));
+    }
     let reported = match acted {
         Ok(()) => report(context, &tests, &mut seen, &decision, now).await,
         Err(error) => Err(error),
     };
     let again = after(&decision, &seen);
     // Numbers that were collected stay, even when the pass failed later.
-    if decision == Decision::Settled {
+    if decision == Decision::Settled || decision == Decision::Delete {
         drop(seen);
     } else {
+        if seen.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final) {
+            seen.memory.shed();
+        }
         context.remember(run, seen.memory);
     }
     reported?;
@@ -195,6 +217,7 @@ const fn label(decision: &Decision) -> &'static str {
         Decision::Conclude { .. } => "concluded",
         Decision::Fail(..) => "failed",
         Decision::CancelUnstarted => "cancelled",
+        Decision::RemoveJob => "job_removed",
         Decision::Release(_) => "released",
         Decision::Delete => "deleted",
     }
@@ -223,7 +246,7 @@ async fn report(
         tracing::info!(
             namespace = seen.test.namespace(),
             name = seen.test.name_any(),
-            phase = next.phase.map(loadtest_core::resource::Phase::as_str),
+            phase = next.phase.map(Phase::as_str),
             verdict = next.verdict.map(loadtest_core::resource::Verdict::as_str),
             "phase changed"
         );

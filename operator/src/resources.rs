@@ -35,7 +35,7 @@ const EXIT_KILLED_AFTER_START: i32 = 75;
 /// `app.kubernetes.io/name` of runner pods: what a PodMonitor selects.
 pub const RUNNER: &str = "loadtest-runner";
 /// The container's name.
-const CONTAINER: &str = "runner";
+pub const CONTAINER: &str = "runner";
 /// User and group of runners when nothing else is asked for.
 const NOBODY: i64 = 65532;
 /// How long a finished Job and its pods stay to be looked at, in seconds.
@@ -395,6 +395,9 @@ mod tests {
         let plan = plan(&test, &size(&test.spec), "fingerprint".into(), &settings());
         let map = config_map(&test, &plan).unwrap();
         assert_eq!(map.immutable, Some(true));
+        let carried = map.data.unwrap().remove("plan.json").unwrap();
+        let token = loadtest_core::token::token(&[7; 32], &test.uid().unwrap());
+        assert!(carried.contains("fingerprint") && !carried.contains(&token), "{carried}");
         let env = job_of(&test).spec.unwrap().template.spec.unwrap().containers[0].env.clone();
         let header = env.unwrap().into_iter().find(|e| e.name == "LOADTEST_HEADER_0").unwrap();
         assert_eq!(header.value, None);

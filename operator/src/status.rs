@@ -45,6 +45,7 @@ pub fn next(
         | Decision::Wait(_)
         | Decision::Start(_)
         | Decision::Stop(_)
+        | Decision::RemoveJob
         | Decision::Release(_)
         | Decision::Delete => return (old, None),
         Decision::Reject(problems) => Some(reject(&mut status, problems, now)),

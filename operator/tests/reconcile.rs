@@ -241,11 +241,41 @@ async fn a_child_of_a_predecessor_is_never_adopted() {
         missing(),
         refusal(409, "AlreadyExists"),
         ok(child("v1", "ConfigMap", "another")),
+        ok(in_phase("Error")),
+        (201, json!({})),
     ];
-    let Passed { result, calls, .. } = pass(pending, answers).await;
-    let error = result.unwrap_err().to_string();
-    assert!(error.contains("belongs to another owner"), "{error}");
+    let Passed { result, calls, bodies } = pass(pending, answers).await;
+    result.unwrap();
     assert!(!calls.contains(&format!("POST {JOBS}")), "{calls:?}");
+    let told = bodies[4]["status"].to_string();
+    assert!(told.contains("belongs to another owner") && told.contains("Refused"), "{told}");
+}
+
+#[tokio::test]
+async fn a_job_that_the_api_server_refuses_ends_the_test_in_its_words() {
+    let pending = in_phase("Pending");
+    let answers = vec![
+        ok(pending.clone()),
+        missing(),
+        (201, child("v1", "ConfigMap", UID)),
+        refusal(422, "spec.template.spec.containers[0].resources.requests: Invalid value"),
+        ok(in_phase("Error")),
+        (201, json!({})),
+    ];
+    let Passed { result, bodies, calls } = pass(pending.clone(), answers).await;
+    result.unwrap();
+    assert_eq!(bodies[4]["status"]["phase"], "Error", "{calls:?}");
+    assert!(bodies[4]["status"].to_string().contains("resources.requests: Invalid value"));
+    assert_eq!(bodies[5]["reason"], "Refused");
+    // One that may be taken later is tried again.
+    let answers = vec![
+        ok(pending.clone()),
+        missing(),
+        (201, child("v1", "ConfigMap", UID)),
+        refusal(503, "later"),
+    ];
+    let Passed { result, .. } = pass(pending, answers).await;
+    assert!(result.unwrap_err().to_string().starts_with("failed to create"));
 }
 
 #[tokio::test]

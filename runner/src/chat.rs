@@ -48,6 +48,11 @@ impl Chat {
         Self { stream, pending: Vec::new(), first: None, done: false }
     }
 
+    /// When the first content token was read, if it was.
+    pub(crate) const fn first(&self) -> Option<Instant> {
+        self.first
+    }
+
     /// Takes bytes that were read at `at`.
     pub(crate) fn read(&mut self, data: &[u8], at: Instant) -> Result<(), Failure> {
         if self.pending.len() + data.len() > LIMIT {

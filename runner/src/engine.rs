@@ -22,6 +22,8 @@ pub struct Engine {
     prepared: Arc<Prepared>,
     workers: Vec<mpsc::UnboundedSender<Order>>,
     start: OnceLock<Instant>,
+    /// When it was told to stop before its end.
+    stopped: OnceLock<Instant>,
     /// When the numbers became final.
     finished: watch::Receiver<Option<Instant>>,
 }
@@ -68,7 +70,13 @@ impl Engine {
                 Ok(sender)
             })
             .collect::<io::Result<_>>()?;
-        Ok(Self { prepared, workers: senders, start: OnceLock::new(), finished })
+        Ok(Self {
+            prepared,
+            workers: senders,
+            start: OnceLock::new(),
+            stopped: OnceLock::new(),
+            finished,
+        })
     }
 
     /// Begins the load at a moment. Only the first call counts; false for the others.
@@ -82,6 +90,8 @@ impl Engine {
 
     /// Ends the load now; open requests may take `grace` yet.
     pub fn stop(&self, grace: Duration) {
+        // The first stop is when load ended; a later one only shortens the grace.
+        let _ = self.stopped.set(Instant::now());
         self.order(|| Order::Stop(grace));
     }
 
@@ -112,7 +122,6 @@ impl Engine {
 
     /// What was measured so far. Cumulative: a later answer includes an earlier one.
     pub async fn measured(&self) -> Measured {
-        let ended = *self.finished.borrow();
         let mut all = Measured::default();
         let mut answers = Vec::with_capacity(self.workers.len());
         for worker in &self.workers {
@@ -128,10 +137,17 @@ impl Engine {
                 all.examples.entry(kind).or_insert(example);
             }
         }
-        let now = ended.unwrap_or_else(Instant::now);
-        let elapsed = self.start.get().map(|start| now.saturating_duration_since(*start));
-        all.numbers.elapsed_seconds = elapsed.unwrap_or_default().as_secs_f64();
+        all.numbers.elapsed_seconds = self.elapsed(Instant::now()).as_secs_f64();
         all
+    }
+
+    /// How long load has been on. It ends with the load: what open requests may take after it
+    /// is no time in which others were begun.
+    fn elapsed(&self, now: Instant) -> Duration {
+        let Some(start) = self.start.get() else { return Duration::ZERO };
+        let now = self.stopped.get().map_or(now, |stopped| now.min(*stopped));
+        let length = self.prepared.plan.load.length().std();
+        now.saturating_duration_since(*start).min(length)
     }
 
     /// The plan being run.

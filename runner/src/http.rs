@@ -29,15 +29,6 @@ pub(crate) struct HttpConnection {
     counted: (u64, u64),
 }
 
-/// When an exchange's answer came.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Answered {
-    /// When the first content token was read; chat only.
-    pub(crate) first: Option<Instant>,
-    /// When the last byte was read.
-    pub(crate) last: Instant,
-}
-
 impl HttpConnection {
     async fn open(connector: &Connector) -> Result<Self, Failure> {
         let (wire, stamps) = connector.connect().await?;
@@ -126,7 +117,7 @@ pub(crate) async fn request(
     connector: &Connector,
     prepared: &PreparedHttp,
     flight: &Flight,
-) -> Result<Answered, Failure> {
+) -> Result<Instant, Failure> {
     let response = send(connection, connector, prepared, &prepared.body, flight).await?;
     flight.enter(Part::Body);
     let status = response.status().as_u16();
@@ -135,7 +126,7 @@ pub(crate) async fn request(
     if !expected(prepared, status) {
         return Err(unexpected(prepared, status));
     }
-    Ok(Answered { first: None, last })
+    Ok(last)
 }
 
 fn unexpected(prepared: &PreparedHttp, status: u16) -> Failure {
@@ -150,7 +141,7 @@ pub(crate) async fn chat(
     prepared: &PreparedChat,
     body: usize,
     flight: &Flight,
-) -> Result<Answered, Failure> {
+) -> Result<Instant, Failure> {
     let bytes = prepared.bodies.get(body).unwrap_or(&prepared.request.body);
     let response = send(connection, connector, &prepared.request, bytes, flight).await?;
     flight.enter(Part::Body);
@@ -163,13 +154,18 @@ pub(crate) async fn chat(
         return Err(unexpected(&prepared.request, status));
     }
     let mut chat = Chat::new(prepared.stream);
-    let read = drain(response.into_body(), |data| chat.read(data, stamps.last_read.get())).await;
+    let read = drain(response.into_body(), |data| {
+        chat.read(data, stamps.last_read.get())?;
+        chat.first().into_iter().for_each(|at| flight.first(at));
+        Ok(())
+    })
+    .await;
     read.map_err(|failure| match failure.kind {
         // Whether its chunks or its events break off, a stream that has begun was cut short.
         ErrorKind::Reset if prepared.stream => Failure { kind: ErrorKind::StreamCut, ..failure },
         _ => failure,
     })?;
     let last = stamps.last_read.get();
-    let first = chat.finish(last)?;
-    Ok(Answered { first: Some(first), last })
+    flight.first(chat.finish(last)?);
+    Ok(last)
 }

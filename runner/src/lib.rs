@@ -18,6 +18,7 @@ mod failure;
 mod flight;
 mod http;
 pub mod lifecycle;
+mod limits;
 mod open;
 mod pacer;
 mod prepare;
@@ -30,4 +31,5 @@ mod worker;
 
 pub use engine::{Engine, Measured};
 pub use failure::ErrorKind;
+pub use limits::raise_file_limit;
 pub use prepare::{PrepareError, Prepared, RUN_HEADER};

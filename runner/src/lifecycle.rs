@@ -16,6 +16,9 @@ pub const EXIT_KILLED_AFTER_START: u8 = 75;
 /// The exit code of a runner that was killed before its start.
 pub const EXIT_KILLED_BEFORE_START: u8 = 76;
 
+/// How long a killed runner waits for its workers to count what is open.
+const LAST_COUNT: Duration = Duration::from_secs(2);
+
 /// Container runtimes split lines near 16 KiB.
 const LINE: usize = 8 << 10;
 
@@ -49,6 +52,8 @@ pub async fn live(control: Control, listener: TcpListener) -> io::Result<ExitCod
         End::Killed if *control.released.borrow() => 0,
         End::Killed => {
             control.engine.stop(Duration::ZERO);
+            // Until what was open is counted; a worker that hangs must not outlast the pod.
+            let _ = tokio::time::timeout(LAST_COUNT, control.engine.finished()).await;
             print_last(&control).await;
             EXIT_KILLED_AFTER_START
         }

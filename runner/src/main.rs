@@ -8,7 +8,7 @@ use loadtest_core::{
     metrics::Identity,
     plan::{Plan, VERSION},
 };
-use loadtest_runner::{Engine, Prepared, lifecycle, server::Control};
+use loadtest_runner::{Engine, Prepared, lifecycle, raise_file_limit, server::Control};
 use tokio::{net::TcpListener, sync::watch};
 
 #[global_allocator]
@@ -47,6 +47,7 @@ struct Run {
 fn main() -> ExitCode {
     tracing_subscriber::fmt().json().with_writer(std::io::stdout).init();
     let Command::Run(arguments) = Arguments::parse().command;
+    raise_file_limit();
     match run(arguments) {
         Ok(code) => code,
         Err(error) => {

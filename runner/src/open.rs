@@ -37,9 +37,10 @@ pub(crate) async fn load(
         let mut choices = worker.prepared.mix.choices_of(number);
         let task = worker.prepared.mix.next_task(&mut choices);
         let user = free.borrow_mut().pop().or_else(|| {
+            let number = unborn.next()?;
             let flight = Rc::new(Flight::new());
             users.flights.push(Rc::clone(&flight));
-            unborn.next().map(|number| User::new(worker, number, flight))
+            Some(User::new(worker, number, flight))
         });
         let Some(mut user) = user else {
             worker.record(task, TaskRecorder::drop_arrival);

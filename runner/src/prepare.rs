@@ -181,6 +181,13 @@ impl Endpoint {
             Some("https" | "wss") => (true, 443),
             _ => return Err(wrong()),
         };
+        // A port that is none must not become the default one: that is another service.
+        let rest = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+        let port = match rest.strip_prefix(':') {
+            None if rest.is_empty() => default_port,
+            None => return Err(wrong()),
+            Some(text) => text.parse().map_err(|_| wrong())?,
+        };
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let tls = if secure {
             let name = ServerName::try_from(host.clone()).map_err(|_| wrong())?;
@@ -189,7 +196,7 @@ impl Endpoint {
             None
         };
         Ok(Self {
-            port: authority.port_u16().unwrap_or(default_port),
+            port,
             authority: authority.as_str().to_owned(),
             base: uri.path().trim_end_matches('/').to_owned(),
             host,
@@ -287,11 +294,18 @@ fn prepare_http(
     shared: &HeaderMap,
     endpoint: &Endpoint,
 ) -> Result<PreparedHttp, PrepareError> {
+    let method = Method::from_bytes(task.method.as_str().as_bytes()).unwrap_or(Method::GET);
+    let body = Bytes::from(task.body.clone().unwrap_or_default());
+    let mut headers = with_host(shared, endpoint, &task.headers)?;
+    if body.is_empty() && [Method::POST, Method::PUT, Method::PATCH].contains(&method) {
+        // Of methods that expect a body, an empty one has to be announced (RFC 9110, 8.6).
+        put(&mut headers, "content-length", "0")?;
+    }
     Ok(PreparedHttp {
-        method: Method::from_bytes(task.method.as_str().as_bytes()).unwrap_or(Method::GET),
+        method,
         uri: endpoint.uri(&task.path)?,
-        headers: with_host(shared, endpoint, &task.headers)?,
-        body: Bytes::from(task.body.clone().unwrap_or_default()),
+        headers,
+        body,
         expect: task.expect_status.iter().filter_map(|s| u16::try_from(*s).ok()).collect(),
     })
 }

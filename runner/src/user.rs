@@ -7,9 +7,8 @@ use loadtest_core::{metrics::Outcome, mix::Choices};
 use crate::{
     failure::{ErrorKind, Failure},
     flight::Flight,
-    http::{self, Answered, HttpConnection},
+    http::{self, HttpConnection},
     prepare::{PreparedKind, PreparedTask},
-    record::Sample,
     web_socket,
     worker::Worker,
 };
@@ -39,14 +38,14 @@ pub(crate) async fn perform(worker: &Worker, user: &mut User, task: usize, plann
         exchange(worker, prepared, flight, choices, connection, &mut progress),
     )
     .await;
-    let (outcome, failure, answered) = match ended {
-        Some(Ok(answered)) => (Outcome::Success, None, Some(answered)),
-        Some(Err(failure)) => (Outcome::Failure, Some(failure), None),
+    let (outcome, failure, last) = match ended {
+        Some(Ok(last)) => (Outcome::Success, None, last),
+        Some(Err(failure)) => (Outcome::Failure, Some(failure), Instant::now()),
         None => {
             let kind = flight.part().timeout();
             let after = loadtest_core::Duration::from(prepared.timeout);
             let failure = Failure::new(kind, format!("no complete answer within {after}"));
-            (Outcome::Timeout, Some(failure), None)
+            (Outcome::Timeout, Some(failure), Instant::now())
         }
     };
     let (mut sent_bytes, mut received_bytes) = progress.bytes();
@@ -62,18 +61,10 @@ pub(crate) async fn perform(worker: &Worker, user: &mut User, task: usize, plann
     if !reusable && !matches!(prepared.kind, PreparedKind::WebSocket(_)) {
         *connection = None;
     }
+    let sample = flight.sample(&prepared.kind, outcome, planned, last);
     worker.record(task, |recorder| {
         recorder.bytes(sent_bytes, received_bytes);
-        recorder.record(
-            outcome,
-            &Sample {
-                planned,
-                sent: flight.sent(),
-                first: answered.and_then(|a| a.first),
-                last: answered.map_or_else(Instant::now, |a| a.last),
-                connect: progress.connect,
-            },
-        );
+        recorder.record(outcome, &sample);
         if let Some(failure) = failure {
             recorder.fail(failure);
         }
@@ -81,6 +72,7 @@ pub(crate) async fn perform(worker: &Worker, user: &mut User, task: usize, plann
     flight.end();
 }
 
+/// Runs a request; the moment its last byte was read.
 async fn exchange(
     worker: &Worker,
     prepared: &PreparedTask,
@@ -88,7 +80,7 @@ async fn exchange(
     choices: &mut Choices,
     connection: &mut Option<HttpConnection>,
     progress: &mut web_socket::Progress,
-) -> Result<Answered, Failure> {
+) -> Result<Instant, Failure> {
     match &prepared.kind {
         PreparedKind::Http(request) => {
             http::request(connection, worker.http()?, request, flight).await
@@ -98,8 +90,7 @@ async fn exchange(
             http::chat(connection, worker.http()?, chat, body, flight).await
         }
         PreparedKind::WebSocket(session) => {
-            let last = web_socket::session(worker.web_socket()?, session, flight, progress).await?;
-            Ok(Answered { first: None, last })
+            web_socket::session(worker.web_socket()?, session, flight, progress).await
         }
     }
 }

@@ -1,9 +1,6 @@
 //! One WebSocket session: connect, send, await replies, close.
 
-use std::{
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{rc::Rc, time::Instant};
 
 use futures::{SinkExt, StreamExt};
 use http::Request;
@@ -23,7 +20,6 @@ use crate::{
 /// What is known of a session while it runs, so that a timeout loses none of it.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
-    pub(crate) connect: Option<Duration>,
     pub(crate) stamps: Option<Rc<Stamps>>,
 }
 
@@ -41,14 +37,13 @@ pub(crate) async fn session(
     flight: &Flight,
     progress: &mut Progress,
 ) -> Result<Instant, Failure> {
-    let started = Instant::now();
     // Connecting is part of the service here: that is where sent begins.
     flight.send();
     flight.enter(Part::Connect);
     let (wire, stamps) = connector.connect().await?;
     progress.stamps = Some(Rc::clone(&stamps));
     let mut socket = upgrade(wire, prepared).await?;
-    progress.connect = Some(started.elapsed());
+    flight.upgraded();
     flight.enter(Part::Response);
     for text in &prepared.send {
         socket.send(Message::text(text.as_str())).await.map_err(failed)?;
@@ -111,12 +106,15 @@ async fn close(socket: &mut WebSocketStream<Wire>) -> Result<(), Failure> {
     socket.close(None).await.map_err(failed)?;
     loop {
         match socket.next().await {
-            // Servers that drop the connection in place of an answer have closed it too.
             None | Some(Ok(Message::Close(_)) | Err(tungstenite::Error::ConnectionClosed)) => {
                 return Ok(());
             }
             Some(Ok(_)) => {}
-            Some(Err(error)) => return Err(failed(error)),
+            // Servers that drop the connection in place of an answer have closed it too.
+            Some(Err(error)) => match failed(error) {
+                Failure { kind: ErrorKind::Reset, .. } => return Ok(()),
+                failure => return Err(failure),
+            },
         }
     }
 }

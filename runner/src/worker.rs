@@ -26,7 +26,7 @@ use crate::{
     open,
     pacer::Pacer,
     prepare::Prepared,
-    record::{Distribution, Sample, TaskRecorder},
+    record::{Distribution, TaskRecorder},
 };
 
 /// What the engine tells a worker.
@@ -215,8 +215,8 @@ impl Worker {
         let now = Instant::now();
         for flight in flights {
             let Some((task, planned)) = flight.open() else { continue };
-            let sample =
-                Sample { planned, sent: flight.sent(), first: None, last: now, connect: None };
+            let Some(prepared) = self.prepared.tasks.get(task) else { continue };
+            let sample = flight.sample(&prepared.kind, Outcome::Interrupted, planned, now);
             self.record(task, |recorder| recorder.record(Outcome::Interrupted, &sample));
         }
         tasks.shutdown().await;

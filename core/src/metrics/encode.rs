@@ -205,7 +205,7 @@ impl Exposition {
             .encode_gauge(&1_i64)?;
         for (name, help, value) in [
             (names::STATE, "0 waiting, 1 running, 2 done, 3 released", state.value() as f64),
-            (names::ELAPSED, "Seconds since this runner's start", *elapsed_seconds),
+            (names::ELAPSED, "Seconds of load since this runner's start", *elapsed_seconds),
             (names::USERS, "Users running now", *users as f64),
             (names::USERS_PEAK, "The most users that ran at once", *users_peak as f64),
         ] {
@@ -255,7 +255,11 @@ impl Exposition {
         mut encoder: MetricEncoder<'_>,
         histogram: &LatencyHistogram,
     ) -> Result<(), std::fmt::Error> {
-        let (spans, deltas) = histogram.spans_and_deltas();
+        let (mut spans, deltas) = histogram.spans_and_deltas();
+        if spans.is_empty() {
+            // Without any span Prometheus takes it for a classic histogram.
+            spans.push((0, 0));
+        }
         let cumulative = histogram.cumulative(&self.bounds);
         // The encoder wants counts per bucket and adds them up itself.
         let mut buckets = Vec::with_capacity(self.bounds.len() + 1);

@@ -20,7 +20,7 @@ pub mod names {
     pub const RUNNER: &str = "loadtest_runner_info";
     /// Gauge: 0 waiting, 1 running, 2 done, 3 released.
     pub const STATE: &str = "loadtest_runner_state";
-    /// Gauge: seconds since this runner's start, standing still once it is done.
+    /// Gauge: seconds of load since this runner's start, standing still once load is over.
     pub const ELAPSED: &str = "loadtest_elapsed_seconds";
     /// Gauge: users running now.
     pub const USERS: &str = "loadtest_users";

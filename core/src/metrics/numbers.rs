@@ -180,7 +180,7 @@ pub struct Numbers {
     pub users_peak: u64,
     /// User-seconds of load.
     pub user_seconds: f64,
-    /// Seconds since the start; of several runners, the longest.
+    /// Seconds of load since the start, without graceful stop; of several runners, the longest.
     pub elapsed_seconds: f64,
 }
 

@@ -23,10 +23,16 @@ pub fn crd() -> Value {
     let schema = &mut version["schema"]["openAPIV3Schema"];
     schema["description"] = json!("One load test and, since one LoadTest is one run, its result.");
     bound(schema);
-    schema["x-kubernetes-validations"] = json!([{
-        "rule": FROZEN,
-        "message": "a test that has started can't change, except cancel and ttlSecondsAfterFinished: run it anew with kubectl replace --force -f",
-    }]);
+    schema["x-kubernetes-validations"] = json!([
+        {
+            "rule": FROZEN,
+            "message": "a test that has started can't change, except cancel and ttlSecondsAfterFinished: run it anew with kubectl replace --force -f",
+        },
+        {
+            "rule": "!oldSelf.spec.cancel || self.spec.cancel",
+            "message": "spec.cancel can't be taken back, its runners are stopped: run the test anew with kubectl replace --force -f",
+        },
+    ]);
     crd
 }
 

@@ -17,8 +17,8 @@ pub struct Target {
             "messageExpression": "'\"' + self + '\" must start with http:// or https://, as in http://cell0:18800'",
         },
         {
-            "rule": "!self.matches('^[a-z]+://') || self.matches('^[a-z]+://[^/?#@ ]+(/[^?#@ ]*)?$')",
-            "message": "must be a base URL without credentials, query or fragment, as in http://cell0:18800; give credentials in target.headersFrom",
+            "rule": r"!self.matches('^[a-z]+://') || self.matches('^[a-z]+://([A-Za-z0-9._~-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?(/[A-Za-z0-9._~:@!$&()*+,;=%/-]*)?$')",
+            "message": "must be a base URL of host, port and path, without credentials, query or fragment, as in http://cell0:18800; give credentials in target.headersFrom",
         },
     ]))]
     pub http: Option<String>,
@@ -30,8 +30,8 @@ pub struct Target {
             "messageExpression": "'\"' + self + '\" must start with ws:// or wss://, as in ws://cell0:18801'",
         },
         {
-            "rule": "!self.matches('^[a-z]+://') || self.matches('^[a-z]+://[^/?#@ ]+(/[^?#@ ]*)?$')",
-            "message": "must be a base URL without credentials, query or fragment, as in ws://cell0:18801; give credentials in target.headersFrom",
+            "rule": r"!self.matches('^[a-z]+://') || self.matches('^[a-z]+://([A-Za-z0-9._~-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?(/[A-Za-z0-9._~:@!$&()*+,;=%/-]*)?$')",
+            "message": "must be a base URL of host, port and path, without credentials, query or fragment, as in ws://cell0:18801; give credentials in target.headersFrom",
         },
     ]))]
     pub web_socket: Option<String>,
@@ -56,6 +56,9 @@ pub struct HeaderFrom {
     #[schemars(length(min = 1, max = 128), extend("x-kubernetes-validations" = [{
         "rule": "self.matches('^[A-Za-z0-9!#$%&*+.^_|~-]+$')",
         "messageExpression": "'\"' + self + '\" is not a header name'",
+    }, {
+        "rule": "!self.lowerAscii().startsWith('x-loadtest-') && !(self.lowerAscii() in ['connection', 'content-length', 'transfer-encoding', 'upgrade'])",
+        "messageExpression": "'\"' + self + '\" is set by the runner: connection, content-length, transfer-encoding, upgrade and x-loadtest-* are its own'",
     }]))]
     pub header: String,
     /// The Secret's name and key; the kubelet puts the value into the runner's environment.
@@ -110,8 +113,8 @@ pub(super) fn header_map(_: &mut schemars::SchemaGenerator) -> schemars::Schema 
                 "message": "connection, content-length, transfer-encoding, upgrade and x-loadtest-* are set by the runner: remove them",
             },
             {
-                "rule": r"self.all(k, !self[k].matches('[\\r\\n\\x00]'))",
-                "message": "a header's value can't hold a line break",
+                "rule": r"self.all(k, !self[k].matches('[\\x00-\\x08\\x0a-\\x1f\\x7f]'))",
+                "message": "a header's value can't hold a line break or another control character",
             },
         ],
     })

@@ -208,8 +208,8 @@ fn path(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         "type": "string",
         "maxLength": 4096,
         "x-kubernetes-validations": [{
-            "rule": r"self.matches('^/[!-~]*$') && !self.contains('#')",
-            "messageExpression": "'\"' + self + '\" is not a path: start it with / and percent-encode spaces and non-ASCII characters'",
+            "rule": r"self.matches('^/[A-Za-z0-9._~:/?@!$&()*+,;=%|-]*$')",
+            "messageExpression": "'\"' + self + '\" is not a path: start it with / and percent-encode what is not a letter, a digit or one of -._~:/?@!$&()*+,;=%|'",
         }],
     })
 }

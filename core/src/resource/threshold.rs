@@ -160,7 +160,7 @@ pub enum Metric {
     WebSocketConnect,
     /// Failed requests as a share of all completed ones.
     ErrorRate,
-    /// Successful requests per second.
+    /// Successful requests per second of load.
     Throughput,
 }
 

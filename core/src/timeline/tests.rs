@@ -66,8 +66,11 @@ fn a_test_shorter_than_its_window_is_inconclusive_and_says_why() {
 fn looks_are_kept_only_as_long_as_a_window_needs_them() {
     let (timeline, _) = watch(&judged_by(OVER_10_S), stall, 100);
     assert!(timeline.looks.len() <= 12, "{} looks", timeline.looks.len());
+    let hour = judged_by(r#"{metric: errorRate, window: 1h, target: "< 1%"}"#);
+    let (timeline, _) = watch(&hour, stall, 7200);
+    assert!(timeline.looks.len() <= 102, "{} looks", timeline.looks.len());
     let (timeline, _) = watch(&spec(), stall, 100);
-    assert!(timeline.looks.len() <= 2, "{} looks", timeline.looks.len());
+    assert!(timeline.looks.is_empty(), "{} looks", timeline.looks.len());
 }
 
 #[test]

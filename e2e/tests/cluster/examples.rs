@@ -28,11 +28,14 @@ async fn all_five_examples_pass_against_a_healthy_simulator() -> Result<()> {
             let dry = kube::api::PostParams { dry_run: true, ..Default::default() };
             story.tests.create(&dry, &test).await?;
             // A shorter test has fewer samples: enough for a verdict, not for a promise.
-            test.spec.load.duration = Some(Duration::from_secs(12));
+            let load = &mut test.spec.load;
+            load.duration = load.duration.map(|_| Duration::from_secs(12));
+            load.stages.truncate(4);
+            load.stages.iter_mut().for_each(|stage| stage.duration = Duration::from_secs(3));
+            load.spawn_rate = load.spawn_rate.map(|rate| rate.max(10.0));
             for threshold in &mut test.spec.thresholds {
                 threshold.min_samples = Some(20);
             }
-            test.spec.load.spawn_rate = test.spec.load.spawn_rate.map(|rate| rate.max(10.0));
             story.tests.create(&PostParams::default(), &test).await?;
             let status = story.finished(&name, 120).await?;
             ensure!(status.phase == Some(Phase::Finished), "{name}: {status:#?}");

@@ -1,15 +1,24 @@
 //! What a run survives, and how it ends.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ListParams, LogParams, Patch, PatchParams},
 };
 use loadtest_core::resource::{Phase, Verdict};
 use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
 
-use crate::story::{OPERATOR_NAMESPACE, Story, health, within};
+use crate::story::{OPERATOR_NAMESPACE, Story, health, pod_ip, within};
 
 async fn kill_operator(story: &Story) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(story.client.clone(), OPERATOR_NAMESPACE);
@@ -83,6 +92,10 @@ async fn a_cancelled_test_ends_soon_with_its_numbers_and_never_passes() -> Resul
         let truth = target.truth(&test.uid().context("no UID")?).await?;
         let summary = status.summary.context("no summary")?;
         ensure!(summary.requests.cast_unsigned() == truth.totals.counts.received, "{summary:?}");
+        let back = Patch::Merge(json!({"spec": {"cancel": false}}));
+        let refused = story.tests.patch("cancel", &PatchParams::default(), &back).await;
+        let error = refused.err().context("cancel was taken back")?.to_string();
+        ensure!(error.contains("spec.cancel can't be taken back"), "{error}");
         Ok(())
     })
     .await
@@ -125,27 +138,81 @@ async fn a_secret_without_the_key_ends_the_run_within_30_s_and_sends_no_load() -
     ends_without_a_secret("key", Some(other), "couldn't find key token in Secret").await
 }
 
+/// A server on the node, which pods reach, that answers every request and counts those with a
+/// text in them.
+async fn counting(story: &Story, text: &'static str) -> Result<(String, Arc<AtomicU32>)> {
+    let nodes: Api<Node> = Api::all(story.client.clone());
+    let nodes = nodes.list(&ListParams::default()).await?.items;
+    let mut addresses = nodes.iter().filter_map(|node| node.status.as_ref()?.addresses.as_ref());
+    let address = addresses.find_map(|all| all.iter().find(|a| a.type_ == "InternalIP"));
+    let node = &address.context("no node with an InternalIP")?.address;
+    let listener = TcpListener::bind("0.0.0.0:0").await?;
+    let url = format!("http://{node}:{}", listener.local_addr()?.port());
+    let count = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&count);
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let counted = Arc::clone(&counted);
+            tokio::spawn(async move {
+                let mut buffer = [0; 4096];
+                while let Ok(n @ 1..) = socket.read(&mut buffer).await {
+                    if String::from_utf8_lossy(&buffer[..n]).contains(text) {
+                        counted.fetch_add(1, Ordering::Relaxed);
+                    }
+                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                    if socket.write_all(answer).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    Ok((url, count))
+}
+
 #[tokio::test]
-async fn a_secrets_value_reaches_the_runner_and_nothing_else() -> Result<()> {
+async fn a_secrets_value_reaches_the_target_and_nothing_else() -> Result<()> {
     Story::tell("header", async |story| {
-        story.simulator(json!({})).await?;
+        let (url, arrived) = counting(&story, "authorization: s3cr3t\r\n").await?;
         story
             .apply("{apiVersion: v1, kind: Secret, metadata: {name: api}, stringData: {token: s3cr3t}}")
             .await?;
         let mut spec = health(2, "3s", &json!([{"metric": "errorRate", "target": "< 1%"}]));
+        spec["target"]["http"] = url.into();
         spec["target"]["headersFrom"] = json!([
             {"header": "authorization", "secretKeyRef": {"name": "api", "key": "token"}}
         ]);
         story.start("header", spec).await?;
         let status = story.finished("header", 60).await?;
         ensure!(status.verdict == Some(Verdict::Pass), "{status:#?}");
+        let requests = status.summary.context("no summary")?.requests;
+        ensure!(requests > 0 && requests == i64::from(arrived.load(Ordering::Relaxed)));
         let test = serde_json::to_string(&story.tests.get("header").await?)?;
         ensure!(!test.contains("s3cr3t"));
         for pod in story.runners("header").await? {
             ensure!(!serde_json::to_string(&pod)?.contains("s3cr3t"));
             let log = story.pods.logs(&pod.name_any(), &LogParams::default()).await?;
             ensure!(!log.contains("s3cr3t"), "{log}");
+            let url = format!("http://{}:9464/metrics", pod_ip(&pod).context("no address")?);
+            let metrics = story.http.get(url).send().await?.text().await?;
+            ensure!(metrics.contains("loadtest_requests_total") && !metrics.contains("s3cr3t"));
         }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_job_that_the_api_server_refuses_is_an_error_in_its_words() -> Result<()> {
+    Story::tell("refused", async |story| {
+        let mut spec = health(2, "3s", &json!([]));
+        spec["runners"] = json!({"resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}});
+        story.start("refused", spec).await?;
+        let status = story.finished("refused", 30).await?;
+        ensure!(status.phase == Some(Phase::Error), "{status:#?}");
+        let finished = status.condition("Finished").context("no condition")?;
+        ensure!(finished.reason == "Refused", "{finished:?}");
+        ensure!(finished.message.contains("less than or equal to cpu limit"), "{finished:?}");
         Ok(())
     })
     .await

@@ -30,6 +30,7 @@ fn runner(index: u32) -> Runner {
         uid: format!("pod-{index}"),
         ip: Some(format!("10.0.0.{index}")),
         ready: true,
+        leaving: false,
         created: Some(noon()),
         unschedulable: None,
         waiting: None,
@@ -211,6 +212,95 @@ fn cancelling_stops_runners_that_run_and_removes_those_that_do_not() {
     assert_eq!(next(&late, 1), Decision::Stop(record().pods));
     late.memory.stopped = record().pods.into_iter().collect();
     assert!(matches!(next(&late, 1), Decision::Progress(Phase::Stopping, _)));
+}
+
+#[test]
+fn an_abort_is_durable_before_anyone_is_stopped() {
+    let aborted = Aborted {
+        row: 0,
+        threshold: "errorRate".into(),
+        observed: "12%".into(),
+        bound: "> 5%".parse().unwrap(),
+        elapsed: Duration::from_secs(9),
+        samples: 100,
+    };
+    let mut breached = under_load();
+    breached.memory.aborted = Some(aborted.clone());
+    assert_eq!(next(&breached, 10), Decision::Abort(aborted.clone()));
+    breached.test.status.as_mut().unwrap().aborted = Some(aborted);
+    assert_eq!(next(&breached, 10), Decision::Stop(record().pods));
+    breached.memory.stopped = record().pods.into_iter().collect();
+    assert!(matches!(next(&breached, 11), Decision::Progress(Phase::Stopping, _)));
+}
+
+#[test]
+fn a_cancelled_test_stops_all_it_can_reach_and_waits_for_no_dead_node() {
+    let mut cancelled = started(Phase::Running);
+    cancelled.test.spec.cancel = true;
+    cancelled.memory.ordered.insert("pod-0".into());
+    assert_eq!(next(&cancelled, 10), Decision::Stop(record().pods));
+    cancelled.memory.stopped.insert("pod-0".into());
+    cancelled.memory.stopping = Some(at(10));
+    done(&mut cancelled, 0);
+    cancelled.memory.heard = BTreeMap::from([(0, at(12)), (1, at(9))]);
+    assert_eq!(next(&cancelled, 20), Decision::Stop(vec!["pod-1".into()]));
+    let end = Decision::Conclude { cancelled: true, failed: None };
+    assert_eq!(next(&cancelled, 70), end);
+}
+
+#[test]
+fn runners_that_nobody_reaches_end_the_test_with_what_to_look_at() {
+    let unheard = started(Phase::Running);
+    assert!(matches!(next(&unheard, 40), Decision::Order(..)));
+    let Decision::Conclude { failed: Some((reason, why)), .. } = next(&unheard, 46) else {
+        panic!()
+    };
+    assert_eq!(reason, Reason::Unreachable);
+    assert!(why.contains("9464") && why.contains("network policies"), "{why}");
+}
+
+#[test]
+fn a_runner_evicted_before_the_start_is_waited_for_and_never_started() {
+    let mut evicted = seen(Phase::Starting);
+    evicted.runners[1].leaving = true;
+    assert_eq!(next(&evicted, 1), Decision::Wait(STARTING));
+    evicted.runners[1].ended = Some(Ended { code: Some(76), message: String::new() });
+    assert_eq!(next(&evicted, 1), Decision::Wait(STARTING));
+    evicted.runners.push(Runner { uid: "pod-2".into(), ..runner(1) });
+    let Decision::Start(start) = next(&evicted, 2) else { panic!() };
+    assert_eq!(start.pods, ["pod-0", "pod-2"]);
+}
+
+#[test]
+fn what_the_api_server_refuses_for_good_fails_and_the_rest_is_tried_again() {
+    for code in [400, 403, 409, 422] {
+        let refused = refused(Some(code), "quota");
+        assert_eq!(refused, Some(Decision::Fail(Reason::Refused, "quota".into())));
+    }
+    for code in [Some(429), Some(500), Some(503), None] {
+        assert_eq!(refused(code, "later"), None);
+    }
+}
+
+#[test]
+fn a_test_that_could_not_run_loses_its_job_once_its_status_says_why() {
+    assert_eq!(next(&seen(Phase::Error), 1), Decision::RemoveJob);
+    assert_eq!(next(&seen(Phase::Cancelled), 1), Decision::RemoveJob);
+    assert_eq!(next(&started(Phase::Error), 1), Decision::RemoveJob);
+    assert!(matches!(next(&started(Phase::Cancelled), 1), Decision::Release(_)));
+}
+
+#[test]
+fn passes_come_at_the_boundaries_of_stages() {
+    let mut staged = under_load();
+    staged.test.spec.load = serde_json::from_str(
+        r#"{"stages": [{"duration": "10s", "users": 1}, {"duration": "10s", "users": 2}]}"#,
+    )
+    .unwrap();
+    let Decision::Progress(Phase::Running, wait) = next(&staged, 9) else { panic!() };
+    assert_eq!(wait, Duration::from_millis(1050));
+    let Decision::Progress(Phase::Running, wait) = next(&staged, 11) else { panic!() };
+    assert_eq!(wait, COLLECT);
 }
 
 #[test]

@@ -123,14 +123,19 @@ async fn a_runner_that_nobody_releases_leaves_its_numbers_in_its_log() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_runner_killed_under_load_says_so_and_keeps_its_numbers() {
-    let (_simulator, plan) = health("60s").await;
+    let (simulator, plan) = health("60s").await;
     let mut process = start(&plan);
     order(&process, "/start", r#"{"inSeconds": 0}"#).await;
     until(&mut process.log, "start ordered");
+    while simulator.truth(crate::load::RUN).totals.counts.received == 0 {
+        tokio::task::yield_now().await;
+    }
     kill(&process);
     let (code, last) = end(process);
-    assert_eq!(code, Some(75));
-    assert!(last.is_some());
+    let last = last.unwrap();
+    assert_eq!((code, last.state), (Some(75), RunnerState::Done));
+    let all: u64 = last.numbers.total().requests.iter().sum();
+    assert_eq!(all, crate::load::truth(&simulator).await.received);
 }
 
 #[tokio::test(flavor = "multi_thread")]

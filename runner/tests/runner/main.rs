@@ -8,3 +8,4 @@ mod life;
 mod load;
 mod models;
 mod orders;
+mod wire;
