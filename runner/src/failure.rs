@@ -97,19 +97,6 @@ impl Failure {
         Self { kind, message: message.to_string() }
     }
 
-    /// A failed exchange on an open connection.
-    pub(crate) fn of_hyper(error: &hyper::Error) -> Self {
-        let io = std::iter::successors(std::error::Error::source(error), |e| e.source())
-            .find_map(|e| e.downcast_ref::<io::Error>());
-        let kind = if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
-            ErrorKind::Reset
-        } else {
-            io.map_or(ErrorKind::Protocol, Self::kind_of_io)
-        };
-        let detail = io.map_or_else(String::new, |io| format!(": {io}"));
-        Self { kind, message: format!("{error}{detail}") }
-    }
-
     /// A failed read or write on an open connection.
     pub(crate) fn kind_of_io(error: &io::Error) -> ErrorKind {
         use io::ErrorKind::{

@@ -1,46 +1,40 @@
 //! One user's HTTP connection and the exchanges on it.
 
-use std::{rc::Rc, time::Instant};
-
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body_util::{BodyExt, Full};
-use hyper::{
-    body::Incoming,
-    client::conn::http1::{self, SendRequest},
+use std::{
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Waker},
+    time::Instant,
 };
-use hyper_util::rt::TokioIo;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::{
     chat::Chat,
     connect::Connector,
     failure::{ErrorKind, Failure},
     flight::{Flight, Part},
-    prepare::{PreparedChat, PreparedHttp},
-    wire::Stamps,
+    http1::{self, Head},
+    prepare::{PreparedChat, PreparedHttp, Request},
+    wire::{Stamps, Wire},
 };
 
 /// A user's connection, kept alive between its tasks.
 #[derive(Debug)]
 pub(crate) struct HttpConnection {
-    sender: SendRequest<Full<Bytes>>,
+    wire: Wire,
     stamps: Rc<Stamps>,
     /// What of the stamps has been counted already.
     counted: (u64, u64),
+    /// True when it can't be used again: the target said so, or an answer ended with it.
+    spent: bool,
 }
 
 impl HttpConnection {
     async fn open(connector: &Connector) -> Result<Self, Failure> {
         let (wire, stamps) = connector.connect().await?;
-        let (sender, connection) = http1::Builder::new()
-            .handshake(TokioIo::new(wire))
-            .await
-            .map_err(|error| Failure::of_hyper(&error))?;
-        // Its errors reach the exchange that is under way.
-        tokio::task::spawn_local(async move {
-            let _ = connection.await;
-        });
-        Ok(Self { sender, stamps, counted: (0, 0) })
+        Ok(Self { wire, stamps, counted: (0, 0), spent: false })
     }
 
     /// Bytes sent and received since this was last asked.
@@ -49,123 +43,117 @@ impl HttpConnection {
         let before = std::mem::replace(&mut self.counted, now);
         (now.0 - before.0, now.1 - before.1)
     }
+
+    /// True when it can't be used again.
+    pub(crate) const fn is_spent(&self) -> bool {
+        self.spent
+    }
+
+    /// True unless the target has closed it, or said something nobody asked for. Between
+    /// requests there is nothing to read, so asking costs no system call.
+    fn is_open(&mut self) -> bool {
+        let mut byte = [0];
+        let mut buffer = ReadBuf::new(&mut byte);
+        let mut context = Context::from_waker(Waker::noop());
+        Pin::new(&mut self.wire).poll_read(&mut context, &mut buffer).is_pending()
+    }
 }
 
-/// Sends a request on the user's connection, or on a new one, and awaits the head of the answer.
+/// Sends a request on the user's connection, or on a new one, and reads the head of the answer.
 ///
-/// A kept connection that the target has closed meanwhile is replaced once, if nothing of the
-/// request was sent on it: that is no failure of the target.
-async fn send(
-    connection: &mut Option<HttpConnection>,
+/// A kept connection that the target has closed meanwhile is replaced, if the request could
+/// not be written to it: that is no failure of the target.
+async fn send<'a>(
+    connection: &'a mut Option<HttpConnection>,
     connector: &Connector,
-    prepared: &PreparedHttp,
-    body: &Bytes,
+    request: &Request,
+    buffer: &mut BytesMut,
     flight: &Flight,
-) -> Result<Response<Incoming>, Failure> {
-    let mut kept = match connection {
-        Some(open) => open.sender.ready().await.is_ok(),
-        None => false,
-    };
-    loop {
-        if !kept {
-            flight.enter(Part::Connect);
-            *connection = Some(HttpConnection::open(connector).await?);
-        }
-        let Some(open) = connection.as_mut() else {
-            return Err(Failure::new(ErrorKind::Connect, "no connection"));
-        };
-        let mut request = Request::new(Full::new(body.clone()));
-        *request.method_mut() = prepared.method.clone();
-        *request.uri_mut() = prepared.uri.clone();
-        *request.headers_mut() = prepared.headers.clone();
-        flight.send();
-        match open.sender.try_send_request(request).await {
-            Ok(response) => return Ok(response),
-            Err(mut error) => {
-                let unsent = error.take_message().is_some();
-                if !(kept && unsent) {
-                    return Err(Failure::of_hyper(error.error()));
-                }
-                kept = false;
-            }
-        }
+) -> Result<(&'a mut HttpConnection, Head), Failure> {
+    if connection.as_mut().is_some_and(|open| open.is_spent() || !open.is_open()) {
+        *connection = None;
     }
+    let mut written = false;
+    if let Some(open) = connection.as_mut() {
+        flight.send();
+        written = http1::write(&mut open.wire, &request.bytes).await.is_ok();
+    }
+    if !written {
+        flight.enter(Part::Connect);
+        let open = connection.insert(HttpConnection::open(connector).await?);
+        flight.send();
+        http1::write(&mut open.wire, &request.bytes).await?;
+    }
+    let Some(open) = connection.as_mut() else {
+        return Err(Failure::new(ErrorKind::Connect, "no connection"));
+    };
+    let head = http1::read_head(&mut open.wire, buffer, request.is_head).await?;
+    flight.enter(Part::Body);
+    open.spent = !head.keep_alive;
+    Ok((open, head))
+}
+
+/// Reads the body of an answer; the moment its last byte was read.
+async fn drain(
+    open: &mut HttpConnection,
+    head: &Head,
+    buffer: &mut BytesMut,
+    mut take: impl FnMut(&[u8], Instant) -> Result<(), Failure>,
+) -> Result<Instant, Failure> {
+    let HttpConnection { wire, stamps, spent, .. } = open;
+    let read = |data: &[u8]| take(data, stamps.last_read.get());
+    let surplus = http1::read_body(wire, buffer, head, read).await?;
+    *spent |= surplus;
+    Ok(stamps.last_read.get())
 }
 
 fn expected(prepared: &PreparedHttp, status: u16) -> bool {
     if prepared.expect.is_empty() { status < 400 } else { prepared.expect.contains(&status) }
 }
 
-/// Reads a body to its end, handing each piece to `take`.
-async fn drain(
-    body: Incoming,
-    mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    let mut body = body;
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Failure::of_hyper(&error))?;
-        if let Some(data) = frame.data_ref() {
-            take(data)?;
-        }
-    }
-    Ok(())
+fn unexpected(prepared: &PreparedHttp, status: u16) -> Failure {
+    Failure::new(ErrorKind::Http(status), format!("{} answered {status}", prepared.name))
 }
 
-/// One HTTP request, to the last byte of its answer.
+/// One HTTP request; the moment the last byte of its answer was read.
 pub(crate) async fn request(
     connection: &mut Option<HttpConnection>,
     connector: &Connector,
     prepared: &PreparedHttp,
+    buffer: &mut BytesMut,
     flight: &Flight,
 ) -> Result<Instant, Failure> {
-    let response = send(connection, connector, prepared, &prepared.body, flight).await?;
-    flight.enter(Part::Body);
-    let status = response.status().as_u16();
-    drain(response.into_body(), |_| Ok(())).await?;
-    let last = connection.as_ref().map_or_else(Instant::now, |c| c.stamps.last_read.get());
-    if !expected(prepared, status) {
-        return Err(unexpected(prepared, status));
-    }
-    Ok(last)
+    let (open, head) = send(connection, connector, &prepared.request, buffer, flight).await?;
+    let last = drain(open, &head, buffer, |_, _| Ok(())).await?;
+    if expected(prepared, head.status) { Ok(last) } else { Err(unexpected(prepared, head.status)) }
 }
 
-fn unexpected(prepared: &PreparedHttp, status: u16) -> Failure {
-    let message = format!("{} {} answered {status}", prepared.method, prepared.uri.path());
-    Failure::new(ErrorKind::Http(status), message)
-}
-
-/// One chat completion, to the last byte of its answer.
+/// One chat completion; the moment the last byte of its answer was read.
 pub(crate) async fn chat(
     connection: &mut Option<HttpConnection>,
     connector: &Connector,
     prepared: &PreparedChat,
     body: usize,
+    buffer: &mut BytesMut,
     flight: &Flight,
 ) -> Result<Instant, Failure> {
-    let bytes = prepared.bodies.get(body).unwrap_or(&prepared.request.body);
-    let response = send(connection, connector, &prepared.request, bytes, flight).await?;
-    flight.enter(Part::Body);
-    let status = response.status().as_u16();
-    let Some(stamps) = connection.as_ref().map(|c| Rc::clone(&c.stamps)) else {
-        return Err(Failure::new(ErrorKind::Reset, "connection is gone"));
-    };
-    if !expected(&prepared.request, status) {
-        drain(response.into_body(), |_| Ok(())).await?;
-        return Err(unexpected(&prepared.request, status));
+    let request = prepared.requests.get(body).unwrap_or(&prepared.http.request);
+    let (open, head) = send(connection, connector, request, buffer, flight).await?;
+    if !expected(&prepared.http, head.status) {
+        drain(open, &head, buffer, |_, _| Ok(())).await?;
+        return Err(unexpected(&prepared.http, head.status));
     }
     let mut chat = Chat::new(prepared.stream);
-    let read = drain(response.into_body(), |data| {
-        chat.read(data, stamps.last_read.get())?;
+    let read = drain(open, &head, buffer, |data, at| {
+        chat.read(data, at)?;
         chat.first().into_iter().for_each(|at| flight.first(at));
         Ok(())
-    })
-    .await;
-    read.map_err(|failure| match failure.kind {
+    });
+    let last = read.await.map_err(|failure| match failure.kind {
         // Whether its chunks or its events break off, a stream that has begun was cut short.
         ErrorKind::Reset if prepared.stream => Failure { kind: ErrorKind::StreamCut, ..failure },
         _ => failure,
     })?;
-    let last = stamps.last_read.get();
     flight.first(chat.finish(last)?);
     Ok(last)
 }

@@ -17,6 +17,7 @@ mod engine;
 mod failure;
 mod flight;
 mod http;
+mod http1;
 pub mod lifecycle;
 mod limits;
 mod open;

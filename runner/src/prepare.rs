@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use loadtest_core::{
     mix::Mix,
@@ -95,22 +95,36 @@ pub(crate) enum PreparedKind {
     WebSocket(PreparedWebSocket),
 }
 
+/// A whole request as it goes over the wire.
+#[derive(Clone)]
+pub(crate) struct Request {
+    pub(crate) bytes: Bytes,
+    /// Its answer has no body, whatever its head says.
+    pub(crate) is_head: bool,
+}
+
+/// Headers may hold credentials.
+impl std::fmt::Debug for Request {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Request({} bytes)", self.bytes.len())
+    }
+}
+
 /// An HTTP request.
 #[derive(Debug)]
 pub(crate) struct PreparedHttp {
-    pub(crate) method: Method,
-    pub(crate) uri: Uri,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Bytes,
+    pub(crate) request: Request,
+    /// Method and path, for messages.
+    pub(crate) name: String,
     /// Statuses that count as success; any below 400 when empty.
     pub(crate) expect: Vec<u16>,
 }
 
-/// A chat completion: one body for each model and message.
+/// A chat completion: one request for each model and message.
 #[derive(Debug)]
 pub(crate) struct PreparedChat {
-    pub(crate) request: PreparedHttp,
-    pub(crate) bodies: Vec<Bytes>,
+    pub(crate) http: PreparedHttp,
+    pub(crate) requests: Vec<Request>,
     pub(crate) stream: bool,
 }
 
@@ -289,23 +303,39 @@ fn with_host(
     Ok(headers)
 }
 
+/// A request in HTTP/1.1's own form (RFC 9112, 3).
+fn request(method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Request {
+    let mut bytes = BytesMut::with_capacity(512 + body.len());
+    let target = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    bytes.extend_from_slice(format!("{method} {target} HTTP/1.1\r\n").as_bytes());
+    for (name, value) in headers {
+        bytes.extend_from_slice(name.as_str().as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value.as_bytes());
+        bytes.extend_from_slice(b"\r\n");
+    }
+    // Of methods that expect a body, an empty one has to be announced (RFC 9110, 8.6).
+    let expects_body = [Method::POST, Method::PUT, Method::PATCH].contains(method);
+    if expects_body || !body.is_empty() {
+        bytes.extend_from_slice(format!("content-length: {}\r\n", body.len()).as_bytes());
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes.extend_from_slice(body);
+    Request { bytes: bytes.freeze(), is_head: method == Method::HEAD }
+}
+
 fn prepare_http(
     task: &HttpTask,
     shared: &HeaderMap,
     endpoint: &Endpoint,
 ) -> Result<PreparedHttp, PrepareError> {
     let method = Method::from_bytes(task.method.as_str().as_bytes()).unwrap_or(Method::GET);
-    let body = Bytes::from(task.body.clone().unwrap_or_default());
-    let mut headers = with_host(shared, endpoint, &task.headers)?;
-    if body.is_empty() && [Method::POST, Method::PUT, Method::PATCH].contains(&method) {
-        // Of methods that expect a body, an empty one has to be announced (RFC 9110, 8.6).
-        put(&mut headers, "content-length", "0")?;
-    }
+    let uri = endpoint.uri(&task.path)?;
+    let headers = with_host(shared, endpoint, &task.headers)?;
+    let body = task.body.as_deref().unwrap_or_default();
     Ok(PreparedHttp {
-        method,
-        uri: endpoint.uri(&task.path)?,
-        headers,
-        body,
+        request: request(&method, &uri, &headers, body.as_bytes()),
+        name: format!("{method} {}", uri.path()),
         expect: task.expect_status.iter().filter_map(|s| u16::try_from(*s).ok()).collect(),
     })
 }
@@ -318,7 +348,8 @@ fn prepare_chat(
     let mut headers = with_host(shared, endpoint, &BTreeMap::new())?;
     put(&mut headers, "content-type", "application/json")?;
     put_all(&mut headers, &task.headers)?;
-    let bodies = task
+    let uri = endpoint.uri(&task.path)?;
+    let requests: Vec<Request> = task
         .models
         .iter()
         .flat_map(|model| task.messages.iter().map(move |message| (model, message)))
@@ -331,18 +362,18 @@ fn prepare_chat(
             if let Some(max) = task.max_tokens {
                 body["max_tokens"] = max.into();
             }
-            Bytes::from(body.to_string())
+            request(&Method::POST, &uri, &headers, body.to_string().as_bytes())
         })
         .collect();
+    let first = requests.first().cloned();
     Ok(PreparedChat {
-        request: PreparedHttp {
-            method: Method::POST,
-            uri: endpoint.uri(&task.path)?,
-            headers,
-            body: Bytes::new(),
+        http: PreparedHttp {
+            // The schema wants at least one model and one message.
+            request: first.unwrap_or_else(|| request(&Method::POST, &uri, &headers, b"{}")),
+            name: format!("POST {}", uri.path()),
             expect: vec![200],
         },
-        bodies,
+        requests,
         stream: task.stream,
     })
 }

@@ -2,6 +2,7 @@
 
 use std::{rc::Rc, time::Instant};
 
+use bytes::BytesMut;
 use loadtest_core::{metrics::Outcome, mix::Choices};
 
 use crate::{
@@ -33,9 +34,11 @@ pub(crate) async fn perform(worker: &Worker, user: &mut User, task: usize, plann
     let User { choices, flight, connection } = user;
     flight.begin(task, planned);
     let mut progress = web_socket::Progress::default();
+    // Users that wait hold none.
+    let mut buffer = worker.take_buffer();
     let ended = within(
         planned + prepared.timeout,
-        exchange(worker, prepared, flight, choices, connection, &mut progress),
+        exchange(worker, prepared, flight, choices, connection, &mut buffer, &mut progress),
     )
     .await;
     let (outcome, failure, last) = match ended {
@@ -53,12 +56,14 @@ pub(crate) async fn perform(worker: &Worker, user: &mut User, task: usize, plann
         let (sent, received) = open.take_bytes();
         (sent_bytes, received_bytes) = (sent_bytes + sent, received_bytes + received);
     }
+    worker.give_buffer(buffer);
     // What an unexpected status leaves behind is a good connection; nothing else does.
     let reusable = match &failure {
         None => true,
         Some(failure) => matches!(failure.kind, ErrorKind::Http(_)),
     };
-    if !reusable && !matches!(prepared.kind, PreparedKind::WebSocket(_)) {
+    let broken = !reusable && !matches!(prepared.kind, PreparedKind::WebSocket(_));
+    if broken || connection.as_ref().is_some_and(HttpConnection::is_spent) {
         *connection = None;
     }
     let sample = flight.sample(&prepared.kind, outcome, planned, last);
@@ -79,15 +84,16 @@ async fn exchange(
     flight: &Flight,
     choices: &mut Choices,
     connection: &mut Option<HttpConnection>,
+    buffer: &mut BytesMut,
     progress: &mut web_socket::Progress,
 ) -> Result<Instant, Failure> {
     match &prepared.kind {
         PreparedKind::Http(request) => {
-            http::request(connection, worker.http()?, request, flight).await
+            http::request(connection, worker.http()?, request, buffer, flight).await
         }
         PreparedKind::Chat(chat) => {
-            let body = choices.pick(chat.bodies.len());
-            http::chat(connection, worker.http()?, chat, body, flight).await
+            let body = choices.pick(chat.requests.len());
+            http::chat(connection, worker.http()?, chat, body, buffer, flight).await
         }
         PreparedKind::WebSocket(session) => {
             web_socket::session(worker.web_socket()?, session, flight, progress).await

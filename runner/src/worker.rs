@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::BytesMut;
 use loadtest_core::{
     metrics::{Numbers, Outcome},
     profile::Profile,
@@ -28,6 +29,9 @@ use crate::{
     prepare::Prepared,
     record::{Distribution, TaskRecorder},
 };
+
+/// The largest read buffer that is kept.
+const KEPT_BUFFER: usize = 64 << 10;
 
 /// What the engine tells a worker.
 #[derive(Debug)]
@@ -85,6 +89,8 @@ pub(crate) struct Worker {
     web_socket: Option<Connector>,
     tasks: RefCell<Vec<TaskRecorder>>,
     lag: RefCell<Distribution>,
+    /// Read buffers that nobody uses now.
+    buffers: RefCell<Vec<BytesMut>>,
     /// When load ends, and when open requests are given up.
     end: Cell<Instant>,
     hard_end: Cell<Instant>,
@@ -107,6 +113,7 @@ impl Worker {
             prepared,
             tasks: RefCell::new(tasks),
             lag: RefCell::default(),
+            buffers: RefCell::default(),
             end: Cell::new(now),
             hard_end: Cell::new(now),
             users: Cell::new(0),
@@ -131,6 +138,19 @@ impl Worker {
     pub(crate) fn record(&self, task: usize, write: impl FnOnce(&mut TaskRecorder)) {
         if let Some(recorder) = self.tasks.borrow_mut().get_mut(task) {
             write(recorder);
+        }
+    }
+
+    /// An empty read buffer.
+    pub(crate) fn take_buffer(&self) -> BytesMut {
+        self.buffers.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Gives a read buffer back. Large ones, of large answers, are let go.
+    pub(crate) fn give_buffer(&self, mut buffer: BytesMut) {
+        if buffer.capacity() <= KEPT_BUFFER {
+            buffer.clear();
+            self.buffers.borrow_mut().push(buffer);
         }
     }
 
