@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build test lint check e2e images generate demo demo-down clean
+.PHONY: help build test lint check e2e bench images generate demo demo-down clean
 
 help: ## Lists the tasks
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ lint: ## Formatting, clippy, licences, shell scripts
 
 build: ## The `loadtest` CLI, for this machine
 	cargo build --locked --release -p loadtest
+
+bench: ## Runs ours and other load generators side by side, writes bench/RESULTS.md
+	@python3 bench/bench.py
 
 images: ## The three images, into target/images/*.tar
 	@scripts/images

@@ -42,12 +42,13 @@ pub fn next(
     let mut status = old.clone();
     let news = match decision {
         Decision::Settled
-        | Decision::Wait(_)
         | Decision::Start(_)
         | Decision::Stop(_)
         | Decision::RemoveJob
         | Decision::Release(_)
         | Decision::Delete => return (old, None),
+        Decision::Wait(_) if old.phase == Some(Phase::Starting) => ready(&mut status, seen),
+        Decision::Wait(_) => return (old, None),
         Decision::Reject(problems) => Some(reject(&mut status, problems, now)),
         Decision::Admit(sizing) => Some(admit(&mut status, sizing, now)),
         Decision::Launch(sizing) => Some(launch(&mut status, sizing)),
@@ -160,6 +161,14 @@ fn started(
     condition(status, "Finished", "False", "Running", "load is on", now);
     condition(status, "Passed", "Unknown", "Running", "judged when the test is over", now);
     news("LoadStarted", note, false)
+}
+
+/// How many runners are ready, for who waits for the start.
+fn ready(status: &mut LoadTestStatus, seen: &Observed) -> Option<News> {
+    let ready = seen.runners.iter().filter(|runner| runner.ready && !runner.leaving).count();
+    let runners = i64::try_from(ready).unwrap_or(i64::MAX);
+    status.progress = Some(Progress { runners, ..Progress::default() });
+    None
 }
 
 fn far(seen: &Observed, numbers: &Numbers, users: u64) -> Progress {
@@ -291,6 +300,17 @@ mod tests {
         let old = admitted();
         let decision = Decision::Wait(Duration::from_secs(1));
         assert_eq!(next(&seen(old.clone()), &decision, noon()), (old, None));
+    }
+
+    #[test]
+    fn who_waits_for_the_start_sees_how_many_runners_are_ready() {
+        let mut starting = admitted();
+        starting.phase = Some(Phase::Starting);
+        let mut seen = seen(starting);
+        seen.runners = vec![crate::testing::runner(0), crate::testing::runner(1)];
+        seen.runners[1].ready = false;
+        let (status, news) = next(&seen, &Decision::Wait(Duration::from_secs(1)), noon());
+        assert_eq!((status.progress.unwrap().runners, news), (1, None));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use loadtest_core::{
     resource::{LoadTest, LoadTestSpec},
 };
 
-use crate::resources::Settings;
+use crate::{observed::Runner, resources::Settings};
 
 /// A moment in all tests.
 pub(crate) fn noon() -> Timestamp {
@@ -38,4 +38,20 @@ pub(crate) fn test() -> LoadTest {
     test.metadata.generation = Some(1);
     test.metadata.creation_timestamp = Some(Time(noon()));
     test
+}
+
+/// A runner that is ready.
+pub(crate) fn runner(index: u32) -> Runner {
+    Runner {
+        index,
+        name: format!("burst-{index}"),
+        uid: format!("pod-{index}"),
+        ip: Some(format!("10.0.0.{index}")),
+        ready: true,
+        leaving: false,
+        created: Some(noon()),
+        unschedulable: None,
+        waiting: None,
+        ended: None,
+    }
 }

@@ -88,7 +88,8 @@ impl fmt::Display for ErrorKind {
 pub(crate) struct Failure {
     /// Its kind.
     pub(crate) kind: ErrorKind,
-    /// What happened, for people. Never holds a header or a body.
+    /// What happened, for people. Never holds a header, nor of a body more than the target's
+    /// own error event.
     pub(crate) message: String,
 }
 

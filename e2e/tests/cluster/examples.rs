@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use kube::api::PostParams;
 use loadtest_core::{
     Duration,
-    resource::{LoadTest, Phase, Verdict},
+    resource::{LoadTest, Phase, Ramp, Verdict},
 };
 use serde_json::json;
 
@@ -31,7 +31,10 @@ async fn all_five_examples_pass_against_a_healthy_simulator() -> Result<()> {
             let load = &mut test.spec.load;
             load.duration = load.duration.map(|_| Duration::from_secs(12));
             load.stages.truncate(4);
-            load.stages.iter_mut().for_each(|stage| stage.duration = Duration::from_secs(3));
+            for stage in &mut load.stages {
+                // Fifty users at one moment are most of what happens in three seconds.
+                (stage.duration, stage.ramp) = (Duration::from_secs(3), Ramp::Linear);
+            }
             load.spawn_rate = load.spawn_rate.map(|rate| rate.max(10.0));
             for threshold in &mut test.spec.thresholds {
                 threshold.min_samples = Some(20);

@@ -12,7 +12,7 @@ use loadtest_core::{
 use super::*;
 use crate::{
     observed::{Ended, Memory, START, Waiting},
-    testing::{noon, settings, test},
+    testing::{noon, runner, settings, test},
 };
 
 fn at(seconds: i64) -> Timestamp {
@@ -21,21 +21,6 @@ fn at(seconds: i64) -> Timestamp {
 
 fn sizing() -> Sizing {
     plan::size(&test().spec)
-}
-
-fn runner(index: u32) -> Runner {
-    Runner {
-        index,
-        name: format!("burst-{index}"),
-        uid: format!("pod-{index}"),
-        ip: Some(format!("10.0.0.{index}")),
-        ready: true,
-        leaving: false,
-        created: Some(noon()),
-        unschedulable: None,
-        waiting: None,
-        ended: None,
-    }
 }
 
 fn seen(phase: Phase) -> Observed {
