@@ -140,13 +140,16 @@ class Server:
         self.process.wait()
 
 
-def busy(core):
-    """Seconds the core has been busy: user, nice, system, irq, softirq."""
+def idle_time(core):
+    """Seconds the core has been idle, which a kernel without idle ticks counts exactly.
+
+    User and system time are counted by ticks: work that is always on at a tick, or never, as a
+    timer's may be, comes out many times too large or too small.
+    """
     for line in pathlib.Path("/proc/stat").read_text().splitlines():
         fields = line.split()
         if fields[0] == f"cpu{core}":
-            ticks = [int(fields[i]) for i in (1, 2, 3, 6, 7)]
-            return sum(ticks) / os.sysconf("SC_CLK_TCK")
+            return (int(fields[4]) + int(fields[5])) / os.sysconf("SC_CLK_TCK")
     raise RuntimeError(f"no cpu{core}")
 
 
@@ -254,12 +257,12 @@ def measure(tool, path, seconds, rate=None, body=None):
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         line = command(tool, path, folder, seconds, rate, body)
-        before = busy(GENERATOR_CORE)
+        began, before = time.monotonic(), idle_time(GENERATOR_CORE)
         process = pinned(
             GENERATOR_CORE, line, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder
         )
         out, err = process.communicate(timeout=seconds + 60)
-        used = busy(GENERATOR_CORE) - before
+        used = time.monotonic() - began - (idle_time(GENERATOR_CORE) - before)
         try:
             done = requests_of(tool, folder, out, seconds)
         except Exception as error:
@@ -384,7 +387,7 @@ def main():
         f"Written by `make bench` on {time.strftime('%Y-%m-%d')}: {cpu_name()}, {os.cpu_count()} cores, Linux"
         f" {platform.release()}. Server on core {SERVER_CORE}, generator on core {GENERATOR_CORE};"
         f" {rounds} rounds of {seconds} s in random order. Every measurement of ours is on: response and service time,"
-        " schedule lag, bytes, errors. CPU is the generator's core as a whole, from /proc/stat.",
+        " schedule lag, bytes, errors. CPU is the time in which the generator's core was not idle, from /proc/stat, start-up included.",
         "",
         "| tool | version |",
         "|---|---|",

@@ -92,6 +92,8 @@ pub(crate) fn result(
         let named = [
             ("start skew", &measured.start_skew),
             ("schedule lag p99", &measured.schedule_lag_p99),
+            ("busiest thread", &measured.busiest_thread),
+            ("throttled", &measured.throttled),
             ("coverage", &measured.coverage),
         ];
         facts.extend(named.iter().filter_map(|(n, v)| v.as_ref().map(|v| format!("{n} {v}"))));

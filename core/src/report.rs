@@ -291,6 +291,10 @@ fn measurement(spec: &LoadTestSpec, numbers: &Numbers, seen: &Circumstances) -> 
         relative_error: "0.2%".into(),
         start_skew: seen.start_skew.map(Duration::rounded),
         schedule_lag_p99: numbers.schedule_lag.quantile(0.99).map(Duration::rounded),
+        busiest_thread: (numbers.thread_busy > 0.0)
+            .then(|| Share::of_one((numbers.thread_busy * 1000.0).round() / 1000.0).rounded()),
+        throttled: (numbers.throttled_seconds > 0.0)
+            .then(|| Duration::from_secs_f64(numbers.throttled_seconds).rounded()),
         runners_lost: seen.runners_lost,
         // Two digits: the rest is start-up noise.
         coverage: Some(format!("{}%", (coverage * 1000.0).round() / 10.0)),

@@ -6,6 +6,10 @@ use crate::{
     values::{Bound, Duration, Quantity, Rate, Share},
 };
 
+/// A load thread busier than this has no room to be on time.
+const BUSY: f64 = 0.9;
+/// A CPU limit may keep a runner from running for this share of the test.
+const THROTTLED: f64 = 0.01;
 /// Schedule lag up to this never makes a latency row inconclusive.
 const LAG_FLOOR: Duration = Duration::from_millis(5);
 /// Nor does lag up to this share of the row's tightest bound.
@@ -143,11 +147,10 @@ fn decide(
     let Some(value) = observed.value else {
         return inconclusive(format!("no answer came: all {samples} arrivals were dropped"));
     };
-    if let Some(lag) = too_late(threshold, numbers) {
-        return inconclusive(format!(
-            "the load generator was itself late (schedule lag p99 {}): use fewer users per runner or give runners more CPU",
-            lag.rounded()
-        ));
+    if threshold.metric.is_latency()
+        && let Some(why) = too_slow(threshold, numbers)
+    {
+        return inconclusive(why);
     }
     let holds = |bound: &Bound| bound.holds(value).unwrap_or(false);
     if let Some(critical) = critical.filter(holds) {
@@ -186,9 +189,10 @@ fn samples_needed(threshold: &Threshold) -> u64 {
     }
 }
 
-/// The generator's p99 lag, when it spoils this row.
-fn too_late(threshold: &Threshold, numbers: &Numbers) -> Option<Duration> {
-    let lag = numbers.schedule_lag.quantile(0.99)?;
+/// Why the generator was itself too slow for this row, if it was: late, out of CPU, or
+/// throttled by a limit.
+fn too_slow(threshold: &Threshold, numbers: &Numbers) -> Option<String> {
+    const DO: &str = "use fewer users per runner or give runners more CPU";
     let tightest = [Some(threshold.target), threshold.warning, threshold.critical]
         .into_iter()
         .flatten()
@@ -197,7 +201,21 @@ fn too_late(threshold: &Threshold, numbers: &Numbers) -> Option<Duration> {
             _ => None,
         })
         .min()?;
-    (lag > LAG_FLOOR && lag.as_secs_f64() > LAG_SHARE * tightest.as_secs_f64()).then_some(lag)
+    let lag = numbers.schedule_lag.quantile(0.99).unwrap_or_default();
+    if lag > LAG_FLOOR && lag.as_secs_f64() > LAG_SHARE * tightest.as_secs_f64() {
+        let lag = lag.rounded();
+        return Some(format!("the load generator was itself late (schedule lag p99 {lag}): {DO}"));
+    }
+    let share = |value: f64| Share::of_one(value).rounded();
+    if numbers.thread_busy > BUSY {
+        let busy = share(numbers.thread_busy);
+        return Some(format!("the load generator's busiest thread used {busy} of a core: {DO}"));
+    }
+    let throttled = numbers.throttled_seconds / numbers.elapsed_seconds.max(1e-9);
+    (throttled > THROTTLED).then(|| {
+        let time = share(throttled);
+        format!("a CPU limit held the load generator up for {time} of the time: raise or remove it")
+    })
 }
 
 pub(crate) fn advice(metric: Metric) -> String {
@@ -337,6 +355,28 @@ mod tests {
         assert_eq!(judge(&p95(), &numbers).verdict, Verdict::Inconclusive);
         let errors = row(r#"{metric: errorRate, target: "< 1%"}"#);
         assert_eq!(judge(&errors, &numbers).verdict, Verdict::Pass);
+    }
+
+    #[test]
+    fn a_generator_without_cpu_makes_latency_inconclusive_but_not_errors() {
+        let spoilt: [fn(&mut Numbers); 2] =
+            [|numbers| numbers.thread_busy = 0.95, |numbers| numbers.throttled_seconds = 0.2];
+        for spoil in spoilt {
+            let mut numbers = answers(0.5, Outcome::Success, 1000);
+            spoil(&mut numbers);
+            let row = judge(&p95(), &numbers);
+            assert_eq!(row.verdict, Verdict::Inconclusive);
+            assert!(row.advice.unwrap().contains("load generator"));
+            let errors = row_of_errors();
+            assert_eq!(judge(&errors, &numbers).verdict, Verdict::Pass);
+        }
+        let mut numbers = answers(0.5, Outcome::Success, 1000);
+        (numbers.thread_busy, numbers.throttled_seconds) = (0.8, 0.05);
+        assert_eq!(judge(&p95(), &numbers).verdict, Verdict::Pass);
+    }
+
+    fn row_of_errors() -> Threshold {
+        row(r#"{metric: errorRate, target: "< 1%"}"#)
     }
 
     #[test]

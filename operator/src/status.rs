@@ -47,8 +47,9 @@ pub fn next(
         | Decision::RemoveJob
         | Decision::Release(_)
         | Decision::Delete => return (old, None),
-        Decision::Wait(_) if old.phase == Some(Phase::Starting) => ready(&mut status, seen),
-        Decision::Wait(_) => return (old, None),
+        // Any other wait is for a test that is over.
+        Decision::Wait(_) if old.phase != Some(Phase::Starting) => return (old, None),
+        Decision::Wait(_) => ready(&mut status, seen),
         Decision::Reject(problems) => Some(reject(&mut status, problems, now)),
         Decision::Admit(sizing) => Some(admit(&mut status, sizing, now)),
         Decision::Launch(sizing) => Some(launch(&mut status, sizing)),

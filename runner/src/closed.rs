@@ -5,12 +5,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loadtest_core::profile::Profile;
+use loadtest_core::{metrics::Outcome, profile::Profile};
+
+use tokio::task::JoinSet;
 
 use crate::{
-    flight::Flight,
     user::{self, User},
-    worker::{Running, Share, Users, Worker},
+    worker::{Running, Share, Worker},
 };
 
 /// Starts a worker's users one after the other, each when it first runs.
@@ -19,7 +20,7 @@ pub(crate) async fn load(
     profile: &Profile,
     share: Share,
     start: Instant,
-    users: &mut Users,
+    users: &mut JoinSet<()>,
 ) {
     let peak = u64::try_from(worker.prepared.plan.load.peak_users()).unwrap_or(0);
     let mut number = share.first;
@@ -34,10 +35,9 @@ pub(crate) async fn load(
         if first >= worker.end() || !worker.reaches(first).await {
             return;
         }
-        let flight = Rc::new(Flight::new());
-        users.flights.push(Rc::clone(&flight));
+        let flight = worker.new_flight();
         let worker = Rc::clone(worker);
-        users.tasks.spawn_local(async move {
+        users.spawn_local(async move {
             let mut user = User::new(&worker, number, flight);
             for (from, until) in runs {
                 if !worker.reaches(from).await {
@@ -58,15 +58,16 @@ async fn run(worker: &Worker, user: &mut User, from: Instant, until: Instant) {
     while worker.reaches(planned.min(until)).await && planned < until {
         worker.lag(planned.elapsed());
         let task = worker.prepared.mix.next_task(&mut user.choices);
-        user::perform(worker, user, task, planned).await;
+        let outcome = user::perform(worker, user, task, planned).await;
         let ended = Instant::now();
         planned = match worker.prepared.plan.scenario.pacing {
             // A task that took longer than the pacing delays the next one: users wait.
             Some(pacing) => (planned + pacing.std()).max(ended),
             None => ended + pause(worker, user),
         };
-        if planned == ended {
-            // A target that answers at once must not keep other users from running.
+        if outcome != Outcome::Success {
+            // What fails without a system call, as a name that is known not to resolve, must
+            // not keep other users from running. Sockets see to that themselves.
             tokio::task::yield_now().await;
         }
     }

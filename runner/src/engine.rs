@@ -12,6 +12,7 @@ use loadtest_core::metrics::{Numbers, RunnerState};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
+    cpu,
     prepare::Prepared,
     worker::{self, Order, Share},
 };
@@ -24,6 +25,8 @@ pub struct Engine {
     start: OnceLock<Instant>,
     /// When it was told to stop before its end.
     stopped: OnceLock<Instant>,
+    /// How long a CPU limit had held this process up before its load.
+    throttled: OnceLock<Duration>,
     /// When the numbers became final.
     finished: watch::Receiver<Option<Instant>>,
 }
@@ -75,6 +78,7 @@ impl Engine {
             workers: senders,
             start: OnceLock::new(),
             stopped: OnceLock::new(),
+            throttled: OnceLock::new(),
             finished,
         })
     }
@@ -84,6 +88,7 @@ impl Engine {
         if self.start.set(at).is_err() {
             return false;
         }
+        self.throttled.get_or_init(cpu::throttled);
         self.order(|| Order::Start(at));
         true
     }
@@ -130,14 +135,21 @@ impl Engine {
                 answers.push(copied);
             }
         }
+        let mut busiest = Duration::ZERO;
         for copied in answers {
             let Ok(copied) = copied.await else { continue };
+            busiest = busiest.max(copied.busy);
             all.numbers.merge(&copied.numbers(&self.prepared));
             for (kind, example) in copied.examples(&self.prepared) {
                 all.examples.entry(kind).or_insert(example);
             }
         }
-        all.numbers.elapsed_seconds = self.elapsed(Instant::now()).as_secs_f64();
+        let elapsed = self.elapsed(Instant::now()).as_secs_f64();
+        let throttled =
+            cpu::throttled().saturating_sub(*self.throttled.get_or_init(cpu::throttled));
+        all.numbers.elapsed_seconds = elapsed;
+        all.numbers.thread_busy = if elapsed > 0.0 { busiest.as_secs_f64() / elapsed } else { 0.0 };
+        all.numbers.throttled_seconds = throttled.as_secs_f64();
         all
     }
 

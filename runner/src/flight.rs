@@ -1,7 +1,13 @@
 //! The request a user has open: visible from outside, so that a timeout knows its phase
 //! and an interruption is still counted.
 
-use std::{cell::Cell, time::Instant};
+use std::{
+    cell::{Cell, RefCell},
+    future::{Future, poll_fn},
+    pin::pin,
+    task::{Poll, Waker},
+    time::{Duration, Instant},
+};
 
 use loadtest_core::metrics::Outcome;
 
@@ -40,22 +46,28 @@ pub(crate) struct Flight {
     /// When its WebSocket was upgraded.
     upgraded: Cell<Option<Instant>>,
     part: Cell<Part>,
+    /// When it has taken too long, and who is to be told.
+    deadline: Cell<Option<Instant>>,
+    waker: RefCell<Waker>,
 }
 
 impl Flight {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             open: Cell::new(None),
             sent: Cell::new(None),
             first: Cell::new(None),
             upgraded: Cell::new(None),
             part: Cell::new(Part::Connect),
+            deadline: Cell::new(None),
+            waker: RefCell::new(Waker::noop().clone()),
         }
     }
 
-    /// A request begins.
-    pub(crate) fn begin(&self, task: usize, planned: Instant) {
+    /// A request begins, and may take so long from when it was planned.
+    pub(crate) fn begin(&self, task: usize, planned: Instant, timeout: Duration) {
         self.open.set(Some((task, planned)));
+        self.deadline.set(Some(planned + timeout));
         self.sent.set(None);
         self.first.set(None);
         self.upgraded.set(None);
@@ -104,6 +116,33 @@ impl Flight {
         let upgraded = self.upgraded.get().or(unseen).filter(|_| is_session);
         let connect = sent.zip(upgraded).map(|(sent, at)| at.saturating_duration_since(sent));
         Sample { planned, sent, first, last, connect }
+    }
+
+    /// Awaits a part of it, unless it takes too long.
+    ///
+    /// A timer for each request would cost more than the request's own bookkeeping, and hardly
+    /// one ever fires: a look at all open requests now and then finds those that are late.
+    pub(crate) async fn in_time<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = pin!(future);
+        poll_fn(|context| {
+            if let Poll::Ready(value) = future.as_mut().poll(context) {
+                return Poll::Ready(Some(value));
+            }
+            if self.deadline.get().is_none() {
+                return Poll::Ready(None);
+            }
+            self.waker.borrow_mut().clone_from(context.waker());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Tells who awaits it that it takes too long, if it does.
+    pub(crate) fn look(&self, now: Instant) {
+        if self.open.get().is_some() && self.deadline.get().is_some_and(|at| at <= now) {
+            self.deadline.set(None);
+            self.waker.borrow().wake_by_ref();
+        }
     }
 
     /// It is over.

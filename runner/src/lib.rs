@@ -13,6 +13,7 @@
 mod chat;
 mod closed;
 mod connect;
+mod cpu;
 mod engine;
 mod failure;
 mod flight;

@@ -4,11 +4,12 @@ use std::{cell::RefCell, rc::Rc, time::Instant};
 
 use loadtest_core::profile::Profile;
 
+use tokio::task::JoinSet;
+
 use crate::{
-    flight::Flight,
     record::TaskRecorder,
     user::{self, User},
-    worker::{Running, Share, Users, Worker},
+    worker::{Running, Share, Worker},
 };
 
 /// Arrivals begun before others get a turn on this thread.
@@ -20,7 +21,7 @@ pub(crate) async fn load(
     profile: &Profile,
     share: Share,
     start: Instant,
-    users: &mut Users,
+    users: &mut JoinSet<()>,
 ) {
     // The one used last is free first: its connection is the warmest.
     let free: Rc<RefCell<Vec<User>>> = Rc::default();
@@ -38,9 +39,7 @@ pub(crate) async fn load(
         let task = worker.prepared.mix.next_task(&mut choices);
         let user = free.borrow_mut().pop().or_else(|| {
             let number = unborn.next()?;
-            let flight = Rc::new(Flight::new());
-            users.flights.push(Rc::clone(&flight));
-            Some(User::new(worker, number, flight))
+            Some(User::new(worker, number, worker.new_flight()))
         });
         let Some(mut user) = user else {
             worker.record(task, TaskRecorder::drop_arrival);
@@ -48,7 +47,7 @@ pub(crate) async fn load(
         };
         user.choices = choices;
         let (worker, free) = (Rc::clone(worker), Rc::clone(&free));
-        users.tasks.spawn_local(async move {
+        users.spawn_local(async move {
             {
                 let _running = Running::new(&worker, planned, worker.end());
                 user::perform(&worker, &mut user, task, planned).await;
@@ -56,7 +55,7 @@ pub(crate) async fn load(
             free.borrow_mut().push(user);
         });
         // What has ended is let go of, or a long test would keep it all.
-        while users.tasks.try_join_next().is_some() {}
+        while users.try_join_next().is_some() {}
         batch += 1;
         if batch % BATCH == 0 {
             tokio::task::yield_now().await;

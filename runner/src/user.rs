@@ -28,19 +28,22 @@ impl User {
     }
 }
 
-/// One request: run it, within its timeout, and record it.
-pub(crate) async fn perform(worker: &Worker, user: &mut User, task: usize, planned: Instant) {
-    let Some(prepared) = worker.prepared.tasks.get(task) else { return };
+/// One request: run it, within its timeout, and record it. How it ended.
+pub(crate) async fn perform(
+    worker: &Worker,
+    user: &mut User,
+    task: usize,
+    planned: Instant,
+) -> Outcome {
+    let Some(prepared) = worker.prepared.tasks.get(task) else { return Outcome::Failure };
     let User { choices, flight, connection } = user;
-    flight.begin(task, planned);
+    flight.begin(task, planned, prepared.timeout);
     let mut progress = web_socket::Progress::default();
     // Users that wait hold none.
     let mut buffer = worker.take_buffer();
-    let ended = within(
-        planned + prepared.timeout,
-        exchange(worker, prepared, flight, choices, connection, &mut buffer, &mut progress),
-    )
-    .await;
+    let exchange =
+        exchange(worker, prepared, flight, choices, connection, &mut buffer, &mut progress);
+    let ended = flight.in_time(exchange).await;
     let (outcome, failure, last) = match ended {
         Some(Ok(last)) => (Outcome::Success, None, last),
         Some(Err(failure)) => (Outcome::Failure, Some(failure), Instant::now()),
@@ -75,6 +78,7 @@ pub(crate) async fn perform(worker: &Worker, user: &mut User, task: usize, plann
         }
     });
     flight.end();
+    outcome
 }
 
 /// Runs a request; the moment its last byte was read.
@@ -99,12 +103,4 @@ async fn exchange(
             web_socket::session(worker.web_socket()?, session, flight, progress).await
         }
     }
-}
-
-/// Awaits a future until a deadline. A timeout may be late by a tick of tokio's clock; it
-/// is recorded at its real age.
-async fn within<T>(deadline: Instant, future: impl Future<Output = T>) -> Option<T> {
-    // No request takes so long that this overflows; far deadlines cost nothing.
-    let deadline = deadline.min(Instant::now() + std::time::Duration::from_hours(24));
-    tokio::time::timeout_at(deadline.into(), future).await.ok()
 }

@@ -22,6 +22,7 @@ use tokio::{
 use crate::{
     closed,
     connect::Connector,
+    cpu,
     failure::{ErrorKind, Failure},
     flight::Flight,
     open,
@@ -29,6 +30,10 @@ use crate::{
     prepare::Prepared,
     record::{Distribution, TaskRecorder},
 };
+
+/// Between looks for requests that take too long.
+const SHORTEST_LOOK: Duration = Duration::from_millis(1);
+const LONGEST_LOOK: Duration = Duration::from_millis(100);
 
 /// The largest read buffer that is kept.
 const KEPT_BUFFER: usize = 64 << 10;
@@ -52,6 +57,8 @@ pub(crate) struct Copied {
     users: u64,
     users_peak: u64,
     user_seconds: f64,
+    /// How long load has kept the thread on a CPU.
+    pub(crate) busy: Duration,
 }
 
 impl Copied {
@@ -64,7 +71,10 @@ impl Copied {
             users: self.users,
             users_peak: self.users_peak,
             user_seconds: self.user_seconds,
+            // Known to the engine.
             elapsed_seconds: 0.0,
+            thread_busy: 0.0,
+            throttled_seconds: 0.0,
         }
     }
 
@@ -89,6 +99,8 @@ pub(crate) struct Worker {
     web_socket: Option<Connector>,
     tasks: RefCell<Vec<TaskRecorder>>,
     lag: RefCell<Distribution>,
+    /// One for each user that was ever needed.
+    flights: RefCell<Vec<Rc<Flight>>>,
     /// Read buffers that nobody uses now.
     buffers: RefCell<Vec<BytesMut>>,
     /// When load ends, and when open requests are given up.
@@ -100,6 +112,8 @@ pub(crate) struct Worker {
     ended_user_seconds: Cell<f64>,
     running_starts: Cell<f64>,
     start: Cell<Instant>,
+    /// CPU time of this thread when load began and, later, when it had ended.
+    cpu: Cell<(Duration, Option<Duration>)>,
 }
 
 impl Worker {
@@ -113,6 +127,7 @@ impl Worker {
             prepared,
             tasks: RefCell::new(tasks),
             lag: RefCell::default(),
+            flights: RefCell::default(),
             buffers: RefCell::default(),
             end: Cell::new(now),
             hard_end: Cell::new(now),
@@ -121,6 +136,7 @@ impl Worker {
             ended_user_seconds: Cell::new(0.0),
             running_starts: Cell::new(0.0),
             start: Cell::new(now),
+            cpu: Cell::new((Duration::ZERO, None)),
         }))
     }
 
@@ -203,6 +219,10 @@ impl Worker {
             users: self.users.get(),
             users_peak: self.users_peak.get(),
             user_seconds: self.user_seconds(),
+            busy: {
+                let (began, ended) = self.cpu.get();
+                ended.unwrap_or_else(cpu::of_this_thread).saturating_sub(began)
+            },
         }
     }
 
@@ -217,7 +237,8 @@ impl Worker {
     /// as interrupted.
     async fn load(self: &Rc<Self>, share: Share, start: Instant) {
         let profile = Profile::of(&self.prepared.plan.load);
-        let mut users = Users::default();
+        let mut users = JoinSet::new();
+        let watch = tokio::task::spawn_local(Rc::clone(self).watch_timeouts());
         if self.prepared.plan.load.is_open() {
             open::load(self, &profile, share, start, &mut users).await;
         } else {
@@ -225,21 +246,42 @@ impl Worker {
         }
         // Load lasts to its end, even when nothing more was wanted before.
         self.reaches(self.end.get()).await;
-        let Users { mut tasks, flights } = users;
-        while !tasks.is_empty() && Instant::now() < self.hard_end.get() {
+        self.cpu.set((self.cpu.get().0, Some(cpu::of_this_thread())));
+        while !users.is_empty() && Instant::now() < self.hard_end.get() {
             tokio::select! {
-                _ = tasks.join_next() => {}
+                _ = users.join_next() => {}
                 () = self.pacer.until(self.hard_end.get()) => {}
             }
         }
+        watch.abort();
         let now = Instant::now();
-        for flight in flights {
+        for flight in self.flights.borrow().iter() {
             let Some((task, planned)) = flight.open() else { continue };
             let Some(prepared) = self.prepared.tasks.get(task) else { continue };
             let sample = flight.sample(&prepared.kind, Outcome::Interrupted, planned, now);
             self.record(task, |recorder| recorder.record(Outcome::Interrupted, &sample));
         }
-        tasks.shutdown().await;
+        users.shutdown().await;
+    }
+
+    /// Looks for requests that take too long, a twentieth of the shortest timeout late at most.
+    async fn watch_timeouts(self: Rc<Self>) {
+        let shortest = self.prepared.tasks.iter().map(|task| task.timeout).min();
+        let every = (shortest.unwrap_or_default() / 20).clamp(SHORTEST_LOOK, LONGEST_LOOK);
+        loop {
+            self.pacer.until(Instant::now() + every).await;
+            let now = Instant::now();
+            for flight in self.flights.borrow().iter() {
+                flight.look(now);
+            }
+        }
+    }
+
+    /// The open request of a new user.
+    pub(crate) fn new_flight(&self) -> Rc<Flight> {
+        let flight = Rc::new(Flight::new());
+        self.flights.borrow_mut().push(Rc::clone(&flight));
+        flight
     }
 
     /// Waits until a moment or the end of the load; false when that came first.
@@ -262,13 +304,6 @@ impl Worker {
 pub(crate) struct Share {
     pub(crate) first: u64,
     pub(crate) step: u64,
-}
-
-/// The users of a worker, and the requests they have open.
-#[derive(Debug, Default)]
-pub(crate) struct Users {
-    pub(crate) tasks: JoinSet<()>,
-    pub(crate) flights: Vec<Rc<Flight>>,
 }
 
 /// Counts a user for as long as it runs, even when it is aborted.
@@ -317,6 +352,7 @@ pub(crate) fn run(
                     let Some(finished) = start.take() else { continue };
                     let plan = &worker.prepared.plan;
                     worker.start.set(at);
+                    worker.cpu.set((cpu::of_this_thread(), None));
                     worker.end.set(at + plan.load.length().std());
                     worker.hard_end.set(worker.end.get() + plan.load.graceful_stop.std());
                     let worker = Rc::clone(&worker);

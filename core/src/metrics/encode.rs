@@ -190,7 +190,17 @@ impl Exposition {
 
     fn runner_gauges(&self, e: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let RunnerNumbers { identity, state, numbers } = &self.runner;
-        let Numbers { users, users_peak, user_seconds, elapsed_seconds, .. } = numbers;
+        // Tasks and lag have families of their own.
+        let Numbers {
+            users,
+            users_peak,
+            user_seconds,
+            elapsed_seconds,
+            thread_busy,
+            throttled_seconds,
+            tasks: _,
+            schedule_lag: _,
+        } = numbers;
         let test = [("loadtest", self.shown.loadtest.as_str())];
         let index = identity.index.to_string();
         let info = [
@@ -206,6 +216,11 @@ impl Exposition {
         for (name, help, value) in [
             (names::STATE, "0 waiting, 1 running, 2 done, 3 released", state.value() as f64),
             (names::ELAPSED, "Seconds of load since this runner's start", *elapsed_seconds),
+            (
+                names::THREAD_BUSY,
+                "Share of load's time that the busiest load thread was on a CPU",
+                *thread_busy,
+            ),
             (names::USERS, "Users running now", *users as f64),
             (names::USERS_PEAK, "The most users that ran at once", *users_peak as f64),
         ] {
@@ -213,6 +228,9 @@ impl Exposition {
                 .encode_family(&test)?
                 .encode_gauge(&value)?;
         }
+        counter(e, names::THROTTLED, "Seconds for which a CPU limit kept the runner from running")?
+            .encode_family(&test)?
+            .encode_counter::<NoLabels, _, u64>(throttled_seconds, None)?;
         counter(e, names::USER_SECONDS, "User-seconds of load, without graceful stop")?
             .encode_family(&test)?
             .encode_counter::<NoLabels, _, u64>(user_seconds, None)
@@ -306,6 +324,8 @@ mod tests {
                 users_peak: 7,
                 user_seconds: 12.5,
                 elapsed_seconds: 3.25,
+                thread_busy: 0.5,
+                throttled_seconds: 0.125,
                 ..Numbers::default()
             },
         };

@@ -140,6 +140,8 @@ fn take(
             };
         }
         names::ELAPSED => numbers.elapsed_seconds = gauge(metric),
+        names::THREAD_BUSY => numbers.thread_busy = gauge(metric),
+        names::THROTTLED => numbers.throttled_seconds = counter(metric),
         names::USERS => numbers.users = whole(gauge(metric)),
         names::USERS_PEAK => numbers.users_peak = whole(gauge(metric)),
         names::USER_SECONDS => numbers.user_seconds = counter(metric),

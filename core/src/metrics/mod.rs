@@ -46,6 +46,10 @@ pub mod names {
     pub const SENT_BYTES: &str = "loadtest_sent_bytes_total";
     /// Counter: bytes read from sockets, by task.
     pub const RECEIVED_BYTES: &str = "loadtest_received_bytes_total";
+    /// Gauge: the share of load's time that the runner's busiest load thread was on a CPU.
+    pub const THREAD_BUSY: &str = "loadtest_busiest_thread_ratio";
+    /// Counter: seconds for which a CPU limit kept the runner from running.
+    pub const THROTTLED: &str = "loadtest_cpu_throttled_seconds_total";
     /// Histogram: how late a user acted on its schedule.
     pub const SCHEDULE_LAG: &str = "loadtest_schedule_lag_seconds";
 }

@@ -182,12 +182,26 @@ pub struct Numbers {
     pub user_seconds: f64,
     /// Seconds of load since the start, without graceful stop; of several runners, the longest.
     pub elapsed_seconds: f64,
+    /// The share of load's time that the busiest load thread was on a CPU; of several runners,
+    /// the highest.
+    pub thread_busy: f64,
+    /// Seconds for which a CPU limit kept a runner from running; of several, the most.
+    pub throttled_seconds: f64,
 }
 
 impl Numbers {
     /// Adds another runner's numbers.
     pub fn merge(&mut self, other: &Self) {
-        let Self { tasks, schedule_lag, users, users_peak, user_seconds, elapsed_seconds } = other;
+        let Self {
+            tasks,
+            schedule_lag,
+            users,
+            users_peak,
+            user_seconds,
+            elapsed_seconds,
+            thread_busy,
+            throttled_seconds,
+        } = other;
         for (name, task) in tasks {
             self.tasks.entry(name.clone()).or_default().merge(task);
         }
@@ -196,12 +210,23 @@ impl Numbers {
         self.users_peak += users_peak;
         self.user_seconds += user_seconds;
         self.elapsed_seconds = self.elapsed_seconds.max(*elapsed_seconds);
+        self.thread_busy = self.thread_busy.max(*thread_busy);
+        self.throttled_seconds = self.throttled_seconds.max(*throttled_seconds);
     }
 
-    /// What came since `earlier`, an older state of these same numbers. Users are those of now.
+    /// What came since `earlier`, an older state of these same numbers. Users and how busy threads are stay those of now.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
-        let Self { tasks, schedule_lag, users, users_peak, user_seconds, elapsed_seconds } = self;
+        let Self {
+            tasks,
+            schedule_lag,
+            users,
+            users_peak,
+            user_seconds,
+            elapsed_seconds,
+            thread_busy,
+            throttled_seconds,
+        } = self;
         let none = TaskNumbers::default();
         let rest = |(name, task): (&String, &TaskNumbers)| {
             (name.clone(), task.since(earlier.tasks.get(name).unwrap_or(&none)))
@@ -213,6 +238,8 @@ impl Numbers {
             users_peak: *users_peak,
             user_seconds: (user_seconds - earlier.user_seconds).max(0.0),
             elapsed_seconds: (elapsed_seconds - earlier.elapsed_seconds).max(0.0),
+            thread_busy: *thread_busy,
+            throttled_seconds: (throttled_seconds - earlier.throttled_seconds).max(0.0),
         }
     }
 

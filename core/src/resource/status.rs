@@ -379,6 +379,14 @@ pub struct Measurement {
     /// How late the runners were in doing what the load model wanted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule_lag_p99: Option<String>,
+    /// The share of the time that the busiest load thread of any runner was on a CPU. Above 90 %
+    /// latencies are Inconclusive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub busiest_thread: Option<String>,
+    /// How long a CPU limit kept a runner from running; absent when it did not. Above 1 % of
+    /// the test latencies are Inconclusive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub throttled: Option<String>,
     /// Runners that ended before the test did.
     pub runners_lost: i64,
     /// The share of the planned user-seconds that really ran; with arrivals, the share of the
