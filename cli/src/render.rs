@@ -144,6 +144,7 @@ fn summary(total: &Summary, status: &LoadTestStatus) -> String {
     for task in &status.tasks {
         for (what, latency) in [
             ("time to first response", &task.time_to_first_response),
+            ("inter-token latency", &task.inter_token_latency),
             ("webSocket connect", &task.web_socket_connect),
         ] {
             let Some(l) = latency else { continue };
@@ -152,6 +153,20 @@ fn summary(total: &Summary, status: &LoadTestStatus) -> String {
                 "  {} {what}: mean {}, p50 {}, p95 {}, p99 {}, max {}",
                 task.name, l.mean, l.p50, l.p95, l.p99, l.max
             );
+        }
+        if let Some(tokens) = &task.tokens {
+            let user =
+                tokens.per_user.as_ref().map_or_else(String::new, |r| format!(", {r} a user"));
+            let rate = &tokens.per_second;
+            let _ = writeln!(
+                out,
+                "  {} tokens: {} made, {rate} in all{user}",
+                task.name,
+                tokens.output + tokens.reasoning + tokens.tool
+            );
+        }
+        if let Some(goodput) = &task.goodput {
+            let _ = writeln!(out, "  {} goodput: {goodput} met every latency target", task.name);
         }
     }
     out

@@ -113,6 +113,7 @@ fn plan(test: &LoadTest) -> Plan {
         target: test.spec.target.clone(),
         load: test.spec.load.clone(),
         scenario: test.spec.scenario.clone(),
+        thresholds: test.spec.thresholds.clone(),
         release_grace: loadtest_core::Duration::ZERO,
         metrics_linger: loadtest_core::Duration::ZERO,
     }

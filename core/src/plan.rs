@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     profile::Profile,
-    resource::{Load, LoadTestSpec, Scenario, Sizing, Target},
-    values::Duration,
+    resource::{Load, LoadTestSpec, Metric, Scenario, Sizing, Target, Threshold},
+    values::{Duration, Quantity},
 };
 
 /// The plan's format; a runner refuses another one.
@@ -36,6 +36,9 @@ pub struct Plan {
     pub load: Load,
     /// What each user does.
     pub scenario: Scenario,
+    /// What the test is judged by: says which requests are good.
+    #[serde(default)]
+    pub thresholds: Vec<Threshold>,
     /// How long a runner waits to be released after its end.
     pub release_grace: Duration,
     /// How long a released runner goes on serving its metrics.
@@ -48,6 +51,53 @@ impl Plan {
     pub fn users_of(&self, index: u32) -> impl Iterator<Item = u64> + use<> {
         let users = u64::try_from(self.load.peak_users()).unwrap_or(0);
         (u64::from(index)..users).step_by(self.runners.max(1) as usize)
+    }
+}
+
+/// What a request of a task has to keep to be a good one: of each kind of latency the laxest
+/// target of the rows that judge it, as the target of a high percentile is what most must meet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Goals {
+    /// From planned to the last byte.
+    pub response: Option<Duration>,
+    /// From sent to the last byte.
+    pub service: Option<Duration>,
+    /// From planned to the first content token.
+    pub first: Option<Duration>,
+    /// The mean time between two tokens.
+    pub inter_token: Option<Duration>,
+    /// From the start of a WebSocket's connection to its upgrade.
+    pub connect: Option<Duration>,
+}
+
+impl Goals {
+    /// The goals of a task's requests.
+    pub fn of(thresholds: &[Threshold], task: &str) -> Self {
+        let mut goals = Self::default();
+        for threshold in thresholds {
+            let judges = threshold.task.as_ref().is_none_or(|judged| judged == task);
+            let Quantity::Time(target) = threshold.target.quantity else { continue };
+            let goal = match threshold.metric {
+                Metric::ResponseTime => &mut goals.response,
+                Metric::ServiceTime => &mut goals.service,
+                Metric::TimeToFirstResponse => &mut goals.first,
+                Metric::InterTokenLatency => &mut goals.inter_token,
+                Metric::WebSocketConnect => &mut goals.connect,
+                Metric::ErrorRate
+                | Metric::Throughput
+                | Metric::TokensPerSecond
+                | Metric::Goodput => continue,
+            };
+            if judges {
+                *goal = Some(goal.map_or(target, |before| before.max(target)));
+            }
+        }
+        goals
+    }
+
+    /// True when any request that succeeds is good.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -115,6 +165,7 @@ mod tests {
             target: spec.target,
             load: spec.load,
             scenario: spec.scenario,
+            thresholds: spec.thresholds,
             release_grace: Duration::ZERO,
             metrics_linger: Duration::ZERO,
         }
@@ -136,6 +187,25 @@ mod tests {
                 .unwrap();
         let sizing = size(&spec);
         assert_eq!((sizing.cpu.as_str(), sizing.memory.as_str()), ("2", "1Gi"));
+    }
+
+    #[test]
+    fn a_good_request_meets_the_laxest_target_of_each_kind() {
+        let rows: Vec<Threshold> = serde_yaml::from_str(
+            r#"
+- {task: chat, metric: timeToFirstResponse, statistic: p50, target: "< 500ms"}
+- {task: chat, metric: timeToFirstResponse, statistic: p95, target: "< 1s"}
+- {metric: responseTime, statistic: p99, target: "< 3s"}
+- {task: health, metric: responseTime, statistic: p99, target: "< 50ms"}
+- {metric: errorRate, target: "< 1%"}
+"#,
+        )
+        .unwrap();
+        let goals = Goals::of(&rows, "chat");
+        assert_eq!(goals.first, Some(Duration::from_secs(1)));
+        assert_eq!((goals.response, goals.service), (Some(Duration::from_secs(3)), None));
+        assert_eq!(Goals::of(&rows, "health").first, None);
+        assert!(Goals::of(&rows[4..], "chat").is_empty());
     }
 
     #[test]

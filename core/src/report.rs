@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    metrics::{LatencyHistogram, Numbers, TaskNumbers, judged},
+    metrics::{LatencyHistogram, Numbers, TaskNumbers, Tokens, judged},
     plan,
     profile::Profile,
     resource::{
         Aborted, BreakingPoint, ErrorCount, Latency, LoadTestSpec, Measurement, Progress, StageRow,
-        Summary, TaskKind, TaskSummary, ThresholdRow, Verdict,
+        Summary, TaskKind, TaskSummary, ThresholdRow, TokenSummary, Verdict,
     },
     timeline::{self, Timeline},
     values::{Duration, Rate, Share},
@@ -224,8 +224,7 @@ pub fn progress(spec: &LoadTestSpec, numbers: &Numbers, runners: usize, users: u
     }
 }
 
-fn latency(by_outcome: &[LatencyHistogram; 4]) -> Option<Latency> {
-    let all = judged(by_outcome);
+fn latency(all: &LatencyHistogram) -> Option<Latency> {
     let at = |p: f64| all.quantile(p).map(Duration::rounded);
     Some(Latency {
         count: count(all.count()),
@@ -235,6 +234,26 @@ fn latency(by_outcome: &[LatencyHistogram; 4]) -> Option<Latency> {
         p99: at(0.99)?,
         max: at(1.0)?,
     })
+}
+
+fn tokens(measured: &TaskNumbers, elapsed_seconds: f64) -> TokenSummary {
+    let Tokens { output, reasoning, tool, prompt } = measured.tokens;
+    let rate = |tokens: f64| Rate::per_second(tokens).rounded();
+    TokenSummary {
+        output: count(output),
+        reasoning: count(reasoning),
+        tool: count(tool),
+        prompt: count(prompt),
+        per_second: rate(measured.tokens.generated() as f64 / elapsed_seconds),
+        per_user: measured.token_time.mean().map(|time| rate(1.0 / time.as_secs_f64())),
+    }
+}
+
+/// The share of a task's requests that were good; `None` when nothing says what is.
+fn goodput(spec: &LoadTestSpec, task: &str, measured: &TaskNumbers) -> Option<String> {
+    let all = measured.wanted() + measured.of(crate::metrics::Outcome::Interrupted);
+    let judged = !plan::Goals::of(&spec.thresholds, task).is_empty();
+    (judged && all > 0).then(|| Share::of(measured.good, all).rounded())
 }
 
 fn tasks(spec: &LoadTestSpec, numbers: &Numbers) -> Vec<TaskSummary> {
@@ -249,8 +268,13 @@ fn tasks(spec: &LoadTestSpec, numbers: &Numbers) -> Vec<TaskSummary> {
             TaskSummary {
                 name: task.name.clone(),
                 summary: summarise(measured, numbers.elapsed_seconds),
-                time_to_first_response: latency(&measured.first_response).filter(|_| is_chat),
-                web_socket_connect: latency(&measured.web_socket_connect).filter(|_| is_web_socket),
+                time_to_first_response: latency(&judged(&measured.first_response))
+                    .filter(|_| is_chat),
+                inter_token_latency: latency(&measured.inter_token).filter(|_| is_chat),
+                tokens: is_chat.then(|| tokens(measured, numbers.elapsed_seconds)),
+                goodput: goodput(spec, &task.name, measured),
+                web_socket_connect: latency(&judged(&measured.web_socket_connect))
+                    .filter(|_| is_web_socket),
             }
         })
         .collect()

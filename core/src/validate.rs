@@ -50,7 +50,7 @@ pub fn problems(spec: &LoadTestSpec) -> Vec<Problem> {
             message: "holds no certificate that can be read: want PEM, as from openssl x509".into(),
         });
     }
-    let parts = (&spec.target, &spec.load, &spec.scenario);
+    let parts = (&spec.target, &spec.load, &spec.scenario, &spec.thresholds);
     // A spec is plain data: it always has a JSON form.
     let bytes = serde_json::to_vec(&parts).map_or(usize::MAX, |json| json.len());
     if bytes > MAX_PLAN_BYTES {

@@ -80,7 +80,7 @@ struct Observation {
 fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64) -> Observation {
     let latency = |by_outcome: &[LatencyHistogram; 4]| {
         let all = judged(by_outcome);
-        latency(&all, scope.dropped, threshold.statistic.unwrap_or(Statistic::Mean))
+        latency_of(&all, scope.dropped, threshold.statistic)
     };
     let seen = |value, samples| Observation { value, samples, hidden_by: 0 };
     let wanted = scope.wanted();
@@ -89,6 +89,20 @@ fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64) -> Observat
         Metric::ServiceTime => latency(&scope.service_time),
         Metric::TimeToFirstResponse => latency(&scope.first_response),
         Metric::WebSocketConnect => latency(&scope.web_socket_connect),
+        Metric::InterTokenLatency => {
+            // Gaps within answers: an arrival that was dropped has none.
+            latency_of(&scope.inter_token, 0, threshold.statistic)
+        }
+        Metric::TokensPerSecond => {
+            let rate =
+                || Quantity::Rate(Rate::per_second(scope.tokens.generated() as f64 / elapsed));
+            seen((elapsed > 0.0 && wanted > 0).then(rate), wanted)
+        }
+        Metric::Goodput => {
+            // What was still open at the end was not good either.
+            let all = wanted + scope.of(crate::metrics::Outcome::Interrupted);
+            seen((all > 0).then(|| Quantity::Share(Share::of(scope.good, all))), all)
+        }
         Metric::ErrorRate => {
             let share = Quantity::Share(Share::of(scope.missed(), wanted));
             seen((wanted > 0).then_some(share), wanted)
@@ -106,6 +120,8 @@ fn together(metric: Metric, numbers: &Numbers) -> TaskNumbers {
     let has = |by_outcome: &[LatencyHistogram; 4]| by_outcome.iter().any(|h| h.count() > 0);
     let counts = |task: &&TaskNumbers| match metric {
         Metric::TimeToFirstResponse => has(&task.first_response),
+        Metric::InterTokenLatency => task.inter_token.count() > 0,
+        Metric::TokensPerSecond => task.tokens.generated() > 0 || has(&task.first_response),
         Metric::WebSocketConnect => has(&task.web_socket_connect),
         _ => true,
     };
@@ -117,7 +133,12 @@ fn together(metric: Metric, numbers: &Numbers) -> TaskNumbers {
 
 /// A statistic of answers and of arrivals that were dropped, which count as slower than any
 /// answer: nobody waited to see how slow. A value among them is hidden.
-fn latency(answers: &LatencyHistogram, dropped: u64, statistic: Statistic) -> Observation {
+fn latency_of(
+    answers: &LatencyHistogram,
+    dropped: u64,
+    statistic: Option<Statistic>,
+) -> Observation {
+    let statistic = statistic.unwrap_or(Statistic::Mean);
     let samples = answers.count() + dropped;
     let (statistic, hidden) = match statistic {
         Statistic::Quantile(p) => {
@@ -226,6 +247,12 @@ pub(crate) fn advice(metric: Metric) -> String {
         Metric::TimeToFirstResponse => {
             "look at queueing and prompt processing in the model server; more replicas or smaller batches shorten the wait for the first token"
         }
+        Metric::InterTokenLatency | Metric::TokensPerSecond => {
+            "look at the model server's batch size and the share of time it spends on prompts: decoding waits for both"
+        }
+        Metric::Goodput => {
+            "see which latency row is missed; goodput is the share of requests that meet all of their task's"
+        }
         Metric::WebSocketConnect => {
             "look at the target's accept queue, proxy and TLS handshakes; each new session pays for them"
         }
@@ -330,6 +357,22 @@ mod tests {
         tail.critical = Some("> 2.5s".parse().unwrap());
         tail.warning = None;
         assert_eq!(judge(&tail, &numbers).verdict, Verdict::Critical);
+    }
+
+    #[test]
+    fn tokens_and_goodput_are_judged() {
+        let mut numbers = answers(0.5, Outcome::Success, 90);
+        let task = numbers.tasks.get_mut("chat").unwrap();
+        task.requests[Outcome::Interrupted.index()] = 10;
+        task.good = 80;
+        task.tokens.output = 500;
+        task.inter_token.record(0.02, 400);
+        let observed = |yaml: &str| judge(&row(yaml), &numbers).observed.unwrap();
+        assert_eq!(observed(r#"{metric: goodput, target: "> 99%"}"#), "80%");
+        assert_eq!(observed(r#"{metric: tokensPerSecond, target: "> 10/s"}"#), "50/s");
+        let gap = observed(r#"{metric: interTokenLatency, statistic: p95, target: "< 50ms"}"#);
+        let gap: Duration = gap.parse().unwrap();
+        assert!((gap.as_secs_f64() / 0.02 - 1.0).abs() < 0.002, "{gap}");
     }
 
     #[test]

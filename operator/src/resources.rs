@@ -108,6 +108,7 @@ pub fn plan(test: &LoadTest, sizing: &Sizing, token_sha256: String, settings: &S
         target: test.spec.target.clone(),
         load: test.spec.load.clone(),
         scenario: test.spec.scenario.clone(),
+        thresholds: test.spec.thresholds.clone(),
         release_grace: settings.release_grace,
         metrics_linger: settings.metrics_linger,
     }

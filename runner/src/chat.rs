@@ -1,8 +1,12 @@
 //! Reads an OpenAI-compatible answer: when its first content token came, and whether it
 //! is whole. Pure: it is handed bytes and the moment they were read.
 
-use std::{borrow::Cow, time::Instant};
+use std::{
+    borrow::Cow,
+    time::{Duration, Instant},
+};
 
+use loadtest_core::metrics::Tokens;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -17,8 +21,25 @@ pub(crate) struct Chat {
     stream: bool,
     /// What is read of the current line, or of the whole answer when it is not streamed.
     pending: Vec<u8>,
+    /// When the first token of content or of a tool call was read.
     first: Option<Instant>,
+    /// When the first and the latest token of any kind were read.
+    tokens_from: Option<Instant>,
+    latest: Option<Instant>,
+    /// Events with a token, by kind.
+    counted: Tokens,
+    usage: Option<Usage>,
     done: bool,
+}
+
+/// What an answer that is over amounts to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Answer {
+    /// When its first token was read: of content, or of a tool call.
+    pub(crate) first: Instant,
+    pub(crate) tokens: Tokens,
+    /// The mean time of each token after the first; `None` for one token, or no stream.
+    pub(crate) each: Option<Duration>,
 }
 
 #[derive(Deserialize)]
@@ -27,34 +48,90 @@ struct Event<'a> {
     choices: Vec<Choice<'a>>,
     #[serde(borrow, default)]
     error: Option<&'a RawValue>,
+    #[serde(default)]
+    usage: Option<Usage>,
 }
 
 #[derive(Deserialize)]
 struct Choice<'a> {
     #[serde(borrow, default)]
-    delta: Option<Content<'a>>,
+    delta: Option<Delta<'a>>,
     #[serde(borrow, default)]
-    message: Option<Content<'a>>,
+    message: Option<Delta<'a>>,
 }
 
 #[derive(Deserialize)]
-struct Content<'a> {
+struct Delta<'a> {
     #[serde(borrow, default)]
     content: Option<Cow<'a, str>>,
+    /// Some servers name it so, some the other way, and some send both.
+    #[serde(borrow, default)]
+    reasoning_content: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    reasoning: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    tool_calls: Option<&'a RawValue>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+struct Usage {
+    #[serde(default)]
+    prompt_tokens: u64,
+    #[serde(default)]
+    completion_tokens: u64,
+    #[serde(default)]
+    completion_tokens_details: Option<Details>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+struct Details {
+    #[serde(default)]
+    reasoning_tokens: Option<u64>,
+}
+
+impl Delta<'_> {
+    fn has_text(text: Option<&Cow<'_, str>>) -> bool {
+        text.is_some_and(|text| !text.is_empty())
+    }
+
+    /// The kinds of token in it: content, reasoning, tool call.
+    fn kinds(&self) -> (bool, bool, bool) {
+        let tool = self.tool_calls.is_some_and(|calls| !matches!(calls.get(), "null" | "[]"));
+        (
+            Self::has_text(self.content.as_ref()),
+            Self::has_text(self.reasoning_content.as_ref())
+                || Self::has_text(self.reasoning.as_ref()),
+            tool,
+        )
+    }
 }
 
 impl Chat {
     pub(crate) const fn new(stream: bool) -> Self {
-        Self { stream, pending: Vec::new(), first: None, done: false }
+        Self {
+            stream,
+            pending: Vec::new(),
+            first: None,
+            tokens_from: None,
+            latest: None,
+            counted: Tokens { output: 0, reasoning: 0, tool: 0, prompt: 0 },
+            usage: None,
+            done: false,
+        }
     }
 
-    /// When the first content token was read, if it was.
+    /// When the first token was read, if it was.
     pub(crate) const fn first(&self) -> Option<Instant> {
         self.first
     }
 
-    /// Takes bytes that were read at `at`.
-    pub(crate) fn read(&mut self, data: &[u8], at: Instant) -> Result<(), Failure> {
+    /// Takes bytes that were read at `at`. Times between tokens are handed to `gap`.
+    pub(crate) fn read(
+        &mut self,
+        data: &[u8],
+        at: Instant,
+        gap: &mut impl FnMut(Duration),
+    ) -> Result<(), Failure> {
         if self.pending.len() + data.len() > LIMIT {
             return Err(Failure::new(ErrorKind::Protocol, "chat answer has a line over 4 MiB"));
         }
@@ -66,11 +143,11 @@ impl Chat {
         while let Some(end) = rest.iter().position(|b| *b == b'\n') {
             let (line, after) = (&rest[..end], &rest[end + 1..]);
             if self.pending.is_empty() {
-                self.line(line, at)?;
+                self.line(line, at, gap)?;
             } else {
                 let mut whole = std::mem::take(&mut self.pending);
                 whole.extend_from_slice(line);
-                self.line(&whole, at)?;
+                self.line(&whole, at, gap)?;
             }
             rest = after;
         }
@@ -79,7 +156,12 @@ impl Chat {
     }
 
     /// One line of server-sent events. Comments, role-only events and `[DONE]` are no tokens.
-    fn line(&mut self, line: &[u8], at: Instant) -> Result<(), Failure> {
+    fn line(
+        &mut self,
+        line: &[u8],
+        at: Instant,
+        gap: &mut impl FnMut(Duration),
+    ) -> Result<(), Failure> {
         let Some(data) = line.strip_prefix(b"data:") else { return Ok(()) };
         let data = data.trim_ascii();
         if data == b"[DONE]" {
@@ -96,37 +178,76 @@ impl Chat {
             let text: String = error.get().chars().take(200).collect();
             return Err(Failure::new(ErrorKind::StreamError, format!("error event: {text}")));
         }
-        let has_token = |choice: &Choice<'_>| {
-            let content = choice.delta.as_ref().and_then(|delta| delta.content.as_ref());
-            content.is_some_and(|text| !text.is_empty())
-        };
-        if self.first.is_none() && event.choices.iter().any(has_token) {
+        // Sent once, at the end; or with every event, grown.
+        self.usage = event.usage.or(self.usage);
+        let deltas = event.choices.iter().filter_map(|choice| choice.delta.as_ref());
+        let (mut content, mut reasoning, mut tool) = (false, false, false);
+        for (has_content, has_reasoning, has_tool) in deltas.map(Delta::kinds) {
+            content |= has_content;
+            reasoning |= has_reasoning;
+            tool |= has_tool;
+        }
+        if !(content || reasoning || tool) {
+            return Ok(());
+        }
+        self.counted.output += u64::from(content);
+        self.counted.reasoning += u64::from(reasoning);
+        self.counted.tool += u64::from(tool);
+        if self.first.is_none() && (content || tool) {
             self.first = Some(at);
         }
+        if let Some(before) = self.latest {
+            gap(at.saturating_duration_since(before));
+        }
+        self.tokens_from.get_or_insert(at);
+        self.latest = Some(at);
         Ok(())
     }
 
-    /// The answer is over, read to its end at `last`: when its first content token came.
-    pub(crate) fn finish(mut self, last: Instant) -> Result<Instant, Failure> {
+    /// What the target counted, where it did: an event may hold several tokens.
+    fn tokens(&self) -> Tokens {
+        let Some(usage) = self.usage.filter(|usage| usage.completion_tokens > 0) else {
+            return self.counted;
+        };
+        let told = usage.completion_tokens_details.and_then(|details| details.reasoning_tokens);
+        let reasoning = told.unwrap_or(self.counted.reasoning).min(usage.completion_tokens);
+        let tool = self.counted.tool.min(usage.completion_tokens - reasoning);
+        Tokens {
+            output: usage.completion_tokens - reasoning - tool,
+            reasoning,
+            tool,
+            prompt: usage.prompt_tokens,
+        }
+    }
+
+    /// The answer is over, read to its end at `last`.
+    pub(crate) fn finish(mut self, last: Instant) -> Result<Answer, Failure> {
         if self.stream {
             if !self.pending.is_empty() {
                 let line = std::mem::take(&mut self.pending);
-                self.line(&line, last)?;
+                self.line(&line, last, &mut |_| {})?;
             }
             if !self.done {
                 let message = "stream ended without data: [DONE]";
                 return Err(Failure::new(ErrorKind::StreamCut, message));
             }
-            return self.first.ok_or_else(|| {
+            let first = self.first.ok_or_else(|| {
                 Failure::new(ErrorKind::Protocol, "stream ended without a content token")
-            });
+            })?;
+            let tokens = self.tokens();
+            let took = self.tokens_from.zip(self.latest).map(|(from, to)| to - from);
+            let after_first =
+                u32::try_from(tokens.generated().saturating_sub(1)).unwrap_or(u32::MAX);
+            let each = took.filter(|_| after_first > 0).map(|took| took / after_first.max(1));
+            return Ok(Answer { first, tokens, each });
         }
         let answer: Event<'_> = serde_json::from_slice(&self.pending).map_err(|error| {
             Failure::new(ErrorKind::Protocol, format!("answer is not chat JSON: {error}"))
         })?;
+        self.usage = answer.usage;
         match answer.choices.first().and_then(|choice| choice.message.as_ref()) {
             // The user sees an unstreamed answer when all of it is there.
-            Some(_) => Ok(last),
+            Some(_) => Ok(Answer { first: last, tokens: self.tokens(), each: None }),
             None => Err(Failure::new(ErrorKind::Protocol, "answer has no choices[0].message")),
         }
     }
@@ -134,8 +255,6 @@ impl Chat {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -146,16 +265,53 @@ mod tests {
     const USAGE: &str = "data: {\"choices\":[],\"usage\":{\"completion_tokens\":1}}\n\n";
     const DONE: &str = "data: [DONE]\n\n";
 
-    fn read(events: &[&str]) -> Result<u64, ErrorKind> {
+    /// Reads events that come every 10 ms; the answer, when its first token came in
+    /// milliseconds, and the gaps between tokens.
+    fn answer(events: &[&str]) -> Result<(Answer, u128, Vec<u128>), ErrorKind> {
         let start = Instant::now();
         let mut chat = Chat::new(true);
-        let mut at = start;
+        let (mut at, mut gaps) = (start, Vec::new());
         for event in events {
             at += Duration::from_millis(10);
-            chat.read(event.as_bytes(), at).map_err(|f| f.kind)?;
+            let mut gap = |gap: Duration| gaps.push(gap.as_millis());
+            chat.read(event.as_bytes(), at, &mut gap).map_err(|f| f.kind)?;
         }
-        let first = chat.finish(at).map_err(|f| f.kind)?;
-        Ok(u64::try_from((first - start).as_millis()).unwrap())
+        let answer = chat.finish(at).map_err(|f| f.kind)?;
+        Ok((answer, (answer.first - start).as_millis(), gaps))
+    }
+
+    fn read(events: &[&str]) -> Result<u128, ErrorKind> {
+        answer(events).map(|(_, first, _)| first)
+    }
+
+    #[test]
+    fn gaps_are_those_between_tokens_and_nothing_else() {
+        let (found, _, gaps) =
+            answer(&[ROLE, TOKEN, ": keep-alive\n\n", TOKEN, TOKEN, USAGE, DONE]).unwrap();
+        assert_eq!(gaps, [20, 10]);
+        // The usage says 1: what the target counts is what there is.
+        assert_eq!((found.tokens.output, found.each), (1, None));
+        let (found, ..) = answer(&[ROLE, TOKEN, TOKEN, TOKEN, DONE]).unwrap();
+        assert_eq!((found.tokens.output, found.each), (3, Some(Duration::from_millis(10))));
+    }
+
+    #[test]
+    fn usage_is_preferred_to_counting_events() {
+        let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":11,\"completion_tokens_details\":{\"reasoning_tokens\":4}}}\n\n";
+        let (found, ..) = answer(&[TOKEN, TOKEN, usage, DONE]).unwrap();
+        let wanted = Tokens { output: 7, reasoning: 4, tool: 0, prompt: 7 };
+        assert_eq!((found.tokens, found.each), (wanted, Some(Duration::from_millis(1))));
+    }
+
+    #[test]
+    fn reasoning_is_no_first_response_and_a_tool_call_is() {
+        let thought = "data: {\"choices\":[{\"delta\":{\"reasoning_content\":\"Hm\"}}]}\n\n";
+        let call = "data: {\"choices\":[{\"delta\":{\"content\":null,\"tool_calls\":[{\"index\":0}]}}]}\n\n";
+        let (found, first, gaps) = answer(&[ROLE, thought, thought, TOKEN, DONE]).unwrap();
+        assert_eq!((first, gaps.len()), (40, 2));
+        assert_eq!((found.tokens.reasoning, found.tokens.output), (2, 1));
+        let (found, first, _) = answer(&[ROLE, thought, call, DONE]).unwrap();
+        assert_eq!((first, found.tokens.tool), (30, 1));
     }
 
     #[test]
@@ -189,11 +345,12 @@ mod tests {
     fn a_plain_answer_counts_when_it_is_whole() {
         let last = Instant::now();
         let mut chat = Chat::new(false);
-        chat.read(b"{\"choices\":[{\"message\":{\"content\":\"Hi", last).unwrap();
-        chat.read(b" there\"}}]}", last).unwrap();
-        assert_eq!(chat.finish(last).unwrap(), last);
+        chat.read(b"{\"choices\":[{\"message\":{\"content\":\"Hi", last, &mut |_| {}).unwrap();
+        chat.read(b" there\"}}],\"usage\":{\"completion_tokens\":5}}", last, &mut |_| {}).unwrap();
+        let found = chat.finish(last).unwrap();
+        assert_eq!((found.first, found.tokens.output), (last, 5));
         let mut cut = Chat::new(false);
-        cut.read(b"{\"choices\":[", last).unwrap();
+        cut.read(b"{\"choices\":[", last, &mut |_| {}).unwrap();
         assert_eq!(cut.finish(last).unwrap_err().kind, ErrorKind::Protocol);
     }
 
@@ -206,10 +363,10 @@ mod tests {
             let mut rest = whole.as_bytes();
             for cut in cuts {
                 let (now, later) = rest.split_at(cut.min(rest.len()));
-                chat.read(now, at).unwrap();
+                chat.read(now, at, &mut |_| {}).unwrap();
                 rest = later;
             }
-            chat.read(rest, at).unwrap();
+            chat.read(rest, at, &mut |_| {}).unwrap();
             prop_assert!(chat.finish(at).is_ok());
         }
 
@@ -217,7 +374,7 @@ mod tests {
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), stream: bool) {
             let mut chat = Chat::new(stream);
             let at = Instant::now();
-            if chat.read(&bytes, at).is_ok() {
+            if chat.read(&bytes, at, &mut |_| {}).is_ok() {
                 let _ = chat.finish(at);
             }
         }

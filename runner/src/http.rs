@@ -4,14 +4,14 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Waker},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::{
-    chat::Chat,
+    chat::{Answer, Chat},
     connect::Connector,
     failure::{ErrorKind, Failure},
     flight::{Flight, Part},
@@ -128,7 +128,8 @@ pub(crate) async fn request(
     if expected(prepared, head.status) { Ok(last) } else { Err(unexpected(prepared, head.status)) }
 }
 
-/// One chat completion; the moment the last byte of its answer was read.
+/// One chat completion: the moment the last byte of its answer was read, and what it holds.
+/// Times between tokens are handed to `gap` as they come.
 pub(crate) async fn chat(
     connection: &mut Option<HttpConnection>,
     connector: &Connector,
@@ -136,7 +137,8 @@ pub(crate) async fn chat(
     body: usize,
     buffer: &mut BytesMut,
     flight: &Flight,
-) -> Result<Instant, Failure> {
+    mut gap: impl FnMut(Duration),
+) -> Result<(Instant, Answer), Failure> {
     let request = prepared.requests.get(body).unwrap_or(&prepared.http.request);
     let (open, head) = send(connection, connector, request, buffer, flight).await?;
     if !expected(&prepared.http, head.status) {
@@ -145,7 +147,7 @@ pub(crate) async fn chat(
     }
     let mut chat = Chat::new(prepared.stream);
     let read = drain(open, &head, buffer, |data, at| {
-        chat.read(data, at)?;
+        chat.read(data, at, &mut gap)?;
         chat.first().into_iter().for_each(|at| flight.first(at));
         Ok(())
     });
@@ -154,6 +156,7 @@ pub(crate) async fn chat(
         ErrorKind::Reset if prepared.stream => Failure { kind: ErrorKind::StreamCut, ..failure },
         _ => failure,
     })?;
-    flight.first(chat.finish(last)?);
-    Ok(last)
+    let answer = chat.finish(last)?;
+    flight.first(answer.first);
+    Ok((last, answer))
 }

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use loadtest_core::{
     mix::Mix,
-    plan::{Plan, header_variable},
+    plan::{Goals, Plan, header_variable},
     resource::{ChatTask, HttpTask, Task, TaskKind, WebSocketTask},
 };
 use rustls::{
@@ -85,6 +85,8 @@ pub(crate) struct Endpoint {
 pub(crate) struct PreparedTask {
     pub(crate) name: String,
     pub(crate) timeout: Duration,
+    /// What makes a request of it a good one.
+    pub(crate) goals: Goals,
     pub(crate) kind: PreparedKind,
 }
 
@@ -168,7 +170,10 @@ impl Prepared {
             .scenario
             .tasks
             .iter()
-            .map(|task| prepare(task, &shared, http.as_ref(), web_socket.as_ref()))
+            .map(|task| {
+                let goals = Goals::of(&plan.thresholds, &task.name);
+                prepare(task, goals, &shared, http.as_ref(), web_socket.as_ref())
+            })
             .collect::<Result<_, _>>()?;
         let mix = Mix::new(&plan.scenario);
         Ok(Arc::new(Self { plan, http, web_socket, tasks, mix }))
@@ -266,6 +271,7 @@ fn shared_headers(
 
 fn prepare(
     task: &Task,
+    goals: Goals,
     shared: &HeaderMap,
     http: Option<&Endpoint>,
     web_socket: Option<&Endpoint>,
@@ -287,7 +293,7 @@ fn prepare(
             (socket.timeout, PreparedKind::WebSocket(prepared))
         }
     };
-    Ok(PreparedTask { name: task.name.clone(), timeout: timeout.std(), kind })
+    Ok(PreparedTask { name: task.name.clone(), timeout: timeout.std(), goals, kind })
 }
 
 fn with_host(
@@ -359,6 +365,10 @@ fn prepare_chat(
                 "messages": [{"role": "user", "content": message}],
                 "stream": task.stream,
             });
+            if task.stream {
+                // Else a stream does not say how many tokens it had.
+                body["stream_options"] = serde_json::json!({"include_usage": true});
+            }
             if let Some(max) = task.max_tokens {
                 body["max_tokens"] = max.into();
             }

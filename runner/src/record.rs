@@ -1,9 +1,15 @@
 //! What one worker measured. Owned by its thread: no lock, no channel per request.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use hdrhistogram::Histogram;
-use loadtest_core::metrics::{LatencyHistogram, Outcome, TaskNumbers};
+use loadtest_core::{
+    metrics::{LatencyHistogram, Outcome, TaskNumbers, Tokens},
+    plan::Goals,
+};
 
 use crate::failure::{ErrorKind, Failure};
 
@@ -73,10 +79,32 @@ pub(crate) struct Sample {
 pub(crate) struct TaskRecorder {
     /// Boxed and made on first use: most outcomes never happen.
     series: [Option<Box<Series>>; 4],
+    inter_token: Distribution,
+    token_time: Distribution,
+    tokens: Tokens,
+    good: u64,
     dropped: u64,
     errors: BTreeMap<ErrorKind, (u64, String)>,
     sent_bytes: u64,
     received_bytes: u64,
+}
+
+impl Sample {
+    /// True when a request that succeeded met all goals of its task. `each` is the mean time
+    /// between its tokens.
+    pub(crate) fn meets(&self, goals: &Goals, each: Option<Duration>) -> bool {
+        let within =
+            |goal: Option<loadtest_core::Duration>, from: Option<Instant>, to: Option<Instant>| {
+                let took = from.zip(to).map(|(from, to)| to.saturating_duration_since(from));
+                goal.is_none_or(|goal| took.is_none_or(|took| took <= goal.std()))
+            };
+        let Goals { response, service, first, inter_token, connect } = *goals;
+        within(response, Some(self.planned), Some(self.last))
+            && within(service, self.sent, Some(self.last))
+            && within(first, Some(self.planned), self.first)
+            && inter_token.is_none_or(|goal| each.is_none_or(|each| each <= goal.std()))
+            && connect.is_none_or(|goal| self.connect.is_none_or(|took| took <= goal.std()))
+    }
 }
 
 fn nanos(from: Instant, to: Instant) -> u64 {
@@ -111,6 +139,24 @@ impl TaskRecorder {
         }
     }
 
+    /// Records the time between two tokens.
+    pub(crate) fn token_gap(&mut self, gap: Duration) {
+        self.inter_token.record(u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Counts a chat's tokens and, of a stream, the time of each after the first.
+    pub(crate) fn tokens(&mut self, tokens: &Tokens, each: Option<Duration>) {
+        self.tokens.add(tokens);
+        if let Some(each) = each {
+            self.token_time.record(u64::try_from(each.as_nanos()).unwrap_or(u64::MAX));
+        }
+    }
+
+    /// Counts a request that met all goals of its task.
+    pub(crate) fn good(&mut self) {
+        self.good += 1;
+    }
+
     /// Counts an arrival that found no user free.
     pub(crate) fn drop_arrival(&mut self) {
         self.dropped += 1;
@@ -125,6 +171,10 @@ impl TaskRecorder {
     /// The numbers in the form they are exposed in.
     pub(crate) fn numbers(&self) -> TaskNumbers {
         let mut numbers = TaskNumbers {
+            inter_token: self.inter_token.to_native(),
+            token_time: self.token_time.to_native(),
+            tokens: self.tokens,
+            good: self.good,
             dropped: self.dropped,
             sent_bytes: self.sent_bytes,
             received_bytes: self.received_bytes,

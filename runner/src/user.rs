@@ -6,6 +6,7 @@ use bytes::BytesMut;
 use loadtest_core::{metrics::Outcome, mix::Choices};
 
 use crate::{
+    chat::Answer,
     failure::{ErrorKind, Failure},
     flight::Flight,
     http::{self, HttpConnection},
@@ -42,16 +43,16 @@ pub(crate) async fn perform(
     // Users that wait hold none.
     let mut buffer = worker.take_buffer();
     let exchange =
-        exchange(worker, prepared, flight, choices, connection, &mut buffer, &mut progress);
+        exchange(worker, task, prepared, flight, choices, connection, &mut buffer, &mut progress);
     let ended = flight.in_time(exchange).await;
-    let (outcome, failure, last) = match ended {
-        Some(Ok(last)) => (Outcome::Success, None, last),
-        Some(Err(failure)) => (Outcome::Failure, Some(failure), Instant::now()),
+    let (outcome, failure, last, answer) = match ended {
+        Some(Ok((last, answer))) => (Outcome::Success, None, last, answer),
+        Some(Err(failure)) => (Outcome::Failure, Some(failure), Instant::now(), None),
         None => {
             let kind = flight.part().timeout();
             let after = loadtest_core::Duration::from(prepared.timeout);
             let failure = Failure::new(kind, format!("no complete answer within {after}"));
-            (Outcome::Timeout, Some(failure), Instant::now())
+            (Outcome::Timeout, Some(failure), Instant::now(), None)
         }
     };
     let (mut sent_bytes, mut received_bytes) = progress.bytes();
@@ -73,6 +74,13 @@ pub(crate) async fn perform(
     worker.record(task, |recorder| {
         recorder.bytes(sent_bytes, received_bytes);
         recorder.record(outcome, &sample);
+        let each = answer.and_then(|answer| answer.each);
+        if let Some(answer) = answer {
+            recorder.tokens(&answer.tokens, each);
+        }
+        if outcome == Outcome::Success && sample.meets(&prepared.goals, each) {
+            recorder.good();
+        }
         if let Some(failure) = failure {
             recorder.fail(failure);
         }
@@ -81,26 +89,33 @@ pub(crate) async fn perform(
     outcome
 }
 
-/// Runs a request; the moment its last byte was read.
+/// Runs a request; the moment its last byte was read and, of a chat, what it holds.
+#[expect(clippy::too_many_arguments, reason = "parts of a user that are borrowed apart")]
 async fn exchange(
     worker: &Worker,
+    task: usize,
     prepared: &PreparedTask,
     flight: &Flight,
     choices: &mut Choices,
     connection: &mut Option<HttpConnection>,
     buffer: &mut BytesMut,
     progress: &mut web_socket::Progress,
-) -> Result<Instant, Failure> {
+) -> Result<(Instant, Option<Answer>), Failure> {
     match &prepared.kind {
         PreparedKind::Http(request) => {
-            http::request(connection, worker.http()?, request, buffer, flight).await
+            let last = http::request(connection, worker.http()?, request, buffer, flight).await?;
+            Ok((last, None))
         }
         PreparedKind::Chat(chat) => {
             let body = choices.pick(chat.requests.len());
-            http::chat(connection, worker.http()?, chat, body, buffer, flight).await
+            let gap = |gap| worker.record(task, |recorder| recorder.token_gap(gap));
+            let (last, answer) =
+                http::chat(connection, worker.http()?, chat, body, buffer, flight, gap).await?;
+            Ok((last, Some(answer)))
         }
         PreparedKind::WebSocket(session) => {
-            web_socket::session(worker.web_socket()?, session, flight, progress).await
+            let last = web_socket::session(worker.web_socket()?, session, flight, progress).await?;
+            Ok((last, None))
         }
     }
 }

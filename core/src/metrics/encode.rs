@@ -95,6 +95,8 @@ struct Exposition {
 
 /// A task's counter, with its family and help.
 type Count = (&'static str, &'static str, fn(&TaskNumbers) -> u64);
+/// A task's distribution, with its family and help.
+type Times = (&'static str, &'static str, fn(&TaskNumbers) -> &LatencyHistogram);
 /// A task's distributions by outcome, with their family and help.
 type Latencies = (&'static str, &'static str, fn(&TaskNumbers) -> &[LatencyHistogram; 4]);
 
@@ -104,7 +106,10 @@ impl Collector for Exposition {
         self.runner_gauges(e)?;
         self.requests(e)?;
         self.errors(e)?;
-        let counts: [Count; 3] = [
+        let counts: [Count; 4] = [
+            (names::GOOD, "Successful requests that met every latency target of their task", |t| {
+                t.good
+            }),
             (names::DROPPED, "Arrivals that found no user free", |t| t.dropped),
             (names::SENT_BYTES, "Bytes written to sockets", |t| t.sent_bytes),
             (names::RECEIVED_BYTES, "Bytes read from sockets", |t| t.received_bytes),
@@ -150,6 +155,7 @@ impl Collector for Exposition {
                 }
             }
         }
+        self.tokens(e)?;
         let mut lag = e.encode_descriptor(
             names::SCHEDULE_LAG,
             "How late a user acted on its schedule",
@@ -180,7 +186,9 @@ impl Exposition {
         family: &str,
     ) -> impl Iterator<Item = (&'a String, &'a TaskNumbers)> + use<'a> {
         let only = match family {
-            names::FIRST_RESPONSE => Some(&self.shown.chat),
+            names::FIRST_RESPONSE | names::INTER_TOKEN | names::TOKEN_TIME | names::TOKENS => {
+                Some(&self.shown.chat)
+            }
             names::WEB_SOCKET_CONNECT => Some(&self.shown.web_socket),
             _ => None,
         };
@@ -253,6 +261,37 @@ impl Exposition {
         Ok(())
     }
 
+    /// What only chats have: tokens, and the times between them.
+    fn tokens(&self, e: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let mut family = counter(e, names::TOKENS, "Tokens of chat answers, by kind")?;
+        for (task, numbers) in self.tasks_with(names::TOKENS) {
+            for (kind, count) in numbers.tokens.by_kind() {
+                let labels = [
+                    ("kind", kind),
+                    ("loadtest", self.shown.loadtest.as_str()),
+                    ("task", task.as_str()),
+                ];
+                family.encode_family(&labels)?.encode_counter::<NoLabels, _, u64>(&count, None)?;
+            }
+        }
+        let times: [Times; 2] = [
+            (names::INTER_TOKEN, "Between two tokens of a streamed chat", |t| &t.inter_token),
+            (
+                names::TOKEN_TIME,
+                "A streamed chat's time from its first to its last token, by token",
+                |t| &t.token_time,
+            ),
+        ];
+        for (name, help, value) in times {
+            let mut family = e.encode_descriptor(name, help, None, MetricType::Histogram)?;
+            for (task, numbers) in self.tasks_with(name) {
+                let labels = [("loadtest", self.shown.loadtest.as_str()), ("task", task.as_str())];
+                self.histogram(family.encode_family(&labels)?, value(numbers))?;
+            }
+        }
+        Ok(())
+    }
+
     fn errors(&self, e: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let mut family = counter(e, names::ERRORS, "Errors by kind")?;
         for (task, numbers) in &self.runner.numbers.tasks {
@@ -309,7 +348,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::metrics::{Identity, RunnerState, decode};
+    use crate::metrics::{Identity, RunnerState, Tokens, decode};
 
     fn shown() -> Shown {
         Shown { loadtest: "burst".into(), chat: vec!["chat".into()], web_socket: vec!["ws".into()] }
@@ -337,12 +376,18 @@ mod tests {
                 task.response_time[i].record(*seconds, 1);
                 task.service_time[i].record(*seconds / 2.0, 1);
                 match name {
-                    "chat" => task.first_response[i].record(*seconds / 4.0, 1),
+                    "chat" => {
+                        task.first_response[i].record(*seconds / 4.0, 1);
+                        task.inter_token.record(*seconds / 16.0, 1);
+                        task.token_time.record(*seconds / 32.0, 1);
+                        task.tokens.add(&Tokens { output: 9, reasoning: 3, tool: 2, prompt: 7 });
+                    }
                     _ => task.web_socket_connect[i].record(*seconds / 8.0, 1),
                 }
                 runner.numbers.schedule_lag.record(*seconds / 1000.0, 1);
             }
             task.errors.insert("connect".into(), samples.len() as u64 + 1);
+            task.good = 4;
             task.dropped = 5;
             task.sent_bytes = 10;
             task.received_bytes = 20;

@@ -148,6 +148,10 @@ fn take(
         names::SCHEDULE_LAG => numbers.schedule_lag.merge(&histogram(metric)?),
         names::REQUESTS
         | names::DROPPED
+        | names::GOOD
+        | names::TOKENS
+        | names::INTER_TOKEN
+        | names::TOKEN_TIME
         | names::ERRORS
         | names::SENT_BYTES
         | names::RECEIVED_BYTES
@@ -176,6 +180,14 @@ fn take_of_task(
                 *task.errors.entry(labels.get("kind").to_owned()).or_default() += count;
             }
         }
+        names::TOKENS => {
+            if let Some(count) = task.tokens.of_kind(labels.get("kind")) {
+                *count = whole(counter(metric));
+            }
+        }
+        names::INTER_TOKEN => task.inter_token = histogram(metric)?,
+        names::TOKEN_TIME => task.token_time = histogram(metric)?,
+        names::GOOD => task.good = whole(counter(metric)),
         names::DROPPED => task.dropped = whole(counter(metric)),
         names::SENT_BYTES => task.sent_bytes = whole(counter(metric)),
         names::RECEIVED_BYTES => task.received_bytes = whole(counter(metric)),

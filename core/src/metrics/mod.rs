@@ -12,7 +12,7 @@ mod numbers;
 pub use encode::{Format, Shown, encode};
 pub use exposition::{ExpositionError, Identity, RunnerNumbers, RunnerState, decode};
 pub use histogram::{LatencyHistogram, MergeError, SCHEMA};
-pub use numbers::{Numbers, Outcome, TaskNumbers, judged};
+pub use numbers::{Numbers, Outcome, TaskNumbers, Tokens, judged};
 
 /// Metric family names. Counters carry their `_total` here, as they are read.
 pub mod names {
@@ -38,6 +38,14 @@ pub mod names {
     pub const FIRST_RESPONSE: &str = "loadtest_time_to_first_response_seconds";
     /// Histogram: from the start of a WebSocket's connection to its upgrade.
     pub const WEB_SOCKET_CONNECT: &str = "loadtest_websocket_connect_seconds";
+    /// Histogram: between two tokens of a streamed chat.
+    pub const INTER_TOKEN: &str = "loadtest_inter_token_latency_seconds";
+    /// Histogram: a streamed chat's time from its first to its last token, by token.
+    pub const TOKEN_TIME: &str = "loadtest_time_per_output_token_seconds";
+    /// Counter: tokens of chat answers, by task and kind.
+    pub const TOKENS: &str = "loadtest_tokens_total";
+    /// Counter: successful requests that met every latency target of their task.
+    pub const GOOD: &str = "loadtest_good_requests_total";
     /// Counter: arrivals that found no user free, by task.
     pub const DROPPED: &str = "loadtest_dropped_total";
     /// Counter: errors by task and kind.

@@ -43,6 +43,62 @@ impl Outcome {
     }
 }
 
+/// Tokens of chat answers: as the target's `usage` counts them or, where it sends none, one for
+/// each event of a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Of answers' content.
+    pub output: u64,
+    /// Of reasoning that came before it.
+    pub reasoning: u64,
+    /// Of tool calls.
+    pub tool: u64,
+    /// Of prompts; zero where the target does not say.
+    pub prompt: u64,
+}
+
+impl Tokens {
+    /// The kinds, as labels call them, each with its count.
+    pub const fn by_kind(&self) -> [(&'static str, u64); 4] {
+        let Self { output, reasoning, tool, prompt } = *self;
+        [("output", output), ("reasoning", reasoning), ("tool", tool), ("prompt", prompt)]
+    }
+
+    /// The count of the kind that a label calls so.
+    pub fn of_kind(&mut self, kind: &str) -> Option<&mut u64> {
+        match kind {
+            "output" => Some(&mut self.output),
+            "reasoning" => Some(&mut self.reasoning),
+            "tool" => Some(&mut self.tool),
+            "prompt" => Some(&mut self.prompt),
+            _ => None,
+        }
+    }
+
+    /// Tokens that the target made: all but prompts'.
+    pub const fn generated(&self) -> u64 {
+        self.output + self.reasoning + self.tool
+    }
+
+    /// Adds others.
+    pub const fn add(&mut self, other: &Self) {
+        let Self { output, reasoning, tool, prompt } = *other;
+        self.output += output;
+        self.reasoning += reasoning;
+        self.tool += tool;
+        self.prompt += prompt;
+    }
+
+    const fn since(&self, earlier: &Self) -> Self {
+        Self {
+            output: self.output.saturating_sub(earlier.output),
+            reasoning: self.reasoning.saturating_sub(earlier.reasoning),
+            tool: self.tool.saturating_sub(earlier.tool),
+            prompt: self.prompt.saturating_sub(earlier.prompt),
+        }
+    }
+}
+
 /// The numbers of one task.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct TaskNumbers {
@@ -56,6 +112,15 @@ pub struct TaskNumbers {
     pub first_response: [LatencyHistogram; 4],
     /// From the start of a WebSocket's connection to its upgrade, by the session's outcome.
     pub web_socket_connect: [LatencyHistogram; 4],
+    /// Between two tokens of a streamed chat, of every stream.
+    pub inter_token: LatencyHistogram,
+    /// From the first to the last token of a successful streamed chat, by the tokens after the
+    /// first.
+    pub token_time: LatencyHistogram,
+    /// Tokens of chat answers.
+    pub tokens: Tokens,
+    /// Successful requests that met every latency target of their task.
+    pub good: u64,
     /// Arrivals that found no user free, so that no request was sent; in none of the above.
     pub dropped: u64,
     /// Errors by kind.
@@ -101,6 +166,10 @@ impl TaskNumbers {
             service_time,
             first_response,
             web_socket_connect,
+            inter_token,
+            token_time,
+            tokens,
+            good,
             dropped,
             errors,
             sent_bytes,
@@ -113,6 +182,10 @@ impl TaskNumbers {
             self.first_response[i].merge(&first_response[i]);
             self.web_socket_connect[i].merge(&web_socket_connect[i]);
         }
+        self.inter_token.merge(inter_token);
+        self.token_time.merge(token_time);
+        self.tokens.add(tokens);
+        self.good += good;
         self.dropped += dropped;
         for (kind, count) in errors {
             *self.errors.entry(kind.clone()).or_default() += count;
@@ -133,6 +206,10 @@ impl TaskNumbers {
             service_time,
             first_response,
             web_socket_connect,
+            inter_token,
+            token_time,
+            tokens,
+            good,
             dropped,
             errors,
             sent_bytes,
@@ -150,6 +227,10 @@ impl TaskNumbers {
             service_time: all(service_time, &earlier.service_time),
             first_response: all(first_response, &earlier.first_response),
             web_socket_connect: all(web_socket_connect, &earlier.web_socket_connect),
+            inter_token: inter_token.since(&earlier.inter_token),
+            token_time: token_time.since(&earlier.token_time),
+            tokens: tokens.since(&earlier.tokens),
+            good: good.saturating_sub(earlier.good),
             dropped: dropped.saturating_sub(earlier.dropped),
             errors: errors.iter().map(|(kind, n)| (kind.clone(), rest(kind, *n))).collect(),
             sent_bytes: sent_bytes.saturating_sub(earlier.sent_bytes),

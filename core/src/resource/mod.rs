@@ -21,7 +21,7 @@ pub use load::{Load, Ramp, Stage};
 pub use runners::{RunnerSecurity, Runners};
 pub use status::{
     Aborted, BreakingPoint, ErrorCount, Latency, LoadTestStatus, Measurement, Phase, Progress,
-    Sizing, StageRow, Summary, TaskSummary, ThresholdRow, Verdict,
+    Sizing, StageRow, Summary, TaskSummary, ThresholdRow, TokenSummary, Verdict,
 };
 pub use target::{HeaderFrom, SecretKey, Target, Tls};
 pub use task::{ChatTask, HttpTask, Method, Task, TaskKind, WebSocketTask};
@@ -74,6 +74,14 @@ pub const MAX_ROWS: usize = 64;
     {
         "rule": "self.thresholds.all(h, h.metric != 'timeToFirstResponse' || self.scenario.tasks.exists(t, has(t.chat) && (!has(h.task) || t.name == h.task)))",
         "message": "thresholds: timeToFirstResponse is measured on chat tasks only: name a chat task, or use responseTime",
+    },
+    {
+        "rule": "self.thresholds.all(h, h.metric != 'tokensPerSecond' || self.scenario.tasks.exists(t, has(t.chat) && (!has(h.task) || t.name == h.task)))",
+        "message": "thresholds: tokensPerSecond is measured on chat tasks only: name a chat task, or use throughput",
+    },
+    {
+        "rule": "self.thresholds.all(h, h.metric != 'interTokenLatency' || self.scenario.tasks.exists(t, has(t.chat) && t.chat.stream && (!has(h.task) || t.name == h.task)))",
+        "message": "thresholds: interTokenLatency is measured on streamed chat tasks only: name one, or set chat.stream",
     },
     {
         "rule": "self.thresholds.all(h, h.metric != 'webSocketConnect' || self.scenario.tasks.exists(t, has(t.webSocket) && (!has(h.task) || t.name == h.task)))",

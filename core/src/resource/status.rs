@@ -256,9 +256,43 @@ pub struct TaskSummary {
     /// Chat tasks: from planned to the first content token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time_to_first_response: Option<Latency>,
+    /// Streamed chat tasks: between two tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inter_token_latency: Option<Latency>,
+    /// Chat tasks: tokens of all answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<TokenSummary>,
+    /// Requests that succeeded and met every latency target of the task, as a share of all;
+    /// absent when the task has no latency target.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub goodput: Option<String>,
     /// WebSocket tasks: from the start of the connection to its upgrade.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub web_socket_connect: Option<Latency>,
+}
+
+/// Tokens of chat answers, as the target's `usage` counts them or, where it sends none, one for
+/// each event of a stream.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct TokenSummary {
+    /// Of answers' content.
+    pub output: i64,
+    /// Of reasoning that came before it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub reasoning: i64,
+    /// Of tool calls.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub tool: i64,
+    /// Of prompts, where the target says it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub prompt: i64,
+    /// Tokens made per second of load, over all users.
+    pub per_second: String,
+    /// Tokens per second that one user sees while its answer comes: the inverse of the mean time
+    /// per output token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_user: Option<String>,
 }
 
 /// One threshold, judged.

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::values::{Bound, Duration, Quantity, schema_between};
+use crate::values::{Bound, Duration, schema_between};
 
 /// One row of the table a test is judged by.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
@@ -71,6 +71,10 @@ fn rules() -> serde_json::Value {
         let kept = ["<", ">", "=", " ", "%", "/s"];
         kept.iter().fold(bound.to_owned(), |text, cut| format!("{text}.replace('{cut}', '')"))
     }
+    /// Metrics that are shares, that are rates, and of which more is better.
+    const SHARES: &str = "self.metric in ['errorRate', 'goodput']";
+    const RATES: &str = "self.metric in ['throughput', 'tokensPerSecond']";
+    const GROWS: &str = "self.metric in ['throughput', 'tokensPerSecond', 'goodput']";
     const TARGET: &str = "self.target";
     const WARNING: &str = "(has(self.warning) ? self.warning : self.target)";
     const CRITICAL: &str =
@@ -79,8 +83,7 @@ fn rules() -> serde_json::Value {
     let (target, warning, critical) = (value(TARGET), value(WARNING), value(CRITICAL));
     // A word in the unit of time ends in s, m or h; `/s` is a rate.
     let in_unit = format!(
-        "{all}.all(b, b.endsWith('%') ? self.metric == 'errorRate' : b.endsWith('/s') ? \
-         self.metric == 'throughput' : !(self.metric in ['errorRate', 'throughput']))"
+        "{all}.all(b, b.endsWith('%') ? {SHARES} : b.endsWith('/s') ? {RATES} : !({SHARES} || {RATES}))"
     );
     let durations = format!(
         "{all}.all(b, b.matches('^[<>=]+ ?(([0-9]+([.][0-9]*)?|[.][0-9]+)(ns|us|µs|μs|ms|s|m|h))+$'))"
@@ -93,31 +96,31 @@ fn rules() -> serde_json::Value {
     let falling =
         format!("double({target}) >= double({warning}) && double({warning}) >= double({critical})");
     let ordered = format!(
-        "!({in_unit}) || (self.metric == 'throughput' ? (!({numbers}) || ({falling})) : \
+        "!({in_unit}) || ({GROWS} ? (!({numbers}) || ({falling})) : \
          self.metric == 'errorRate' ? (!({numbers}) || ({})) : (!({durations}) || ({})))",
         rising("double"),
         rising("duration"),
     );
     serde_json::json!([
         {
-            "rule": "has(self.statistic) || self.metric in ['errorRate', 'throughput']",
+            "rule": format!("has(self.statistic) || {SHARES} || {RATES}"),
             "messageExpression": "'statistic is missing: ' + self.metric + ' needs one of min, mean, p50, p90, p95, p99, p99.9, max'",
         },
         {
-            "rule": "!has(self.statistic) || !(self.metric in ['errorRate', 'throughput'])",
+            "rule": format!("!has(self.statistic) || !({SHARES} || {RATES})"),
             "messageExpression": "'statistic: ' + self.metric + ' is one number and takes no statistic: remove it'",
         },
         {
             "rule": in_unit,
-            "messageExpression": "self.metric + ' is bounded by ' + (self.metric == 'errorRate' ? 'a share, such as \"< 0.1%\"' : self.metric == 'throughput' ? 'a rate, such as \"> 10/s\"' : 'a duration, such as \"< 500ms\"') + ': target, warning and critical must all be so'",
+            "messageExpression": format!("self.metric + ' is bounded by ' + ({SHARES} ? 'a share, such as \"' + ({GROWS} ? '> 99%' : '< 0.1%') + '\"' : {RATES} ? 'a rate, such as \"> 10/s\"' : 'a duration, such as \"< 500ms\"') + ': target, warning and critical must all be so'"),
         },
         {
-            "rule": "self.target.startsWith(self.metric == 'throughput' ? '>' : '<') && (!has(self.warning) || self.warning.startsWith(self.metric == 'throughput' ? '>' : '<'))",
-            "messageExpression": "'target and warning of ' + self.metric + ' say what is good enough: start them with ' + (self.metric == 'throughput' ? '>' : '<')",
+            "rule": format!("self.target.startsWith({GROWS} ? '>' : '<') && (!has(self.warning) || self.warning.startsWith({GROWS} ? '>' : '<'))"),
+            "messageExpression": format!("'target and warning of ' + self.metric + ' say what is good enough: start them with ' + ({GROWS} ? '>' : '<')"),
         },
         {
-            "rule": "!has(self.critical) || self.critical.startsWith(self.metric == 'throughput' ? '<' : '>')",
-            "messageExpression": "'critical of ' + self.metric + (self.metric == 'throughput' ? ' says what is too little: start it with <' : ' says what is too much: start it with >')",
+            "rule": format!("!has(self.critical) || self.critical.startsWith({GROWS} ? '<' : '>')"),
+            "messageExpression": format!("'critical of ' + self.metric + ({GROWS} ? ' says what is too little: start it with <' : ' says what is too much: start it with >')"),
         },
         {
             "rule": "!has(self.abort) || has(self.critical)",
@@ -156,12 +159,18 @@ pub enum Metric {
     ServiceTime,
     /// From when a chat request was planned to its first content token.
     TimeToFirstResponse,
+    /// Between two tokens of a streamed chat.
+    InterTokenLatency,
     /// From the start of a WebSocket's connection to its upgrade.
     WebSocketConnect,
     /// Failed requests as a share of all completed ones.
     ErrorRate,
     /// Successful requests per second of load.
     Throughput,
+    /// Tokens that a chat's target made, per second of load.
+    TokensPerSecond,
+    /// Requests that succeeded and met every latency target of their task, as a share of all.
+    Goodput,
 }
 
 impl Metric {
@@ -171,23 +180,18 @@ impl Metric {
             Self::ResponseTime => "responseTime",
             Self::ServiceTime => "serviceTime",
             Self::TimeToFirstResponse => "timeToFirstResponse",
+            Self::InterTokenLatency => "interTokenLatency",
             Self::WebSocketConnect => "webSocketConnect",
             Self::ErrorRate => "errorRate",
             Self::Throughput => "throughput",
+            Self::TokensPerSecond => "tokensPerSecond",
+            Self::Goodput => "goodput",
         }
     }
 
     /// True for the metrics that are distributions of durations.
     pub const fn is_latency(self) -> bool {
-        !matches!(self, Self::ErrorRate | Self::Throughput)
-    }
-
-    /// True when a quantity is in this metric's unit.
-    pub const fn takes(self, quantity: &Quantity) -> bool {
-        matches!(
-            (self, quantity),
-            (Self::ErrorRate, Quantity::Share(_)) | (Self::Throughput, Quantity::Rate(_))
-        ) || (self.is_latency() && matches!(quantity, Quantity::Time(_)))
+        !matches!(self, Self::ErrorRate | Self::Goodput | Self::Throughput | Self::TokensPerSecond)
     }
 }
 

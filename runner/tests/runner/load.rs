@@ -42,6 +42,7 @@ pub(crate) fn plan(simulator: &Simulator, users: u32, duration: &str, tasks: &Va
         target: spec.target,
         load: spec.load,
         scenario: spec.scenario,
+        thresholds: spec.thresholds,
         release_grace: loadtest_core::Duration::from_secs(30),
         metrics_linger: loadtest_core::Duration::ZERO,
     }

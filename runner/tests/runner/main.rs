@@ -8,4 +8,5 @@ mod life;
 mod load;
 mod models;
 mod orders;
+mod tokens;
 mod wire;
