@@ -16,8 +16,9 @@ use k8s_openapi::{
 use loadtest_core::{
     metrics::Numbers,
     plan::{Plan, VERSION, size},
-    report::{Circumstances, progress, report, summarise},
+    report::{Circumstances, progress, report},
     resource::{Aborted, LoadTest, LoadTestStatus, Phase, Task, TaskKind, Verdict},
+    summary::summarise,
     timeline::Timeline,
 };
 use loadtest_runner::{Engine, Measured, Prepared, raise_file_limit};

@@ -13,6 +13,7 @@ pub mod plan;
 pub mod profile;
 pub mod report;
 pub mod resource;
+pub mod summary;
 #[cfg(test)]
 mod testing;
 pub mod timeline;

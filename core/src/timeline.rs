@@ -8,10 +8,10 @@ use std::{cmp::Ordering, collections::VecDeque};
 
 use crate::{
     metrics::Numbers,
-    report::summarise,
     resource::{
         Aborted, BreakingPoint, LoadTestSpec, Stage, StageRow, Threshold, ThresholdRow, Verdict,
     },
+    summary::summarise,
     values::{Duration, Quantity, compare},
     verdict::{self, badness, judge_value},
 };

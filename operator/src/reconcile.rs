@@ -188,6 +188,8 @@ fn after(decision: &Decision, seen: &Observed) -> Action {
         // Later edits wake the controller; so does everything the Job does.
         Decision::Settled | Decision::Reject(_) | Decision::Delete => Action::await_change(),
         Decision::Wait(time) | Decision::Progress(_, time) => Action::requeue(time.std()),
+        // Its finalizers, if someone gave it any, may take a while.
+        Decision::RemoveJob => Action::requeue(Duration::from_secs(1)),
         // Someone did not take the order: not so fast the next time.
         Decision::Order(_, pods) if pods.iter().any(|uid| !seen.memory.ordered.contains(uid)) => {
             Action::requeue(Duration::from_millis(500))

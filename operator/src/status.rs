@@ -9,6 +9,7 @@ use loadtest_core::{
     metrics::Numbers,
     report::{self, Report, truncated},
     resource::{Aborted, LoadTestStatus, Phase, Progress, Sizing, Verdict},
+    summary::summarise,
 };
 
 use crate::{
@@ -190,7 +191,7 @@ fn progress(
         status.stages = timeline.stages().to_vec();
     }
     if numbers.elapsed_seconds > 0.0 {
-        status.summary = Some(report::summarise(&numbers.total(), numbers.elapsed_seconds));
+        status.summary = Some(summarise(&numbers.total(), numbers.elapsed_seconds));
     }
     if !(entered && phase == Phase::Stopping) {
         return None;
@@ -356,8 +357,7 @@ mod tests {
         let mut running = admitted();
         running.phase = Some(Phase::Running);
         let decision = Decision::Progress(Phase::Running, Duration::from_secs(2));
-        running.summary =
-            Some(report::summarise(&loadtest_core::metrics::TaskNumbers::default(), 1.0));
+        running.summary = Some(summarise(&loadtest_core::metrics::TaskNumbers::default(), 1.0));
         let (next_status, _) = next(&seen(running.clone()), &decision, noon());
         let at = |s| Some(noon() - SignedDuration::from_secs(s));
         assert!(can_wait(&running, &next_status, at(4), noon()));

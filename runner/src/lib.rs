@@ -25,6 +25,7 @@ mod open;
 mod pacer;
 mod prepare;
 mod record;
+pub mod selftest;
 pub mod server;
 mod user;
 mod web_socket;

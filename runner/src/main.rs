@@ -1,6 +1,6 @@
 //! `loadtest-runner`: one runner pod's process.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -8,7 +8,11 @@ use loadtest_core::{
     metrics::Identity,
     plan::{Plan, VERSION},
 };
-use loadtest_runner::{Engine, Prepared, lifecycle, raise_file_limit, server::Control};
+use loadtest_runner::{
+    Engine, Prepared, lifecycle, raise_file_limit,
+    selftest::{Check, selftest},
+    server::Control,
+};
 use tokio::{net::TcpListener, sync::watch};
 
 #[global_allocator]
@@ -24,6 +28,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Checks on this machine that what is measured is what happens, and prints a table.
+    Selftest,
     /// Carries out a plan: waits for the order to start, makes load, serves its metrics.
     Run(Run),
 }
@@ -46,15 +52,33 @@ struct Run {
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt().json().with_writer(std::io::stdout).init();
-    let Command::Run(arguments) = Arguments::parse().command;
+    let command = Arguments::parse().command;
     raise_file_limit();
-    match run(arguments) {
+    let ended = match command {
+        Command::Run(arguments) => run(arguments),
+        Command::Selftest => check(),
+    };
+    match ended {
         Ok(code) => code,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "runner could not run");
             ExitCode::from(2)
         }
     }
+}
+
+/// Prints the table of the selftest; exits 1 when a check is out of its bound.
+fn check() -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{:<4}  {:<58}  {:<24}  found", "", "check", "should be")?;
+    let mut broken = Ok(());
+    let good = runtime.block_on(selftest(|Check { name, wanted, found, good }| {
+        let mark = if *good { "ok" } else { "BAD" };
+        broken = writeln!(out, "{mark:<4}  {name:<58}  {wanted:<24}  {found}");
+    }))?;
+    broken?;
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn run(arguments: Run) -> anyhow::Result<ExitCode> {

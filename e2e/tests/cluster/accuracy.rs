@@ -82,6 +82,13 @@ async fn a_burst_of_200_users_runs_on_two_runners_and_every_number_agrees_with_t
         let chat = status.tasks[0].time_to_first_response.as_ref().context("no first response")?;
         close("first response p50", &chat.p50, first.p50)?;
         close("first response p95", &chat.p95, first.p95)?;
+        let chat = &status.tasks[0];
+        let tokens = chat.tokens.as_ref().context("no tokens")?;
+        ensure!(tokens.output == 8 * chat.summary.requests, "{tokens:?} of {:?}", chat.summary);
+        let gap = chat.inter_token_latency.as_ref().context("no inter-token latency")?;
+        ensure!(gap.count == 7 * chat.summary.requests, "{gap:?}");
+        close("inter-token latency p50", &gap.p50, 10_000_000)?;
+        ensure!(chat.goodput.as_deref() == Some("100%"), "{:?}", chat.goodput);
         Ok(())
     })
     .await

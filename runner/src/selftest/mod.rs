@@ -1,0 +1,210 @@
+//! `selftest`: is the load generator right on this machine? Each check runs it against a target
+//! that knows what really happened, and compares.
+
+mod oracle;
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use loadtest_core::{
+    metrics::{LatencyHistogram, Numbers, Outcome, judged},
+    plan::{Plan, VERSION},
+    resource::LoadTestSpec,
+};
+
+use self::oracle::{Oracle, Script, Seen};
+use crate::{Engine, PrepareError, Prepared};
+
+/// A generator later than this makes a verdict Inconclusive.
+const LATE: Duration = Duration::from_millis(5);
+/// What a machine with other work may add to a latency. A quiet one adds a tenth of a millisecond.
+const ADDED: Duration = Duration::from_millis(10);
+
+/// One line of the table.
+#[derive(Clone, Debug)]
+pub struct Check {
+    /// What was checked.
+    pub name: String,
+    /// What should have come out.
+    pub wanted: String,
+    /// What did.
+    pub found: String,
+    /// Whether it is within its bound.
+    pub good: bool,
+}
+
+/// What keeps a check from running.
+#[derive(Debug, thiserror::Error)]
+pub enum SelftestError {
+    /// The system refused a thread, a socket or a timer.
+    #[error("selftest could not run")]
+    Io(#[from] io::Error),
+    /// A plan of ours that is none.
+    #[error("selftest has a wrong plan")]
+    Plan(#[from] PrepareError),
+    /// A spec of ours that is none.
+    #[error("selftest has a wrong spec")]
+    Spec(#[from] serde_json::Error),
+}
+
+/// Runs every check, each told to `report` as it ends. Takes about twenty seconds.
+///
+/// # Errors
+/// When a check could not run at all.
+pub async fn selftest(mut report: impl FnMut(&Check)) -> Result<bool, SelftestError> {
+    let mut good = true;
+    let mut tell = |checks: Vec<Check>| {
+        for check in checks {
+            good &= check.good;
+            report(&check);
+        }
+    };
+    tell(accounting().await?);
+    tell(schedule().await?);
+    for rate in [100, 1000, 5000] {
+        tell(latency(rate).await?);
+    }
+    tell(stall().await?);
+    Ok(good)
+}
+
+/// Runs a load against an oracle; what was measured, and what the oracle saw.
+async fn run(
+    load: serde_json::Value,
+    script: impl FnOnce(Instant) -> Script,
+) -> Result<(Numbers, Vec<Seen>, Instant), SelftestError> {
+    // The script may name moments: those of a start a little later.
+    let start = Instant::now() + Duration::from_millis(300);
+    let oracle = Oracle::start(script(start))?;
+    let spec: LoadTestSpec = serde_json::from_value(serde_json::json!({
+        "target": {"http": format!("http://{}", oracle.address)},
+        "load": load,
+        "scenario": {"tasks": [{"name": "get", "http": {"path": "/"}}]},
+    }))?;
+    let plan = Plan {
+        version: VERSION,
+        run: "selftest".into(),
+        name: "selftest".into(),
+        runners: 1,
+        workers: 1,
+        token_sha256: String::new(),
+        target: spec.target,
+        load: spec.load,
+        scenario: spec.scenario,
+        thresholds: spec.thresholds,
+        release_grace: loadtest_core::Duration::ZERO,
+        metrics_linger: loadtest_core::Duration::ZERO,
+    };
+    let engine = Engine::new(Arc::clone(&Prepared::new(plan, |_| None)?), 0)?;
+    engine.start(start);
+    engine.finished().await;
+    let numbers = engine.measured().await.numbers;
+    Ok((numbers, oracle.finish()?, start))
+}
+
+fn check(name: impl Into<String>, wanted: String, found: String, good: bool) -> Check {
+    Check { name: name.into(), wanted, found, good }
+}
+
+fn shown(time: Duration) -> String {
+    loadtest_core::Duration::from(time).rounded()
+}
+
+/// The value at a share of sorted ones, nearest rank.
+fn at(sorted: &[Duration], p: f64) -> Duration {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rank is at most the count"
+    )]
+    let rank = (p * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.clamp(1, sorted.len().max(1)) - 1).copied().unwrap_or_default()
+}
+
+/// As fast as 64 users can: nothing is lost, nothing is counted twice.
+async fn accounting() -> Result<Vec<Check>, SelftestError> {
+    let load = serde_json::json!({"users": 64, "spawnRate": 10_000, "duration": "2s"});
+    let (numbers, seen, _) = run(load, |_| Script::AtOnce).await?;
+    let total = numbers.total();
+    let count = total.completed() + total.of(Outcome::Interrupted);
+    Ok(vec![check(
+        "requests counted, 64 users without pause",
+        format!("{} at the target", seen.len()),
+        format!("{count}, {} failed", total.failures()),
+        count == seen.len() as u64 && total.failures() == 0,
+    )])
+}
+
+/// When requests come to the target, against when the load model wanted them.
+async fn schedule() -> Result<Vec<Check>, SelftestError> {
+    let load = serde_json::json!({"arrivalRate": "1000/s", "maxUsers": 100, "duration": "3s"});
+    let (_, seen, start) = run(load, |_| Script::AtOnce).await?;
+    let mut late: Vec<Duration> = (0_u32..)
+        .zip(&seen)
+        .map(|(k, one)| {
+            let planned = start + Duration::from_millis(1) * k;
+            one.arrived.saturating_duration_since(planned)
+                + planned.saturating_duration_since(one.arrived)
+        })
+        .collect();
+    late.sort_unstable();
+    let row = |p: f64, name: &str, bound: Duration| {
+        let found = at(&late, p);
+        let name = format!("schedule error {name}, 1000/s, at the target's socket");
+        check(name, format!("< {}", shown(bound)), shown(found), found < bound)
+    };
+    Ok(vec![row(0.5, "p50", LATE), row(0.99, "p99", LATE), row(1.0, "max", 20 * LATE)])
+}
+
+/// What is measured, against what the target knows of its own time. What lies between is the
+/// way there and back, and the generator.
+async fn latency(rate: u32) -> Result<Vec<Check>, SelftestError> {
+    let load =
+        serde_json::json!({"arrivalRate": format!("{rate}/s"), "maxUsers": 500, "duration": "2s"});
+    let (numbers, seen, _) = run(load, |_| Script::After(Duration::from_millis(20))).await?;
+    let mut truth: Vec<Duration> =
+        seen.iter().map(|one| one.answered.saturating_duration_since(one.arrived)).collect();
+    truth.sort_unstable();
+    let found = judged(&numbers.total().response_time);
+    let row = |p: f64, name: &str| {
+        let (truth, found) = (at(&truth, p), quantile(&found, p));
+        let bound = truth.mul_f64(0.002) + ADDED;
+        let added = found.saturating_sub(truth);
+        let good = added <= bound && truth.saturating_sub(found) <= truth.mul_f64(0.002);
+        let name = format!("response time {name} at {rate}/s");
+        let found = format!("{} (+{})", shown(found), shown(added));
+        check(name, format!("{} at the target", shown(truth)), found, good)
+    };
+    Ok(vec![row(0.5, "p50"), row(0.99, "p99")])
+}
+
+fn quantile(histogram: &LatencyHistogram, p: f64) -> Duration {
+    histogram.quantile(p).map_or(Duration::ZERO, loadtest_core::Duration::std)
+}
+
+/// The target stands still for a second in ten. Of arrivals at an even rate, those of that
+/// second wait for its end, so that for p above 0.9 the quantile is 1 s × (p − 0.9) / 0.1
+/// (Gil Tene's test for coordinated omission). Whoever waits for an answer before asking again
+/// sees one slow request for each user, and good percentiles.
+async fn stall() -> Result<Vec<Check>, SelftestError> {
+    let load = serde_json::json!({"arrivalRate": "200/s", "maxUsers": 300, "duration": "10s"});
+    let frozen = |start: Instant| {
+        let from = start + Duration::from_secs(5);
+        Script::Frozen(from, from + Duration::from_secs(1))
+    };
+    let (numbers, ..) = run(load, frozen).await?;
+    let found = judged(&numbers.total().response_time);
+    let dropped = numbers.total().dropped;
+    let row = |p: f64, name: &str| {
+        let wanted = Duration::from_secs_f64((p - 0.9) / 0.1);
+        let found = quantile(&found, p);
+        let off = (found.as_secs_f64() / wanted.as_secs_f64() - 1.0).abs();
+        let name = format!("target frozen 1 s in 10, 200/s: {name}");
+        let text = format!("{} ({:.2} % off)", shown(found), off * 100.0);
+        check(name, shown(wanted), text, off <= 0.01 && dropped == 0)
+    };
+    Ok(vec![row(0.95, "p95"), row(0.99, "p99"), row(0.999, "p99.9")])
+}
