@@ -225,13 +225,13 @@ def command(tool, path, folder, seconds, rate=None, body=None):
     if tool == "vegeta":
         method = "POST" if body else "GET"
         data = f"-body={written(folder, 'body', body)}" if body else ""
-        attack = f"echo '{method} {URL}' | {path} attack -rate={rate} -duration={each} -connections={n} -workers={n} -max-workers={n} {data}"
-        return ["sh", "-c", f"{attack} | {path} report -type=json"]
+        attack = f"echo '{method} {URL}' | exec {path} attack -rate={rate} -duration={each}"
+        return ["sh", "-c", f"{attack} -connections={n} -workers={n} -max-workers={n} {data} > out.bin"]
     raise ValueError(tool)
 
 
-def requests_of(tool, folder, out, seconds):
-    """Requests that were answered."""
+def requests_of(tool, path, folder, out):
+    """Requests that were answered well; one that failed ends the benchmark."""
     if tool == OURS:
         total = json.loads((folder / "out.json").read_text())["total"]
         assert total["failures"] == 0, total["errors"]
@@ -241,14 +241,22 @@ def requests_of(tool, folder, out, seconds):
     if tool == "h2load":
         return int(re.search(r"requests: .* (\d+) succeeded", out)[1])
     if tool == "oha":
-        return sum(json.loads(out)["statusCodeDistribution"].values())
+        codes = json.loads(out)["statusCodeDistribution"]
+        assert set(codes) == {"200"}, codes
+        return codes["200"]
     if tool == "k6":
-        return json.loads((folder / "out.json").read_text())["metrics"]["http_reqs"]["count"]
+        metrics = json.loads((folder / "out.json").read_text())["metrics"]
+        assert metrics["http_req_failed"]["value"] == 0, metrics["http_req_failed"]
+        return metrics["http_reqs"]["count"]
     if tool == "locust":
         rows = list(csv.DictReader((folder / "out_stats.csv").open()))
+        assert rows[-1]["Failure Count"] == "0", rows[-1]
         return int(rows[-1]["Request Count"])
     if tool == "vegeta":
-        return json.loads(out)["requests"]
+        # Not while its attack is measured.
+        told = json.loads(run([path, "report", "-type=json", str(folder / "out.bin")]))
+        assert told["status_codes"] == {"200": told["requests"]}, told["status_codes"]
+        return told["requests"]
     raise ValueError(tool)
 
 
@@ -264,7 +272,7 @@ def measure(tool, path, seconds, rate=None, body=None):
         out, err = process.communicate(timeout=seconds + 60)
         used = time.monotonic() - began - (idle_time(GENERATOR_CORE) - before)
         try:
-            done = requests_of(tool, folder, out, seconds)
+            done = requests_of(tool, path, folder, out)
         except Exception as error:
             raise RuntimeError(f"{tool}: {error}\n{out[-800:]}\n{err[-800:]}") from error
     return {"rps": done / seconds, "cpu_us": used / done * 1e6, "busy": used / seconds}
@@ -327,12 +335,13 @@ def idle(paths, raw):
             load = {"users": users, "spawnRate": 5000, "duration": "30s"}
             file = written(pathlib.Path(name), "test.yaml", json.dumps(spec(load, pause="60s")))
             process = pinned(GENERATOR_CORE, [paths[OURS], "run", file], stdout=subprocess.DEVNULL)
-            # Four children of this process: wait until every user has had its answer.
             wanted, deadline = users, time.monotonic() + 20
             while connected() < wanted and time.monotonic() < deadline:
                 time.sleep(0.2)
             time.sleep(1)
             seen[users] = {"rss": resident(process.pid), "open": connected()}
+            if seen[users]["open"] < users:
+                raise RuntimeError(f"only {seen[users]['open']} of {users} users are connected")
             process.send_signal(signal.SIGKILL)
             process.wait()
         say(f"idle: {users} users, {seen[users]['rss'] / 1e6:.1f} MB")

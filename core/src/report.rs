@@ -71,7 +71,7 @@ pub fn report(
     seen: &Circumstances,
 ) -> Report {
     let thresholds = timeline.rows(spec, numbers, seen.aborted.as_ref());
-    let stages = timeline.stages().to_vec();
+    let stages = timeline.stages_at_end(spec, numbers);
     let (verdict, reason, message) = conclude(&thresholds, numbers, seen, spec.load.length());
     Report {
         verdict,
@@ -80,7 +80,7 @@ pub fn report(
         summary: summarise(&numbers.total(), numbers.elapsed_seconds),
         tasks: tasks(spec, numbers),
         thresholds,
-        breaking_point: timeline::breaking_point(spec, &stages),
+        breaking_point: timeline::breaking_point(spec, &stages, seen.aborted.as_ref()),
         stages,
         errors: errors(numbers, &seen.examples),
         measurement: measurement(spec, numbers, seen),
@@ -99,6 +99,14 @@ fn conclude(
     seen: &Circumstances,
     length: Duration,
 ) -> (Verdict, &'static str, String) {
+    let total = numbers.total();
+    let limits: u64 = GENERATOR_LIMITS.iter().filter_map(|kind| total.errors.get(*kind)).sum();
+    if limits > 0 {
+        let message = format!(
+            "{limits} requests failed for want of files or ports of the load generator itself, not for the target: use fewer users per runner"
+        );
+        return (Verdict::Inconclusive, "GeneratorLimit", message);
+    }
     if let Some(Aborted { threshold, observed, bound, elapsed, .. }) = &seen.aborted {
         let at = elapsed.rounded();
         let message =
@@ -113,17 +121,9 @@ fn conclude(
         let message = format!("{} runners were lost before the end", seen.runners_lost);
         return (Verdict::Inconclusive, "RunnersLost", message);
     }
-    let total = numbers.total();
     if total.requests.iter().sum::<u64>() + total.dropped == 0 {
         let message = "no request was sent".into();
         return (Verdict::Inconclusive, "NoTraffic", message);
-    }
-    let limits: u64 = GENERATOR_LIMITS.iter().filter_map(|kind| total.errors.get(*kind)).sum();
-    if limits > 0 {
-        let message = format!(
-            "{limits} requests failed for want of files or ports of the load generator itself, not for the target: use fewer users per runner"
-        );
-        return (Verdict::Inconclusive, "GeneratorLimit", message);
     }
     if let Some(skew) = seen.start_skew.filter(|skew| *skew > tolerated_skew(length)) {
         let message = format!(

@@ -7,9 +7,10 @@
 use std::{cmp::Ordering, collections::VecDeque};
 
 use crate::{
-    metrics::Numbers,
+    metrics::{LatencyHistogram, Numbers, TaskNumbers},
     resource::{
-        Aborted, BreakingPoint, LoadTestSpec, Stage, StageRow, Threshold, ThresholdRow, Verdict,
+        Aborted, BreakingPoint, LoadTestSpec, Metric, Stage, StageRow, Threshold, ThresholdRow,
+        Verdict,
     },
     summary::summarise,
     values::{Duration, Quantity, compare},
@@ -17,7 +18,10 @@ use crate::{
 };
 
 /// Looks that are kept of the longest window: one begins by this share of it too early at most.
-const LOOKS: f64 = 100.0;
+const LOOKS: f64 = 50.0;
+/// A stage that ended longer ago than this, in seconds and as a share of its length, is unknown.
+const LATE: f64 = 2.5;
+const LATE_SHARE: f64 = 0.05;
 /// A look this close before a boundary counts as being at it.
 const AT_ONCE: f64 = 0.001;
 
@@ -34,6 +38,8 @@ pub struct Timeline {
     stages: Vec<StageRow>,
     /// The numbers at the start of the current stage; absent when nobody looked then.
     stage_from: Option<Numbers>,
+    /// The numbers at the start of the stage that ended last.
+    last_from: Option<Numbers>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -44,9 +50,16 @@ struct Watched {
 }
 
 impl Timeline {
-    /// The course of a test whose first stages were judged before: by an operator that is gone.
-    pub fn after(stages: Vec<StageRow>) -> Self {
-        Self { stages, ..Self::default() }
+    /// The course of a test that someone else has looked at before: the stages that were judged
+    /// then, and what windows have shown.
+    pub fn after(spec: &LoadTestSpec, stages: Vec<StageRow>, rows: &[ThresholdRow]) -> Self {
+        let watched = spec.thresholds.iter().zip(rows).map(|(threshold, row)| {
+            let value = row.observed.as_ref().and_then(|text| text.parse().ok());
+            let told = threshold.window.is_some() && value.is_some();
+            let worst = told.then(|| (row.clone(), value));
+            Watched { worst, critical_since: None }
+        });
+        Self { watched: watched.collect(), stages, ..Self::default() }
     }
 
     /// Takes the merged numbers of now. The threshold that ends the test, when one does.
@@ -115,20 +128,30 @@ impl Timeline {
     }
 
     fn close_stages(&mut self, spec: &LoadTestSpec, numbers: &Numbers) {
-        let ends = spec.load.stages.iter().scan(0.0, |end, stage| {
-            *end += stage.duration.as_secs_f64();
-            Some(*end)
-        });
-        let over = ends.take_while(|end| *end <= numbers.elapsed_seconds + AT_ONCE).count();
-        while self.stages.len() < over {
+        let now = numbers.elapsed_seconds;
+        let ends: Vec<f64> = spec
+            .load
+            .stages
+            .iter()
+            .scan(0.0, |end, stage| {
+                *end += stage.duration.as_secs_f64();
+                Some(*end)
+            })
+            .take_while(|end| *end <= now + AT_ONCE)
+            .collect();
+        while let Some(end) = ends.get(self.stages.len()) {
+            let Some(stage) = spec.load.stages.get(self.stages.len()) else { return };
+            // A look too late would book the next stage's requests on this one.
+            let in_time = now - end <= LATE.max(stage.duration.as_secs_f64() * LATE_SHARE);
             let first = self.stages.is_empty();
             let from = self.stage_from.take().or_else(|| first.then(Numbers::default));
-            let Some(stage) = spec.load.stages.get(self.stages.len()) else { return };
-            let row =
-                from.map_or_else(|| unseen(stage), |f| stage_row(spec, stage, &numbers.since(&f)));
-            self.stages.push(row);
+            let from = from.filter(|_| in_time);
+            let row = from.as_ref().map(|from| stage_row(spec, stage, &numbers.since(from)));
+            self.stages.push(row.unwrap_or_else(|| unseen(stage)));
+            self.last_from = from;
             // The next one began now, if it is not over too.
-            self.stage_from = (self.stages.len() == over).then(|| numbers.clone());
+            let next = in_time && self.stages.len() == ends.len();
+            self.stage_from = next.then(|| numbers.clone());
         }
     }
 
@@ -139,7 +162,7 @@ impl Timeline {
         let needed = numbers.elapsed_seconds - longest;
         let latest = self.looks.back().map_or(0.0, |look| look.elapsed_seconds);
         if numbers.elapsed_seconds - latest >= longest / LOOKS {
-            self.looks.push_back(numbers.clone());
+            self.looks.push_back(needed_of(numbers, &spec.thresholds));
         }
         while self.looks.get(1).is_some_and(|second| second.elapsed_seconds <= needed) {
             self.looks.pop_front();
@@ -178,6 +201,51 @@ impl Timeline {
     pub fn stages(&self) -> &[StageRow] {
         &self.stages
     }
+
+    /// All stages at the end of a test: to the last one belongs what was still open then.
+    pub fn stages_at_end(&self, spec: &LoadTestSpec, numbers: &Numbers) -> Vec<StageRow> {
+        let mut rows = self.stages.clone();
+        let last = rows.len().checked_sub(1).filter(|_| rows.len() == spec.load.stages.len());
+        if let (Some(last), Some(from)) = (last, &self.last_from)
+            && let (Some(row), Some(stage)) = (rows.get_mut(last), spec.load.stages.get(last))
+        {
+            *row = stage_row(spec, stage, &numbers.since(from));
+        }
+        rows
+    }
+}
+
+/// What windows of these thresholds take of a look: a look is kept for long.
+fn needed_of(numbers: &Numbers, thresholds: &[Threshold]) -> Numbers {
+    let windows = || thresholds.iter().filter(|threshold| threshold.window.is_some());
+    let takes = |metric: Metric| windows().any(|threshold| threshold.metric == metric);
+    let task = |task: &TaskNumbers| TaskNumbers {
+        requests: task.requests,
+        dropped: task.dropped,
+        tokens: task.tokens,
+        good: task.good,
+        response_time: kept(takes(Metric::ResponseTime), &task.response_time),
+        service_time: kept(takes(Metric::ServiceTime), &task.service_time),
+        first_response: kept(takes(Metric::TimeToFirstResponse), &task.first_response),
+        web_socket_connect: kept(takes(Metric::WebSocketConnect), &task.web_socket_connect),
+        inter_token: if takes(Metric::InterTokenLatency) {
+            task.inter_token.clone()
+        } else {
+            LatencyHistogram::default()
+        },
+        ..TaskNumbers::default()
+    };
+    Numbers {
+        tasks: numbers.tasks.iter().map(|(name, numbers)| (name.clone(), task(numbers))).collect(),
+        schedule_lag: numbers.schedule_lag.clone(),
+        elapsed_seconds: numbers.elapsed_seconds,
+        throttled_seconds: numbers.throttled_seconds,
+        ..Numbers::default()
+    }
+}
+
+fn kept(wanted: bool, all: &[LatencyHistogram; 4]) -> [LatencyHistogram; 4] {
+    if wanted { all.clone() } else { Default::default() }
 }
 
 /// True when a window is worse than the worst so far. Windows with too few samples say least.
@@ -221,7 +289,7 @@ fn load_of(stage: &Stage) -> String {
 
 /// A stage that ended while nobody looked.
 fn unseen(stage: &Stage) -> StageRow {
-    let nothing = summarise(&crate::metrics::TaskNumbers::default(), 0.0);
+    let nothing = summarise(&TaskNumbers::default(), 0.0);
     StageRow {
         load: load_of(stage),
         requests: 0,
@@ -255,7 +323,11 @@ fn stage_row(spec: &LoadTestSpec, stage: &Stage, numbers: &Numbers) -> StageRow 
 
 /// Where a growing load went beyond what the target takes; `None` when the load does not grow
 /// from stage to stage, or nothing was judged.
-pub fn breaking_point(spec: &LoadTestSpec, rows: &[StageRow]) -> Option<BreakingPoint> {
+pub fn breaking_point(
+    spec: &LoadTestSpec,
+    rows: &[StageRow],
+    aborted: Option<&Aborted>,
+) -> Option<BreakingPoint> {
     let level = |stage: &Stage| match (stage.users, stage.rate) {
         (Some(users), _) => users as f64,
         (None, rate) => rate.map_or(0.0, crate::values::Rate::value),
@@ -271,16 +343,24 @@ pub fn breaking_point(spec: &LoadTestSpec, rows: &[StageRow]) -> Option<Breaking
         .rev()
         .find(|row| row.verdict == Verdict::Pass)
         .map(|row| row.load.clone());
-    let broke = broke.and_then(|index| rows.get(index));
-    if held.is_none() && broke.is_none() {
-        return None;
+    if let Some(row) = broke.and_then(|index| rows.get(index)) {
+        return Some(BreakingPoint {
+            held,
+            broke: Some(row.load.clone()),
+            threshold: row.missed.clone(),
+            observed: row.observed.clone(),
+        });
     }
-    Some(BreakingPoint {
-        held,
-        broke: broke.map(|row| row.load.clone()),
-        threshold: broke.and_then(|row| row.missed.clone()),
-        observed: broke.and_then(|row| row.observed.clone()),
-    })
+    // What ended the test broke in the stage that was on, which is not among the rows.
+    if let (Some(aborted), Some(stage)) = (aborted, spec.load.stages.get(rows.len())) {
+        return Some(BreakingPoint {
+            held,
+            broke: Some(load_of(stage)),
+            threshold: Some(aborted.threshold.clone()),
+            observed: Some(aborted.observed.clone()),
+        });
+    }
+    held.map(|held| BreakingPoint { held: Some(held), ..BreakingPoint::default() })
 }
 
 #[cfg(test)]

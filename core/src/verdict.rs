@@ -96,7 +96,10 @@ fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64) -> Observat
         Metric::TokensPerSecond => {
             let rate =
                 || Quantity::Rate(Rate::per_second(scope.tokens.generated() as f64 / elapsed));
-            seen((elapsed > 0.0 && wanted > 0).then(rate), wanted)
+            // Answers without tokens: nobody has counted them.
+            let known =
+                scope.tokens.generated() > 0 || scope.of(crate::metrics::Outcome::Success) == 0;
+            seen((elapsed > 0.0 && wanted > 0 && known).then(rate), wanted)
         }
         Metric::Goodput => {
             // What was still open at the end was not good either.
@@ -166,7 +169,13 @@ fn decide(
         ));
     }
     let Some(value) = observed.value else {
-        return inconclusive(format!("no answer came: all {samples} arrivals were dropped"));
+        let why = if threshold.metric == Metric::TokensPerSecond {
+            "the target does not count its tokens: set chat.stream, or let its answers have a usage"
+                .to_owned()
+        } else {
+            format!("no answer came: all {samples} arrivals were dropped")
+        };
+        return inconclusive(why);
     };
     if threshold.metric.is_latency()
         && let Some(why) = too_slow(threshold, numbers)
@@ -367,6 +376,10 @@ mod tests {
         task.good = 80;
         task.tokens.output = 500;
         task.inter_token.record(0.02, 400);
+        let mut silent = numbers.clone();
+        silent.tasks.get_mut("chat").unwrap().tokens.output = 0;
+        let uncounted = row(r#"{metric: tokensPerSecond, target: "> 10/s", critical: "< 5/s"}"#);
+        assert_eq!(judge(&uncounted, &silent).verdict, Verdict::Inconclusive);
         let observed = |yaml: &str| judge(&row(yaml), &numbers).observed.unwrap();
         assert_eq!(observed(r#"{metric: goodput, target: "> 99%"}"#), "80%");
         assert_eq!(observed(r#"{metric: tokensPerSecond, target: "> 10/s"}"#), "50/s");

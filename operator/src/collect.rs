@@ -60,6 +60,7 @@ pub(crate) async fn collect(
     let is_final = |memory: &Memory, index: u32| {
         memory.numbers.get(&index).is_some_and(|seen| seen.state.is_final())
     };
+    memory.heard_now.clear();
     let started: Vec<&Runner> = runners
         .iter()
         .filter(|runner| start.pods.contains(&runner.uid) && !is_final(memory, runner.index))
@@ -83,6 +84,7 @@ pub(crate) async fn collect(
                 }
                 memory.numbers.insert(index, numbers);
                 memory.heard.insert(index, Timestamp::now());
+                memory.heard_now.insert(index);
             }
             // The next pass asks again; what was collected stays.
             Err(error) => tracing::debug!(run, index, error = %chain(&error), "scrape failed"),

@@ -238,11 +238,14 @@ fn running(seen: &Observed, now: Timestamp) -> Decision {
         return Decision::Conclude { cancelled, failed: Some((Reason::JobLost, why)) };
     };
     let indices = 0..start.pods.len();
-    if indices.clone().all(|index| seen.is_final(index) || seen.is_lost(&start, index)) {
-        return Decision::Conclude { cancelled, failed: None };
-    }
     let load = &seen.test.spec.load;
     let end = start.at.saturating_add(signed(load.length())).unwrap_or(Timestamp::MAX);
+    // One that was never ordered to start by then never will be.
+    let missed = |index: usize| now >= end && seen.is_waiting(index);
+    let over = |index| seen.is_final(index) || seen.is_lost(&start, index) || missed(index);
+    if indices.clone().all(over) {
+        return Decision::Conclude { cancelled, failed: None };
+    }
     let latest = load.length().plus(load.graceful_stop);
     let silent = |index: usize| {
         seen.is_final(index)

@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 use loadtest_core::{
-    metrics::{Numbers, RunnerNumbers},
+    metrics::{Numbers, RunnerNumbers, RunnerState},
     report::Circumstances,
     resource::{Aborted, LoadTest},
     timeline::Timeline,
@@ -160,6 +160,8 @@ pub struct Memory {
     pub starts: Starts,
     /// When each runner was last heard.
     pub heard: BTreeMap<u32, Timestamp>,
+    /// Runners that the current pass has heard.
+    pub heard_now: BTreeSet<u32>,
     /// When this process first saw the run.
     pub since: Option<Timestamp>,
     /// When runners were first told to stop before the test's end.
@@ -215,6 +217,12 @@ impl Observed {
         self.memory.numbers.get(&index).is_some_and(|seen| seen.state.is_final())
     }
 
+    /// True when a runner was heard and has not started.
+    pub fn is_waiting(&self, index: usize) -> bool {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        self.memory.numbers.get(&index).is_some_and(|seen| seen.state == RunnerState::Waiting)
+    }
+
     /// True when a started runner is gone and left no final numbers.
     pub fn is_lost(&self, start: &StartRecord, index: usize) -> bool {
         if self.is_final(index) {
@@ -237,23 +245,26 @@ impl Observed {
 
     /// Looks at the course of a running test: pure, from what was collected.
     ///
-    /// Not before every runner that is there was heard: what one has done until then would
-    /// all seem to have happened at once.
+    /// Only when this pass has heard every runner: of one that it has not, nothing would seem
+    /// to have happened since, and then all at once. A run that lost a runner is not looked at
+    /// any more: it makes less load than it should, and is Inconclusive anyway.
     pub fn look(&mut self, start: &StartRecord) {
         let heard = |index: usize| {
             let key = u32::try_from(index).unwrap_or(u32::MAX);
-            self.memory.numbers.contains_key(&key) || self.is_lost(start, index)
+            self.is_final(index) || self.memory.heard_now.contains(&key)
         };
         if !(0..start.pods.len()).all(heard) {
             return;
         }
         let numbers = self.merged();
         let timeline = self.memory.timeline.get_or_insert_with(|| {
-            let told = self.test.status.as_ref().map(|status| status.stages.clone());
-            Timeline::after(told.unwrap_or_default())
+            let told = self.test.status.clone().unwrap_or_default();
+            Timeline::after(&self.test.spec, told.stages, &told.thresholds)
         });
         let aborted = timeline.look(&self.test.spec, &numbers);
-        if self.memory.aborted.is_none() {
+        // What is over, or stopped by its user, needs no stopping.
+        let on = numbers.elapsed_seconds < self.test.spec.load.length().as_secs_f64();
+        if self.memory.aborted.is_none() && on && !self.test.spec.cancel {
             self.memory.aborted = aborted;
         }
     }

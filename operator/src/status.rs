@@ -189,6 +189,10 @@ fn progress(
     status.progress = Some(far(seen, &numbers, numbers.users));
     if let Some(timeline) = &seen.memory.timeline {
         status.stages = timeline.stages().to_vec();
+        // What windows have shown so far outlives this process.
+        if seen.test.spec.thresholds.iter().any(|threshold| threshold.window.is_some()) {
+            status.thresholds = timeline.rows(&seen.test.spec, &numbers, None);
+        }
     }
     if numbers.elapsed_seconds > 0.0 {
         status.summary = Some(summarise(&numbers.total(), numbers.elapsed_seconds));

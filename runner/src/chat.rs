@@ -44,8 +44,9 @@ pub(crate) struct Answer {
 
 #[derive(Deserialize)]
 struct Event<'a> {
+    /// Some servers send null where there are none.
     #[serde(borrow, default)]
-    choices: Vec<Choice<'a>>,
+    choices: Option<Vec<Choice<'a>>>,
     #[serde(borrow, default)]
     error: Option<&'a RawValue>,
     #[serde(default)]
@@ -69,16 +70,22 @@ struct Delta<'a> {
     reasoning_content: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     reasoning: Option<Cow<'a, str>>,
+    /// Why the model won't answer: that is its answer.
+    #[serde(borrow, default)]
+    refusal: Option<Cow<'a, str>>,
     #[serde(borrow, default)]
     tool_calls: Option<&'a RawValue>,
+    /// What tool calls were before.
+    #[serde(borrow, default)]
+    function_call: Option<&'a RawValue>,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 struct Usage {
     #[serde(default)]
-    prompt_tokens: u64,
+    prompt_tokens: Option<u64>,
     #[serde(default)]
-    completion_tokens: u64,
+    completion_tokens: Option<u64>,
     #[serde(default)]
     completion_tokens_details: Option<Details>,
 }
@@ -96,9 +103,10 @@ impl Delta<'_> {
 
     /// The kinds of token in it: content, reasoning, tool call.
     fn kinds(&self) -> (bool, bool, bool) {
-        let tool = self.tool_calls.is_some_and(|calls| !matches!(calls.get(), "null" | "[]"));
+        let says = |raw: Option<&RawValue>| raw.is_some_and(|r| !matches!(r.get(), "null" | "[]"));
+        let tool = says(self.tool_calls) || says(self.function_call);
         (
-            Self::has_text(self.content.as_ref()),
+            Self::has_text(self.content.as_ref()) || Self::has_text(self.refusal.as_ref()),
             Self::has_text(self.reasoning_content.as_ref())
                 || Self::has_text(self.reasoning.as_ref()),
             tool,
@@ -180,7 +188,7 @@ impl Chat {
         }
         // Sent once, at the end; or with every event, grown.
         self.usage = event.usage.or(self.usage);
-        let deltas = event.choices.iter().filter_map(|choice| choice.delta.as_ref());
+        let deltas = event.choices.iter().flatten().filter_map(|choice| choice.delta.as_ref());
         let (mut content, mut reasoning, mut tool) = (false, false, false);
         for (has_content, has_reasoning, has_tool) in deltas.map(Delta::kinds) {
             content |= has_content;
@@ -206,17 +214,18 @@ impl Chat {
 
     /// What the target counted, where it did: an event may hold several tokens.
     fn tokens(&self) -> Tokens {
-        let Some(usage) = self.usage.filter(|usage| usage.completion_tokens > 0) else {
-            return self.counted;
+        let Some(usage) = self.usage else { return self.counted };
+        let Some(completion) = usage.completion_tokens.filter(|tokens| *tokens > 0) else {
+            return Tokens { prompt: usage.prompt_tokens.unwrap_or(0), ..self.counted };
         };
         let told = usage.completion_tokens_details.and_then(|details| details.reasoning_tokens);
-        let reasoning = told.unwrap_or(self.counted.reasoning).min(usage.completion_tokens);
-        let tool = self.counted.tool.min(usage.completion_tokens - reasoning);
+        let reasoning = told.unwrap_or(self.counted.reasoning).min(completion);
+        let tool = self.counted.tool.min(completion - reasoning);
         Tokens {
-            output: usage.completion_tokens - reasoning - tool,
+            output: completion - reasoning - tool,
             reasoning,
             tool,
-            prompt: usage.prompt_tokens,
+            prompt: usage.prompt_tokens.unwrap_or(0),
         }
     }
 
@@ -245,7 +254,7 @@ impl Chat {
             Failure::new(ErrorKind::Protocol, format!("answer is not chat JSON: {error}"))
         })?;
         self.usage = answer.usage;
-        match answer.choices.first().and_then(|choice| choice.message.as_ref()) {
+        match answer.choices.iter().flatten().next().and_then(|choice| choice.message.as_ref()) {
             // The user sees an unstreamed answer when all of it is there.
             Some(_) => Ok(Answer { first: last, tokens: self.tokens(), each: None }),
             None => Err(Failure::new(ErrorKind::Protocol, "answer has no choices[0].message")),
@@ -301,6 +310,14 @@ mod tests {
         let (found, ..) = answer(&[TOKEN, TOKEN, usage, DONE]).unwrap();
         let wanted = Tokens { output: 7, reasoning: 4, tool: 0, prompt: 7 };
         assert_eq!((found.tokens, found.each), (wanted, Some(Duration::from_millis(1))));
+    }
+
+    #[test]
+    fn nulls_and_refusals_are_no_malformed_events() {
+        let refusal = "data: {\"choices\":[{\"delta\":{\"refusal\":\"No.\"}}],\"usage\":null}\n\n";
+        let nulls = "data: {\"choices\":null,\"usage\":{\"prompt_tokens\":null,\"completion_tokens\":null}}\n\n";
+        let (found, ..) = answer(&[ROLE, refusal, nulls, DONE]).unwrap();
+        assert_eq!(found.tokens.output, 1);
     }
 
     #[test]

@@ -3,7 +3,10 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -29,6 +32,22 @@ pub struct Engine {
     throttled: OnceLock<Duration>,
     /// When the numbers became final.
     finished: watch::Receiver<Option<Instant>>,
+    done: watch::Sender<Option<Instant>>,
+}
+
+/// Held by a worker until its load is over, however it ends; the last one to go says so.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    left: Arc<AtomicU32>,
+    done: watch::Sender<Option<Instant>>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.done.send_replace(Some(Instant::now()));
+        }
+    }
 }
 
 /// What an engine has measured so far.
@@ -48,7 +67,7 @@ impl Engine {
     pub fn new(prepared: Arc<Prepared>, index: u32) -> io::Result<Self> {
         let workers = prepared.plan.workers.max(1);
         let (done, finished) = watch::channel(None);
-        let left = Arc::new(std::sync::atomic::AtomicU32::new(workers));
+        let left = Arc::new(AtomicU32::new(workers));
         let senders = (0..workers)
             .map(|worker| {
                 let (sender, orders) = mpsc::unbounded_channel();
@@ -58,15 +77,10 @@ impl Engine {
                     first: runner + runners * u64::from(worker),
                     step: runners * u64::from(workers),
                 };
-                let (prepared, left, done) =
-                    (Arc::clone(&prepared), Arc::clone(&left), done.clone());
-                let last_one_says_so = move || {
-                    if left.fetch_sub(1, std::sync::atomic::Ordering::AcqRel) == 1 {
-                        done.send_replace(Some(Instant::now()));
-                    }
-                };
+                let prepared = Arc::clone(&prepared);
+                let ending = Ending { left: Arc::clone(&left), done: done.clone() };
                 thread::Builder::new().name(format!("worker-{worker}")).spawn(move || {
-                    if let Err(error) = worker::run(prepared, share, orders, last_one_says_so) {
+                    if let Err(error) = worker::run(prepared, share, orders, ending) {
                         tracing::error!(%error, worker, "worker could not run");
                     }
                 })?;
@@ -80,12 +94,15 @@ impl Engine {
             stopped: OnceLock::new(),
             throttled: OnceLock::new(),
             finished,
+            done,
         })
     }
 
     /// Begins the load at a moment. Only the first call counts; false for the others.
+    ///
+    /// One that was told to stop before is over, and never starts.
     pub fn start(&self, at: Instant) -> bool {
-        if self.start.set(at).is_err() {
+        if self.stopped.get().is_some() || self.start.set(at).is_err() {
             return false;
         }
         self.throttled.get_or_init(cpu::throttled);
@@ -97,6 +114,10 @@ impl Engine {
     pub fn stop(&self, grace: Duration) {
         // The first stop is when load ended; a later one only shortens the grace.
         let _ = self.stopped.set(Instant::now());
+        if self.start.get().is_none() {
+            self.done.send_replace(Some(Instant::now()));
+            return;
+        }
         self.order(|| Order::Stop(grace));
     }
 
@@ -121,7 +142,7 @@ impl Engine {
     /// Waits until the numbers are final.
     pub async fn finished(&self) {
         let mut finished = self.finished.clone();
-        // The sender lives as long as a worker does; without one nothing will change.
+        // The sender lives as long as this does.
         let _ = finished.wait_for(Option::is_some).await;
     }
 

@@ -73,21 +73,36 @@ async fn send<'a>(
     if connection.as_mut().is_some_and(|open| open.is_spent() || !open.is_open()) {
         *connection = None;
     }
-    let mut written = false;
+    let mut wrote = None;
     if let Some(open) = connection.as_mut() {
         flight.send();
-        written = http1::write(&mut open.wire, &request.bytes).await.is_ok();
+        let before = open.stamps.sent.get();
+        let written = http1::write(&mut open.wire, &request.bytes).await;
+        // Once a byte of it is out, the target may act on it: it is not sent again.
+        wrote = Some(written).filter(|w| w.is_ok() || open.stamps.sent.get() > before);
     }
-    if !written {
+    let written = if let Some(written) = wrote {
+        written
+    } else {
         flight.enter(Part::Connect);
         let open = connection.insert(HttpConnection::open(connector).await?);
         flight.send();
-        http1::write(&mut open.wire, &request.bytes).await?;
-    }
+        http1::write(&mut open.wire, &request.bytes).await
+    };
     let Some(open) = connection.as_mut() else {
         return Err(Failure::new(ErrorKind::Connect, "no connection"));
     };
-    let head = http1::read_head(&mut open.wire, buffer, request.is_head).await?;
+    let read = http1::read_head(&mut open.wire, buffer, request.is_head).await;
+    let head = match written {
+        Ok(()) => read?,
+        // A target that answers before it has read all, and closes, has answered.
+        Err(failure) => {
+            open.spent = true;
+            let mut head = read.map_err(|_| failure)?;
+            head.keep_alive = false;
+            head
+        }
+    };
     flight.enter(Part::Body);
     open.spent = !head.keep_alive;
     Ok((open, head))

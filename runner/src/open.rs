@@ -30,13 +30,23 @@ pub(crate) async fn load(
     let mut batch = 0;
     for (number, at) in profile.due(share.first, share.step) {
         let planned = start + at.std();
-        if !worker.reaches(planned).await {
-            return;
-        }
-        worker.lag(planned.elapsed());
         // Drawn by the arrival's number: the same, whichever user is free.
         let mut choices = worker.prepared.mix.choices_of(number);
         let task = worker.prepared.mix.next_task(&mut choices);
+        if !worker.reaches(planned).await {
+            if planned >= worker.end() {
+                return;
+            }
+            // Due before the end, and the end was there before it could begin.
+            worker.record(task, TaskRecorder::drop_arrival);
+            continue;
+        }
+        // However far behind this is, others get their turn: answers that came free their users.
+        batch += 1;
+        if batch % BATCH == 0 {
+            tokio::task::yield_now().await;
+        }
+        worker.lag(planned.elapsed());
         let user = free.borrow_mut().pop().or_else(|| {
             let number = unborn.next()?;
             Some(User::new(worker, number, worker.new_flight()))
@@ -56,9 +66,5 @@ pub(crate) async fn load(
         });
         // What has ended is let go of, or a long test would keep it all.
         while users.try_join_next().is_some() {}
-        batch += 1;
-        if batch % BATCH == 0 {
-            tokio::task::yield_now().await;
-        }
     }
 }

@@ -365,7 +365,7 @@ fn prepare_chat(
                 "messages": [{"role": "user", "content": message}],
                 "stream": task.stream,
             });
-            if task.stream {
+            if task.stream && task.usage {
                 // Else a stream does not say how many tokens it had.
                 body["stream_options"] = serde_json::json!({"include_usage": true});
             }

@@ -23,6 +23,7 @@ use crate::{
     closed,
     connect::Connector,
     cpu,
+    engine::Ending,
     failure::{ErrorKind, Failure},
     flight::Flight,
     open,
@@ -329,7 +330,7 @@ impl Drop for Running<'_> {
 
 /// Runs a worker on the calling thread until its orders end.
 ///
-/// `finished` is called once, when its numbers are final.
+/// `ending` is let go when its numbers are final.
 ///
 /// # Errors
 /// When the system refuses a runtime or a timer.
@@ -337,7 +338,7 @@ pub(crate) fn run(
     prepared: Arc<Prepared>,
     share: Share,
     mut orders: mpsc::UnboundedReceiver<Order>,
-    finished: impl FnOnce() + 'static,
+    ending: Ending,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
@@ -345,11 +346,11 @@ pub(crate) fn run(
         let worker = Worker::new(prepared)?;
         let driver = Rc::clone(&worker.pacer);
         tokio::task::spawn_local(async move { driver.drive().await });
-        let mut start = Some(finished);
+        let mut start = Some(ending);
         while let Some(order) = orders.recv().await {
             match order {
                 Order::Start(at) => {
-                    let Some(finished) = start.take() else { continue };
+                    let Some(ending) = start.take() else { continue };
                     let plan = &worker.prepared.plan;
                     worker.start.set(at);
                     worker.cpu.set((cpu::of_this_thread(), None));
@@ -358,7 +359,7 @@ pub(crate) fn run(
                     let worker = Rc::clone(&worker);
                     tokio::task::spawn_local(async move {
                         worker.load(share, at).await;
-                        finished();
+                        drop(ending);
                     });
                 }
                 Order::Stop(grace) => worker.stop(grace),

@@ -144,6 +144,10 @@ pub struct ChatTask {
     /// Asks for a streamed answer, so that time to first response is its first content token.
     #[serde(default)]
     pub stream: bool,
+    /// Asks a streamed answer's server to count its tokens (`stream_options.include_usage`); false
+    /// for servers that refuse to be asked.
+    #[serde(default = "default_true")]
+    pub usage: bool,
     /// `max_tokens` of the request; the server's default when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]

@@ -68,7 +68,7 @@ fn looks_are_kept_only_as_long_as_a_window_needs_them() {
     assert!(timeline.looks.len() <= 12, "{} looks", timeline.looks.len());
     let hour = judged_by(r#"{metric: errorRate, window: 1h, target: "< 1%"}"#);
     let (timeline, _) = watch(&hour, stall, 7200);
-    assert!(timeline.looks.len() <= 102, "{} looks", timeline.looks.len());
+    assert!(timeline.looks.len() <= 52, "{} looks", timeline.looks.len());
     let (timeline, _) = watch(&spec(), stall, 100);
     assert!(timeline.looks.is_empty(), "{} looks", timeline.looks.len());
 }
@@ -129,7 +129,7 @@ fn each_stage_is_judged_by_what_ended_in_it() {
         ("150 users", 100, Verdict::Fail),
     ];
     assert_eq!(rows, wanted);
-    let found = breaking_point(&spec, timeline.stages()).unwrap();
+    let found = breaking_point(&spec, timeline.stages(), None).unwrap();
     assert_eq!(
         (found.held.as_deref(), found.broke.as_deref()),
         (Some("100 users"), Some("150 users"))
@@ -141,7 +141,7 @@ fn each_stage_is_judged_by_what_ended_in_it() {
 fn a_target_that_takes_it_all_has_no_load_at_which_it_broke() {
     let spec = staged();
     let (timeline, _) = watch(&spec, |_| 0.1, 30);
-    let found = breaking_point(&spec, timeline.stages()).unwrap();
+    let found = breaking_point(&spec, timeline.stages(), None).unwrap();
     assert_eq!((found.held.as_deref(), found.broke), (Some("150 users"), None));
 }
 
@@ -150,7 +150,7 @@ fn a_load_that_does_not_grow_has_no_breaking_point() {
     let mut spec = staged();
     spec.load.stages[2].users = Some(100);
     let (timeline, _) = watch(&spec, stall, 30);
-    assert_eq!(breaking_point(&spec, timeline.stages()), None);
+    assert_eq!(breaking_point(&spec, timeline.stages(), None), None);
 }
 
 #[test]
@@ -158,10 +158,68 @@ fn stages_that_nobody_looked_at_are_said_to_be_unknown() {
     let spec = staged();
     let (seen, _) = watch(&spec, stall, 10);
     // Another operator comes at 22 s: the second stage went by unseen.
-    let mut timeline = Timeline::after(seen.stages().to_vec());
+    let mut timeline = Timeline::after(&spec, seen.stages().to_vec(), &[]);
     for second in 22..=30 {
         timeline.look(&spec, &course(stall, second));
     }
     let verdicts: Vec<_> = timeline.stages().iter().map(|row| row.verdict).collect();
     assert_eq!(verdicts, [Verdict::Pass, Verdict::Inconclusive, Verdict::Fail]);
+}
+
+#[test]
+fn what_windows_have_shown_outlives_who_looked() {
+    let spec = judged_by(OVER_10_S);
+    let (seen, _) = watch(&spec, stall, 40);
+    let rows = seen.rows(&spec, &course(stall, 40), None);
+    assert_eq!(rows[0].verdict, Verdict::Critical);
+    // Another operator sees quiet windows only.
+    let mut timeline = Timeline::after(&spec, vec![], &rows);
+    for second in 60..=100 {
+        timeline.look(&spec, &course(stall, second));
+    }
+    assert_eq!(timeline.rows(&spec, &course(stall, 100), None)[0], rows[0]);
+}
+
+#[test]
+fn an_abort_in_a_stage_is_where_it_broke() {
+    let spec = staged();
+    let (timeline, _) = watch(&spec, |_| 0.1, 15);
+    let aborted = Aborted {
+        row: 0,
+        threshold: "responseTime p50".into(),
+        observed: "3s".into(),
+        bound: "> 2s".parse().unwrap(),
+        elapsed: Duration::from_secs(15),
+        samples: 100,
+    };
+    let found = breaking_point(&spec, timeline.stages(), Some(&aborted)).unwrap();
+    let wanted = (Some("50 users"), Some("100 users"), Some("3s"));
+    let found = (found.held.as_deref(), found.broke.as_deref(), found.observed.as_deref());
+    assert_eq!(found, wanted);
+}
+
+#[test]
+fn a_stage_is_not_charged_with_what_came_after_it() {
+    let spec = staged();
+    let mut timeline = Timeline::default();
+    timeline.look(&spec, &course(stall, 5));
+    // Nobody looks until the third stage, which is slow.
+    for second in 25..=30 {
+        timeline.look(&spec, &course(stall, second));
+    }
+    let verdicts: Vec<_> = timeline.stages().iter().map(|row| row.verdict).collect();
+    assert_eq!(verdicts, [Verdict::Inconclusive, Verdict::Inconclusive, Verdict::Inconclusive]);
+}
+
+#[test]
+fn what_was_open_at_the_end_belongs_to_the_last_stage() {
+    let spec = staged();
+    let (timeline, _) = watch(&spec, |_| 0.1, 30);
+    let mut all = course(|_| 0.1, 30);
+    let task = all.tasks.get_mut("chat").unwrap();
+    task.requests[Outcome::Timeout.index()] += 200;
+    task.response_time[Outcome::Timeout.index()].record(5.0, 200);
+    let rows = timeline.stages_at_end(&spec, &all);
+    assert_eq!((rows[2].requests, rows[2].verdict), (300, Verdict::Fail));
+    assert_eq!(rows[1], timeline.stages()[1]);
 }

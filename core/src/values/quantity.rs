@@ -166,6 +166,9 @@ macro_rules! as_text {
                     "x-kubernetes-validations": [{
                         "rule": format!("self.matches('^([0-9]+([.][0-9]*)?|[.][0-9]+){}$')", $unit),
                         "messageExpression": concat!("'\"' + self + '\" is not ", $what, "'"),
+                    }, {
+                        "rule": "self.matches('^0*[0-9]{0,6}([.][0-9]*)?[^0-9.]*$') || self.matches('^0*1000000[^0-9.]*$')",
+                        "messageExpression": "'\"' + self + '\" is too much: at most a million'",
                     }],
                 })
             }

@@ -219,6 +219,18 @@ fn an_abort_is_durable_before_anyone_is_stopped() {
 }
 
 #[test]
+fn runners_that_missed_their_start_end_the_test_and_pass_nothing() {
+    let mut missed = started(Phase::Running);
+    for index in 0..2 {
+        missed.memory.numbers.insert(index, RunnerNumbers::default());
+        missed.memory.heard.insert(index, at(119));
+    }
+    assert!(matches!(next(&missed, 119), Decision::Order(..)));
+    assert_eq!(next(&missed, 121), Decision::Conclude { cancelled: false, failed: None });
+    assert_eq!(missed.circumstances(false).runners_lost, 2);
+}
+
+#[test]
 fn a_cancelled_test_stops_all_it_can_reach_and_waits_for_no_dead_node() {
     let mut cancelled = started(Phase::Running);
     cancelled.test.spec.cancel = true;

@@ -123,8 +123,10 @@ async fn answer(
         while Instant::now() < due {
             pacer.until(due).await;
         }
+        // Before the write, which wakes the client: after it, this thread may have to wait.
+        let answered = Instant::now();
         socket.write_all(ANSWER).await?;
-        seen.borrow_mut().push(Seen { arrived, answered: Instant::now() });
+        seen.borrow_mut().push(Seen { arrived, answered });
     }
     Ok(())
 }

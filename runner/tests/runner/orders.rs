@@ -88,6 +88,19 @@ async fn a_start_out_of_bounds_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn a_runner_stopped_before_its_start_is_done_and_never_starts() {
+    let runner = runner().await;
+    let (status, _) = ask(&runner, "POST /stop", TOKEN, r#"{"graceSeconds": 0}"#).await;
+    assert_eq!(status, 204);
+    runner.control.engine.finished().await;
+    assert_eq!(runner.control.engine.state(), RunnerState::Done);
+    let (status, _) = ask(&runner, "POST /start", TOKEN, r#"{"inSeconds": 0}"#).await;
+    assert_eq!(status, 204);
+    let numbers = runner.control.engine.measured().await.numbers;
+    assert_eq!((numbers.total().completed(), numbers.users_peak), (0, 0));
+}
+
+#[tokio::test]
 async fn a_start_ordered_twice_starts_once() {
     let runner = runner().await;
     for _ in 0..2 {
