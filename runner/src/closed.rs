@@ -6,7 +6,6 @@ use std::{
 };
 
 use loadtest_core::{metrics::Outcome, profile::Profile};
-
 use tokio::task::JoinSet;
 
 use crate::{

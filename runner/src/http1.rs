@@ -4,9 +4,10 @@
 //! A general client builds every request anew, hands it to a task of the connection and gives
 //! the answer back in parts; here it is one write and, for a small answer, one read.
 
+use std::mem::MaybeUninit;
+
 use bytes::{Buf, BytesMut};
 use httparse::{Header, ParserConfig, Status};
-use std::mem::MaybeUninit;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{

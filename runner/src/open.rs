@@ -3,7 +3,6 @@
 use std::{cell::RefCell, rc::Rc, time::Instant};
 
 use loadtest_core::profile::Profile;
-
 use tokio::task::JoinSet;
 
 use crate::{
