@@ -37,7 +37,7 @@ fn requests(status: &LoadTestStatus) -> i64 {
 #[tokio::test]
 async fn a_burst_of_200_users_runs_on_two_runners_and_every_number_agrees_with_the_target()
 -> Result<()> {
-    Story::tell("burst", async |story| {
+    Story::tell_alone("burst", async |story| {
         let target = story
             .simulator(json!({
                 "chat": {"latency": "300ms", "tokens": 8, "tokenGap": "10ms"},

@@ -20,7 +20,7 @@ const EXAMPLES: [&str; 5] = [
 
 #[tokio::test]
 async fn all_five_examples_pass_against_a_healthy_simulator() -> Result<()> {
-    Story::tell("examples", async |story| {
+    Story::tell_alone("examples", async |story| {
         story.simulator(json!({})).await?;
         for text in EXAMPLES {
             let mut test: LoadTest = serde_yaml::from_str(text)?;

@@ -63,7 +63,7 @@ fn p95(status: &LoadTestStatus) -> Result<f64> {
 #[tokio::test]
 async fn prometheus_with_native_histograms_agrees_with_the_status_within_one_percent() -> Result<()>
 {
-    Story::tell("prometheus", async |story| {
+    Story::tell_alone("prometheus", async |story| {
         let latency = json!({"lognormal": {"median": "100ms", "sigma": 0.5, "max": "2s"}});
         story.simulator(json!({"health": {"latency": latency}})).await?;
         let mut spec = health(20, "12s", &json!([]));

@@ -18,9 +18,13 @@ use kube::{
 };
 use loadtest_core::resource::{LoadTest, LoadTestStatus, Phase};
 use serde_json::{Value, json};
+use tokio::sync::RwLock;
 
 /// Where the operator is installed.
 pub(crate) const OPERATOR_NAMESPACE: &str = "loadtest-system";
+
+/// Held by every story: shared, or alone.
+static MACHINE: RwLock<()> = RwLock::const_new(());
 
 /// One story's namespace, removed with everything in it when the story is over.
 pub(crate) struct Story {
@@ -32,8 +36,26 @@ pub(crate) struct Story {
 }
 
 impl Story {
-    /// Runs a story in a namespace that enforces the restricted standard.
+    /// Runs a story in a namespace that enforces the restricted standard, beside others.
     pub(crate) async fn tell<F: Future<Output = Result<()>>>(
+        name: &str,
+        story: impl FnOnce(Story) -> F,
+    ) -> Result<()> {
+        let _beside = MACHINE.read().await;
+        Self::run(name, story).await
+    }
+
+    /// Runs a story while no other one runs: what it measures is a few milliseconds, or the load
+    /// generator's own lateness, and one machine is runners, target, cluster and all.
+    pub(crate) async fn tell_alone<F: Future<Output = Result<()>>>(
+        name: &str,
+        story: impl FnOnce(Story) -> F,
+    ) -> Result<()> {
+        let _alone = MACHINE.write().await;
+        Self::run(name, story).await
+    }
+
+    async fn run<F: Future<Output = Result<()>>>(
         name: &str,
         story: impl FnOnce(Story) -> F,
     ) -> Result<()> {

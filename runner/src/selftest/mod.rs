@@ -202,9 +202,11 @@ async fn stall() -> Result<Vec<Check>, SelftestError> {
         let wanted = Duration::from_secs_f64((p - 0.9) / 0.1);
         let found = quantile(&found, p);
         let off = (found.as_secs_f64() / wanted.as_secs_f64() - 1.0).abs();
+        // Two hundred answers at once take a moment too.
+        let within = off <= 0.01 || found.saturating_sub(wanted) <= ADDED;
         let name = format!("target frozen 1 s in 10, 200/s: {name}");
         let text = format!("{} ({:.2} % off)", shown(found), off * 100.0);
-        check(name, shown(wanted), text, off <= 0.01 && dropped == 0)
+        check(name, shown(wanted), text, within && dropped == 0)
     };
     Ok(vec![row(0.95, "p95"), row(0.99, "p99"), row(0.999, "p99.9")])
 }
