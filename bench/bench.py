@@ -105,7 +105,7 @@ def install():
         "oha": first_line([paths["oha"], "--version"]),
         "k6": first_line([paths["k6"], "version"]),
         "vegeta": "vegeta v12.13.0",
-        "locust": first_line([paths["locust"], "--version"]),
+        "locust": " ".join(first_line([paths["locust"], "--version"]).split()[:2]),
     }
     return paths, versions
 
