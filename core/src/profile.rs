@@ -81,7 +81,8 @@ impl Profile {
     }
 
     /// The level at a time, at a step the later one; 0 after the end.
-    pub fn at(&self, time: Duration) -> f64 {
+    #[cfg(test)]
+    fn at(&self, time: Duration) -> f64 {
         let time = time.as_secs_f64();
         let piece = self.pieces.iter().find(|piece| time < piece.end);
         piece.map_or(0.0, |piece| piece.from + piece.slope() * (time - piece.start))

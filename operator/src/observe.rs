@@ -37,7 +37,6 @@ pub(crate) async fn observe(context: &Context, test: LoadTest) -> Result<Observe
     let over = seen.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final);
     if let (Some(start), false) = (seen.start(), over) {
         collect::collect(context, &pods, &uid, &start, &seen.runners, &mut seen.memory).await;
-        seen.look(&start);
     }
     Ok(seen)
 }

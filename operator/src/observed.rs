@@ -13,7 +13,7 @@ use kube::ResourceExt;
 use loadtest_core::{
     metrics::{Numbers, RunnerNumbers, RunnerState},
     report::Circumstances,
-    resource::{Aborted, LoadTest},
+    resource::{Aborted, LoadTest, Phase},
     timeline::Timeline,
 };
 use serde::{Deserialize, Serialize};
@@ -248,7 +248,9 @@ impl Observed {
     /// Only when this pass has heard every runner: of one that it has not, nothing would seem
     /// to have happened since, and then all at once. A run that lost a runner is not looked at
     /// any more: it makes less load than it should, and is Inconclusive anyway.
-    pub fn look(&mut self, start: &StartRecord) {
+    pub fn look(&mut self) {
+        let over = self.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final);
+        let Some(start) = self.start().filter(|_| !over) else { return };
         let heard = |index: usize| {
             let key = u32::try_from(index).unwrap_or(u32::MAX);
             self.is_final(index) || self.memory.heard_now.contains(&key)

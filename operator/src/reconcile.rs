@@ -154,6 +154,7 @@ async fn step(context: &Context, cached: &LoadTest) -> Result<Action, Error> {
     };
     let run = test.uid().unwrap_or_default();
     let mut seen = observe::observe(context, test).await?;
+    seen.look();
     let now = Timestamp::now();
     let mut decision = decide(&seen, &context.settings, now);
     tracing::debug!(namespace, name, ?decision, "decided");
