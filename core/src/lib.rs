@@ -7,6 +7,7 @@
 //!
 //! Pure: no IO, no async, no client; where time matters it comes in as a value.
 
+mod health;
 pub mod metrics;
 pub mod mix;
 pub mod plan;

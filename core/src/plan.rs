@@ -66,6 +66,8 @@ pub struct Goals {
     pub first: Option<Duration>,
     /// The mean time between two tokens.
     pub inter_token: Option<Duration>,
+    /// From sent to the first byte.
+    pub first_byte: Option<Duration>,
     /// From the start of a WebSocket's connection to its upgrade.
     pub connect: Option<Duration>,
 }
@@ -82,8 +84,11 @@ impl Goals {
                 Metric::ServiceTime => &mut goals.service,
                 Metric::TimeToFirstResponse => &mut goals.first,
                 Metric::InterTokenLatency => &mut goals.inter_token,
+                Metric::TimeToFirstByte => &mut goals.first_byte,
                 Metric::WebSocketConnect => &mut goals.connect,
-                Metric::ErrorRate
+                // A message's is no request's.
+                Metric::WebSocketRoundTrip
+                | Metric::ErrorRate
                 | Metric::Throughput
                 | Metric::TokensPerSecond
                 | Metric::Goodput => continue,

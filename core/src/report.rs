@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    metrics::{LatencyHistogram, Numbers, TaskNumbers, Tokens, judged},
+    metrics::{ConnectStep, Connections, LatencyHistogram, Numbers, TaskNumbers, Tokens, judged},
     plan,
     profile::Profile,
     resource::{
-        Aborted, BreakingPoint, ErrorCount, Latency, LoadTestSpec, Measurement, Progress, StageRow,
-        Summary, TaskKind, TaskSummary, ThresholdRow, TokenSummary, Verdict,
+        Aborted, BreakingPoint, ConnectionSummary, ErrorCount, Latency, LoadTestSpec, Measurement,
+        Progress, StageRow, Summary, TaskKind, TaskSummary, ThresholdRow, TokenSummary, Verdict,
     },
     summary::{count, summarise},
     timeline::{self, Timeline},
@@ -246,11 +246,39 @@ fn tasks(spec: &LoadTestSpec, numbers: &Numbers) -> Vec<TaskSummary> {
                 inter_token_latency: latency(&measured.inter_token).filter(|_| is_chat),
                 tokens: is_chat.then(|| tokens(measured, numbers.elapsed_seconds)),
                 goodput: goodput(spec, &task.name, measured),
+                time_to_first_byte: latency(&measured.first_byte),
                 web_socket_connect: latency(&judged(&measured.web_socket_connect))
                     .filter(|_| is_web_socket),
+                web_socket_round_trip: latency(&measured.round_trip),
+                connections: connections(&measured.connections),
             }
         })
         .collect()
+}
+
+fn connections(measured: &Connections) -> Option<ConnectionSummary> {
+    let Connections { opened, again, steps } = measured;
+    let p95 = |step: ConnectStep| steps[step.index()].quantile(0.95).map(Duration::rounded);
+    (*opened > 0).then(|| ConnectionSummary {
+        opened: count(*opened),
+        reconnects: count(*again),
+        dns: p95(ConnectStep::Dns),
+        tcp: p95(ConnectStep::Tcp),
+        tls: p95(ConnectStep::Tls),
+        upgrade: p95(ConnectStep::Upgrade),
+    })
+}
+
+/// Bytes as people read them, and the share of a limit, where there is one.
+fn memory(numbers: &Numbers) -> Option<String> {
+    let mebibytes = (numbers.memory_bytes / f64::from(1 << 20)).round();
+    let share = || Share::of_one((numbers.memory_ratio * 1000.0).round() / 1000.0).rounded();
+    let of_limit = if numbers.memory_ratio > 0.0 {
+        format!(" ({} of its limit)", share())
+    } else {
+        String::new()
+    };
+    (mebibytes > 0.0).then(|| format!("{mebibytes}Mi{of_limit}"))
 }
 
 fn errors(numbers: &Numbers, examples: &BTreeMap<(String, String), String>) -> Vec<ErrorCount> {
@@ -292,6 +320,8 @@ fn measurement(spec: &LoadTestSpec, numbers: &Numbers, seen: &Circumstances) -> 
             .then(|| Share::of_one((numbers.thread_busy * 1000.0).round() / 1000.0).rounded()),
         throttled: (numbers.throttled_seconds > 0.0)
             .then(|| Duration::from_secs_f64(numbers.throttled_seconds).rounded()),
+        event_loop_lag_p99: numbers.loop_lag.quantile(0.99).map(Duration::rounded),
+        memory: memory(numbers),
         runners_lost: seen.runners_lost,
         // Two digits: the rest is start-up noise.
         coverage: Some(format!("{}%", (coverage * 1000.0).round() / 10.0)),

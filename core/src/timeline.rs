@@ -228,20 +228,23 @@ fn needed_of(numbers: &Numbers, thresholds: &[Threshold]) -> Numbers {
         service_time: kept(takes(Metric::ServiceTime), &task.service_time),
         first_response: kept(takes(Metric::TimeToFirstResponse), &task.first_response),
         web_socket_connect: kept(takes(Metric::WebSocketConnect), &task.web_socket_connect),
-        inter_token: if takes(Metric::InterTokenLatency) {
-            task.inter_token.clone()
-        } else {
-            LatencyHistogram::default()
-        },
+        inter_token: one(takes(Metric::InterTokenLatency), &task.inter_token),
+        first_byte: one(takes(Metric::TimeToFirstByte), &task.first_byte),
+        round_trip: one(takes(Metric::WebSocketRoundTrip), &task.round_trip),
         ..TaskNumbers::default()
     };
     Numbers {
         tasks: numbers.tasks.iter().map(|(name, numbers)| (name.clone(), task(numbers))).collect(),
         schedule_lag: numbers.schedule_lag.clone(),
+        loop_lag: numbers.loop_lag.clone(),
         elapsed_seconds: numbers.elapsed_seconds,
         throttled_seconds: numbers.throttled_seconds,
         ..Numbers::default()
     }
+}
+
+fn one(wanted: bool, all: &LatencyHistogram) -> LatencyHistogram {
+    if wanted { all.clone() } else { LatencyHistogram::default() }
 }
 
 fn kept(wanted: bool, all: &[LatencyHistogram; 4]) -> [LatencyHistogram; 4] {

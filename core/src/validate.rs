@@ -33,6 +33,17 @@ pub fn problems(spec: &LoadTestSpec) -> Vec<Problem> {
             });
         }
     }
+    for (index, task) in spec.scenario.tasks.iter().enumerate() {
+        let checks = task.http.iter().flat_map(|http| http.checks.iter().enumerate());
+        let paths = checks.filter_map(|(at, check)| Some((at, check.json_path.as_ref()?)));
+        problems.extend(paths.filter_map(|(at, path)| {
+            let error = serde_json_path::JsonPath::parse(path).err()?;
+            Some(Problem {
+                field: format!("spec.scenario.tasks[{index}].http.checks[{at}].jsonPath"),
+                message: format!("{path:?} is not a JSONPath such as $.data[0].id: {error}"),
+            })
+        }));
+    }
     let urls = [("http", &spec.target.http), ("webSocket", &spec.target.web_socket)];
     for (name, url) in urls.into_iter().filter_map(|(name, url)| Some((name, url.as_ref()?))) {
         if let Some(port) = port_of(url).filter(|port| !(1..=65535).contains(port)) {
@@ -103,6 +114,20 @@ mod tests {
             spec.target.http = Some(url.into());
             assert_eq!(problems(&spec).is_empty(), good, "{url}");
         }
+    }
+
+    #[test]
+    fn a_json_path_that_is_none_is_refused() {
+        let mut spec = spec();
+        let check = |path: &str| crate::resource::Check {
+            json_path: Some(path.into()),
+            ..crate::resource::Check::default()
+        };
+        let http = spec.scenario.tasks[1].http.as_mut().unwrap();
+        http.checks = vec![check("$.data[0].id"), check("$.data[")];
+        let found = problems(&spec);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].field, "spec.scenario.tasks[1].http.checks[1].jsonPath");
     }
 
     #[test]

@@ -1,19 +1,11 @@
 //! Did the target pass: thresholds against numbers. Pure.
 
 use crate::{
+    health,
     metrics::{LatencyHistogram, Numbers, TaskNumbers, judged},
     resource::{Metric, Statistic, Threshold, ThresholdRow, Verdict},
     values::{Bound, Duration, Quantity, Rate, Share},
 };
-
-/// A load thread busier than this has no room to be on time.
-const BUSY: f64 = 0.9;
-/// A CPU limit may keep a runner from running for this share of the test.
-const THROTTLED: f64 = 0.01;
-/// Schedule lag up to this never makes a latency row inconclusive.
-const LAG_FLOOR: Duration = Duration::from_millis(5);
-/// Nor does lag up to this share of the row's tightest bound.
-const LAG_SHARE: f64 = 0.05;
 
 /// Judges one threshold.
 ///
@@ -73,8 +65,10 @@ pub fn worst<'a>(rows: impl IntoIterator<Item = &'a ThresholdRow>) -> Verdict {
 struct Observation {
     value: Option<Quantity>,
     samples: u64,
-    /// Arrivals among the samples that were dropped, and hide the value: it is at least this.
-    hidden_by: u64,
+    /// Arrivals among the samples that were dropped.
+    dropped: u64,
+    /// True when they hide the value: it is at least this.
+    hidden: bool,
 }
 
 fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64) -> Observation {
@@ -82,17 +76,18 @@ fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64) -> Observat
         let all = judged(by_outcome);
         latency_of(&all, scope.dropped, threshold.statistic)
     };
-    let seen = |value, samples| Observation { value, samples, hidden_by: 0 };
+    let seen =
+        |value, samples| Observation { value, samples, dropped: scope.dropped, hidden: false };
     let wanted = scope.wanted();
     match threshold.metric {
         Metric::ResponseTime => latency(&scope.response_time),
         Metric::ServiceTime => latency(&scope.service_time),
         Metric::TimeToFirstResponse => latency(&scope.first_response),
         Metric::WebSocketConnect => latency(&scope.web_socket_connect),
-        Metric::InterTokenLatency => {
-            // Gaps within answers: an arrival that was dropped has none.
-            latency_of(&scope.inter_token, 0, threshold.statistic)
-        }
+        // Of answers and messages there were: an arrival that was dropped has none.
+        Metric::InterTokenLatency => latency_of(&scope.inter_token, 0, threshold.statistic),
+        Metric::TimeToFirstByte => latency_of(&scope.first_byte, 0, threshold.statistic),
+        Metric::WebSocketRoundTrip => latency_of(&scope.round_trip, 0, threshold.statistic),
         Metric::TokensPerSecond => {
             let rate =
                 || Quantity::Rate(Rate::per_second(scope.tokens.generated() as f64 / elapsed));
@@ -124,6 +119,8 @@ fn together(metric: Metric, numbers: &Numbers) -> TaskNumbers {
     let counts = |task: &&TaskNumbers| match metric {
         Metric::TimeToFirstResponse => has(&task.first_response),
         Metric::InterTokenLatency => task.inter_token.count() > 0,
+        Metric::TimeToFirstByte => task.first_byte.count() > 0,
+        Metric::WebSocketRoundTrip => task.round_trip.count() > 0,
         Metric::TokensPerSecond => task.tokens.generated() > 0 || has(&task.first_response),
         Metric::WebSocketConnect => has(&task.web_socket_connect),
         _ => true,
@@ -151,7 +148,7 @@ fn latency_of(
         other => (other, dropped > 0 && other != Statistic::Min),
     };
     let value = answers.statistic(statistic).map(Quantity::Time);
-    Observation { value, samples, hidden_by: if hidden { dropped } else { 0 } }
+    Observation { value, samples, dropped, hidden }
 }
 
 fn decide(
@@ -177,19 +174,20 @@ fn decide(
         };
         return inconclusive(why);
     };
-    if threshold.metric.is_latency()
-        && let Some(why) = too_slow(threshold, numbers)
-    {
+    let holds = |bound: &Bound| bound.holds(value).unwrap_or(false);
+    // A count that is good enough in spite of the generator is good enough.
+    let in_doubt = threshold.metric.is_latency()
+        || (!holds(target) && (threshold.metric.needs_pace() || observed.dropped > 0));
+    if in_doubt && let Some(why) = health::unfit(tightest(threshold), numbers) {
         return inconclusive(why);
     }
-    let holds = |bound: &Bound| bound.holds(value).unwrap_or(false);
     if let Some(critical) = critical.filter(holds) {
         return (Verdict::Critical, critical, Some(advice(threshold.metric)));
     }
-    if observed.hidden_by > 0 {
+    if observed.hidden {
         return inconclusive(format!(
             "{} arrivals were dropped, so it is at least {}: raise load.maxUsers, or see whether the target takes this rate at all",
-            observed.hidden_by,
+            observed.dropped,
             value.rounded()
         ));
     }
@@ -219,33 +217,14 @@ fn samples_needed(threshold: &Threshold) -> u64 {
     }
 }
 
-/// Why the generator was itself too slow for this row, if it was: late, out of CPU, or
-/// throttled by a limit.
-fn too_slow(threshold: &Threshold, numbers: &Numbers) -> Option<String> {
-    const DO: &str = "use fewer users per runner or give runners more CPU";
-    let tightest = [Some(threshold.target), threshold.warning, threshold.critical]
-        .into_iter()
-        .flatten()
-        .filter_map(|bound| match bound.quantity {
-            Quantity::Time(time) => Some(time),
-            _ => None,
-        })
-        .min()?;
-    let lag = numbers.schedule_lag.quantile(0.99).unwrap_or_default();
-    if lag > LAG_FLOOR && lag.as_secs_f64() > LAG_SHARE * tightest.as_secs_f64() {
-        let lag = lag.rounded();
-        return Some(format!("the load generator was itself late (schedule lag p99 {lag}): {DO}"));
-    }
-    let share = |value: f64| Share::of_one(value).rounded();
-    if numbers.thread_busy > BUSY {
-        let busy = share(numbers.thread_busy);
-        return Some(format!("the load generator's busiest thread used {busy} of a core: {DO}"));
-    }
-    let throttled = numbers.throttled_seconds / numbers.elapsed_seconds.max(1e-9);
-    (throttled > THROTTLED).then(|| {
-        let time = share(throttled);
-        format!("a CPU limit held the load generator up for {time} of the time: raise or remove it")
-    })
+/// The strictest duration among a row's bounds.
+fn tightest(threshold: &Threshold) -> Option<Duration> {
+    let bounds = [Some(threshold.target), threshold.warning, threshold.critical];
+    let times = bounds.into_iter().flatten().filter_map(|bound| match bound.quantity {
+        Quantity::Time(time) => Some(time),
+        _ => None,
+    });
+    times.min()
 }
 
 pub(crate) fn advice(metric: Metric) -> String {
@@ -261,6 +240,12 @@ pub(crate) fn advice(metric: Metric) -> String {
         }
         Metric::Goodput => {
             "see which latency row is missed; goodput is the share of requests that meet all of their task's"
+        }
+        Metric::TimeToFirstByte => {
+            "look at what the target does before it answers; a large gap to responseTime is the time that answers take to come"
+        }
+        Metric::WebSocketRoundTrip => {
+            "look at the target's message loop and what it waits for; one slow handler delays all messages behind it"
         }
         Metric::WebSocketConnect => {
             "look at the target's accept queue, proxy and TLS handshakes; each new session pays for them"

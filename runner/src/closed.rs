@@ -42,8 +42,11 @@ pub(crate) async fn load(
                 if !worker.reaches(from).await {
                     return;
                 }
-                let _running = Running::new(&worker, from, until);
-                run(&worker, &mut user, from, until).await;
+                {
+                    let _running = Running::new(&worker, from, until);
+                    run(&worker, &mut user, from, until).await;
+                }
+                user.leave(&worker).await;
             }
         });
         number += share.step;
@@ -54,7 +57,7 @@ pub(crate) async fn load(
 async fn run(worker: &Worker, user: &mut User, from: Instant, until: Instant) {
     let mut planned = from;
     // A pause that outlasts the run ends with it.
-    while worker.reaches(planned.min(until)).await && planned < until {
+    while user.rest(worker, planned.min(until)).await && planned < until {
         worker.lag(planned.elapsed());
         let task = worker.prepared.mix.next_task(&mut user.choices);
         let outcome = user::perform(worker, user, task, planned).await;

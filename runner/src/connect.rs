@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use loadtest_core::metrics::ConnectStep;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -21,6 +22,8 @@ const FRESH: Duration = Duration::from_secs(30);
 /// How long its refusal is: users that waited for it must not all ask again, one by one.
 const FRESH_REFUSAL: Duration = Duration::from_secs(1);
 
+/// What steps of opening a connection took, in the order of [`ConnectStep::ALL`].
+pub(crate) type Steps = [Option<Duration>; 4];
 /// What the resolver said.
 type Resolved = Result<Vec<SocketAddr>, Failure>;
 
@@ -44,16 +47,22 @@ impl Connector {
         }
     }
 
-    /// A new connection, to the addresses in turn.
-    pub(crate) async fn connect(&self) -> Result<(Wire, Rc<Stamps>), Failure> {
-        let addresses = self.resolve().await?;
+    /// A new connection, to the addresses in turn, and what its steps took.
+    pub(crate) async fn connect(&self) -> Result<(Wire, Rc<Stamps>, Steps), Failure> {
+        let mut steps = Steps::default();
+        let addresses = self.resolve(&mut steps).await?;
         let turn = self.next.get();
         self.next.set(turn.wrapping_add(1));
         let mut last = None;
         for i in 0..addresses.len() {
             let address = addresses[turn.wrapping_add(i) % addresses.len()];
+            let began = Instant::now();
             match TcpStream::connect(address).await {
-                Ok(stream) => return self.wrap(stream).await,
+                Ok(stream) => {
+                    steps[ConnectStep::Tcp.index()] = Some(began.elapsed());
+                    let (wire, stamps) = self.wrap(stream, &mut steps).await?;
+                    return Ok((wire, stamps, steps));
+                }
                 Err(error) => last = Some((address, error)),
             }
         }
@@ -65,15 +74,27 @@ impl Connector {
         })
     }
 
-    async fn wrap(&self, stream: TcpStream) -> Result<(Wire, Rc<Stamps>), Failure> {
+    async fn wrap(
+        &self,
+        stream: TcpStream,
+        steps: &mut Steps,
+    ) -> Result<(Wire, Rc<Stamps>), Failure> {
         // Without it, a small request may wait for the last answer's acknowledgement.
         stream.set_nodelay(true).map_err(|e| Failure::new(ErrorKind::Connect, e))?;
         let Some((name, config)) = &self.endpoint.tls else {
             return Ok(Wire::new(Stream::Plain(stream)));
         };
         let connector = TlsConnector::from(std::sync::Arc::clone(config));
+        let began = Instant::now();
         let session = connector.connect(name.clone(), stream).await;
         let session = session.map_err(|e| Failure::new(ErrorKind::Tls, e))?;
+        steps[ConnectStep::Tls.index()] = Some(began.elapsed());
+        let wanted = config.alpn_protocols.first();
+        if let Some(wanted) = wanted.filter(|w| session.get_ref().1.alpn_protocol() != Some(w)) {
+            let wanted = String::from_utf8_lossy(wanted);
+            let message = format!("target did not agree to speak {wanted}: see target.httpVersion");
+            return Err(Failure::new(ErrorKind::Protocol, message));
+        }
         Ok(Wire::new(Stream::Tls(Box::new(session))))
     }
 
@@ -84,7 +105,7 @@ impl Connector {
         (at.elapsed() < lasts).then(|| answer.clone())
     }
 
-    async fn resolve(&self) -> Resolved {
+    async fn resolve(&self, steps: &mut Steps) -> Resolved {
         if let Some(answer) = self.fresh() {
             return answer;
         }
@@ -92,11 +113,13 @@ impl Connector {
         if let Some(answer) = self.fresh() {
             return answer;
         }
+        let began = Instant::now();
         let Endpoint { host, port, .. } = &self.endpoint;
         let answer = match tokio::net::lookup_host((host.as_str(), *port)).await {
             Ok(addresses) => Ok(addresses.collect()),
             Err(error) => Err(Failure::new(ErrorKind::Dns, format!("{host}: {error}"))),
         };
+        steps[ConnectStep::Dns.index()] = Some(began.elapsed());
         *self.known.borrow_mut() = Some((Instant::now(), answer.clone()));
         answer
     }

@@ -15,7 +15,7 @@ use loadtest_core::metrics::{Numbers, RunnerState};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    cpu,
+    cpu, memory,
     prepare::Prepared,
     worker::{self, Order, Share},
 };
@@ -171,6 +171,8 @@ impl Engine {
         all.numbers.elapsed_seconds = elapsed;
         all.numbers.thread_busy = if elapsed > 0.0 { busiest.as_secs_f64() / elapsed } else { 0.0 };
         all.numbers.throttled_seconds = throttled.as_secs_f64();
+        all.numbers.memory_bytes = memory::resident() as f64;
+        all.numbers.memory_ratio = memory::share_of_limit();
         all
     }
 

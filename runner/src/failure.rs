@@ -27,6 +27,14 @@ pub enum ErrorKind {
     Http(u16),
     /// An answer that is not in the protocol.
     Protocol,
+    /// A redirect that was not followed: one too many, or out of the target.
+    Redirect,
+    /// A body without what a check wants of it.
+    CheckBody,
+    /// A header without what a check wants of it.
+    CheckHeader,
+    /// A JSON body without what a check wants of it.
+    CheckJson,
     /// An error event inside a stream.
     StreamError,
     /// A stream that ended without its end mark.
@@ -75,6 +83,10 @@ impl fmt::Display for ErrorKind {
             Self::Reset => f.write_str("reset"),
             Self::Http(status) => write!(f, "http_{status}"),
             Self::Protocol => f.write_str("protocol"),
+            Self::Redirect => f.write_str("redirect"),
+            Self::CheckBody => f.write_str("check_body"),
+            Self::CheckHeader => f.write_str("check_header"),
+            Self::CheckJson => f.write_str("check_json"),
             Self::StreamError => f.write_str("stream_error"),
             Self::StreamCut => f.write_str("stream_cut"),
             Self::StreamMalformed => f.write_str("stream_malformed"),

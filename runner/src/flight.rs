@@ -9,9 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loadtest_core::metrics::Outcome;
+use loadtest_core::{metrics::Outcome, resource::Timeouts};
 
-use crate::{failure::ErrorKind, prepare::PreparedKind, record::Sample};
+use crate::{
+    failure::ErrorKind,
+    prepare::PreparedKind,
+    record::{Opened, Sample},
+};
 
 /// The part of a request that is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,51 +42,95 @@ impl Part {
 /// One user's open request, if it has one.
 #[derive(Debug)]
 pub(crate) struct Flight {
+    /// How long its parts may take.
+    timeouts: Timeouts,
     /// The task's index and when it was planned.
     open: Cell<Option<(usize, Instant)>>,
     sent: Cell<Option<Instant>>,
+    /// When the first byte of its answer was read.
+    first_byte: Cell<Option<Instant>>,
     /// When its first content token was read; chat only.
     first: Cell<Option<Instant>>,
-    /// When its WebSocket was upgraded.
-    upgraded: Cell<Option<Instant>>,
+    /// When its WebSocket began to connect, and when it was upgraded.
+    upgrade: Cell<(Option<Instant>, Option<Instant>)>,
     part: Cell<Part>,
-    /// When it has taken too long, and who is to be told.
+    /// When the whole of it has taken too long.
+    whole: Cell<Instant>,
+    /// When it, or its part, has taken too long, and who is to be told.
     deadline: Cell<Option<Instant>>,
     waker: RefCell<Waker>,
+    /// Connections opened for it.
+    opened: RefCell<Vec<Opened>>,
 }
 
 impl Flight {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(timeouts: Timeouts) -> Self {
         Self {
+            timeouts,
             open: Cell::new(None),
             sent: Cell::new(None),
+            first_byte: Cell::new(None),
             first: Cell::new(None),
-            upgraded: Cell::new(None),
+            upgrade: Cell::new((None, None)),
             part: Cell::new(Part::Connect),
+            whole: Cell::new(Instant::now()),
             deadline: Cell::new(None),
             waker: RefCell::new(Waker::noop().clone()),
+            opened: RefCell::default(),
         }
     }
 
     /// A request begins, and may take so long from when it was planned.
     pub(crate) fn begin(&self, task: usize, planned: Instant, timeout: Duration) {
         self.open.set(Some((task, planned)));
+        self.whole.set(planned + timeout);
         self.deadline.set(Some(planned + timeout));
         self.sent.set(None);
+        self.first_byte.set(None);
         self.first.set(None);
-        self.upgraded.set(None);
+        self.upgrade.set((None, None));
         self.part.set(Part::Connect);
     }
 
     /// A part of it begins.
     pub(crate) fn enter(&self, part: Part) {
         self.part.set(part);
+        let limit = match part {
+            Part::Connect => self.timeouts.connect,
+            Part::Response => self.timeouts.first_byte,
+            Part::Body => None,
+        };
+        // What has passed already stays so.
+        if self.deadline.get().is_some() {
+            let whole = self.whole.get();
+            let part_ends = limit.map_or(whole, |limit| Instant::now() + limit.std());
+            self.deadline.set(Some(whole.min(part_ends)));
+        }
     }
 
-    /// It is sent now. Sent anew on another connection, the last time counts.
+    /// It is sent now, unless a part of it was before.
     pub(crate) fn send(&self) {
-        self.sent.set(Some(Instant::now()));
-        self.part.set(Part::Response);
+        if self.sent.get().is_none() {
+            self.sent.set(Some(Instant::now()));
+        }
+        self.enter(Part::Response);
+    }
+
+    /// True once a part of it was sent.
+    pub(crate) fn is_sent(&self) -> bool {
+        self.sent.get().is_some()
+    }
+
+    /// It was not sent after all: it will be, on another connection.
+    pub(crate) fn unsend(&self) {
+        self.sent.set(None);
+    }
+
+    /// The first byte of its answer was read at a moment; only the first call counts.
+    pub(crate) fn first_byte(&self, at: Instant) {
+        if self.first_byte.get().is_none() {
+            self.first_byte.set(Some(at));
+        }
     }
 
     /// Its first content token was read at a moment; only the first call counts.
@@ -92,9 +140,26 @@ impl Flight {
         }
     }
 
+    /// A connection was opened for it.
+    pub(crate) fn opened(&self, opened: Opened) {
+        self.opened.borrow_mut().push(opened);
+    }
+
+    /// The connections opened for it, since this was last asked.
+    pub(crate) fn take_opened(&self) -> Vec<Opened> {
+        self.opened.take()
+    }
+
+    /// Its WebSocket begins to connect: that is part of the service, and where sent begins.
+    pub(crate) fn connects(&self) {
+        self.send();
+        self.enter(Part::Connect);
+        self.upgrade.set((self.sent.get(), None));
+    }
+
     /// Its WebSocket is upgraded now.
     pub(crate) fn upgraded(&self) {
-        self.upgraded.set(Some(Instant::now()));
+        self.upgrade.set((self.upgrade.get().0, Some(Instant::now())));
     }
 
     /// The moments of a request that ended at `last`, as they are recorded.
@@ -108,14 +173,34 @@ impl Flight {
         planned: Instant,
         last: Instant,
     ) -> Sample {
-        let sent = self.sent.get();
         let unseen = matches!(outcome, Outcome::Timeout | Outcome::Interrupted).then_some(last);
         let is_chat = matches!(kind, PreparedKind::Chat(_));
-        let is_session = matches!(kind, PreparedKind::WebSocket(_));
-        let first = self.first.get().or(unseen).filter(|_| is_chat);
-        let upgraded = self.upgraded.get().or(unseen).filter(|_| is_session);
-        let connect = sent.zip(upgraded).map(|(sent, at)| at.saturating_duration_since(sent));
-        Sample { planned, sent, first, last, connect }
+        let (from, upgraded) = self.upgrade.get();
+        let connected = from.zip(upgraded.or(unseen));
+        Sample {
+            planned,
+            sent: self.sent.get(),
+            first_byte: self.first_byte.get(),
+            first: self.first.get().or(unseen).filter(|_| is_chat),
+            last,
+            connect: connected.map(|(from, to)| to.saturating_duration_since(from)),
+        }
+    }
+
+    /// What took too long, for people.
+    pub(crate) fn overdue(&self, timeout: Duration) -> String {
+        let Timeouts { connect, first_byte } = self.timeouts;
+        let whole = loadtest_core::Duration::from(timeout);
+        // Whose deadline came first is the one that has passed.
+        match (self.part.get(), connect, first_byte) {
+            (Part::Connect, Some(limit), _) if Instant::now() < self.whole.get() => {
+                format!("connection was not open within {limit}")
+            }
+            (Part::Response, _, Some(limit)) if Instant::now() < self.whole.get() => {
+                format!("answer had not begun within {limit}")
+            }
+            _ => format!("no complete answer within {whole}"),
+        }
     }
 
     /// Awaits a part of it, unless it takes too long.

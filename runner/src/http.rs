@@ -1,125 +1,160 @@
-//! One user's HTTP connection and the exchanges on it.
+//! HTTP exchanges of one user, whichever version they speak.
 
 use std::{
-    pin::Pin,
-    rc::Rc,
-    task::{Context, Waker},
+    borrow::Cow,
     time::{Duration, Instant},
 };
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::{
+    body::Body,
     chat::{Answer, Chat},
-    connect::Connector,
+    check::{self, Field},
+    connection::{Connection, Http1, Links, Slot},
     failure::{ErrorKind, Failure},
     flight::{Flight, Part},
     http1::{self, Head},
+    http2,
     prepare::{PreparedChat, PreparedHttp, Request},
-    wire::{Stamps, Wire},
 };
 
-/// A user's connection, kept alive between its tasks.
-#[derive(Debug)]
-pub(crate) struct HttpConnection {
-    wire: Wire,
-    stamps: Rc<Stamps>,
-    /// What of the stamps has been counted already.
-    counted: (u64, u64),
-    /// True when it can't be used again: the target said so, or an answer ended with it.
-    spent: bool,
+/// Longest body that checks look into.
+const MAX_BODY: usize = 4 << 20;
+
+/// An answer whose body is still to come.
+enum Incoming<'a> {
+    One(&'a mut Http1, Head),
+    Two(http2::Answer),
 }
 
-impl HttpConnection {
-    async fn open(connector: &Connector) -> Result<Self, Failure> {
-        let (wire, stamps) = connector.connect().await?;
-        Ok(Self { wire, stamps, counted: (0, 0), spent: false })
+impl Incoming<'_> {
+    const fn status(&self) -> u16 {
+        match self {
+            Self::One(_, head) => head.status,
+            Self::Two(answer) => answer.status,
+        }
     }
 
-    /// Bytes sent and received since this was last asked.
-    pub(crate) fn take_bytes(&mut self) -> (u64, u64) {
-        let now = (self.stamps.sent.get(), self.stamps.received.get());
-        let before = std::mem::replace(&mut self.counted, now);
-        (now.0 - before.0, now.1 - before.1)
+    const fn gzip(&self) -> bool {
+        match self {
+            Self::One(_, head) => head.gzip,
+            Self::Two(answer) => answer.gzip,
+        }
     }
 
-    /// True when it can't be used again.
-    pub(crate) const fn is_spent(&self) -> bool {
-        self.spent
+    fn take_fields(&mut self) -> Vec<Field> {
+        match self {
+            Self::One(_, head) => std::mem::take(&mut head.fields),
+            Self::Two(answer) => std::mem::take(&mut answer.fields),
+        }
     }
 
-    /// True unless the target has closed it, or said something nobody asked for. Between
-    /// requests there is nothing to read, so asking costs no system call.
-    fn is_open(&mut self) -> bool {
-        let mut byte = [0];
-        let mut buffer = ReadBuf::new(&mut byte);
-        let mut context = Context::from_waker(Waker::noop());
-        Pin::new(&mut self.wire).poll_read(&mut context, &mut buffer).is_pending()
+    /// Reads the body; the moment its last byte was read.
+    async fn drain(
+        self,
+        buffer: &mut BytesMut,
+        mut take: impl FnMut(&[u8], Instant) -> Result<(), Failure>,
+    ) -> Result<Instant, Failure> {
+        match self {
+            Self::One(Http1 { wire, stamps, spent }, head) => {
+                let read = |data: &[u8]| take(data, stamps.last_read.get());
+                let surplus = http1::read_body(wire, buffer, &head, read).await?;
+                *spent |= surplus;
+                Ok(stamps.last_read.get())
+            }
+            // Its own state is large; those who speak HTTP/1.1 shall not carry it.
+            Self::Two(answer) => Box::pin(answer.drain(take)).await,
+        }
+    }
+
+    /// Reads the body, taken out of its compression.
+    async fn read(
+        self,
+        buffer: &mut BytesMut,
+        mut take: impl FnMut(&[u8], Instant) -> Result<(), Failure>,
+    ) -> Result<Instant, Failure> {
+        let mut body = Body::new(self.gzip());
+        let last = self.drain(buffer, |data, at| body.read(data, |plain| take(plain, at))).await?;
+        body.finish(|plain| take(plain, last))?;
+        Ok(last)
     }
 }
 
-/// Sends a request on the user's connection, or on a new one, and reads the head of the answer.
+/// Sends a request on the slot's connection, or on a new one, and reads the head of the answer.
 ///
 /// A kept connection that the target has closed meanwhile is replaced, if the request could
 /// not be written to it: that is no failure of the target.
 async fn send<'a>(
-    connection: &'a mut Option<HttpConnection>,
-    connector: &Connector,
+    slot: &'a mut Slot,
+    links: &Links,
     request: &Request,
+    keep: bool,
     buffer: &mut BytesMut,
     flight: &Flight,
-) -> Result<(&'a mut HttpConnection, Head), Failure> {
-    if connection.as_mut().is_some_and(|open| open.is_spent() || !open.is_open()) {
-        *connection = None;
+) -> Result<Incoming<'a>, Failure> {
+    if slot.connection.as_mut().is_some_and(|open| !open.is_open()) {
+        slot.lose();
     }
     let mut wrote = None;
-    if let Some(open) = connection.as_mut() {
+    if let Some(Connection::One(open)) = &mut slot.connection {
+        let unsent = !flight.is_sent();
         flight.send();
         let before = open.stamps.sent.get();
         let written = http1::write(&mut open.wire, &request.bytes).await;
         // Once a byte of it is out, the target may act on it: it is not sent again.
         wrote = Some(written).filter(|w| w.is_ok() || open.stamps.sent.get() > before);
-    }
-    let written = if let Some(written) = wrote {
-        written
-    } else {
-        flight.enter(Part::Connect);
-        let open = connection.insert(HttpConnection::open(connector).await?);
-        flight.send();
-        http1::write(&mut open.wire, &request.bytes).await
-    };
-    let Some(open) = connection.as_mut() else {
-        return Err(Failure::new(ErrorKind::Connect, "no connection"));
-    };
-    let read = http1::read_head(&mut open.wire, buffer, request.is_head).await;
-    let head = match written {
-        Ok(()) => read?,
-        // A target that answers before it has read all, and closes, has answered.
-        Err(failure) => {
-            open.spent = true;
-            let mut head = read.map_err(|_| failure)?;
-            head.keep_alive = false;
-            head
+        if wrote.is_none() {
+            slot.lose();
+            if unsent {
+                flight.unsend();
+            }
         }
-    };
-    flight.enter(Part::Body);
-    open.spent = !head.keep_alive;
-    Ok((open, head))
-}
-
-/// Reads the body of an answer; the moment its last byte was read.
-async fn drain(
-    open: &mut HttpConnection,
-    head: &Head,
-    buffer: &mut BytesMut,
-    mut take: impl FnMut(&[u8], Instant) -> Result<(), Failure>,
-) -> Result<Instant, Failure> {
-    let HttpConnection { wire, stamps, spent, .. } = open;
-    let read = |data: &[u8]| take(data, stamps.last_read.get());
-    let surplus = http1::read_body(wire, buffer, head, read).await?;
-    *spent |= surplus;
-    Ok(stamps.last_read.get())
+    }
+    if slot.connection.is_none() {
+        flight.enter(Part::Connect);
+        slot.open(links, flight).await?;
+    }
+    match &mut slot.connection {
+        Some(Connection::One(open)) => {
+            let written = if let Some(written) = wrote {
+                written
+            } else {
+                flight.send();
+                http1::write(&mut open.wire, &request.bytes).await
+            };
+            let stamps = &open.stamps;
+            let began = || flight.first_byte(stamps.last_read.get());
+            let read = http1::read_head(&mut open.wire, buffer, request.is_head, keep, began).await;
+            let head = match written {
+                Ok(()) => read?,
+                // A target that answers before it has read all, and closes, has answered.
+                Err(failure) => {
+                    open.spent = true;
+                    let mut head = read.map_err(|_| failure)?;
+                    head.keep_alive = false;
+                    head
+                }
+            };
+            flight.enter(Part::Body);
+            open.spent = !head.keep_alive;
+            Ok(Incoming::One(open, head))
+        }
+        Some(Connection::Two(two)) => {
+            let missing = || Failure::new(ErrorKind::Protocol, "request has no HTTP/2 form");
+            let request = request.http2.as_deref().ok_or_else(missing)?;
+            Box::pin(async {
+                let ready = two.ready().await?;
+                flight.send();
+                let began = |at| flight.first_byte(at);
+                let answer = two.send(ready, request, keep, began).await?;
+                flight.enter(Part::Body);
+                Ok(Incoming::Two(answer))
+            })
+            .await
+        }
+        None => Err(Failure::new(ErrorKind::Connect, "no connection")),
+    }
 }
 
 fn expected(prepared: &PreparedHttp, status: u16) -> bool {
@@ -132,22 +167,72 @@ fn unexpected(prepared: &PreparedHttp, status: u16) -> Failure {
 
 /// One HTTP request; the moment the last byte of its answer was read.
 pub(crate) async fn request(
-    connection: &mut Option<HttpConnection>,
-    connector: &Connector,
+    slot: &mut Slot,
+    links: &Links,
     prepared: &PreparedHttp,
     buffer: &mut BytesMut,
     flight: &Flight,
 ) -> Result<Instant, Failure> {
-    let (open, head) = send(connection, connector, &prepared.request, buffer, flight).await?;
-    let last = drain(open, &head, buffer, |_, _| Ok(())).await?;
-    if expected(prepared, head.status) { Ok(last) } else { Err(unexpected(prepared, head.status)) }
+    if !prepared.checks.is_empty() || prepared.redirects.is_some() {
+        return Box::pin(examined(slot, links, prepared, buffer, flight)).await;
+    }
+    let answer = send(slot, links, &prepared.request, false, buffer, flight).await?;
+    let status = answer.status();
+    let last = answer.drain(buffer, |_, _| Ok(())).await?;
+    if expected(prepared, status) { Ok(last) } else { Err(unexpected(prepared, status)) }
+}
+
+/// The same, with redirects followed and the answer checked.
+async fn examined(
+    slot: &mut Slot,
+    links: &Links,
+    prepared: &PreparedHttp,
+    buffer: &mut BytesMut,
+    flight: &Flight,
+) -> Result<Instant, Failure> {
+    let mut redirects = prepared.redirects.clone();
+    let mut request = Cow::Borrowed(&prepared.request);
+    let reads_body = prepared.checks.iter().any(check::PreparedCheck::reads_body);
+    loop {
+        let mut answer = send(slot, links, &request, true, buffer, flight).await?;
+        let (status, fields) = (answer.status(), answer.take_fields());
+        let mut body = Vec::new();
+        let last = if reads_body {
+            let keep = |data: &[u8], _| {
+                if body.len() + data.len() > MAX_BODY {
+                    let message = "body is over 4 MiB: checks can't look into it";
+                    return Err(Failure::new(ErrorKind::CheckBody, message));
+                }
+                body.extend_from_slice(data);
+                Ok(())
+            };
+            answer.read(buffer, keep).await?
+        } else {
+            answer.drain(buffer, |_, _| Ok(())).await?
+        };
+        let location = fields.iter().find(|(name, _)| name == "location");
+        if let (Some(redirects), Some((_, to))) = (&mut redirects, location)
+            && matches!(status, 301 | 302 | 303 | 307 | 308)
+        {
+            if slot.connection.as_mut().is_some_and(|open| !open.is_open()) {
+                slot.lose();
+            }
+            request = Cow::Owned(redirects.follow(status, &String::from_utf8_lossy(to))?);
+            continue;
+        }
+        if !expected(prepared, status) {
+            return Err(unexpected(prepared, status));
+        }
+        check::judge(&prepared.checks, &fields, &body)?;
+        return Ok(last);
+    }
 }
 
 /// One chat completion: the moment the last byte of its answer was read, and what it holds.
 /// Times between tokens are handed to `gap` as they come.
 pub(crate) async fn chat(
-    connection: &mut Option<HttpConnection>,
-    connector: &Connector,
+    slot: &mut Slot,
+    links: &Links,
     prepared: &PreparedChat,
     body: usize,
     buffer: &mut BytesMut,
@@ -155,13 +240,14 @@ pub(crate) async fn chat(
     mut gap: impl FnMut(Duration),
 ) -> Result<(Instant, Answer), Failure> {
     let request = prepared.requests.get(body).unwrap_or(&prepared.http.request);
-    let (open, head) = send(connection, connector, request, buffer, flight).await?;
-    if !expected(&prepared.http, head.status) {
-        drain(open, &head, buffer, |_, _| Ok(())).await?;
-        return Err(unexpected(&prepared.http, head.status));
+    let answer = send(slot, links, request, false, buffer, flight).await?;
+    let status = answer.status();
+    if !expected(&prepared.http, status) {
+        answer.drain(buffer, |_, _| Ok(())).await?;
+        return Err(unexpected(&prepared.http, status));
     }
     let mut chat = Chat::new(prepared.stream);
-    let read = drain(open, &head, buffer, |data, at| {
+    let read = answer.read(buffer, |data, at| {
         chat.read(data, at, &mut gap)?;
         chat.first().into_iter().for_each(|at| flight.first(at));
         Ok(())

@@ -11,6 +11,7 @@ use httparse::{Header, ParserConfig, Status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
+    check::Field,
     failure::{ErrorKind, Failure},
     wire::Wire,
 };
@@ -23,9 +24,13 @@ const MAX_HEADERS: usize = 96;
 const READ: usize = 16 << 10;
 
 /// The head of an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Head {
     pub(crate) status: u16,
+    /// The body is compressed.
+    pub(crate) gzip: bool,
+    /// All fields, if they were asked for.
+    pub(crate) fields: Vec<Field>,
     /// How the body ends.
     body: Framing,
     /// True when the connection can be used again after the body.
@@ -66,14 +71,17 @@ async fn read(wire: &mut Wire, buffer: &mut BytesMut) -> Result<usize, Failure> 
 
 /// Reads the head of an answer; what of its body came with it stays in the buffer.
 ///
-/// `to_head` is true for the answer to a HEAD request, which has no body.
+/// `to_head` is true for the answer to a HEAD request, which has no body; `keep` asks for its
+/// fields. `began` is told after each read: the answer has begun at the first.
 pub(crate) async fn read_head(
     wire: &mut Wire,
     buffer: &mut BytesMut,
     to_head: bool,
+    keep: bool,
+    began: impl Fn(),
 ) -> Result<Head, Failure> {
     loop {
-        match parse_head(buffer, to_head)? {
+        match parse_head(buffer, to_head, keep)? {
             // An interim answer: the real one follows (RFC 9110, 15.2).
             Some((head, length)) if (100..200).contains(&head.status) && head.status != 101 => {
                 buffer.advance(length);
@@ -89,13 +97,14 @@ pub(crate) async fn read_head(
                 if read(wire, buffer).await? == 0 {
                     return Err(ended("the answer's head was complete"));
                 }
+                began();
             }
         }
     }
 }
 
 /// The head that a buffer begins with, and its length; `None` when it is not complete.
-fn parse_head(buffer: &[u8], to_head: bool) -> Result<Option<(Head, usize)>, Failure> {
+fn parse_head(buffer: &[u8], to_head: bool, keep: bool) -> Result<Option<(Head, usize)>, Failure> {
     let mut fields = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_HEADERS];
     let mut answer = httparse::Response::new(&mut []);
     let parsed = ParserConfig::default().parse_response_with_uninit_headers(
@@ -111,7 +120,7 @@ fn parse_head(buffer: &[u8], to_head: bool) -> Result<Option<(Head, usize)>, Fai
     let status = answer.code.unwrap_or(0);
     // HTTP/1.0 closes unless told otherwise.
     let mut keep_alive = answer.version == Some(1);
-    let (mut content_length, mut chunked) = (None, false);
+    let (mut content_length, mut chunked, mut gzip) = (None, false, false);
     for Header { name, value } in answer.headers.iter() {
         if name.eq_ignore_ascii_case("content-length") {
             let read = std::str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());
@@ -122,6 +131,8 @@ fn parse_head(buffer: &[u8], to_head: bool) -> Result<Option<(Head, usize)>, Fai
             content_length = Some(read);
         } else if name.eq_ignore_ascii_case("transfer-encoding") {
             chunked = last_token(value).eq_ignore_ascii_case(b"chunked");
+        } else if name.eq_ignore_ascii_case("content-encoding") {
+            gzip = is_gzip(value);
         } else if name.eq_ignore_ascii_case("connection") {
             for token in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
                 if token.eq_ignore_ascii_case(b"close") {
@@ -139,7 +150,15 @@ fn parse_head(buffer: &[u8], to_head: bool) -> Result<Option<(Head, usize)>, Fai
         None => Framing::UntilClose,
     };
     let keep_alive = keep_alive && body != Framing::UntilClose;
-    Ok(Some((Head { status, body, keep_alive }, length)))
+    let kept = || answer.headers.iter().map(|h| (h.name.to_ascii_lowercase(), h.value.to_vec()));
+    let fields = if keep { kept().collect() } else { Vec::new() };
+    Ok(Some((Head { status, gzip, fields, body, keep_alive }, length)))
+}
+
+/// True for the value of a content-encoding that says gzip.
+pub(crate) fn is_gzip(value: &[u8]) -> bool {
+    let value = value.trim_ascii();
+    value.eq_ignore_ascii_case(b"gzip") || value.eq_ignore_ascii_case(b"x-gzip")
 }
 
 fn last_token(value: &[u8]) -> &[u8] {
@@ -281,7 +300,7 @@ mod tests {
     use super::*;
 
     fn head(text: &str) -> Option<Head> {
-        parse_head(text.as_bytes(), false).unwrap().map(|(head, _)| head)
+        parse_head(text.as_bytes(), false, false).unwrap().map(|(head, _)| head)
     }
 
     #[test]
@@ -318,7 +337,7 @@ mod tests {
     #[test]
     fn an_answer_to_head_has_no_body() {
         let text = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
-        let (head, length) = parse_head(text, true).unwrap().unwrap();
+        let (head, length) = parse_head(text, true, false).unwrap().unwrap();
         assert_eq!((head.body, length), (Framing::Length(0), text.len()));
     }
 
@@ -330,7 +349,7 @@ mod tests {
             "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
             "HTTP/1.1 2000 OK\r\n\r\n",
         ] {
-            let failure = parse_head(text.as_bytes(), false).unwrap_err();
+            let failure = parse_head(text.as_bytes(), false, false).unwrap_err();
             assert_eq!(failure.kind, ErrorKind::Protocol, "{text}");
         }
     }
@@ -387,7 +406,7 @@ mod tests {
 
         #[test]
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = parse_head(&bytes, false);
+            let _ = parse_head(&bytes, false, true);
             let _ = chunked(&[&bytes]);
         }
     }

@@ -10,17 +10,22 @@
 //! the way of a request is shared between threads. The `loadtest-runner` binary puts
 //! [`server`] and a life cycle around an [`Engine`]; the CLI runs one in its own process.
 
+mod body;
 mod chat;
+mod check;
 mod closed;
 mod connect;
+mod connection;
 mod cpu;
 mod engine;
 mod failure;
 mod flight;
 mod http;
 mod http1;
+mod http2;
 pub mod lifecycle;
 mod limits;
+mod memory;
 mod open;
 mod pacer;
 mod prepare;

@@ -7,7 +7,7 @@ use std::{
 
 use hdrhistogram::Histogram;
 use loadtest_core::{
-    metrics::{LatencyHistogram, Outcome, TaskNumbers, Tokens},
+    metrics::{Connections, LatencyHistogram, Outcome, TaskNumbers, Tokens},
     plan::Goals,
 };
 
@@ -66,6 +66,8 @@ pub(crate) struct Sample {
     pub(crate) planned: Instant,
     /// When it was sent; absent when it never was.
     pub(crate) sent: Option<Instant>,
+    /// When the first byte of its answer was read.
+    pub(crate) first_byte: Option<Instant>,
     /// When its first content token was read.
     pub(crate) first: Option<Instant>,
     /// When its last byte was read, or when it was given up.
@@ -79,8 +81,15 @@ pub(crate) struct Sample {
 pub(crate) struct TaskRecorder {
     /// Boxed and made on first use: most outcomes never happen.
     series: [Option<Box<Series>>; 4],
-    inter_token: Distribution,
-    token_time: Distribution,
+    first_byte: Option<Distribution>,
+    round_trip: Option<Distribution>,
+    messages: (u64, u64),
+    opened: u64,
+    again: u64,
+    /// What opening connections took, step by step.
+    steps: [Option<Distribution>; 4],
+    inter_token: Option<Distribution>,
+    token_time: Option<Distribution>,
     tokens: Tokens,
     good: u64,
     dropped: u64,
@@ -98,35 +107,51 @@ impl Sample {
                 let took = from.zip(to).map(|(from, to)| to.saturating_duration_since(from));
                 goal.is_none_or(|goal| took.is_none_or(|took| took <= goal.std()))
             };
-        let Goals { response, service, first, inter_token, connect } = *goals;
+        let Goals { response, service, first_byte, first, inter_token, connect } = *goals;
         within(response, Some(self.planned), Some(self.last))
             && within(service, self.sent, Some(self.last))
+            && within(first_byte, self.sent, self.first_byte)
             && within(first, Some(self.planned), self.first)
             && inter_token.is_none_or(|goal| each.is_none_or(|each| each <= goal.std()))
             && connect.is_none_or(|goal| self.connect.is_none_or(|took| took <= goal.std()))
     }
 }
 
+/// A connection that was opened for a request.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Opened {
+    /// In place of one that had ended.
+    pub(crate) again: bool,
+    /// What its steps took, in the order of `ConnectStep::ALL`; absent what was not needed.
+    pub(crate) steps: [Option<Duration>; 4],
+}
+
 fn nanos(from: Instant, to: Instant) -> u64 {
-    u64::try_from(to.saturating_duration_since(from).as_nanos()).unwrap_or(u64::MAX)
+    nanos_of(to.saturating_duration_since(from))
+}
+
+fn nanos_of(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl TaskRecorder {
     /// Counts one request.
     pub(crate) fn record(&mut self, outcome: Outcome, sample: &Sample) {
-        let Sample { planned, sent, first, last, connect } = *sample;
+        let Sample { planned, sent, first_byte, first, last, connect } = *sample;
         let series = self.series[outcome.index()].get_or_insert_default();
         series.requests += 1;
         series.response.record(nanos(planned, last));
         if let Some(sent) = sent {
             series.service.record(nanos(sent, last));
+            if let Some(first_byte) = first_byte {
+                self.first_byte.get_or_insert_default().record(nanos(sent, first_byte));
+            }
         }
         if let Some(first) = first {
             series.first.get_or_insert_default().record(nanos(planned, first));
         }
         if let Some(connect) = connect {
-            let connect = u64::try_from(connect.as_nanos()).unwrap_or(u64::MAX);
-            series.connect.get_or_insert_default().record(connect);
+            series.connect.get_or_insert_default().record(nanos_of(connect));
         }
     }
 
@@ -141,14 +166,36 @@ impl TaskRecorder {
 
     /// Records the time between two tokens.
     pub(crate) fn token_gap(&mut self, gap: Duration) {
-        self.inter_token.record(u64::try_from(gap.as_nanos()).unwrap_or(u64::MAX));
+        self.inter_token.get_or_insert_default().record(nanos_of(gap));
+    }
+
+    /// Records the time from a WebSocket message to the last reply it awaits.
+    pub(crate) fn round_trip(&mut self, time: Duration) {
+        self.round_trip.get_or_insert_default().record(nanos_of(time));
+    }
+
+    /// Counts WebSocket messages.
+    pub(crate) fn messages(&mut self, sent: u64, received: u64) {
+        self.messages = (self.messages.0 + sent, self.messages.1 + received);
+    }
+
+    /// Counts a connection that was opened.
+    pub(crate) fn opened(&mut self, opened: &Opened) {
+        let Opened { again, steps } = opened;
+        self.opened += 1;
+        self.again += u64::from(*again);
+        for (all, took) in self.steps.iter_mut().zip(steps) {
+            if let Some(took) = took {
+                all.get_or_insert_default().record(nanos_of(*took));
+            }
+        }
     }
 
     /// Counts a chat's tokens and, of a stream, the time of each after the first.
     pub(crate) fn tokens(&mut self, tokens: &Tokens, each: Option<Duration>) {
         self.tokens.add(tokens);
         if let Some(each) = each {
-            self.token_time.record(u64::try_from(each.as_nanos()).unwrap_or(u64::MAX));
+            self.token_time.get_or_insert_default().record(nanos_of(each));
         }
     }
 
@@ -170,9 +217,21 @@ impl TaskRecorder {
 
     /// The numbers in the form they are exposed in.
     pub(crate) fn numbers(&self) -> TaskNumbers {
+        let native = |d: &Option<Distribution>| {
+            d.as_ref().map_or_else(LatencyHistogram::default, Distribution::to_native)
+        };
         let mut numbers = TaskNumbers {
-            inter_token: self.inter_token.to_native(),
-            token_time: self.token_time.to_native(),
+            first_byte: native(&self.first_byte),
+            round_trip: native(&self.round_trip),
+            messages_sent: self.messages.0,
+            messages_received: self.messages.1,
+            connections: Connections {
+                opened: self.opened,
+                again: self.again,
+                steps: std::array::from_fn(|i| native(&self.steps[i])),
+            },
+            inter_token: native(&self.inter_token),
+            token_time: native(&self.token_time),
             tokens: self.tokens,
             good: self.good,
             dropped: self.dropped,
@@ -188,9 +247,6 @@ impl TaskRecorder {
         }
         for (i, series) in self.series.iter().enumerate() {
             let Some(series) = series else { continue };
-            let native = |d: &Option<Distribution>| {
-                d.as_ref().map_or_else(LatencyHistogram::default, Distribution::to_native)
-            };
             numbers.requests[i] = series.requests;
             numbers.response_time[i] = series.response.to_native();
             numbers.service_time[i] = series.service.to_native();
@@ -243,6 +299,7 @@ mod tests {
             &Sample {
                 planned: start,
                 sent: Some(at(10)),
+                first_byte: Some(at(40)),
                 first: Some(at(50)),
                 last: at(110),
                 connect: None,

@@ -1,17 +1,23 @@
 //! One virtual user: what it keeps between its requests, and one request from plan to record.
 
-use std::{rc::Rc, time::Instant};
+use std::{
+    future::poll_fn,
+    rc::Rc,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use bytes::BytesMut;
 use loadtest_core::{metrics::Outcome, mix::Choices};
 
 use crate::{
     chat::Answer,
+    connection::{Links, Slot},
     failure::{ErrorKind, Failure},
     flight::Flight,
-    http::{self, HttpConnection},
+    http,
     prepare::{PreparedKind, PreparedTask},
-    web_socket,
+    web_socket::{self, Place},
     worker::Worker,
 };
 
@@ -20,12 +26,111 @@ use crate::{
 pub(crate) struct User {
     pub(crate) choices: Choices,
     flight: Rc<Flight>,
-    connection: Option<HttpConnection>,
+    /// Its own HTTP connection, where users have them.
+    slot: Slot,
+    /// Its WebSocket sessions that go on from task to task, by the task's index.
+    places: Vec<(usize, Place)>,
+}
+
+/// What a request runs on.
+enum Held {
+    Http(Slot),
+    Socket(Place),
 }
 
 impl User {
     pub(crate) fn new(worker: &Worker, number: u64, flight: Rc<Flight>) -> Self {
-        Self { choices: worker.prepared.mix.choices_of(number), flight, connection: None }
+        let choices = worker.prepared.mix.choices_of(number);
+        Self { choices, flight, slot: Slot::default(), places: Vec::new() }
+    }
+
+    fn take(&mut self, links: Option<&Links>, task: usize, kind: &PreparedKind) -> Held {
+        match kind {
+            PreparedKind::WebSocket(_) => {
+                let kept = self.places.iter().position(|(of, _)| *of == task);
+                Held::Socket(kept.map_or_else(Place::default, |i| self.places.swap_remove(i).1))
+            }
+            _ => Held::Http(links.map_or_else(Slot::default, |links| links.take(&mut self.slot))),
+        }
+    }
+
+    fn give(&mut self, links: Option<&Links>, task: usize, kind: &PreparedKind, held: Held) {
+        match (held, kind, links) {
+            (Held::Socket(place), PreparedKind::WebSocket(socket), _) if socket.keep => {
+                self.places.push((task, place));
+            }
+            (Held::Http(slot), _, Some(links)) => links.give(slot, &mut self.slot),
+            _ => {}
+        }
+    }
+
+    /// Waits until a moment or the end of the load, and sees to its sessions meanwhile; false
+    /// when the end came first.
+    pub(crate) async fn rest(&mut self, worker: &Worker, until: Instant) -> bool {
+        loop {
+            if !self.places.iter().any(|(_, place)| place.is_open()) {
+                return worker.reaches(until).await;
+            }
+            let places = &mut self.places;
+            let ended = poll_fn(|context| {
+                let mut open = places.iter_mut().filter(|(_, place)| place.is_open());
+                let ended = open.any(|(_, place)| place.poll_idle(context).is_ready());
+                if ended { Poll::Ready(()) } else { Poll::Pending }
+            });
+            tokio::select! {
+                reached = worker.reaches(until) => return reached,
+                () = ended => {}
+            }
+        }
+    }
+
+    /// Ends what it kept open.
+    pub(crate) async fn leave(&mut self, worker: &Worker) {
+        for (task, mut place) in std::mem::take(&mut self.places) {
+            if let Some(PreparedTask { kind: PreparedKind::WebSocket(socket), .. }) =
+                worker.prepared.tasks.get(task)
+            {
+                let (sent, received) = place.take_messages();
+                worker.record(task, |recorder| recorder.messages(sent, received));
+                place.leave(socket).await;
+            }
+        }
+    }
+}
+
+/// What is left to count of a request that has ended.
+struct Settled {
+    bytes: (u64, u64),
+    messages: (u64, u64),
+}
+
+impl Held {
+    /// The request on it is over, in a failure or well.
+    fn settle(&mut self, failure: Option<&Failure>) -> Settled {
+        match self {
+            Self::Http(slot) => {
+                // What an answer that was not wanted leaves behind is a good connection; no
+                // other failure does.
+                let broken = failure.is_some_and(|failure| {
+                    !matches!(
+                        failure.kind,
+                        ErrorKind::Http(_)
+                            | ErrorKind::CheckBody
+                            | ErrorKind::CheckHeader
+                            | ErrorKind::CheckJson
+                    )
+                });
+                Settled { bytes: slot.settle(broken), messages: (0, 0) }
+            }
+            Self::Socket(place) => {
+                let settled =
+                    Settled { bytes: place.take_bytes(), messages: place.take_messages() };
+                if failure.is_some() {
+                    place.lose();
+                }
+                settled
+            }
+        }
     }
 }
 
@@ -37,42 +142,32 @@ pub(crate) async fn perform(
     planned: Instant,
 ) -> Outcome {
     let Some(prepared) = worker.prepared.tasks.get(task) else { return Outcome::Failure };
-    let User { choices, flight, connection } = user;
+    let mut held = user.take(worker.links(), task, &prepared.kind);
+    let flight = Rc::clone(&user.flight);
     flight.begin(task, planned, prepared.timeout);
-    let mut progress = web_socket::Progress::default();
     // Users that wait hold none.
     let mut buffer = worker.take_buffer();
     let exchange =
-        exchange(worker, task, prepared, flight, choices, connection, &mut buffer, &mut progress);
+        exchange(worker, task, prepared, &mut user.choices, &flight, &mut held, &mut buffer);
     let ended = flight.in_time(exchange).await;
     let (outcome, failure, last, answer) = match ended {
         Some(Ok((last, answer))) => (Outcome::Success, None, last, answer),
         Some(Err(failure)) => (Outcome::Failure, Some(failure), Instant::now(), None),
         None => {
             let kind = flight.part().timeout();
-            let after = loadtest_core::Duration::from(prepared.timeout);
-            let failure = Failure::new(kind, format!("no complete answer within {after}"));
+            let failure = Failure::new(kind, flight.overdue(prepared.timeout));
             (Outcome::Timeout, Some(failure), Instant::now(), None)
         }
     };
-    let (mut sent_bytes, mut received_bytes) = progress.bytes();
-    if let Some(open) = connection {
-        let (sent, received) = open.take_bytes();
-        (sent_bytes, received_bytes) = (sent_bytes + sent, received_bytes + received);
-    }
+    let Settled { bytes, messages } = held.settle(failure.as_ref());
+    user.give(worker.links(), task, &prepared.kind, held);
     worker.give_buffer(buffer);
-    // What an unexpected status leaves behind is a good connection; nothing else does.
-    let reusable = match &failure {
-        None => true,
-        Some(failure) => matches!(failure.kind, ErrorKind::Http(_)),
-    };
-    let broken = !reusable && !matches!(prepared.kind, PreparedKind::WebSocket(_));
-    if broken || connection.as_ref().is_some_and(HttpConnection::is_spent) {
-        *connection = None;
-    }
+    let opened = flight.take_opened();
     let sample = flight.sample(&prepared.kind, outcome, planned, last);
     worker.record(task, |recorder| {
-        recorder.bytes(sent_bytes, received_bytes);
+        recorder.bytes(bytes.0, bytes.1);
+        recorder.messages(messages.0, messages.1);
+        opened.iter().for_each(|opened| recorder.opened(opened));
         recorder.record(outcome, &sample);
         let each = answer.and_then(|answer| answer.each);
         if let Some(answer) = answer {
@@ -90,32 +185,39 @@ pub(crate) async fn perform(
 }
 
 /// Runs a request; the moment its last byte was read and, of a chat, what it holds.
-#[expect(clippy::too_many_arguments, reason = "parts of a user that are borrowed apart")]
 async fn exchange(
     worker: &Worker,
     task: usize,
     prepared: &PreparedTask,
-    flight: &Flight,
     choices: &mut Choices,
-    connection: &mut Option<HttpConnection>,
+    flight: &Flight,
+    held: &mut Held,
     buffer: &mut BytesMut,
-    progress: &mut web_socket::Progress,
 ) -> Result<(Instant, Option<Answer>), Failure> {
-    match &prepared.kind {
-        PreparedKind::Http(request) => {
-            let last = http::request(connection, worker.http()?, request, buffer, flight).await?;
+    let missing = |what| Failure::new(ErrorKind::Connect, format!("no {what}"));
+    match (&prepared.kind, held) {
+        (PreparedKind::Http(request), Held::Http(slot)) => {
+            let links = worker.links().ok_or_else(|| missing("target.http"))?;
+            let last = http::request(slot, links, request, buffer, flight).await?;
             Ok((last, None))
         }
-        PreparedKind::Chat(chat) => {
+        (PreparedKind::Chat(chat), Held::Http(slot)) => {
+            let links = worker.links().ok_or_else(|| missing("target.http"))?;
             let body = choices.pick(chat.requests.len());
             let gap = |gap| worker.record(task, |recorder| recorder.token_gap(gap));
-            let (last, answer) =
-                http::chat(connection, worker.http()?, chat, body, buffer, flight, gap).await?;
+            let (last, answer) = http::chat(slot, links, chat, body, buffer, flight, gap).await?;
             Ok((last, Some(answer)))
         }
-        PreparedKind::WebSocket(session) => {
-            let last = web_socket::session(worker.web_socket()?, session, flight, progress).await?;
-            Ok((last, None))
+        (PreparedKind::WebSocket(socket), Held::Socket(place)) => {
+            let connector = worker.web_socket().ok_or_else(|| missing("target.webSocket"))?;
+            let round_trip = |time: Duration| {
+                worker.record(task, |recorder| recorder.round_trip(time));
+            };
+            // Its handshake's state is large, and most users never have one.
+            let run = web_socket::task(place, connector, socket, flight, round_trip);
+            Ok((Box::pin(run).await?, None))
         }
+        // Each kind takes what it runs on.
+        (_, Held::Http(_) | Held::Socket(_)) => Err(missing("connection for this task")),
     }
 }

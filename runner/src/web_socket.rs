@@ -1,9 +1,14 @@
-//! One WebSocket session: connect, send, await replies, close.
+//! WebSocket sessions: connect, send, await replies, close; or go on from task to task.
 
-use std::{rc::Rc, time::Instant};
+use std::{
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
 
 use futures::{SinkExt, StreamExt};
 use http::Request;
+use loadtest_core::metrics::ConnectStep;
 use tokio_tungstenite::{
     WebSocketStream, client_async_with_config,
     tungstenite::{self, Message, protocol::WebSocketConfig},
@@ -14,47 +19,206 @@ use crate::{
     failure::{ErrorKind, Failure},
     flight::{Flight, Part},
     prepare::PreparedWebSocket,
+    record::Opened,
     wire::{Stamps, Wire},
 };
 
-/// What is known of a session while it runs, so that a timeout loses none of it.
-#[derive(Debug, Default)]
-pub(crate) struct Progress {
-    pub(crate) stamps: Option<Rc<Stamps>>,
+/// An open session, or one that is being opened.
+#[derive(Debug)]
+struct Link {
+    stamps: Rc<Stamps>,
+    /// Absent until it is upgraded.
+    stream: Option<Box<WebSocketStream<Wire>>>,
 }
 
-impl Progress {
-    /// Bytes sent and received so far.
-    pub(crate) fn bytes(&self) -> (u64, u64) {
-        self.stamps.as_ref().map_or((0, 0), |s| (s.sent.get(), s.received.get()))
+/// The place of one session, which may be open; and what was counted on it, so that a timeout
+/// loses none of it.
+#[derive(Debug, Default)]
+pub(crate) struct Place {
+    link: Option<Link>,
+    /// There was one, and it ended without us: the next one is in its place.
+    lost: bool,
+    /// Messages sent and received that were not counted yet.
+    messages: (u64, u64),
+}
+
+/// What came for a session.
+enum Came {
+    Message,
+    Other,
+    /// It is over: the close code, 1006 for a connection that just ended.
+    End(u16),
+}
+
+impl Place {
+    /// True when a session is open.
+    pub(crate) const fn is_open(&self) -> bool {
+        self.link.is_some()
+    }
+
+    /// Lets go of a session that has ended, or whose state nobody knows.
+    pub(crate) fn lose(&mut self) {
+        self.lost |= self.link.take().is_some();
+    }
+
+    /// Bytes sent and received since this was last asked.
+    pub(crate) fn take_bytes(&self) -> (u64, u64) {
+        self.link.as_ref().map_or((0, 0), |link| link.stamps.take_bytes())
+    }
+
+    /// Messages sent and received since this was last asked.
+    pub(crate) fn take_messages(&mut self) -> (u64, u64) {
+        std::mem::take(&mut self.messages)
+    }
+
+    /// Takes what has come while nobody waited for it: pings are answered, messages counted.
+    /// Ready once the session has ended, or when there is none.
+    pub(crate) fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let stream = self.link.as_mut().and_then(|link| link.stream.as_mut());
+            let Some(stream) = stream else { return Poll::Ready(()) };
+            match stream.poll_next_unpin(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(Message::Text(_) | Message::Binary(_)))) => {
+                    self.messages.1 += 1;
+                }
+                Poll::Ready(Some(Ok(Message::Close(_)) | Err(_)) | None) => {
+                    self.lose();
+                    return Poll::Ready(());
+                }
+                Poll::Ready(Some(Ok(_))) => {}
+            }
+        }
+    }
+
+    /// Ends a session that was kept, with a close frame if that is how it should end. Whoever is
+    /// on the other side may take it or not: the load is over.
+    pub(crate) async fn leave(&mut self, prepared: &PreparedWebSocket) {
+        let link = self.link.take();
+        if let Some(mut stream) = link.and_then(|link| link.stream).filter(|_| prepared.close) {
+            let _ = WebSocketStream::close(&mut stream, None).await;
+        }
+    }
+
+    /// Connects and upgrades.
+    async fn open(
+        &mut self,
+        connector: &Connector,
+        prepared: &PreparedWebSocket,
+        flight: &Flight,
+    ) -> Result<(), Failure> {
+        flight.connects();
+        let (wire, stamps, mut steps) = connector.connect().await?;
+        let link = self.link.insert(Link { stamps, stream: None });
+        let began = Instant::now();
+        link.stream = Some(Box::new(upgrade(wire, prepared).await?));
+        steps[ConnectStep::Upgrade.index()] = Some(began.elapsed());
+        flight.upgraded();
+        flight.opened(Opened { again: std::mem::take(&mut self.lost), steps });
+        Ok(())
+    }
+
+    /// Awaits one text or binary message.
+    async fn reply(&mut self) -> Result<(), Failure> {
+        loop {
+            match self.next().await? {
+                Came::Message => return Ok(()),
+                Came::Other => {}
+                Came::End(1006) => {
+                    let message = "connection ended before it had replied";
+                    return Err(Failure::new(ErrorKind::WebSocketClose(1006), message));
+                }
+                Came::End(code) => {
+                    let message = format!("target closed with code {code} before it had replied");
+                    return Err(Failure::new(ErrorKind::WebSocketClose(code), message));
+                }
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Result<Came, Failure> {
+        let stream = self.link.as_mut().and_then(|link| link.stream.as_mut());
+        let Some(stream) = stream else { return Ok(Came::End(1006)) };
+        Ok(match stream.next().await {
+            Some(Ok(Message::Text(_) | Message::Binary(_))) => {
+                self.messages.1 += 1;
+                Came::Message
+            }
+            Some(Ok(Message::Close(frame))) => {
+                Came::End(frame.map_or(1005, |frame| u16::from(frame.code)))
+            }
+            Some(Ok(_)) => Came::Other,
+            Some(Err(error)) => return Err(failed(error)),
+            None => Came::End(1006),
+        })
+    }
+
+    async fn send(&mut self, text: &tungstenite::Utf8Bytes) -> Result<(), Failure> {
+        let stream = self.link.as_mut().and_then(|link| link.stream.as_mut());
+        let ended = || Failure::new(ErrorKind::WebSocketClose(1006), "connection ended");
+        stream.ok_or_else(ended)?.send(Message::Text(text.clone())).await.map_err(failed)?;
+        self.messages.0 += 1;
+        Ok(())
+    }
+
+    /// The close handshake: ours sent, theirs awaited. What they still send is passed over.
+    async fn close(&mut self) -> Result<(), Failure> {
+        let stream = self.link.as_mut().and_then(|link| link.stream.as_mut());
+        let Some(stream) = stream else { return Ok(()) };
+        WebSocketStream::close(stream, None).await.map_err(failed)?;
+        loop {
+            match stream.next().await {
+                None | Some(Ok(Message::Close(_)) | Err(tungstenite::Error::ConnectionClosed)) => {
+                    return Ok(());
+                }
+                Some(Ok(_)) => {}
+                // Servers that drop the connection in place of an answer have closed it too.
+                Some(Err(error)) => match failed(error) {
+                    Failure { kind: ErrorKind::Reset, .. } => return Ok(()),
+                    failure => return Err(failure),
+                },
+            }
+        }
     }
 }
 
-/// Runs one session to its end.
-pub(crate) async fn session(
+/// Runs one task: in the session that is open, or in a new one. Times from messages to their
+/// replies are handed to `round_trip` as they come.
+pub(crate) async fn task(
+    place: &mut Place,
     connector: &Connector,
     prepared: &PreparedWebSocket,
     flight: &Flight,
-    progress: &mut Progress,
+    mut round_trip: impl FnMut(Duration),
 ) -> Result<Instant, Failure> {
-    // Connecting is part of the service here: that is where sent begins.
+    // What came meanwhile answers nothing that is sent now.
+    if place.is_open() {
+        let _ = place.poll_idle(&mut Context::from_waker(Waker::noop()));
+    }
+    if !place.is_open() {
+        place.open(connector, prepared, flight).await?;
+    }
+    let stamps = place.link.as_ref().map(|link| Rc::clone(&link.stamps));
+    let last_read = || stamps.as_ref().map_or_else(Instant::now, |stamps| stamps.last_read.get());
     flight.send();
-    flight.enter(Part::Connect);
-    let (wire, stamps) = connector.connect().await?;
-    progress.stamps = Some(Rc::clone(&stamps));
-    let mut socket = upgrade(wire, prepared).await?;
-    flight.upgraded();
-    flight.enter(Part::Response);
     for text in &prepared.send {
-        socket.send(Message::text(text.as_str())).await.map_err(failed)?;
+        flight.enter(Part::Response);
+        let sent = Instant::now();
+        place.send(text).await?;
         for _ in 0..prepared.replies {
-            reply(&mut socket).await?;
+            place.reply().await?;
+        }
+        if prepared.replies > 0 {
+            round_trip(last_read().saturating_duration_since(sent));
         }
     }
     flight.enter(Part::Body);
-    if prepared.close {
-        close(&mut socket).await?;
-        Ok(stamps.last_read.get())
+    if prepared.keep {
+        let answered = prepared.replies > 0 && !prepared.send.is_empty();
+        Ok(if answered { last_read() } else { Instant::now() })
+    } else if prepared.close {
+        place.close().await?;
+        Ok(last_read())
     } else {
         Ok(Instant::now())
     }
@@ -82,41 +246,6 @@ async fn upgrade(
     let (socket, _) =
         client_async_with_config(request, wire, Some(config)).await.map_err(failed)?;
     Ok(socket)
-}
-
-/// Awaits one text or binary message.
-async fn reply(socket: &mut WebSocketStream<Wire>) -> Result<(), Failure> {
-    loop {
-        match socket.next().await {
-            Some(Ok(Message::Text(_) | Message::Binary(_))) => return Ok(()),
-            Some(Ok(Message::Close(frame))) => {
-                let code = frame.map_or(1005, |frame| u16::from(frame.code));
-                let message = format!("target closed with code {code} before it had replied");
-                return Err(Failure::new(ErrorKind::WebSocketClose(code), message));
-            }
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return Err(failed(error)),
-            None => return Err(Failure::new(ErrorKind::WebSocketClose(1006), "connection ended")),
-        }
-    }
-}
-
-/// The close handshake: ours sent, theirs awaited. What they still send is passed over.
-async fn close(socket: &mut WebSocketStream<Wire>) -> Result<(), Failure> {
-    socket.close(None).await.map_err(failed)?;
-    loop {
-        match socket.next().await {
-            None | Some(Ok(Message::Close(_)) | Err(tungstenite::Error::ConnectionClosed)) => {
-                return Ok(());
-            }
-            Some(Ok(_)) => {}
-            // Servers that drop the connection in place of an answer have closed it too.
-            Some(Err(error)) => match failed(error) {
-                Failure { kind: ErrorKind::Reset, .. } => return Ok(()),
-                failure => return Err(failure),
-            },
-        }
-    }
 }
 
 fn failed(error: tungstenite::Error) -> Failure {

@@ -25,6 +25,17 @@ pub(crate) struct Stamps {
     pub(crate) received: Cell<u64>,
     /// Bytes written, as the protocol sees them.
     pub(crate) sent: Cell<u64>,
+    /// What of them was counted already.
+    counted: Cell<(u64, u64)>,
+}
+
+impl Stamps {
+    /// Bytes sent and received since this was last asked.
+    pub(crate) fn take_bytes(&self) -> (u64, u64) {
+        let now = (self.sent.get(), self.received.get());
+        let before = self.counted.replace(now);
+        (now.0 - before.0, now.1 - before.1)
+    }
 }
 
 #[derive(Debug)]
@@ -46,6 +57,7 @@ impl Wire {
             last_read: Cell::new(Instant::now()),
             received: Cell::new(0),
             sent: Cell::new(0),
+            counted: Cell::new((0, 0)),
         });
         (Self { stream, stamps: Rc::clone(&stamps) }, stamps)
     }

@@ -13,6 +13,7 @@ use bytes::BytesMut;
 use loadtest_core::{
     metrics::{Numbers, Outcome},
     profile::Profile,
+    resource::Timeouts,
 };
 use tokio::{
     sync::{mpsc, oneshot},
@@ -22,9 +23,9 @@ use tokio::{
 use crate::{
     closed,
     connect::Connector,
+    connection::Links,
     cpu,
     engine::Ending,
-    failure::{ErrorKind, Failure},
     flight::Flight,
     open,
     pacer::Pacer,
@@ -38,6 +39,10 @@ const LONGEST_LOOK: Duration = Duration::from_millis(100);
 
 /// The largest read buffer that is kept.
 const KEPT_BUFFER: usize = 64 << 10;
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
 
 /// What the engine tells a worker.
 #[derive(Debug)]
@@ -55,6 +60,7 @@ pub(crate) enum Order {
 pub(crate) struct Copied {
     tasks: Vec<TaskRecorder>,
     lag: Distribution,
+    loop_lag: Distribution,
     users: u64,
     users_peak: u64,
     user_seconds: f64,
@@ -69,6 +75,7 @@ impl Copied {
         Numbers {
             tasks: tasks.map(|(task, copy)| (task.name.clone(), copy.numbers())).collect(),
             schedule_lag: self.lag.to_native(),
+            loop_lag: self.loop_lag.to_native(),
             users: self.users,
             users_peak: self.users_peak,
             user_seconds: self.user_seconds,
@@ -76,6 +83,8 @@ impl Copied {
             elapsed_seconds: 0.0,
             thread_busy: 0.0,
             throttled_seconds: 0.0,
+            memory_bytes: 0.0,
+            memory_ratio: 0.0,
         }
     }
 
@@ -96,10 +105,11 @@ impl Copied {
 pub(crate) struct Worker {
     pub(crate) prepared: Arc<Prepared>,
     pub(crate) pacer: Rc<Pacer>,
-    http: Option<Connector>,
+    http: Option<Links>,
     web_socket: Option<Connector>,
     tasks: RefCell<Vec<TaskRecorder>>,
     lag: RefCell<Distribution>,
+    loop_lag: RefCell<Distribution>,
     /// One for each user that was ever needed.
     flights: RefCell<Vec<Rc<Flight>>>,
     /// Read buffers that nobody uses now.
@@ -123,11 +133,12 @@ impl Worker {
         let tasks = prepared.tasks.iter().map(|_| TaskRecorder::default()).collect();
         Ok(Rc::new(Self {
             pacer: Pacer::new()?,
-            http: prepared.http.clone().map(Connector::new),
+            http: Links::new(&prepared),
             web_socket: prepared.web_socket.clone().map(Connector::new),
             prepared,
             tasks: RefCell::new(tasks),
             lag: RefCell::default(),
+            loop_lag: RefCell::default(),
             flights: RefCell::default(),
             buffers: RefCell::default(),
             end: Cell::new(now),
@@ -148,7 +159,7 @@ impl Worker {
 
     /// Records how late a user acted.
     pub(crate) fn lag(&self, lag: Duration) {
-        self.lag.borrow_mut().record(u64::try_from(lag.as_nanos()).unwrap_or(u64::MAX));
+        self.lag.borrow_mut().record(nanos(lag));
     }
 
     /// Records a request of a task.
@@ -171,15 +182,14 @@ impl Worker {
         }
     }
 
-    /// The way to the HTTP target.
-    pub(crate) fn http(&self) -> Result<&Connector, Failure> {
-        self.http.as_ref().ok_or_else(|| Failure::new(ErrorKind::Connect, "no target.http"))
+    /// The way to the HTTP target, and the connections that no user owns.
+    pub(crate) const fn links(&self) -> Option<&Links> {
+        self.http.as_ref()
     }
 
     /// The way to the WebSocket target.
-    pub(crate) fn web_socket(&self) -> Result<&Connector, Failure> {
-        let missing = || Failure::new(ErrorKind::Connect, "no target.webSocket");
-        self.web_socket.as_ref().ok_or_else(missing)
+    pub(crate) const fn web_socket(&self) -> Option<&Connector> {
+        self.web_socket.as_ref()
     }
 
     fn since_start(&self, at: Instant) -> f64 {
@@ -217,6 +227,7 @@ impl Worker {
         Copied {
             tasks,
             lag: self.lag.borrow().clone(),
+            loop_lag: self.loop_lag.borrow().clone(),
             users: self.users.get(),
             users_peak: self.users_peak.get(),
             user_seconds: self.user_seconds(),
@@ -260,18 +271,26 @@ impl Worker {
             let Some((task, planned)) = flight.open() else { continue };
             let Some(prepared) = self.prepared.tasks.get(task) else { continue };
             let sample = flight.sample(&prepared.kind, Outcome::Interrupted, planned, now);
-            self.record(task, |recorder| recorder.record(Outcome::Interrupted, &sample));
+            self.record(task, |recorder| {
+                flight.take_opened().iter().for_each(|opened| recorder.opened(opened));
+                recorder.record(Outcome::Interrupted, &sample);
+            });
         }
         users.shutdown().await;
     }
 
     /// Looks for requests that take too long, a twentieth of the shortest timeout late at most.
     async fn watch_timeouts(self: Rc<Self>) {
-        let shortest = self.prepared.tasks.iter().map(|task| task.timeout).min();
+        let Timeouts { connect, first_byte } = self.prepared.plan.target.timeouts;
+        let parts = [connect, first_byte].into_iter().flatten().map(loadtest_core::Duration::std);
+        let shortest = self.prepared.tasks.iter().map(|task| task.timeout).chain(parts).min();
         let every = (shortest.unwrap_or_default() / 20).clamp(SHORTEST_LOOK, LONGEST_LOOK);
         loop {
-            self.pacer.until(Instant::now() + every).await;
+            let due = Instant::now() + every;
+            self.pacer.until(due).await;
             let now = Instant::now();
+            // Nobody waits for this but the thread itself: later than due, it was kept.
+            self.loop_lag.borrow_mut().record(nanos(now.saturating_duration_since(due)));
             for flight in self.flights.borrow().iter() {
                 flight.look(now);
             }
@@ -280,7 +299,7 @@ impl Worker {
 
     /// The open request of a new user.
     pub(crate) fn new_flight(&self) -> Rc<Flight> {
-        let flight = Rc::new(Flight::new());
+        let flight = Rc::new(Flight::new(self.prepared.plan.target.timeouts));
         self.flights.borrow_mut().push(Rc::clone(&flight));
         flight
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use prometheus_client::encoding::prometheus_protobuf::prometheus_data_model as wire;
 use prost::Message;
 
-use super::{LatencyHistogram, MergeError, Numbers, Outcome, TaskNumbers, names};
+use super::{ConnectStep, LatencyHistogram, MergeError, Numbers, Outcome, TaskNumbers, names};
 
 /// Who an exposition is from. Others than expected are discarded: pod IPs are reused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -141,12 +141,21 @@ fn take(
         }
         names::ELAPSED => numbers.elapsed_seconds = gauge(metric),
         names::THREAD_BUSY => numbers.thread_busy = gauge(metric),
+        names::MEMORY => numbers.memory_bytes = gauge(metric),
+        names::MEMORY_RATIO => numbers.memory_ratio = gauge(metric),
         names::THROTTLED => numbers.throttled_seconds = counter(metric),
         names::USERS => numbers.users = whole(gauge(metric)),
         names::USERS_PEAK => numbers.users_peak = whole(gauge(metric)),
         names::USER_SECONDS => numbers.user_seconds = counter(metric),
         names::SCHEDULE_LAG => numbers.schedule_lag.merge(&histogram(metric)?),
+        names::LOOP_LAG => numbers.loop_lag.merge(&histogram(metric)?),
         names::REQUESTS
+        | names::CONNECTIONS
+        | names::RECONNECTS
+        | names::CONNECT
+        | names::FIRST_BYTE
+        | names::ROUND_TRIP
+        | names::MESSAGES
         | names::DROPPED
         | names::GOOD
         | names::TOKENS
@@ -185,6 +194,19 @@ fn take_of_task(
                 *count = whole(counter(metric));
             }
         }
+        names::CONNECTIONS => task.connections.opened = whole(counter(metric)),
+        names::RECONNECTS => task.connections.again = whole(counter(metric)),
+        names::CONNECT => {
+            if let Some(step) = ConnectStep::from_label(labels.get("step")) {
+                task.connections.steps[step.index()] = histogram(metric)?;
+            }
+        }
+        names::FIRST_BYTE => task.first_byte = histogram(metric)?,
+        names::ROUND_TRIP => task.round_trip = histogram(metric)?,
+        names::MESSAGES => match labels.get("direction") {
+            "sent" => task.messages_sent = whole(counter(metric)),
+            _ => task.messages_received = whole(counter(metric)),
+        },
         names::INTER_TOKEN => task.inter_token = histogram(metric)?,
         names::TOKEN_TIME => task.token_time = histogram(metric)?,
         names::GOOD => task.good = whole(counter(metric)),

@@ -4,11 +4,13 @@
 //! Runners expose these as Prometheus metrics; the operator, the CLI and any
 //! Prometheus read the same exposition. All counters are cumulative.
 
+mod connections;
 mod encode;
 mod exposition;
 mod histogram;
 mod numbers;
 
+pub use connections::{ConnectStep, Connections};
 pub use encode::{Format, Shown, encode};
 pub use exposition::{ExpositionError, Identity, RunnerNumbers, RunnerState, decode};
 pub use histogram::{LatencyHistogram, MergeError, SCHEMA};
@@ -54,6 +56,24 @@ pub mod names {
     pub const SENT_BYTES: &str = "loadtest_sent_bytes_total";
     /// Counter: bytes read from sockets, by task.
     pub const RECEIVED_BYTES: &str = "loadtest_received_bytes_total";
+    /// Counter: connections opened, by task.
+    pub const CONNECTIONS: &str = "loadtest_connections_total";
+    /// Counter: connections opened in place of one that had ended, by task.
+    pub const RECONNECTS: &str = "loadtest_reconnects_total";
+    /// Histogram: the steps of opening a connection, by task and step.
+    pub const CONNECT: &str = "loadtest_connect_seconds";
+    /// Histogram: from when a request was sent to the first byte of its answer.
+    pub const FIRST_BYTE: &str = "loadtest_time_to_first_byte_seconds";
+    /// Histogram: from a WebSocket message to the last reply it awaits.
+    pub const ROUND_TRIP: &str = "loadtest_websocket_round_trip_seconds";
+    /// Counter: WebSocket messages, by task and direction.
+    pub const MESSAGES: &str = "loadtest_websocket_messages_total";
+    /// Gauge: memory of the runner in bytes, without what the kernel can drop.
+    pub const MEMORY: &str = "loadtest_runner_memory_bytes";
+    /// Gauge: the same as a share of the runner's limit; 0 without one.
+    pub const MEMORY_RATIO: &str = "loadtest_runner_memory_ratio";
+    /// Histogram: how late a load thread came to what was due.
+    pub const LOOP_LAG: &str = "loadtest_event_loop_lag_seconds";
     /// Gauge: the share of load's time that the runner's busiest load thread was on a CPU.
     pub const THREAD_BUSY: &str = "loadtest_busiest_thread_ratio";
     /// Counter: seconds for which a CPU limit kept the runner from running.

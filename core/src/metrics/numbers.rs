@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::LatencyHistogram;
+use super::{Connections, LatencyHistogram};
 
 /// How a request ended. Latency rows take all but [`Outcome::Failure`]: a fast error is
 /// no fast answer, while a timeout or an interruption lasted at least its age.
@@ -112,6 +112,16 @@ pub struct TaskNumbers {
     pub first_response: [LatencyHistogram; 4],
     /// From the start of a WebSocket's connection to its upgrade, by the session's outcome.
     pub web_socket_connect: [LatencyHistogram; 4],
+    /// From sent to the first byte of the answer, of http and chat requests that got one.
+    pub first_byte: LatencyHistogram,
+    /// From a WebSocket message that was sent to the last reply it awaits.
+    pub round_trip: LatencyHistogram,
+    /// WebSocket messages sent.
+    pub messages_sent: u64,
+    /// WebSocket messages received, awaited or not.
+    pub messages_received: u64,
+    /// Connections opened.
+    pub connections: Connections,
     /// Between two tokens of a streamed chat, of every stream.
     pub inter_token: LatencyHistogram,
     /// From the first to the last token of a successful streamed chat, by the tokens after the
@@ -166,6 +176,11 @@ impl TaskNumbers {
             service_time,
             first_response,
             web_socket_connect,
+            first_byte,
+            round_trip,
+            messages_sent,
+            messages_received,
+            connections,
             inter_token,
             token_time,
             tokens,
@@ -182,6 +197,11 @@ impl TaskNumbers {
             self.first_response[i].merge(&first_response[i]);
             self.web_socket_connect[i].merge(&web_socket_connect[i]);
         }
+        self.first_byte.merge(first_byte);
+        self.round_trip.merge(round_trip);
+        self.messages_sent += messages_sent;
+        self.messages_received += messages_received;
+        self.connections.merge(connections);
         self.inter_token.merge(inter_token);
         self.token_time.merge(token_time);
         self.tokens.add(tokens);
@@ -206,6 +226,11 @@ impl TaskNumbers {
             service_time,
             first_response,
             web_socket_connect,
+            first_byte,
+            round_trip,
+            messages_sent,
+            messages_received,
+            connections,
             inter_token,
             token_time,
             tokens,
@@ -227,6 +252,11 @@ impl TaskNumbers {
             service_time: all(service_time, &earlier.service_time),
             first_response: all(first_response, &earlier.first_response),
             web_socket_connect: all(web_socket_connect, &earlier.web_socket_connect),
+            first_byte: first_byte.since(&earlier.first_byte),
+            round_trip: round_trip.since(&earlier.round_trip),
+            messages_sent: messages_sent.saturating_sub(earlier.messages_sent),
+            messages_received: messages_received.saturating_sub(earlier.messages_received),
+            connections: connections.since(&earlier.connections),
             inter_token: inter_token.since(&earlier.inter_token),
             token_time: token_time.since(&earlier.token_time),
             tokens: tokens.since(&earlier.tokens),
@@ -255,6 +285,9 @@ pub struct Numbers {
     pub tasks: BTreeMap<String, TaskNumbers>,
     /// How late users acted on their schedule.
     pub schedule_lag: LatencyHistogram,
+    /// How late load threads came to what was due: more than a moment means that one of them was
+    /// kept from running, whatever its users did.
+    pub loop_lag: LatencyHistogram,
     /// Users running now.
     pub users: u64,
     /// The most users that ran at once; of several runners, the sum of theirs.
@@ -268,6 +301,10 @@ pub struct Numbers {
     pub thread_busy: f64,
     /// Seconds for which a CPU limit kept a runner from running; of several, the most.
     pub throttled_seconds: f64,
+    /// Bytes of a runner's memory, without what the kernel can drop; of several, the most.
+    pub memory_bytes: f64,
+    /// The same as a share of the runner's limit, zero without one; of several, the highest.
+    pub memory_ratio: f64,
 }
 
 impl Numbers {
@@ -276,37 +313,47 @@ impl Numbers {
         let Self {
             tasks,
             schedule_lag,
+            loop_lag,
             users,
             users_peak,
             user_seconds,
             elapsed_seconds,
             thread_busy,
             throttled_seconds,
+            memory_bytes,
+            memory_ratio,
         } = other;
         for (name, task) in tasks {
             self.tasks.entry(name.clone()).or_default().merge(task);
         }
         self.schedule_lag.merge(schedule_lag);
+        self.loop_lag.merge(loop_lag);
         self.users += users;
         self.users_peak += users_peak;
         self.user_seconds += user_seconds;
         self.elapsed_seconds = self.elapsed_seconds.max(*elapsed_seconds);
         self.thread_busy = self.thread_busy.max(*thread_busy);
         self.throttled_seconds = self.throttled_seconds.max(*throttled_seconds);
+        self.memory_bytes = self.memory_bytes.max(*memory_bytes);
+        self.memory_ratio = self.memory_ratio.max(*memory_ratio);
     }
 
-    /// What came since `earlier`, an older state of these same numbers. Users and how busy threads are stay those of now.
+    /// What came since `earlier`, an older state of these same numbers. Users, memory and how
+    /// busy threads are stay those of now.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let Self {
             tasks,
             schedule_lag,
+            loop_lag,
             users,
             users_peak,
             user_seconds,
             elapsed_seconds,
             thread_busy,
             throttled_seconds,
+            memory_bytes,
+            memory_ratio,
         } = self;
         let none = TaskNumbers::default();
         let rest = |(name, task): (&String, &TaskNumbers)| {
@@ -315,12 +362,15 @@ impl Numbers {
         Self {
             tasks: tasks.iter().map(rest).collect(),
             schedule_lag: schedule_lag.since(&earlier.schedule_lag),
+            loop_lag: loop_lag.since(&earlier.loop_lag),
             users: *users,
             users_peak: *users_peak,
             user_seconds: (user_seconds - earlier.user_seconds).max(0.0),
             elapsed_seconds: (elapsed_seconds - earlier.elapsed_seconds).max(0.0),
             thread_busy: *thread_busy,
             throttled_seconds: (throttled_seconds - earlier.throttled_seconds).max(0.0),
+            memory_bytes: *memory_bytes,
+            memory_ratio: *memory_ratio,
         }
     }
 

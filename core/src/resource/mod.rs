@@ -3,6 +3,8 @@
 //! Schema and CEL rules live beside the fields they guard; [`crd`] turns them into
 //! the CustomResourceDefinition. What CEL can't say is in [`crate::validate`].
 
+mod check;
+mod connection;
 mod crd;
 mod load;
 mod runners;
@@ -16,6 +18,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use check::Check;
+pub use connection::ConnectionSummary;
 pub use crd::{crd, crd_yaml, schema};
 pub use load::{Load, Ramp, Stage};
 pub use runners::{RunnerSecurity, Runners};
@@ -23,8 +27,8 @@ pub use status::{
     Aborted, BreakingPoint, ErrorCount, Latency, LoadTestStatus, Measurement, Phase, Progress,
     Sizing, StageRow, Summary, TaskSummary, ThresholdRow, TokenSummary, Verdict,
 };
-pub use target::{HeaderFrom, SecretKey, Target, Tls};
-pub use task::{ChatTask, HttpTask, Method, Task, TaskKind, WebSocketTask};
+pub use target::{HeaderFrom, HttpVersion, Reuse, SecretKey, Target, Timeouts, Tls};
+pub use task::{ChatTask, HttpTask, Method, Session, Task, TaskKind, WebSocketTask};
 pub use threshold::{Abort, Metric, Statistic, Threshold};
 
 use crate::values::{Duration, schema_between};
@@ -84,8 +88,12 @@ pub const MAX_ROWS: usize = 64;
         "message": "thresholds: interTokenLatency is measured on streamed chat tasks only: name one, or set chat.stream",
     },
     {
-        "rule": "self.thresholds.all(h, h.metric != 'webSocketConnect' || self.scenario.tasks.exists(t, has(t.webSocket) && (!has(h.task) || t.name == h.task)))",
-        "message": "thresholds: webSocketConnect is measured on webSocket tasks only: name a webSocket task, or use responseTime",
+        "rule": "self.thresholds.all(h, !(h.metric in ['webSocketConnect', 'webSocketRoundTrip']) || self.scenario.tasks.exists(t, has(t.webSocket) && (!has(h.task) || t.name == h.task)))",
+        "message": "thresholds: webSocketConnect and webSocketRoundTrip are measured on webSocket tasks only: name a webSocket task, or use responseTime",
+    },
+    {
+        "rule": "self.thresholds.all(h, h.metric != 'timeToFirstByte' || self.scenario.tasks.exists(t, !has(t.webSocket) && (!has(h.task) || t.name == h.task)))",
+        "message": "thresholds: timeToFirstByte is measured on http and chat tasks only: name one, or use webSocketRoundTrip",
     },
     {
         "rule": "(!has(self.load.users) || self.load.users <= 200 * self.runners.usersPerRunner) && (!has(self.load.maxUsers) || self.load.maxUsers <= 200 * self.runners.usersPerRunner) && (!has(self.load.stages) || self.load.stages.all(s, !has(s.users) || s.users <= 200 * self.runners.usersPerRunner))",

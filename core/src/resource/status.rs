@@ -266,9 +266,18 @@ pub struct TaskSummary {
     /// absent when the task has no latency target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub goodput: Option<String>,
+    /// Http and chat tasks: from sent to the first byte of the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_to_first_byte: Option<Latency>,
     /// WebSocket tasks: from the start of the connection to its upgrade.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub web_socket_connect: Option<Latency>,
+    /// WebSocket tasks: from a message to the last reply it awaits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub web_socket_round_trip: Option<Latency>,
+    /// The connections that its requests opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<super::ConnectionSummary>,
 }
 
 /// Tokens of chat answers, as the target's `usage` counts them or, where it sends none, one for
@@ -421,6 +430,13 @@ pub struct Measurement {
     /// the test latencies are Inconclusive.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub throttled: Option<String>,
+    /// How late load threads came to what was due, whatever their users did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event_loop_lag_p99: Option<String>,
+    /// The most memory of any runner and, where it has a limit, its share of that. Above 95 %
+    /// latencies are Inconclusive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<String>,
     /// Runners that ended before the test did.
     pub runners_lost: i64,
     /// The share of the planned user-seconds that really ran; with arrivals, the share of the

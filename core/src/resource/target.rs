@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::values::{Duration, schema_between};
+
 /// Base URLs and what every request carries.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -46,6 +48,62 @@ pub struct Target {
     /// How the target's certificate is judged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
+    /// The version that http and chat tasks speak.
+    #[serde(default)]
+    pub http_version: HttpVersion,
+    /// Whose the connections of http and chat tasks are.
+    #[serde(default)]
+    pub connections: Reuse,
+    /// Asks for answers compressed by gzip.
+    #[serde(default)]
+    pub gzip: bool,
+    /// How long parts of a request may take; a task's own timeout bounds the whole.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+}
+
+/// A version of HTTP.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum HttpVersion {
+    /// HTTP/1.1: one request at a time on a connection.
+    #[default]
+    Http1,
+    /// HTTP/2: requests of all who share a connection at once on it. By ALPN with TLS, by prior
+    /// knowledge without.
+    Http2,
+}
+
+/// Whose connections are.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum Reuse {
+    /// Each user's own, kept between its requests, as a browser's.
+    #[default]
+    PerUser,
+    /// Shared by the users of a load thread, as a service's: HTTP/1.1 takes any that is free,
+    /// HTTP/2 has one for all.
+    Shared,
+    /// A new one for each request.
+    PerRequest,
+}
+
+/// How long parts of a request may take.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Timeouts {
+    /// Until a connection is open: name, TCP and TLS, and a WebSocket's upgrade.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "part_length")]
+    pub connect: Option<Duration>,
+    /// From when a request is sent until its answer begins; of a WebSocket, until each message's
+    /// replies are there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "part_length")]
+    pub first_byte: Option<Duration>,
+}
+
+fn part_length(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schema_between("1ms", "1h")
 }
 
 /// One header whose value is a Secret's.

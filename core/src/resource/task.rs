@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Check;
 use crate::values::{Duration, schema_between};
 
 /// One thing a user does, chosen by weight.
@@ -121,6 +122,14 @@ pub struct HttpTask {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(range(min = 100, max = 599)))]
     pub expect_status: Vec<i32>,
+    /// What its answer must hold; read only after its last byte was timed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub checks: Vec<Check>,
+    /// Redirects followed, within the target only; 0 takes a redirect for an answer as any other.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 20))]
+    pub max_redirects: i32,
     /// The longest a request may take, from when it was planned.
     #[serde(default = "default_timeout")]
     #[schemars(schema_with = "timeout")]
@@ -178,6 +187,9 @@ pub struct WebSocketTask {
     #[serde(default)]
     #[schemars(range(min = 0, max = 1000))]
     pub replies: i32,
+    /// How long a session lives: for one task, or for as long as its user runs.
+    #[serde(default)]
+    pub session: Session,
     /// Ends the session with a close handshake; otherwise the connection is dropped.
     #[serde(default = "default_true")]
     pub close: bool,
@@ -189,6 +201,17 @@ pub struct WebSocketTask {
     #[serde(default = "default_timeout")]
     #[schemars(schema_with = "timeout")]
     pub timeout: Duration,
+}
+
+/// How long a WebSocket session lives.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+pub enum Session {
+    /// For one task: each connects anew.
+    #[default]
+    PerTask,
+    /// For as long as its user runs: a task goes on in the session that the one before it left,
+    /// and connects anew only when that has ended.
+    PerUser,
 }
 
 fn default_true() -> bool {

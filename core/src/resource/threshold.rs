@@ -161,8 +161,12 @@ pub enum Metric {
     TimeToFirstResponse,
     /// Between two tokens of a streamed chat.
     InterTokenLatency,
+    /// From when an http or chat request was sent to the first byte of its answer.
+    TimeToFirstByte,
     /// From the start of a WebSocket's connection to its upgrade.
     WebSocketConnect,
+    /// From a WebSocket message that was sent to the last reply it awaits.
+    WebSocketRoundTrip,
     /// Failed requests as a share of all completed ones.
     ErrorRate,
     /// Successful requests per second of load.
@@ -181,12 +185,19 @@ impl Metric {
             Self::ServiceTime => "serviceTime",
             Self::TimeToFirstResponse => "timeToFirstResponse",
             Self::InterTokenLatency => "interTokenLatency",
+            Self::TimeToFirstByte => "timeToFirstByte",
             Self::WebSocketConnect => "webSocketConnect",
+            Self::WebSocketRoundTrip => "webSocketRoundTrip",
             Self::ErrorRate => "errorRate",
             Self::Throughput => "throughput",
             Self::TokensPerSecond => "tokensPerSecond",
             Self::Goodput => "goodput",
         }
+    }
+
+    /// True for the counts that a load generator which is itself late makes smaller.
+    pub const fn needs_pace(self) -> bool {
+        matches!(self, Self::Throughput | Self::TokensPerSecond | Self::Goodput)
     }
 
     /// True for the metrics that are distributions of durations.

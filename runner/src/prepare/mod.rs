@@ -1,19 +1,26 @@
 //! Everything a request needs that can be made before load starts, shared by all workers.
 
+mod endpoint;
+mod request;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use loadtest_core::{
     mix::Mix,
     plan::{Goals, Plan, header_variable},
-    resource::{ChatTask, HttpTask, Task, TaskKind, WebSocketTask},
+    resource::{ChatTask, HttpTask, HttpVersion, Session, Task, TaskKind, WebSocketTask},
 };
-use rustls::{
-    ClientConfig, RootCertStore,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+
+use tokio_tungstenite::tungstenite::Utf8Bytes;
+
+use self::endpoint::tls_config;
+pub(crate) use self::{
+    endpoint::Endpoint,
+    request::{Form, Redirects, Request, Source},
 };
+use crate::check::PreparedCheck;
 
 /// The header with the run's UID that every request carries.
 pub const RUN_HEADER: &str = "x-loadtest-run";
@@ -62,22 +69,15 @@ pub enum PrepareError {
         /// The task's name.
         task: String,
     },
+    /// A check that can't be made.
+    #[error("{check}: is no check; jsonPath wants an RFC 9535 path such as $.data[0].id")]
+    Check {
+        /// The check.
+        check: String,
+    },
     /// TLS can't be set up.
     #[error("TLS can't be set up")]
     Tls(#[source] rustls::Error),
-}
-
-/// Host, port and TLS of a base URL.
-#[derive(Clone, Debug)]
-pub(crate) struct Endpoint {
-    pub(crate) host: String,
-    pub(crate) port: u16,
-    /// The certificate's expected name and how it is judged; absent without TLS.
-    pub(crate) tls: Option<(ServerName<'static>, Arc<ClientConfig>)>,
-    /// `host` or `host:port`, as the Host header wants it.
-    pub(crate) authority: String,
-    /// Path of the base URL, without a slash at its end.
-    pub(crate) base: String,
 }
 
 /// One task, ready to run.
@@ -97,21 +97,6 @@ pub(crate) enum PreparedKind {
     WebSocket(PreparedWebSocket),
 }
 
-/// A whole request as it goes over the wire.
-#[derive(Clone)]
-pub(crate) struct Request {
-    pub(crate) bytes: Bytes,
-    /// Its answer has no body, whatever its head says.
-    pub(crate) is_head: bool,
-}
-
-/// Headers may hold credentials.
-impl std::fmt::Debug for Request {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Request({} bytes)", self.bytes.len())
-    }
-}
-
 /// An HTTP request.
 #[derive(Debug)]
 pub(crate) struct PreparedHttp {
@@ -120,6 +105,10 @@ pub(crate) struct PreparedHttp {
     pub(crate) name: String,
     /// Statuses that count as success; any below 400 when empty.
     pub(crate) expect: Vec<u16>,
+    /// What an answer must hold.
+    pub(crate) checks: Vec<PreparedCheck>,
+    /// Redirects to be followed; `None` for an answer as any other.
+    pub(crate) redirects: Option<Redirects>,
 }
 
 /// A chat completion: one request for each model and message.
@@ -135,8 +124,11 @@ pub(crate) struct PreparedChat {
 pub(crate) struct PreparedWebSocket {
     pub(crate) uri: Uri,
     pub(crate) headers: HeaderMap,
-    pub(crate) send: Vec<String>,
+    /// Texts to send, shared by all who send them.
+    pub(crate) send: Vec<Utf8Bytes>,
     pub(crate) replies: u32,
+    /// The session goes on from task to task.
+    pub(crate) keep: bool,
     pub(crate) close: bool,
 }
 
@@ -160,19 +152,27 @@ impl Prepared {
         secret: impl Fn(&str) -> Option<String>,
     ) -> Result<Arc<Self>, PrepareError> {
         let shared = shared_headers(&plan, secret)?;
-        let tls = tls_config(&plan)?;
-        let endpoint = |url: &Option<String>, field, example| {
-            url.as_ref().map(|url| Endpoint::parse(url, field, example, &tls)).transpose()
+        let version = plan.target.http_version;
+        let endpoint = |url: &Option<String>, version, field, example| {
+            let Some(url) = url else { return Ok(None) };
+            let tls = tls_config(&plan, version)?;
+            Endpoint::parse(url, field, example, &tls).map(Some)
         };
-        let http = endpoint(&plan.target.http, "target.http", "http://cell0:18800")?;
-        let web_socket = endpoint(&plan.target.web_socket, "target.webSocket", "ws://cell0:18801")?;
+        let http = endpoint(&plan.target.http, version, "target.http", "http://cell0:18800")?;
+        // A WebSocket begins as HTTP/1.1.
+        let web_socket = endpoint(
+            &plan.target.web_socket,
+            HttpVersion::Http1,
+            "target.webSocket",
+            "ws://cell0:18801",
+        )?;
         let tasks = plan
             .scenario
             .tasks
             .iter()
             .map(|task| {
                 let goals = Goals::of(&plan.thresholds, &task.name);
-                prepare(task, goals, &shared, http.as_ref(), web_socket.as_ref())
+                prepare(task, goals, &shared, version, http.as_ref(), web_socket.as_ref())
             })
             .collect::<Result<_, _>>()?;
         let mix = Mix::new(&plan.scenario);
@@ -182,54 +182,6 @@ impl Prepared {
     /// The plan this was prepared from.
     pub fn plan(&self) -> &Plan {
         &self.plan
-    }
-}
-
-impl Endpoint {
-    fn parse(
-        url: &str,
-        field: &'static str,
-        example: &'static str,
-        tls: &Arc<ClientConfig>,
-    ) -> Result<Self, PrepareError> {
-        let wrong = || PrepareError::Url { field, value: url.to_owned(), example };
-        let uri: Uri = url.parse().map_err(|_| wrong())?;
-        let authority = uri.authority().ok_or_else(wrong)?;
-        let (secure, default_port) = match uri.scheme_str() {
-            Some("http" | "ws") => (false, 80),
-            Some("https" | "wss") => (true, 443),
-            _ => return Err(wrong()),
-        };
-        // A port that is none must not become the default one: that is another service.
-        let rest = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
-        let port = match rest.strip_prefix(':') {
-            None if rest.is_empty() => default_port,
-            None => return Err(wrong()),
-            Some(text) => text.parse().map_err(|_| wrong())?,
-        };
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        let tls = if secure {
-            let name = ServerName::try_from(host.clone()).map_err(|_| wrong())?;
-            Some((name, Arc::clone(tls)))
-        } else {
-            None
-        };
-        Ok(Self {
-            port,
-            authority: authority.as_str().to_owned(),
-            base: uri.path().trim_end_matches('/').to_owned(),
-            host,
-            tls,
-        })
-    }
-
-    fn uri(&self, path: &str) -> Result<Uri, PrepareError> {
-        let full = format!("{}{path}", self.base);
-        full.parse().map_err(|_| PrepareError::Url {
-            field: "path",
-            value: full,
-            example: "/health",
-        })
     }
 }
 
@@ -252,6 +204,9 @@ fn shared_headers(
     let mut headers = HeaderMap::new();
     put(&mut headers, "user-agent", concat!("loadtest-runner/", env!("CARGO_PKG_VERSION")))?;
     put(&mut headers, "accept", "*/*")?;
+    if plan.target.gzip {
+        put(&mut headers, "accept-encoding", "gzip")?;
+    }
     put_all(&mut headers, &plan.target.headers)?;
     for (index, from) in plan.target.headers_from.iter().enumerate() {
         let variable = header_variable(index);
@@ -273,6 +228,7 @@ fn prepare(
     task: &Task,
     goals: Goals,
     shared: &HeaderMap,
+    version: HttpVersion,
     http: Option<&Endpoint>,
     web_socket: Option<&Endpoint>,
 ) -> Result<PreparedTask, PrepareError> {
@@ -281,11 +237,14 @@ fn prepare(
     let (timeout, kind) = match kind {
         TaskKind::Http(http_task) => {
             let endpoint = http.ok_or_else(|| missing("target.http"))?;
-            (http_task.timeout, PreparedKind::Http(prepare_http(http_task, shared, endpoint)?))
+            (
+                http_task.timeout,
+                PreparedKind::Http(prepare_http(http_task, shared, version, endpoint)?),
+            )
         }
         TaskKind::Chat(chat) => {
             let endpoint = http.ok_or_else(|| missing("target.http"))?;
-            (chat.timeout, PreparedKind::Chat(prepare_chat(chat, shared, endpoint)?))
+            (chat.timeout, PreparedKind::Chat(prepare_chat(chat, shared, version, endpoint)?))
         }
         TaskKind::WebSocket(socket) => {
             let endpoint = web_socket.ok_or_else(|| missing("target.webSocket"))?;
@@ -309,52 +268,54 @@ fn with_host(
     Ok(headers)
 }
 
-/// A request in HTTP/1.1's own form (RFC 9112, 3).
-fn request(method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Request {
-    let mut bytes = BytesMut::with_capacity(512 + body.len());
-    let target = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-    bytes.extend_from_slice(format!("{method} {target} HTTP/1.1\r\n").as_bytes());
-    for (name, value) in headers {
-        bytes.extend_from_slice(name.as_str().as_bytes());
-        bytes.extend_from_slice(b": ");
-        bytes.extend_from_slice(value.as_bytes());
-        bytes.extend_from_slice(b"\r\n");
-    }
-    // Of methods that expect a body, an empty one has to be announced (RFC 9110, 8.6).
-    let expects_body = [Method::POST, Method::PUT, Method::PATCH].contains(method);
-    if expects_body || !body.is_empty() {
-        bytes.extend_from_slice(format!("content-length: {}\r\n", body.len()).as_bytes());
-    }
-    bytes.extend_from_slice(b"\r\n");
-    bytes.extend_from_slice(body);
-    Request { bytes: bytes.freeze(), is_head: method == Method::HEAD }
-}
-
 fn prepare_http(
     task: &HttpTask,
     shared: &HeaderMap,
+    version: HttpVersion,
     endpoint: &Endpoint,
 ) -> Result<PreparedHttp, PrepareError> {
     let method = Method::from_bytes(task.method.as_str().as_bytes()).unwrap_or(Method::GET);
     let uri = endpoint.uri(&task.path)?;
     let headers = with_host(shared, endpoint, &task.headers)?;
-    let body = task.body.as_deref().unwrap_or_default();
+    let name = format!("{method} {}", uri.path());
+    let body = Bytes::from(task.body.clone().unwrap_or_default());
+    let source = Source { form: endpoint.form(version)?, method, uri, headers, body };
+    let left = u32::try_from(task.max_redirects).unwrap_or(0);
     Ok(PreparedHttp {
-        request: request(&method, &uri, &headers, body.as_bytes()),
-        name: format!("{method} {}", uri.path()),
+        request: source.request(),
+        name,
         expect: task.expect_status.iter().filter_map(|s| u16::try_from(*s).ok()).collect(),
+        checks: checks(task)?,
+        redirects: (left > 0).then_some(Redirects { left, source }),
     })
+}
+
+fn checks(task: &HttpTask) -> Result<Vec<PreparedCheck>, PrepareError> {
+    let prepare = |check| {
+        PreparedCheck::new(check).ok_or_else(|| PrepareError::Check { check: check.to_string() })
+    };
+    task.checks.iter().map(prepare).collect()
 }
 
 fn prepare_chat(
     task: &ChatTask,
     shared: &HeaderMap,
+    version: HttpVersion,
     endpoint: &Endpoint,
 ) -> Result<PreparedChat, PrepareError> {
     let mut headers = with_host(shared, endpoint, &BTreeMap::new())?;
     put(&mut headers, "content-type", "application/json")?;
     put_all(&mut headers, &task.headers)?;
     let uri = endpoint.uri(&task.path)?;
+    let form = endpoint.form(version)?;
+    let name = format!("POST {}", uri.path());
+    let source = |body: String| Source {
+        form: form.clone(),
+        method: Method::POST,
+        uri: uri.clone(),
+        headers: headers.clone(),
+        body: body.into(),
+    };
     let requests: Vec<Request> = task
         .models
         .iter()
@@ -372,16 +333,18 @@ fn prepare_chat(
             if let Some(max) = task.max_tokens {
                 body["max_tokens"] = max.into();
             }
-            request(&Method::POST, &uri, &headers, body.to_string().as_bytes())
+            source(body.to_string()).request()
         })
         .collect();
     let first = requests.first().cloned();
     Ok(PreparedChat {
         http: PreparedHttp {
             // The schema wants at least one model and one message.
-            request: first.unwrap_or_else(|| request(&Method::POST, &uri, &headers, b"{}")),
-            name: format!("POST {}", uri.path()),
+            request: first.unwrap_or_else(|| source("{}".into()).request()),
+            name,
             expect: vec![200],
+            checks: Vec::new(),
+            redirects: None,
         },
         requests,
         stream: task.stream,
@@ -403,76 +366,9 @@ fn prepare_web_socket(
     Ok(PreparedWebSocket {
         uri,
         headers: with_host(shared, endpoint, &task.headers)?,
-        send: task.send.clone(),
+        send: task.send.iter().map(Utf8Bytes::from).collect(),
         replies: u32::try_from(task.replies).unwrap_or(0),
+        keep: task.session == Session::PerUser,
         close: task.close,
     })
-}
-
-fn tls_config(plan: &Plan) -> Result<Arc<ClientConfig>, PrepareError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(PrepareError::Tls)?;
-    let tls = plan.target.tls.clone().unwrap_or_default();
-    if tls.insecure_skip_verify {
-        let verifier = Arc::new(AnyCertificate(provider));
-        let config = builder.dangerous().with_custom_certificate_verifier(verifier);
-        return Ok(Arc::new(config.with_no_client_auth()));
-    }
-    let mut roots = RootCertStore::empty();
-    match &tls.ca_bundle {
-        Some(pem) => {
-            for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-                let certificate = certificate.map_err(|_| PrepareError::CaBundle)?;
-                roots.add(certificate).map_err(|_| PrepareError::CaBundle)?;
-            }
-            if roots.is_empty() {
-                return Err(PrepareError::CaBundle);
-            }
-        }
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-    }
-    Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
-}
-
-/// Takes any certificate: what `insecureSkipVerify` asks for by name.
-#[derive(Debug)]
-struct AnyCertificate(Arc<rustls::crypto::CryptoProvider>);
-
-impl ServerCertVerifier for AnyCertificate {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -1,5 +1,7 @@
 //! Writes a runner's numbers as a Prometheus exposition: the inverse of [`super::decode`].
 
+mod task;
+
 use prometheus_client::{
     collector::Collector,
     encoding::{
@@ -10,7 +12,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::{LatencyHistogram, Numbers, Outcome, RunnerNumbers, SCHEMA, TaskNumbers, names};
+use super::{LatencyHistogram, Numbers, RunnerNumbers, SCHEMA, names};
 
 /// Which exposition a scraper asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +50,7 @@ pub struct Shown {
     pub loadtest: String,
     /// Names of chat tasks: only these have a time to first response.
     pub chat: Vec<String>,
-    /// Names of WebSocket tasks: only these have a connect time.
+    /// Names of WebSocket tasks: only these have a connect time and round trips.
     pub web_socket: Vec<String>,
 }
 
@@ -93,77 +95,21 @@ struct Exposition {
     bounds: Vec<f64>,
 }
 
-/// A task's counter, with its family and help.
-type Count = (&'static str, &'static str, fn(&TaskNumbers) -> u64);
-/// A task's distribution, with its family and help.
-type Times = (&'static str, &'static str, fn(&TaskNumbers) -> &LatencyHistogram);
-/// A task's distributions by outcome, with their family and help.
-type Latencies = (&'static str, &'static str, fn(&TaskNumbers) -> &[LatencyHistogram; 4]);
-
 impl Collector for Exposition {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let e = &mut encoder;
         self.runner_gauges(e)?;
-        self.requests(e)?;
-        self.errors(e)?;
-        let counts: [Count; 4] = [
-            (names::GOOD, "Successful requests that met every latency target of their task", |t| {
-                t.good
-            }),
-            (names::DROPPED, "Arrivals that found no user free", |t| t.dropped),
-            (names::SENT_BYTES, "Bytes written to sockets", |t| t.sent_bytes),
-            (names::RECEIVED_BYTES, "Bytes read from sockets", |t| t.received_bytes),
-        ];
-        for (name, help, value) in counts {
-            let mut family = counter(e, name, help)?;
-            for (task, numbers) in &self.runner.numbers.tasks {
-                let labels = [("loadtest", self.shown.loadtest.as_str()), ("task", task.as_str())];
-                family
-                    .encode_family(&labels)?
-                    .encode_counter::<NoLabels, _, u64>(&value(numbers), None)?;
-            }
-        }
-        let latencies: [Latencies; 4] = [
-            (names::RESPONSE_TIME, "From when a request was planned to its last byte", |t| {
-                &t.response_time
-            }),
-            (names::SERVICE_TIME, "From when a request was sent to its last byte", |t| {
-                &t.service_time
-            }),
-            (
-                names::FIRST_RESPONSE,
-                "From when a chat request was planned to its first content token",
-                |t| &t.first_response,
-            ),
-            (
-                names::WEB_SOCKET_CONNECT,
-                "From the start of a WebSocket's connection to its upgrade",
-                |t| &t.web_socket_connect,
-            ),
-        ];
-        for (name, help, value) in latencies {
-            let mut family = e.encode_descriptor(name, help, None, MetricType::Histogram)?;
-            for (task, numbers) in self.tasks_with(name) {
-                for outcome in Outcome::ALL {
-                    let labels = [
-                        ("loadtest", self.shown.loadtest.as_str()),
-                        ("outcome", outcome.as_str()),
-                        ("task", task.as_str()),
-                    ];
-                    let one = family.encode_family(&labels)?;
-                    self.histogram(one, &value(numbers)[outcome.index()])?;
-                }
-            }
-        }
-        self.tokens(e)?;
-        let mut lag = e.encode_descriptor(
-            names::SCHEDULE_LAG,
-            "How late a user acted on its schedule",
-            None,
-            MetricType::Histogram,
-        )?;
+        self.of_tasks(e)?;
         let labels = [("loadtest", self.shown.loadtest.as_str())];
-        self.histogram(lag.encode_family(&labels)?, &self.runner.numbers.schedule_lag)
+        let Numbers { schedule_lag, loop_lag, .. } = &self.runner.numbers;
+        for (name, help, lag) in [
+            (names::SCHEDULE_LAG, "How late a user acted on its schedule", schedule_lag),
+            (names::LOOP_LAG, "How late a load thread came to what was due", loop_lag),
+        ] {
+            let mut family = e.encode_descriptor(name, help, None, MetricType::Histogram)?;
+            self.histogram(family.encode_family(&labels)?, lag)?;
+        }
+        Ok(())
     }
 }
 
@@ -181,21 +127,6 @@ fn counter<'a>(
 }
 
 impl Exposition {
-    fn tasks_with<'a>(
-        &'a self,
-        family: &str,
-    ) -> impl Iterator<Item = (&'a String, &'a TaskNumbers)> + use<'a> {
-        let only = match family {
-            names::FIRST_RESPONSE | names::INTER_TOKEN | names::TOKEN_TIME | names::TOKENS => {
-                Some(&self.shown.chat)
-            }
-            names::WEB_SOCKET_CONNECT => Some(&self.shown.web_socket),
-            _ => None,
-        };
-        let tasks = self.runner.numbers.tasks.iter();
-        tasks.filter(move |(task, _)| only.is_none_or(|names| names.contains(task)))
-    }
-
     fn runner_gauges(&self, e: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let RunnerNumbers { identity, state, numbers } = &self.runner;
         // Tasks and lag have families of their own.
@@ -206,8 +137,11 @@ impl Exposition {
             elapsed_seconds,
             thread_busy,
             throttled_seconds,
+            memory_bytes,
+            memory_ratio,
             tasks: _,
             schedule_lag: _,
+            loop_lag: _,
         } = numbers;
         let test = [("loadtest", self.shown.loadtest.as_str())];
         let index = identity.index.to_string();
@@ -229,6 +163,16 @@ impl Exposition {
                 "Share of load's time that the busiest load thread was on a CPU",
                 *thread_busy,
             ),
+            (
+                names::MEMORY,
+                "Memory of the runner in bytes, without what can be dropped",
+                *memory_bytes,
+            ),
+            (
+                names::MEMORY_RATIO,
+                "The same as a share of the runner's limit; 0 without one",
+                *memory_ratio,
+            ),
             (names::USERS, "Users running now", *users as f64),
             (names::USERS_PEAK, "The most users that ran at once", *users_peak as f64),
         ] {
@@ -242,69 +186,6 @@ impl Exposition {
         counter(e, names::USER_SECONDS, "User-seconds of load, without graceful stop")?
             .encode_family(&test)?
             .encode_counter::<NoLabels, _, u64>(user_seconds, None)
-    }
-
-    fn requests(&self, e: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let mut family = counter(e, names::REQUESTS, "Requests by outcome")?;
-        for (task, numbers) in &self.runner.numbers.tasks {
-            for outcome in Outcome::ALL {
-                let labels = [
-                    ("loadtest", self.shown.loadtest.as_str()),
-                    ("outcome", outcome.as_str()),
-                    ("task", task.as_str()),
-                ];
-                family
-                    .encode_family(&labels)?
-                    .encode_counter::<NoLabels, _, u64>(&numbers.of(outcome), None)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// What only chats have: tokens, and the times between them.
-    fn tokens(&self, e: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let mut family = counter(e, names::TOKENS, "Tokens of chat answers, by kind")?;
-        for (task, numbers) in self.tasks_with(names::TOKENS) {
-            for (kind, count) in numbers.tokens.by_kind() {
-                let labels = [
-                    ("kind", kind),
-                    ("loadtest", self.shown.loadtest.as_str()),
-                    ("task", task.as_str()),
-                ];
-                family.encode_family(&labels)?.encode_counter::<NoLabels, _, u64>(&count, None)?;
-            }
-        }
-        let times: [Times; 2] = [
-            (names::INTER_TOKEN, "Between two tokens of a streamed chat", |t| &t.inter_token),
-            (
-                names::TOKEN_TIME,
-                "A streamed chat's time from its first to its last token, by token",
-                |t| &t.token_time,
-            ),
-        ];
-        for (name, help, value) in times {
-            let mut family = e.encode_descriptor(name, help, None, MetricType::Histogram)?;
-            for (task, numbers) in self.tasks_with(name) {
-                let labels = [("loadtest", self.shown.loadtest.as_str()), ("task", task.as_str())];
-                self.histogram(family.encode_family(&labels)?, value(numbers))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn errors(&self, e: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let mut family = counter(e, names::ERRORS, "Errors by kind")?;
-        for (task, numbers) in &self.runner.numbers.tasks {
-            for (kind, count) in &numbers.errors {
-                let labels = [
-                    ("kind", kind.as_str()),
-                    ("loadtest", self.shown.loadtest.as_str()),
-                    ("task", task.as_str()),
-                ];
-                family.encode_family(&labels)?.encode_counter::<NoLabels, _, u64>(count, None)?;
-            }
-        }
-        Ok(())
     }
 
     fn histogram(
@@ -365,6 +246,8 @@ mod tests {
                 elapsed_seconds: 3.25,
                 thread_busy: 0.5,
                 throttled_seconds: 0.125,
+                memory_bytes: 1e6,
+                memory_ratio: 0.25,
                 ..Numbers::default()
             },
         };
@@ -375,15 +258,22 @@ mod tests {
                 task.requests[i] += 1;
                 task.response_time[i].record(*seconds, 1);
                 task.service_time[i].record(*seconds / 2.0, 1);
-                match name {
-                    "chat" => {
-                        task.first_response[i].record(*seconds / 4.0, 1);
-                        task.inter_token.record(*seconds / 16.0, 1);
-                        task.token_time.record(*seconds / 32.0, 1);
-                        task.tokens.add(&Tokens { output: 9, reasoning: 3, tool: 2, prompt: 7 });
-                    }
-                    _ => task.web_socket_connect[i].record(*seconds / 8.0, 1),
+                if name == "chat" {
+                    task.first_response[i].record(*seconds / 4.0, 1);
+                    task.first_byte.record(*seconds / 6.0, 1);
+                    task.inter_token.record(*seconds / 16.0, 1);
+                    task.token_time.record(*seconds / 32.0, 1);
+                    task.tokens.add(&Tokens { output: 9, reasoning: 3, tool: 2, prompt: 7 });
+                } else {
+                    task.web_socket_connect[i].record(*seconds / 8.0, 1);
+                    task.round_trip.record(*seconds / 3.0, 1);
+                    task.messages_sent += 1;
+                    task.messages_received += 2;
                 }
+                task.connections.opened += 1;
+                task.connections.again += 1;
+                task.connections.steps[i].record(*seconds / 5.0, 1);
+                runner.numbers.loop_lag.record(*seconds / 2000.0, 1);
                 runner.numbers.schedule_lag.record(*seconds / 1000.0, 1);
             }
             task.errors.insert("connect".into(), samples.len() as u64 + 1);
