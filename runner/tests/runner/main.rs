@@ -3,10 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't be set up has failed")]
 
 mod accounting;
+mod answers;
+mod connections;
 mod kinds;
 mod life;
 mod load;
 mod models;
 mod orders;
+mod sessions;
+mod target;
 mod tokens;
 mod wire;

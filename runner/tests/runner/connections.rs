@@ -1,0 +1,158 @@
+//! Whose connections are, what they speak, and what opening them takes.
+
+use loadtest_core::{
+    metrics::{ConnectStep, TaskNumbers},
+    resource::{HttpVersion, Reuse},
+};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::{
+    load::{only, outcomes, run},
+    target::{Target, Tls},
+};
+
+async fn measured(target: &Target, path: &str, reuse: Reuse, version: HttpVersion) -> TaskNumbers {
+    let mut plan = target.plan(8, json!({"path": path})).await;
+    (plan.target.connections, plan.target.http_version) = (reuse, version);
+    plan.workers = 1;
+    let found = run(plan).await;
+    let task = only(&found.numbers).clone();
+    assert_eq!(task.failures(), 0, "{:?} {:?}", task.errors, found.examples);
+    assert!(task.completed() > 50, "{:?}", outcomes(&task));
+    task
+}
+
+#[tokio::test]
+async fn each_user_keeps_its_own_connection() {
+    let target = Target::start(Tls::None).await;
+    let task = measured(&target, "/slow", Reuse::PerUser, HttpVersion::Http1).await;
+    assert_eq!((task.connections.opened, task.connections.again), (8, 0));
+    assert_eq!(target.count(|seen| &seen.connections), 8);
+}
+
+#[tokio::test]
+async fn shared_connections_are_as_many_as_are_used_at_once() {
+    let target = Target::start(Tls::None).await;
+    let task = measured(&target, "/ok", Reuse::Shared, HttpVersion::Http1).await;
+    let opened = target.count(|seen| &seen.connections);
+    assert_eq!(task.connections.opened, opened);
+    // Users pause for most of their time: few wait for an answer at once.
+    assert!((1..8).contains(&opened), "{opened}");
+}
+
+#[tokio::test]
+async fn a_connection_for_each_request_is_one_for_each() {
+    let target = Target::start(Tls::None).await;
+    let task = measured(&target, "/ok", Reuse::PerRequest, HttpVersion::Http1).await;
+    assert_eq!(task.connections.opened, task.completed());
+    assert_eq!(task.connections.again, 0);
+    assert_eq!(target.count(|seen| &seen.requests), task.completed());
+}
+
+#[tokio::test]
+async fn connections_that_the_target_closes_are_opened_again() {
+    let target = Target::start(Tls::None).await;
+    let task = measured(&target, "/close", Reuse::PerUser, HttpVersion::Http1).await;
+    assert_eq!(task.connections.opened, task.completed());
+    assert_eq!(task.connections.again, task.completed() - 8);
+}
+
+#[tokio::test]
+async fn http2_sends_all_requests_of_a_worker_at_once_on_one_connection() {
+    for tls in [Tls::None, Tls::Http2] {
+        let target = Target::start(tls).await;
+        let task = measured(&target, "/slow", Reuse::Shared, HttpVersion::Http2).await;
+        assert_eq!(task.connections.opened, 1, "{tls:?}");
+        assert_eq!(target.count(|seen| &seen.connections), 1, "{tls:?}");
+        let most = target.count(|seen| &seen.most);
+        assert!(most > 1, "{most} at once, {tls:?}");
+        assert_eq!(target.count(|seen| &seen.requests), task.completed(), "{tls:?}");
+        assert_eq!(task.service_time[0].count(), task.first_byte.count());
+    }
+}
+
+#[tokio::test]
+async fn http2_per_user_has_a_connection_each_and_carries_bodies() {
+    let target = Target::start(Tls::None).await;
+    let mut plan = target.plan(3, json!({"path": "/ok", "method": "POST", "body": "hello"})).await;
+    plan.target.http_version = HttpVersion::Http2;
+    let found = run(plan).await;
+    let task = only(&found.numbers);
+    assert_eq!((task.failures(), task.connections.opened), (0, 3), "{:?}", found.examples);
+    assert_eq!(target.latest(), "POST HTTP/2.0 5 bytes");
+}
+
+#[tokio::test]
+async fn a_target_that_does_not_agree_to_http2_is_told_so() {
+    let target = Target::start(Tls::Http1).await;
+    let mut plan = target.plan(1, json!({"path": "/ok"})).await;
+    plan.target.http_version = HttpVersion::Http2;
+    let found = run(plan).await;
+    assert_eq!(only(&found.numbers).completed(), only(&found.numbers).errors["protocol"]);
+    let told = &found.examples[&("it".to_owned(), "protocol".to_owned())];
+    assert!(told.contains("target.httpVersion"), "{told}");
+}
+
+#[tokio::test]
+async fn the_steps_of_a_connection_are_measured() {
+    let target = Target::start(Tls::Http1).await;
+    let task = measured(&target, "/ok", Reuse::PerRequest, HttpVersion::Http1).await;
+    let count = |step: ConnectStep| task.connections.steps[step.index()].count();
+    assert_eq!(count(ConnectStep::Tcp), task.completed());
+    assert_eq!(count(ConnectStep::Tls), task.completed());
+    // The resolver's answer is used for a while.
+    assert_eq!((count(ConnectStep::Dns), count(ConnectStep::Upgrade)), (1, 0));
+    let sum = |step: ConnectStep| task.connections.steps[step.index()].sum_seconds();
+    let service = task.response_time[0].sum_seconds();
+    assert!(sum(ConnectStep::Tcp) + sum(ConnectStep::Tls) < service, "{service}");
+}
+
+#[tokio::test]
+async fn the_first_byte_comes_before_the_last() {
+    let target = Target::start(Tls::None).await;
+    let task = measured(&target, "/slow", Reuse::PerUser, HttpVersion::Http1).await;
+    assert_eq!(task.first_byte.count(), task.completed());
+    let first = task.first_byte.quantile(0.0).unwrap().as_secs_f64();
+    assert!(first >= 0.0499, "{first}");
+    assert!(task.first_byte.sum_seconds() <= task.service_time[0].sum_seconds() + 1e-6);
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_begin_in_time_is_given_up() {
+    let target = Target::start(Tls::None).await;
+    let mut plan = target.plan(2, json!({"path": "/slow"})).await;
+    plan.target.timeouts.first_byte = Some(loadtest_core::Duration::from_millis(20));
+    let found = run(plan).await;
+    let task = only(&found.numbers);
+    assert_eq!(task.completed(), task.errors["timeout_response"], "{:?}", task.errors);
+    let told = &found.examples[&("it".to_owned(), "timeout_response".to_owned())];
+    assert_eq!(told, "answer had not begun within 20ms");
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_open_in_time_is_given_up() {
+    // Accepts nothing, and its backlog is full: packets to it are dropped.
+    let listener = tokio::net::TcpSocket::new_v4().unwrap();
+    listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener: TcpListener = listener.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut held = Vec::new();
+    while let Ok(Ok(open)) = tokio::time::timeout(
+        std::time::Duration::from_millis(100),
+        tokio::net::TcpStream::connect(address),
+    )
+    .await
+    {
+        held.push(open);
+    }
+    let target = Target::start(Tls::None).await;
+    let mut plan = target.plan(2, json!({"path": "/ok"})).await;
+    plan.target.http = Some(format!("http://{address}"));
+    plan.target.timeouts.connect = Some(loadtest_core::Duration::from_millis(50));
+    let found = run(plan).await;
+    let task = only(&found.numbers);
+    assert_eq!(task.completed(), task.errors["timeout_connect"], "{:?}", task.errors);
+    let told = &found.examples[&("it".to_owned(), "timeout_connect".to_owned())];
+    assert_eq!(told, "connection was not open within 50ms");
+}
