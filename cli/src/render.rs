@@ -5,7 +5,9 @@ use std::fmt::Write;
 use loadtest_core::{
     Duration,
     metrics::{LatencyHistogram, Numbers, judged},
-    resource::{BreakingPoint, LoadTest, LoadTestStatus, Progress, Summary, Verdict},
+    resource::{
+        BreakingPoint, ConnectionSummary, LoadTest, LoadTestStatus, Progress, Summary, Verdict,
+    },
 };
 
 /// Rows of cells in columns as wide as their widest cell; the first `left` columns are text.
@@ -146,6 +148,7 @@ fn summary(total: &Summary, status: &LoadTestStatus) -> String {
             ("time to first response", &task.time_to_first_response),
             ("inter-token latency", &task.inter_token_latency),
             ("webSocket connect", &task.web_socket_connect),
+            ("webSocket round trip", &task.web_socket_round_trip),
         ] {
             let Some(l) = latency else { continue };
             let _ = writeln!(
@@ -165,9 +168,28 @@ fn summary(total: &Summary, status: &LoadTestStatus) -> String {
                 tokens.output + tokens.reasoning + tokens.tool
             );
         }
+        if let Some(connections) = &task.connections {
+            let _ = writeln!(out, "  {} connections: {}", task.name, opened(connections));
+        }
         if let Some(goodput) = &task.goodput {
             let _ = writeln!(out, "  {} goodput: {goodput} met every latency target", task.name);
         }
+    }
+    out
+}
+
+/// Connections in words: `8 opened, 2 of them again; p95 tcp 0.2ms, tls 1.1ms`.
+fn opened(connections: &ConnectionSummary) -> String {
+    let ConnectionSummary { opened, reconnects, dns, tcp, tls, upgrade } = connections;
+    let mut out = format!("{opened} opened");
+    if *reconnects > 0 {
+        let _ = write!(out, ", {reconnects} of them again");
+    }
+    let steps = [("dns", dns), ("tcp", tcp), ("tls", tls), ("upgrade", upgrade)];
+    let times = steps.into_iter().filter_map(|(step, time)| Some((step, time.as_ref()?)));
+    let times: Vec<String> = times.map(|(step, time)| format!("{step} {time}")).collect();
+    if !times.is_empty() {
+        let _ = write!(out, "; p95 {}", times.join(", "));
     }
     out
 }
@@ -276,6 +298,14 @@ mod tests {
     fn columns_line_up() {
         let text = table(&[cells(["task", "n"]), cells(["chat", "12345"]), cells(["é", "1"])], 1);
         assert_eq!(text, "  task      n\n  chat  12345\n  é         1\n");
+    }
+
+    #[test]
+    fn connections_are_told_in_words() {
+        let mut connections = ConnectionSummary { opened: 8, ..ConnectionSummary::default() };
+        assert_eq!(opened(&connections), "8 opened");
+        (connections.reconnects, connections.tcp) = (2, Some("0.2ms".into()));
+        assert_eq!(opened(&connections), "8 opened, 2 of them again; p95 tcp 0.2ms");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! shares are fractions of one.
 
 use loadtest_core::{
-    metrics::{LatencyHistogram, Numbers, Outcome, TaskNumbers, judged},
+    metrics::{ConnectStep, Connections, LatencyHistogram, Numbers, Outcome, TaskNumbers, judged},
     resource::{LoadTest, LoadTestStatus},
 };
 use serde_json::{Value, json};
@@ -35,6 +35,7 @@ pub(crate) fn result(test: &LoadTest, status: &LoadTestStatus, numbers: &Numbers
         "userSeconds": numbers.user_seconds,
         "usersPeak": numbers.users_peak,
         "scheduleLag": latency(&numbers.schedule_lag),
+        "eventLoopLag": latency(&numbers.loop_lag),
         "total": task_numbers(&numbers.total(), elapsed),
         "tasks": tasks,
     })
@@ -58,11 +59,25 @@ fn task_numbers(task: &TaskNumbers, elapsed: f64) -> Value {
         "timePerOutputToken": latency(&task.token_time),
         "tokens": task.tokens.by_kind().into_iter().collect::<std::collections::BTreeMap<_, _>>(),
         "good": task.good,
+        "timeToFirstByte": latency(&task.first_byte),
         "webSocketConnect": latency(&judged(&task.web_socket_connect)),
+        "webSocketRoundTrip": latency(&task.round_trip),
+        "messagesSent": task.messages_sent,
+        "messagesReceived": task.messages_received,
+        "connections": connections(&task.connections),
         "errors": task.errors.iter().filter(|(_, n)| **n > 0).collect::<std::collections::BTreeMap<_, _>>(),
         "sentBytes": task.sent_bytes,
         "receivedBytes": task.received_bytes,
     })
+}
+
+fn connections(connections: &Connections) -> Value {
+    let Connections { opened, again, steps } = connections;
+    let mut value = json!({"opened": opened, "reconnects": again});
+    for step in ConnectStep::ALL {
+        value[step.as_str()] = latency(&steps[step.index()]);
+    }
+    value
 }
 
 /// A distribution; null without samples.
