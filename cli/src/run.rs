@@ -15,19 +15,18 @@ use k8s_openapi::{
 };
 use loadtest_core::{
     metrics::Numbers,
-    plan::{Plan, VERSION, size},
+    plan::{Plan, VERSION},
     report::{Circumstances, progress, report},
-    resource::{Aborted, LoadTest, LoadTestStatus, Phase, Task, TaskKind, Verdict},
+    resource::{Aborted, LoadTest, LoadTestStatus, Phase, Verdict},
+    sizing,
     summary::summarise,
     timeline::Timeline,
 };
-use loadtest_runner::{Engine, Measured, Prepared, raise_file_limit};
+use loadtest_runner::{Engine, Measured, Prepared, preflight};
 use serde_json::Value;
 
 use crate::{Exit, RunArguments, file, render, result};
 
-/// Sockets and files that a process needs besides one connection per user.
-const SPARE_FILES: u64 = 200;
 /// Between looks at the windows of thresholds.
 const LOOK: Duration = Duration::from_secs(1);
 /// Open requests may take this long yet when the user ends the test.
@@ -98,10 +97,9 @@ fn overrides(
 }
 
 fn plan(test: &LoadTest) -> Plan {
-    let sizing = size(&test.spec);
-    let users = u32::try_from(sizing.runners * sizing.users_per_runner).unwrap_or(u32::MAX);
+    let sizing = sizing::size(&test.spec);
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let wanted = users.div_ceil(2000);
+    let wanted = u32::try_from(sizing.runners * sizing.workers).unwrap_or(u32::MAX);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Plan {
         version: VERSION,
@@ -126,7 +124,6 @@ async fn load(
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
     let plan = plan(test);
-    check_file_limit(&plan, arguments.simulator)?;
     let prepared = match Prepared::new(plan, |variable| std::env::var(variable).ok()) {
         Ok(prepared) => prepared,
         Err(error) => {
@@ -134,6 +131,17 @@ async fn load(
             return Ok(Exit::BadInput);
         }
     };
+    let problems = preflight::problems(
+        &prepared,
+        0,
+        &preflight::Limits::of_this_machine(),
+        arguments.simulator,
+    );
+    anyhow::ensure!(
+        problems.is_empty(),
+        "this machine can't make the load: {}",
+        problems.join("; ")
+    );
     let engine = Engine::new(Arc::clone(&prepared), 0).context("the load can't be started")?;
     let target = [&test.spec.target.http, &test.spec.target.web_socket];
     let target: Vec<&str> = target.into_iter().flatten().map(String::as_str).collect();
@@ -297,23 +305,4 @@ fn status(
         measurement: Some(report.measurement),
         ..LoadTestStatus::default()
     }
-}
-
-/// A process that runs out of files would measure itself.
-fn check_file_limit(plan: &Plan, simulator: bool) -> anyhow::Result<()> {
-    let Some(limit) = raise_file_limit() else { return Ok(()) };
-    let users = u64::try_from(plan.load.peak_users()).unwrap_or(u64::MAX);
-    let has = |wanted: fn(&TaskKind<'_>) -> bool| {
-        u64::from(plan.scenario.tasks.iter().filter_map(Task::kind).any(|kind| wanted(&kind)))
-    };
-    // A user keeps its HTTP connection while it has a WebSocket; a simulator in this process
-    // has the other ends.
-    let sessions = has(|kind| matches!(kind, TaskKind::WebSocket(_)));
-    let each = has(|kind| !matches!(kind, TaskKind::WebSocket(_))) + sessions;
-    let needed = users.saturating_mul(each << u32::from(simulator)).saturating_add(SPARE_FILES);
-    anyhow::ensure!(
-        needed <= limit,
-        "{users} users need {needed} open files, this process may have {limit}: raise the hard limit (ulimit -Hn), or use fewer users"
-    );
-    Ok(())
 }

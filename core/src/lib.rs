@@ -14,6 +14,7 @@ pub mod plan;
 pub mod profile;
 pub mod report;
 pub mod resource;
+pub mod sizing;
 pub mod summary;
 #[cfg(test)]
 mod testing;

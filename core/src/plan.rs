@@ -1,13 +1,13 @@
 //! The plan: what the operator, or the CLI, tells every runner of a test.
 //!
-//! Sizing turns a spec into it; a runner's share and every user's schedule follow from
+//! [`crate::sizing`] turns a spec into it; a runner's share and every user's schedule follow from
 //! it alone. All pure.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
     profile::Profile,
-    resource::{Load, LoadTestSpec, Metric, Scenario, Sizing, Target, Threshold},
+    resource::{Load, Metric, Scenario, Target, Threshold},
     values::{Duration, Quantity},
 };
 
@@ -119,46 +119,17 @@ pub fn user_seconds(load: &Load) -> f64 {
     runs.map(|(start, end)| end.minus(start).as_secs_f64()).sum()
 }
 
-/// Sizes a test: runners, users of each, threads, and the resources to ask for.
-///
-/// Requests are modest, so that a 2-core cluster holds the operator, a target and several
-/// runners; there is no CPU limit, so a runner takes more where there is more.
-pub fn size(spec: &LoadTestSpec) -> Sizing {
-    let users = spec.load.peak_users().max(1);
-    let per_runner = spec.runners.users_per_runner.max(1);
-    let runners = (users + per_runner - 1) / per_runner;
-    let largest = (users + runners - 1) / runners;
-    // One millicore a user, from a tenth of a core on; one thread per 2,000 users.
-    let cpu = largest.clamp(100, 4000);
-    let workers = (largest + 1999) / 2000;
-    // 48 MiB for the process and its recorders, 64 KiB for a user and its connection.
-    let memory = 48 + (largest * 64 + 1023) / 1024;
-    let asked = |name: &str| {
-        let resources = spec.runners.resources.as_ref()?;
-        let request = resources.requests.as_ref().and_then(|r| r.get(name));
-        let limit = resources.limits.as_ref().and_then(|l| l.get(name));
-        request.or(limit).map(|quantity| quantity.0.clone())
-    };
-    Sizing {
-        runners,
-        users_per_runner: largest,
-        workers,
-        cpu: asked("cpu").unwrap_or_else(|| format!("{cpu}m")),
-        memory: asked("memory").unwrap_or_else(|| format!("{memory}Mi")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::testing::spec;
+    use crate::{sizing::size, testing::spec};
 
     fn plan(users: i64, per_runner: i64) -> Plan {
         let mut spec = spec();
         spec.load.users = Some(users);
-        spec.runners.users_per_runner = per_runner;
+        spec.runners.users_per_runner = Some(per_runner);
         let sizing = size(&spec);
         Plan {
             version: VERSION,
@@ -174,24 +145,6 @@ mod tests {
             release_grace: Duration::ZERO,
             metrics_linger: Duration::ZERO,
         }
-    }
-
-    #[test]
-    fn two_hundred_users_at_a_hundred_a_runner_are_two_runners() {
-        let mut spec = spec();
-        spec.load.users = Some(200);
-        let sizing = size(&spec);
-        assert_eq!((sizing.runners, sizing.users_per_runner), (2, 100));
-    }
-
-    #[test]
-    fn what_the_user_asks_for_is_what_the_plan_shows() {
-        let mut spec = spec();
-        spec.runners.resources =
-            serde_json::from_str(r#"{"requests": {"cpu": "2"}, "limits": {"memory": "1Gi"}}"#)
-                .unwrap();
-        let sizing = size(&spec);
-        assert_eq!((sizing.cpu.as_str(), sizing.memory.as_str()), ("2", "1Gi"));
     }
 
     #[test]
@@ -235,17 +188,6 @@ mod tests {
                 let share = plan.users_of(index).count().cast_signed() as i64;
                 prop_assert!(share >= 1 && share <= per_runner, "{share} of {per_runner}");
             }
-        }
-
-        #[test]
-        fn sizing_never_exceeds_what_was_allowed(users in 1_i64..=1_000_000, per_runner in 1_i64..=10_000) {
-            let mut spec = spec();
-            spec.load.users = Some(users);
-            spec.runners.users_per_runner = per_runner;
-            let sizing = size(&spec);
-            prop_assert!(sizing.users_per_runner <= per_runner);
-            prop_assert!(sizing.runners * sizing.users_per_runner >= users);
-            prop_assert!((sizing.runners - 1) * sizing.users_per_runner < users);
         }
     }
 }

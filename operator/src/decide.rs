@@ -5,15 +5,15 @@ use std::collections::BTreeSet;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use loadtest_core::{
-    Duration, plan,
+    Duration,
     report::truncated,
     resource::{Aborted, Load, LoadTest, Phase, Sizing},
-    validate,
+    sizing, validate,
 };
 
 use crate::{
     observed::{Observed, Runner, StartRecord},
-    resources::{PORT, Settings},
+    resources::{EXIT_PREFLIGHT, PORT, Settings},
 };
 
 /// Why a test could not run.
@@ -27,6 +27,8 @@ pub enum Reason {
     ImagePull,
     /// No node takes a runner.
     Unschedulable,
+    /// A runner's machine does not let it make its load.
+    Preflight,
     /// A runner ended before the start.
     RunnerFailed,
     /// Not all runners were ready in time.
@@ -47,6 +49,7 @@ impl Reason {
             Self::ContainerConfig => "ContainerConfig",
             Self::ImagePull => "ImagePull",
             Self::Unschedulable => "Unschedulable",
+            Self::Preflight => "Preflight",
             Self::RunnerFailed => "RunnerFailed",
             Self::StartTimeout => "StartTimeout",
             Self::JobLost => "JobLost",
@@ -138,7 +141,7 @@ pub fn decide(seen: &Observed, settings: &Settings, now: Timestamp) -> Decision 
 fn admit(test: &LoadTest) -> Decision {
     let problems = validate::problems(&test.spec);
     if problems.is_empty() {
-        return Decision::Admit(plan::size(&test.spec));
+        return Decision::Admit(sizing::size(&test.spec));
     }
     let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
     Decision::Reject(texts.join("; "))
@@ -196,6 +199,9 @@ fn blocked(runner: &Runner, now: Timestamp) -> Option<(Reason, String)> {
         return None;
     }
     let named = |message: &str| format!("runner {}: {}", runner.name, truncated(message, 700));
+    if let Some(ended) = runner.ended.as_ref().filter(|e| e.code == Some(EXIT_PREFLIGHT)) {
+        return Some((Reason::Preflight, named(&ended.message)));
+    }
     if let Some(ended) = &runner.ended {
         let code = ended.code.map_or_else(String::new, |code| format!(" with exit code {code}"));
         let message = format!("ended before the start{code}: {}", ended.message);

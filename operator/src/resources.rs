@@ -32,6 +32,8 @@ use loadtest_core::{
 pub const PORT: u16 = 9464;
 /// The exit code of a runner that had started and was killed.
 const EXIT_KILLED_AFTER_START: i32 = 75;
+/// The exit code of a runner whose machine does not let it make its load.
+pub const EXIT_PREFLIGHT: i32 = 77;
 /// `app.kubernetes.io/name` of runner pods: what a PodMonitor selects.
 pub const RUNNER: &str = "loadtest-runner";
 /// The container's name.
@@ -330,7 +332,7 @@ fn environment(test: &LoadTest, own: Vec<EnvVar>) -> Vec<EnvVar> {
 mod tests {
     use super::*;
     use crate::testing::{settings, test};
-    use loadtest_core::plan::size;
+    use loadtest_core::sizing::size;
 
     fn job_of(test: &LoadTest) -> Job {
         job(test, &size(&test.spec), &settings())

@@ -128,9 +128,9 @@ fn admit(status: &mut LoadTestStatus, sizing: &Sizing, now: Timestamp) -> News {
     *status = LoadTestStatus::default();
     status.phase = Some(Phase::Pending);
     status.plan = Some(sizing.clone());
-    let Sizing { runners, users_per_runner, workers: _, cpu, memory } = sizing;
+    let Sizing { runners, users_per_runner, rate_per_runner, workers: _, cpu, memory } = sizing;
     let plan = format!(
-        "{runners} runners with up to {users_per_runner} users each, {cpu} CPU and {memory} memory requested"
+        "{runners} runners with up to {users_per_runner} users and {rate_per_runner} each, {cpu} CPU and {memory} memory requested"
     );
     condition(status, "Accepted", "True", "Valid", &plan, now);
     condition(status, "Started", "False", "Pending", "runners are not started yet", now);
@@ -278,7 +278,7 @@ fn cancel_unstarted(status: &mut LoadTestStatus, now: Timestamp) -> News {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::jiff::SignedDuration;
-    use loadtest_core::plan::size;
+    use loadtest_core::sizing::size;
 
     use super::*;
     use crate::{

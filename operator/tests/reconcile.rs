@@ -89,6 +89,7 @@ fn test(status: Value) -> Value {
         "spec": {
             "target": {"http": "http://cell0:18800"},
             "load": {"users": 200, "spawnRate": 50, "duration": "2m"},
+            "runners": {"usersPerRunner": 100},
             "scenario": {"tasks": [{"name": "health", "http": {"path": "/health"}}]},
         },
     });
@@ -100,7 +101,7 @@ fn test(status: Value) -> Value {
 
 fn in_phase(phase: &str) -> Value {
     let sizing = json!({
-        "runners": 2, "usersPerRunner": 100, "workers": 1, "cpu": "100m", "memory": "64Mi",
+        "runners": 2, "usersPerRunner": 100, "ratePerRunner": "50/s", "workers": 1, "cpu": "100m", "memory": "64Mi",
     });
     test(json!({"observedGeneration": 1, "phase": phase, "plan": sizing}))
 }

@@ -113,7 +113,8 @@ async fn send<'a>(
     }
     if slot.connection.is_none() {
         flight.enter(Part::Connect);
-        slot.open(links, flight).await?;
+        // Opened once and used long: an idle user shall not carry the state of that.
+        Box::pin(slot.open(links, flight)).await?;
     }
     match &mut slot.connection {
         Some(Connection::One(open)) => {

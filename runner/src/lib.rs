@@ -28,6 +28,7 @@ mod limits;
 mod memory;
 mod open;
 mod pacer;
+pub mod preflight;
 mod prepare;
 mod record;
 pub mod selftest;
@@ -39,5 +40,4 @@ mod worker;
 
 pub use engine::{Engine, Measured};
 pub use failure::ErrorKind;
-pub use limits::raise_file_limit;
 pub use prepare::{PrepareError, Prepared, RUN_HEADER};

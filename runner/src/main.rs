@@ -1,6 +1,6 @@
 //! `loadtest-runner`: one runner pod's process.
 
-use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{fs, io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
@@ -9,7 +9,7 @@ use loadtest_core::{
     plan::{Plan, VERSION},
 };
 use loadtest_runner::{
-    Engine, Prepared, lifecycle, raise_file_limit,
+    Engine, Prepared, lifecycle, preflight,
     selftest::{Check, selftest},
     server::Control,
 };
@@ -17,6 +17,11 @@ use tokio::{net::TcpListener, sync::watch};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The exit code of a runner whose machine does not let it make its load.
+const EXIT_PREFLIGHT: u8 = 77;
+/// The file whose content becomes the message of a container that has ended.
+const TERMINATION_LOG: &str = "/dev/termination-log";
 
 /// Generates one runner's share of a load test.
 #[derive(Debug, Parser)]
@@ -53,22 +58,30 @@ struct Run {
 fn main() -> ExitCode {
     tracing_subscriber::fmt().json().with_writer(std::io::stdout).init();
     let command = Arguments::parse().command;
-    raise_file_limit();
     let ended = match command {
         Command::Run(arguments) => run(arguments),
         Command::Selftest => check(),
     };
-    match ended {
-        Ok(code) => code,
-        Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "runner could not run");
-            ExitCode::from(2)
-        }
-    }
+    ended.unwrap_or_else(|error| {
+        let text = format!("{error:#}");
+        tracing::error!(error = text, "runner could not run");
+        last_words(&text);
+        ExitCode::from(2)
+    })
+}
+
+/// Tells the kubelet, and with it whoever reads the pod's status, why this runner ends. It has
+/// put a file there; elsewhere there is none.
+fn last_words(text: &str) {
+    let file = fs::OpenOptions::new().write(true).truncate(true).open(TERMINATION_LOG);
+    // The log has it too.
+    let _ = file.and_then(|mut file| file.write_all(text.as_bytes()));
 }
 
 /// Prints the table of the selftest; exits 1 when a check is out of its bound.
 fn check() -> anyhow::Result<ExitCode> {
+    // Raises the limit of open files.
+    preflight::Limits::of_this_machine();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{:<4}  {:<58}  {:<24}  found", "", "check", "should be")?;
@@ -99,6 +112,14 @@ fn run(arguments: Run) -> anyhow::Result<ExitCode> {
     );
     let identity = Identity { run: plan.run.clone(), index, pod: pod_uid };
     let prepared = Prepared::new(plan, |variable| std::env::var(variable).ok())?;
+    let limits = preflight::Limits::of_this_machine();
+    let problems = preflight::problems(&prepared, index, &limits, false);
+    if !problems.is_empty() {
+        let text = problems.join("; ");
+        tracing::error!(error = text, "preflight failed: no load was made");
+        last_words(&text);
+        return Ok(ExitCode::from(EXIT_PREFLIGHT));
+    }
     let engine = Engine::new(prepared, index)?;
     let control = Control { engine, identity, released: watch::Sender::new(false) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -1,6 +1,6 @@
 //! How much memory this process has, and of what limit.
 
-use std::{fs, path::Path};
+use std::fs;
 
 /// Limits beyond it are none: cgroup v1 writes about 2^63 for no limit.
 const NO_LIMIT: u64 = 1 << 60;
@@ -12,33 +12,48 @@ pub(crate) fn resident() -> u64 {
     pages.unwrap_or(0) * rustix::param::page_size() as u64
 }
 
+/// Files of this container's cgroup: what it uses, its limit, and its statistics with the field
+/// of files that the kernel can drop. Version 2, then version 1.
+const CGROUP: [(&str, &str, &str, &str); 2] = [
+    (
+        "/sys/fs/cgroup/memory.current",
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory.stat",
+        "inactive_file ",
+    ),
+    (
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+        "total_inactive_file ",
+    ),
+];
+
 /// The share of its memory limit that this container uses, without files that the kernel can
 /// drop; zero without a limit.
 pub(crate) fn share_of_limit() -> f64 {
-    let read = |path: &str| fs::read_to_string(Path::new("/sys/fs/cgroup").join(path));
-    // Version 2, then version 1.
-    [
-        ("memory.current", "memory.max", "memory.stat", "inactive_file "),
-        (
-            "memory/memory.usage_in_bytes",
-            "memory/memory.limit_in_bytes",
-            "memory/memory.stat",
-            "total_inactive_file ",
-        ),
-    ]
-    .into_iter()
-    .find_map(|(used, limit, stat, field)| {
-        Some(share(&read(used).ok()?, &read(limit).ok()?, &read(stat).ok()?, field))
-    })
-    .unwrap_or(0.0)
+    let read = |path: &str| fs::read_to_string(path).ok();
+    let share = |(used, limit, stat, field): (&str, &str, &str, &str)| {
+        Some(share(&read(used)?, limit_of(&read(limit)?)?, &read(stat)?, field))
+    };
+    CGROUP.into_iter().find_map(share).unwrap_or(0.0)
 }
 
-fn share(used: &str, limit: &str, stat: &str, field: &str) -> f64 {
-    let number = |text: &str| text.trim().parse::<u64>().ok();
-    // `max` is no number, and no limit.
-    let Some(limit) = number(limit).filter(|limit| (1..NO_LIMIT).contains(limit)) else {
-        return 0.0;
-    };
+/// Bytes of memory that this container may have; `None` for what there is.
+pub(crate) fn limit() -> Option<u64> {
+    CGROUP.iter().find_map(|(_, limit, ..)| limit_of(&fs::read_to_string(limit).ok()?))
+}
+
+fn number(text: &str) -> Option<u64> {
+    text.trim().parse().ok()
+}
+
+/// `max` is no number, and no limit.
+fn limit_of(text: &str) -> Option<u64> {
+    number(text).filter(|limit| (1..NO_LIMIT).contains(limit))
+}
+
+fn share(used: &str, limit: u64, stat: &str, field: &str) -> f64 {
     let files = stat.lines().find_map(|line| line.strip_prefix(field)).and_then(number);
     let used = number(used).unwrap_or(0).saturating_sub(files.unwrap_or(0));
     used as f64 / limit as f64
@@ -51,15 +66,16 @@ mod tests {
     #[test]
     fn files_that_can_be_dropped_do_not_count() {
         let stat = "anon 5\ninactive_file 200\n";
-        let found = share("700\n", "1000\n", stat, "inactive_file ");
+        let found = share("700\n", 1000, stat, "inactive_file ");
         assert!((found - 0.5).abs() < 1e-9, "{found}");
     }
 
     #[test]
-    fn without_a_limit_there_is_no_share() {
-        for limit in ["max\n", "9223372036854771712\n", "0", ""] {
-            assert!(share("700", limit, "", "inactive_file ").abs() < 1e-9, "{limit}");
+    fn no_limit_has_many_forms() {
+        for text in ["max\n", "9223372036854771712\n", "0", ""] {
+            assert_eq!(limit_of(text), None, "{text}");
         }
+        assert_eq!(limit_of("1048576\n"), Some(1 << 20));
     }
 
     #[test]

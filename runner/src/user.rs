@@ -205,7 +205,9 @@ async fn exchange(
             let links = worker.links().ok_or_else(|| missing("target.http"))?;
             let body = choices.pick(chat.requests.len());
             let gap = |gap| worker.record(task, |recorder| recorder.token_gap(gap));
-            let (last, answer) = http::chat(slot, links, chat, body, buffer, flight, gap).await?;
+            // Its state is large next to that of a request, and costs little next to its answer.
+            let run = http::chat(slot, links, chat, body, buffer, flight, gap);
+            let (last, answer) = Box::pin(run).await?;
             Ok((last, Some(answer)))
         }
         (PreparedKind::WebSocket(socket), Held::Socket(place)) => {

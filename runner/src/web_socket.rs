@@ -242,7 +242,7 @@ async fn upgrade(
         headers.insert("sec-websocket-key", key);
     }
     // The library's own read buffer is 128 KiB a socket, made when it connects.
-    let config = WebSocketConfig::default().read_buffer_size(4 << 10).write_buffer_size(0);
+    let config = WebSocketConfig::default().read_buffer_size(2 << 10).write_buffer_size(0);
     let (socket, _) =
         client_async_with_config(request, wire, Some(config)).await.map_err(failed)?;
     Ok(socket)

@@ -96,7 +96,7 @@ pub const MAX_ROWS: usize = 64;
         "message": "thresholds: timeToFirstByte is measured on http and chat tasks only: name one, or use webSocketRoundTrip",
     },
     {
-        "rule": "(!has(self.load.users) || self.load.users <= 200 * self.runners.usersPerRunner) && (!has(self.load.maxUsers) || self.load.maxUsers <= 200 * self.runners.usersPerRunner) && (!has(self.load.stages) || self.load.stages.all(s, !has(s.users) || s.users <= 200 * self.runners.usersPerRunner))",
+        "rule": "!has(self.runners.usersPerRunner) || ((!has(self.load.users) || self.load.users <= 200 * self.runners.usersPerRunner) && (!has(self.load.maxUsers) || self.load.maxUsers <= 200 * self.runners.usersPerRunner) && (!has(self.load.stages) || self.load.stages.all(s, !has(s.users) || s.users <= 200 * self.runners.usersPerRunner)))",
         "messageExpression": "'runners.usersPerRunner: users of the load at %d a runner need more than the at most 200 runners: raise usersPerRunner, or lower the users'.format([self.runners.usersPerRunner])",
     },
     {

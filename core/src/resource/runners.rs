@@ -10,13 +10,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How many runners there are and what their pods look like.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Runners {
-    /// The most users of one runner; users divided by it, rounded up, are the runners.
-    #[serde(default = "default_users_per_runner")]
+    /// The most users of one runner; users divided by it, rounded up, are the runners. When absent,
+    /// as many as half a core can serve: status.plan shows how many that are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10_000))]
-    pub users_per_runner: i64,
+    pub users_per_runner: Option<i64>,
     /// The runner's image; the operator's own choice when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
@@ -102,29 +103,4 @@ pub struct RunnerSecurity {
     /// Always true; accepted so that pod templates can be pasted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_as_non_root: Option<bool>,
-}
-
-fn default_users_per_runner() -> i64 {
-    100
-}
-
-impl Default for Runners {
-    fn default() -> Self {
-        Self {
-            users_per_runner: default_users_per_runner(),
-            image: None,
-            resources: None,
-            node_selector: BTreeMap::new(),
-            tolerations: Vec::new(),
-            affinity: None,
-            topology_spread_constraints: Vec::new(),
-            image_pull_secrets: Vec::new(),
-            env: Vec::new(),
-            annotations: BTreeMap::new(),
-            labels: BTreeMap::new(),
-            service_account_name: None,
-            priority_class_name: None,
-            security_context: None,
-        }
-    }
 }

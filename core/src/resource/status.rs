@@ -155,6 +155,10 @@ pub struct Sizing {
     pub runners: i64,
     /// The most users of one runner; they differ by one at most.
     pub users_per_runner: i64,
+    /// Requests per second that one runner is sized for: its arrivals, or what its users would
+    /// begin if the target answered at once.
+    #[serde(default)]
+    pub rate_per_runner: String,
     /// Load-generating threads of one runner.
     pub workers: i64,
     /// CPU request of one runner.

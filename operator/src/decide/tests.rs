@@ -20,7 +20,7 @@ fn at(seconds: i64) -> Timestamp {
 }
 
 fn sizing() -> Sizing {
-    plan::size(&test().spec)
+    sizing::size(&test().spec)
 }
 
 fn seen(phase: Phase) -> Observed {
@@ -89,6 +89,16 @@ fn the_start_waits_for_every_runner() {
     let Decision::Start(start) = next(&seen(Phase::Starting), 1) else { panic!() };
     assert_eq!(start.pods, record().pods);
     assert!(start.at > at(1));
+}
+
+#[test]
+fn a_runner_whose_machine_is_too_small_says_what_to_change() {
+    let mut seen = seen(Phase::Starting);
+    let message = "Error: 2000 users need 2100 open files".to_owned();
+    seen.runners[1].ended = Some(Ended { code: Some(EXIT_PREFLIGHT), message });
+    let Decision::Fail(reason, told) = next(&seen, 1) else { panic!() };
+    assert_eq!(reason, Reason::Preflight);
+    assert!(told.contains("2100 open files"), "{told}");
 }
 
 #[test]
