@@ -1,6 +1,10 @@
 //! The open model: arrivals that come when the profile wants them, whatever the answers do.
 
-use std::{cell::RefCell, rc::Rc, time::Instant};
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use loadtest_core::profile::Profile;
 use tokio::task::JoinSet;
@@ -13,6 +17,10 @@ use crate::{
 
 /// Arrivals begun before others get a turn on this thread.
 const BATCH: u32 = 32;
+
+/// An arrival that is due so soon begins now: for less the thread would hardly have gone to
+/// sleep before it was woken, and a wake-up costs more than the request.
+const SOON: Duration = Duration::from_micros(90);
 
 /// Begins a worker's arrivals, each with a free user, or drops it.
 pub(crate) async fn load(
@@ -32,7 +40,9 @@ pub(crate) async fn load(
         // Drawn by the arrival's number: the same, whichever user is free.
         let mut choices = worker.prepared.mix.choices_of(number);
         let task = worker.prepared.mix.next_task(&mut choices);
-        if !worker.reaches(planned).await {
+        let now = Instant::now();
+        let begins = if planned > now + SOON { planned } else { now };
+        if !worker.reaches(begins).await {
             if planned >= worker.end() {
                 return;
             }
@@ -45,7 +55,10 @@ pub(crate) async fn load(
         if batch % BATCH == 0 {
             tokio::task::yield_now().await;
         }
-        worker.lag(planned.elapsed());
+        // Latencies count from when it began, if that was before its time.
+        let now = Instant::now();
+        worker.lag(now.saturating_duration_since(planned));
+        let planned = planned.min(now);
         let user = free.borrow_mut().pop().or_else(|| {
             let number = unborn.next()?;
             Some(User::new(worker, number, worker.new_flight()))
