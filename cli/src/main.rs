@@ -58,6 +58,9 @@ struct RunArguments {
     /// Writes the whole result as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Writes every request with its moments as CSV.
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -22,7 +22,7 @@ use loadtest_core::{
     summary::summarise,
     timeline::Timeline,
 };
-use loadtest_runner::{Engine, Measured, Prepared, preflight};
+use loadtest_runner::{Engine, Measured, Prepared, RawRecord, preflight};
 use serde_json::Value;
 
 use crate::{Exit, RunArguments, file, render, result};
@@ -76,8 +76,17 @@ fn overrides(
     arguments: &RunArguments,
     simulator: Option<&Simulator>,
 ) -> Vec<(&'static str, Value)> {
-    let RunArguments { users, spawn_rate, duration, host, ws_host, file: _, simulator: _, json: _ } =
-        arguments;
+    let RunArguments {
+        users,
+        spawn_rate,
+        duration,
+        host,
+        ws_host,
+        file: _,
+        simulator: _,
+        json: _,
+        record: _,
+    } = arguments;
     let simulated = |address: Option<std::net::SocketAddr>, scheme: &str| {
         address.map(|address| format!("{scheme}://{address}"))
     };
@@ -142,7 +151,11 @@ async fn load(
         "this machine can't make the load: {}",
         problems.join("; ")
     );
-    let engine = Engine::new(Arc::clone(&prepared), 0).context("the load can't be started")?;
+    let names = prepared.plan().scenario.tasks.iter().map(|task| task.name.clone()).collect();
+    let record = arguments.record.as_ref().map(|path| RawRecord::create(path, names)).transpose();
+    let record = record.context("--record: the file can't be written")?;
+    let engine = Engine::recorded(Arc::clone(&prepared), 0, record.as_ref())
+        .context("the load can't be started")?;
     let target = [&test.spec.target.http, &test.spec.target.web_socket];
     let target: Vec<&str> = target.into_iter().flatten().map(String::as_str).collect();
     writeln!(out, "{}: {} against {}", prepared.plan().name, test.spec.load, target.join(", "))?;
@@ -152,6 +165,8 @@ async fn load(
     let mut timeline = Timeline::default();
     let stopped = watch(&engine, test, &mut timeline, out).await?;
     let Measured { numbers, examples } = engine.measured().await;
+    drop(engine);
+    let recorded = record.map(RawRecord::finish).transpose();
     timeline.look(&test.spec, &numbers);
     let seen = Circumstances {
         cancelled: stopped == Some(Stopped::ByUser),
@@ -170,6 +185,8 @@ async fn load(
             .with_context(|| format!("result can't be written to {}", path.display()))?;
     }
     out.flush()?;
+    // Only now: a full disk must not cost the result.
+    recorded.context("--record: the file could not be written")?;
     Ok(Exit::of(status.verdict.unwrap_or(Verdict::Inconclusive)))
 }
 

@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     cpu, memory,
     prepare::Prepared,
+    raw::RawRecord,
     worker::{self, Order, Share},
 };
 
@@ -65,6 +66,18 @@ impl Engine {
     /// # Errors
     /// When the system refuses a thread.
     pub fn new(prepared: Arc<Prepared>, index: u32) -> io::Result<Self> {
+        Self::recorded(prepared, index, None)
+    }
+
+    /// The same, with every request kept in a raw record.
+    ///
+    /// # Errors
+    /// When the system refuses a thread.
+    pub fn recorded(
+        prepared: Arc<Prepared>,
+        index: u32,
+        record: Option<&RawRecord>,
+    ) -> io::Result<Self> {
         let workers = prepared.plan.workers.max(1);
         let (done, finished) = watch::channel(None);
         let left = Arc::new(AtomicU32::new(workers));
@@ -78,9 +91,10 @@ impl Engine {
                     step: runners * u64::from(workers),
                 };
                 let prepared = Arc::clone(&prepared);
+                let raw = record.map(RawRecord::recorder);
                 let ending = Ending { left: Arc::clone(&left), done: done.clone() };
                 thread::Builder::new().name(format!("worker-{worker}")).spawn(move || {
-                    if let Err(error) = worker::run(prepared, share, orders, ending) {
+                    if let Err(error) = worker::run(prepared, share, raw, orders, ending) {
                         tracing::error!(%error, worker, "worker could not run");
                     }
                 })?;

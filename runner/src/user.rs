@@ -164,6 +164,7 @@ pub(crate) async fn perform(
     worker.give_buffer(buffer);
     let opened = flight.take_opened();
     let sample = flight.sample(&prepared.kind, outcome, planned, last);
+    worker.keep(task, outcome, &sample);
     worker.record(task, |recorder| {
         recorder.bytes(bytes.0, bytes.1);
         recorder.messages(messages.0, messages.1);

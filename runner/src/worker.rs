@@ -30,7 +30,8 @@ use crate::{
     open,
     pacer::Pacer,
     prepare::Prepared,
-    record::{Distribution, TaskRecorder},
+    raw::RawRecorder,
+    record::{Distribution, Sample, TaskRecorder},
 };
 
 /// Between looks for requests that take too long.
@@ -108,6 +109,7 @@ pub(crate) struct Worker {
     http: Option<Links>,
     web_socket: Option<Connector>,
     tasks: RefCell<Vec<TaskRecorder>>,
+    raw: Option<RefCell<RawRecorder>>,
     lag: RefCell<Distribution>,
     loop_lag: RefCell<Distribution>,
     /// One for each user that was ever needed.
@@ -128,7 +130,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    fn new(prepared: Arc<Prepared>) -> io::Result<Rc<Self>> {
+    fn new(prepared: Arc<Prepared>, raw: Option<RawRecorder>) -> io::Result<Rc<Self>> {
         let now = Instant::now();
         let tasks = prepared.tasks.iter().map(|_| TaskRecorder::default()).collect();
         Ok(Rc::new(Self {
@@ -137,6 +139,7 @@ impl Worker {
             web_socket: prepared.web_socket.clone().map(Connector::new),
             prepared,
             tasks: RefCell::new(tasks),
+            raw: raw.map(RefCell::new),
             lag: RefCell::default(),
             loop_lag: RefCell::default(),
             flights: RefCell::default(),
@@ -162,7 +165,14 @@ impl Worker {
         self.lag.borrow_mut().record(nanos(lag));
     }
 
-    /// Records a request of a task.
+    /// Keeps a request in the raw record, if there is one.
+    pub(crate) fn keep(&self, task: usize, outcome: Outcome, sample: &Sample) {
+        if let Some(raw) = &self.raw {
+            raw.borrow_mut().record(self.start.get(), task, outcome, *sample);
+        }
+    }
+
+    /// Records something of a task.
     pub(crate) fn record(&self, task: usize, write: impl FnOnce(&mut TaskRecorder)) {
         if let Some(recorder) = self.tasks.borrow_mut().get_mut(task) {
             write(recorder);
@@ -271,10 +281,14 @@ impl Worker {
             let Some((task, planned)) = flight.open() else { continue };
             let Some(prepared) = self.prepared.tasks.get(task) else { continue };
             let sample = flight.sample(&prepared.kind, Outcome::Interrupted, planned, now);
+            self.keep(task, Outcome::Interrupted, &sample);
             self.record(task, |recorder| {
                 flight.take_opened().iter().for_each(|opened| recorder.opened(opened));
                 recorder.record(Outcome::Interrupted, &sample);
             });
+        }
+        if let Some(raw) = &self.raw {
+            raw.borrow_mut().flush(self.start.get());
         }
         users.shutdown().await;
     }
@@ -356,13 +370,14 @@ impl Drop for Running<'_> {
 pub(crate) fn run(
     prepared: Arc<Prepared>,
     share: Share,
+    raw: Option<RawRecorder>,
     mut orders: mpsc::UnboundedReceiver<Order>,
     ending: Ending,
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async move {
-        let worker = Worker::new(prepared)?;
+        let worker = Worker::new(prepared, raw)?;
         let driver = Rc::clone(&worker.pacer);
         tokio::task::spawn_local(async move { driver.drive().await });
         let mut start = Some(ending);

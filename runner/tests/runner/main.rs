@@ -10,6 +10,7 @@ mod life;
 mod load;
 mod models;
 mod orders;
+mod raw;
 mod sessions;
 mod target;
 mod tokens;
