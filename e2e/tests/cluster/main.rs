@@ -4,6 +4,7 @@
 mod accuracy;
 mod bad_input;
 mod examples;
+mod generator;
 mod lifecycle;
 mod load_models;
 mod prometheus;
