@@ -1,0 +1,160 @@
+"""Latency: how far a reported quantile is from the true one, at rates that keep ours busy."""
+
+import json
+import pathlib
+import tempfile
+
+import ours
+from cases import Case
+from generators import COMMANDS, Load, k6_metrics, requests_of, vegeta_report
+from machine import say
+from runs import generate, rounds_of
+from tables import cell, median, percent, spread, table
+from target import Server, ping
+from tools import OURS
+
+HOLD_NS = 1_000_000
+CONNECTIONS = 256
+# Shares of its core that ours is to be busy.
+LEVELS = (10, 50, 80)
+LADDER = (500, 1000, 2000, 5000, 10000, 15000, 20000, 30000, 40000, 60000, 80000, 100000, 120000, 150000)
+TOOLS = [OURS, "oha", "vegeta", "k6"]
+SERVICE = "loadtest, from sent"
+QUANTILES = ("p50", "p99")
+
+
+def busy_at(context, rate, hold_ns=HOLD_NS):
+    """The share of its core that ours needs for a rate."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        options = ("--hold", hold_ns, folder / "hold.json") if hold_ns is not None else ()
+        with Server(*options):
+            load = Load(2, rate=rate, connections=CONNECTIONS)
+            ran = generate(COMMANDS[OURS](context.paths[OURS], folder, load), folder, load.seconds)
+    say(f"calibration: {rate:,}/s keep ours {ran.busy:.0%} busy")
+    return ran.busy
+
+
+def rates_for(context, levels, hold_ns=HOLD_NS):
+    """Rates that keep ours so busy: between two steps of a ladder, as on a line."""
+    points = [(0, 0.0)]
+    for rate in LADDER:
+        # A core is no less busy for more requests; what a noisy neighbour adds is not believed.
+        points.append((rate, max(points[-1][1], busy_at(context, rate, hold_ns))))
+        if points[-1][1] * 100 >= max(levels):
+            break
+    found = {}
+    for level in levels:
+        above = next((i for i, (_, busy) in enumerate(points) if busy * 100 >= level), len(points) - 1)
+        (low, low_busy), (high, high_busy) = points[above - 1], points[above]
+        part = min(1, (level / 100 - low_busy) / max(high_busy - low_busy, 1e-9))
+        found[level] = max(100, round((low + part * (high - low)) / 100) * 100)
+    return found
+
+
+def reported(tool, path, folder, out):
+    """Quantiles as the tool tells them, in microseconds."""
+    if tool == OURS:
+        total = ours.result(folder)["total"]
+        assert total["requests"] > 0 and total["dropped"] == 0, total
+        kinds = {OURS: "responseTime", SERVICE: "serviceTime"}
+        return {name: {q: total[kind][q] * 1e6 for q in QUANTILES} for name, kind in kinds.items()}
+    if tool == "oha":
+        told = json.loads(out)["latencyPercentiles"]
+        return {tool: {q: told[q] * 1e6 for q in QUANTILES}}
+    if tool == "vegeta":
+        told = vegeta_report(path, folder)["latencies"]
+        return {tool: {"p50": told["50th"] / 1e3, "p99": told["99th"] / 1e3}}
+    told = k6_metrics(folder)["http_req_duration"]
+    return {tool: {"p50": told["med"] * 1e3, "p99": told["p(99)"] * 1e3}}
+
+
+class Holding(Server):
+    """A server that holds answers, and leaves its report for the run that it is for."""
+
+    def __init__(self):
+        self.folder = tempfile.TemporaryDirectory()
+        self.report = pathlib.Path(self.folder.name) / "hold.json"
+        super().__init__("--hold", HOLD_NS, self.report)
+
+    def __enter__(self):
+        Holding.current = self
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.folder.cleanup()
+
+    def truth(self):
+        self.stop()
+        return json.loads(self.report.read_text())
+
+
+def at_level(context, level, rate, baseline):
+    def one(tool, folder):
+        path = context.paths[tool]
+        load = Load(context.seconds, rate=rate, connections=CONNECTIONS, corrected=True)
+        ran = generate(COMMANDS[tool](path, folder, load), folder, load.seconds)
+        true = Holding.current.truth()
+        done = requests_of(tool, path, folder, ran.out)
+        common = {"rps": done / load.seconds, "busy": ran.busy, "true": true}
+        told = reported(tool, path, folder, ran.out)
+        return {
+            name: {**common, **{q: quantiles[q] - true[q] / 1e3 - baseline for q in QUANTILES}}
+            for name, quantiles in told.items()
+        }
+
+    by_tool = rounds_of(TOOLS, context, f"latency at {level} %", one, Holding)
+    results = {}
+    for rounds in by_tool.values():
+        for one_round in rounds:
+            for name, figures in one_round.items():
+                results.setdefault(name, []).append(figures)
+    return {"rate": rate, "results": results}
+
+
+def measure(context):
+    with tempfile.TemporaryDirectory() as folder:
+        trips, held = ping(context.seconds, 0, folder)
+        floor, floor_held = ping(context.seconds, HOLD_NS, folder)
+    # What a round trip takes that is not the server's holding: sockets, the kernel, waking up.
+    baseline = (trips["p50"] - held["p50"]) / 1e3
+    say(f"latency: baseline {baseline:.1f} µs")
+    rates = rates_for(context, LEVELS)
+    say("latency: rates " + ", ".join(f"{level} %: {rate:,}/s" for level, rate in rates.items()))
+    return {
+        "baseline_us": baseline,
+        "floor_us": {q: (floor[q] - floor_held[q]) / 1e3 - baseline for q in QUANTILES},
+        "levels": {str(level): at_level(context, level, rate, baseline) for level, rate in rates.items()},
+    }
+
+
+def lines(figures):
+    floor = figures["floor_us"]
+    found = [
+        "## Error of reported latency", "",
+        f"The server sends each answer {HOLD_NS / 1e6:g} ms after its request arrived, by the kernel's stamp, with a loop"
+        " that never sleeps, and keeps how long each was really held. Error = reported quantile − the same quantile of"
+        f" what was held − {figures['baseline_us']:.1f} µs, which is what a round trip of a C client takes when nothing is"
+        f" held. That client, one request at a time with the same hold, is {floor['p50']:+.0f} µs off at p50 and"
+        f" {floor['p99']:+.0f} µs at p99: waking a core that slept for 1 ms is in that, and in every tool's figure. Ours,"
+        " and oha with --latency-correction, count from when a request was due; vegeta and k6 from when they sent it,"
+        f" so they are to be compared with \"{SERVICE}\".", "",
+    ]
+    for level, one in figures["levels"].items():
+        results = one["results"]
+        order = sorted(results, key=lambda tool: abs(median(results, tool, "p99")))
+        rows = [
+            [
+                tool, cell(median(results, tool, "rps")), percent(median(results, tool, "busy")),
+                cell(median(results, tool, "p50"), "{:+,.0f} µs"), spread(results, tool, "p50", "{:+,.0f}"),
+                cell(median(results, tool, "p99"), "{:+,.0f} µs"), spread(results, tool, "p99", "{:+,.0f}"),
+            ]
+            for tool in order
+        ]
+        head = ["tool", "requests/s", "its core busy", "error of p50", "min–max", "error of p99", "min–max"]
+        found += [f"### {one['rate']:,} requests/s: ours {level} % busy", "", *table(head, rows)]
+    return found
+
+
+LATENCY = Case("latency", TOOLS, measure, lines)

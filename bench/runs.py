@@ -1,0 +1,65 @@
+"""One run of a generator, and rounds of them."""
+
+import dataclasses
+import os
+import pathlib
+import random
+import subprocess
+import tempfile
+
+from machine import GENERATOR_CORE, SERVER_CORE, Busy, connected, end, pinned, say, until
+from target import Server
+
+# What a generator may need to start, and to write its report.
+PATIENCE = 90
+
+
+@dataclasses.dataclass
+class Ran:
+    """What is known of a run besides what the generator says."""
+
+    out: str
+    err: str
+    used: float  # seconds in which the generator's core was not idle, start-up included
+    busy: float  # its share, from the first connections on, for the time the load lasts
+    server_busy: float
+
+
+def generate(line, folder, seconds, env=None, connections=1):
+    """Runs a generator to its end; its load is on once it has that many connections."""
+    out, err = folder / "stdout", folder / "stderr"
+    whole = Busy(GENERATOR_CORE)
+    with out.open("w") as to, err.open("w") as error_to:
+        process = pinned(
+            GENERATOR_CORE, line, stdout=to, stderr=error_to, cwd=folder,
+            env=dict(os.environ, **(env or {})), start_new_session=True,
+        )
+    try:
+        until(lambda: connected() >= connections or process.poll() is not None, PATIENCE, "load", every=0.01)
+        busy, server_busy = Busy(GENERATOR_CORE), Busy(SERVER_CORE)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pass
+        shares = busy.share(), server_busy.share()
+        process.wait(PATIENCE)
+    finally:
+        if process.poll() is None:
+            end(process)
+    return Ran(out.read_text(), err.read_text(), whole.seconds(), *shares)
+
+
+def rounds_of(tools, context, label, run_one, server=Server):
+    """Every tool once a round, in random order, each with a server and a folder of its own."""
+    results = {tool: [] for tool in tools}
+    for number in range(context.rounds):
+        for tool in random.sample(tools, len(tools)):
+            with tempfile.TemporaryDirectory() as name, server():
+                folder = pathlib.Path(name)
+                try:
+                    results[tool].append(run_one(tool, folder))
+                except Exception as error:
+                    told = [file.read_text()[-800:] for file in sorted(folder.glob("std*"))]
+                    raise RuntimeError("\n".join([f"{tool}: {error!r}", *told])) from error
+        say(f"{label}: round {number + 1} of {context.rounds}")
+    return results

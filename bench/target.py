@@ -1,0 +1,74 @@
+"""The server that load goes to, on its core, and the C client that shows what it adds."""
+
+import json
+import pathlib
+import signal
+import socket
+
+from machine import GENERATOR_CORE, PORT, SERVER_CORE, end, pinned, run, until
+from tools import CACHE, ROOT
+
+HTTP, HTTPS = f"http://127.0.0.1:{PORT}", f"https://127.0.0.1:{PORT}"
+WEB_SOCKET = f"ws://127.0.0.1:{PORT}"
+
+
+def compiled(name, sources, *libraries):
+    binary = CACHE / "bin" / name
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    run(["gcc", "-O2", "-Wall", "-Wextra", "-o", str(binary), *map(str, sources), *libraries])
+    return str(binary)
+
+
+def certificate():
+    """A self-signed certificate and its key."""
+    files = CACHE / "certificate.pem", CACHE / "key.pem"
+    if not all(file.exists() for file in files):
+        subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+        new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+        run([*new, "-nodes", "-days", "3650", *subject, "-out", str(files[0]), "-keyout", str(files[1])])
+    return [str(file) for file in files]
+
+
+class Server:
+    """The target: plain, with TLS, or with the clock's options."""
+
+    def __init__(self, *options, tls=False):
+        self.options = [str(option) for option in options]
+        if tls:
+            self.options += ["--tls", *certificate()]
+
+    def __enter__(self):
+        sources = sorted((ROOT / "bench/server").glob("*.c"))
+        binary = compiled("server", sources, "-lssl", "-lcrypto")
+        self.process = pinned(SERVER_CORE, [binary, str(PORT), *self.options])
+        until(self.answers, 5, "a server that listens")
+        return self
+
+    def answers(self):
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the server ended with {self.process.returncode}")
+        try:
+            socket.create_connection(("127.0.0.1", PORT), 1).close()
+            return True
+        except OSError:
+            return False
+
+    def stop(self):
+        """Ends it so that it writes what it kept."""
+        if self.process.poll() is None:
+            end(self.process, signal.SIGTERM)
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            end(self.process)
+
+
+def ping(seconds, hold_ns, folder):
+    """Round trips of the C client, and what the server held each: quantiles in nanoseconds."""
+    binary = compiled("ping", [ROOT / "bench/ping.c"])
+    report = pathlib.Path(folder) / "ping-hold.json"
+    with Server("--hold", hold_ns, report) as server:
+        client = ["taskset", "-c", str(GENERATOR_CORE), binary, str(PORT), str(seconds)]
+        trips = json.loads(run(client, timeout=seconds + 30))
+        server.stop()
+    return trips, json.loads(report.read_text())
