@@ -24,7 +24,7 @@ from cases.memory import IDLE, SOCKET
 from cases.schedule import SCHEDULE
 from cases.scrape import SCRAPE
 from cases.websocket import WEBSOCKET
-from machine import say, stay_off_the_generator
+from machine import say, take_the_machine
 from tools import ROOT, install
 
 CASES = [MAX, POST, TLS, RATE, CHAT, WEBSOCKET, LATENCY, SCHEDULE, IDLE, SOCKET, SCRAPE]
@@ -49,7 +49,7 @@ def main():
     if chosen:
         paths = install({tool for case in chosen for tool in case.tools}, arguments.bin and arguments.bin.resolve())
         context = Context(paths, arguments.seconds, arguments.rounds)
-        stay_off_the_generator()
+        take_the_machine()
     for case in chosen:
         figures = case.measure(context)
         records[case.name] = report.record(context, case, figures)

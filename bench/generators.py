@@ -1,6 +1,5 @@
 """Generators of plain requests: the command of each, and the count of what it did."""
 
-import csv
 import dataclasses
 import json
 import re
@@ -101,7 +100,8 @@ def of_locust(path, folder, load):
 
 def locust(path, folder, file, users, seconds):
     flags = ["--headless", "--only-summary", "-L", "ERROR", "-u", str(users), "-r", str(users)]
-    return [path, "-f", str(file), *flags, "-t", f"{seconds}s", "--csv", str(folder / "locust")]
+    # The JSON (it adds .json), not the CSV, which is written every second and lacks what came after.
+    return [path, "-f", str(file), *flags, "-t", f"{seconds}s", "--json-file", str(folder / "locust")]
 
 
 def of_vegeta(path, folder, load):
@@ -122,11 +122,11 @@ def k6_metrics(folder):
     return json.loads((folder / "k6.json").read_text())["metrics"]
 
 
-def locust_requests(folder):
-    """Requests of a Locust run; one that failed ends the benchmark."""
-    rows = list(csv.DictReader((folder / "locust_stats.csv").open()))
-    assert rows[-1]["Failure Count"] == "0", rows[-1]
-    return int(rows[-1]["Request Count"])
+def locust_requests(folder, name=None):
+    """Requests of a Locust run, or those of a name; one that failed ends the benchmark."""
+    rows = json.loads((folder / "locust.json").read_text())
+    assert all(row["num_failures"] == 0 for row in rows), rows
+    return sum(row["num_requests"] for row in rows if name in (None, row["name"]))
 
 
 def vegeta_report(path, folder):

@@ -1,7 +1,9 @@
 /* The floor under every latency: one connection, one request at a time, nothing but read and
  * write.
  *
- *   ping PORT SECONDS     prints quantiles of the round trip, in nanoseconds, as JSON
+ *   ping PORT SECONDS [RATE]     prints quantiles of the round trip, in nanoseconds, as JSON
+ *
+ * Without a rate, each request follows the answer before it.
  */
 #define _GNU_SOURCE
 #include <netinet/in.h>
@@ -27,8 +29,9 @@ static int ascending(const void *a, const void *b) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 3)
+    if (argc < 3)
         return 2;
+    uint64_t every = argc > 3 ? (uint64_t)(1e9 / atof(argv[3])) : 0;
     static const char request[] = "GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
     int one = 1, fd = socket(AF_INET, SOCK_STREAM, 0);
     struct sockaddr_in address = {.sin_family = AF_INET,
@@ -42,8 +45,14 @@ int main(int argc, char **argv) {
     uint32_t *took = calloc(MOST, sizeof *took);
     size_t n = 0;
     char answer[4096];
-    uint64_t until = now_ns() + (uint64_t)(atof(argv[2]) * 1e9);
+    uint64_t start = now_ns(), until = start + (uint64_t)(atof(argv[2]) * 1e9);
     for (uint64_t began; n < MOST && (began = now_ns()) < until; n++) {
+        uint64_t due = start + n * every;
+        if (due > began) {
+            struct timespec at = {(time_t)(due / 1000000000u), (long)(due % 1000000000u)};
+            clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL);
+            began = now_ns();
+        }
         if (write(fd, request, sizeof request - 1) < 0 || read(fd, answer, sizeof answer) <= 0) {
             perror("ping");
             return 1;

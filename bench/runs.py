@@ -7,7 +7,7 @@ import random
 import subprocess
 import tempfile
 
-from machine import GENERATOR_CORE, SERVER_CORE, Busy, connected, end, pinned, say, until
+from machine import GENERATOR_CORE, Busy, connected, end, on_cpu, pinned, say, until
 from target import Server
 
 # What a generator may need to start, and to write its report.
@@ -22,7 +22,8 @@ class Ran:
     err: str
     used: float  # seconds in which the generator's core was not idle, start-up included
     busy: float  # its share, from the first connections on, for the time the load lasts
-    server_busy: float
+    server_busy: float  # share of its core that the server took in that time
+    own: float | None  # and the generator's process, whatever else ran on its core
 
 
 def generate(line, folder, seconds, env=None, connections=1):
@@ -36,17 +37,28 @@ def generate(line, folder, seconds, env=None, connections=1):
         )
     try:
         until(lambda: connected() >= connections or process.poll() is not None, PATIENCE, "load", every=0.01)
-        busy, server_busy = Busy(GENERATOR_CORE), Busy(SERVER_CORE)
+        busy, before, served = Busy(GENERATOR_CORE), own_cpu(process), Server.current.cpu()
         try:
-            process.wait(seconds)
+            # Before its end, when the process can still be asked.
+            process.wait(seconds * 0.9)
         except subprocess.TimeoutExpired:
             pass
-        shares = busy.share(), server_busy.share()
+        after = own_cpu(process)
+        own = (after - before) / busy.passed() if before is not None and after is not None else None
+        shares = busy.share(), (Server.current.cpu() - served) / busy.passed(), own
         process.wait(PATIENCE)
     finally:
         if process.poll() is None:
             end(process)
     return Ran(out.read_text(), err.read_text(), whole.seconds(), *shares)
+
+
+def own_cpu(process):
+    """Seconds on a CPU of a process; None once it has ended."""
+    try:
+        return sum(on_cpu(process.pid).values())
+    except OSError:
+        return None
 
 
 def rounds_of(tools, context, label, run_one, server=Server):

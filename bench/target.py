@@ -4,8 +4,9 @@ import json
 import pathlib
 import signal
 import socket
+import subprocess
 
-from machine import GENERATOR_CORE, PORT, SERVER_CORE, end, pinned, run, until
+from machine import GENERATOR_CORE, PORT, SERVER_CORE, end, on_cpu, pinned, run, until
 from tools import CACHE, ROOT
 
 HTTP, HTTPS = f"http://127.0.0.1:{PORT}", f"https://127.0.0.1:{PORT}"
@@ -32,6 +33,8 @@ def certificate():
 class Server:
     """The target: plain, with TLS, or with the clock's options."""
 
+    current = None  # the one that runs
+
     def __init__(self, *options, tls=False):
         self.options = [str(option) for option in options]
         if tls:
@@ -42,6 +45,7 @@ class Server:
         binary = compiled("server", sources, "-lssl", "-lcrypto")
         self.process = pinned(SERVER_CORE, [binary, str(PORT), *self.options])
         until(self.answers, 5, "a server that listens")
+        Server.current = self
         return self
 
     def answers(self):
@@ -53,6 +57,10 @@ class Server:
         except OSError:
             return False
 
+    def cpu(self):
+        """Seconds it has been on a CPU."""
+        return sum(on_cpu(self.process.pid).values())
+
     def stop(self):
         """Ends it so that it writes what it kept."""
         if self.process.poll() is None:
@@ -63,12 +71,18 @@ class Server:
             end(self.process)
 
 
+def ping_command(seconds, rate=None):
+    """The C client's: one request after the other, or at a rate."""
+    binary = compiled("ping", [ROOT / "bench/ping.c"])
+    return [binary, str(PORT), str(seconds), *([str(rate)] if rate else [])]
+
+
 def ping(seconds, hold_ns, folder):
     """Round trips of the C client, and what the server held each: quantiles in nanoseconds."""
-    binary = compiled("ping", [ROOT / "bench/ping.c"])
     report = pathlib.Path(folder) / "ping-hold.json"
+    line = ping_command(seconds)
     with Server("--hold", hold_ns, report) as server:
-        client = ["taskset", "-c", str(GENERATOR_CORE), binary, str(PORT), str(seconds)]
-        trips = json.loads(run(client, timeout=seconds + 30))
+        client = pinned(GENERATOR_CORE, line, stdout=subprocess.PIPE, text=True)
+        trips = json.loads(client.communicate(timeout=seconds + 30)[0])
         server.stop()
     return trips, json.loads(report.read_text())

@@ -4,7 +4,7 @@ import json
 
 import ours
 from cases import Case
-from generators import locust
+from generators import locust, locust_requests
 from runs import generate, rounds_of
 from tables import by_rate, cell, median, percent, ratio, spread, table
 from target import HTTP
@@ -60,10 +60,7 @@ def answers_a_second(tool, folder, seconds):
         assert total["tokens"]["output"] == EVENTS * total["requests"], total["tokens"]
         return total["requests"] / seconds
     if tool == "locust":
-        text = (folder / "locust_stats.csv").read_text().splitlines()
-        rows = [line.split(",") for line in text if line.startswith("chat,answer,")]
-        assert rows and rows[0][3] == "0", text
-        return int(rows[0][2]) / seconds
+        return locust_requests(folder, "answer") / seconds
     if tool == "guidellm":
         told = json.loads((folder / "guidellm.json").read_text())["benchmarks"][0]
         totals = told["metrics"]["request_totals"]
@@ -85,7 +82,7 @@ def measure(context):
 
 
 def lines(results):
-    head = ["tool", "events/s, median", "min–max", "CPU per event", "its core busy", "server's core busy", "ours ÷ it"]
+    head = ["tool", "events/s, median", "min–max", "CPU per event", "its core busy", "server's core, used by it", "ours ÷ it"]
     rows = [
         [
             tool, cell(median(results, tool, "eps")), spread(results, tool, "eps", "{:,.0f}"),

@@ -20,7 +20,7 @@ def highest(name, title, tools=ALL_OUT, note=None, **load):
         return rounds_of(tools, context, name, one, lambda: Server(tls=load.get("tls", False)))
 
     def lines(results):
-        head = ["tool", "requests/s, median", "min–max", "CPU per request", "server's core busy", "ours ÷ it"]
+        head = ["tool", "requests/s, median", "min–max", "CPU per request", "server's core, used by it", "ours ÷ it"]
         rows = [
             [
                 tool, cell(median(results, tool, "rps")), spread(results, tool, "rps", "{:,.0f}"),

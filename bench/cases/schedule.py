@@ -1,6 +1,7 @@
 """The schedule: how far requests arrive from when a constant rate wants them."""
 
 import array
+import json
 import pathlib
 import tempfile
 
@@ -8,11 +9,13 @@ from cases import Case
 from generators import COMMANDS, CONNECTIONS, Load, requests_of
 from runs import generate, rounds_of
 from tables import cell, median, spread, table
-from target import Server
+from target import Server, ping_command
 from tools import OURS
 
 RATES = (1000, 5000)
 TOOLS = [OURS, "oha", "vegeta"]
+# What the machine lets a client be that does nothing else: wake up, write, read.
+FLOOR = "C client"
 
 
 class Stamping(Server):
@@ -22,10 +25,6 @@ class Stamping(Server):
         self.folder = tempfile.TemporaryDirectory()
         self.file = pathlib.Path(self.folder.name) / "stamps"
         super().__init__("--stamps", self.file)
-
-    def __enter__(self):
-        Stamping.current = self
-        return super().__enter__()
 
     def __exit__(self, *error):
         super().__exit__(*error)
@@ -53,15 +52,15 @@ def lateness(arrivals, rate):
 def measure(context):
     def at(rate):
         def one(tool, folder):
-            load = Load(context.seconds, rate=rate)
-            path = context.paths[tool]
-            ran = generate(COMMANDS[tool](path, folder, load), folder, load.seconds)
-            done = requests_of(tool, path, folder, ran.out)
-            late = lateness(Stamping.current.arrivals(), rate)
+            load, path = Load(context.seconds, rate=rate), context.paths.get(tool)
+            line = ping_command(load.seconds, rate) if tool == FLOOR else COMMANDS[tool](path, folder, load)
+            ran = generate(line, folder, load.seconds)
+            done = json.loads(ran.out)["count"] if tool == FLOOR else requests_of(tool, path, folder, ran.out)
+            late = lateness(Server.current.arrivals(), rate)
             found = {name: late[int(q * (len(late) - 1))] for name, q in [("p50", 0.5), ("p99", 0.99), ("max", 1)]}
             return {**found, "early": -late[0], "arrivals": len(late), "rps": done / context.seconds}
 
-        return rounds_of(TOOLS, context, f"schedule at {rate}/s", one, Stamping)
+        return rounds_of([*TOOLS, FLOOR], context, f"schedule at {rate}/s", one, Stamping)
 
     return {str(rate): at(rate) for rate in RATES}
 
@@ -71,7 +70,8 @@ def lines(figures):
         "## Error of the schedule", "",
         f"How much later than a constant rate wants it each request arrives, by the kernel's stamp, with {CONNECTIONS}"
         " connections. The schedule is the one that fits the tool best: arrival k is due k/rate after the first, moved so"
-        " that one arrival in a hundred is early. Start-up is in it.", "",
+        " that one arrival in a hundred is early. Start-up is in it. The C client has one connection, and sleeps until"
+        " each request is due: what it is late by, the machine is.", "",
     ]
     for rate, results in figures.items():
         rows = [

@@ -62,7 +62,7 @@ def measure(context):
 
 def lines(figures):
     results = figures["results"]
-    head = ["tool", "echoes/s, median", "min–max", "CPU per echo", "server's core busy", "ours ÷ it"]
+    head = ["tool", "echoes/s, median", "min–max", "CPU per echo", "server's core, used by it", "ours ÷ it"]
     rows = [
         [
             tool, cell(median(results, tool, "mps")), spread(results, tool, "mps", "{:,.0f}"),
