@@ -14,6 +14,7 @@ import argparse
 import os
 import pathlib
 import sys
+import traceback
 
 import report
 from cases import Context
@@ -48,15 +49,24 @@ def main():
     records = report.read(arguments.out)
     if chosen:
         paths = install({tool for case in chosen for tool in case.tools}, arguments.bin and arguments.bin.resolve())
-        context = Context(paths, arguments.seconds, arguments.rounds)
+        context = Context(paths, arguments.seconds, arguments.rounds, given=bool(arguments.bin))
         take_the_machine()
+    failed = []
     for case in chosen:
-        figures = case.measure(context)
+        try:
+            figures = case.measure(context)
+        except Exception:
+            # The others are measured all the same; this one keeps the figures that it had.
+            traceback.print_exc()
+            failed.append(case.name)
+            continue
         records[case.name] = report.record(context, case, figures)
-        # After each one: a case that fails takes none of the others' figures with it.
+        # After each one, so that nothing that comes later loses it.
         report.write(arguments.out, records, CASES)
         say("\n".join(case.lines(figures)))
     report.write(arguments.out, records, CASES)
+    if failed:
+        sys.exit(f"bench: failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def record(context, case, figures):
     paths = {tool: path for tool, path in context.paths.items() if tool in case.tools}
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit(),
+        "commit": commit() + (" (binaries given)" if context.given else ""),
         "machine": f"{cpu_name()}, {os.cpu_count()} cores, Linux {platform.release()}",
         "seconds": context.seconds,
         "rounds": context.rounds,

@@ -71,10 +71,14 @@ class Server:
             end(self.process)
 
 
-def ping_command(seconds, rate=None):
+# What the machine lets a generator be that has nothing but sockets and a clock.
+FLOOR = "C client"
+
+
+def ping_command(seconds, rate=None, connections=None):
     """The C client's: one request after the other, or at a rate."""
     binary = compiled("ping", [ROOT / "bench/ping.c"])
-    return [binary, str(PORT), str(seconds), *([str(rate)] if rate else [])]
+    return [binary, str(PORT), str(seconds), *([str(rate), str(connections)] if rate else [])]
 
 
 def ping(seconds, hold_ns, folder):

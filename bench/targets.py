@@ -69,8 +69,11 @@ def chat(figures):
 def latency(figures):
     levels = figures.get("latency", {}).get("levels", {})
     for level, name, bound in (("50", "half a core", 50), ("80", "80 % of a core", 200)):
-        results = levels.get(level, {}).get("results", {})
-        yield at_most(f"latency added at p99, at {name}", median(results, OURS, "p99"), bound, "{:,.0f} µs")
+        one = levels.get(level, {"results": {}})
+        what = f"latency added at p99, at {name}"
+        if busy := median(one["results"], OURS, "busy"):
+            what += f" ({one['rate']:,}/s, {busy * 100:.0f} % busy)"
+        yield at_most(what, median(one["results"], OURS, "p99"), bound, "{:,.0f} µs")
 
 
 def schedule(figures):

@@ -102,7 +102,7 @@ def commit():
 
 def versions(paths):
     told = {
-        OURS: lambda path: f"{first_line([path, '--version'])} at {commit()}",
+        OURS: lambda path: first_line([path, "--version"]),
         "wrk": lambda path: first_line([path, "-v"]),
         "h2load": lambda path: first_line([path, "--version"]),
         "oha": lambda path: first_line([path, "--version"]),

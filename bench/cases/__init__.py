@@ -11,6 +11,7 @@ class Context:
     paths: dict
     seconds: int
     rounds: int
+    given: bool = False  # our binaries were, and may be of another commit
 
 
 @dataclasses.dataclass

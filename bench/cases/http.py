@@ -9,6 +9,8 @@ from tools import OURS
 
 BODY = "x" * 2048
 ALL_OUT = ["wrk", "h2load", "oha", "k6", "locust", OURS]
+# Of the server's core: from here on it may be what holds a generator back.
+FULL = 0.85
 RATES = (1000, 5000, 10000, 20000)
 
 
@@ -29,7 +31,10 @@ def highest(name, title, tools=ALL_OUT, note=None, **load):
             ]
             for tool in by_rate(results, "rps")
         ]
-        return [f"## {title}", "", *([note, ""] if note else []), *table(head, rows)]
+        found = [f"## {title}", "", *([note, ""] if note else []), *table(head, rows)]
+        if full := [tool for tool in results if (median(results, tool, "server_busy") or 0) > FULL]:
+            found += [f"With {', '.join(full)} the server's core is nearly full: more could not be seen here.", ""]
+        return found
 
     return Case(name, tools, run, lines)
 

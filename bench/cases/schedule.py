@@ -9,13 +9,11 @@ from cases import Case
 from generators import COMMANDS, CONNECTIONS, Load, requests_of
 from runs import generate, rounds_of
 from tables import cell, median, spread, table
-from target import Server, ping_command
+from target import FLOOR, Server, ping_command
 from tools import OURS
 
 RATES = (1000, 5000)
 TOOLS = [OURS, "oha", "vegeta"]
-# What the machine lets a client be that does nothing else: wake up, write, read.
-FLOOR = "C client"
 
 
 class Stamping(Server):
@@ -53,7 +51,7 @@ def measure(context):
     def at(rate):
         def one(tool, folder):
             load, path = Load(context.seconds, rate=rate), context.paths.get(tool)
-            line = ping_command(load.seconds, rate) if tool == FLOOR else COMMANDS[tool](path, folder, load)
+            line = ping_command(load.seconds, rate, CONNECTIONS) if tool == FLOOR else COMMANDS[tool](path, folder, load)
             ran = generate(line, folder, load.seconds)
             done = json.loads(ran.out)["count"] if tool == FLOOR else requests_of(tool, path, folder, ran.out)
             late = lateness(Server.current.arrivals(), rate)
@@ -70,8 +68,8 @@ def lines(figures):
         "## Error of the schedule", "",
         f"How much later than a constant rate wants it each request arrives, by the kernel's stamp, with {CONNECTIONS}"
         " connections. The schedule is the one that fits the tool best: arrival k is due k/rate after the first, moved so"
-        " that one arrival in a hundred is early. Start-up is in it. The C client has one connection, and sleeps until"
-        " each request is due: what it is late by, the machine is.", "",
+        " that one arrival in a hundred is early. Start-up is in it. The C client is a loop over epoll and a clock:"
+        " what it is late by, the machine is.", "",
     ]
     for rate, results in figures.items():
         rows = [
