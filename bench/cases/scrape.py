@@ -12,7 +12,6 @@ from exposition import between, native_histogram, quantile
 from machine import GENERATOR_CORE, connected, end, on_cpu, pinned, until
 from runs import rounds_of
 from tables import cell, median, spread, table
-from target import Server
 from tools import OURS, RUNNER
 
 LISTEN = 18991
