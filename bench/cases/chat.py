@@ -95,6 +95,7 @@ def lines(results):
         f"## Streamed chat: {USERS} users, answers of {EVENTS} events, one core", "",
         "The server writes events as fast as they are taken, many in one write: what is measured is reading and"
         " parsing them, not waiting. Every tool parses the JSON of every event and takes the time to the first token;"
+        " ours, guidellm and aiperf also the times between tokens, which the script for Locust leaves out;"
         f" events are {EVENTS} for each answer that was whole. The Python tools' processes share the one core, with one"
         " worker; aiperf is given a tokenizer of a few words and counts tokens by the server's usage, as guidellm does.",
         "", *table(head, rows),
