@@ -1,0 +1,12 @@
+// Users that ask once and then wait, their connections open.
+import http from 'k6/http';
+import { sleep } from 'k6';
+
+export const options = {
+  scenarios: { s: { executor: 'constant-vus', vus: parseInt(__ENV.BENCH_USERS), duration: '120s' } },
+};
+
+export default function () {
+  http.get(__ENV.BENCH_URL);
+  sleep(60);
+}

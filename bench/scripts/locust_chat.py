@@ -1,0 +1,40 @@
+"""Streamed chats, each event read and parsed, with the time to the first token."""
+
+import json
+import time
+
+from locust import FastHttpUser, events, task
+
+REQUEST = {
+    "model": "bench",
+    "messages": [{"role": "user", "content": "Hello"}],
+    "stream": True,
+    "stream_options": {"include_usage": True},
+}
+
+
+def fire(name, began, tokens):
+    events.request.fire(
+        request_type="chat", name=name, response_time=(time.perf_counter() - began) * 1000,
+        response_length=tokens, exception=None, context={},
+    )
+
+
+class Chat(FastHttpUser):
+    host = "set by --host"
+
+    @task
+    def chat(self):
+        began, tokens = time.perf_counter(), 0
+        for line in self.client.iter_lines("/v1/chat/completions", "POST", json=REQUEST):
+            if not line.startswith("data:"):
+                continue
+            data = line[5:].strip()
+            if data == "[DONE]":
+                fire("answer", began, tokens)
+                continue
+            choices = json.loads(data)["choices"]
+            if choices and choices[0]["delta"].get("content"):
+                if tokens == 0:
+                    fire("first token", began, 0)
+                tokens += 1

@@ -1,0 +1,87 @@
+"""The targets, and how far they are met: computed from the figures of the cases."""
+
+from tables import median, table
+from tools import OURS
+
+PYTHON = ("locust", "guidellm", "aiperf")
+SOCKETS = "15000"
+
+
+def lines(figures):
+    """The table; figures are those of each case that has run, by its name."""
+    rows = [row for make in ALL for row in make(figures)]
+    return ["## Targets", "", *table(["what", "target", "measured", ""], [shown(*row) for row in rows])]
+
+
+def shown(what, target, measured, met):
+    if met is None:
+        return [what, target, "not measured", "–"]
+    return [what, target, measured, "met" if met else "**not met**"]
+
+
+def at_least(what, value, bound, form):
+    return what, "≥ " + form.format(bound), value and form.format(value), None if value is None else value >= bound
+
+
+def at_most(what, value, bound, form):
+    measured = None if value is None else form.format(value)
+    return what, "≤ " + form.format(bound), measured, None if value is None else value <= bound
+
+
+def over(results, tool, figure):
+    """Ours divided by a tool's, of the medians; None when one of them is missing."""
+    ours, its = median(results, OURS, figure), median(results, tool, figure)
+    return ours / its if ours and its else None
+
+
+def fastest(figures):
+    results = figures.get("max", {})
+    for tool, bound in (("wrk", 1.0), ("oha", 1.2), ("k6", 6.0), ("locust", 10.0)):
+        yield at_least(f"highest rate, tiny GET, beside {tool}", over(results, tool, "rps"), bound, "{:.2f} ×")
+
+
+def cpu(figures):
+    results = figures.get("rate", {}).get("10000", {})
+    yield at_most("CPU per request at 10,000/s, beside oha", over(results, "oha", "cpu_us"), 1.0, "{:.2f} ×")
+
+
+def memory(figures):
+    steps = figures.get("idle", {}).get(OURS)
+    value = None
+    if steps:
+        low, high = min(steps, key=int), max(steps, key=int)
+        value = (steps[high]["rss"] - steps[low]["rss"]) / (int(high) - int(low)) / 1024
+    yield at_most("memory for one more user that waits", value, 8.0, "{:.2f} KiB")
+
+
+def sockets(figures):
+    one = figures.get("sockets", {}).get("results", {}).get(OURS, {}).get(SOCKETS)
+    yield at_most(f"{int(SOCKETS):,} WebSockets held open", one and one["rss"] / 2**20, 150, "{:.0f} MiB")
+
+
+def chat(figures):
+    results = figures.get("chat", {})
+    yield at_least("events of streamed chat in a second", median(results, OURS, "eps"), 200_000, "{:,.0f}")
+    for tool in PYTHON:
+        yield at_least(f"events of streamed chat, beside {tool}", over(results, tool, "eps"), 20.0, "{:.1f} ×")
+
+
+def latency(figures):
+    levels = figures.get("latency", {}).get("levels", {})
+    for level, name, bound in (("50", "half a core", 50), ("80", "80 % of a core", 200)):
+        one = levels.get(level, {"results": {}})
+        what = f"latency added at p99, at {name}"
+        if busy := median(one["results"], OURS, "busy"):
+            what += f" ({one['rate']:,}/s, {busy * 100:.0f} % busy)"
+        yield at_most(what, median(one["results"], OURS, "p99"), bound, "{:,.0f} µs")
+
+
+def schedule(figures):
+    rates = figures.get("schedule", {})
+    for quantile, bound in (("p99", 100), ("max", 1000)):
+        found = [median(results, OURS, quantile) for results in rates.values()]
+        # The worse of the rates.
+        yield at_most(f"error of the schedule, {quantile}", max(found, default=None), bound, "{:,.0f} µs")
+
+
+ALL = [fastest, cpu, memory, sockets, chat, latency, schedule]
