@@ -19,6 +19,7 @@ import traceback
 import report
 from cases import Context
 from cases.chat import CHAT
+from cases.first import FIRST
 from cases.http import MAX, POST, RATE, TLS
 from cases.latency import LATENCY
 from cases.memory import IDLE, SOCKET
@@ -28,7 +29,7 @@ from cases.websocket import WEBSOCKET
 from machine import say, take_the_machine
 from tools import ROOT, install
 
-CASES = [MAX, POST, TLS, RATE, CHAT, WEBSOCKET, LATENCY, SCHEDULE, IDLE, SOCKET, SCRAPE]
+CASES = [MAX, POST, TLS, RATE, CHAT, FIRST, WEBSOCKET, LATENCY, SCHEDULE, IDLE, SOCKET, SCRAPE]
 NAMES = [case.name for case in CASES]
 
 

@@ -24,6 +24,10 @@ class Load:
     connections: int = CONNECTIONS
     # Whether a tool that can count latency from when a request was due is told to.
     corrected: bool = False
+    # Seconds over which ours grows to the rate, before the time that is asked for. An open load that
+    # begins at its full rate begins with a storm of connections, each of which delays all that are
+    # due behind it: real, and no part of how far a quantile is off in the time after it.
+    ramp: int = 0
 
     @property
     def base(self):
@@ -44,7 +48,7 @@ def of_ours(path, folder, load):
     task = ours.post(load.body) if load.body else ours.get()
     shape = ours.closed(load.connections, load.seconds)
     if load.rate:
-        shape = ours.opened(load.rate, load.connections, load.seconds)
+        shape = ours.opened(load.rate, load.connections, load.seconds, load.ramp)
     target = {"http": load.base}
     if load.tls:
         target["tls"] = {"insecureSkipVerify": True}

@@ -5,10 +5,6 @@ import json
 
 from target import HTTP
 
-# Sessions that live across a user's tasks. A loadtest that does not know the field refuses it;
-# without it a session lives as long as its task, which is what the two WebSocket cases then say.
-SESSION_PER_USER = False
-
 
 def spec(tasks, load, target=None, pause=None):
     scenario = {"tasks": tasks}
@@ -30,19 +26,21 @@ def post(body):
     return {"name": "post", "http": {"path": "/", "method": "POST", "body": body}}
 
 
-def web_socket(send, replies, **more):
-    task = {"path": "/", "send": send, "replies": replies, **more}
-    if SESSION_PER_USER:
-        task["session"] = "PerUser"
-    return {"name": "echo", "webSocket": task}
+def web_socket(send):
+    """Messages that are sent back, in a session that lives as long as its user."""
+    return {"name": "echo", "webSocket": {"path": "/", "send": send, "replies": 1, "session": "PerUser"}}
 
 
 def closed(users, seconds, spawn_rate=10000):
     return {"users": users, "spawnRate": spawn_rate, "duration": f"{seconds}s", "gracefulStop": "1s"}
 
 
-def opened(rate, users, seconds):
-    return {"arrivalRate": f"{rate}/s", "maxUsers": users, "duration": f"{seconds}s", "gracefulStop": "1s"}
+def opened(rate, users, seconds, ramp=0):
+    common = {"maxUsers": users, "gracefulStop": "1s"}
+    if not ramp:
+        return {"arrivalRate": f"{rate}/s", "duration": f"{seconds}s", **common}
+    lengths = (ramp, seconds)
+    return {"stages": [{"duration": f"{length}s", "rate": f"{rate}/s"} for length in lengths], **common}
 
 
 def command(path, folder, spec):

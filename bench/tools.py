@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CACHE = pathlib.Path(os.environ.get("LOADTEST_CACHE") or pathlib.Path.home() / ".cache/loadtest-operator") / "bench"
 OURS = "loadtest"
 RUNNER = "loadtest-runner"
+SIMULATOR = "cell0-simulator"
 SCRIPTS = ROOT / "bench/scripts"
 # A tool that looks for a model's tokenizer is told there is no network, and which one to take.
 TOKENIZER = CACHE / "tokenizer"
@@ -61,7 +62,7 @@ def built():
     env = dict(os.environ)
     env.setdefault(f"CC_{target.replace('-', '_')}", "musl-gcc")
     say("building loadtest ...")
-    packages = ["loadtest-operator", RUNNER, "cell0-simulator", OURS]
+    packages = ["loadtest-operator", RUNNER, SIMULATOR, OURS]
     flags = [flag for package in packages for flag in ("-p", package)]
     run(["cargo", "build", "--release", "--locked", "--target", target, *flags], cwd=ROOT, env=env)
     return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / target / "release"
@@ -76,6 +77,7 @@ def install(wanted, binaries=None):
     makers = {
         OURS: lambda: str(binaries / OURS),
         RUNNER: lambda: str(binaries / RUNNER),
+        SIMULATOR: lambda: str(binaries / SIMULATOR),
         "wrk": lambda: apt("wrk", "wrk"),
         "h2load": lambda: apt("h2load", "nghttp2-client"),
         "oha": lambda: cached("oha", lambda: run(oha)),

@@ -43,10 +43,8 @@ def socket_command(tool, path, folder, users):
         return k6(path, "k6_websocket.js")
     if tool == "locust":
         return locust(path, "locust_websocket.py", users, WEB_SOCKET)
-    # A session that ends with its task can only be held open by a reply that does not come.
-    replies = 1 if ours.SESSION_PER_USER else 2
     load = ours.closed(users, SECONDS, spawn_rate=5000)
-    task = ours.web_socket([MESSAGE], replies)
+    task = ours.web_socket([MESSAGE])
     return ours.command(path, folder, ours.spec([task], load, {"webSocket": WEB_SOCKET}, pause=f"{PAUSE}s"))
 
 
@@ -111,19 +109,10 @@ def idle_lines(figures):
     ]
 
 
-def socket_measure(context):
-    figures = measured("sockets", socket_command, SOCKETS, WEB_SOCKET)(context)
-    return {"session_per_user": ours.SESSION_PER_USER, "results": figures}
-
-
 def socket_lines(figures):
-    held = (
-        f"Users have had one echo and pause {PAUSE} s, their session open."
-        if figures["session_per_user"]
-        else "Users of ours have had one echo and wait for a reply that does not come, as a session ends with its task."
-    )
-    return ["## Memory of WebSockets held open", "", held, "", *rows(figures["results"])]
+    held = f"Users have had one echo and pause {PAUSE} s, their session open."
+    return ["## Memory of WebSockets held open", "", held, "", *rows(figures)]
 
 
 IDLE = Case("idle", [OURS, *PEERS], measured("idle", idle_command, IDLE_USERS, HTTP + "/"), idle_lines)
-SOCKET = Case("sockets", [OURS, *PEERS], socket_measure, socket_lines)
+SOCKET = Case("sockets", [OURS, *PEERS], measured("sockets", socket_command, SOCKETS, WEB_SOCKET), socket_lines)

@@ -15,7 +15,7 @@ MESSAGE = "m" * 64
 
 
 def of_ours(path, folder, seconds):
-    task = ours.web_socket([MESSAGE] * MESSAGES, 1)
+    task = ours.web_socket([MESSAGE] * MESSAGES)
     load = ours.closed(SESSIONS, seconds)
     return ours.command(path, folder, ours.spec([task], load, {"webSocket": WEB_SOCKET}))
 
@@ -56,12 +56,10 @@ def measure(context):
         rate = messages(tool, folder) / context.seconds
         return {"mps": rate, "cpu_us": ran.busy / rate * 1e6, "busy": ran.busy, "server_busy": ran.server_busy}
 
-    results = rounds_of(list(COMMANDS), context, "websocket", one)
-    return {"session_per_user": ours.SESSION_PER_USER, "results": results}
+    return rounds_of(list(COMMANDS), context, "websocket", one)
 
 
-def lines(figures):
-    results = figures["results"]
+def lines(results):
     head = ["tool", "echoes/s, median", "min–max", "CPU per echo", "server's core, used by it", "ours ÷ it"]
     rows = [
         [
@@ -71,11 +69,10 @@ def lines(figures):
         ]
         for tool in by_rate(results, "mps")
     ]
-    kept = "kept over all its tasks" if figures["session_per_user"] else f"new for every {MESSAGES} messages"
     return [
         f"## WebSocket: {SESSIONS} sessions, messages of {len(MESSAGE)} bytes sent back, one core", "",
-        f"A session has one message under way. Ours has a task of {MESSAGES} messages, its session {kept};"
-        " k6 and Locust keep theirs for the whole run.", "", *table(head, rows),
+        f"A session has one message under way and is kept for the whole run; ours has a task of {MESSAGES} messages.",
+        "", *table(head, rows),
     ]
 
 

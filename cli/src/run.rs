@@ -22,7 +22,7 @@ use loadtest_core::{
     summary::summarise,
     timeline::Timeline,
 };
-use loadtest_runner::{Engine, Measured, Prepared, RawRecord, preflight};
+use loadtest_runner::{Engine, Measured, Prepared, RawRecord, preflight, step_back};
 use serde_json::Value;
 
 use crate::{Exit, RunArguments, file, render, result};
@@ -156,6 +156,7 @@ async fn load(
     let record = record.context("--record: the file can't be written")?;
     let engine = Engine::recorded(Arc::clone(&prepared), 0, record.as_ref())
         .context("the load can't be started")?;
+    step_back();
     let target = [&test.spec.target.http, &test.spec.target.web_socket];
     let target: Vec<&str> = target.into_iter().flatten().map(String::as_str).collect();
     writeln!(out, "{}: {} against {}", prepared.plan().name, test.spec.load, target.join(", "))?;

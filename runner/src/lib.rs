@@ -41,5 +41,6 @@ mod worker;
 
 pub use engine::{Engine, Measured};
 pub use failure::ErrorKind;
+pub use limits::step_back;
 pub use prepare::{PrepareError, Prepared, RUN_HEADER};
 pub use raw::{COLUMNS, RawRecord};

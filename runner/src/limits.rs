@@ -1,6 +1,9 @@
-//! What this process may open: sockets are files.
+//! What this process may open, sockets being files; and who of its threads comes first.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit};
+
+/// How far everything else stands behind load threads.
+const NICE: i32 = 10;
 
 /// Raises the limit of open files as far as this process may; what it is now, `None` for none.
 ///
@@ -11,4 +14,11 @@ pub(crate) fn raise_file_limit() -> Option<u64> {
     let raised = Rlimit { current: maximum, maximum };
     // A system that refuses leaves what there was.
     if setrlimit(Resource::Nofile, raised).is_ok() { maximum } else { current }
+}
+
+/// Lets load threads go before the calling one, and before those that it starts from now on: on a
+/// core that they share, adding numbers up must not keep a request waiting.
+pub fn step_back() {
+    // Of a thread, in Linux; and whoever may not, shares evenly.
+    let _ = setpriority_process(None, NICE);
 }

@@ -12,6 +12,7 @@ use loadtest_runner::{
     Engine, Prepared, lifecycle, preflight,
     selftest::{Check, selftest},
     server::Control,
+    step_back,
 };
 use tokio::{net::TcpListener, sync::watch};
 
@@ -121,6 +122,7 @@ fn run(arguments: Run) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(EXIT_PREFLIGHT));
     }
     let engine = Engine::new(prepared, index)?;
+    step_back();
     let control = Control { engine, identity, released: watch::Sender::new(false) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {

@@ -1,9 +1,18 @@
 //! How much memory this process has, and of what limit.
 
-use std::fs;
+use std::{fs, io::Read as _};
 
 /// Limits beyond it are none: cgroup v1 writes about 2^63 for no limit.
 const NO_LIMIT: u64 = 1 << 60;
+
+/// Brings this program's own code into memory: who runs for the first time, or after a while,
+/// waits for the disk otherwise, in the midst of its first requests.
+pub(crate) fn warm_up() {
+    // A system that does not show it runs it all the same.
+    let Ok(mut program) = fs::File::open("/proc/self/exe") else { return };
+    let mut block = vec![0; 256 << 10];
+    while program.read(&mut block).is_ok_and(|n| n > 0) {}
+}
 
 /// Resident bytes of this process.
 pub(crate) fn resident() -> u64 {

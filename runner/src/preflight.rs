@@ -31,8 +31,9 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Raises what can be raised, and reads the rest.
+    /// Raises what can be raised, and reads the rest. Brings the program itself into memory, too.
     pub fn of_this_machine() -> Self {
+        memory::warm_up();
         let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
         let mut ends = range.iter().flat_map(|text| text.split_whitespace()).map(str::parse::<u64>);
         let ports = match (ends.next(), ends.next()) {

@@ -15,7 +15,7 @@ use std::{
 
 use loadtest_core::metrics::Outcome;
 
-use crate::record::Sample;
+use crate::{limits::step_back, record::Sample};
 
 /// Rows that are handed over at once.
 const BLOCK: usize = 4096;
@@ -77,9 +77,10 @@ impl RawRecord {
     pub fn create(path: &Path, tasks: Vec<String>) -> io::Result<Self> {
         let file = File::create(path)?;
         let (blocks, coming) = mpsc::channel();
-        let writer = thread::Builder::new()
-            .name("raw-record".into())
-            .spawn(move || write(BufWriter::new(file), &tasks, &coming))?;
+        let writer = thread::Builder::new().name("raw-record".into()).spawn(move || {
+            step_back();
+            write(BufWriter::new(file), &tasks, &coming)
+        })?;
         Ok(Self { blocks, writer })
     }
 

@@ -1,0 +1,112 @@
+"""First responses: what is measured of a chat, against what the simulator knows of it."""
+
+import json
+import tempfile
+import pathlib
+import urllib.request
+
+import ours
+from cases import Case
+from machine import GENERATOR_CORE, SERVER_CORE, Busy, end, pinned, say, until
+from tables import table
+from tools import OURS, SIMULATOR
+
+HTTP_PORT, CONTROL_PORT = 18991, 18993
+# An answer of 16 tokens, 10 ms apart, the first after 50 ms.
+SETTINGS = "chat: {latency: 50ms, tokens: 16, tokenGap: 10ms}\n"
+# Answers a second that are tried, one after the other, until ours is half busy.
+RATES = (50, 100, 200, 400, 800, 1600)
+HALF = 0.5
+QUANTILES = ("p50", "p95", "p99")
+
+
+class Simulator:
+    """The stand-in for Cell 0, on the server's core, with the truth of each run."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __enter__(self):
+        self.folder = tempfile.TemporaryDirectory()
+        settings = pathlib.Path(self.folder.name) / "settings.yaml"
+        settings.write_text(SETTINGS)
+        ports = ["--http-port", HTTP_PORT, "--websocket-port", 18992, "--control-port", CONTROL_PORT]
+        line = [self.path, "--settings", str(settings), "--address", "127.0.0.1", *map(str, ports)]
+        log = (pathlib.Path(self.folder.name) / "log").open("w")
+        self.process = pinned(SERVER_CORE, line, stdout=log, stderr=log)
+        until(self.answers, 5, "a simulator that listens")
+        return self
+
+    def get(self, path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{CONTROL_PORT}{path}", timeout=10) as answer:
+            return json.loads(answer.read())
+
+    def answers(self):
+        try:
+            return self.get("/truth") is not None
+        except OSError:
+            return False
+
+    def truth(self):
+        """Quantiles of the latest run's first tokens, in nanoseconds."""
+        runs = [one["run"] for one in self.get("/truth")["runs"] if one["run"].startswith("local-")]
+        return self.get(f"/truth/{max(runs)}")["endpoints"]["chat"]["successful"]["timeToFirstResponse"]
+
+    def __exit__(self, *_):
+        end(self.process)
+        self.folder.cleanup()
+
+
+def at(context, rate):
+    task = {"name": "chat", "chat": {"models": ["cell0-small"], "messages": ["Hello"], "stream": True}}
+    load = {**ours.opened(rate, max(64, rate), context.seconds), "gracefulStop": "5s"}
+    target = {"http": f"http://127.0.0.1:{HTTP_PORT}"}
+    with Simulator(context.paths[SIMULATOR]) as simulator, tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        line = ours.command(context.paths[OURS], folder, ours.spec([task], load, target))
+        with (folder / "out").open("w") as out:
+            busy = Busy(GENERATOR_CORE)
+            pinned(GENERATOR_CORE, line, stdout=out, stderr=out, cwd=folder).wait(context.seconds + 60)
+            share = busy.share()
+        found = ours.result(folder)["total"]["timeToFirstResponse"]
+        true = simulator.truth()
+    assert true["count"] == found["count"], (true, found)
+    return {"busy": share, "found": {q: found[q] * 1e6 for q in QUANTILES}, "true": {q: true[q] / 1e3 for q in QUANTILES}}
+
+
+def measure(context):
+    for rate in RATES:
+        one = at(context, rate)
+        say(f"first: {rate}/s keep its core {one['busy']:.0%} busy")
+        if one["busy"] >= HALF:
+            break
+    rounds = [at(context, rate) for _ in range(context.rounds)]
+    return {"rate": rate, "rounds": rounds}
+
+
+def errors(figures, quantile):
+    """What ours says more than was, in microseconds, of each round."""
+    return sorted(one["found"][quantile] - one["true"][quantile] for one in figures["rounds"])
+
+
+def middle(found):
+    return found[len(found) // 2]
+
+
+def lines(figures):
+    busy = middle(sorted(one["busy"] for one in figures["rounds"]))
+    rows = []
+    for quantile in QUANTILES:
+        found = errors(figures, quantile)
+        true = middle(sorted(one["true"][quantile] for one in figures["rounds"]))
+        rows.append([quantile, f"{true / 1e3:.2f} ms", f"{middle(found):+,.0f} µs", f"{found[0]:+,.0f}–{found[-1]:+,.0f}"])
+    return [
+        f"## Time to first response: {figures['rate']:,} chats a second", "",
+        f"The simulator notes when a chat's head was parsed and when its first content token was written; ours counts"
+        f" from when the chat was due to when it had read that token. Its core was {busy:.0%} busy; each answer has 16"
+        " tokens, 10 ms apart.", "",
+        *table(["quantile", "the simulator's", "ours more, median", "min–max"], rows),
+    ]
+
+
+FIRST = Case("first", [OURS, SIMULATOR], measure, lines)
