@@ -59,7 +59,7 @@ def result(folder):
 def plan(load, tasks, token):
     """What the operator gives to a runner."""
     return {
-        "version": 1,
+        "version": 2,
         "run": "bench",
         "name": "bench",
         "runners": 1,

@@ -59,7 +59,8 @@ class Simulator:
 
 def at(context, rate):
     task = {"name": "chat", "chat": {"models": ["cell0-small"], "messages": ["Hello"], "stream": True}}
-    load = {**ours.opened(rate, max(64, rate), context.seconds), "gracefulStop": "5s"}
+    # It grows to the rate, as in the case of latencies: a storm of connections is another thing.
+    load = {**ours.opened(rate, max(64, rate), context.seconds, ramp=1), "gracefulStop": "5s"}
     target = {"http": f"http://127.0.0.1:{HTTP_PORT}"}
     with Simulator(context.paths[SIMULATOR]) as simulator, tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

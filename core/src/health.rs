@@ -19,6 +19,8 @@ const MEMORY: f64 = 0.95;
 const LAG_FLOOR: Duration = Duration::from_millis(5);
 /// Nor does lag up to this share of the row's tightest bound.
 const LAG_SHARE: f64 = 0.05;
+/// Looks at the event loop's lag that its 99th percentile takes: five beyond it.
+const LOOKS: u64 = 500;
 /// Counts stand a lag that latencies do not.
 const LAG_OF_COUNTS: Duration = Duration::from_millis(100);
 
@@ -30,8 +32,10 @@ pub(crate) fn unfit(tightest: Option<Duration>, numbers: &Numbers) -> Option<Str
     let bound = tightest.map_or(LAG_OF_COUNTS, |tightest| {
         LAG_FLOOR.max(Duration::from_secs_f64(LAG_SHARE * tightest.as_secs_f64()))
     });
-    let lags = [("schedule", &numbers.schedule_lag), ("event loop", &numbers.loop_lag)];
-    for (name, lag) in lags {
+    // Of few looks the 99th percentile is the longest one, and one stall is no weakness.
+    let looks = Some(&numbers.loop_lag).filter(|lag| lag.count() >= LOOKS);
+    let lags = [("schedule", Some(&numbers.schedule_lag)), ("event loop", looks)];
+    for (name, lag) in lags.into_iter().filter_map(|(name, lag)| Some((name, lag?))) {
         let lag = lag.quantile(0.99).unwrap_or_default();
         if lag > bound {
             let lag = lag.rounded();
@@ -88,6 +92,15 @@ mod tests {
         assert!(with(|n| n.thread_busy = 0.97).contains("97% of a core"));
         assert!(with(|n| n.throttled_seconds = 1.0).contains("CPU limit"));
         assert!(with(|n| n.memory_ratio = 0.99).contains("memory limit"));
+    }
+
+    #[test]
+    fn one_stall_among_few_looks_is_no_weakness() {
+        let mut numbers = fit();
+        numbers.loop_lag = crate::metrics::LatencyHistogram::default();
+        numbers.loop_lag.record(0.0001, 60);
+        numbers.loop_lag.record(0.2, 1);
+        assert_eq!(unfit(Some(Duration::from_millis(50)), &numbers), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The plan's format; a runner refuses another one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// What a runner needs to know. The same for all runners of a test.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]

@@ -57,6 +57,10 @@ const USER: u64 = 28 * KIB;
 const SESSION: u64 = 12 * KIB;
 /// TLS on a connection.
 const TLS: u64 = 40 * KIB;
+/// HTTP/2 on a connection.
+const HTTP2: u64 = 32 * KIB;
+/// An answer that is decompressed while it comes.
+const GZIP: u64 = 80 * KIB;
 
 /// CPU of one request of a task, in microseconds.
 fn cost(task: &Task, target: &Target) -> f64 {
@@ -126,15 +130,23 @@ pub fn memory_bytes(plan: &Plan, users: u64) -> u64 {
 fn memory(target: &Target, scenario: &Scenario, workers: u64, users: u64) -> u64 {
     let secure =
         |url: &Option<String>, scheme| url.as_ref().is_some_and(|url| url.starts_with(scheme));
-    let kept = scenario.tasks.iter().filter(
-        |task| matches!(task.kind(), Some(TaskKind::WebSocket(w)) if w.session == Session::PerUser),
-    );
+    // A task of weight 0 is never chosen.
+    let chosen = || scenario.tasks.iter().filter(|task| task.weight > 0).filter_map(Task::kind);
+    let kept = chosen()
+        .filter(|kind| matches!(kind, TaskKind::WebSocket(w) if w.session == Session::PerUser));
     let kept = kept.count() as u64;
-    let multiplexed =
-        target.connections == Reuse::Shared && target.http_version == HttpVersion::Http2;
-    let http_tls = if secure(&target.http, "https") && !multiplexed { TLS } else { 0 };
-    let socket_tls = if secure(&target.web_socket, "wss") { TLS } else { 0 };
-    let each = USER + http_tls + kept * (SESSION + socket_tls);
+    let looks_inside = |kind: TaskKind<'_>| match kind {
+        TaskKind::Chat(_) => true,
+        TaskKind::Http(http) => !http.checks.is_empty(),
+        TaskKind::WebSocket(_) => false,
+    };
+    let is_http2 = target.http_version == HttpVersion::Http2;
+    let multiplexed = target.connections == Reuse::Shared && is_http2;
+    let with = |bytes, applies: bool| if applies { bytes } else { 0 };
+    let http = with(TLS, secure(&target.http, "https") && !multiplexed)
+        + with(HTTP2, is_http2 && !multiplexed)
+        + with(GZIP, target.gzip && chosen().any(looks_inside));
+    let each = USER + http + kept * (SESSION + with(TLS, secure(&target.web_socket, "wss")));
     PROCESS + scenario.tasks.len() as u64 * workers * RECORDERS + users.saturating_mul(each)
 }
 

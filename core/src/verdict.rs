@@ -69,6 +69,8 @@ struct Observation {
     dropped: u64,
     /// True when they hide the value: it is at least this.
     hidden: bool,
+    /// An error rate by answers alone, as if what was dropped had gone well.
+    answered: Option<Quantity>,
 }
 
 fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64) -> Observation {
@@ -76,17 +78,24 @@ fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64) -> Observat
         let all = judged(by_outcome);
         latency_of(&all, scope.dropped, threshold.statistic)
     };
-    let seen =
-        |value, samples| Observation { value, samples, dropped: scope.dropped, hidden: false };
+    let seen = |value, samples| Observation {
+        value,
+        samples,
+        dropped: scope.dropped,
+        hidden: false,
+        answered: None,
+    };
     let wanted = scope.wanted();
     match threshold.metric {
         Metric::ResponseTime => latency(&scope.response_time),
         Metric::ServiceTime => latency(&scope.service_time),
+        Metric::TimeToFirstByte => {
+            latency_of(&scope.first_byte, scope.dropped, threshold.statistic)
+        }
         Metric::TimeToFirstResponse => latency(&scope.first_response),
         Metric::WebSocketConnect => latency(&scope.web_socket_connect),
         // Of answers and messages there were: an arrival that was dropped has none.
         Metric::InterTokenLatency => latency_of(&scope.inter_token, 0, threshold.statistic),
-        Metric::TimeToFirstByte => latency_of(&scope.first_byte, 0, threshold.statistic),
         Metric::WebSocketRoundTrip => latency_of(&scope.round_trip, 0, threshold.statistic),
         Metric::TokensPerSecond => {
             let rate =
@@ -102,8 +111,9 @@ fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64) -> Observat
             seen((all > 0).then(|| Quantity::Share(Share::of(scope.good, all))), all)
         }
         Metric::ErrorRate => {
-            let share = Quantity::Share(Share::of(scope.missed(), wanted));
-            seen((wanted > 0).then_some(share), wanted)
+            let share = |n| (wanted > 0).then(|| Quantity::Share(Share::of(n, wanted)));
+            let answered = share(scope.failures());
+            Observation { answered, ..seen(share(scope.missed()), wanted) }
         }
         Metric::Throughput => {
             let successes = scope.of(crate::metrics::Outcome::Success) as f64;
@@ -148,7 +158,7 @@ fn latency_of(
         other => (other, dropped > 0 && other != Statistic::Min),
     };
     let value = answers.statistic(statistic).map(Quantity::Time);
-    Observation { value, samples, dropped, hidden }
+    Observation { value, samples, dropped, hidden, answered: None }
 }
 
 fn decide(
@@ -178,9 +188,16 @@ fn decide(
     // A count that is good enough in spite of the generator is good enough.
     let in_doubt = threshold.metric.is_latency()
         || (!holds(target) && (threshold.metric.needs_pace() || observed.dropped > 0));
-    if in_doubt && let Some(why) = health::unfit(tightest(threshold), numbers) {
-        return inconclusive(why);
-    }
+    let unfit = in_doubt.then(|| health::unfit(tightest(threshold), numbers)).flatten();
+    // What failed has failed, whoever dropped the rest.
+    let value = match (
+        unfit,
+        observed.answered.filter(|answered| !target.holds(*answered).unwrap_or(true)),
+    ) {
+        (None, _) => value,
+        (Some(_), Some(answered)) => answered,
+        (Some(why), None) => return inconclusive(why),
+    };
     if let Some(critical) = critical.filter(holds) {
         return (Verdict::Critical, critical, Some(advice(threshold.metric)));
     }
@@ -322,6 +339,33 @@ mod tests {
     fn fast_errors_are_no_fast_answers() {
         let row = judge(&p95(), &answers(0.001, Outcome::Failure, 1000));
         assert_eq!((row.samples, row.verdict), (0, Verdict::Inconclusive));
+    }
+
+    #[test]
+    fn what_a_weak_generator_drops_is_not_the_targets_but_what_failed_is() {
+        let rate = row(r#"{metric: errorRate, target: "< 1%", critical: "> 5%"}"#);
+        let mut numbers = answers(0.1, Outcome::Success, 1000);
+        numbers.throttled_seconds = 5.0;
+        numbers.tasks.get_mut("chat").unwrap().dropped = 500;
+        assert_eq!(judge(&rate, &numbers).verdict, Verdict::Inconclusive);
+        numbers.tasks.get_mut("chat").unwrap().requests[Outcome::Failure.index()] = 600;
+        assert_eq!(judge(&rate, &numbers).verdict, Verdict::Critical);
+        // A fit one's drops are the target's: nobody was free to send them.
+        numbers.tasks.get_mut("chat").unwrap().requests[Outcome::Failure.index()] = 0;
+        numbers.throttled_seconds = 0.0;
+        assert_eq!(judge(&rate, &numbers).verdict, Verdict::Critical);
+    }
+
+    #[test]
+    fn a_rate_that_a_weak_generator_misses_says_nothing_and_one_it_meets_holds() {
+        let rate = row(r#"{metric: throughput, target: "> 50/s", critical: "< 20/s"}"#);
+        let mut numbers = answers(0.1, Outcome::Success, 1000);
+        numbers.thread_busy = 0.99;
+        assert_eq!(judge(&rate, &numbers).verdict, Verdict::Pass);
+        numbers.elapsed_seconds = 100.0;
+        assert_eq!(judge(&rate, &numbers).verdict, Verdict::Inconclusive);
+        numbers.thread_busy = 0.5;
+        assert_eq!(judge(&rate, &numbers).verdict, Verdict::Critical);
     }
 
     #[test]

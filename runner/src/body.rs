@@ -6,18 +6,21 @@ use flate2::write::GzDecoder;
 
 use crate::failure::{ErrorKind, Failure};
 
+/// What is decompressed at once: a thousand times as much may come out.
+const PIECE: usize = 1 << 10;
+
 /// How a body is encoded.
 #[derive(Debug)]
 pub(crate) enum Body {
     /// As it is.
     Plain,
-    /// Compressed; what is decompressed already waits in the decoder's own vector.
-    Gzip(Box<GzDecoder<Vec<u8>>>),
+    /// Compressed, and it has begun. What is decompressed waits in the decoder's own vector.
+    Gzip(Box<GzDecoder<Vec<u8>>>, bool),
 }
 
 impl Body {
     pub(crate) fn new(gzip: bool) -> Self {
-        if gzip { Self::Gzip(Box::new(GzDecoder::new(Vec::new()))) } else { Self::Plain }
+        if gzip { Self::Gzip(Box::new(GzDecoder::new(Vec::new())), false) } else { Self::Plain }
     }
 
     /// Takes bytes off the wire; hands on what they hold, as far as it can be told.
@@ -26,19 +29,25 @@ impl Body {
         data: &[u8],
         mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        match self {
-            Self::Plain => take(data),
-            Self::Gzip(decoder) => {
-                decoder.write_all(data).and_then(|()| decoder.flush()).map_err(malformed)?;
-                let held = decoder.get_mut();
-                if held.is_empty() {
+        let Self::Gzip(decoder, begun) = self else { return take(data) };
+        for mut piece in data.chunks(PIECE) {
+            *begun = true;
+            while !piece.is_empty() {
+                let read = decoder.write(piece).map_err(malformed)?;
+                // What follows the end belongs to nothing: browsers pass over it too.
+                if read == 0 {
                     return Ok(());
                 }
+                piece = &piece[read..];
+            }
+            decoder.flush().map_err(malformed)?;
+            let held = decoder.get_mut();
+            if !held.is_empty() {
                 take(held)?;
                 held.clear();
-                Ok(())
             }
         }
+        Ok(())
     }
 
     /// The body is over; hands on what was held back.
@@ -47,8 +56,9 @@ impl Body {
         take: impl FnOnce(&[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         match self {
-            Self::Plain => Ok(()),
-            Self::Gzip(decoder) => {
+            // One without a byte is empty, whatever its head says.
+            Self::Plain | Self::Gzip(_, false) => Ok(()),
+            Self::Gzip(decoder, true) => {
                 let rest = decoder.finish().map_err(malformed)?;
                 if rest.is_empty() { Ok(()) } else { take(&rest) }
             }
@@ -87,16 +97,33 @@ mod tests {
             data in prop::collection::vec(any::<u8>(), 0..2000),
             cut in 1_usize..300,
         ) {
-            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
-            encoder.write_all(&data).unwrap();
-            let body = encoder.finish().unwrap();
+            let body = compressed(&data);
             prop_assert_eq!(read(&body, true, cut).unwrap(), data.clone());
             prop_assert_eq!(read(&data, false, cut).unwrap(), data);
         }
     }
 
+    fn compressed(data: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
     #[test]
     fn what_is_no_gzip_fails() {
         assert_eq!(read(b"plain text, and long enough", true, 7), Err(ErrorKind::Protocol));
+    }
+
+    #[test]
+    fn a_stream_that_breaks_off_fails() {
+        let body = compressed(b"much ado about nothing");
+        assert_eq!(read(&body[..body.len() - 3], true, 7), Err(ErrorKind::Protocol));
+    }
+
+    #[test]
+    fn what_follows_the_end_is_passed_over_and_nothing_is_nothing() {
+        let body = [compressed(b"one"), vec![0; 30]].concat();
+        assert_eq!(read(&body, true, 9).unwrap(), b"one");
+        assert_eq!(read(b"", true, 9).unwrap(), b"");
     }
 }

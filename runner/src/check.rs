@@ -1,6 +1,7 @@
 //! Judges an answer by its task's checks. Pure.
 
 use loadtest_core::resource::Check;
+use memchr::memmem;
 use serde_json::Value;
 use serde_json_path::JsonPath;
 
@@ -8,6 +9,10 @@ use crate::failure::{ErrorKind, Failure};
 
 /// Longest part of an answer that a message shows.
 const SHOWN: usize = 100;
+
+/// Words in names of headers and paths whose values nobody is to read in a status.
+const SECRET: [&str; 8] =
+    ["auth", "cookie", "token", "secret", "password", "session", "credential", "key"];
 
 /// A header's name, in lower case, and its value.
 pub(crate) type Field = (String, Vec<u8>);
@@ -58,42 +63,38 @@ impl PreparedCheck {
             |kind, found: &str| Err(Failure::new(kind, format!("check {}: {found}", self.check)));
         match &self.of {
             Of::Body(text) => {
-                let found = memmem(body, text.as_bytes());
-                let shown = || format!("the body is {}", shown(&String::from_utf8_lossy(body)));
-                if found { Ok(()) } else { fails(ErrorKind::CheckBody, &shown()) }
-            }
-            Of::Header(name) => {
-                let values = fields.iter().filter(|(field, _)| field == name);
-                let values: Vec<_> =
-                    values.map(|(_, value)| String::from_utf8_lossy(value)).collect();
-                if values.iter().any(|value| self.accepts(value)) {
+                if memmem::find(body, text.as_bytes()).is_some() {
                     return Ok(());
                 }
-                let found = values.first().map_or_else(
+                fails(ErrorKind::CheckBody, &format!("it is not in the {} bytes", body.len()))
+            }
+            Of::Header(name) => {
+                let values = || fields.iter().filter(|(field, _)| field == name);
+                if values().any(|(_, value)| self.accepts(&String::from_utf8_lossy(value))) {
+                    return Ok(());
+                }
+                let found = values().next().map_or_else(
                     || "the answer has no such header".to_owned(),
-                    |value| format!("it is {}", shown(value)),
+                    |(_, value)| shown(name, &String::from_utf8_lossy(value)),
                 );
                 fails(ErrorKind::CheckHeader, &found)
             }
             Of::Json(path) => {
                 let Some(value) = json.read(body) else {
-                    let found =
-                        format!("the body is no JSON: {}", shown(&String::from_utf8_lossy(body)));
+                    let found = format!("the {} bytes of body are no JSON", body.len());
                     return fails(ErrorKind::CheckJson, &found);
                 };
-                let found: Vec<String> = path
-                    .query(value)
-                    .all()
-                    .into_iter()
-                    .map(|node| node.as_str().map_or_else(|| node.to_string(), str::to_owned))
-                    .collect();
-                if found.iter().any(|found| self.accepts(found)) {
+                let nodes = path.query(value);
+                let text =
+                    |node: &Value| node.as_str().map_or_else(|| node.to_string(), str::to_owned);
+                if nodes.iter().any(|node| self.accepts(&text(node))) {
                     return Ok(());
                 }
-                let found = found.first().map_or_else(
-                    || "it finds nothing".to_owned(),
-                    |it| format!("it is {}", shown(it)),
-                );
+                let path = self.check.json_path.as_deref().unwrap_or_default();
+                let found = nodes
+                    .iter()
+                    .next()
+                    .map_or_else(|| "it finds nothing".to_owned(), |node| shown(path, &text(node)));
                 fails(ErrorKind::CheckJson, &found)
             }
         }
@@ -128,12 +129,13 @@ impl Json {
     }
 }
 
-fn memmem(body: &[u8], text: &[u8]) -> bool {
-    text.is_empty() || body.windows(text.len()).any(|part| part == text)
-}
-
-fn shown(text: &str) -> String {
-    format!("{:?}", loadtest_core::report::truncated(text, SHOWN))
+/// What was found, cut short; of what sounds like a credential its length alone.
+fn shown(name: &str, found: &str) -> String {
+    let name = name.to_ascii_lowercase();
+    if SECRET.iter().any(|word| name.contains(word)) {
+        return format!("it has {} bytes", found.len());
+    }
+    format!("it is {:?}", loadtest_core::report::truncated(found, SHOWN))
 }
 
 #[cfg(test)]
@@ -155,7 +157,7 @@ mod tests {
         let (kind, text) = message("{bodyContains: ok}", &[], "no").unwrap();
         assert_eq!(
             (kind, text.as_str()),
-            (ErrorKind::CheckBody, "check bodyContains \"ok\": the body is \"no\"",)
+            (ErrorKind::CheckBody, "check bodyContains \"ok\": it is not in the 2 bytes",)
         );
     }
 
@@ -185,7 +187,17 @@ mod tests {
         let wrong = |yaml: &str, body: &str| message(yaml, &[], body).unwrap().1;
         assert!(wrong("{jsonPath: $.missing}", body).ends_with("it finds nothing"));
         assert!(wrong("{jsonPath: $.count, equals: '4'}", body).ends_with("it is \"3\""));
-        assert!(wrong("{jsonPath: $.status}", "<html>").contains("the body is no JSON"));
+        assert!(wrong("{jsonPath: $.status}", "<html>").contains("are no JSON"));
+    }
+
+    #[test]
+    fn credentials_are_never_shown() {
+        let fields = [("set-cookie".to_owned(), b"id=s3cr3t".to_vec())];
+        let (_, told) = message("{header: Set-Cookie, equals: x}", &fields, "").unwrap();
+        assert!(told.ends_with("it has 9 bytes"), "{told}");
+        let body = r#"{"access_token": "s3cr3t"}"#;
+        let (_, told) = message("{jsonPath: $.access_token, equals: x}", &[], body).unwrap();
+        assert!(!told.contains("s3cr3t"), "{told}");
     }
 
     #[test]

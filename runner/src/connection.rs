@@ -6,20 +6,25 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Waker},
+    time::{Duration, Instant},
 };
 
 use loadtest_core::resource::{HttpVersion, Reuse};
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
 use crate::{
     connect::Connector,
     failure::Failure,
     flight::Flight,
     http2::Http2,
+    pacer::Pacer,
     prepare::Prepared,
     record::Opened,
     wire::{Stamps, Wire},
 };
+
+/// How long a target that was told to close a connection may take.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// An HTTP/1.1 connection.
 #[derive(Debug)]
@@ -99,21 +104,29 @@ impl Slot {
         links: &Links,
         flight: &Flight,
     ) -> Result<&mut Connection, Failure> {
-        let again = std::mem::take(&mut self.lost);
-        let opened = links.open(again, flight).await;
-        // Still without one, the next attempt is in its place too.
-        self.lost = again && opened.is_err();
-        Ok(self.connection.insert(opened?))
+        let opened = links.open(self.lost, flight).await?;
+        // Without one, the next attempt would be in its place too.
+        self.lost = false;
+        Ok(self.connection.insert(opened))
     }
 
     /// A request on it is over; bytes sent and received meanwhile. `broken` is true when nobody
-    /// knows what is left on the connection.
-    pub(crate) fn settle(&mut self, broken: bool) -> (u64, u64) {
+    /// knows what is left on the connection, `unheard` when nothing came on it since the request
+    /// was sent, which then took too long.
+    pub(crate) fn settle(&mut self, broken: bool, unheard: bool) -> (u64, u64) {
         let Some(open) = &self.connection else { return (0, 0) };
         let bytes = open.take_bytes();
-        let shared = matches!(open, Connection::Two(_));
-        // Of HTTP/2 only the stream is broken.
-        if open.is_spent() || (broken && !shared) {
+        let lost = match open {
+            Connection::One(_) => broken,
+            // Only the stream is broken; but on one that is silent, all others are too.
+            Connection::Two(two) => {
+                if unheard {
+                    two.end();
+                }
+                unheard
+            }
+        };
+        if lost || open.is_spent() {
             self.lose();
         }
         bytes
@@ -164,6 +177,21 @@ impl Links {
             (Reuse::PerUser, _) => *own = slot,
             (Reuse::Shared, HttpVersion::Http1) => self.free.borrow_mut().push(slot),
             (Reuse::PerRequest, _) | (Reuse::Shared, HttpVersion::Http2) => {}
+        }
+    }
+
+    /// Waits for the target to close a connection that was for one request: whoever closes first
+    /// keeps the port for a minute.
+    pub(crate) async fn outlive(&self, slot: &mut Slot, pacer: &Pacer) {
+        if self.reuse != Reuse::PerRequest {
+            return;
+        }
+        let Some(Connection::One(open)) = &mut slot.connection else { return };
+        let mut rest = [0; 64];
+        let ended = async { while open.wire.read(&mut rest).await.is_ok_and(|n| n > 0) {} };
+        tokio::select! {
+            () = ended => {}
+            () = pacer.until(Instant::now() + PATIENCE) => {}
         }
     }
 

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     io,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
     thread,
@@ -31,6 +31,8 @@ pub struct Engine {
     stopped: OnceLock<Instant>,
     /// How long a CPU limit had held this process up before its load.
     throttled: OnceLock<Duration>,
+    /// The most memory that was seen, and of its limit.
+    memory: Mutex<(u64, f64)>,
     /// When the numbers became final.
     finished: watch::Receiver<Option<Instant>>,
     done: watch::Sender<Option<Instant>>,
@@ -107,6 +109,7 @@ impl Engine {
             start: OnceLock::new(),
             stopped: OnceLock::new(),
             throttled: OnceLock::new(),
+            memory: Mutex::default(),
             finished,
             done,
         })
@@ -185,9 +188,20 @@ impl Engine {
         all.numbers.elapsed_seconds = elapsed;
         all.numbers.thread_busy = if elapsed > 0.0 { busiest.as_secs_f64() / elapsed } else { 0.0 };
         all.numbers.throttled_seconds = throttled.as_secs_f64();
-        all.numbers.memory_bytes = memory::resident() as f64;
-        all.numbers.memory_ratio = memory::share_of_limit();
+        let (bytes, ratio) = self.memory_peak();
+        all.numbers.memory_bytes = bytes as f64;
+        all.numbers.memory_ratio = ratio;
         all
+    }
+
+    /// The most memory, and the largest share of its limit, that were ever seen: once load is over,
+    /// both say little.
+    fn memory_peak(&self) -> (u64, f64) {
+        let now = (memory::resident(), memory::share_of_limit());
+        // Poisoned by nobody: no code runs under it that could panic.
+        let mut peak = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        *peak = (peak.0.max(now.0), peak.1.max(now.1));
+        *peak
     }
 
     /// How long load has been on. It ends with the load: what open requests may take after it

@@ -100,8 +100,8 @@ impl fmt::Display for ErrorKind {
 pub(crate) struct Failure {
     /// Its kind.
     pub(crate) kind: ErrorKind,
-    /// What happened, for people. Never holds a header, nor of a body more than the target's
-    /// own error event.
+    /// What happened, for people. Of an answer it holds the target's own error event, and what a
+    /// check has found, cut short and without what sounds like a credential.
     pub(crate) message: String,
 }
 

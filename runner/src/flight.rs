@@ -51,6 +51,8 @@ pub(crate) struct Flight {
     first_byte: Cell<Option<Instant>>,
     /// When its first content token was read; chat only.
     first: Cell<Option<Instant>>,
+    /// When the message was sent whose replies are awaited; WebSocket only.
+    awaited: Cell<Option<Instant>>,
     /// When its WebSocket began to connect, and when it was upgraded.
     upgrade: Cell<(Option<Instant>, Option<Instant>)>,
     part: Cell<Part>,
@@ -71,6 +73,7 @@ impl Flight {
             sent: Cell::new(None),
             first_byte: Cell::new(None),
             first: Cell::new(None),
+            awaited: Cell::new(None),
             upgrade: Cell::new((None, None)),
             part: Cell::new(Part::Connect),
             whole: Cell::new(Instant::now()),
@@ -88,6 +91,7 @@ impl Flight {
         self.sent.set(None);
         self.first_byte.set(None);
         self.first.set(None);
+        self.awaited.set(None);
         self.upgrade.set((None, None));
         self.part.set(Part::Connect);
     }
@@ -116,11 +120,6 @@ impl Flight {
         self.enter(Part::Response);
     }
 
-    /// True once a part of it was sent.
-    pub(crate) fn is_sent(&self) -> bool {
-        self.sent.get().is_some()
-    }
-
     /// It was not sent after all: it will be, on another connection.
     pub(crate) fn unsend(&self) {
         self.sent.set(None);
@@ -138,6 +137,28 @@ impl Flight {
         if self.first.get().is_none() {
             self.first.set(Some(at));
         }
+    }
+
+    /// A message is sent now, whose replies are awaited.
+    pub(crate) fn awaits(&self) -> Instant {
+        let now = Instant::now();
+        self.awaited.set(Some(now));
+        now
+    }
+
+    /// The replies are there.
+    pub(crate) fn replied(&self) {
+        self.awaited.set(None);
+    }
+
+    /// How long replies are awaited already, if any are.
+    pub(crate) fn awaiting(&self, now: Instant) -> Option<Duration> {
+        self.awaited.get().map(|sent| now.saturating_duration_since(sent))
+    }
+
+    /// When it was sent, if it was.
+    pub(crate) fn sent(&self) -> Option<Instant> {
+        self.sent.get()
     }
 
     /// A connection was opened for it.
@@ -165,7 +186,7 @@ impl Flight {
     /// The moments of a request that ended at `last`, as they are recorded.
     ///
     /// What a timeout or an interruption never saw lasted at least until then: a chat without
-    /// its first token, a session without its upgrade.
+    /// its first byte or token, a session without its upgrade.
     pub(crate) fn sample(
         &self,
         kind: &PreparedKind,
@@ -175,12 +196,13 @@ impl Flight {
     ) -> Sample {
         let unseen = matches!(outcome, Outcome::Timeout | Outcome::Interrupted).then_some(last);
         let is_chat = matches!(kind, PreparedKind::Chat(_));
+        let is_request = !matches!(kind, PreparedKind::WebSocket(_));
         let (from, upgraded) = self.upgrade.get();
         let connected = from.zip(upgraded.or(unseen));
         Sample {
             planned,
             sent: self.sent.get(),
-            first_byte: self.first_byte.get(),
+            first_byte: self.first_byte.get().or(unseen).filter(|_| is_request),
             first: self.first.get().or(unseen).filter(|_| is_chat),
             last,
             connect: connected.map(|(from, to)| to.saturating_duration_since(from)),

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -15,12 +16,12 @@ use crate::{
     failure::{ErrorKind, Failure},
     flight::{Flight, Part},
     http1::{self, Head},
-    http2,
+    http2::{self, Http2, Refusal},
     prepare::{PreparedChat, PreparedHttp, Request},
 };
 
-/// Longest body that checks look into.
-const MAX_BODY: usize = 4 << 20;
+/// Longest body that checks look into: they run on the thread that paces all users.
+const MAX_BODY: usize = 1 << 20;
 
 /// An answer whose body is still to come.
 enum Incoming<'a> {
@@ -58,9 +59,13 @@ impl Incoming<'_> {
     ) -> Result<Instant, Failure> {
         match self {
             Self::One(Http1 { wire, stamps, spent }, head) => {
+                // Until all of it is read, nobody knows what comes next.
+                *spent = true;
                 let read = |data: &[u8]| take(data, stamps.last_read.get());
                 let surplus = http1::read_body(wire, buffer, &head, read).await?;
-                *spent |= surplus;
+                *spent = surplus || !head.keep_alive;
+                // What belongs to no answer is none to the next request.
+                buffer.clear();
                 Ok(stamps.last_read.get())
             }
             // Its own state is large; those who speak HTTP/1.1 shall not carry it.
@@ -98,7 +103,7 @@ async fn send<'a>(
     }
     let mut wrote = None;
     if let Some(Connection::One(open)) = &mut slot.connection {
-        let unsent = !flight.is_sent();
+        let unsent = flight.sent().is_none();
         flight.send();
         let before = open.stamps.sent.get();
         let written = http1::write(&mut open.wire, &request.bytes).await;
@@ -111,51 +116,68 @@ async fn send<'a>(
             }
         }
     }
-    if slot.connection.is_none() {
-        flight.enter(Part::Connect);
-        // Opened once and used long: an idle user shall not carry the state of that.
-        Box::pin(slot.open(links, flight)).await?;
-    }
-    match &mut slot.connection {
-        Some(Connection::One(open)) => {
-            let written = if let Some(written) = wrote {
-                written
-            } else {
-                flight.send();
-                http1::write(&mut open.wire, &request.bytes).await
-            };
-            let stamps = &open.stamps;
-            let began = || flight.first_byte(stamps.last_read.get());
-            let read = http1::read_head(&mut open.wire, buffer, request.is_head, keep, began).await;
-            let head = match written {
-                Ok(()) => read?,
-                // A target that answers before it has read all, and closes, has answered.
-                Err(failure) => {
-                    open.spent = true;
-                    let mut head = read.map_err(|_| failure)?;
-                    head.keep_alive = false;
-                    head
-                }
-            };
-            flight.enter(Part::Body);
-            open.spent = !head.keep_alive;
-            Ok(Incoming::One(open, head))
+    // HTTP/2 once more, when the target has not acted on it.
+    for last in [false, true] {
+        if slot.connection.is_none() {
+            flight.enter(Part::Connect);
+            // Opened once and used long: an idle user shall not carry the state of that.
+            Box::pin(slot.open(links, flight)).await?;
         }
-        Some(Connection::Two(two)) => {
-            let missing = || Failure::new(ErrorKind::Protocol, "request has no HTTP/2 form");
-            let request = request.http2.as_deref().ok_or_else(missing)?;
-            Box::pin(async {
-                let ready = two.ready().await?;
-                flight.send();
-                let began = |at| flight.first_byte(at);
-                let answer = two.send(ready, request, keep, began).await?;
-                flight.enter(Part::Body);
-                Ok(Incoming::Two(answer))
-            })
-            .await
+        let Some(Connection::Two(two)) = &slot.connection else { break };
+        let two = Rc::clone(two);
+        match Box::pin(send_http2(&two, request, keep, flight)).await {
+            Ok(answer) => return Ok(Incoming::Two(answer)),
+            Err(Refusal::Unsent(_)) if !last => {
+                two.end();
+                slot.lose();
+            }
+            Err(Refusal::Unsent(failure) | Refusal::Failed(failure)) => return Err(failure),
         }
-        None => Err(Failure::new(ErrorKind::Connect, "no connection")),
     }
+    let Some(Connection::One(open)) = &mut slot.connection else {
+        return Err(Failure::new(ErrorKind::Connect, "no connection"));
+    };
+    let written = if let Some(written) = wrote {
+        written
+    } else {
+        flight.send();
+        http1::write(&mut open.wire, &request.bytes).await
+    };
+    let stamps = &open.stamps;
+    let began = || flight.first_byte(stamps.last_read.get());
+    let read = http1::read_head(&mut open.wire, buffer, request.is_head, keep, began).await;
+    let head = match written {
+        Ok(()) => read?,
+        // A target that answers before it has read all, and closes, has answered.
+        Err(failure) => {
+            open.spent = true;
+            let mut head = read.map_err(|_| failure)?;
+            head.keep_alive = false;
+            head
+        }
+    };
+    flight.enter(Part::Body);
+    Ok(Incoming::One(open, head))
+}
+
+async fn send_http2(
+    two: &Http2,
+    request: &Request,
+    keep: bool,
+    flight: &Flight,
+) -> Result<http2::Answer, Refusal> {
+    let missing = || Failure::new(ErrorKind::Protocol, "request has no HTTP/2 form");
+    let request = request.http2.as_deref().ok_or_else(|| Refusal::Failed(missing()))?;
+    let turn = two.turn().await;
+    let unsent = flight.sent().is_none();
+    flight.send();
+    let answer = two.send(turn, request, keep, |at| flight.first_byte(at)).await;
+    match &answer {
+        Ok(_) => flight.enter(Part::Body),
+        Err(Refusal::Unsent(_)) if unsent => flight.unsend(),
+        Err(_) => {}
+    }
+    answer
 }
 
 fn expected(prepared: &PreparedHttp, status: u16) -> bool {
@@ -197,11 +219,14 @@ async fn examined(
     loop {
         let mut answer = send(slot, links, &request, true, buffer, flight).await?;
         let (status, fields) = (answer.status(), answer.take_fields());
+        let location = fields.iter().find(|(name, _)| name == "location");
+        let leads_on = location.is_some() && matches!(status, 301 | 302 | 303 | 307 | 308);
+        let follows = leads_on && redirects.is_some();
         let mut body = Vec::new();
-        let last = if reads_body {
+        let last = if reads_body && !follows && expected(prepared, status) {
             let keep = |data: &[u8], _| {
                 if body.len() + data.len() > MAX_BODY {
-                    let message = "body is over 4 MiB: checks can't look into it";
+                    let message = "body is over 1 MiB: checks can't look into it";
                     return Err(Failure::new(ErrorKind::CheckBody, message));
                 }
                 body.extend_from_slice(data);
@@ -211,13 +236,7 @@ async fn examined(
         } else {
             answer.drain(buffer, |_, _| Ok(())).await?
         };
-        let location = fields.iter().find(|(name, _)| name == "location");
-        if let (Some(redirects), Some((_, to))) = (&mut redirects, location)
-            && matches!(status, 301 | 302 | 303 | 307 | 308)
-        {
-            if slot.connection.as_mut().is_some_and(|open| !open.is_open()) {
-                slot.lose();
-            }
+        if let (Some(redirects), Some((_, to)), true) = (&mut redirects, location, follows) {
             request = Cow::Owned(redirects.follow(status, &String::from_utf8_lossy(to))?);
             continue;
         }

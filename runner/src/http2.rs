@@ -5,7 +5,7 @@ use std::{cell::Cell, rc::Rc, time::Instant};
 use bytes::Bytes;
 use h2::{Reason, RecvStream, client::SendRequest};
 use http::{Request, header};
-use tokio::task::AbortHandle;
+use tokio::{sync::Notify, task::AbortHandle};
 
 use crate::{
     check::Field,
@@ -18,20 +18,39 @@ use crate::{
 /// waits for a load generator that is on time.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Requests at once before the target has said how many it takes.
+const FIRST_STREAMS: usize = 100;
 
 /// A connection, for one user or for many.
 #[derive(Debug)]
 pub(crate) struct Http2 {
     send: SendRequest<Bytes>,
     pub(crate) stamps: Rc<Stamps>,
-    /// True when it can't be used any more.
+    /// True when no request can be sent on it any more.
     ended: Rc<Cell<bool>>,
+    /// Requests that are open, and who waits for one of them to end.
+    open: Rc<Cell<usize>>,
+    freed: Rc<Notify>,
     driver: AbortHandle,
 }
 
 impl Drop for Http2 {
     fn drop(&mut self) {
         self.driver.abort();
+    }
+}
+
+/// The right to have one request open, as the target allows so many at once.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    open: Rc<Cell<usize>>,
+    freed: Rc<Notify>,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.open.set(self.open.get() - 1);
+        self.freed.notify_one();
     }
 }
 
@@ -44,6 +63,16 @@ pub(crate) struct Answer {
     pub(crate) fields: Vec<Field>,
     body: RecvStream,
     stamps: Rc<Stamps>,
+    _turn: Turn,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// The target has not acted on the request, and takes it on another connection.
+    Unsent(Failure),
+    /// It may have.
+    Failed(Failure),
 }
 
 fn failed(error: h2::Error) -> Failure {
@@ -62,6 +91,7 @@ impl Http2 {
         builder
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_max_send_streams(FIRST_STREAMS)
             .enable_push(false);
         let (send, connection) = builder.handshake(wire).await.map_err(failed)?;
         let ended = Rc::new(Cell::new(false));
@@ -71,7 +101,8 @@ impl Http2 {
             let _ = connection.await;
             told.set(true);
         });
-        Ok(Self { send, stamps, ended, driver: driver.abort_handle() })
+        let driver = driver.abort_handle();
+        Ok(Self { send, stamps, ended, open: Rc::default(), freed: Rc::default(), driver })
     }
 
     /// True as long as requests can be sent.
@@ -79,39 +110,61 @@ impl Http2 {
         !self.ended.get()
     }
 
-    /// Waits for room for one more request, as the target allows so many at once.
-    pub(crate) async fn ready(&self) -> Result<SendRequest<Bytes>, Failure> {
-        self.send.clone().ready().await.map_err(failed)
+    /// Nothing more is to be sent on it; what is open goes on.
+    pub(crate) fn end(&self) {
+        self.ended.set(true);
+    }
+
+    /// Waits for a turn. What users wait for it is no service time.
+    pub(crate) async fn turn(&self) -> Turn {
+        while self.open.get() >= self.send.current_max_send_streams().max(1) {
+            self.freed.notified().await;
+        }
+        self.open.set(self.open.get() + 1);
+        Turn { open: Rc::clone(&self.open), freed: Rc::clone(&self.freed) }
     }
 
     /// Sends a request and reads the head of its answer. `began` is told when that is there.
     pub(crate) async fn send(
         &self,
-        mut ready: SendRequest<Bytes>,
+        turn: Turn,
         request: &Request<Bytes>,
         keep: bool,
         began: impl Fn(Instant),
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Answer, Refusal> {
+        let unsent = |error| Refusal::Unsent(failed(error));
         let mut head = Request::new(());
         *head.method_mut() = request.method().clone();
         *head.uri_mut() = request.uri().clone();
         *head.headers_mut() = request.headers().clone();
         let body = request.body();
-        let (answer, mut sending) = ready.send_request(head, body.is_empty()).map_err(failed)?;
+        let mut send = self.send.clone().ready().await.map_err(unsent)?;
+        let (answer, mut sending) = send.send_request(head, body.is_empty()).map_err(unsent)?;
         if !body.is_empty() {
-            sending.send_data(body.clone(), true).map_err(failed)?;
+            let whole = sending.send_data(body.clone(), true);
+            whole.map_err(|error| Refusal::Failed(failed(error)))?;
         }
-        let (head, body) = answer.await.map_err(failed)?.into_parts();
+        let (head, body) = match answer.await {
+            Ok(answer) => answer.into_parts(),
+            // So the target says that it has not looked at it (RFC 9113, 8.7).
+            Err(error) if error.reason() == Some(Reason::REFUSED_STREAM) => {
+                return Err(unsent(error));
+            }
+            // Of a connection that goes away, requests beyond the last one it answers.
+            Err(error) if error.is_go_away() && error.is_remote() => return Err(unsent(error)),
+            Err(error) => return Err(Refusal::Failed(failed(error))),
+        };
         began(self.stamps.last_read.get());
         let encoding = head.headers.get(header::CONTENT_ENCODING);
-        let kept =
-            || head.headers.iter().map(|(n, v)| (n.as_str().to_owned(), v.as_bytes().to_vec()));
+        let fields = head.headers.iter();
+        let kept = || fields.map(|(n, v)| (n.as_str().to_owned(), v.as_bytes().to_vec()));
         Ok(Answer {
             status: head.status.as_u16(),
             gzip: encoding.is_some_and(|value| http1::is_gzip(value.as_bytes())),
             fields: if keep { kept().collect() } else { Vec::new() },
             body,
             stamps: Rc::clone(&self.stamps),
+            _turn: turn,
         })
     }
 }
@@ -126,7 +179,7 @@ impl Answer {
             let data = match data {
                 Ok(data) => data,
                 // It answered before it had read all of the request: that is an answer.
-                Err(error) if error.reason() == Some(Reason::NO_ERROR) => break,
+                Err(error) if error.reason() == Some(Reason::NO_ERROR) && error.is_reset() => break,
                 Err(error) => return Err(failed(error)),
             };
             take(&data, self.stamps.last_read.get())?;

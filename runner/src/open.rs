@@ -22,6 +22,9 @@ const BATCH: u32 = 32;
 /// sleep before it was woken, and a wake-up costs more than the request.
 const SOON: Duration = Duration::from_micros(90);
 
+/// Users that wait for an arrival. The one used last is the next: its connection is the warmest.
+pub(crate) type Free = Rc<RefCell<Vec<User>>>;
+
 /// Begins a worker's arrivals, each with a free user, or drops it.
 pub(crate) async fn load(
     worker: &Rc<Worker>,
@@ -29,11 +32,14 @@ pub(crate) async fn load(
     share: Share,
     start: Instant,
     users: &mut JoinSet<()>,
+    free: &Free,
 ) {
-    // The one used last is free first: its connection is the warmest.
-    let free: Rc<RefCell<Vec<User>>> = Rc::default();
     let peak = u64::try_from(worker.prepared.plan.load.peak_users()).unwrap_or(0);
     let mut unborn = (share.first..peak).step_by(usize::try_from(share.step).unwrap_or(1));
+    let mut born = || {
+        let number = unborn.next()?;
+        Some(User::new(worker, number, worker.new_flight()))
+    };
     let mut batch = 0;
     for (number, at) in profile.due(share.first, share.step) {
         let planned = start + at.std();
@@ -55,20 +61,21 @@ pub(crate) async fn load(
         if batch % BATCH == 0 {
             tokio::task::yield_now().await;
         }
+        let mut user = free.borrow_mut().pop().or_else(&mut born);
+        // Before its time it is not dropped: until then a user may come free.
+        if user.is_none() && planned > Instant::now() && worker.reaches(planned).await {
+            user = free.borrow_mut().pop();
+        }
         // Latencies count from when it began, if that was before its time.
         let now = Instant::now();
         worker.lag(now.saturating_duration_since(planned));
         let planned = planned.min(now);
-        let user = free.borrow_mut().pop().or_else(|| {
-            let number = unborn.next()?;
-            Some(User::new(worker, number, worker.new_flight()))
-        });
         let Some(mut user) = user else {
             worker.record(task, TaskRecorder::drop_arrival);
             continue;
         };
         user.choices = choices;
-        let (worker, free) = (Rc::clone(worker), Rc::clone(&free));
+        let (worker, free) = (Rc::clone(worker), Rc::clone(free));
         users.spawn_local(async move {
             {
                 let _running = Running::new(&worker, planned, worker.end());

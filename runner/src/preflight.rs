@@ -7,8 +7,9 @@ use std::{fs, net::ToSocketAddrs};
 
 use loadtest_core::{
     plan::Plan,
-    resource::{HttpVersion, Reuse, Session, TaskKind},
+    resource::{HttpVersion, Reuse, Session, Task, TaskKind},
     sizing,
+    values::Rate,
 };
 
 use crate::{
@@ -55,8 +56,10 @@ struct Need {
 
 impl Need {
     fn of(plan: &Plan, index: u32) -> Self {
-        let users = plan.users_of(index).count() as u64;
-        let kinds = || plan.scenario.tasks.iter().filter_map(loadtest_core::resource::Task::kind);
+        // A task of weight 0 is never chosen.
+        let chosen = || plan.scenario.tasks.iter().filter(|task| task.weight > 0);
+        let kinds = || chosen().filter_map(Task::kind);
+        let users = (plan.users_of(index).count() as u64).min(at_once(plan, kinds()));
         let speaks_http = kinds().any(|kind| !matches!(kind, TaskKind::WebSocket(_)));
         let target = &plan.target;
         let http = match (target.connections, target.http_version) {
@@ -75,6 +78,35 @@ impl Need {
         let kept = sessions(Session::PerUser);
         Self { users, http, web_socket: users * (one_at_a_time + kept) }
     }
+}
+
+/// Users of one runner that can have something open at once: of arrivals those that come within
+/// the longest timeout, of users those that start before the end.
+fn at_once<'a>(plan: &Plan, kinds: impl Iterator<Item = TaskKind<'a>>) -> u64 {
+    let load = &plan.load;
+    let most = if load.is_open() {
+        let stages = load.stages.iter().filter_map(|stage| stage.rate);
+        let rate = load.arrival_rate.into_iter().chain(stages).map(Rate::value).fold(0.0, f64::max);
+        let timeouts = kinds.map(|kind| match kind {
+            TaskKind::Http(http) => http.timeout,
+            TaskKind::Chat(chat) => chat.timeout,
+            TaskKind::WebSocket(socket) => socket.timeout,
+        });
+        rate * timeouts.max().unwrap_or_default().as_secs_f64()
+    } else {
+        match (load.spawn_rate, load.duration) {
+            (Some(rate), Some(length)) => rate * length.as_secs_f64(),
+            _ => f64::MAX,
+        }
+    };
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "float casts saturate, and no rate is negative"
+    )]
+    let of_one = (most / f64::from(plan.runners.max(1))).ceil() as u64;
+    // Shares are even, but for one.
+    of_one.saturating_add(1)
 }
 
 /// Everything that would keep a runner from making its load. `both_ends` is true when the
@@ -115,7 +147,7 @@ fn judge(
         [("target.http", http), ("target.webSocket", web_socket)].into_iter().enumerate()
     {
         if connections > limits.ports && connections > limits.ports * addresses(which) {
-            let fits = at_most(users, connections, limits.ports);
+            let fits = at_most(users, connections, limits.ports * addresses(which));
             problems.push(format!(
                 "{users} users need {connections} connections to {name}, there are {} local ports: use at most {fits} users per runner, or a wider net.ipv4.ip_local_port_range",
                 limits.ports
@@ -126,12 +158,19 @@ fn judge(
     if let Some(limit) = limits.memory.filter(|limit| bytes > *limit) {
         let mebi = |bytes: u64| bytes.div_ceil(1 << 20);
         problems.push(format!(
-            "{users} users need about {} MiB of memory, the limit is {} MiB: raise runners.resources.limits.memory, or use fewer users per runner",
+            "{users} users need about {} MiB of memory, the limit is {} MiB: raise runners.resources.limits.memory, or use at most {} users per runner",
             mebi(bytes),
-            mebi(limit)
+            mebi(limit),
+            users_within(plan, users, limit)
         ));
     }
     problems
+}
+
+/// The most users of whom the memory is within a limit.
+fn users_within(plan: &Plan, users: u64, limit: u64) -> u64 {
+    let none = sizing::memory_bytes(plan, 0);
+    at_most(users, sizing::memory_bytes(plan, users) - none, limit.saturating_sub(none))
 }
 
 /// The most users whose needs fit, when those of `users` are `needed`.
@@ -150,7 +189,7 @@ mod tests {
     fn plan(users: u64, target: &str, tasks: &str) -> Plan {
         let spec = format!(
             "{{target: {{http: 'http://t', webSocket: 'ws://t'{target}}}, \
-             load: {{users: {users}, spawnRate: 100, duration: 1m}}, scenario: {{tasks: [{tasks}]}}}}"
+             load: {{users: {users}, spawnRate: 10000, duration: 1m}}, scenario: {{tasks: [{tasks}]}}}}"
         );
         let spec: LoadTestSpec = serde_yaml::from_str(&spec).unwrap();
         Plan {
@@ -216,6 +255,21 @@ mod tests {
         let limits = Limits { memory: Some(64 << 20), ..ROOMY };
         assert!(told(&plan(10_000, "", HTTP), &limits).contains("the limit is 64 MiB"));
         assert_eq!(told(&plan(100, "", HTTP), &limits), "");
+    }
+
+    #[test]
+    fn what_never_happens_is_not_needed() {
+        let mut plan = plan(30_000, "", HTTP);
+        plan.load =
+            serde_yaml::from_str("{arrivalRate: 100/s, maxUsers: 30000, duration: 1m}").unwrap();
+        assert_eq!(Need::of(&plan, 0).http, 6001);
+        plan.load = serde_yaml::from_str("{users: 30000, spawnRate: 10, duration: 1m}").unwrap();
+        assert_eq!(Need::of(&plan, 0).http, 601);
+        plan.scenario.tasks = serde_yaml::from_str(
+            "[{name: a, http: {path: /}}, {name: b, weight: 0, webSocket: {}}]",
+        )
+        .unwrap();
+        assert_eq!(Need::of(&plan, 0).web_socket, 0);
     }
 
     #[test]

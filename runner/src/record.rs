@@ -38,7 +38,11 @@ impl Distribution {
     }
 
     /// The same samples in native buckets, by the middle of each of ours.
+    ///
+    /// Lets others on its core go first: a scheduler takes a thread off in the midst of its slice
+    /// of some milliseconds for nobody, not even for a load thread.
     pub(crate) fn to_native(&self) -> LatencyHistogram {
+        std::thread::yield_now();
         let mut native = LatencyHistogram::default();
         for step in self.counts.iter_recorded() {
             let middle = self.counts.median_equivalent(step.value_iterated_to());
@@ -143,7 +147,8 @@ impl TaskRecorder {
         series.response.record(nanos(planned, last));
         if let Some(sent) = sent {
             series.service.record(nanos(sent, last));
-            if let Some(first_byte) = first_byte {
+            // A fast error is no fast answer.
+            if let Some(first_byte) = first_byte.filter(|_| outcome != Outcome::Failure) {
                 self.first_byte.get_or_insert_default().record(nanos(sent, first_byte));
             }
         }

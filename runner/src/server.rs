@@ -96,6 +96,7 @@ impl Control {
             loadtest: plan.name.clone(),
             chat: names(|kind| matches!(kind, TaskKind::Chat(_))),
             web_socket: names(|kind| matches!(kind, TaskKind::WebSocket(_))),
+            breathe: Some(std::thread::yield_now),
         }
     }
 

@@ -32,6 +32,9 @@ pub(crate) struct User {
     places: Vec<(usize, Place)>,
 }
 
+/// How long a close frame may take to be written.
+const LEAVING: Duration = Duration::from_millis(100);
+
 /// What a request runs on.
 enum Held {
     Http(Slot),
@@ -84,53 +87,87 @@ impl User {
         }
     }
 
-    /// Ends what it kept open.
+    /// Ends what it kept open, within [`LEAVING`].
     pub(crate) async fn leave(&mut self, worker: &Worker) {
-        for (task, mut place) in std::mem::take(&mut self.places) {
-            if let Some(PreparedTask { kind: PreparedKind::WebSocket(socket), .. }) =
-                worker.prepared.tasks.get(task)
-            {
-                let (sent, received) = place.take_messages();
-                worker.record(task, |recorder| recorder.messages(sent, received));
-                place.leave(socket).await;
+        if self.places.is_empty() {
+            return;
+        }
+        let left = async {
+            for (task, mut place) in std::mem::take(&mut self.places) {
+                if let Some(PreparedTask { kind: PreparedKind::WebSocket(socket), .. }) =
+                    worker.prepared.tasks.get(task)
+                {
+                    worker.count(task, place.take_bytes(), place.take_messages());
+                    place.leave(socket).await;
+                }
             }
+        };
+        tokio::select! {
+            () = left => {}
+            // A target that reads nothing must not hold up who comes back.
+            () = worker.pacer.until(Instant::now() + LEAVING) => {}
         }
     }
 }
 
-/// What is left to count of a request that has ended.
-struct Settled {
-    bytes: (u64, u64),
-    messages: (u64, u64),
+/// How what a request ran on is left.
+#[derive(Clone, Copy, Debug, Default)]
+struct Left {
+    /// Nobody knows what comes on it next.
+    broken: bool,
+    /// Nothing came on it since the request was sent, which then took too long.
+    unheard: bool,
 }
 
-impl Held {
-    /// The request on it is over, in a failure or well.
-    fn settle(&mut self, failure: Option<&Failure>) -> Settled {
-        match self {
-            Self::Http(slot) => {
-                // What an answer that was not wanted leaves behind is a good connection; no
-                // other failure does.
-                let broken = failure.is_some_and(|failure| {
-                    !matches!(
-                        failure.kind,
-                        ErrorKind::Http(_)
-                            | ErrorKind::CheckBody
-                            | ErrorKind::CheckHeader
-                            | ErrorKind::CheckJson
-                    )
-                });
-                Settled { bytes: slot.settle(broken), messages: (0, 0) }
-            }
-            Self::Socket(place) => {
-                let settled =
-                    Settled { bytes: place.take_bytes(), messages: place.take_messages() };
-                if failure.is_some() {
+impl Left {
+    fn by(failure: &Failure, held: &Held, flight: &Flight) -> Self {
+        // What an answer that was not wanted leaves behind is a good connection; no other failure
+        // does. One that was not read to its end is told apart by its connection.
+        let broken = !matches!(
+            failure.kind,
+            ErrorKind::Http(_)
+                | ErrorKind::Redirect
+                | ErrorKind::CheckBody
+                | ErrorKind::CheckHeader
+                | ErrorKind::CheckJson
+        );
+        let overdue = matches!(failure.kind, ErrorKind::TimeoutResponse | ErrorKind::TimeoutBody);
+        let last_read = match held {
+            Held::Http(slot) => slot.connection.as_ref().map(|open| open.stamps().last_read.get()),
+            Held::Socket(_) => None,
+        };
+        let silent = last_read.zip(flight.sent()).is_some_and(|(read, sent)| read < sent);
+        Self { broken, unheard: overdue && silent }
+    }
+}
+
+/// What a request runs on while it does: counted even when the load ends before it.
+struct Use<'a> {
+    worker: &'a Worker,
+    task: usize,
+    held: Held,
+}
+
+impl Use<'_> {
+    /// The request is over: counts what went over it.
+    fn settle(&mut self, left: Left) {
+        let (bytes, messages) = match &mut self.held {
+            Held::Http(slot) => (slot.settle(left.broken, left.unheard), (0, 0)),
+            Held::Socket(place) => {
+                let counts = (place.take_bytes(), place.take_messages());
+                if left.broken {
                     place.lose();
                 }
-                settled
+                counts
             }
-        }
+        };
+        self.worker.count(self.task, bytes, messages);
+    }
+}
+
+impl Drop for Use<'_> {
+    fn drop(&mut self) {
+        self.settle(Left::default());
     }
 }
 
@@ -142,13 +179,21 @@ pub(crate) async fn perform(
     planned: Instant,
 ) -> Outcome {
     let Some(prepared) = worker.prepared.tasks.get(task) else { return Outcome::Failure };
-    let mut held = user.take(worker.links(), task, &prepared.kind);
+    let held = user.take(worker.links(), task, &prepared.kind);
+    let mut running = Use { worker, task, held };
     let flight = Rc::clone(&user.flight);
     flight.begin(task, planned, prepared.timeout);
     // Users that wait hold none.
     let mut buffer = worker.take_buffer();
-    let exchange =
-        exchange(worker, task, prepared, &mut user.choices, &flight, &mut held, &mut buffer);
+    let exchange = exchange(
+        worker,
+        task,
+        prepared,
+        &mut user.choices,
+        &flight,
+        &mut running.held,
+        &mut buffer,
+    );
     let ended = flight.in_time(exchange).await;
     let (outcome, failure, last, answer) = match ended {
         Some(Ok((last, answer))) => (Outcome::Success, None, last, answer),
@@ -159,15 +204,20 @@ pub(crate) async fn perform(
             (Outcome::Timeout, Some(failure), Instant::now(), None)
         }
     };
-    let Settled { bytes, messages } = held.settle(failure.as_ref());
+    let left = failure.as_ref().map(|failure| Left::by(failure, &running.held, &flight));
+    if let (Held::Http(slot), Some(links), None) = (&mut running.held, worker.links(), &left) {
+        links.outlive(slot, &worker.pacer).await;
+    }
+    running.settle(left.unwrap_or_default());
+    let held = std::mem::replace(&mut running.held, Held::Http(Slot::default()));
+    drop(running);
     user.give(worker.links(), task, &prepared.kind, held);
     worker.give_buffer(buffer);
     let opened = flight.take_opened();
+    let awaited = flight.awaiting(last).filter(|_| outcome == Outcome::Timeout);
     let sample = flight.sample(&prepared.kind, outcome, planned, last);
     worker.keep(task, outcome, &sample);
     worker.record(task, |recorder| {
-        recorder.bytes(bytes.0, bytes.1);
-        recorder.messages(messages.0, messages.1);
         opened.iter().for_each(|opened| recorder.opened(opened));
         recorder.record(outcome, &sample);
         let each = answer.and_then(|answer| answer.each);
@@ -176,6 +226,10 @@ pub(crate) async fn perform(
         }
         if outcome == Outcome::Success && sample.meets(&prepared.goals, each) {
             recorder.good();
+        }
+        // Replies that never came took at least so long.
+        if let Some(age) = awaited {
+            recorder.round_trip(age);
         }
         if let Some(failure) = failure {
             recorder.fail(failure);

@@ -38,8 +38,9 @@ pub(crate) struct Place {
     link: Option<Link>,
     /// There was one, and it ended without us: the next one is in its place.
     lost: bool,
-    /// Messages sent and received that were not counted yet.
+    /// Messages sent and received that were not counted yet, and bytes of sessions that have ended.
     messages: (u64, u64),
+    bytes: (u64, u64),
 }
 
 /// What came for a session.
@@ -58,12 +59,16 @@ impl Place {
 
     /// Lets go of a session that has ended, or whose state nobody knows.
     pub(crate) fn lose(&mut self) {
-        self.lost |= self.link.take().is_some();
+        self.bytes = self.take_bytes();
+        // One that never was upgraded was none.
+        self.lost |= self.link.take().is_some_and(|link| link.stream.is_some());
     }
 
     /// Bytes sent and received since this was last asked.
-    pub(crate) fn take_bytes(&self) -> (u64, u64) {
-        self.link.as_ref().map_or((0, 0), |link| link.stamps.take_bytes())
+    pub(crate) fn take_bytes(&mut self) -> (u64, u64) {
+        let before = std::mem::take(&mut self.bytes);
+        let now = self.link.as_ref().map_or((0, 0), |link| link.stamps.take_bytes());
+        (before.0 + now.0, before.1 + now.1)
     }
 
     /// Messages sent and received since this was last asked.
@@ -83,6 +88,8 @@ impl Place {
                     self.messages.1 += 1;
                 }
                 Poll::Ready(Some(Ok(Message::Close(_)) | Err(_)) | None) => {
+                    // The answer to a close frame waits to be written.
+                    let _ = stream.poll_flush_unpin(context);
                     self.lose();
                     return Poll::Ready(());
                 }
@@ -145,6 +152,8 @@ impl Place {
                 Came::Message
             }
             Some(Ok(Message::Close(frame))) => {
+                // The answer to it waits to be written; the target may be gone by now.
+                let _ = stream.flush().await;
                 Came::End(frame.map_or(1005, |frame| u16::from(frame.code)))
             }
             Some(Ok(_)) => Came::Other,
@@ -203,14 +212,17 @@ pub(crate) async fn task(
     flight.send();
     for text in &prepared.send {
         flight.enter(Part::Response);
-        let sent = Instant::now();
+        if prepared.replies == 0 {
+            place.send(text).await?;
+            continue;
+        }
+        let sent = flight.awaits();
         place.send(text).await?;
         for _ in 0..prepared.replies {
             place.reply().await?;
         }
-        if prepared.replies > 0 {
-            round_trip(last_read().saturating_duration_since(sent));
-        }
+        flight.replied();
+        round_trip(last_read().saturating_duration_since(sent));
     }
     flight.enter(Part::Body);
     if prepared.keep {
@@ -242,7 +254,7 @@ async fn upgrade(
         headers.insert("sec-websocket-key", key);
     }
     // The library's own read buffer is 128 KiB a socket, made when it connects.
-    let config = WebSocketConfig::default().read_buffer_size(2 << 10).write_buffer_size(0);
+    let config = WebSocketConfig::default().read_buffer_size(1 << 10).write_buffer_size(0);
     let (socket, _) =
         client_async_with_config(request, wire, Some(config)).await.map_err(failed)?;
     Ok(socket)

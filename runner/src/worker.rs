@@ -27,7 +27,7 @@ use crate::{
     cpu,
     engine::Ending,
     flight::Flight,
-    open,
+    open::{self, Free},
     pacer::Pacer,
     prepare::Prepared,
     raw::RawRecorder,
@@ -36,7 +36,7 @@ use crate::{
 
 /// Between looks for requests that take too long.
 const SHORTEST_LOOK: Duration = Duration::from_millis(1);
-const LONGEST_LOOK: Duration = Duration::from_millis(100);
+const LONGEST_LOOK: Duration = Duration::from_millis(50);
 
 /// The largest read buffer that is kept.
 const KEPT_BUFFER: usize = 64 << 10;
@@ -172,6 +172,14 @@ impl Worker {
         }
     }
 
+    /// Counts bytes and WebSocket messages, sent and received, of a task.
+    pub(crate) fn count(&self, task: usize, bytes: (u64, u64), messages: (u64, u64)) {
+        self.record(task, |recorder| {
+            recorder.bytes(bytes.0, bytes.1);
+            recorder.messages(messages.0, messages.1);
+        });
+    }
+
     /// Records something of a task.
     pub(crate) fn record(&self, task: usize, write: impl FnOnce(&mut TaskRecorder)) {
         if let Some(recorder) = self.tasks.borrow_mut().get_mut(task) {
@@ -261,8 +269,10 @@ impl Worker {
         let profile = Profile::of(&self.prepared.plan.load);
         let mut users = JoinSet::new();
         let watch = tokio::task::spawn_local(Rc::clone(self).watch_timeouts());
+        // Users that wait for an arrival; of a closed load there are none.
+        let free = Free::default();
         if self.prepared.plan.load.is_open() {
-            open::load(self, &profile, share, start, &mut users).await;
+            open::load(self, &profile, share, start, &mut users, &free).await;
         } else {
             closed::load(self, &profile, share, start, &mut users).await;
         }
@@ -276,6 +286,8 @@ impl Worker {
             }
         }
         watch.abort();
+        // All at once: each takes its time.
+        futures::future::join_all(free.take().iter_mut().map(|user| user.leave(self))).await;
         let now = Instant::now();
         for flight in self.flights.borrow().iter() {
             let Some((task, planned)) = flight.open() else { continue };
@@ -284,6 +296,7 @@ impl Worker {
             self.keep(task, Outcome::Interrupted, &sample);
             self.record(task, |recorder| {
                 flight.take_opened().iter().for_each(|opened| recorder.opened(opened));
+                flight.awaiting(now).into_iter().for_each(|age| recorder.round_trip(age));
                 recorder.record(Outcome::Interrupted, &sample);
             });
         }

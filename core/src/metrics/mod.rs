@@ -68,9 +68,10 @@ pub mod names {
     pub const ROUND_TRIP: &str = "loadtest_websocket_round_trip_seconds";
     /// Counter: WebSocket messages, by task and direction.
     pub const MESSAGES: &str = "loadtest_websocket_messages_total";
-    /// Gauge: memory of the runner in bytes, without what the kernel can drop.
+    /// Gauge: the most resident memory that the runner was seen with, in bytes.
     pub const MEMORY: &str = "loadtest_runner_memory_bytes";
-    /// Gauge: the same as a share of the runner's limit; 0 without one.
+    /// Gauge: the largest share of its memory limit, without files that the kernel can drop, that
+    /// the runner was seen with; 0 without one.
     pub const MEMORY_RATIO: &str = "loadtest_runner_memory_ratio";
     /// Histogram: how late a load thread came to what was due.
     pub const LOOP_LAG: &str = "loadtest_event_loop_lag_seconds";

@@ -112,9 +112,11 @@ pub struct TaskNumbers {
     pub first_response: [LatencyHistogram; 4],
     /// From the start of a WebSocket's connection to its upgrade, by the session's outcome.
     pub web_socket_connect: [LatencyHistogram; 4],
-    /// From sent to the first byte of the answer, of http and chat requests that got one.
+    /// From sent to the first byte of the answer, of http and chat requests but failed ones; of
+    /// those that timed out or were interrupted before it, their age.
     pub first_byte: LatencyHistogram,
-    /// From a WebSocket message that was sent to the last reply it awaits.
+    /// From a WebSocket message that was sent to the last reply it awaits, or to its session's
+    /// timeout or interruption.
     pub round_trip: LatencyHistogram,
     /// WebSocket messages sent.
     pub messages_sent: u64,
@@ -301,9 +303,10 @@ pub struct Numbers {
     pub thread_busy: f64,
     /// Seconds for which a CPU limit kept a runner from running; of several, the most.
     pub throttled_seconds: f64,
-    /// Bytes of a runner's memory, without what the kernel can drop; of several, the most.
+    /// The most resident bytes that a runner was seen with; of several, the most.
     pub memory_bytes: f64,
-    /// The same as a share of the runner's limit, zero without one; of several, the highest.
+    /// The largest share of its memory limit that a runner was seen with, zero without one; of
+    /// several, the highest.
     pub memory_ratio: f64,
 }
 

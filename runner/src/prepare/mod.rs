@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header};
 use loadtest_core::{
     mix::Mix,
     plan::{Goals, Plan, header_variable},
-    resource::{ChatTask, HttpTask, HttpVersion, Session, Task, TaskKind, WebSocketTask},
+    resource::{ChatTask, HttpTask, HttpVersion, Reuse, Session, Task, TaskKind, WebSocketTask},
 };
 
 use tokio_tungstenite::tungstenite::Utf8Bytes;
@@ -204,6 +204,10 @@ fn shared_headers(
     let mut headers = HeaderMap::new();
     put(&mut headers, "user-agent", concat!("loadtest-runner/", env!("CARGO_PKG_VERSION")))?;
     put(&mut headers, "accept", "*/*")?;
+    if plan.target.connections == Reuse::PerRequest {
+        // Whoever closes first keeps the port for a minute: that shall be the target.
+        put(&mut headers, "connection", "close")?;
+    }
     if plan.target.gzip {
         put(&mut headers, "accept-encoding", "gzip")?;
     }

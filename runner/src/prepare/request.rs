@@ -63,8 +63,8 @@ impl Source {
         }
     }
 
-    /// The request in HTTP/2's form: its authority is part of the URI, and no header says how
-    /// long its body is or what becomes of the connection (RFC 9113, 8.2.2).
+    /// The request in HTTP/2's form: its authority is part of the URI, and no header says what
+    /// becomes of the connection (RFC 9113, 8.2.2).
     fn http2(&self) -> Option<http::Request<Bytes>> {
         let mut request = http::Request::new(self.body.clone());
         let path = self.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
@@ -74,7 +74,13 @@ impl Source {
         *request.uri_mut() =
             format!("{}://{authority}{path}", self.form.origin.scheme()).parse().ok()?;
         *request.headers_mut() = self.headers.clone();
-        request.headers_mut().remove(header::HOST);
+        let headers = request.headers_mut();
+        for name in ["host", "connection", "keep-alive", "proxy-connection", "te", "upgrade"] {
+            headers.remove(name);
+        }
+        if expects_body(&self.method) || !self.body.is_empty() {
+            headers.insert(header::CONTENT_LENGTH, self.body.len().into());
+        }
         Some(request)
     }
 }
@@ -92,8 +98,11 @@ impl Redirects {
     /// Within the target only: the load, and its credentials, are for nobody else.
     pub(crate) fn follow(&mut self, status: u16, location: &str) -> Result<Request, Failure> {
         let fails = |message: String| Err(Failure::new(ErrorKind::Redirect, message));
+        // A query may hold a credential.
+        let shown = location.split(['?', '#']).next().unwrap_or_default();
+        let shown = loadtest_core::report::truncated(shown, 100);
         let Some(left) = self.left.checked_sub(1) else {
-            return fails(format!("one redirect too many, to {location:?}: see maxRedirects"));
+            return fails(format!("one redirect too many, to {shown:?}: see maxRedirects"));
         };
         self.left = left;
         let source = &mut self.source;
@@ -102,19 +111,23 @@ impl Redirects {
         let to = origin.join(path).and_then(|from| from.join(location));
         let to = match to {
             Ok(to) => to,
-            Err(error) => return fails(format!("redirect to {location:?}: {error}")),
+            Err(error) => return fails(format!("redirect to {shown:?}: {error}")),
         };
         if to.origin() != origin.origin() {
-            return fails(format!("redirect out of the target, to {location:?}: not followed"));
+            return fails(format!("redirect out of the target, to {shown:?}: not followed"));
         }
         let query = to.query().map_or_else(String::new, |query| format!("?{query}"));
         let Ok(uri) = format!("{}{query}", to.path()).parse() else {
-            return fails(format!("redirect to {location:?}, which is no path"));
+            return fails(format!("redirect to {shown:?}, which is no path"));
         };
         source.uri = uri;
-        // As browsers do it, and RFC 9110, 15.4 allows: only 307 and 308 keep a POST.
-        let keeps =
-            matches!(status, 307 | 308) || matches!(source.method, Method::GET | Method::HEAD);
+        // As browsers do it, and RFC 9110, 15.4 allows: 301 and 302 turn a POST into a GET, and 303
+        // everything but a HEAD.
+        let keeps = match status {
+            307 | 308 => true,
+            303 => matches!(source.method, Method::GET | Method::HEAD),
+            _ => source.method != Method::POST,
+        };
         if !keeps {
             source.method = Method::GET;
             source.body = Bytes::new();
@@ -122,6 +135,11 @@ impl Redirects {
         }
         Ok(source.request())
     }
+}
+
+/// Of methods that expect a body, an empty one has to be announced (RFC 9110, 8.6).
+fn expects_body(method: &Method) -> bool {
+    [Method::POST, Method::PUT, Method::PATCH].contains(method)
 }
 
 /// A request in HTTP/1.1's own form (RFC 9112, 3).
@@ -135,9 +153,7 @@ fn http1(method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Bytes 
         bytes.extend_from_slice(value.as_bytes());
         bytes.extend_from_slice(b"\r\n");
     }
-    // Of methods that expect a body, an empty one has to be announced (RFC 9110, 8.6).
-    let expects_body = [Method::POST, Method::PUT, Method::PATCH].contains(method);
-    if expects_body || !body.is_empty() {
+    if expects_body(method) || !body.is_empty() {
         bytes.extend_from_slice(format!("content-length: {}\r\n", body.len()).as_bytes());
     }
     bytes.extend_from_slice(b"\r\n");
@@ -188,6 +204,20 @@ mod tests {
         let found = redirects(Method::POST, 1).follow(302, "/x").unwrap();
         assert!(line(&found).starts_with("GET"));
         assert!(!String::from_utf8_lossy(&found.bytes).contains("body"));
+    }
+
+    #[test]
+    fn only_a_post_becomes_a_get_unless_303_says_so() {
+        for (method, status, wanted) in [
+            (Method::DELETE, 302, "DELETE"),
+            (Method::PUT, 301, "PUT"),
+            (Method::PUT, 303, "GET"),
+            (Method::HEAD, 303, "HEAD"),
+            (Method::POST, 308, "POST"),
+        ] {
+            let found = redirects(method.clone(), 1).follow(status, "/x").unwrap();
+            assert!(line(&found).starts_with(wanted), "{method} {status}");
+        }
     }
 
     #[test]

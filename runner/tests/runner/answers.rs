@@ -91,7 +91,7 @@ async fn checks_read_what_was_compressed() {
 async fn an_answer_that_fails_a_check_has_failed_and_keeps_its_connection() {
     let target = Target::start(Tls::None).await;
     for (check, kind, says) in [
-        (json!({"bodyContains": "nope"}), "check_body", "bodyContains \"nope\": the body is"),
+        (json!({"bodyContains": "nope"}), "check_body", "bodyContains \"nope\": it is not in the"),
         (json!({"header": "etag"}), "check_header", "the answer has no such header"),
         (json!({"jsonPath": "$.status", "equals": "no"}), "check_json", "it is \"ok\""),
     ] {

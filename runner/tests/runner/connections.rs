@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     load::{only, outcomes, run},
-    target::{Target, Tls},
+    target::{Bounds, Target, Tls},
 };
 
 async fn measured(target: &Target, path: &str, reuse: Reuse, version: HttpVersion) -> TaskNumbers {
@@ -73,6 +73,35 @@ async fn http2_sends_all_requests_of_a_worker_at_once_on_one_connection() {
 }
 
 #[tokio::test]
+async fn waiting_for_room_on_an_http2_connection_is_no_service_time() {
+    let bounds = Bounds { streams: Some(2), life: None };
+    let target = Target::bounded(Tls::None, bounds).await;
+    let mut plan = target.plan(12, json!({"path": "/slow"})).await;
+    (plan.target.connections, plan.target.http_version) = (Reuse::Shared, HttpVersion::Http2);
+    plan.workers = 1;
+    let found = run(plan).await;
+    let task = only(&found.numbers);
+    assert_eq!(task.failures(), 0, "{:?} {:?}", task.errors, found.examples);
+    assert_eq!(target.count(|seen| &seen.most), 2);
+    // Six at a time wait for their turn: three answers or more, of 50 ms each.
+    let p50 = |times: &loadtest_core::metrics::LatencyHistogram| {
+        times.quantile(0.5).unwrap().as_secs_f64()
+    };
+    let (service, response) = (p50(&task.service_time[0]), p50(&task.response_time[0]));
+    assert!(service < 0.1 && response > 0.15, "{service} {response}");
+}
+
+#[tokio::test]
+async fn an_http2_connection_that_goes_away_fails_nothing() {
+    let bounds = Bounds { streams: None, life: Some(std::time::Duration::from_millis(150)) };
+    let target = Target::bounded(Tls::None, bounds).await;
+    let task = measured(&target, "/slow", Reuse::Shared, HttpVersion::Http2).await;
+    let opened = target.count(|seen| &seen.connections);
+    assert!(opened > 2, "{opened}");
+    assert_eq!((task.connections.opened, task.connections.again), (opened, opened - 1));
+}
+
+#[tokio::test]
 async fn http2_per_user_has_a_connection_each_and_carries_bodies() {
     let target = Target::start(Tls::None).await;
     let mut plan = target.plan(3, json!({"path": "/ok", "method": "POST", "body": "hello"})).await;
@@ -119,6 +148,15 @@ async fn the_first_byte_comes_before_the_last() {
 }
 
 #[tokio::test]
+async fn a_fast_error_is_no_fast_first_byte() {
+    let target = Target::start(Tls::None).await;
+    let found = run(target.plan(2, json!({"path": "/nowhere"})).await).await;
+    let task = only(&found.numbers);
+    assert_eq!(task.completed(), task.errors["http_404"]);
+    assert_eq!(task.first_byte.count(), task.requests[3]);
+}
+
+#[tokio::test]
 async fn an_answer_that_does_not_begin_in_time_is_given_up() {
     let target = Target::start(Tls::None).await;
     let mut plan = target.plan(2, json!({"path": "/slow"})).await;
@@ -128,6 +166,10 @@ async fn an_answer_that_does_not_begin_in_time_is_given_up() {
     assert_eq!(task.completed(), task.errors["timeout_response"], "{:?}", task.errors);
     let told = &found.examples[&("it".to_owned(), "timeout_response".to_owned())];
     assert_eq!(told, "answer had not begun within 20ms");
+    // A first byte that never came took at least so long.
+    let waited = task.requests[2] + task.requests[3];
+    assert_eq!(task.first_byte.count(), waited);
+    assert!(task.first_byte.quantile(0.5).unwrap().as_secs_f64() >= 0.0199);
 }
 
 #[tokio::test]

@@ -67,8 +67,21 @@ pub(crate) enum Tls {
     Http2,
 }
 
+/// What a target allows of HTTP/2.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Bounds {
+    /// Requests at once on a connection.
+    pub(crate) streams: Option<u32>,
+    /// How long a connection lives before the target says that it goes away.
+    pub(crate) life: Option<Duration>,
+}
+
 impl Target {
     pub(crate) async fn start(tls: Tls) -> Self {
+        Self::bounded(tls, Bounds::default()).await
+    }
+
+    pub(crate) async fn bounded(tls: Tls, bounds: Bounds) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let seen: Arc<Seen> = Arc::default();
@@ -81,10 +94,10 @@ impl Target {
                 let (app, acceptor) = (app.clone(), acceptor.clone());
                 tokio::spawn(async move {
                     match acceptor {
-                        None => serve(socket, app).await,
+                        None => serve(socket, app, bounds).await,
                         Some(acceptor) => {
                             if let Ok(session) = acceptor.accept(socket).await {
-                                serve(session, app).await;
+                                serve(session, app, bounds).await;
                             }
                         }
                     }
@@ -137,10 +150,22 @@ fn acceptor(tls: Tls) -> Option<(TlsAcceptor, String)> {
     Some((TlsAcceptor::from(Arc::new(config)), cert.pem()))
 }
 
-async fn serve(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, app: Router) {
+async fn serve(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    app: Router,
+    bounds: Bounds,
+) {
     let service = TowerToHyperService::new(app);
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http2().max_concurrent_streams(bounds.streams);
+    let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
+    let life = tokio::time::sleep(bounds.life.unwrap_or(Duration::MAX));
     // A client that leaves is not the target's failure.
-    let _ = Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(io), service).await;
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = life => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = connection.await;
 }
 
 fn router(seen: Arc<Seen>) -> Router {

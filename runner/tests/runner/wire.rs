@@ -165,3 +165,20 @@ async fn answers_that_never_came_count_as_late_first_tokens_and_late_upgrades() 
     let sessions = &numbers.tasks["ws"];
     assert_eq!(sessions.web_socket_connect[2].count(), sessions.requests[2]);
 }
+
+#[tokio::test]
+async fn what_follows_an_answer_is_no_answer_to_the_next_request() {
+    // A body that its head denies: a redirect to the same, on a connection that is then no good.
+    let moved: &[u8] = b"HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n<html>";
+    let (url, seen) = server(moved).await;
+    let simulator = simulator("{}").await;
+    let task = json!([{"name": "it", "http": {"path": "/", "maxRedirects": 3}}]);
+    let mut plan = plan(&simulator, 1, "1s", &task);
+    plan.target.http = Some(url);
+    let found = crate::load::run(plan).await;
+    let task = only(&found.numbers);
+    // Each is followed until it is one too many, and none is read as garbage.
+    assert_eq!(task.completed(), task.errors["redirect"], "{:?}", task.errors);
+    let count = seen.lock().unwrap().len() as u64;
+    assert!((count - 4 * task.completed()) <= 4, "{count} for {}", task.completed());
+}

@@ -52,6 +52,8 @@ pub struct Shown {
     pub chat: Vec<String>,
     /// Names of WebSocket tasks: only these have a connect time and round trips.
     pub web_socket: Vec<String>,
+    /// Called after each histogram: by who encodes beside a load, to let that go first.
+    pub breathe: Option<fn()>,
 }
 
 /// Upper bounds of the classic buckets in seconds: 1 ms to 60 s, each 1.2 times the one before.
@@ -165,12 +167,12 @@ impl Exposition {
             ),
             (
                 names::MEMORY,
-                "Memory of the runner in bytes, without what can be dropped",
+                "The most resident memory that the runner was seen with, in bytes",
                 *memory_bytes,
             ),
             (
                 names::MEMORY_RATIO,
-                "The same as a share of the runner's limit; 0 without one",
+                "The largest share of its memory limit that the runner was seen with; 0 without one",
                 *memory_ratio,
             ),
             (names::USERS, "Users running now", *users as f64),
@@ -207,6 +209,9 @@ impl Exposition {
             below = total;
         }
         buckets.push((f64::INFINITY, histogram.count() - below));
+        if let Some(breathe) = self.shown.breathe {
+            breathe();
+        }
         encoder.encode_histogram_with_native::<NoLabels>(
             histogram.sum_seconds(),
             histogram.count(),
@@ -232,7 +237,12 @@ mod tests {
     use crate::metrics::{Identity, RunnerState, Tokens, decode};
 
     fn shown() -> Shown {
-        Shown { loadtest: "burst".into(), chat: vec!["chat".into()], web_socket: vec!["ws".into()] }
+        Shown {
+            loadtest: "burst".into(),
+            chat: vec!["chat".into()],
+            web_socket: vec!["ws".into()],
+            breathe: None,
+        }
     }
 
     fn runner(samples: &[(f64, u8)]) -> RunnerNumbers {
