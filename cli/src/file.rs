@@ -222,7 +222,8 @@ spec:
     fn a_good_file_is_read_with_its_defaults() {
         let accepted = check(GOOD, &[]).unwrap();
         assert_eq!(accepted.warnings, []);
-        assert_eq!(accepted.test.spec.runners.users_per_runner, Some(100));
+        assert_eq!(accepted.test.spec.runners.users_per_runner, None);
+        assert_eq!(accepted.test.spec.load.graceful_stop, loadtest_core::Duration::from_secs(30));
         assert_eq!(accepted.test.spec.scenario.tasks[1].weight, 1);
     }
 

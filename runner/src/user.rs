@@ -205,13 +205,6 @@ pub(crate) async fn perform(
         }
     };
     let left = failure.as_ref().map(|failure| Left::by(failure, &running.held, &flight));
-    if let (Held::Http(slot), Some(links), None) = (&mut running.held, worker.links(), &left) {
-        links.outlive(slot, &worker.pacer).await;
-    }
-    running.settle(left.unwrap_or_default());
-    let held = std::mem::replace(&mut running.held, Held::Http(Slot::default()));
-    drop(running);
-    user.give(worker.links(), task, &prepared.kind, held);
     worker.give_buffer(buffer);
     let opened = flight.take_opened();
     let awaited = flight.awaiting(last).filter(|_| outcome == Outcome::Timeout);
@@ -236,6 +229,14 @@ pub(crate) async fn perform(
         }
     });
     flight.end();
+    // Only now, when the request is counted: what follows is for the next one.
+    if let (Held::Http(slot), Some(links), None) = (&mut running.held, worker.links(), &left) {
+        links.outlive(slot, &worker.pacer).await;
+    }
+    running.settle(left.unwrap_or_default());
+    let held = std::mem::replace(&mut running.held, Held::Http(Slot::default()));
+    drop(running);
+    user.give(worker.links(), task, &prepared.kind, held);
     outcome
 }
 
