@@ -34,7 +34,8 @@ async fn kill_operator(story: &Story) -> Result<()> {
 
 #[tokio::test]
 async fn an_operator_killed_mid_run_finishes_the_same_run_with_the_same_numbers() -> Result<()> {
-    Story::tell("restart", async |story| {
+    // Alone: a stage that ends while the operator is gone is Inconclusive, as it should be.
+    Story::tell_alone("restart", async |story| {
         let target = story.simulator(json!({"health": {"latency": "50ms"}})).await?;
         let mut spec = health(20, "15s", &json!([{"metric": "errorRate", "target": "< 1%"}]));
         spec["runners"] = json!({"usersPerRunner": 10});
