@@ -116,8 +116,8 @@ async fn send<'a>(
             }
         }
     }
-    // HTTP/2 once more, when the target has not acted on it.
-    for last in [false, true] {
+    // HTTP/2 again, when the target has not acted on it.
+    for last in [false, false, true] {
         if slot.connection.is_none() {
             flight.enter(Part::Connect);
             // Opened once and used long: an idle user shall not carry the state of that.
@@ -131,7 +131,11 @@ async fn send<'a>(
                 two.end();
                 slot.lose();
             }
-            Err(Refusal::Unsent(failure) | Refusal::Failed(failure)) => return Err(failure),
+            // In its turn, now that it is known how many there may be.
+            Err(Refusal::Refused(_)) if !last => {}
+            Err(
+                Refusal::Unsent(failure) | Refusal::Refused(failure) | Refusal::Failed(failure),
+            ) => return Err(failure),
         }
     }
     let Some(Connection::One(open)) = &mut slot.connection else {
@@ -174,7 +178,7 @@ async fn send_http2(
     let answer = two.send(turn, request, keep, |at| flight.first_byte(at)).await;
     match &answer {
         Ok(_) => flight.enter(Part::Body),
-        Err(Refusal::Unsent(_)) if unsent => flight.unsend(),
+        Err(Refusal::Unsent(_) | Refusal::Refused(_)) if unsent => flight.unsend(),
         Err(_) => {}
     }
     answer

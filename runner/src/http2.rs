@@ -71,6 +71,9 @@ pub(crate) struct Answer {
 pub(crate) enum Refusal {
     /// The target has not acted on the request, and takes it on another connection.
     Unsent(Failure),
+    /// The target has not acted on the request, as it had too many: until its settings came, we
+    /// did not know.
+    Refused(Failure),
     /// It may have.
     Failed(Failure),
 }
@@ -148,7 +151,7 @@ impl Http2 {
             Ok(answer) => answer.into_parts(),
             // So the target says that it has not looked at it (RFC 9113, 8.7).
             Err(error) if error.reason() == Some(Reason::REFUSED_STREAM) => {
-                return Err(unsent(error));
+                return Err(Refusal::Refused(failed(error)));
             }
             // Of a connection that goes away, requests beyond the last one it answers.
             Err(error) if error.is_go_away() && error.is_remote() => return Err(unsent(error)),
