@@ -11,18 +11,18 @@ use crate::story::{Story, health};
 async fn a_starved_runner_is_inconclusive_and_says_what_to_change() -> Result<()> {
     Story::tell("starved", async |story| {
         story.simulator(json!({"health": {"latency": "1ms"}})).await?;
-        // A twentieth of a core can't send 600 requests a second: the target would look slow, and
+        // A twentieth of a core can't send 4,000 requests a second: the target would look slow, and
         // arrivals that the runner never came to would look like its errors.
         let spec = json!({
             "target": {"http": "http://cell0:18800"},
-            "load": {"arrivalRate": "600/s", "maxUsers": 50, "duration": "10s"},
+            "load": {"arrivalRate": "4000/s", "maxUsers": 200, "duration": "10s"},
             "scenario": {"tasks": [{"name": "health", "http": {"path": "/health"}}]},
             "thresholds": [
                 {"metric": "responseTime", "statistic": "p95", "target": "< 20ms", "critical": "> 50ms"},
                 {"metric": "errorRate", "target": "< 1%", "critical": "> 5%"},
-                {"metric": "throughput", "target": "> 590/s", "critical": "< 100/s"},
+                {"metric": "throughput", "target": "> 3900/s", "critical": "< 100/s"},
             ],
-            "runners": {"usersPerRunner": 50, "resources": {
+            "runners": {"usersPerRunner": 200, "resources": {
                 "requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"cpu": "50m", "memory": "64Mi"},
             }},
         });
