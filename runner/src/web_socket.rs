@@ -7,11 +7,10 @@ use std::{
 };
 
 use futures::{SinkExt, StreamExt};
-use http::Request;
 use loadtest_core::metrics::ConnectStep;
 use tokio_tungstenite::{
-    WebSocketStream, client_async_with_config,
-    tungstenite::{self, Message, protocol::WebSocketConfig},
+    WebSocketStream,
+    tungstenite::{self, Message},
 };
 
 use crate::{
@@ -20,6 +19,7 @@ use crate::{
     flight::{Flight, Part},
     prepare::PreparedWebSocket,
     record::Opened,
+    upgrade::upgrade,
     wire::{Stamps, Wire},
 };
 
@@ -118,7 +118,7 @@ impl Place {
         let (wire, stamps, mut steps) = connector.connect().await?;
         let link = self.link.insert(Link { stamps, stream: None });
         let began = Instant::now();
-        link.stream = Some(Box::new(upgrade(wire, prepared).await?));
+        link.stream = Some(Box::new(upgrade(wire, prepared).await.map_err(failed)?));
         steps[ConnectStep::Upgrade.index()] = Some(began.elapsed());
         flight.upgraded();
         flight.opened(Opened { again: std::mem::take(&mut self.lost), steps });
@@ -234,30 +234,6 @@ pub(crate) async fn task(
     } else {
         Ok(Instant::now())
     }
-}
-
-async fn upgrade(
-    wire: Wire,
-    prepared: &PreparedWebSocket,
-) -> Result<WebSocketStream<Wire>, Failure> {
-    let mut request = Request::new(());
-    *request.uri_mut() = prepared.uri.clone();
-    *request.headers_mut() = prepared.headers.clone();
-    let headers = request.headers_mut();
-    for (name, value) in
-        [("connection", "Upgrade"), ("upgrade", "websocket"), ("sec-websocket-version", "13")]
-    {
-        headers.insert(name, http::HeaderValue::from_static(value));
-    }
-    let key = tungstenite::handshake::client::generate_key();
-    if let Ok(key) = http::HeaderValue::try_from(key) {
-        headers.insert("sec-websocket-key", key);
-    }
-    // The library's own read buffer is 128 KiB a socket, made when it connects.
-    let config = WebSocketConfig::default().read_buffer_size(1 << 10).write_buffer_size(0);
-    let (socket, _) =
-        client_async_with_config(request, wire, Some(config)).await.map_err(failed)?;
-    Ok(socket)
 }
 
 fn failed(error: tungstenite::Error) -> Failure {

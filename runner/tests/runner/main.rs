@@ -5,6 +5,7 @@
 mod accounting;
 mod answers;
 mod connections;
+mod handshake;
 mod kinds;
 mod life;
 mod load;
