@@ -16,6 +16,7 @@ use loadtest_core::{
     resource::Timeouts,
 };
 use tokio::{
+    runtime::LocalOptions,
     sync::{mpsc, oneshot},
     task::JoinSet,
 };
@@ -387,9 +388,9 @@ pub(crate) fn run(
     mut orders: mpsc::UnboundedReceiver<Order>,
     ending: Ending,
 ) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async move {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().build_local(LocalOptions::default())?;
+    runtime.block_on(async move {
         let worker = Worker::new(prepared, raw)?;
         let driver = Rc::clone(&worker.pacer);
         tokio::task::spawn_local(async move { driver.drive().await });
