@@ -1,12 +1,13 @@
 /* The target of the benchmarks: one thread, epoll, answers that cost next to nothing, so that
  * the generator on the other core is the bottleneck and not this.
  *
- *   server PORT [--tls CERTIFICATE KEY] [--hold NANOSECONDS REPORT] [--stamps FILE]
+ *   server PORT [--tls CERTIFICATE KEY] [--awake] [--hold NANOSECONDS REPORT] [--stamps FILE]
  *
  * Every request is answered 200 with two bytes, but for POST /v1/chat/completions, which gets a
  * streamed chat, and for a WebSocket's upgrade, after which messages are sent back as they come.
- * --hold sends each answer that long after its request arrived, with a loop that never sleeps;
- * --stamps keeps when requests arrived. Both write what they kept when SIGTERM ends the server.
+ * --awake never sleeps, so that nobody pays for waking it; --hold, which never does either, sends
+ * each answer that long after its request arrived; --stamps keeps when requests arrived. The last
+ * two write what they kept when SIGTERM ends the server.
  */
 #define _GNU_SOURCE
 #include "server.h"
@@ -186,6 +187,9 @@ static void read_options(int argc, char **argv) {
             options.certificate = argv[i + 1];
             options.key = argv[i + 2];
             i += 3;
+        } else if (strcmp(argv[i], "--awake") == 0) {
+            options.awake = true;
+            i++;
         } else if (strcmp(argv[i], "--hold") == 0 && i + 2 < argc) {
             options.hold = strtoll(argv[i + 1], NULL, 10);
             options.report = argv[i + 2];
@@ -198,8 +202,8 @@ static void read_options(int argc, char **argv) {
         }
     }
     if (!good) {
-        fprintf(stderr, "usage: server PORT [--tls CERTIFICATE KEY] [--hold NANOSECONDS REPORT]"
-                        " [--stamps FILE]\n");
+        fprintf(stderr, "usage: server PORT [--tls CERTIFICATE KEY] [--awake]"
+                        " [--hold NANOSECONDS REPORT] [--stamps FILE]\n");
         exit(2);
     }
 }
@@ -224,7 +228,8 @@ int main(int argc, char **argv) {
     bool holding = options.hold >= 0;
     while (!ended) {
         /* A few at a time, so that no answer that is due waits for many requests to be read. */
-        int ready = epoll_wait(poller, events, holding ? FEW_EVENTS : EVENTS, holding ? 0 : -1);
+        int ready = epoll_wait(poller, events, holding ? FEW_EVENTS : EVENTS,
+                               holding || options.awake ? 0 : -1);
         for (int i = 0; i < ready; i++) {
             if (events[i].data.fd == listener)
                 take_connections(listener);

@@ -13,6 +13,7 @@ enum { MAX_FDS = 20000, BUFFER = 4096 };
 struct options {
     int port;
     const char *certificate, *key; /* PEM files; NULL is without TLS */
+    bool awake;                    /* never sleeps */
     int64_t hold;                  /* nanoseconds each answer is held; below 0 is not at all */
     const char *report;            /* where the hold times go */
     const char *stamps;            /* where the moments of arrival go */

@@ -14,7 +14,8 @@ use tokio_rustls::TlsConnector;
 use crate::{
     failure::{ErrorKind, Failure},
     prepare::Endpoint,
-    wire::{Stamps, Stream, Wire},
+    socket::{Clock, Socket, Stamps},
+    wire::{Stream, Wire},
 };
 
 /// How long an answer of the resolver is used. Kubernetes' own DNS caches for 30 s too.
@@ -31,6 +32,7 @@ type Resolved = Result<Vec<SocketAddr>, Failure>;
 #[derive(Debug)]
 pub(crate) struct Connector {
     endpoint: Endpoint,
+    clock: Rc<Clock>,
     known: RefCell<Option<(Instant, Resolved)>>,
     /// Users that start together ask once: the others wait for the first one's answer.
     asking: tokio::sync::Mutex<()>,
@@ -38,9 +40,10 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    pub(crate) fn new(endpoint: Endpoint) -> Self {
+    pub(crate) fn new(endpoint: Endpoint, clock: Rc<Clock>) -> Self {
         Self {
             endpoint,
+            clock,
             known: RefCell::new(None),
             asking: tokio::sync::Mutex::new(()),
             next: Cell::new(0),
@@ -81,12 +84,13 @@ impl Connector {
     ) -> Result<(Wire, Rc<Stamps>), Failure> {
         // Without it, a small request may wait for the last answer's acknowledgement.
         stream.set_nodelay(true).map_err(|e| Failure::new(ErrorKind::Connect, e))?;
+        let (socket, stamps) = Socket::new(stream, Rc::clone(&self.clock));
         let Some((name, config)) = &self.endpoint.tls else {
-            return Ok(Wire::new(Stream::Plain(stream)));
+            return Ok((Wire::new(Stream::Plain(socket), Rc::clone(&stamps)), stamps));
         };
         let connector = TlsConnector::from(std::sync::Arc::clone(config));
         let began = Instant::now();
-        let session = connector.connect(name.clone(), stream).await;
+        let session = connector.connect(name.clone(), socket).await;
         let session = session.map_err(|e| Failure::new(ErrorKind::Tls, e))?;
         steps[ConnectStep::Tls.index()] = Some(began.elapsed());
         let wanted = config.alpn_protocols.first();
@@ -95,7 +99,7 @@ impl Connector {
             let message = format!("target did not agree to speak {wanted}: see target.httpVersion");
             return Err(Failure::new(ErrorKind::Protocol, message));
         }
-        Ok(Wire::new(Stream::Tls(Box::new(session))))
+        Ok((Wire::new(Stream::Tls(Box::new(session)), Rc::clone(&stamps)), stamps))
     }
 
     fn fresh(&self) -> Option<Resolved> {

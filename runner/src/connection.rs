@@ -20,7 +20,8 @@ use crate::{
     pacer::Pacer,
     prepare::Prepared,
     record::Opened,
-    wire::{Stamps, Wire},
+    socket::{Clock, Stamps},
+    wire::Wire,
 };
 
 /// How long a target that was told to close a connection may take.
@@ -147,10 +148,10 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    pub(crate) fn new(prepared: &Prepared) -> Option<Self> {
+    pub(crate) fn new(prepared: &Prepared, clock: &Rc<Clock>) -> Option<Self> {
         let target = &prepared.plan.target;
         Some(Self {
-            connector: Connector::new(prepared.http.clone()?),
+            connector: Connector::new(prepared.http.clone()?, Rc::clone(clock)),
             version: target.http_version,
             reuse: target.connections,
             free: RefCell::default(),

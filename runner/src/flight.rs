@@ -125,14 +125,14 @@ impl Flight {
         self.sent.set(None);
     }
 
-    /// The first byte of its answer was read at a moment; only the first call counts.
+    /// The first byte of its answer came at a moment; only the first call counts.
     pub(crate) fn first_byte(&self, at: Instant) {
         if self.first_byte.get().is_none() {
             self.first_byte.set(Some(at));
         }
     }
 
-    /// Its first content token was read at a moment; only the first call counts.
+    /// Its first content token came at a moment; only the first call counts.
     pub(crate) fn first(&self, at: Instant) {
         if self.first.get().is_none() {
             self.first.set(Some(at));
@@ -178,9 +178,9 @@ impl Flight {
         self.upgrade.set((self.sent.get(), None));
     }
 
-    /// Its WebSocket is upgraded now.
-    pub(crate) fn upgraded(&self) {
-        self.upgrade.set((self.upgrade.get().0, Some(Instant::now())));
+    /// Its WebSocket was upgraded at a moment.
+    pub(crate) fn upgraded(&self, at: Instant) {
+        self.upgrade.set((self.upgrade.get().0, Some(at)));
     }
 
     /// The moments of a request that ended at `last`, as they are recorded.

@@ -11,7 +11,8 @@ use crate::{
     check::Field,
     failure::{ErrorKind, Failure},
     http1,
-    wire::{Stamps, Wire},
+    socket::Stamps,
+    wire::Wire,
 };
 
 /// What the target may send before it is read, on one stream and on all: so much that it never

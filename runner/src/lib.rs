@@ -34,6 +34,7 @@ mod raw;
 mod record;
 pub mod selftest;
 pub mod server;
+mod socket;
 mod upgrade;
 mod user;
 mod web_socket;

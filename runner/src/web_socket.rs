@@ -19,8 +19,9 @@ use crate::{
     flight::{Flight, Part},
     prepare::PreparedWebSocket,
     record::Opened,
+    socket::Stamps,
     upgrade::upgrade,
-    wire::{Stamps, Wire},
+    wire::Wire,
 };
 
 /// An open session, or one that is being opened.
@@ -119,8 +120,9 @@ impl Place {
         let link = self.link.insert(Link { stamps, stream: None });
         let began = Instant::now();
         link.stream = Some(Box::new(upgrade(wire, prepared).await.map_err(failed)?));
-        steps[ConnectStep::Upgrade.index()] = Some(began.elapsed());
-        flight.upgraded();
+        let upgraded = link.stamps.last_read.get();
+        steps[ConnectStep::Upgrade.index()] = Some(upgraded.saturating_duration_since(began));
+        flight.upgraded(upgraded);
         flight.opened(Opened { again: std::mem::take(&mut self.lost), steps });
         Ok(())
     }

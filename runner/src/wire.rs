@@ -1,50 +1,24 @@
-//! A connection that notes when bytes come and how many: stamped at the socket's read,
-//! before anything is parsed.
+//! A connection, plain or with TLS, that counts its bytes.
 
 use std::{
-    cell::Cell,
     io,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Instant,
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::client::TlsStream;
 
-/// What a connection has seen.
-#[derive(Debug)]
-pub(crate) struct Stamps {
-    /// The latest read that brought bytes.
-    pub(crate) last_read: Cell<Instant>,
-    /// Bytes read, as the protocol sees them.
-    pub(crate) received: Cell<u64>,
-    /// Bytes written, as the protocol sees them.
-    pub(crate) sent: Cell<u64>,
-    /// What of them was counted already.
-    counted: Cell<(u64, u64)>,
-}
-
-impl Stamps {
-    /// Bytes sent and received since this was last asked.
-    pub(crate) fn take_bytes(&self) -> (u64, u64) {
-        let now = (self.sent.get(), self.received.get());
-        let before = self.counted.replace(now);
-        (now.0 - before.0, now.1 - before.1)
-    }
-}
+use crate::socket::{Socket, Stamps};
 
 #[derive(Debug)]
 pub(crate) enum Stream {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
 }
 
-/// A stamped connection.
+/// A connection whose bytes are counted.
 #[derive(Debug)]
 pub(crate) struct Wire {
     stream: Stream,
@@ -52,14 +26,8 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    pub(crate) fn new(stream: Stream) -> (Self, Rc<Stamps>) {
-        let stamps = Rc::new(Stamps {
-            last_read: Cell::new(Instant::now()),
-            received: Cell::new(0),
-            sent: Cell::new(0),
-            counted: Cell::new((0, 0)),
-        });
-        (Self { stream, stamps: Rc::clone(&stamps) }, stamps)
+    pub(crate) const fn new(stream: Stream, stamps: Rc<Stamps>) -> Self {
+        Self { stream, stamps }
     }
 }
 
@@ -76,10 +44,7 @@ impl AsyncRead for Wire {
         };
         ready!(read)?;
         let n = buffer.filled().len() - before;
-        if n > 0 {
-            self.stamps.last_read.set(Instant::now());
-            self.stamps.received.set(self.stamps.received.get() + n as u64);
-        }
+        self.stamps.received.set(self.stamps.received.get() + n as u64);
         Poll::Ready(Ok(()))
     }
 }

@@ -33,6 +33,7 @@ use crate::{
     prepare::Prepared,
     raw::RawRecorder,
     record::{Distribution, Sample, TaskRecorder},
+    socket::Clock,
 };
 
 /// Between looks for requests that take too long.
@@ -134,10 +135,12 @@ impl Worker {
     fn new(prepared: Arc<Prepared>, raw: Option<RawRecorder>) -> io::Result<Rc<Self>> {
         let now = Instant::now();
         let tasks = prepared.tasks.iter().map(|_| TaskRecorder::default()).collect();
+        let clock = Clock::new();
+        let web_socket = prepared.web_socket.clone();
         Ok(Rc::new(Self {
             pacer: Pacer::new()?,
-            http: Links::new(&prepared),
-            web_socket: prepared.web_socket.clone().map(Connector::new),
+            http: Links::new(&prepared, &clock),
+            web_socket: web_socket.map(|endpoint| Connector::new(endpoint, clock)),
             prepared,
             tasks: RefCell::new(tasks),
             raw: raw.map(RefCell::new),
