@@ -63,8 +63,9 @@ class Simulator:
 
 def from_sent(record):
     """Every time to a first response, from when its request was sent, in microseconds; sorted."""
-    with record.open() as rows:
-        return sorted((float(row["first_response"]) - float(row["sent"])) * 1e6 for row in csv.DictReader(rows))
+    with record.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["outcome"] == "success"]
+        return sorted((float(row["first_response"]) - float(row["sent"])) * 1e6 for row in rows)
 
 
 def at(context, rate):

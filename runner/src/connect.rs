@@ -12,9 +12,10 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::{
+    clock::Clock,
     failure::{ErrorKind, Failure},
     prepare::Endpoint,
-    socket::{Clock, Socket, Stamps},
+    socket::{Socket, Stamps},
     wire::{Stream, Wire},
 };
 

@@ -13,15 +13,8 @@ use loadtest_core::resource::{HttpVersion, Reuse};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
 use crate::{
-    connect::Connector,
-    failure::Failure,
-    flight::Flight,
-    http2::Http2,
-    pacer::Pacer,
-    prepare::Prepared,
-    record::Opened,
-    socket::{Clock, Stamps},
-    wire::Wire,
+    clock::Clock, connect::Connector, failure::Failure, flight::Flight, http2::Http2, pacer::Pacer,
+    prepare::Prepared, record::Opened, socket::Stamps, wire::Wire,
 };
 
 /// How long a target that was told to close a connection may take.

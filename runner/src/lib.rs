@@ -13,6 +13,7 @@
 mod body;
 mod chat;
 mod check;
+mod clock;
 mod closed;
 mod connect;
 mod connection;

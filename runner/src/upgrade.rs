@@ -3,7 +3,7 @@
 //! The library's own keeps its 4 KiB of handshake as the session's read buffer, for as long as
 //! that lives, and takes no `Connection` header but the bare word. Its parts are used here.
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_tungstenite::{
@@ -49,16 +49,22 @@ pub(crate) async fn upgrade(
     wire.flush().await?;
 
     let mut read = BytesMut::with_capacity(READ);
-    let (size, answer) = loop {
-        if wire.read_buf(&mut read).await? == 0 {
-            return Err(ProtocolError::HandshakeIncomplete.into());
-        }
-        if let Some(head) = Response::try_parse(&read)? {
-            break head;
+    let answer = loop {
+        if let Some((size, answer)) = Response::try_parse(&read)? {
+            read.advance(size);
+            // Others may say that they are not done yet (103, Early Hints).
+            let status = answer.status();
+            if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
+                continue;
+            }
+            break answer;
         }
         if read.len() > MAX_HEAD {
             let (size, max_size) = (read.len(), MAX_HEAD);
             return Err(CapacityError::MessageTooLong { size, max_size }.into());
+        }
+        if wire.read_buf(&mut read).await? == 0 {
+            return Err(ProtocolError::HandshakeIncomplete.into());
         }
     };
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -66,7 +72,7 @@ pub(crate) async fn upgrade(
     }
     accept(answer.headers(), &prepared.headers, &derive_accept_key(key.as_bytes()))?;
     // Messages that came with the answer.
-    let rest = read[size..].to_vec();
+    let rest = read.to_vec();
     let config = WebSocketConfig::default().read_buffer_size(READ).write_buffer_size(0);
     Ok(WebSocketStream::from_partially_read(wire, rest, Role::Client, Some(config)).await)
 }

@@ -54,8 +54,8 @@ enum Came {
 
 impl Place {
     /// True when a session is open.
-    pub(crate) const fn is_open(&self) -> bool {
-        self.link.is_some()
+    pub(crate) fn is_open(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.stream.is_some())
     }
 
     /// Lets go of a session that has ended, or whose state nobody knows.
@@ -119,7 +119,13 @@ impl Place {
         let (wire, stamps, mut steps) = connector.connect().await?;
         let link = self.link.insert(Link { stamps, stream: None });
         let began = Instant::now();
-        link.stream = Some(Box::new(upgrade(wire, prepared).await.map_err(failed)?));
+        match upgrade(wire, prepared).await {
+            Ok(stream) => link.stream = Some(Box::new(stream)),
+            Err(error) => {
+                self.lose();
+                return Err(failed(error));
+            }
+        }
         let upgraded = link.stamps.last_read.get();
         steps[ConnectStep::Upgrade.index()] = Some(upgraded.saturating_duration_since(began));
         flight.upgraded(upgraded);
@@ -227,15 +233,12 @@ pub(crate) async fn task(
         round_trip(last_read().saturating_duration_since(sent));
     }
     flight.enter(Part::Body);
-    if prepared.keep {
-        let answered = prepared.replies > 0 && !prepared.send.is_empty();
-        Ok(if answered { last_read() } else { Instant::now() })
-    } else if prepared.close {
+    let closes = prepared.close && !prepared.keep;
+    if closes {
         place.close().await?;
-        Ok(last_read())
-    } else {
-        Ok(Instant::now())
     }
+    let answered = prepared.replies > 0 && !prepared.send.is_empty();
+    Ok(if answered || closes { last_read() } else { Instant::now() })
 }
 
 fn failed(error: tungstenite::Error) -> Failure {

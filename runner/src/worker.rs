@@ -22,6 +22,7 @@ use tokio::{
 };
 
 use crate::{
+    clock::Clock,
     closed,
     connect::Connector,
     connection::Links,
@@ -33,7 +34,6 @@ use crate::{
     prepare::Prepared,
     raw::RawRecorder,
     record::{Distribution, Sample, TaskRecorder},
-    socket::Clock,
 };
 
 /// Between looks for requests that take too long.

@@ -52,24 +52,27 @@ async fn target(head: &'static str, body: &'static [u8], piece: usize) -> String
     url
 }
 
-/// What two users make of it whose one message wants one reply.
-async fn numbers(url: String) -> TaskNumbers {
+/// What two users make of it whose one message wants one reply, and who pause 20 ms.
+async fn numbers(url: String, session: &str) -> TaskNumbers {
     let simulator = simulator("{}").await;
     let task = json!([{"name": "socket", "webSocket": {
-        "send": ["hello"], "replies": 1, "close": false, "timeout": "2s",
+        "send": ["hello"], "replies": 1, "close": false, "session": session, "timeout": "2s",
     }}]);
     let mut plan = plan(&simulator, 2, "300ms", &task);
     plan.target.web_socket = Some(url);
+    plan.scenario.pause =
+        Some(serde_json::from_value(json!({"min": "20ms", "max": "20ms"})).unwrap());
     only(&run(plan).await.numbers).clone()
 }
 
-const YES: &str = "HTTP/1.1 101 Switching Protocols\r\nupgrade: WebSocket\r\n\
+const YES: &str = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n\
+    HTTP/1.1 101 Switching Protocols\r\nupgrade: WebSocket\r\n\
     connection: keep-alive, Upgrade\r\nsec-websocket-accept: {key}\r\n\r\n";
 
 #[tokio::test]
 async fn an_answer_in_pieces_or_in_one_with_a_message_makes_a_session() {
     for piece in [1, 7, 1024] {
-        let numbers = numbers(target(YES, HI, piece).await).await;
+        let numbers = numbers(target(YES, HI, piece).await, "PerTask").await;
         assert_eq!(numbers.failures(), 0, "{piece}: {:?}", numbers.errors);
         assert!(numbers.completed() > 2, "{piece}: {:?}", numbers.requests);
         // The message that came with the answer is the one the user waited for.
@@ -86,9 +89,13 @@ async fn an_answer_other_than_yes_is_a_failure_of_its_kind() {
         (wrong_key, "protocol"),
         ("SSH-2.0-OpenSSH_9.2\r\n\r\n", "protocol"),
     ] {
-        let numbers = numbers(target(head, b"", 1024).await).await;
-        assert!(numbers.failures() > 2, "{kind}");
-        assert_eq!(numbers.errors.get(kind), Some(&numbers.failures()), "{:?}", numbers.errors);
+        for session in ["PerTask", "PerUser"] {
+            let numbers = numbers(target(head, b"", 1024).await, session).await;
+            assert!(numbers.failures() > 2, "{kind}");
+            assert_eq!(numbers.errors.get(kind), Some(&numbers.failures()), "{:?}", numbers.errors);
+            // No session was lost: there was none.
+            assert_eq!((numbers.connections.opened, numbers.connections.again), (0, 0));
+        }
     }
 }
 
@@ -97,7 +104,7 @@ async fn an_answer_without_an_end_is_not_kept() {
     // One header field of 100 KB.
     let long: &'static str =
         Box::leak(format!("HTTP/1.1 101 OK\r\nx: {}", "y".repeat(100_000)).into_boxed_str());
-    let numbers = numbers(target(long, b"", 1 << 20).await).await;
+    let numbers = numbers(target(long, b"", 1 << 20).await, "PerTask").await;
     assert_eq!(numbers.errors.get("protocol"), Some(&numbers.failures()), "{:?}", numbers.errors);
     assert!(numbers.failures() > 2);
 }
