@@ -119,19 +119,19 @@ impl Known {
 ///
 /// The clocks are looked at anew when the last look, or the stamp, is old. The stamp is that of
 /// the packet with the last of the bytes: one that has waited for a lost packet before it says
-/// too early a moment, so that nothing `disordered` is believed to be old.
+/// too early a moment. An old one is believed if it is of after packets last came out of order.
 fn came(
     known: Known,
     stamp: Duration,
     now: Instant,
     look: impl FnOnce() -> Same,
-    disordered: impl FnOnce() -> bool,
+    disordered: impl FnOnce() -> Instant,
 ) -> (Known, Instant) {
     let old = |at: Instant| now.saturating_duration_since(at) > FRESH;
     let stale = old(known.same.instant) || known.moment(stamp).is_none_or(old);
     let known = if stale { known.next(look()) } else { known };
     let at = match known.moment(stamp) {
-        Some(at) if at > now || old(at) && disordered() => now,
+        Some(at) if at > now || old(at) && at <= disordered() => now,
         Some(at) => at,
         None => now,
     };
@@ -143,6 +143,30 @@ fn counts_disorder(release: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     let (major, minor) = (numbers.next(), numbers.next());
     major.zip(minor).is_some_and(|pair| matches!(pair, (Ok(a), Ok(b)) if (a, b) >= KERNEL))
+}
+
+/// What is known of the order of a connection's packets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Order {
+    /// Packets that had come out of it.
+    disordered: u32,
+    /// When that was last found to have grown, or its connection's beginning.
+    until: Instant,
+}
+
+impl Order {
+    pub(crate) const fn new(now: Instant) -> Self {
+        Self { disordered: 0, until: now }
+    }
+
+    /// The same once so many are counted; none are by who doesn't say.
+    const fn counted(self, count: Option<u32>, now: Instant) -> Self {
+        match count {
+            Some(count) if count == self.disordered => self,
+            Some(disordered) => Self { disordered, until: now },
+            None => Self { until: now, ..self },
+        }
+    }
 }
 
 /// What the sockets of a load thread read by.
@@ -186,12 +210,12 @@ impl Clock {
     }
 
     /// Reads what is there, `room` bytes at most: hands it to `take`; how much it was, and when it
-    /// had come. `disordered` is how many packets had come out of order when that was last asked.
+    /// had come.
     pub(crate) fn read(
         &self,
         tcp: &TcpStream,
         room: usize,
-        disordered: &Cell<u32>,
+        order: &Cell<Order>,
         take: impl FnOnce(&[u8]),
     ) -> io::Result<(usize, Instant)> {
         let mut bytes = self.bytes.borrow_mut();
@@ -210,10 +234,10 @@ impl Clock {
         let now = Instant::now();
         let Some(stamp) = stamp else { return Ok((n, now)) };
         let (known, at) = came(self.known.get(), stamp, now, Same::now, || {
-            // Who doesn't say may have had some.
-            let Ok(info) = getsockopt(tcp, AskTcpInfo) else { return true };
-            let count = info.last_chunk().map_or(0, |last| u32::from_ne_bytes(*last));
-            disordered.replace(count) != count
+            let info = getsockopt(tcp, AskTcpInfo).ok();
+            let count = info.and_then(|info| info.last_chunk().copied()).map(u32::from_ne_bytes);
+            order.set(order.get().counted(count, now));
+            order.get().until
         });
         self.known.set(known);
         Ok((n, at))
@@ -253,7 +277,7 @@ mod tests {
         panic!("looked at the clocks anew")
     }
 
-    fn must_not_ask() -> bool {
+    fn must_not_ask() -> Instant {
         panic!("asked for the order of packets")
     }
 
@@ -277,15 +301,29 @@ mod tests {
         // One that lay there for a second.
         let second = Duration::from_secs(1);
         let known = looked(now, 10 * MICRO, stamp(10 * MICRO));
-        assert_eq!(now - came(known, stamp(second), now, look, || false).1, second);
+        let order = || known.since;
+        assert_eq!(now - came(known, stamp(second), now, look, order).1, second);
     }
 
     #[test]
-    fn a_stamp_that_has_waited_for_a_lost_packet_is_not_believed() {
-        let now = now();
-        let look = || looked(now, Duration::ZERO, REAL).same;
-        let known = looked(now, 10 * MICRO, stamp(10 * MICRO));
-        assert_eq!(came(known, stamp(2 * FRESH), now, look, || true).1, now);
+    fn a_stamp_that_may_have_waited_for_a_lost_packet_is_not_believed() {
+        let read = now();
+        let look = || looked(read, Duration::ZERO, REAL).same;
+        let known = looked(read, 10 * MICRO, stamp(10 * MICRO));
+        let (beginning, stamped) = (known.since, 5 * FRESH);
+        let at = |order: Order| came(known, stamp(stamped), read, look, || order.until).1;
+        let order = Order::new(beginning);
+        assert_eq!(read - at(order.counted(Some(0), read)), stamped);
+        // Two were found to be out of order when this was read: one of them may be this.
+        let two = order.counted(Some(2), read);
+        assert_eq!(at(two), read);
+        // Or when something before it was, after this one had come.
+        let before = read.checked_sub(FRESH).unwrap();
+        assert_eq!(at(order.counted(Some(2), before).counted(Some(2), read)), read);
+        // It came after all that.
+        let before = read.checked_sub(2 * stamped).unwrap();
+        assert_eq!(read - at(order.counted(Some(2), before).counted(Some(2), read)), stamped);
+        assert_eq!(at(order.counted(None, read)), read);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::clock::{Clock, READ};
+use crate::clock::{Clock, Order, READ};
 
 /// What a connection has seen.
 #[derive(Debug)]
@@ -31,8 +31,7 @@ pub(crate) struct Stamps {
     pub(crate) sent: Cell<u64>,
     /// What of them was counted already.
     counted: Cell<(u64, u64)>,
-    /// Packets that had come before others sent before them, when that was last asked.
-    disordered: Cell<u32>,
+    order: Cell<Order>,
 }
 
 impl Stamps {
@@ -55,12 +54,13 @@ pub(crate) struct Socket {
 impl Socket {
     pub(crate) fn new(tcp: TcpStream, clock: Rc<Clock>) -> (Self, Rc<Stamps>) {
         clock.stamp(&tcp);
+        let now = Instant::now();
         let stamps = Rc::new(Stamps {
-            last_read: Cell::new(Instant::now()),
+            last_read: Cell::new(now),
             received: Cell::new(0),
             sent: Cell::new(0),
             counted: Cell::new((0, 0)),
-            disordered: Cell::new(0),
+            order: Cell::new(Order::new(now)),
         });
         (Self { tcp, clock, stamps: Rc::clone(&stamps) }, stamps)
     }
@@ -70,7 +70,7 @@ impl Socket {
         let Self { tcp, clock, stamps } = self;
         let room = buffer.remaining();
         let put = |bytes: &[u8]| buffer.put_slice(bytes);
-        let (n, at) = clock.read(tcp, room, &stamps.disordered, put)?;
+        let (n, at) = clock.read(tcp, room, &stamps.order, put)?;
         if n > 0 {
             // Two looks at the clocks may differ by less than a microsecond.
             stamps.last_read.set(stamps.last_read.get().max(at));

@@ -77,7 +77,11 @@ impl User {
             let places = &mut self.places;
             let ended = poll_fn(|context| {
                 let mut open = places.iter_mut().filter(|(_, place)| place.is_open());
-                let ended = open.any(|(_, place)| place.poll_idle(context).is_ready());
+                let ended = open.any(|(task, place)| {
+                    let ended = place.poll_idle(context).is_ready();
+                    worker.count(*task, place.take_bytes(), place.take_messages());
+                    ended
+                });
                 if ended { Poll::Ready(()) } else { Poll::Pending }
             });
             tokio::select! {
@@ -97,8 +101,8 @@ impl User {
                 if let Some(PreparedTask { kind: PreparedKind::WebSocket(socket), .. }) =
                     worker.prepared.tasks.get(task)
                 {
-                    worker.count(task, place.take_bytes(), place.take_messages());
                     place.leave(socket).await;
+                    worker.count(task, place.take_bytes(), place.take_messages());
                 }
             }
         };

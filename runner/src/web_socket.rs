@@ -102,10 +102,11 @@ impl Place {
     /// Ends a session that was kept, with a close frame if that is how it should end. Whoever is
     /// on the other side may take it or not: the load is over.
     pub(crate) async fn leave(&mut self, prepared: &PreparedWebSocket) {
-        let link = self.link.take();
-        if let Some(mut stream) = link.and_then(|link| link.stream).filter(|_| prepared.close) {
-            let _ = WebSocketStream::close(&mut stream, None).await;
+        let stream = self.link.as_mut().and_then(|link| link.stream.as_mut());
+        if let Some(stream) = stream.filter(|_| prepared.close) {
+            let _ = WebSocketStream::close(stream, None).await;
         }
+        self.lose();
     }
 
     /// Connects and upgrades.
