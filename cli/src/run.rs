@@ -140,12 +140,9 @@ async fn load(
             return Ok(Exit::BadInput);
         }
     };
-    let problems = preflight::problems(
-        &prepared,
-        0,
-        &preflight::Limits::of_this_machine(),
-        arguments.simulator,
-    );
+    preflight::make_ready();
+    let limits = preflight::Limits::of_this_machine();
+    let problems = preflight::problems(&prepared, 0, &limits, arguments.simulator);
     anyhow::ensure!(
         problems.is_empty(),
         "this machine can't make the load: {}",

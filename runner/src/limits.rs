@@ -5,15 +5,19 @@ use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimi
 /// How far everything else stands behind load threads.
 const NICE: i32 = 10;
 
-/// Raises the limit of open files as far as this process may; what it is now, `None` for none.
+/// Raises the limit of open files as far as this process may.
 ///
 /// Programs that use `select` need a low soft limit, which is why it is often 1,024; this one
 /// does not.
-pub(crate) fn raise_file_limit() -> Option<u64> {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: maximum, maximum };
+pub(crate) fn raise_file_limit() {
+    let maximum = getrlimit(Resource::Nofile).maximum;
     // A system that refuses leaves what there was.
-    if setrlimit(Resource::Nofile, raised).is_ok() { maximum } else { current }
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
+/// Files that this process may have open; `None` for any number.
+pub(crate) fn file_limit() -> Option<u64> {
+    getrlimit(Resource::Nofile).current
 }
 
 /// Lets load threads go before the calling one, and before those that it starts from now on: on a

@@ -81,8 +81,7 @@ fn last_words(text: &str) {
 
 /// Prints the table of the selftest; exits 1 when a check is out of its bound.
 fn check() -> anyhow::Result<ExitCode> {
-    // Raises the limit of open files.
-    preflight::Limits::of_this_machine();
+    preflight::make_ready();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{:<4}  {:<58}  {:<24}  found", "", "check", "should be")?;
@@ -113,6 +112,7 @@ fn run(arguments: Run) -> anyhow::Result<ExitCode> {
     );
     let identity = Identity { run: plan.run.clone(), index, pod: pod_uid };
     let prepared = Prepared::new(plan, |variable| std::env::var(variable).ok())?;
+    preflight::make_ready();
     let limits = preflight::Limits::of_this_machine();
     let problems = preflight::problems(&prepared, index, &limits, false);
     if !problems.is_empty() {

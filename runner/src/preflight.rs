@@ -31,10 +31,15 @@ pub struct Limits {
     pub memory: Option<u64>,
 }
 
+/// Gets this process ready for load: as many open files as it may have, and its program in memory.
+pub fn make_ready() {
+    limits::raise_file_limit();
+    memory::warm_up();
+}
+
 impl Limits {
-    /// Raises what can be raised, and reads the rest. Brings the program itself into memory, too.
+    /// Reads them.
     pub fn of_this_machine() -> Self {
-        memory::warm_up();
         let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
         let mut ends = range.iter().flat_map(|text| text.split_whitespace()).map(str::parse::<u64>);
         let ports = match (ends.next(), ends.next()) {
@@ -42,7 +47,7 @@ impl Limits {
             // A system that does not say has most of the 65,536.
             _ => 60_000,
         };
-        Self { files: limits::raise_file_limit(), ports, memory: memory::limit() }
+        Self { files: limits::file_limit(), ports, memory: memory::limit() }
     }
 }
 
