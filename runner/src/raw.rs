@@ -56,7 +56,7 @@ impl RawRecorder {
 
     /// Hands over what is kept.
     pub(crate) fn flush(&mut self, start: Instant) {
-        let rows = std::mem::take(&mut self.rows);
+        let rows = std::mem::replace(&mut self.rows, Vec::with_capacity(BLOCK));
         // A writer that has ended says why when it is asked to finish.
         let _ = self.blocks.send(Block { start, rows });
     }
@@ -85,7 +85,7 @@ impl RawRecord {
     }
 
     pub(crate) fn recorder(&self) -> RawRecorder {
-        RawRecorder { rows: Vec::new(), blocks: self.blocks.clone() }
+        RawRecorder { rows: Vec::with_capacity(BLOCK), blocks: self.blocks.clone() }
     }
 
     /// Waits until all is written, which is once the engine that fills it is gone; how many
