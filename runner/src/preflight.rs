@@ -15,6 +15,7 @@ use loadtest_core::{
 use crate::{
     limits, memory,
     prepare::{Endpoint, Prepared},
+    selftest,
 };
 
 /// Files that a process needs besides its connections: listeners, timers, its metrics' readers.
@@ -31,10 +32,14 @@ pub struct Limits {
     pub memory: Option<u64>,
 }
 
-/// Gets this process ready for load: as many open files as it may have, and its program in memory.
+/// Gets this process ready for load: as many open files as it may have, its program in memory,
+/// and run once.
 pub fn make_ready() {
     limits::raise_file_limit();
     memory::warm_up();
+    if let Err(error) = selftest::rehearse() {
+        tracing::warn!(%error, "no rehearsal: the first requests may be late");
+    }
 }
 
 impl Limits {

@@ -6,6 +6,7 @@ mod oracle;
 use std::{
     io,
     sync::Arc,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -18,6 +19,8 @@ use loadtest_core::{
 use self::oracle::{Oracle, Script, Seen};
 use crate::{Engine, PrepareError, Prepared};
 
+/// How long threads have to get ready.
+const READY: Duration = Duration::from_millis(300);
 /// A generator later than this makes a verdict Inconclusive.
 const LATE: Duration = Duration::from_millis(5);
 /// What a machine with other work may add to a latency. A quiet one adds a tenth of a millisecond.
@@ -87,13 +90,30 @@ async fn quietest<F: Future<Output = Result<Vec<Check>, SelftestError>>>(
     Ok(found)
 }
 
-/// Runs a load against an oracle; what was measured, and what the oracle saw.
+/// Makes a little load against this process itself, so that a test's first requests find the
+/// program where it runs: what runs for the first time may wait for the system, the first request
+/// of all for 10 to 40 ms in a virtual machine. Takes a tenth of a second.
+///
+/// # Errors
+/// When it could not run.
+pub(crate) fn rehearse() -> Result<(), SelftestError> {
+    let load = serde_json::json!({"arrivalRate": "500/s", "maxUsers": 10, "duration": "100ms"});
+    let alone = thread::Builder::new().name("rehearsal".into()).spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(run(load, Duration::ZERO, |_| Script::AtOnce)).map(drop)
+    })?;
+    alone.join().map_err(|_| io::Error::other("the rehearsal panicked"))?
+}
+
+/// Runs a load against an oracle, which begins after `ready`; what was measured, and what the
+/// oracle saw.
 async fn run(
     load: serde_json::Value,
+    ready: Duration,
     script: impl FnOnce(Instant) -> Script,
 ) -> Result<(Numbers, Vec<Seen>, Instant), SelftestError> {
     // The script may name moments: those of a start a little later.
-    let start = Instant::now() + Duration::from_millis(300);
+    let start = Instant::now() + ready;
     let oracle = Oracle::start(script(start))?;
     let spec: LoadTestSpec = serde_json::from_value(serde_json::json!({
         "target": {"http": format!("http://{}", oracle.address)},
@@ -143,7 +163,7 @@ fn at(sorted: &[Duration], p: f64) -> Duration {
 /// As fast as 64 users can: nothing is lost, nothing is counted twice.
 async fn accounting() -> Result<Vec<Check>, SelftestError> {
     let load = serde_json::json!({"users": 64, "spawnRate": 10_000, "duration": "2s"});
-    let (numbers, seen, _) = run(load, |_| Script::AtOnce).await?;
+    let (numbers, seen, _) = run(load, READY, |_| Script::AtOnce).await?;
     let total = numbers.total();
     let count = total.completed() + total.of(Outcome::Interrupted);
     Ok(vec![check(
@@ -157,7 +177,7 @@ async fn accounting() -> Result<Vec<Check>, SelftestError> {
 /// When requests come to the target, against when the load model wanted them.
 async fn schedule() -> Result<Vec<Check>, SelftestError> {
     let load = serde_json::json!({"arrivalRate": "1000/s", "maxUsers": 100, "duration": "3s"});
-    let (_, seen, start) = run(load, |_| Script::AtOnce).await?;
+    let (_, seen, start) = run(load, READY, |_| Script::AtOnce).await?;
     let mut late: Vec<Duration> = (0_u32..)
         .zip(&seen)
         .map(|(k, one)| {
@@ -180,7 +200,7 @@ async fn schedule() -> Result<Vec<Check>, SelftestError> {
 async fn latency(rate: u32) -> Result<Vec<Check>, SelftestError> {
     let load =
         serde_json::json!({"arrivalRate": format!("{rate}/s"), "maxUsers": 500, "duration": "2s"});
-    let (numbers, seen, _) = run(load, |_| Script::After(Duration::from_millis(20))).await?;
+    let (numbers, seen, _) = run(load, READY, |_| Script::After(Duration::from_millis(20))).await?;
     let mut truth: Vec<Duration> =
         seen.iter().map(|one| one.answered.saturating_duration_since(one.arrived)).collect();
     truth.sort_unstable();
@@ -211,7 +231,7 @@ async fn stall() -> Result<Vec<Check>, SelftestError> {
         let from = start + Duration::from_secs(5);
         Script::Frozen(from, from + Duration::from_secs(1))
     };
-    let (numbers, ..) = run(load, frozen).await?;
+    let (numbers, ..) = run(load, READY, frozen).await?;
     let found = judged(&numbers.total().response_time);
     let dropped = numbers.total().dropped;
     let row = |p: f64, name: &str| {
