@@ -59,8 +59,8 @@ def fixed(context):
 def fixed_lines(figures):
     lines = [
         "## CPU per request at a fixed rate", "",
-        "Who sends to a server that sleeps pays for waking it, on this machine more than for all else: a tool that sends"
-        f" many requests at once wakes it once. At {AWAKE:,}/s also to a server that never sleeps.", "",
+        "Who sends to a server that sleeps pays for waking it; a tool that sends many requests at once wakes it once. At"
+        f" {AWAKE:,}/s also to a server that never sleeps.", "",
     ]
     for rate, results in figures.items():
         head = ["tool", "requests/s", "CPU per request, median", "min–max", "ours ÷ it"]
@@ -71,8 +71,8 @@ def fixed_lines(figures):
             ]
             for tool in reversed(by_rate(results, "cpu_us"))
         ]
-        name = f"{AWAKE:,} requests/s asked for, of a server that never sleeps" if rate == "awake" else f"{int(rate):,} requests/s asked for"
-        lines += [f"### {name}", "", *table(head, rows)]
+        asked, server = (AWAKE, ", of a server that never sleeps") if rate == "awake" else (int(rate), "")
+        lines += [f"### {asked:,} requests/s asked for{server}", "", *table(head, rows)]
     return lines
 
 

@@ -161,9 +161,9 @@ def lines(figures):
         " held. The C client in the tables has the same rate, a loop over epoll and a clock: its error is what the"
         " machine adds, by waking a core that slept, and by all else that runs on it. It, ours, and oha with"
         " --latency-correction count from when a request was due; vegeta and k6 from when they sent it, so they are to be"
-        f" compared with \"{SERVICE}\", which is less than nothing off where it has no waking in it that the round trip"
-        f" of the C client has: bytes have come when the kernel received them. Ours grows to its rate over {RAMP} s before, as an open load that begins at once begins"
-        " with a storm of connections; the C client has its connections before it begins.", "",
+        f" compared with \"{SERVICE}\". That one is off by less than nothing: it ends when the kernel received the answer,"
+        f" the C client's round trip when that had woken it. Ours grows to its rate over {RAMP} s before, as an open load"
+        " that begins at once begins with a storm of connections; the C client has its connections before it begins.", "",
     ]
     for level, one in figures["levels"].items():
         results = one["results"]

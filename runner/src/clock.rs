@@ -188,8 +188,8 @@ impl fmt::Debug for Clock {
 
 impl Clock {
     pub(crate) fn new() -> Rc<Self> {
-        let known = rustix::system::uname().release().to_str().is_ok_and(counts_disorder);
-        let any = || {
+        let counts = rustix::system::uname().release().to_str().is_ok_and(counts_disorder);
+        let wants = || {
             let flags = SockFlag::SOCK_CLOEXEC;
             let any = socket(AddressFamily::Inet, SockType::Datagram, flags, None).ok()?;
             stamps(&any).then_some(any)
@@ -198,7 +198,7 @@ impl Clock {
             known: Cell::new(Known::first(Same::now())),
             bytes: RefCell::new(vec![0; READ].into_boxed_slice()),
             control: RefCell::new(cmsg_space!(TimeSpec)),
-            wants: known.then(any).flatten(),
+            wants: counts.then(wants).flatten(),
         })
     }
 

@@ -98,6 +98,7 @@ async fn quietest<F: Future<Output = Result<Vec<Check>, SelftestError>>>(
 /// When it could not run.
 pub(crate) fn rehearse() -> Result<(), SelftestError> {
     let load = serde_json::json!({"arrivalRate": "500/s", "maxUsers": 10, "duration": "100ms"});
+    // Who calls may be in a runtime already.
     let alone = thread::Builder::new().name("rehearsal".into()).spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(run(load, Duration::ZERO, |_| Script::AtOnce)).map(drop)
@@ -245,4 +246,14 @@ async fn stall() -> Result<Vec<Check>, SelftestError> {
         check(name, shown(wanted), text, within && dropped == 0)
     };
     Ok(vec![row(0.95, "p95"), row(0.99, "p99"), row(0.999, "p99.9")])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_rehearsal_can_be_held_in_a_runtime_too() {
+        rehearse().unwrap();
+    }
 }
