@@ -8,7 +8,7 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use loadtest_core::{
-    metrics::{RunnerNumbers, RunnerState, decode},
+    metrics::{Outcome, RunnerNumbers, RunnerState, decode},
     plan::Plan,
 };
 use serde_json::{Value, json};
@@ -134,8 +134,12 @@ async fn a_runner_killed_under_load_says_so_and_keeps_its_numbers() {
     let (code, last) = end(process);
     let last = last.unwrap();
     assert_eq!((code, last.state), (Some(75), RunnerState::Done));
-    let all: u64 = last.numbers.total().requests.iter().sum();
-    assert_eq!(all, crate::load::truth(&simulator).await.received);
+    let total = last.numbers.total();
+    // A request that was cut off while its user was connecting never came to the server.
+    let (completed, cut) = (total.completed(), total.of(Outcome::Interrupted));
+    assert!(total.failures() == 0 && cut <= 2, "{total:?}");
+    let received = crate::load::truth(&simulator).await.received;
+    assert!((completed..=completed + cut).contains(&received), "{received}: {completed} + {cut}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
