@@ -243,19 +243,26 @@ fn stages(status: &LoadTestStatus) -> String {
         ]);
     }
     let mut out = table(&rows, 1);
-    if let Some(BreakingPoint { held, broke, threshold, observed }) = &status.breaking_point {
-        let held = held.as_ref().map_or_else(|| "no load".to_owned(), Clone::clone);
-        let broke = broke.as_ref().map_or_else(
-            || "; nothing broke".to_owned(),
-            |broke| {
-                let threshold = threshold.as_deref().unwrap_or("a threshold");
-                let observed = observed.as_deref().unwrap_or("-");
-                format!("; at {broke} {threshold} was {observed}")
-            },
-        );
-        let _ = writeln!(out, "  breaking point: every target held up to {held}{broke}");
+    if let Some(point) = &status.breaking_point {
+        let _ = writeln!(out, "  breaking point: {}", breaking_point(point));
     }
     out
+}
+
+fn breaking_point(point: &BreakingPoint) -> String {
+    let BreakingPoint { held, unknown, broke, threshold, observed } = point;
+    let mut text = format!("every target held up to {}", held.as_deref().unwrap_or("no load"));
+    if let Some(unknown) = unknown {
+        let _ = write!(text, "; from {unknown} on the numbers don't say");
+    }
+    if let Some(broke) = broke {
+        let threshold = threshold.as_deref().unwrap_or("a threshold");
+        let observed = observed.as_deref().unwrap_or("-");
+        let _ = write!(text, "; at {broke} {threshold} was {observed}");
+    } else if unknown.is_none() {
+        text.push_str("; nothing broke");
+    }
+    text
 }
 
 /// The lines that Cell 0's people know from their script.

@@ -14,7 +14,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use loadtest_core::{
-    metrics::Numbers,
+    metrics::{Numbers, RunnerState},
     plan::{Plan, VERSION},
     report::{Circumstances, progress, report},
     resource::{Aborted, LoadTest, LoadTestStatus, Phase, Verdict},
@@ -163,6 +163,7 @@ async fn load(
     let mut timeline = Timeline::default();
     let stopped = watch(&engine, test, &mut timeline, out).await?;
     let Measured { numbers, examples } = engine.measured().await;
+    let lost = engine.state() == RunnerState::CutShort;
     drop(engine);
     let recorded = record.map(RawRecord::finish).transpose();
     timeline.look(&test.spec, &numbers);
@@ -172,6 +173,7 @@ async fn load(
             Some(Stopped::By(aborted)) => Some(aborted),
             _ => None,
         },
+        runners_lost: i64::from(lost),
         examples,
         ..Circumstances::default()
     };

@@ -44,8 +44,8 @@ pub(crate) fn unfit(tightest: Option<Duration>, numbers: &Numbers) -> Option<Str
             ));
         }
     }
-    if numbers.thread_busy > BUSY {
-        let busy = share(numbers.thread_busy);
+    if numbers.thread_busy() > BUSY {
+        let busy = share(numbers.thread_busy().min(1.0));
         return Some(format!("the load generator's busiest thread used {busy} of a core: {DO}"));
     }
     let throttled = numbers.throttled_seconds / numbers.elapsed_seconds.max(1e-9);
@@ -69,7 +69,7 @@ mod tests {
         let mut numbers = Numbers { elapsed_seconds: 10.0, ..Numbers::default() };
         numbers.schedule_lag.record(0.0001, 1000);
         numbers.loop_lag.record(0.0001, 1000);
-        numbers.thread_busy = 0.5;
+        numbers.busy_seconds = 5.0;
         numbers.memory_ratio = 0.4;
         numbers
     }
@@ -89,7 +89,7 @@ mod tests {
         };
         assert!(with(|n| n.schedule_lag.record(0.2, 1000)).contains("schedule lag"));
         assert!(with(|n| n.loop_lag.record(0.2, 1000)).contains("event loop lag"));
-        assert!(with(|n| n.thread_busy = 0.97).contains("97% of a core"));
+        assert!(with(|n| n.busy_seconds = 9.7).contains("97% of a core"));
         assert!(with(|n| n.throttled_seconds = 1.0).contains("CPU limit"));
         assert!(with(|n| n.memory_ratio = 0.99).contains("memory limit"));
     }

@@ -316,8 +316,8 @@ fn measurement(spec: &LoadTestSpec, numbers: &Numbers, seen: &Circumstances) -> 
         relative_error: "0.2%".into(),
         start_skew: seen.start_skew.map(Duration::rounded),
         schedule_lag_p99: numbers.schedule_lag.quantile(0.99).map(Duration::rounded),
-        busiest_thread: (numbers.thread_busy > 0.0)
-            .then(|| Share::of_one((numbers.thread_busy * 1000.0).round() / 1000.0).rounded()),
+        busiest_thread: (numbers.busy_seconds > 0.0)
+            .then(|| Share::of_one((numbers.thread_busy() * 1000.0).round() / 1000.0).rounded()),
         throttled: (numbers.throttled_seconds > 0.0)
             .then(|| Duration::from_secs_f64(numbers.throttled_seconds).rounded()),
         event_loop_lag_p99: numbers.loop_lag.quantile(0.99).map(Duration::rounded),

@@ -14,7 +14,7 @@ use crate::{
     },
     summary::summarise,
     values::{Duration, Quantity, compare},
-    verdict::{self, badness, judge_value},
+    verdict::{self, badness, is_scarce, judge_value},
 };
 
 /// Looks that are kept of the longest window: one begins by this share of it too early at most.
@@ -22,6 +22,10 @@ const LOOKS: f64 = 50.0;
 /// A stage that ended longer ago than this, in seconds and as a share of its length, is unknown.
 const LATE: f64 = 2.5;
 const LATE_SHARE: f64 = 0.05;
+/// A window that would begin longer before it should, in seconds and as a share of its length, is
+/// none: for a while nobody looked.
+const EARLY: f64 = 2.5;
+const EARLY_SHARE: f64 = 0.2;
 /// A look this close before a boundary counts as being at it.
 const AT_ONCE: f64 = 0.001;
 
@@ -55,7 +59,7 @@ impl Timeline {
     pub fn after(spec: &LoadTestSpec, stages: Vec<StageRow>, rows: &[ThresholdRow]) -> Self {
         let watched = spec.thresholds.iter().zip(rows).map(|(threshold, row)| {
             let value = row.observed.as_ref().and_then(|text| text.parse().ok());
-            let told = threshold.window.is_some() && value.is_some();
+            let told = threshold.window.is_some() && (value.is_some() || row.samples > 0);
             let worst = told.then(|| (row.clone(), value));
             Watched { worst, critical_since: None }
         });
@@ -118,13 +122,11 @@ impl Timeline {
     /// The numbers at the beginning of the window that ends now, if somebody looked then.
     fn begin(&self, now: f64, window: Duration) -> Option<Numbers> {
         let from = now - window.as_secs_f64() + AT_ONCE;
-        if from < 0.0 {
-            return None;
-        }
         let look = self.looks.iter().rev().find(|look| look.elapsed_seconds <= from);
-        // Before anybody looked there was nothing, which is known without a look.
-        let first = self.looks.front().is_none_or(|look| look.elapsed_seconds > from);
-        look.cloned().or_else(|| (first && from <= 2.0 * AT_ONCE).then(Numbers::default))
+        // At the start there was nothing, which is known without a look.
+        let early = from - look.map_or(0.0, |look| look.elapsed_seconds);
+        let known = (0.0..=EARLY.max(window.as_secs_f64() * EARLY_SHARE)).contains(&early);
+        known.then(|| look.cloned().unwrap_or_default())
     }
 
     fn close_stages(&mut self, spec: &LoadTestSpec, numbers: &Numbers) {
@@ -155,17 +157,33 @@ impl Timeline {
         }
     }
 
-    /// Keeps this look if it is far enough from the one before, and lets go of those that no window needs any more.
+    /// Keeps this look, and lets go of those that no window needs any more.
     fn keep(&mut self, spec: &LoadTestSpec, numbers: &Numbers) {
-        let longest = spec.thresholds.iter().filter_map(|threshold| threshold.window).max();
-        let Some(longest) = longest.map(Duration::as_secs_f64) else { return };
-        let needed = numbers.elapsed_seconds - longest;
-        let latest = self.looks.back().map_or(0.0, |look| look.elapsed_seconds);
-        if numbers.elapsed_seconds - latest >= longest / LOOKS {
-            self.looks.push_back(needed_of(numbers, &spec.thresholds));
+        let windows = spec.thresholds.iter().filter_map(|threshold| threshold.window);
+        let windows: Vec<f64> = windows.map(Duration::as_secs_f64).collect();
+        // How far two looks of this age may be apart: none of longer windows alone are needed as
+        // often as those of short ones.
+        let apart = |age: f64| {
+            let reach = windows.iter().copied().filter(|window| *window >= age);
+            reach.reduce(f64::min).map(|shortest| shortest / LOOKS)
+        };
+        let now = numbers.elapsed_seconds;
+        if windows.is_empty() {
+            return;
         }
-        while self.looks.get(1).is_some_and(|second| second.elapsed_seconds <= needed) {
-            self.looks.pop_front();
+        let mut all = std::mem::take(&mut self.looks);
+        all.push_back(needed_of(numbers, &spec.thresholds));
+        let mut before: Option<f64> = None;
+        while let Some(look) = all.pop_front() {
+            let (at, next) = (look.elapsed_seconds, all.front().map(|next| next.elapsed_seconds));
+            // The one before it, or the start, would do for every window that begins until `next`.
+            let spare = next.is_some_and(|next| {
+                apart(now - next).is_none_or(|apart| next - before.unwrap_or(0.0) <= apart)
+            });
+            if !spare {
+                before = Some(at);
+                self.looks.push_back(look);
+            }
         }
     }
 
@@ -238,6 +256,8 @@ fn needed_of(numbers: &Numbers, thresholds: &[Threshold]) -> Numbers {
         schedule_lag: numbers.schedule_lag.clone(),
         loop_lag: numbers.loop_lag.clone(),
         elapsed_seconds: numbers.elapsed_seconds,
+        user_seconds: numbers.user_seconds,
+        busy_seconds: numbers.busy_seconds,
         throttled_seconds: numbers.throttled_seconds,
         ..Numbers::default()
     }
@@ -251,14 +271,15 @@ fn kept(wanted: bool, all: &[LatencyHistogram; 4]) -> [LatencyHistogram; 4] {
     if wanted { all.clone() } else { Default::default() }
 }
 
-/// True when a window is worse than the worst so far. Windows with too few samples say least.
+/// True when a window is worse than the worst so far. Windows with too few samples say least; of
+/// one that is Inconclusive for another reason nobody knows that it was no worse.
 fn worse(
     threshold: &Threshold,
     (row, value): &(ThresholdRow, Option<Quantity>),
     (worst_row, worst_value): &(ThresholdRow, Option<Quantity>),
 ) -> bool {
     let rank = |row: &ThresholdRow| match row.verdict {
-        Verdict::Inconclusive => 0,
+        Verdict::Inconclusive if is_scarce(threshold, row) => 0,
         verdict => badness(verdict),
     };
     match rank(row).cmp(&rank(worst_row)) {
@@ -341,29 +362,27 @@ pub fn breaking_point(
         return None;
     }
     let broke = rows.iter().position(|row| row.missed.is_some());
-    let held = rows[..broke.unwrap_or(rows.len())]
-        .iter()
-        .rev()
-        .find(|row| row.verdict == Verdict::Pass)
-        .map(|row| row.load.clone());
-    if let Some(row) = broke.and_then(|index| rows.get(index)) {
-        return Some(BreakingPoint {
-            held,
-            broke: Some(row.load.clone()),
-            threshold: row.missed.clone(),
-            observed: row.observed.clone(),
-        });
+    let before = &rows[..broke.unwrap_or(rows.len())];
+    let held = before.iter().rposition(|row| row.verdict == Verdict::Pass);
+    // The next one, unless that is where it broke.
+    let next = held.map_or(0, |held| held + 1);
+    let load = |index: usize| spec.load.stages.get(index).map(load_of);
+    let mut found = BreakingPoint { held: held.and_then(load), ..BreakingPoint::default() };
+    if let Some((index, row)) = broke.and_then(|index| Some((index, rows.get(index)?))) {
+        found.broke = Some(row.load.clone());
+        found.threshold.clone_from(&row.missed);
+        found.observed.clone_from(&row.observed);
+        found.unknown = load(next).filter(|_| next < index);
+    } else if let (Some(aborted), Some(broke)) = (aborted, load(rows.len())) {
+        // What ended the test broke in the stage that was on, which is not among the rows.
+        found.broke = Some(broke);
+        found.threshold = Some(aborted.threshold.clone());
+        found.observed = Some(aborted.observed.clone());
+        found.unknown = load(next).filter(|_| next < rows.len());
+    } else {
+        found.unknown = load(next);
     }
-    // What ended the test broke in the stage that was on, which is not among the rows.
-    if let (Some(aborted), Some(stage)) = (aborted, spec.load.stages.get(rows.len())) {
-        return Some(BreakingPoint {
-            held,
-            broke: Some(load_of(stage)),
-            threshold: Some(aborted.threshold.clone()),
-            observed: Some(aborted.observed.clone()),
-        });
-    }
-    held.map(|held| BreakingPoint { held: Some(held), ..BreakingPoint::default() })
+    Some(found)
 }
 
 #[cfg(test)]

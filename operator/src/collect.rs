@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use crate::{
     context::Context,
-    observed::{Memory, Runner, StartRecord},
+    observed::{Memory, Observed, Runner, StartRecord},
     resources::{CONTAINER, PORT},
 };
 
@@ -23,6 +23,8 @@ const AT_ONCE: usize = 16;
 
 /// The largest answer of a runner that is read: 64 tasks at full resolution take less.
 const MAX_ANSWER: usize = 16 << 20;
+/// How long a pod's log may take: the kubelet that has it may be gone.
+const LOG_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 /// The most of a pod's log that is read.
 const MAX_LOG: i64 = 32 << 20;
 
@@ -39,6 +41,8 @@ pub(crate) enum CollectError {
     TooLarge,
     #[error("pod's log can't be read")]
     Log(#[source] kube::Error),
+    #[error("pod's log did not come within {} s", LOG_PATIENCE.as_secs())]
+    SlowLog,
     #[error("pod's log holds no complete last metrics")]
     NoLastMetrics,
 }
@@ -48,15 +52,17 @@ fn url(ip: &str, path: &str) -> String {
     format!("http://{host}:{PORT}{path}")
 }
 
-/// Scrapes every started runner that may still have news, into the memory.
+/// Scrapes every started runner that may still have news, and reads the log of every one that is
+/// over, into the memory.
 pub(crate) async fn collect(
     context: &Context,
     pods: &Api<Pod>,
     run: &str,
     start: &StartRecord,
-    runners: &[Runner],
-    memory: &mut Memory,
+    seen: &mut Observed,
 ) {
+    let lasts = seen.load_lasts().as_secs_f64();
+    let Observed { runners, memory, .. } = seen;
     let is_final = |memory: &Memory, index: u32| {
         memory.numbers.get(&index).is_some_and(|seen| seen.state.is_final())
     };
@@ -79,7 +85,8 @@ pub(crate) async fn collect(
         match answer {
             Ok(numbers) => {
                 let elapsed = numbers.numbers.elapsed_seconds;
-                if numbers.state == RunnerState::Running && elapsed > 0.0 {
+                // Once load is over it stands still, and tells no start.
+                if numbers.state == RunnerState::Running && elapsed > 0.0 && elapsed < lasts {
                     memory.starts.look(index, asked, answered, elapsed);
                 }
                 memory.numbers.insert(index, numbers);
@@ -90,13 +97,16 @@ pub(crate) async fn collect(
             Err(error) => tracing::debug!(run, index, error = %chain(&error), "scrape failed"),
         }
     }
-    for runner in over {
-        if memory.searched.contains(&runner.uid) {
-            continue;
-        }
-        let found = last_metrics(pods, run, runner).await;
+    let unread = over.into_iter().filter(|runner| !memory.searched.contains(&runner.uid));
+    let logs: Vec<_> = unread
+        .map(|runner| async move {
+            let found = tokio::time::timeout(LOG_PATIENCE, last_metrics(pods, run, runner)).await;
+            (runner, found.unwrap_or(Err(CollectError::SlowLog)))
+        })
+        .collect();
+    for (runner, found) in bounded(logs).await {
         // A log that could not be read just now may be read later.
-        if !matches!(found, Err(CollectError::Log(_))) {
+        if !matches!(found, Err(CollectError::Log(_) | CollectError::SlowLog)) {
             memory.searched.insert(runner.uid.clone());
         }
         match found {
@@ -176,8 +186,8 @@ async fn last_metrics(
     let log = pods.logs(&runner.name, &parameters).await.map_err(CollectError::Log)?;
     let numbers = from_log(&log)?;
     if numbers.identity.run == run && numbers.identity.index == runner.index {
-        // The process is gone: whatever it said last is all there will be. One that was
-        // killed under load never reached its end, and stays lost.
+        // The process is gone: whatever it said last is all there will be. One that was killed
+        // under load says so, and stays lost.
         return Ok(numbers);
     }
     Err(CollectError::NoLastMetrics)

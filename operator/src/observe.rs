@@ -5,7 +5,7 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{Api, ResourceExt, api::ListParams};
-use loadtest_core::resource::{LoadTest, Phase};
+use loadtest_core::resource::Phase;
 
 use crate::{
     collect,
@@ -15,30 +15,27 @@ use crate::{
     resources::child_name,
 };
 
-/// What a pass needs to know about a test.
-pub(crate) async fn observe(context: &Context, test: LoadTest) -> Result<Observed, Error> {
-    let namespace = test.namespace().unwrap_or_default();
-    let uid = test.uid().unwrap_or_default();
+/// Looks at what a pass needs to know about a test.
+pub(crate) async fn observe(context: &Context, seen: &mut Observed) -> Result<(), Error> {
+    let namespace = seen.test.namespace().unwrap_or_default();
+    let uid = seen.test.uid().unwrap_or_default();
     let jobs: Api<Job> = Api::namespaced(context.client.clone(), &namespace);
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
-    let name = child_name(&test);
+    let name = child_name(&seen.test);
     let job = jobs.get_opt(&name).await.map_err(|e| Error::api("get job", &name, e))?;
     // A predecessor's Job is none of ours.
-    let job = job.filter(|job| owned_by(job, &uid));
-    let mut runners = Vec::new();
-    if job.is_some() {
+    seen.job = job.filter(|job| owned_by(job, &uid));
+    if seen.job.is_some() {
         let wanted = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
         let list = pods.list(&wanted).await.map_err(|e| Error::api("list pods of", &name, e))?;
-        runners.extend(list.items.iter().filter_map(Runner::of));
+        seen.runners.extend(list.items.iter().filter_map(Runner::of));
     }
-    let mut memory = context.recall(&uid);
-    memory.since.get_or_insert_with(Timestamp::now);
-    let mut seen = Observed { test, job, runners, memory };
+    seen.memory.since.get_or_insert_with(Timestamp::now);
     let over = seen.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final);
     if let (Some(start), false) = (seen.start(), over) {
-        collect::collect(context, &pods, &uid, &start, &seen.runners, &mut seen.memory).await;
+        collect::collect(context, &pods, &uid, &start, seen).await;
     }
-    Ok(seen)
+    Ok(())
 }
 
 /// True when an object's controller is the one with this UID.

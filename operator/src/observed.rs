@@ -11,6 +11,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 use loadtest_core::{
+    Duration,
     metrics::{Numbers, RunnerNumbers, RunnerState},
     report::Circumstances,
     resource::{Aborted, LoadTest, Phase},
@@ -193,6 +194,11 @@ impl Memory {
 }
 
 impl Observed {
+    /// A test, before anything else was looked at.
+    pub const fn new(test: LoadTest, memory: Memory) -> Self {
+        Self { test, job: None, runners: Vec::new(), memory }
+    }
+
     /// The start, once there was one.
     pub fn start(&self) -> Option<StartRecord> {
         let text = self.job.as_ref()?.annotations().get(START)?;
@@ -223,10 +229,17 @@ impl Observed {
         self.memory.numbers.get(&index).is_some_and(|seen| seen.state == RunnerState::Waiting)
     }
 
-    /// True when a started runner is gone and left no final numbers.
+    /// True when a started runner has made its share of the load to the end, and said so.
+    pub fn is_complete(&self, index: usize) -> bool {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        self.memory.numbers.get(&index).is_some_and(|seen| seen.state.is_complete())
+    }
+
+    /// True when a started runner is gone and left no final numbers, or those of a part of its
+    /// load.
     pub fn is_lost(&self, start: &StartRecord, index: usize) -> bool {
         if self.is_final(index) {
-            return false;
+            return !self.is_complete(index);
         }
         self.started_runner(start, index).is_none_or(|runner| runner.ended.is_some())
     }
@@ -253,22 +266,37 @@ impl Observed {
         let Some(start) = self.start().filter(|_| !over) else { return };
         let heard = |index: usize| {
             let key = u32::try_from(index).unwrap_or(u32::MAX);
-            self.is_final(index) || self.memory.heard_now.contains(&key)
+            self.is_complete(index) || self.memory.heard_now.contains(&key)
         };
         if !(0..start.pods.len()).all(heard) {
             return;
         }
         let numbers = self.merged();
-        let timeline = self.memory.timeline.get_or_insert_with(|| {
-            let told = self.test.status.clone().unwrap_or_default();
-            Timeline::after(&self.test.spec, told.stages, &told.thresholds)
-        });
+        let mut timeline = self.memory.timeline.take().unwrap_or_else(|| self.told());
         let aborted = timeline.look(&self.test.spec, &numbers);
-        // What is over, or stopped by its user, needs no stopping.
-        let on = numbers.elapsed_seconds < self.test.spec.load.length().as_secs_f64();
-        if self.memory.aborted.is_none() && on && !self.test.spec.cancel {
+        self.memory.timeline = Some(timeline);
+        // What is over, or being stopped, needs no stopping.
+        if numbers.elapsed_seconds < self.load_lasts().as_secs_f64() {
             self.memory.aborted = aborted;
         }
+    }
+
+    /// The test's course so far.
+    pub fn timeline(&self) -> Timeline {
+        self.memory.timeline.clone().unwrap_or_else(|| self.told())
+    }
+
+    /// The course as the status tells it to who was not there.
+    fn told(&self) -> Timeline {
+        let told = self.test.status.clone().unwrap_or_default();
+        Timeline::after(&self.test.spec, told.stages, &told.thresholds)
+    }
+
+    /// How long load lasts from its start: not a moment more once something ends it.
+    pub fn load_lasts(&self) -> Duration {
+        let stopped =
+            self.test.spec.cancel || self.aborted().is_some() || self.memory.stopping.is_some();
+        if stopped { Duration::ZERO } else { self.test.spec.load.length() }
     }
 
     /// The numbers of all runners together.
@@ -282,7 +310,7 @@ impl Observed {
     /// What the report needs besides numbers.
     pub fn circumstances(&self, cancelled: bool) -> Circumstances {
         let runners = self.start().map_or(0, |start| start.pods.len());
-        let lost = (0..runners).filter(|index| !self.is_final(*index)).count();
+        let lost = (0..runners).filter(|index| !self.is_complete(*index)).count();
         Circumstances {
             cancelled,
             aborted: self.aborted(),

@@ -99,22 +99,24 @@ pub async fn reconcile(
     object: Arc<DeserializeGuard<LoadTest>>,
     context: Arc<Context>,
 ) -> Result<Action, Error> {
-    let pass = async {
-        match &object.0 {
-            Ok(test) => Box::pin(step(&context, test)).await,
-            Err(invalid) => {
-                let name = invalid.metadata.name.clone().unwrap_or_default();
-                let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
-                undecodable(&context, &namespace, &name, &invalid.error).await
-            }
+    let result = match &object.0 {
+        Ok(test) => Box::pin(step(&context, test)).await,
+        Err(invalid) => {
+            let name = invalid.metadata.name.clone().unwrap_or_default();
+            let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
+            in_time(undecodable(&context, &namespace, &name, &invalid.error)).await
         }
     };
-    let result = tokio::time::timeout(PASS, pass).await.unwrap_or(Err(Error::TooSlow));
     match &result {
         Ok(_) => context.forget(&key(&object)),
         Err(error) => context.metrics.reconciled(error.label()),
     }
     result
+}
+
+/// Ends what takes too long.
+async fn in_time<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(PASS, work).await.unwrap_or(Err(Error::TooSlow))
 }
 
 /// How an object is told from others.
@@ -145,7 +147,10 @@ async fn step(context: &Context, cached: &LoadTest) -> Result<Action, Error> {
     let namespace = cached.namespace().unwrap_or_default();
     let name = cached.name_any();
     let tests: Api<LoadTest> = Api::namespaced(context.client.clone(), &namespace);
-    let test = tests.get_opt(&name).await.map_err(|e| Error::api("get loadtest", &name, e))?;
+    let test = in_time(async {
+        tests.get_opt(&name).await.map_err(|e| Error::api("get loadtest", &name, e))
+    });
+    let test = test.await?;
     // Gone, or on its way: its children follow it by their owner references.
     let Some(test) = test.filter(|test| test.metadata.deletion_timestamp.is_none()) else {
         context.recall(&cached.uid().unwrap_or_default());
@@ -153,34 +158,42 @@ async fn step(context: &Context, cached: &LoadTest) -> Result<Action, Error> {
         return Ok(Action::await_change());
     };
     let run = test.uid().unwrap_or_default();
-    let mut seen = observe::observe(context, test).await?;
-    seen.look();
-    let now = Timestamp::now();
-    let mut decision = decide(&seen, &context.settings, now);
-    tracing::debug!(namespace, name, ?decision, "decided");
-    let mut acted = act::act(context, &mut seen, &decision).await;
-    if let (Decision::Launch(_), Err(error)) = (&decision, &acted)
-        && let Some(fail) = refused(error.code(), &chain(error))
-    {
-        (decision, acted) = (fail, Ok(()));
-    }
-    let reported = match acted {
-        Ok(()) => report(context, &tests, &mut seen, &decision, now).await,
-        Err(error) => Err(error),
-    };
-    let again = after(&decision, &seen);
-    // Numbers that were collected stay, even when the pass failed later.
-    if decision == Decision::Settled || decision == Decision::Delete {
-        drop(seen);
-    } else {
+    let memory = context.recall(&run);
+    let mut seen = Observed::new(test, memory);
+    let passed = Box::pin(in_time(pass(context, &tests, &mut seen))).await;
+    let next = passed.as_ref().map(|decision| after(decision, &seen)).ok();
+    // Numbers that were collected stay, also when the pass failed or took too long.
+    if !matches!(passed, Ok(Decision::Settled | Decision::Delete)) {
         if seen.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final) {
             seen.memory.shed();
         }
         context.remember(run, seen.memory);
     }
-    reported?;
-    context.metrics.reconciled(label(&decision));
-    Ok(again)
+    context.metrics.reconciled(label(&passed?));
+    Ok(next.unwrap_or_else(Action::await_change))
+}
+
+/// Looks, decides, acts and tells. What was decided.
+async fn pass(
+    context: &Context,
+    tests: &Api<LoadTest>,
+    seen: &mut Observed,
+) -> Result<Decision, Error> {
+    observe::observe(context, seen).await?;
+    seen.look();
+    let now = Timestamp::now();
+    let mut decision = decide(seen, &context.settings, now);
+    let (namespace, name) = (seen.test.namespace(), seen.test.name_any());
+    tracing::debug!(namespace, name, ?decision, "decided");
+    let mut acted = act::act(context, seen, &decision).await;
+    if let (Decision::Launch(_), Err(error)) = (&decision, &acted)
+        && let Some(fail) = refused(error.code(), &chain(error))
+    {
+        (decision, acted) = (fail, Ok(()));
+    }
+    acted?;
+    report(context, tests, seen, &decision, now).await?;
+    Ok(decision)
 }
 
 /// When to come again after a decision was carried out.

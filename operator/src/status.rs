@@ -220,7 +220,7 @@ fn conclude(
     now: Timestamp,
 ) -> News {
     let numbers = seen.merged();
-    let timeline = seen.memory.timeline.clone().unwrap_or_default();
+    let timeline = seen.timeline();
     let Report {
         verdict,
         reason,
@@ -344,6 +344,39 @@ mod tests {
             (Some(Phase::Finished), Some(Verdict::Inconclusive))
         );
         assert_eq!(is(&status, "Passed"), "Unknown");
+    }
+
+    #[test]
+    fn stages_that_another_process_judged_outlive_it_also_when_a_runner_was_lost_with_it() {
+        use loadtest_core::resource::StageRow;
+        let stage = |load: &str, missed: Option<&str>| StageRow {
+            load: load.into(),
+            requests: 100,
+            error_rate: "0%".into(),
+            throughput: "10/s".into(),
+            p95: None,
+            verdict: if missed.is_some() { Verdict::Fail } else { Verdict::Pass },
+            missed: missed.map(Into::into),
+            observed: None,
+        };
+        let mut status = admitted();
+        status.phase = Some(Phase::Running);
+        status.stages = vec![stage("5 users", None), stage("10 users", Some("errorRate"))];
+        let mut seen = seen(status.clone());
+        seen.test.spec.load = serde_json::from_value(serde_json::json!({"stages": [
+            {"duration": "10s", "users": 5},
+            {"duration": "10s", "users": 10},
+            {"duration": "10s", "users": 20},
+        ]}))
+        .unwrap();
+        let decision = Decision::Conclude { cancelled: false, failed: None };
+        let (concluded, _) = next(&seen, &decision, noon());
+        assert_eq!(concluded.stages, status.stages);
+        let point = concluded.breaking_point.unwrap();
+        assert_eq!(
+            (point.held.as_deref(), point.broke.as_deref()),
+            (Some("5 users"), Some("10 users"))
+        );
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(crate) struct Chat {
     /// Events with a token, by kind.
     counted: Tokens,
     usage: Option<Usage>,
+    /// The event that is being read calls itself an error.
+    error: bool,
     done: bool,
 }
 
@@ -49,8 +51,21 @@ struct Event<'a> {
     choices: Option<Vec<Choice<'a>>>,
     #[serde(borrow, default)]
     error: Option<&'a RawValue>,
+    /// What some servers send in place of an error.
+    #[serde(borrow, default)]
+    error_code: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    object: Option<Cow<'a, str>>,
     #[serde(default)]
     usage: Option<Usage>,
+}
+
+impl Event<'_> {
+    /// True when it says that the target gave up.
+    fn is_error(&self) -> bool {
+        let is_set = |it: Option<&RawValue>| it.is_some_and(|it| !matches!(it.get(), "null" | "0"));
+        is_set(self.error) || is_set(self.error_code) || self.object.as_deref() == Some("error")
+    }
 }
 
 #[derive(Deserialize)]
@@ -124,6 +139,7 @@ impl Chat {
             latest: None,
             counted: Tokens { output: 0, reasoning: 0, tool: 0, prompt: 0 },
             usage: None,
+            error: false,
             done: false,
         }
     }
@@ -170,8 +186,23 @@ impl Chat {
         at: Instant,
         gap: &mut impl FnMut(Duration),
     ) -> Result<(), Failure> {
-        let Some(data) = line.strip_prefix(b"data:") else { return Ok(()) };
+        if let Some(name) = line.strip_prefix(b"event:") {
+            self.error = name.trim_ascii() == b"error";
+            return Ok(());
+        }
+        let Some(data) = line.strip_prefix(b"data:") else {
+            // An empty line ends an event, and its name with it.
+            self.error &= !line.trim_ascii().is_empty();
+            return Ok(());
+        };
         let data = data.trim_ascii();
+        let gave_up = |told: &[u8]| {
+            let text: String = String::from_utf8_lossy(told).chars().take(200).collect();
+            Failure::new(ErrorKind::StreamError, format!("error event: {text}"))
+        };
+        if self.error {
+            return Err(gave_up(data));
+        }
         if data == b"[DONE]" {
             self.done = true;
             return Ok(());
@@ -182,9 +213,8 @@ impl Chat {
         let event: Event<'_> = serde_json::from_slice(data).map_err(|error| {
             Failure::new(ErrorKind::StreamMalformed, format!("event is not chat JSON: {error}"))
         })?;
-        if let Some(error) = event.error.filter(|error| error.get() != "null") {
-            let text: String = error.get().chars().take(200).collect();
-            return Err(Failure::new(ErrorKind::StreamError, format!("error event: {text}")));
+        if event.is_error() {
+            return Err(gave_up(event.error.map_or(data, |error| error.get().as_bytes())));
         }
         // Sent once, at the end; or with every event, grown.
         self.usage = event.usage.or(self.usage);
@@ -302,6 +332,22 @@ mod tests {
         assert_eq!((found.tokens.output, found.each), (1, None));
         let (found, ..) = answer(&[ROLE, TOKEN, TOKEN, TOKEN, DONE]).unwrap();
         assert_eq!((found.tokens.output, found.each), (3, Some(Duration::from_millis(10))));
+    }
+
+    #[test]
+    fn a_target_that_gives_up_says_so_in_one_of_several_ways() {
+        for event in [
+            "data: {\"error\":{\"message\":\"out of memory\"}}\n\n",
+            "data: {\"error_code\":50001,\"text\":\"out of memory\"}\n\n",
+            "data: {\"object\":\"error\",\"message\":\"out of memory\"}\n\n",
+            "event: error\ndata: {\"message\":\"out of memory\"}\n\n",
+            "event:error\r\ndata: out of memory\r\n\r\n",
+        ] {
+            assert_eq!(read(&[TOKEN, event, DONE]), Err(ErrorKind::StreamError), "{event}");
+        }
+        // Neither is one.
+        let fine = "event: message\ndata: {\"error\":null,\"error_code\":0,\"object\":\"chat.completion.chunk\"}\n\n";
+        assert_eq!(read(&[fine, TOKEN, "event: error\n\n", TOKEN, DONE]), Ok(20));
     }
 
     #[test]

@@ -38,7 +38,14 @@ pub(crate) async fn load(
         let worker = Rc::clone(worker);
         users.spawn_local(async move {
             let mut user = User::new(&worker, number, flight);
+            let mut free = start;
             for (from, until) in runs {
+                // Who waits for an answer past its next run's beginning, or past its end, is kept
+                // by the target.
+                let from = from.max(free);
+                if from >= until {
+                    continue;
+                }
                 if !worker.reaches(from).await {
                     return;
                 }
@@ -47,6 +54,7 @@ pub(crate) async fn load(
                     run(&worker, &mut user, from, until).await;
                 }
                 user.leave(&worker).await;
+                free = Instant::now();
             }
         });
         number += share.step;

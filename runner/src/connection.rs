@@ -174,13 +174,13 @@ impl Links {
         }
     }
 
-    /// Waits for the target to close a connection that was for one request: whoever closes first
-    /// keeps the port for a minute.
+    /// Waits for the target to close a connection that was for one request, or that takes no other:
+    /// whoever closes first keeps the port for a minute.
     pub(crate) async fn outlive(&self, slot: &mut Slot, pacer: &Pacer) {
-        if self.reuse != Reuse::PerRequest {
+        let Some(Connection::One(open)) = &mut slot.connection else { return };
+        if self.reuse != Reuse::PerRequest && !open.spent {
             return;
         }
-        let Some(Connection::One(open)) = &mut slot.connection else { return };
         let mut rest = [0; 64];
         let ended = async { while open.wire.read(&mut rest).await.is_ok_and(|n| n > 0) {} };
         tokio::select! {

@@ -5,7 +5,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -29,6 +29,8 @@ pub struct Engine {
     start: OnceLock<Instant>,
     /// When it was told to stop before its end.
     stopped: OnceLock<Instant>,
+    /// Some of the load was not made, and nobody had told it to stop.
+    cut_short: Arc<AtomicBool>,
     /// How long a CPU limit had held this process up before its load.
     throttled: OnceLock<Duration>,
     /// The most memory that was seen, and of its limit.
@@ -43,10 +45,21 @@ pub struct Engine {
 pub(crate) struct Ending {
     left: Arc<AtomicU32>,
     done: watch::Sender<Option<Instant>>,
+    cut_short: Arc<AtomicBool>,
+    /// Its load was made to the end.
+    whole: bool,
+}
+
+impl Ending {
+    /// The load was made to the end: one that is let go without this was cut short.
+    pub(crate) fn whole(mut self) {
+        self.whole = true;
+    }
 }
 
 impl Drop for Ending {
     fn drop(&mut self) {
+        self.cut_short.fetch_or(!self.whole, Ordering::AcqRel);
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.done.send_replace(Some(Instant::now()));
         }
@@ -83,6 +96,7 @@ impl Engine {
         let workers = prepared.plan.workers.max(1);
         let (done, finished) = watch::channel(None);
         let left = Arc::new(AtomicU32::new(workers));
+        let cut_short = Arc::new(AtomicBool::new(false));
         let senders = (0..workers)
             .map(|worker| {
                 let (sender, orders) = mpsc::unbounded_channel();
@@ -94,7 +108,12 @@ impl Engine {
                 };
                 let prepared = Arc::clone(&prepared);
                 let raw = record.map(RawRecord::recorder);
-                let ending = Ending { left: Arc::clone(&left), done: done.clone() };
+                let ending = Ending {
+                    left: Arc::clone(&left),
+                    done: done.clone(),
+                    cut_short: Arc::clone(&cut_short),
+                    whole: false,
+                };
                 thread::Builder::new().name(format!("worker-{worker}")).spawn(move || {
                     if let Err(error) = worker::run(prepared, share, raw, orders, ending) {
                         tracing::error!(%error, worker, "worker could not run");
@@ -108,6 +127,7 @@ impl Engine {
             workers: senders,
             start: OnceLock::new(),
             stopped: OnceLock::new(),
+            cut_short,
             throttled: OnceLock::new(),
             memory: Mutex::default(),
             finished,
@@ -138,6 +158,16 @@ impl Engine {
         self.order(|| Order::Stop(grace));
     }
 
+    /// Ends the load now, though nobody told it to stop: this runner has to go. What it has not
+    /// made of its load by then is missing.
+    pub fn kill(&self) {
+        let over = self.elapsed(Instant::now()) >= self.prepared.plan.load.length().std();
+        if !over && self.stopped.get().is_none() {
+            self.cut_short.store(true, Ordering::Release);
+        }
+        self.stop(Duration::ZERO);
+    }
+
     fn order(&self, order: impl Fn() -> Order) {
         for worker in &self.workers {
             // A worker that ended has logged why.
@@ -145,9 +175,12 @@ impl Engine {
         }
     }
 
-    /// Waiting, running or done.
+    /// Waiting, running, done, or cut short.
     pub fn state(&self) -> RunnerState {
         if self.finished.borrow().is_some() {
+            if self.cut_short.load(Ordering::Acquire) {
+                return RunnerState::CutShort;
+            }
             RunnerState::Done
         } else if self.start.get().is_some() {
             RunnerState::Running
@@ -186,7 +219,7 @@ impl Engine {
         let throttled =
             cpu::throttled().saturating_sub(*self.throttled.get_or_init(cpu::throttled));
         all.numbers.elapsed_seconds = elapsed;
-        all.numbers.thread_busy = if elapsed > 0.0 { busiest.as_secs_f64() / elapsed } else { 0.0 };
+        all.numbers.busy_seconds = busiest.as_secs_f64();
         all.numbers.throttled_seconds = throttled.as_secs_f64();
         let (bytes, ratio) = self.memory_peak();
         all.numbers.memory_bytes = bytes as f64;

@@ -22,6 +22,8 @@ use crate::{
 pub(crate) enum Part {
     /// Resolving, connecting, TLS.
     Connect,
+    /// Waiting until its connection takes one more.
+    Turn,
     /// Sent; the answer has not begun.
     Response,
     /// The answer has begun.
@@ -33,7 +35,7 @@ impl Part {
     pub(crate) const fn timeout(self) -> ErrorKind {
         match self {
             Self::Connect => ErrorKind::TimeoutConnect,
-            Self::Response => ErrorKind::TimeoutResponse,
+            Self::Turn | Self::Response => ErrorKind::TimeoutResponse,
             Self::Body => ErrorKind::TimeoutBody,
         }
     }
@@ -102,7 +104,7 @@ impl Flight {
         let limit = match part {
             Part::Connect => self.timeouts.connect,
             Part::Response => self.timeouts.first_byte,
-            Part::Body => None,
+            Part::Turn | Part::Body => None,
         };
         // What has passed already stays so.
         if self.deadline.get().is_some() {

@@ -148,7 +148,10 @@ async fn send<'a>(
         http1::write(&mut open.wire, &request.bytes).await
     };
     let stamps = &open.stamps;
-    let began = || flight.first_byte(stamps.last_read.get());
+    let began = || {
+        flight.first_byte(stamps.last_read.get());
+        flight.enter(Part::Body);
+    };
     let read = http1::read_head(&mut open.wire, buffer, request.is_head, keep, began).await;
     let head = match written {
         Ok(()) => read?,
@@ -172,7 +175,12 @@ async fn send_http2(
 ) -> Result<http2::Answer, Refusal> {
     let missing = || Failure::new(ErrorKind::Protocol, "request has no HTTP/2 form");
     let request = request.http2.as_deref().ok_or_else(|| Refusal::Failed(missing()))?;
+    flight.enter(Part::Turn);
     let turn = two.turn().await;
+    if !two.is_open() {
+        let message = "connection ended before it took the request";
+        return Err(Refusal::Unsent(Failure::new(ErrorKind::Reset, message)));
+    }
     let unsent = flight.sent().is_none();
     flight.send();
     let answer = two.send(turn, request, keep, |at| flight.first_byte(at)).await;

@@ -51,7 +51,7 @@ pub async fn live(control: Control, listener: TcpListener) -> io::Result<ExitCod
         End::Killed if control.engine.state() == RunnerState::Waiting => EXIT_KILLED_BEFORE_START,
         End::Killed if *control.released.borrow() => 0,
         End::Killed => {
-            control.engine.stop(Duration::ZERO);
+            control.engine.kill();
             // Until what was open is counted; a worker that hangs must not outlast the pod.
             let _ = tokio::time::timeout(LAST_COUNT, control.engine.finished()).await;
             print_last(&control).await;
@@ -63,6 +63,10 @@ pub async fn live(control: Control, listener: TcpListener) -> io::Result<ExitCod
             0
         }
         End::Released => {
+            // The test is over, whatever this one still does.
+            if control.engine.state() == RunnerState::Running {
+                control.engine.stop(Duration::ZERO);
+            }
             let linger = control.engine.prepared().plan().metrics_linger.std();
             tokio::select! {
                 () = tokio::time::sleep(linger) => {}

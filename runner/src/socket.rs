@@ -32,6 +32,8 @@ pub(crate) struct Stamps {
     /// What of them was counted already.
     counted: Cell<(u64, u64)>,
     order: Cell<Order>,
+    /// The next read looks for itself, whatever was told of the socket.
+    looks: Cell<bool>,
 }
 
 impl Stamps {
@@ -40,6 +42,12 @@ impl Stamps {
         let now = (self.sent.get(), self.received.get());
         let before = self.counted.replace(now);
         (now.0 - before.0, now.1 - before.1)
+    }
+
+    /// Has the next read look for itself: what came since the thread last waited for its sockets
+    /// is there, though nobody was told yet.
+    pub(crate) fn look(&self) {
+        self.looks.set(true);
     }
 }
 
@@ -61,6 +69,7 @@ impl Socket {
             sent: Cell::new(0),
             counted: Cell::new((0, 0)),
             order: Cell::new(Order::new(now)),
+            looks: Cell::new(false),
         });
         (Self { tcp, clock, stamps: Rc::clone(&stamps) }, stamps)
     }
@@ -88,6 +97,12 @@ impl AsyncRead for Socket {
         let this = self.get_mut();
         if buffer.remaining() == 0 {
             return Poll::Ready(Ok(()));
+        }
+        if this.stamps.looks.take() {
+            match this.receive(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                done => return Poll::Ready(done.map(drop)),
+            }
         }
         loop {
             ready!(this.tcp.poll_read_ready(context))?;
@@ -143,6 +158,7 @@ impl AsyncWrite for Socket {
 mod tests {
     use std::time::Duration;
 
+    use futures::FutureExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -172,5 +188,24 @@ mod tests {
             }
             assert!(attempt < 50, "{:?} too late", came - sent);
         }
+    }
+
+    #[tokio::test]
+    async fn a_read_that_looks_finds_what_nobody_was_told_of() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        let (mut socket, stamps) = Socket::new(tcp, Clock::new());
+        let mut text = [0; 5];
+        assert!(socket.read(&mut text).now_or_never().is_none());
+        std::io::Write::write_all(&mut peer, b"hello").unwrap();
+        assert!(socket.read(&mut text).now_or_never().is_none());
+        stamps.look();
+        assert_eq!(socket.read(&mut text).now_or_never().unwrap().unwrap(), 5);
+        stamps.look();
+        assert!(socket.read(&mut text).now_or_never().is_none());
+        std::io::Write::write_all(&mut peer, b"again").unwrap();
+        assert_eq!(socket.read(&mut text).await.unwrap(), 5);
+        assert_eq!(&text, b"again");
     }
 }

@@ -234,10 +234,12 @@ pub(crate) async fn perform(
     });
     flight.end();
     // Only now, when the request is counted: what follows is for the next one.
-    if let (Held::Http(slot), Some(links), None) = (&mut running.held, worker.links(), &left) {
+    let left = left.unwrap_or_default();
+    if let (Held::Http(slot), Some(links), false) = (&mut running.held, worker.links(), left.broken)
+    {
         links.outlive(slot, &worker.pacer).await;
     }
-    running.settle(left.unwrap_or_default());
+    running.settle(left);
     let held = std::mem::replace(&mut running.held, Held::Http(Slot::default()));
     drop(running);
     user.give(worker.links(), task, &prepared.kind, held);

@@ -210,7 +210,8 @@ pub(crate) async fn task(
     mut round_trip: impl FnMut(Duration),
 ) -> Result<Instant, Failure> {
     // What came meanwhile answers nothing that is sent now.
-    if place.is_open() {
+    if let Some(link) = place.link.as_ref().filter(|link| link.stream.is_some()) {
+        link.stamps.look();
         let _ = place.poll_idle(&mut Context::from_waker(Waker::noop()));
     }
     if !place.is_open() {
@@ -218,6 +219,10 @@ pub(crate) async fn task(
     }
     let stamps = place.link.as_ref().map(|link| Rc::clone(&link.stamps));
     let last_read = || stamps.as_ref().map_or_else(Instant::now, |stamps| stamps.last_read.get());
+    if prepared.send.is_empty() {
+        // In an open session there is nothing to wait for: others get their turn.
+        tokio::task::yield_now().await;
+    }
     flight.send();
     for text in &prepared.send {
         flight.enter(Part::Response);

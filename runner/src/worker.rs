@@ -84,7 +84,7 @@ impl Copied {
             user_seconds: self.user_seconds,
             // Known to the engine.
             elapsed_seconds: 0.0,
-            thread_busy: 0.0,
+            busy_seconds: 0.0,
             throttled_seconds: 0.0,
             memory_bytes: 0.0,
             memory_ratio: 0.0,
@@ -268,8 +268,8 @@ impl Worker {
     }
 
     /// Makes the load of its users, waits for them, and counts what is still open at the end
-    /// as interrupted.
-    async fn load(self: &Rc<Self>, share: Share, start: Instant) {
+    /// as interrupted. False when a user was lost to a fault of this program.
+    async fn load(self: &Rc<Self>, share: Share, start: Instant) -> bool {
         let profile = Profile::of(&self.prepared.plan.load);
         let mut users = JoinSet::new();
         let watch = tokio::task::spawn_local(Rc::clone(self).watch_timeouts());
@@ -283,9 +283,12 @@ impl Worker {
         // Load lasts to its end, even when nothing more was wanted before.
         self.reaches(self.end.get()).await;
         self.cpu.set((self.cpu.get().0, Some(cpu::of_this_thread())));
+        // Users that were given work a moment ago take it before they can be interrupted at it.
+        tokio::task::yield_now().await;
+        let mut whole = true;
         while !users.is_empty() && Instant::now() < self.hard_end.get() {
             tokio::select! {
-                _ = users.join_next() => {}
+                ended = users.join_next() => whole &= !matches!(ended, Some(Err(_))),
                 () = self.pacer.until(self.hard_end.get()) => {}
             }
         }
@@ -308,6 +311,7 @@ impl Worker {
             raw.borrow_mut().flush(self.start.get());
         }
         users.shutdown().await;
+        whole
     }
 
     /// Looks for requests that take too long, a twentieth of the shortest timeout late at most.
@@ -409,8 +413,9 @@ pub(crate) fn run(
                     worker.hard_end.set(worker.end.get() + plan.load.graceful_stop.std());
                     let worker = Rc::clone(&worker);
                     tokio::task::spawn_local(async move {
-                        worker.load(share, at).await;
-                        drop(ending);
+                        if worker.load(share, at).await {
+                            ending.whole();
+                        }
                     });
                 }
                 Order::Stop(grace) => worker.stop(grace),

@@ -30,6 +30,9 @@ pub enum RunnerState {
     Done,
     /// Told to go; its numbers are final.
     Released,
+    /// It ended before its load did, killed or by a fault of its own: its numbers are final, and
+    /// those of less load than there should have been.
+    CutShort,
 }
 
 impl RunnerState {
@@ -40,11 +43,17 @@ impl RunnerState {
             Self::Running => 1,
             Self::Done => 2,
             Self::Released => 3,
+            Self::CutShort => 4,
         }
     }
 
     /// True when the numbers won't change any more.
     pub const fn is_final(self) -> bool {
+        matches!(self, Self::Done | Self::Released | Self::CutShort)
+    }
+
+    /// True when its share of the load was made to the end.
+    pub const fn is_complete(self) -> bool {
         matches!(self, Self::Done | Self::Released)
     }
 }
@@ -136,11 +145,12 @@ fn take(
                 0 => RunnerState::Waiting,
                 1 => RunnerState::Running,
                 2 => RunnerState::Done,
-                _ => RunnerState::Released,
+                3 => RunnerState::Released,
+                _ => RunnerState::CutShort,
             };
         }
         names::ELAPSED => numbers.elapsed_seconds = gauge(metric),
-        names::THREAD_BUSY => numbers.thread_busy = gauge(metric),
+        names::THREAD_BUSY => numbers.busy_seconds = counter(metric),
         names::MEMORY => numbers.memory_bytes = gauge(metric),
         names::MEMORY_RATIO => numbers.memory_ratio = gauge(metric),
         names::THROTTLED => numbers.throttled_seconds = counter(metric),

@@ -112,7 +112,8 @@ impl LatencyHistogram {
             clippy::cast_sign_loss,
             reason = "a rank lies between 1 and the count"
         )]
-        let rank = ((p * self.count as f64).ceil() as u64).clamp(1, self.count);
+        // A share that is a whole number of samples may be a hair more in binary.
+        let rank = ((p * self.count as f64 * (1.0 - 1e-12)).ceil() as u64).clamp(1, self.count);
         let mut seen = self.zero;
         if rank <= seen {
             return Some(Duration::ZERO);
@@ -238,6 +239,21 @@ mod tests {
         sorted.sort_by(f64::total_cmp);
         let rank = ((p * sorted.len() as f64).ceil() as usize).clamp(1, sorted.len());
         sorted[rank - 1]
+    }
+
+    #[test]
+    fn a_share_that_is_a_whole_number_of_samples_is_that_many() {
+        // 99.9 / 100 is a hair more than 0.999 in binary.
+        let nines = 99.9 / 100.0;
+        for thousands in 1..=200_u64 {
+            let mut histogram = LatencyHistogram::default();
+            histogram.record(1.0, 999 * thousands);
+            histogram.record(60.0, thousands);
+            for (p, slow) in [(0.999, false), (nines, false), (0.9991, true), (1.0, true)] {
+                let found = histogram.quantile(p).unwrap() > Duration::from_secs(2);
+                assert_eq!(found, slow, "{p} of {thousands},000");
+            }
+        }
     }
 
     #[test]

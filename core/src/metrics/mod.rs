@@ -20,7 +20,7 @@ pub use numbers::{Numbers, Outcome, TaskNumbers, Tokens, judged};
 pub mod names {
     /// Info: labels `run`, `index`, `pod`.
     pub const RUNNER: &str = "loadtest_runner_info";
-    /// Gauge: 0 waiting, 1 running, 2 done, 3 released.
+    /// Gauge: 0 waiting, 1 running, 2 done, 3 released, 4 cut short.
     pub const STATE: &str = "loadtest_runner_state";
     /// Gauge: seconds of load since this runner's start, standing still once load is over.
     pub const ELAPSED: &str = "loadtest_elapsed_seconds";
@@ -75,8 +75,8 @@ pub mod names {
     pub const MEMORY_RATIO: &str = "loadtest_runner_memory_ratio";
     /// Histogram: how late a load thread came to what was due.
     pub const LOOP_LAG: &str = "loadtest_event_loop_lag_seconds";
-    /// Gauge: the share of load's time that the runner's busiest load thread was on a CPU.
-    pub const THREAD_BUSY: &str = "loadtest_busiest_thread_ratio";
+    /// Counter: seconds of load that the runner's busiest load thread was on a CPU.
+    pub const THREAD_BUSY: &str = "loadtest_busiest_thread_cpu_seconds_total";
     /// Counter: seconds for which a CPU limit kept the runner from running.
     pub const THROTTLED: &str = "loadtest_cpu_throttled_seconds_total";
     /// Histogram: how late a user acted on its schedule.

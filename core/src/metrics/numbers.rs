@@ -298,9 +298,8 @@ pub struct Numbers {
     pub user_seconds: f64,
     /// Seconds of load since the start, without graceful stop; of several runners, the longest.
     pub elapsed_seconds: f64,
-    /// The share of load's time that the busiest load thread was on a CPU; of several runners,
-    /// the highest.
-    pub thread_busy: f64,
+    /// Seconds of load that the busiest load thread was on a CPU; of several runners, the most.
+    pub busy_seconds: f64,
     /// Seconds for which a CPU limit kept a runner from running; of several, the most.
     pub throttled_seconds: f64,
     /// The most resident bytes that a runner was seen with; of several, the most.
@@ -321,7 +320,7 @@ impl Numbers {
             users_peak,
             user_seconds,
             elapsed_seconds,
-            thread_busy,
+            busy_seconds,
             throttled_seconds,
             memory_bytes,
             memory_ratio,
@@ -335,14 +334,14 @@ impl Numbers {
         self.users_peak += users_peak;
         self.user_seconds += user_seconds;
         self.elapsed_seconds = self.elapsed_seconds.max(*elapsed_seconds);
-        self.thread_busy = self.thread_busy.max(*thread_busy);
+        self.busy_seconds = self.busy_seconds.max(*busy_seconds);
         self.throttled_seconds = self.throttled_seconds.max(*throttled_seconds);
         self.memory_bytes = self.memory_bytes.max(*memory_bytes);
         self.memory_ratio = self.memory_ratio.max(*memory_ratio);
     }
 
-    /// What came since `earlier`, an older state of these same numbers. Users, memory and how
-    /// busy threads are stay those of now.
+    /// What came since `earlier`, an older state of these same numbers. Users and memory stay
+    /// those of now.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let Self {
@@ -353,7 +352,7 @@ impl Numbers {
             users_peak,
             user_seconds,
             elapsed_seconds,
-            thread_busy,
+            busy_seconds,
             throttled_seconds,
             memory_bytes,
             memory_ratio,
@@ -370,11 +369,16 @@ impl Numbers {
             users_peak: *users_peak,
             user_seconds: (user_seconds - earlier.user_seconds).max(0.0),
             elapsed_seconds: (elapsed_seconds - earlier.elapsed_seconds).max(0.0),
-            thread_busy: *thread_busy,
+            busy_seconds: (busy_seconds - earlier.busy_seconds).max(0.0),
             throttled_seconds: (throttled_seconds - earlier.throttled_seconds).max(0.0),
             memory_bytes: *memory_bytes,
             memory_ratio: *memory_ratio,
         }
+    }
+
+    /// The share of load's time that the busiest load thread was on a CPU.
+    pub fn thread_busy(&self) -> f64 {
+        if self.elapsed_seconds > 0.0 { self.busy_seconds / self.elapsed_seconds } else { 0.0 }
     }
 
     /// All tasks as one.

@@ -366,10 +366,14 @@ pub struct StageRow {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BreakingPoint {
-    /// The highest load at which every target still held; absent when none did.
+    /// The highest load at which every target still held; absent when no load is known to be one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held: Option<String>,
-    /// The load at which one no longer did; absent when all held to the end.
+    /// The lowest load above that, and below the one at which a target was missed, of which the
+    /// numbers don't say whether all held; absent when there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unknown: Option<String>,
+    /// The load at which a target was missed; absent when none was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub broke: Option<String>,
     /// The threshold that was missed there.

@@ -4,7 +4,9 @@ use crate::{metrics::Outcome, testing::spec};
 /// Numbers after so many seconds in which each second brought ten answers of the given
 /// latency in seconds.
 fn course(answers: impl Fn(u32) -> f64, seconds: u32) -> Numbers {
-    let mut numbers = Numbers { elapsed_seconds: f64::from(seconds), ..Numbers::default() };
+    let elapsed = f64::from(seconds);
+    let mut numbers =
+        Numbers { elapsed_seconds: elapsed, user_seconds: elapsed, ..Numbers::default() };
     let task = numbers.tasks.entry("chat".into()).or_default();
     for second in 0..seconds {
         task.requests[Outcome::Success.index()] += 10;
@@ -142,7 +144,129 @@ fn a_target_that_takes_it_all_has_no_load_at_which_it_broke() {
     let spec = staged();
     let (timeline, _) = watch(&spec, |_| 0.1, 30);
     let found = breaking_point(&spec, timeline.stages(), None).unwrap();
-    assert_eq!((found.held.as_deref(), found.broke), (Some("150 users"), None));
+    let nothing = (Some("150 users"), None, None);
+    assert_eq!((found.held.as_deref(), found.unknown, found.broke), nothing);
+}
+
+#[test]
+fn a_load_that_the_numbers_say_nothing_of_did_not_hold() {
+    let spec = staged();
+    // The generator is starved from the second stage on.
+    let mut timeline = Timeline::default();
+    let starved = |second: u32| {
+        let mut numbers = course(|_| 0.1, second);
+        numbers.throttled_seconds = f64::from(second.saturating_sub(10));
+        numbers
+    };
+    for second in 1..=30 {
+        timeline.look(&spec, &starved(second));
+    }
+    let point = |rows: &[StageRow]| {
+        let found = breaking_point(&spec, rows, None).unwrap();
+        let [held, unknown, broke] =
+            [found.held, found.unknown, found.broke].map(Option::unwrap_or_default);
+        format!("{held}, {unknown}, {broke}")
+    };
+    let mut rows = timeline.stages().to_vec();
+    assert_eq!(point(&rows), "50 users, 100 users, ");
+    // What was cancelled before its end did not hold either.
+    assert_eq!(point(&rows[..1]), "50 users, 100 users, ");
+    rows[0].verdict = Verdict::Inconclusive;
+    assert_eq!(point(&rows), ", 50 users, ");
+    let (seen, _) = watch(&spec, stall, 30);
+    rows[0].verdict = Verdict::Pass;
+    rows[2] = seen.stages()[2].clone();
+    assert_eq!(point(&rows), "50 users, 100 users, 150 users");
+}
+
+#[test]
+fn a_window_in_which_the_generator_was_unfit_is_not_hidden_by_a_good_one() {
+    let spec = judged_by(OVER_10_S);
+    let row = |spoil: fn(&mut Numbers)| {
+        let mut timeline = Timeline::default();
+        for second in 1..=60 {
+            let mut numbers = course(|_| 0.1, second);
+            if second > 40 {
+                spoil(&mut numbers);
+            }
+            timeline.look(&spec, &numbers);
+        }
+        let row = timeline.rows(&spec, &course(|_| 0.1, 60), None)[0].clone();
+        // So it is for who goes on from the status.
+        let other = Timeline::after(&spec, vec![], std::slice::from_ref(&row));
+        assert_eq!(other.rows(&spec, &course(|_| 0.1, 60), None)[0], row);
+        row.verdict
+    };
+    assert_eq!(row(|_| {}), Verdict::Pass);
+    assert_eq!(row(|numbers| numbers.throttled_seconds = 5.0), Verdict::Inconclusive);
+    let dropping = |numbers: &mut Numbers| numbers.tasks.get_mut("chat").unwrap().dropped = 500;
+    assert_eq!(row(dropping), Verdict::Inconclusive);
+    // A window with too few samples, as at a test's beginning, says nothing.
+    let spec = judged_by(
+        r#"{metric: responseTime, statistic: p50, window: 10s, target: "< 1s", minSamples: 100}"#,
+    );
+    let mut timeline = Timeline::default();
+    for second in 1..=30_u32 {
+        let mut numbers = course(|_| 0.1, second.saturating_sub(5));
+        numbers.elapsed_seconds = f64::from(second);
+        timeline.look(&spec, &numbers);
+    }
+    let row = &timeline.rows(&spec, &course(|_| 0.1, 25), None)[0];
+    assert_eq!(row.verdict, Verdict::Pass);
+}
+
+#[test]
+fn a_stall_of_everything_ends_the_test_by_its_throughput() {
+    let spec = judged_by(
+        r#"{metric: throughput, window: 10s, target: "> 5/s", critical: "< 2/s", abort: {for: 5s}}"#,
+    );
+    let mut timeline = Timeline::default();
+    let aborted = (1..=90).find_map(|second: u32| {
+        let mut numbers = course(|_| 0.1, second.min(60));
+        (numbers.elapsed_seconds, numbers.user_seconds) = (f64::from(second), f64::from(second));
+        timeline.look(&spec, &numbers)
+    });
+    // Less than 20 in 10 s from second 69 on.
+    let aborted = aborted.unwrap();
+    assert_eq!((aborted.elapsed, aborted.observed.as_str()), (Duration::from_secs(74), "0/s"));
+}
+
+#[test]
+fn a_short_window_beside_a_long_one_stays_short() {
+    let mut spec = judged_by(r#"{metric: errorRate, window: 1h, target: "< 50%"}"#);
+    spec.thresholds.push(serde_yaml::from_str(OVER_10_S).unwrap());
+    let (timeline, _) = watch(&spec, stall, 7200);
+    let row = &timeline.rows(&spec, &course(stall, 7200), None)[1];
+    assert_eq!((row.verdict, row.samples), (Verdict::Critical, 100));
+    assert!(timeline.looks.len() <= 65, "{} looks", timeline.looks.len());
+    let gaps = timeline.looks.iter().zip(timeline.looks.iter().skip(1));
+    assert!(gaps.into_iter().all(|(a, b)| b.elapsed_seconds - a.elapsed_seconds <= 72.0));
+}
+
+#[test]
+fn a_window_that_nobody_saw_begin_is_none() {
+    let spec = judged_by(OVER_10_S);
+    let mut timeline = Timeline::default();
+    // Nobody looks from 15 s on to 45 s; the stall is over by then.
+    for second in (1..=15).chain(45..=60) {
+        timeline.look(&spec, &course(stall, second));
+    }
+    let row = &timeline.rows(&spec, &course(stall, 60), None)[0];
+    assert_eq!((row.verdict, row.samples), (Verdict::Pass, 100));
+}
+
+#[test]
+fn the_first_window_begins_at_the_start() {
+    let spec = judged_by(OVER_10_S);
+    let mut timeline = Timeline::default();
+    // Slow for a second, before anybody looks.
+    for second in [2.5_f64, 5.0, 7.5, 10.5] {
+        let mut numbers = course(|second| if second < 1 { 3.0 } else { 0.1 }, 10);
+        numbers.elapsed_seconds = second;
+        timeline.look(&spec, &numbers);
+    }
+    let numbers = course(|_| 0.1, 10);
+    assert_eq!(timeline.rows(&spec, &numbers, None)[0].samples, 100);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ListParams, LogParams, Patch, PatchParams},
+    api::{DeleteParams, EvictParams, ListParams, LogParams, Patch, PatchParams},
 };
 use loadtest_core::resource::{Phase, Verdict};
 use serde_json::json;
@@ -56,6 +56,32 @@ async fn an_operator_killed_mid_run_finishes_the_same_run_with_the_same_numbers(
         ensure!((summary.requests as f64) < most, "{summary:?}");
         let measured = status.measurement.context("no measurement")?;
         ensure!(measured.runners_lost == 0, "{measured:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_evicted_runner_makes_a_test_inconclusive_and_leaves_its_numbers() -> Result<()> {
+    Story::tell("evicted", async |story| {
+        let target = story.simulator(json!({})).await?;
+        let spec = health(5, "20s", &json!([{"metric": "errorRate", "target": "< 1%"}]));
+        let test = story.start("evicted", spec).await?;
+        story.until("evicted", 60, |s| s.summary.as_ref().is_some_and(|s| s.requests > 0)).await?;
+        let pods: Api<Pod> = Api::namespaced(story.client.clone(), &story.namespace);
+        let runners = story.runners("evicted").await?;
+        let runner = runners.first().context("no runner")?.name_any();
+        pods.evict(&runner, &EvictParams::default()).await?;
+        let status = story.finished("evicted", 60).await?;
+        ensure!(status.verdict == Some(Verdict::Inconclusive), "{status:#?}");
+        let why = status.condition("Passed").context("no condition")?;
+        ensure!(why.reason == "RunnersLost", "{why:?}");
+        let summary = status.summary.context("no summary")?;
+        let truth = target.truth(&test.uid().context("no UID")?).await?;
+        let received = truth.totals.counts.received;
+        // One that was cut off while connecting never came to the target.
+        let last = summary.requests.cast_unsigned() + summary.interrupted.cast_unsigned();
+        ensure!(summary.requests.cast_unsigned() <= received && received <= last, "{summary:?}");
         Ok(())
     })
     .await

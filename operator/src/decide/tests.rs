@@ -189,6 +189,35 @@ fn a_killed_runner_is_lost_and_the_others_run_on() {
 }
 
 #[test]
+fn a_runner_killed_under_load_is_lost_though_its_numbers_are_there() {
+    let mut seen = under_load();
+    let mut part = RunnerNumbers { state: RunnerState::CutShort, ..RunnerNumbers::default() };
+    part.numbers.elapsed_seconds = 10.0;
+    seen.runners[1].ended = Some(Ended { code: Some(75), message: "evicted".into() });
+    seen.memory.numbers.insert(1, part);
+    // What the others do is not judged as if it were all, nor ended by what it seems.
+    seen.memory.heard_now.insert(0);
+    seen.look();
+    assert!(seen.memory.timeline.is_none());
+    assert_eq!(next(&seen, 11), Decision::Progress(Phase::Running, COLLECT));
+    done(&mut seen, 0);
+    assert_eq!(next(&seen, 121), Decision::Conclude { cancelled: false, failed: None });
+    assert_eq!(seen.circumstances(false).runners_lost, 1);
+}
+
+#[test]
+fn load_lasts_until_something_ends_it() {
+    assert_eq!(under_load().load_lasts(), Duration::from_secs(120));
+    let mut cancelled = under_load();
+    cancelled.test.spec.cancel = true;
+    let mut stopping = under_load();
+    stopping.memory.stopping = Some(at(10));
+    for ended in [cancelled, stopping] {
+        assert_eq!(ended.load_lasts(), Duration::ZERO);
+    }
+}
+
+#[test]
 fn a_silent_runner_is_given_up_a_minute_after_the_end() {
     let mut seen = under_load();
     done(&mut seen, 0);

@@ -113,7 +113,14 @@ impl Redirects {
             Ok(to) => to,
             Err(error) => return fails(format!("redirect to {shown:?}: {error}")),
         };
-        if to.origin() != origin.origin() {
+        // A target that is called by another name knows itself by that.
+        let named = source.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+        let named = named.and_then(|host| {
+            let origin = format!("{}://{host}", origin.scheme());
+            origin.parse::<Url>().ok()
+        });
+        if ![Some(origin), named.as_ref()].into_iter().flatten().any(|o| o.origin() == to.origin())
+        {
             return fails(format!("redirect out of the target, to {shown:?}: not followed"));
         }
         let query = to.query().map_or_else(String::new, |query| format!("?{query}"));
@@ -226,6 +233,19 @@ mod tests {
             let failure = redirects(Method::GET, 5).follow(302, location).unwrap_err();
             assert_eq!(failure.kind, ErrorKind::Redirect, "{location}");
             assert!(failure.message.contains("out of the target"), "{location}");
+        }
+    }
+
+    #[test]
+    fn a_target_may_lead_to_itself_by_the_name_it_is_called_by() {
+        let mut called = redirects(Method::GET, 5);
+        let shop = http::HeaderValue::from_static("shop.example.com");
+        called.source.headers.insert(header::HOST, shop);
+        for location in ["http://shop.example.com/z", "http://cell0:18800/z"] {
+            assert_eq!(line(&called.follow(302, location).unwrap()), "GET /z HTTP/1.1");
+        }
+        for location in ["https://shop.example.com/", "http://shop.example.com:1/"] {
+            assert!(called.follow(302, location).is_err(), "{location}");
         }
     }
 

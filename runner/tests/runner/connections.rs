@@ -1,11 +1,19 @@
 //! Whose connections are, what they speak, and what opening them takes.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
 use loadtest_core::{
     metrics::{ConnectStep, TaskNumbers},
     resource::{HttpVersion, Reuse},
 };
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
 
 use crate::{
     load::{only, outcomes, run},
@@ -66,6 +74,49 @@ async fn connections_that_the_target_closes_are_opened_again() {
     assert_eq!(task.connections.again, task.completed() - 8);
 }
 
+/// A target that answers each request with this head and, a moment later, closes; how often it did
+/// not need to.
+async fn closing(head: &'static str) -> (String, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let left: Arc<AtomicU64> = Arc::default();
+    let told = Arc::clone(&left);
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let left = Arc::clone(&told);
+            tokio::spawn(async move {
+                let mut request = [0; 1024];
+                let read = socket.read(&mut request).await;
+                if !read.is_ok_and(|n| n > 0) || socket.write_all(head.as_bytes()).await.is_err() {
+                    return;
+                }
+                let moment = std::time::Duration::from_millis(20);
+                if tokio::time::timeout(moment, socket.read(&mut request)).await.is_ok() {
+                    left.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    (url, left)
+}
+
+#[tokio::test]
+async fn a_connection_that_takes_no_more_is_the_targets_to_close() {
+    for (reuse, head) in [
+        (Reuse::PerRequest, "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n"),
+        (Reuse::PerUser, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"),
+        (Reuse::Shared, "HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n"),
+    ] {
+        let (url, left) = closing(head).await;
+        let target = Target::start(Tls::None).await;
+        let mut plan = target.plan(4, json!({"path": "/"})).await;
+        (plan.target.http, plan.target.connections) = (Some(url), reuse);
+        let found = run(plan).await;
+        assert!(only(&found.numbers).completed() > 10, "{reuse:?}");
+        assert_eq!(left.load(Ordering::Relaxed), 0, "{reuse:?}");
+    }
+}
+
 #[tokio::test]
 async fn http2_sends_all_requests_of_a_worker_at_once_on_one_connection() {
     for tls in [Tls::None, Tls::Http2] {
@@ -87,6 +138,11 @@ async fn waiting_for_room_on_an_http2_connection_is_no_service_time() {
     let mut plan = target.plan(12, json!({"path": "/slow"})).await;
     (plan.target.connections, plan.target.http_version) = (Reuse::Shared, HttpVersion::Http2);
     plan.workers = 1;
+    // Nor is it a part of connecting or answering, also of those who come while it is opened: the
+    // last of them wait longer than either may take.
+    plan.load.spawn_rate = Some(100_000.0);
+    let limit = Some(loadtest_core::Duration::from_millis(150));
+    (plan.target.timeouts.connect, plan.target.timeouts.first_byte) = (limit, limit);
     let found = run(plan).await;
     let task = only(&found.numbers);
     assert_eq!(task.failures(), 0, "{:?} {:?}", task.errors, found.examples);

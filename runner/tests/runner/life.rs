@@ -71,6 +71,15 @@ async fn order(process: &Process, path: &str, body: &str) {
     assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
 }
 
+async fn get(process: &Process, path: &str) -> String {
+    let mut socket = TcpStream::connect(process.address).await.unwrap();
+    let text = format!("GET {path} HTTP/1.1\r\nhost: r\r\nconnection: close\r\n\r\n");
+    socket.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
 fn kill(process: &Process) {
     let pid = rustix::process::Pid::from_child(&process.child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -133,13 +142,43 @@ async fn a_runner_killed_under_load_says_so_and_keeps_its_numbers() {
     kill(&process);
     let (code, last) = end(process);
     let last = last.unwrap();
-    assert_eq!((code, last.state), (Some(75), RunnerState::Done));
+    assert_eq!((code, last.state), (Some(75), RunnerState::CutShort));
     let total = last.numbers.total();
     // A request that was cut off while its user was connecting never came to the server.
     let (completed, cut) = (total.completed(), total.of(Outcome::Interrupted));
     assert!(total.failures() == 0 && cut <= 2, "{total:?}");
     let received = crate::load::truth(&simulator).await.received;
     assert!((completed..=completed + cut).contains(&received), "{received}: {completed} + {cut}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runner_released_under_load_makes_no_more() {
+    let (simulator, mut plan) = health("60s").await;
+    plan.metrics_linger = loadtest_core::Duration::from_secs(60);
+    let mut process = start(&plan);
+    order(&process, "/start", r#"{"inSeconds": 0}"#).await;
+    until(&mut process.log, "start ordered");
+    while simulator.truth(crate::load::RUN).totals.counts.received == 0 {
+        tokio::task::yield_now().await;
+    }
+    order(&process, "/release", "{}").await;
+    // While it lingers.
+    while !get(&process, "/metrics").await.contains("loadtest_users{loadtest=\"burst\"} 0") {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    kill(&process);
+    assert_eq!(end(process), (Some(0), None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_runner_killed_after_its_load_has_made_all_of_it() {
+    let (_simulator, plan) = health("1s").await;
+    let mut process = start(&plan);
+    order(&process, "/start", r#"{"inSeconds": 0}"#).await;
+    until(&mut process.log, "numbers are final");
+    kill(&process);
+    let (code, last) = end(process);
+    assert_eq!((code, last.unwrap().state), (Some(75), RunnerState::Done));
 }
 
 #[tokio::test(flavor = "multi_thread")]

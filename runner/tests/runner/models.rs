@@ -43,6 +43,31 @@ async fn arrivals_that_are_taken_in_time_are_all_sent() {
 }
 
 #[tokio::test]
+async fn arrivals_that_the_end_cuts_off_are_counted_too() {
+    let load = load("{arrivalRate: 5000/s, maxUsers: 500, duration: 300ms, gracefulStop: 0s}");
+    let (_simulator, mut plan) = health("{health: {latency: 250ms}}", load).await;
+    plan.workers = 1;
+    let numbers = run(plan).await.numbers;
+    let task = only(&numbers);
+    let sent: u64 = outcomes(task).iter().sum();
+    assert_eq!(sent + task.dropped, 1500, "{:?}", task.requests);
+}
+
+#[tokio::test]
+async fn a_slow_answer_across_a_dip_is_the_targets_and_not_the_generators() {
+    let load = load(
+        "{gracefulStop: 5s, stages: [{duration: 500ms, users: 2, ramp: step}, {duration: 100ms, users: 1, ramp: step}, {duration: 1500ms, users: 2, ramp: step}]}",
+    );
+    let (_simulator, plan) = health("{health: {latency: 1500ms}}", load).await;
+    let numbers = run(plan).await.numbers;
+    // Sent at 0 s, and again when the answer is there: 0.9 s after the second run's beginning.
+    let slowest = only(&numbers).response_time[0].quantile(1.0).unwrap().as_secs_f64();
+    let lag = numbers.schedule_lag.quantile(1.0).unwrap().as_secs_f64();
+    assert!(slowest < 2.0 && lag < 0.5, "{slowest} s, {lag} s late");
+    assert_eq!(outcomes(only(&numbers)), [4, 0, 0, 0]);
+}
+
+#[tokio::test]
 async fn users_at_a_pace_begin_a_task_at_each_beat() {
     let load = load("{users: 10, spawnRate: 1000, duration: 2s, gracefulStop: 5s}");
     let (_simulator, mut plan) = health("{health: {latency: 30ms}}", load).await;

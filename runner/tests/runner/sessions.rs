@@ -42,6 +42,16 @@ async fn a_session_per_user_is_opened_once_and_goes_on() {
 }
 
 #[tokio::test]
+async fn users_that_only_hold_a_session_leave_the_thread_to_others() {
+    let simulator = simulator(CALM).await;
+    let tasks = json!([{"name": "socket", "webSocket": {"path": "/", "session": "PerUser"}}]);
+    let mut plan = plan(&simulator, 3, "500ms", &tasks);
+    (plan.workers, plan.scenario.pause) = (1, None);
+    let numbers = run(plan).await.numbers;
+    assert_eq!((numbers.users_peak, only(&numbers).connections.opened), (3, 3));
+}
+
+#[tokio::test]
 async fn round_trips_are_of_messages() {
     let simulator = simulator(CALM).await;
     for session in ["PerTask", "PerUser"] {

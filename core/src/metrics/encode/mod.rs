@@ -137,7 +137,7 @@ impl Exposition {
             users_peak,
             user_seconds,
             elapsed_seconds,
-            thread_busy,
+            busy_seconds,
             throttled_seconds,
             memory_bytes,
             memory_ratio,
@@ -158,13 +158,12 @@ impl Exposition {
             .encode_family(&info)?
             .encode_gauge(&1_i64)?;
         for (name, help, value) in [
-            (names::STATE, "0 waiting, 1 running, 2 done, 3 released", state.value() as f64),
-            (names::ELAPSED, "Seconds of load since this runner's start", *elapsed_seconds),
             (
-                names::THREAD_BUSY,
-                "Share of load's time that the busiest load thread was on a CPU",
-                *thread_busy,
+                names::STATE,
+                "0 waiting, 1 running, 2 done, 3 released, 4 cut short",
+                state.value() as f64,
             ),
+            (names::ELAPSED, "Seconds of load since this runner's start", *elapsed_seconds),
             (
                 names::MEMORY,
                 "The most resident memory that the runner was seen with, in bytes",
@@ -182,6 +181,13 @@ impl Exposition {
                 .encode_family(&test)?
                 .encode_gauge(&value)?;
         }
+        counter(
+            e,
+            names::THREAD_BUSY,
+            "Seconds of load that the busiest load thread was on a CPU",
+        )?
+        .encode_family(&test)?
+        .encode_counter::<NoLabels, _, u64>(busy_seconds, None)?;
         counter(e, names::THROTTLED, "Seconds for which a CPU limit kept the runner from running")?
             .encode_family(&test)?
             .encode_counter::<NoLabels, _, u64>(throttled_seconds, None)?;
@@ -254,7 +260,7 @@ mod tests {
                 users_peak: 7,
                 user_seconds: 12.5,
                 elapsed_seconds: 3.25,
-                thread_busy: 0.5,
+                busy_seconds: 1.5,
                 throttled_seconds: 0.125,
                 memory_bytes: 1e6,
                 memory_ratio: 0.25,
