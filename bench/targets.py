@@ -1,6 +1,6 @@
 """The targets, and how far they are met: computed from the figures of the cases."""
 
-from cases.first import ORIGINS, QUANTILES, errors, middle
+from cases.first import ORIGINS, QUANTILES, errors, median_of, middle
 from cases.latency import SERVICE
 from tables import median, table
 from target import FLOOR
@@ -93,7 +93,11 @@ def first(figures):
     figures = figures.get("first")
     for origin, name in ORIGINS.items():
         worst = figures and max((middle(errors(figures, origin, quantile)) for quantile in QUANTILES), key=abs)
-        yield off_by(f"time to first response {name}, off the simulator's, p50 to p99, at half a core", worst, 1000)
+        what = f"time to first response {name}, off the simulator's, p50 to p99, at half load"
+        if figures:
+            share = max(median_of(figures, key) for key in ("busy", "simulator_busy"))
+            what += f" ({figures['rate']:,} chats/s, the busier of the two {share:.0%} busy)"
+        yield off_by(what, worst, 1000)
 
 
 def schedule(figures):

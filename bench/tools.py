@@ -99,7 +99,10 @@ def first_line(command):
 
 
 def commit():
-    return run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT).strip()
+    # What the benchmark itself writes is no change.
+    results = (":!bench/RESULTS.md", ":!bench/raw.json")
+    changed = run(["git", "status", "--porcelain", "--", ".", *results], cwd=ROOT).strip()
+    return run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT).strip() + (" with changes" if changed else "")
 
 
 def versions(paths):

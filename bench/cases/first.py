@@ -17,7 +17,7 @@ HTTP_PORT, CONTROL_PORT = 18991, 18993
 # An answer of 16 tokens, 10 ms apart, the first after 50 ms.
 SETTINGS = "chat: {latency: 50ms, tokens: 16, tokenGap: 10ms}\n"
 # Answers a second that are tried, one after the other, until ours or the simulator is half busy.
-RATES = (50, 100, 200, 400, 800, 1600)
+RATES = (200, 800, 1600, 2400, 3200, 4000, 4800)
 HALF = 0.5
 QUANTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 # Where ours is counted from, and how that is said.
@@ -99,6 +99,8 @@ def measure(context):
         say(f"first: {rate}/s keep its core {one['busy']:.0%} busy, the simulator's {one['simulator_busy']:.0%}")
         if max(one["busy"], one["simulator_busy"]) >= HALF:
             break
+    else:
+        raise RuntimeError(f"neither side is half busy at {rate} chats a second: add a higher rate")
     rounds = [at(context, rate) for _ in range(context.rounds)]
     return {"rate": rate, "rounds": rounds}
 
@@ -112,8 +114,12 @@ def middle(found):
     return found[len(found) // 2]
 
 
+def median_of(figures, key):
+    return middle(sorted(one[key] for one in figures["rounds"]))
+
+
 def lines(figures):
-    busy, simulators = (middle(sorted(one[key] for one in figures["rounds"])) for key in ("busy", "simulator_busy"))
+    busy, simulators = median_of(figures, "busy"), median_of(figures, "simulator_busy")
     rows = []
     for quantile in QUANTILES:
         true = middle(sorted(one["true"][quantile] for one in figures["rounds"]))

@@ -43,7 +43,7 @@ def environment(users, seconds, pause=0):
 def messages(tool, folder):
     if tool == OURS:
         total = ours.result(folder)["total"]
-        return (total["requests"] - total["interrupted"]) * MESSAGES
+        return total["requests"] * MESSAGES
     if tool == "k6":
         return k6_metrics(folder)["ws_msgs_received"]["count"]
     return locust_requests(folder)

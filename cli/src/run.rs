@@ -24,6 +24,7 @@ use loadtest_core::{
 };
 use loadtest_runner::{Engine, Measured, Prepared, RawRecord, preflight, step_back};
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{Exit, RunArguments, file, render, result};
 
@@ -156,8 +157,8 @@ async fn load(
     step_back();
     let target = [&test.spec.target.http, &test.spec.target.web_socket];
     let target: Vec<&str> = target.into_iter().flatten().map(String::as_str).collect();
-    writeln!(out, "{}: {} against {}", prepared.plan().name, test.spec.load, target.join(", "))?;
-    writeln!(out, "{}", render::progress_head())?;
+    let (name, load, head) = (&prepared.plan().name, &test.spec.load, render::progress_head());
+    let _ = writeln!(out, "{name}: {load} against {}\n{head}", target.join(", "));
     let started = Timestamp::now();
     engine.start(Instant::now());
     let mut timeline = Timeline::default();
@@ -178,12 +179,12 @@ async fn load(
         ..Circumstances::default()
     };
     let status = status(test, &numbers, &timeline, &seen, started);
-    write!(out, "{}", render::result(test, &status, Some(&numbers)))?;
     if let Some(path) = &arguments.json {
         let value = result::result(test, &status, &numbers);
         std::fs::write(path, format!("{value:#}\n"))
             .with_context(|| format!("result can't be written to {}", path.display()))?;
     }
+    write!(out, "{}", render::result(test, &status, Some(&numbers)))?;
     out.flush()?;
     // Only now: a full disk must not cost the result.
     recorded.context("--record: the file could not be written")?;
@@ -208,15 +209,18 @@ async fn watch(
     let every = Duration::from_secs_f64((duration.as_secs_f64() / 60.0).clamp(1.0, 10.0));
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
     let mut looks = looks(test);
-    let mut stopped = None;
+    let (mut stopped, mut interrupted) = (None, false);
+    let mut interrupts = signal(SignalKind::interrupt())?;
     loop {
         tokio::select! {
             () = engine.finished() => return Ok(stopped),
-            _ = tokio::signal::ctrl_c() => {
-                if stopped == Some(Stopped::ByUser) {
+            _ = interrupts.recv() => {
+                if interrupted {
                     anyhow::bail!("interrupted twice: the result is lost");
                 }
-                stopped = Some(Stopped::ByUser);
+                interrupted = true;
+                // What a threshold has ended stays ended by it.
+                stopped.get_or_insert(Stopped::ByUser);
                 say("stopping; once more to stop at once");
                 engine.stop(STOP_GRACE);
             }
@@ -232,8 +236,9 @@ async fn watch(
                 let numbers = engine.measured().await.numbers;
                 let summary = summarise(&numbers.total(), numbers.elapsed_seconds);
                 let progress = progress(&test.spec, &numbers, 1, numbers.users);
-                writeln!(out, "{}", render::progress(&progress, &summary, duration))?;
-                out.flush()?;
+                // Who reads no further wants the result all the same: see --json.
+                let line = render::progress(&progress, &summary, duration);
+                let _ = writeln!(out, "{line}").and_then(|()| out.flush());
             }
         }
     }

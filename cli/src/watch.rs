@@ -14,13 +14,27 @@ use crate::{Exit, WatchArguments, render};
 /// Between looks at the status, which changes every 5 s at most.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How long one answer of the API server may take.
+const ANSWER: Duration = Duration::from_secs(20);
+
 /// How long the API server may be away.
 const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Prints a test's progress until it is over, then its result.
 pub(crate) fn watch(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(follow(arguments, out))
+    runtime.block_on(async {
+        tokio::select! {
+            exit = follow(arguments, out) => exit,
+            _ = tokio::signal::ctrl_c() => {
+                let WatchArguments { name, namespace } = arguments;
+                let namespace = namespace.as_ref().map_or_else(String::new, |it| format!(" -n {it}"));
+                anyhow::bail!(
+                    "no longer watching; the test goes on, see kubectl get loadtest {name}{namespace}"
+                );
+            }
+        }
+    })
 }
 
 async fn follow(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
@@ -32,7 +46,8 @@ async fn follow(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Res
     let mut seen = LoadTestStatus::default();
     let mut unheard: Option<Instant> = None;
     loop {
-        let found = match tests.get_opt(name).await {
+        let asked = tokio::time::timeout(ANSWER, tests.get_opt(name)).await;
+        let found = match asked.map_err(anyhow::Error::from).and_then(|found| Ok(found?)) {
             Ok(found) => found,
             // The test goes on without the API server, and so does this.
             Err(error) if unheard.get_or_insert_with(Instant::now).elapsed() < PATIENCE => {
@@ -40,7 +55,7 @@ async fn follow(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Res
                 tokio::time::sleep(LOOK).await;
                 continue;
             }
-            Err(error) => return Err(error).context("the API server can't be asked"),
+            Err(error) => return Err(error.context("the API server can't be asked")),
         };
         unheard = None;
         let test = found.with_context(|| format!("no LoadTest {name} in namespace {namespace}"))?;
@@ -55,12 +70,7 @@ async fn follow(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Res
             });
         }
         seen = status;
-        tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
-            _ = tokio::signal::ctrl_c() => {
-                anyhow::bail!("no longer watching; the test goes on, see kubectl get loadtest {name} -n {namespace}");
-            }
-        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     },
     summary::summarise,
     values::{Duration, Quantity, compare},
-    verdict::{self, badness, is_scarce, judge_value},
+    verdict::{self, badness, is_scarce, judge_part},
 };
 
 /// Looks that are kept of the longest window: one begins by this share of it too early at most.
@@ -24,7 +24,7 @@ const LATE: f64 = 2.5;
 const LATE_SHARE: f64 = 0.05;
 /// A window that would begin longer before it should, in seconds and as a share of its length, is
 /// none: for a while nobody looked.
-const EARLY: f64 = 2.5;
+const EARLY: f64 = 5.0;
 const EARLY_SHARE: f64 = 0.2;
 /// A look this close before a boundary counts as being at it.
 const AT_ONCE: f64 = 0.001;
@@ -88,13 +88,17 @@ impl Timeline {
     /// Judges one threshold now, if it is to be judged before the end.
     fn watch(&mut self, index: usize, threshold: &Threshold, now: &Numbers) -> Option<Aborted> {
         let at = now.elapsed_seconds;
-        let (row, value) = if let Some(window) = threshold.window {
-            judge_value(threshold, &now.since(&self.begin(at, window)?))
-        } else {
-            threshold.abort?;
-            judge_value(threshold, now)
+        let begin = match threshold.window {
+            Some(window) => self.begin(at, window),
+            None => threshold.abort.map(|_| Numbers::default()),
         };
         let watched = self.watched.get_mut(index)?;
+        let Some(begin) = begin else {
+            // Nobody knows what was meanwhile.
+            watched.critical_since = None;
+            return None;
+        };
+        let (row, value) = judge_part(threshold, &now.since(&begin), now);
         let critical = row.verdict == Verdict::Critical;
         let since = *watched.critical_since.get_or_insert(at);
         watched.critical_since = critical.then_some(since);
@@ -148,7 +152,7 @@ impl Timeline {
             let first = self.stages.is_empty();
             let from = self.stage_from.take().or_else(|| first.then(Numbers::default));
             let from = from.filter(|_| in_time);
-            let row = from.as_ref().map(|from| stage_row(spec, stage, &numbers.since(from)));
+            let row = from.as_ref().map(|from| stage_row(spec, stage, from, numbers));
             self.stages.push(row.unwrap_or_else(|| unseen(stage)));
             self.last_from = from;
             // The next one began now, if it is not over too.
@@ -227,7 +231,7 @@ impl Timeline {
         if let (Some(last), Some(from)) = (last, &self.last_from)
             && let (Some(row), Some(stage)) = (rows.get_mut(last), spec.load.stages.get(last))
         {
-            *row = stage_row(spec, stage, &numbers.since(from));
+            *row = stage_row(spec, stage, from, numbers);
         }
         rows
     }
@@ -256,7 +260,6 @@ fn needed_of(numbers: &Numbers, thresholds: &[Threshold]) -> Numbers {
         schedule_lag: numbers.schedule_lag.clone(),
         loop_lag: numbers.loop_lag.clone(),
         elapsed_seconds: numbers.elapsed_seconds,
-        user_seconds: numbers.user_seconds,
         busy_seconds: numbers.busy_seconds,
         throttled_seconds: numbers.throttled_seconds,
         ..Numbers::default()
@@ -326,9 +329,10 @@ fn unseen(stage: &Stage) -> StageRow {
     }
 }
 
-fn stage_row(spec: &LoadTestSpec, stage: &Stage, numbers: &Numbers) -> StageRow {
+fn stage_row(spec: &LoadTestSpec, stage: &Stage, from: &Numbers, now: &Numbers) -> StageRow {
+    let numbers = now.since(from);
     let rows: Vec<(&Threshold, ThresholdRow)> =
-        spec.thresholds.iter().map(|t| (t, verdict::judge(t, numbers))).collect();
+        spec.thresholds.iter().map(|t| (t, judge_part(t, &numbers, now).0)).collect();
     let missed = rows.iter().find(|(_, row)| {
         matches!(row.verdict, Verdict::Warning | Verdict::Fail | Verdict::Critical)
     });

@@ -7,25 +7,57 @@ use crate::{
     values::{Bound, Duration, Quantity, Rate, Share},
 };
 
+/// Answers that would have come in some time, by the rate before: that there was none of so many
+/// is no chance.
+const MANY: f64 = 10.0;
+
 /// Judges one threshold.
 ///
 /// *Pass* when the target bound holds, *Critical* when the critical bound holds, *Warning*
 /// when only the warning bound holds, *Fail* otherwise. Too few samples, or a generator
 /// that was itself late, are *Inconclusive*.
 pub fn judge(threshold: &Threshold, numbers: &Numbers) -> ThresholdRow {
-    judge_value(threshold, numbers).0
+    judge_value(threshold, numbers, false).0
 }
 
-/// The same, with the observed value as a number.
-pub(crate) fn judge_value(
+/// Judges one threshold by a part of a test, of which the whole so far is known too.
+pub(crate) fn judge_part(
     threshold: &Threshold,
-    numbers: &Numbers,
+    part: &Numbers,
+    whole: &Numbers,
 ) -> (ThresholdRow, Option<Quantity>) {
-    let scope = match &threshold.task {
+    judge_value(threshold, part, stalls(threshold, part.elapsed_seconds, whole))
+}
+
+fn scope_of(threshold: &Threshold, numbers: &Numbers) -> TaskNumbers {
+    match &threshold.task {
         Some(task) => numbers.tasks.get(task).cloned().unwrap_or_default(),
         None => together(threshold.metric, numbers),
-    };
-    let mut observed = observe(threshold, &scope, numbers);
+    }
+}
+
+/// True when nothing that came in so many seconds is a rate of zero, and no lack of samples:
+/// before, no answer took as long, and at the rate there was many would have come.
+fn stalls(threshold: &Threshold, seconds: f64, whole: &Numbers) -> bool {
+    let rate = matches!(threshold.metric, Metric::Throughput | Metric::TokensPerSecond);
+    let before = whole.elapsed_seconds - seconds;
+    if !rate || before <= 0.0 {
+        return false;
+    }
+    let scope = scope_of(threshold, whole);
+    let answers = &scope.service_time[crate::metrics::Outcome::Success.index()];
+    let longest = answers.quantile(1.0).map_or(f64::INFINITY, Duration::as_secs_f64);
+    longest <= seconds && answers.count() as f64 / before * seconds >= MANY
+}
+
+/// The same, with the observed value as a number. `stalled` when nothing is a rate of zero.
+fn judge_value(
+    threshold: &Threshold,
+    numbers: &Numbers,
+    stalled: bool,
+) -> (ThresholdRow, Option<Quantity>) {
+    let scope = scope_of(threshold, numbers);
+    let mut observed = observe(threshold, &scope, numbers.elapsed_seconds, stalled);
     let (verdict, bound, advice) = decide(threshold, &mut observed, numbers);
     let row = ThresholdRow {
         task: threshold.task.clone(),
@@ -44,7 +76,8 @@ pub(crate) fn judge_value(
 /// True when a row has fewer samples than it takes to say anything.
 pub(crate) fn is_scarce(threshold: &Threshold, row: &ThresholdRow) -> bool {
     let samples = u64::try_from(row.samples).unwrap_or(0);
-    samples < samples_needed(threshold) || samples == 0 && row.observed.is_none()
+    // None, and yet a value, is a rate of zero.
+    samples < samples_needed(threshold) && !(samples == 0 && row.observed.is_some())
 }
 
 /// How bad a verdict is: the worst row decides.
@@ -77,12 +110,11 @@ struct Observation {
     hidden: bool,
     /// An error rate by answers alone, as if what was dropped had gone well.
     answered: Option<Quantity>,
+    /// A rate of zero, which takes no samples.
+    silent: bool,
 }
 
-fn observe(threshold: &Threshold, scope: &TaskNumbers, numbers: &Numbers) -> Observation {
-    let elapsed = numbers.elapsed_seconds;
-    // With load on, nothing that came in some time is no lack of samples but a rate of zero.
-    let asked = elapsed > 0.0 && numbers.user_seconds > 0.0;
+fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64, stalled: bool) -> Observation {
     let latency = |by_outcome: &[LatencyHistogram; 4]| {
         let all = judged(by_outcome);
         latency_of(&all, scope.dropped, threshold.statistic)
@@ -93,8 +125,12 @@ fn observe(threshold: &Threshold, scope: &TaskNumbers, numbers: &Numbers) -> Obs
         dropped: scope.dropped,
         hidden: false,
         answered: None,
+        silent: false,
     };
     let wanted = scope.wanted();
+    // What was open all the time, to the end, has a rate too.
+    let silent = wanted == 0 && (stalled || scope.of(crate::metrics::Outcome::Interrupted) > 0);
+    let known = elapsed > 0.0 && (wanted > 0 || silent);
     match threshold.metric {
         Metric::ResponseTime => latency(&scope.response_time),
         Metric::ServiceTime => latency(&scope.service_time),
@@ -109,12 +145,10 @@ fn observe(threshold: &Threshold, scope: &TaskNumbers, numbers: &Numbers) -> Obs
         Metric::TokensPerSecond => {
             let rate =
                 || Quantity::Rate(Rate::per_second(scope.tokens.generated() as f64 / elapsed));
-            // Answers without tokens: nobody has counted them. Without a chat among what came,
-            // there were none only if nothing was answered at all.
-            let silent = |task: &TaskNumbers| task.of(crate::metrics::Outcome::Success) == 0;
-            let stalled = wanted > 0 || numbers.tasks.values().all(silent);
-            let known = scope.tokens.generated() > 0 || silent(scope) && stalled;
-            seen((asked && known).then(rate), wanted)
+            // Answers without tokens: nobody has counted them.
+            let counted =
+                scope.tokens.generated() > 0 || scope.of(crate::metrics::Outcome::Success) == 0;
+            Observation { silent, ..seen((known && counted).then(rate), wanted) }
         }
         Metric::Goodput => {
             // What was still open at the end was not good either.
@@ -129,7 +163,7 @@ fn observe(threshold: &Threshold, scope: &TaskNumbers, numbers: &Numbers) -> Obs
         Metric::Throughput => {
             let successes = scope.of(crate::metrics::Outcome::Success) as f64;
             let rate = || Quantity::Rate(Rate::per_second(successes / elapsed));
-            seen(asked.then(rate), wanted)
+            Observation { silent, ..seen(known.then(rate), wanted) }
         }
     }
 }
@@ -164,12 +198,13 @@ fn latency_of(
     let (statistic, hidden) = match statistic {
         Statistic::Quantile(p) => {
             let within = p * samples as f64 / answers.count().max(1) as f64;
-            (Statistic::Quantile(within.min(1.0)), within > 1.0)
+            // A share that is the slowest answer's may be a hair more in binary.
+            (Statistic::Quantile(within.min(1.0)), within > 1.0 + 1e-12)
         }
         other => (other, dropped > 0 && other != Statistic::Min),
     };
     let value = answers.statistic(statistic).map(Quantity::Time);
-    Observation { value, samples, dropped, hidden, answered: None }
+    Observation { value, samples, dropped, hidden, answered: None, silent: false }
 }
 
 /// The verdict on what was observed. That becomes what the verdict is of, where the two differ.
@@ -182,8 +217,7 @@ fn decide(
     let inconclusive = |why: String| (Verdict::Inconclusive, *target, Some(why));
     let needed = samples_needed(threshold);
     let samples = observed.samples;
-    if samples < needed || samples == 0 && observed.value.is_none() {
-        let needed = needed.max(1);
+    if samples < needed && !observed.silent {
         return inconclusive(format!(
             "{samples} samples, needs {needed}: run longer, with more users, or set minSamples"
         ));
@@ -242,8 +276,6 @@ fn samples_needed(threshold: &Threshold) -> u64 {
         )]
         // 5 / (1 − 0.95) is a hair above 100 in binary.
         Some(Statistic::Quantile(p)) => (5.0 / (1.0 - p) - 1e-6).ceil() as u64,
-        // A rate takes time, not samples.
-        _ if matches!(threshold.metric, Metric::Throughput | Metric::TokensPerSecond) => 0,
         _ => 1,
     }
 }

@@ -27,6 +27,8 @@ pub(crate) struct Http1 {
     pub(crate) stamps: Rc<Stamps>,
     /// True when it can't be used again: the target said so, or an answer ended with it.
     pub(crate) spent: bool,
+    /// There is more on it than the answer that was read.
+    pub(crate) unread: bool,
 }
 
 impl Http1 {
@@ -178,7 +180,8 @@ impl Links {
     /// whoever closes first keeps the port for a minute.
     pub(crate) async fn outlive(&self, slot: &mut Slot, pacer: &Pacer) {
         let Some(Connection::One(open)) = &mut slot.connection else { return };
-        if self.reuse != Reuse::PerRequest && !open.spent {
+        // What is left of an answer that was given up is not worth reading.
+        if open.unread || self.reuse != Reuse::PerRequest && !open.spent {
             return;
         }
         let mut rest = [0; 64];
@@ -201,7 +204,7 @@ impl Links {
         if self.version == HttpVersion::Http1 {
             let (wire, stamps, steps) = self.connector.connect().await?;
             flight.opened(Opened { again, steps });
-            return Ok(Connection::One(Http1 { wire, stamps, spent: false }));
+            return Ok(Connection::One(Http1 { wire, stamps, spent: false, unread: false }));
         }
         if self.reuse != Reuse::Shared {
             return self.open_http2(again, flight).await.map(Connection::Two);

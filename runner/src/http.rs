@@ -58,12 +58,12 @@ impl Incoming<'_> {
         mut take: impl FnMut(&[u8], Instant) -> Result<(), Failure>,
     ) -> Result<Instant, Failure> {
         match self {
-            Self::One(Http1 { wire, stamps, spent }, head) => {
+            Self::One(Http1 { wire, stamps, spent, unread }, head) => {
                 // Until all of it is read, nobody knows what comes next.
-                *spent = true;
+                (*spent, *unread) = (true, true);
                 let read = |data: &[u8]| take(data, stamps.last_read.get());
                 let surplus = http1::read_body(wire, buffer, &head, read).await?;
-                *spent = surplus || !head.keep_alive;
+                (*spent, *unread) = (surplus || !head.keep_alive, surplus);
                 // What belongs to no answer is none to the next request.
                 buffer.clear();
                 Ok(stamps.last_read.get())

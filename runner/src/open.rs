@@ -48,6 +48,11 @@ pub(crate) async fn load(
         let task = worker.prepared.mix.next_task(&mut choices);
         let now = Instant::now();
         let begins = if planned > now + SOON { planned } else { now };
+        // However far behind this is, others get their turn: answers that came free their users.
+        batch += 1;
+        if batch % BATCH == 0 {
+            tokio::task::yield_now().await;
+        }
         if !worker.reaches(begins).await {
             if planned >= worker.end() {
                 return;
@@ -55,11 +60,6 @@ pub(crate) async fn load(
             // Due before the end, and the end was there before it could begin.
             worker.record(task, TaskRecorder::drop_arrival);
             continue;
-        }
-        // However far behind this is, others get their turn: answers that came free their users.
-        batch += 1;
-        if batch % BATCH == 0 {
-            tokio::task::yield_now().await;
         }
         let mut user = free.borrow_mut().pop().or_else(&mut born);
         // Before its time it is not dropped: until then a user may come free.

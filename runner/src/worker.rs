@@ -123,6 +123,8 @@ pub(crate) struct Worker {
     hard_end: Cell<Instant>,
     users: Cell<u64>,
     users_peak: Cell<u64>,
+    /// A user was lost to a fault of this program.
+    lost_user: Cell<bool>,
     /// The user-seconds of users that ended, and the starts of those that run, in seconds.
     ended_user_seconds: Cell<f64>,
     running_starts: Cell<f64>,
@@ -152,6 +154,7 @@ impl Worker {
             hard_end: Cell::new(now),
             users: Cell::new(0),
             users_peak: Cell::new(0),
+            lost_user: Cell::new(false),
             ended_user_seconds: Cell::new(0.0),
             running_starts: Cell::new(0.0),
             start: Cell::new(now),
@@ -285,10 +288,9 @@ impl Worker {
         self.cpu.set((self.cpu.get().0, Some(cpu::of_this_thread())));
         // Users that were given work a moment ago take it before they can be interrupted at it.
         tokio::task::yield_now().await;
-        let mut whole = true;
         while !users.is_empty() && Instant::now() < self.hard_end.get() {
             tokio::select! {
-                ended = users.join_next() => whole &= !matches!(ended, Some(Err(_))),
+                _ = users.join_next() => {}
                 () = self.pacer.until(self.hard_end.get()) => {}
             }
         }
@@ -311,7 +313,7 @@ impl Worker {
             raw.borrow_mut().flush(self.start.get());
         }
         users.shutdown().await;
-        whole
+        !self.lost_user.get()
     }
 
     /// Looks for requests that take too long, a twentieth of the shortest timeout late at most.
@@ -378,6 +380,9 @@ impl<'a> Running<'a> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.worker.lost_user.set(true);
+        }
         self.worker.user_ends(self.began, self.until);
     }
 }

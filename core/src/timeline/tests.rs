@@ -4,13 +4,12 @@ use crate::{metrics::Outcome, testing::spec};
 /// Numbers after so many seconds in which each second brought ten answers of the given
 /// latency in seconds.
 fn course(answers: impl Fn(u32) -> f64, seconds: u32) -> Numbers {
-    let elapsed = f64::from(seconds);
-    let mut numbers =
-        Numbers { elapsed_seconds: elapsed, user_seconds: elapsed, ..Numbers::default() };
+    let mut numbers = Numbers { elapsed_seconds: f64::from(seconds), ..Numbers::default() };
     let task = numbers.tasks.entry("chat".into()).or_default();
     for second in 0..seconds {
         task.requests[Outcome::Success.index()] += 10;
         task.response_time[Outcome::Success.index()].record(answers(second), 10);
+        task.service_time[Outcome::Success.index()].record(answers(second), 10);
     }
     numbers
 }
@@ -223,7 +222,7 @@ fn a_stall_of_everything_ends_the_test_by_its_throughput() {
     let mut timeline = Timeline::default();
     let aborted = (1..=90).find_map(|second: u32| {
         let mut numbers = course(|_| 0.1, second.min(60));
-        (numbers.elapsed_seconds, numbers.user_seconds) = (f64::from(second), f64::from(second));
+        numbers.elapsed_seconds = f64::from(second);
         timeline.look(&spec, &numbers)
     });
     // Less than 20 in 10 s from second 69 on.
@@ -241,6 +240,21 @@ fn a_short_window_beside_a_long_one_stays_short() {
     assert!(timeline.looks.len() <= 65, "{} looks", timeline.looks.len());
     let gaps = timeline.looks.iter().zip(timeline.looks.iter().skip(1));
     assert!(gaps.into_iter().all(|(a, b)| b.elapsed_seconds - a.elapsed_seconds <= 72.0));
+}
+
+#[test]
+fn a_breach_that_nobody_saw_go_on_does_not_last() {
+    let spec = judged_by(
+        r#"{metric: responseTime, statistic: p50, window: 5s, target: "< 1s", critical: "> 2s", abort: {for: 20s}}"#,
+    );
+    // Slow from 20 s on. Nobody looks from 25 s to 45 s.
+    let slow = |second| if second >= 20 { 3.0 } else { 0.1 };
+    let mut timeline = Timeline::default();
+    let mut looks = (1..=25).chain(45..=90_u32);
+    let aborted = looks.find_map(|second| timeline.look(&spec, &course(slow, second)));
+    // Seen to be critical again at 45 s at the earliest, by a window that began in time.
+    let elapsed = aborted.unwrap().elapsed;
+    assert!(elapsed >= Duration::from_secs(65), "{elapsed}");
 }
 
 #[test]

@@ -124,6 +124,18 @@ fn dropped_arrivals_are_slower_than_any_answer() {
 }
 
 #[test]
+fn one_drop_of_a_thousand_hides_no_value_of_the_999th() {
+    let mut numbers = answers(0.5, Outcome::Success, 999);
+    numbers.tasks.get_mut("chat").unwrap().dropped = 1;
+    let tail = row(
+        r#"{task: chat, metric: responseTime, statistic: p99.9, target: "< 1s", minSamples: 1}"#,
+    );
+    assert_eq!(judge(&tail, &numbers).verdict, Verdict::Pass);
+    numbers.tasks.get_mut("chat").unwrap().dropped = 2;
+    assert_eq!(judge(&tail, &numbers).verdict, Verdict::Inconclusive);
+}
+
+#[test]
 fn tokens_and_goodput_are_judged() {
     let mut numbers = answers(0.5, Outcome::Success, 90);
     let task = numbers.tasks.get_mut("chat").unwrap();
@@ -160,19 +172,39 @@ fn a_target_that_only_fails_has_no_throughput_but_a_verdict() {
 }
 
 #[test]
-fn nothing_that_comes_under_load_is_a_rate_of_zero() {
+fn nothing_that_came_is_a_rate_of_zero_where_much_would_have_come() {
     let rates = [
         r#"{metric: throughput, target: "> 10/s", critical: "< 2/s"}"#,
-        r#"{metric: tokensPerSecond, target: "> 10/s", critical: "< 2/s"}"#,
+        r#"{metric: tokensPerSecond, task: chat, target: "> 10/s", critical: "< 2/s"}"#,
     ];
-    let mut stalled = Numbers { elapsed_seconds: 10.0, user_seconds: 10.0, ..Numbers::default() };
-    for rate in rates.map(row) {
-        let judged = judge(&rate, &stalled);
-        assert_eq!((judged.verdict, judged.observed.as_deref()), (Verdict::Critical, Some("0/s")));
+    // Twenty seconds: answers of so many seconds each in the first half, nothing in the second.
+    let judged = |threshold: &str, took: f64, answers: u64| {
+        let mut whole = Numbers { elapsed_seconds: 20.0, ..Numbers::default() };
+        let task = whole.tasks.entry("chat".into()).or_default();
+        task.requests[Outcome::Success.index()] = answers;
+        task.service_time[Outcome::Success.index()].record(took, answers);
+        task.tokens.output = answers;
+        let part = Numbers { elapsed_seconds: 10.0, ..Numbers::default() };
+        let (row, _) = judge_part(&row(threshold), &part, &whole);
+        let scarce = is_scarce(&self::row(threshold), &row);
+        (row.verdict, row.observed.unwrap_or_default(), scarce)
+    };
+    let unknown = (Verdict::Inconclusive, String::new(), true);
+    for rate in rates {
+        assert_eq!(judged(rate, 0.1, 100), (Verdict::Critical, "0/s".to_owned(), false));
+        // Answers that take longer than that may all be under way; of few, none may be due.
+        assert_eq!(judged(rate, 12.0, 100), unknown);
+        assert_eq!(judged(rate, 0.1, 5), unknown);
+        assert_eq!(judged(rate, 0.1, 0), unknown);
     }
-    stalled.user_seconds = 0.0;
+    // At the end it is known of what was open all the time.
+    let mut hung = answers(9.0, Outcome::Interrupted, 20);
     for rate in rates.map(row) {
-        let judged = judge(&rate, &stalled);
+        assert_eq!(judge(&rate, &hung).observed.as_deref(), Some("0/s"));
+    }
+    hung.tasks.clear();
+    for rate in rates.map(row) {
+        let judged = judge(&rate, &hung);
         assert_eq!((judged.verdict, judged.observed), (Verdict::Inconclusive, None));
         assert!(judged.advice.unwrap().contains("0 samples, needs 1"));
     }
