@@ -164,12 +164,17 @@ def requests_of(tool, path, folder, out):
     raise ValueError(tool)
 
 
+def wrk_seconds(out):
+    number, unit = re.search(r"requests in ([\d.]+)([smh])", out).groups()
+    return float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+
+
 def measure(tool, path, folder, load):
     """One run: requests a second, and CPU seconds of its core for a request."""
     ran = generate(COMMANDS[tool](path, folder, load), folder, load.seconds)
     done = requests_of(tool, path, folder, ran.out)
     # It looks at its clock every 100 ms, and goes on meanwhile.
-    took = float(re.search(r"requests in ([\d.]+)s", ran.out)[1]) if tool == "wrk" else load.seconds
+    took = wrk_seconds(ran.out) if tool == "wrk" else load.seconds
     return {
         "rps": done / took, "cpu_us": ran.used / done * 1e6,
         "busy": ran.busy, "server_busy": ran.server_busy,

@@ -73,11 +73,12 @@ impl Timeline {
         if now <= 0.0 || now < self.last {
             return None;
         }
+        let unseen = now - self.last;
         self.last = now;
         self.watched.resize_with(spec.thresholds.len(), Watched::default);
         let mut ended = None;
         for (index, threshold) in spec.thresholds.iter().enumerate() {
-            let aborted = self.watch(index, threshold, numbers);
+            let aborted = self.watch(index, threshold, numbers, unseen);
             ended = ended.or(aborted);
         }
         self.close_stages(spec, numbers);
@@ -85,19 +86,26 @@ impl Timeline {
         ended
     }
 
-    /// Judges one threshold now, if it is to be judged before the end.
-    fn watch(&mut self, index: usize, threshold: &Threshold, now: &Numbers) -> Option<Aborted> {
+    /// Judges one threshold now, if it is to be judged before the end. Nobody has looked for
+    /// `unseen` seconds.
+    fn watch(
+        &mut self,
+        index: usize,
+        threshold: &Threshold,
+        now: &Numbers,
+        unseen: f64,
+    ) -> Option<Aborted> {
         let at = now.elapsed_seconds;
         let begin = match threshold.window {
             Some(window) => self.begin(at, window),
             None => threshold.abort.map(|_| Numbers::default()),
         };
         let watched = self.watched.get_mut(index)?;
-        let Some(begin) = begin else {
+        if threshold.window.is_some_and(|window| unseen > window.as_secs_f64()) {
             // Nobody knows what was meanwhile.
             watched.critical_since = None;
-            return None;
-        };
+        }
+        let begin = begin?;
         let (row, value) = judge_part(threshold, &now.since(&begin), now);
         let critical = row.verdict == Verdict::Critical;
         let since = *watched.critical_since.get_or_insert(at);
@@ -261,6 +269,7 @@ fn needed_of(numbers: &Numbers, thresholds: &[Threshold]) -> Numbers {
         loop_lag: numbers.loop_lag.clone(),
         elapsed_seconds: numbers.elapsed_seconds,
         busy_seconds: numbers.busy_seconds,
+        user_seconds: numbers.user_seconds,
         throttled_seconds: numbers.throttled_seconds,
         ..Numbers::default()
     }

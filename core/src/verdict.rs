@@ -2,14 +2,15 @@
 
 use crate::{
     health,
-    metrics::{LatencyHistogram, Numbers, TaskNumbers, judged},
+    metrics::{LatencyHistogram, Numbers, Outcome, TaskNumbers, judged},
     resource::{Metric, Statistic, Threshold, ThresholdRow, Verdict},
     values::{Bound, Duration, Quantity, Rate, Share},
 };
 
-/// Answers that would have come in some time, by the rate before: that there was none of so many
-/// is no chance.
+/// Answers that would have come, by the rate before: that there was none of so many is no chance.
 const MANY: f64 = 10.0;
+/// The share of answers that say how long one takes: the rest may have had reasons of their own.
+const USUAL: f64 = 0.9;
 
 /// Judges one threshold.
 ///
@@ -17,7 +18,9 @@ const MANY: f64 = 10.0;
 /// when only the warning bound holds, *Fail* otherwise. Too few samples, or a generator
 /// that was itself late, are *Inconclusive*.
 pub fn judge(threshold: &Threshold, numbers: &Numbers) -> ThresholdRow {
-    judge_value(threshold, numbers, false).0
+    // What was open all the time, to the end, has a rate too.
+    let hung = scope_of(threshold, numbers).of(Outcome::Interrupted) > 0;
+    judge_value(threshold, numbers, hung).0
 }
 
 /// Judges one threshold by a part of a test, of which the whole so far is known too.
@@ -26,7 +29,7 @@ pub(crate) fn judge_part(
     part: &Numbers,
     whole: &Numbers,
 ) -> (ThresholdRow, Option<Quantity>) {
-    judge_value(threshold, part, stalls(threshold, part.elapsed_seconds, whole))
+    judge_value(threshold, part, stalls(threshold, part, whole))
 }
 
 fn scope_of(threshold: &Threshold, numbers: &Numbers) -> TaskNumbers {
@@ -36,21 +39,24 @@ fn scope_of(threshold: &Threshold, numbers: &Numbers) -> TaskNumbers {
     }
 }
 
-/// True when nothing that came in so many seconds is a rate of zero, and no lack of samples:
-/// before, no answer took as long, and at the rate there was many would have come.
-fn stalls(threshold: &Threshold, seconds: f64, whole: &Numbers) -> bool {
-    let rate = matches!(threshold.metric, Metric::Throughput | Metric::TokensPerSecond);
-    let before = whole.elapsed_seconds - seconds;
-    if !rate || before <= 0.0 {
+/// True when nothing that came in a part of a test is a rate of zero, and no lack of samples: by
+/// what came before it of some task, for as much load, many answers would have come.
+fn stalls(threshold: &Threshold, part: &Numbers, whole: &Numbers) -> bool {
+    if !matches!(threshold.metric, Metric::Throughput | Metric::TokensPerSecond) {
         return false;
     }
-    let scope = scope_of(threshold, whole);
-    let answers = &scope.service_time[crate::metrics::Outcome::Success.index()];
-    let longest = answers.quantile(1.0).map_or(f64::INFINITY, Duration::as_secs_f64);
-    longest <= seconds && answers.count() as f64 / before * seconds >= MANY
+    let before = whole.user_seconds - part.user_seconds;
+    let named = |name: &String| threshold.task.as_ref().is_none_or(|task| task == name);
+    before > 0.0
+        && whole.tasks.iter().filter(|(name, _)| named(name)).any(|(_, task)| {
+            let answers = &task.service_time[Outcome::Success.index()];
+            let usual = answers.quantile(USUAL).map_or(f64::INFINITY, Duration::as_secs_f64);
+            let wanted = answers.count() as f64 / before * part.user_seconds;
+            usual <= part.elapsed_seconds && wanted >= MANY
+        })
 }
 
-/// The same, with the observed value as a number. `stalled` when nothing is a rate of zero.
+/// The same, with the observed value as a number. When `stalled`, nothing is a rate of zero.
 fn judge_value(
     threshold: &Threshold,
     numbers: &Numbers,
@@ -128,8 +134,7 @@ fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64, stalled: bo
         silent: false,
     };
     let wanted = scope.wanted();
-    // What was open all the time, to the end, has a rate too.
-    let silent = wanted == 0 && (stalled || scope.of(crate::metrics::Outcome::Interrupted) > 0);
+    let silent = wanted == 0 && stalled;
     let known = elapsed > 0.0 && (wanted > 0 || silent);
     match threshold.metric {
         Metric::ResponseTime => latency(&scope.response_time),
@@ -146,13 +151,12 @@ fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64, stalled: bo
             let rate =
                 || Quantity::Rate(Rate::per_second(scope.tokens.generated() as f64 / elapsed));
             // Answers without tokens: nobody has counted them.
-            let counted =
-                scope.tokens.generated() > 0 || scope.of(crate::metrics::Outcome::Success) == 0;
+            let counted = scope.tokens.generated() > 0 || scope.of(Outcome::Success) == 0;
             Observation { silent, ..seen((known && counted).then(rate), wanted) }
         }
         Metric::Goodput => {
             // What was still open at the end was not good either.
-            let all = wanted + scope.of(crate::metrics::Outcome::Interrupted);
+            let all = wanted + scope.of(Outcome::Interrupted);
             seen((all > 0).then(|| Quantity::Share(Share::of(scope.good, all))), all)
         }
         Metric::ErrorRate => {
@@ -161,7 +165,7 @@ fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64, stalled: bo
             Observation { answered, ..seen(share(scope.missed()), wanted) }
         }
         Metric::Throughput => {
-            let successes = scope.of(crate::metrics::Outcome::Success) as f64;
+            let successes = scope.of(Outcome::Success) as f64;
             let rate = || Quantity::Rate(Rate::per_second(successes / elapsed));
             Observation { silent, ..seen(known.then(rate), wanted) }
         }

@@ -27,7 +27,7 @@ pub(crate) struct Http1 {
     pub(crate) stamps: Rc<Stamps>,
     /// True when it can't be used again: the target said so, or an answer ended with it.
     pub(crate) spent: bool,
-    /// There is more on it than the answer that was read.
+    /// There is more on it of an answer that was given up.
     pub(crate) unread: bool,
 }
 

@@ -63,7 +63,7 @@ impl Incoming<'_> {
                 (*spent, *unread) = (true, true);
                 let read = |data: &[u8]| take(data, stamps.last_read.get());
                 let surplus = http1::read_body(wire, buffer, &head, read).await?;
-                (*spent, *unread) = (surplus || !head.keep_alive, surplus);
+                (*spent, *unread) = (surplus || !head.keep_alive, false);
                 // What belongs to no answer is none to the next request.
                 buffer.clear();
                 Ok(stamps.last_read.get())

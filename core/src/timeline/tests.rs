@@ -4,7 +4,9 @@ use crate::{metrics::Outcome, testing::spec};
 /// Numbers after so many seconds in which each second brought ten answers of the given
 /// latency in seconds.
 fn course(answers: impl Fn(u32) -> f64, seconds: u32) -> Numbers {
-    let mut numbers = Numbers { elapsed_seconds: f64::from(seconds), ..Numbers::default() };
+    let elapsed = f64::from(seconds);
+    let mut numbers =
+        Numbers { elapsed_seconds: elapsed, user_seconds: elapsed, ..Numbers::default() };
     let task = numbers.tasks.entry("chat".into()).or_default();
     for second in 0..seconds {
         task.requests[Outcome::Success.index()] += 10;
@@ -222,7 +224,7 @@ fn a_stall_of_everything_ends_the_test_by_its_throughput() {
     let mut timeline = Timeline::default();
     let aborted = (1..=90).find_map(|second: u32| {
         let mut numbers = course(|_| 0.1, second.min(60));
-        numbers.elapsed_seconds = f64::from(second);
+        (numbers.elapsed_seconds, numbers.user_seconds) = (f64::from(second), f64::from(second));
         timeline.look(&spec, &numbers)
     });
     // Less than 20 in 10 s from second 69 on.
@@ -255,6 +257,12 @@ fn a_breach_that_nobody_saw_go_on_does_not_last() {
     // Seen to be critical again at 45 s at the earliest, by a window that began in time.
     let elapsed = aborted.unwrap().elapsed;
     assert!(elapsed >= Duration::from_secs(65), "{elapsed}");
+    // Three looks left out are no gap in what windows of 5 s show, though some of these have no
+    // beginning then.
+    let mut timeline = Timeline::default();
+    let mut looks = (1..=30).chain(34..=90_u32);
+    let aborted = looks.find_map(|second| timeline.look(&spec, &course(slow, second)));
+    assert_eq!(aborted.unwrap().elapsed, Duration::from_secs(43));
 }
 
 #[test]

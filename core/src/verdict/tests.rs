@@ -1,5 +1,4 @@
 use super::*;
-use crate::metrics::Outcome;
 
 fn row(yaml: &str) -> Threshold {
     serde_yaml::from_str(yaml).unwrap()
@@ -177,30 +176,41 @@ fn nothing_that_came_is_a_rate_of_zero_where_much_would_have_come() {
         r#"{metric: throughput, target: "> 10/s", critical: "< 2/s"}"#,
         r#"{metric: tokensPerSecond, task: chat, target: "> 10/s", critical: "< 2/s"}"#,
     ];
-    // Twenty seconds: answers of so many seconds each in the first half, nothing in the second.
-    let judged = |threshold: &str, took: f64, answers: u64| {
-        let mut whole = Numbers { elapsed_seconds: 20.0, ..Numbers::default() };
+    // Ten users for ten seconds, with answers of so many seconds each; and ten more with nothing.
+    let judged = |threshold: &str, took: f64, answers: u64, users: f64| {
+        let mut whole =
+            Numbers { elapsed_seconds: 20.0, user_seconds: 100.0 + users, ..Numbers::default() };
         let task = whole.tasks.entry("chat".into()).or_default();
         task.requests[Outcome::Success.index()] = answers;
         task.service_time[Outcome::Success.index()].record(took, answers);
+        // Some had reasons of their own.
+        task.service_time[Outcome::Success.index()].record(30.0, answers / 20);
         task.tokens.output = answers;
-        let part = Numbers { elapsed_seconds: 10.0, ..Numbers::default() };
+        let part = Numbers { elapsed_seconds: 10.0, user_seconds: users, ..Numbers::default() };
         let (row, _) = judge_part(&row(threshold), &part, &whole);
         let scarce = is_scarce(&self::row(threshold), &row);
         (row.verdict, row.observed.unwrap_or_default(), scarce)
     };
     let unknown = (Verdict::Inconclusive, String::new(), true);
     for rate in rates {
-        assert_eq!(judged(rate, 0.1, 100), (Verdict::Critical, "0/s".to_owned(), false));
+        assert_eq!(judged(rate, 0.1, 100, 100.0), (Verdict::Critical, "0/s".to_owned(), false));
         // Answers that take longer than that may all be under way; of few, none may be due.
-        assert_eq!(judged(rate, 12.0, 100), unknown);
-        assert_eq!(judged(rate, 0.1, 5), unknown);
-        assert_eq!(judged(rate, 0.1, 0), unknown);
+        assert_eq!(judged(rate, 12.0, 100, 100.0), unknown);
+        assert_eq!(judged(rate, 0.1, 5, 100.0), unknown);
+        assert_eq!(judged(rate, 0.1, 0, 100.0), unknown);
+        // Nobody asked, or hardly anybody.
+        assert_eq!(judged(rate, 0.1, 100, 0.0), unknown);
+        assert_eq!(judged(rate, 0.1, 100, 5.0), unknown);
     }
     // At the end it is known of what was open all the time.
     let mut hung = answers(9.0, Outcome::Interrupted, 20);
     for rate in rates.map(row) {
         assert_eq!(judge(&rate, &hung).observed.as_deref(), Some("0/s"));
+    }
+    // Not of a part: nobody knows how long it was open in that.
+    let part = Numbers { elapsed_seconds: 5.0, ..hung.clone() };
+    for rate in rates.map(row) {
+        assert_eq!(judge_part(&rate, &part, &hung).0.observed, None);
     }
     hung.tasks.clear();
     for rate in rates.map(row) {
