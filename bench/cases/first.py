@@ -135,7 +135,8 @@ def lines(figures):
         f"## Time to first response: {figures['rate']:,} chats a second", "",
         "The simulator notes when a chat's head was parsed and when its first content token was written; ours when that"
         f" token had come. Ours counts from when a chat was due; from when it was sent is out of its raw record. Its core"
-        f" was {busy:.0%} busy, the simulator's {simulators:.0%}; each answer has 16 tokens, 10 ms apart.", "",
+        f" was {busy:.0%} busy, the simulator's {simulators:.0%}; each answer has 16 tokens, 10 ms apart. What a chat waits"
+        " until the simulator, which has one core too, has parsed it is in ours and not in its truth.", "",
         *table(head, rows),
     ]
 
