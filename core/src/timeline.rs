@@ -17,7 +17,8 @@ use crate::{
     verdict::{self, badness, is_scarce, judge_part},
 };
 
-/// Looks that are kept of the longest window: one begins by this share of it too early at most.
+/// Looks that are kept of each window: it begins by this share of it too early at most, where
+/// somebody looked so often.
 const LOOKS: f64 = 50.0;
 /// A stage that ended longer ago than this, in seconds and as a share of its length, is unknown.
 const LATE: f64 = 2.5;

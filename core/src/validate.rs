@@ -2,7 +2,7 @@
 
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
-use crate::resource::{LoadTestSpec, Metric, Task};
+use crate::resource::LoadTestSpec;
 
 /// A ConfigMap holds 1 MiB in all; the plan leaves room for the rest of the object.
 pub const MAX_PLAN_BYTES: usize = 900 * 1024;
@@ -61,7 +61,6 @@ pub fn problems(spec: &LoadTestSpec) -> Vec<Problem> {
             message: "holds no certificate that can be read: want PEM, as from openssl x509".into(),
         });
     }
-    problems.extend(thresholds_that_say_nothing(spec));
     let parts = (&spec.target, &spec.load, &spec.scenario, &spec.thresholds);
     // A spec is plain data: it always has a JSON form.
     let bytes = serde_json::to_vec(&parts).map_or(usize::MAX, |json| json.len());
@@ -74,31 +73,6 @@ pub fn problems(spec: &LoadTestSpec) -> Vec<Problem> {
                 MAX_PLAN_BYTES / 1024
             ),
         });
-    }
-    problems
-}
-
-/// Thresholds that could only ever be Inconclusive.
-fn thresholds_that_say_nothing(spec: &LoadTestSpec) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    for (index, threshold) in spec.thresholds.iter().enumerate() {
-        let mut problem = |field: &str, message: String| {
-            let field = format!("spec.thresholds[{index}].{field}");
-            problems.push(Problem { field, message });
-        };
-        let named = |task: &&Task| threshold.task.as_ref().is_none_or(|name| *name == task.name);
-        let mut tasks = spec.scenario.tasks.iter().filter(named).peekable();
-        if tasks.peek().is_some() && tasks.clone().all(|task| task.weight == 0) {
-            let name = threshold.task.as_deref().unwrap_or_default();
-            problem("task", format!("{name:?} has weight 0, so no request is made of it"));
-        }
-        let replies = |task: &Task| {
-            task.web_socket.as_ref().is_some_and(|it| it.replies > 0 && !it.send.is_empty())
-        };
-        if threshold.metric == Metric::WebSocketRoundTrip && !tasks.any(replies) {
-            let message = "webSocketRoundTrip is measured where messages have replies: set send and replies of a webSocket task";
-            problem("metric", message.into());
-        }
     }
     problems
 }
@@ -125,30 +99,6 @@ mod tests {
     #[test]
     fn the_designs_example_has_no_problem() {
         assert_eq!(problems(&spec()), []);
-    }
-
-    #[test]
-    fn thresholds_that_could_say_nothing_are_refused() {
-        let told = |threshold: &str| {
-            let mut spec = spec();
-            spec.scenario.tasks[0].weight = 0;
-            let sockets = spec.scenario.tasks.iter_mut().filter_map(|it| it.web_socket.as_mut());
-            sockets.for_each(|socket| socket.replies = 0);
-            spec.thresholds = vec![serde_yaml::from_str(threshold).unwrap()];
-            problems(&spec).iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-        };
-        let named = spec().scenario.tasks[0].name.clone();
-        for (threshold, wanted) in [
-            ("{metric: errorRate, target: \"< 1%\"}".into(), ""),
-            (format!("{{metric: errorRate, task: {named}, target: \"< 1%\"}}"), "weight 0"),
-            (
-                "{metric: webSocketRoundTrip, statistic: p50, target: \"< 1s\"}".into(),
-                "set send and replies",
-            ),
-        ] {
-            let told = told(&threshold);
-            assert!(told.contains(wanted) && (told.is_empty() == wanted.is_empty()), "{told}");
-        }
     }
 
     #[test]

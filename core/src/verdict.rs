@@ -19,8 +19,7 @@ const USUAL: f64 = 0.9;
 /// that was itself late, are *Inconclusive*.
 pub fn judge(threshold: &Threshold, numbers: &Numbers) -> ThresholdRow {
     // What was open all the time, to the end, has a rate too.
-    let hung = scope_of(threshold, numbers).of(Outcome::Interrupted) > 0;
-    judge_value(threshold, numbers, hung).0
+    judge_value(threshold, numbers, |scope| scope.of(Outcome::Interrupted) > 0).0
 }
 
 /// Judges one threshold by a part of a test, of which the whole so far is known too.
@@ -29,22 +28,12 @@ pub(crate) fn judge_part(
     part: &Numbers,
     whole: &Numbers,
 ) -> (ThresholdRow, Option<Quantity>) {
-    judge_value(threshold, part, stalls(threshold, part, whole))
-}
-
-fn scope_of(threshold: &Threshold, numbers: &Numbers) -> TaskNumbers {
-    match &threshold.task {
-        Some(task) => numbers.tasks.get(task).cloned().unwrap_or_default(),
-        None => together(threshold.metric, numbers),
-    }
+    judge_value(threshold, part, |_| stalls(threshold, part, whole))
 }
 
 /// True when nothing that came in a part of a test is a rate of zero, and no lack of samples: by
 /// what came before it of some task, for as much load, many answers would have come.
 fn stalls(threshold: &Threshold, part: &Numbers, whole: &Numbers) -> bool {
-    if !matches!(threshold.metric, Metric::Throughput | Metric::TokensPerSecond) {
-        return false;
-    }
     let before = whole.user_seconds - part.user_seconds;
     let named = |name: &String| threshold.task.as_ref().is_none_or(|task| task == name);
     before > 0.0
@@ -56,13 +45,18 @@ fn stalls(threshold: &Threshold, part: &Numbers, whole: &Numbers) -> bool {
         })
 }
 
-/// The same, with the observed value as a number. When `stalled`, nothing is a rate of zero.
+/// The same, with the observed value as a number. Where it `stalled`, nothing is a rate of zero.
 fn judge_value(
     threshold: &Threshold,
     numbers: &Numbers,
-    stalled: bool,
+    stalled: impl FnOnce(&TaskNumbers) -> bool,
 ) -> (ThresholdRow, Option<Quantity>) {
-    let scope = scope_of(threshold, numbers);
+    let scope = match &threshold.task {
+        Some(task) => numbers.tasks.get(task).cloned().unwrap_or_default(),
+        None => together(threshold.metric, numbers),
+    };
+    let rate = matches!(threshold.metric, Metric::Throughput | Metric::TokensPerSecond);
+    let stalled = rate && scope.wanted() == 0 && stalled(&scope);
     let mut observed = observe(threshold, &scope, numbers.elapsed_seconds, stalled);
     let (verdict, bound, advice) = decide(threshold, &mut observed, numbers);
     let row = ThresholdRow {
@@ -116,8 +110,6 @@ struct Observation {
     hidden: bool,
     /// An error rate by answers alone, as if what was dropped had gone well.
     answered: Option<Quantity>,
-    /// A rate of zero, which takes no samples.
-    silent: bool,
 }
 
 fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64, stalled: bool) -> Observation {
@@ -131,11 +123,9 @@ fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64, stalled: bo
         dropped: scope.dropped,
         hidden: false,
         answered: None,
-        silent: false,
     };
     let wanted = scope.wanted();
-    let silent = wanted == 0 && stalled;
-    let known = elapsed > 0.0 && (wanted > 0 || silent);
+    let known = elapsed > 0.0 && (wanted > 0 || stalled);
     match threshold.metric {
         Metric::ResponseTime => latency(&scope.response_time),
         Metric::ServiceTime => latency(&scope.service_time),
@@ -152,7 +142,7 @@ fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64, stalled: bo
                 || Quantity::Rate(Rate::per_second(scope.tokens.generated() as f64 / elapsed));
             // Answers without tokens: nobody has counted them.
             let counted = scope.tokens.generated() > 0 || scope.of(Outcome::Success) == 0;
-            Observation { silent, ..seen((known && counted).then(rate), wanted) }
+            seen((known && counted).then(rate), wanted)
         }
         Metric::Goodput => {
             // What was still open at the end was not good either.
@@ -167,7 +157,7 @@ fn observe(threshold: &Threshold, scope: &TaskNumbers, elapsed: f64, stalled: bo
         Metric::Throughput => {
             let successes = scope.of(Outcome::Success) as f64;
             let rate = || Quantity::Rate(Rate::per_second(successes / elapsed));
-            Observation { silent, ..seen(known.then(rate), wanted) }
+            seen(known.then(rate), wanted)
         }
     }
 }
@@ -208,7 +198,7 @@ fn latency_of(
         other => (other, dropped > 0 && other != Statistic::Min),
     };
     let value = answers.statistic(statistic).map(Quantity::Time);
-    Observation { value, samples, dropped, hidden, answered: None, silent: false }
+    Observation { value, samples, dropped, hidden, answered: None }
 }
 
 /// The verdict on what was observed. That becomes what the verdict is of, where the two differ.
@@ -221,7 +211,8 @@ fn decide(
     let inconclusive = |why: String| (Verdict::Inconclusive, *target, Some(why));
     let needed = samples_needed(threshold);
     let samples = observed.samples;
-    if samples < needed && !observed.silent {
+    // None, and yet a value, is a rate of zero.
+    if samples < needed && !(samples == 0 && observed.value.is_some()) {
         return inconclusive(format!(
             "{samples} samples, needs {needed}: run longer, with more users, or set minSamples"
         ));

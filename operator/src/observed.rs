@@ -217,22 +217,25 @@ impl Observed {
         self.runners.iter().find(|runner| runner.uid == *uid)
     }
 
+    /// What a runner was last heard to do.
+    fn state(&self, index: usize) -> Option<RunnerState> {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        self.memory.numbers.get(&index).map(|seen| seen.state)
+    }
+
     /// True when a started runner's numbers are final.
     pub fn is_final(&self, index: usize) -> bool {
-        let index = u32::try_from(index).unwrap_or(u32::MAX);
-        self.memory.numbers.get(&index).is_some_and(|seen| seen.state.is_final())
+        self.state(index).is_some_and(RunnerState::is_final)
     }
 
     /// True when a runner was heard and has not started.
     pub fn is_waiting(&self, index: usize) -> bool {
-        let index = u32::try_from(index).unwrap_or(u32::MAX);
-        self.memory.numbers.get(&index).is_some_and(|seen| seen.state == RunnerState::Waiting)
+        self.state(index) == Some(RunnerState::Waiting)
     }
 
     /// True when a started runner has made its share of the load to the end, and said so.
     pub fn is_complete(&self, index: usize) -> bool {
-        let index = u32::try_from(index).unwrap_or(u32::MAX);
-        self.memory.numbers.get(&index).is_some_and(|seen| seen.state.is_complete())
+        self.state(index).is_some_and(RunnerState::is_complete)
     }
 
     /// True when a started runner is gone and left no final numbers, or those of a part of its

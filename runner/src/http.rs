@@ -163,7 +163,6 @@ async fn send<'a>(
             head
         }
     };
-    flight.enter(Part::Body);
     Ok(Incoming::One(open, head))
 }
 

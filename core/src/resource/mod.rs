@@ -92,6 +92,14 @@ pub const MAX_ROWS: usize = 64;
         "message": "thresholds: webSocketConnect and webSocketRoundTrip are measured on webSocket tasks only: name a webSocket task, or use responseTime",
     },
     {
+        "rule": "self.thresholds.all(h, h.metric != 'webSocketRoundTrip' || self.scenario.tasks.exists(t, has(t.webSocket) && size(t.webSocket.send) > 0 && t.webSocket.replies > 0 && (!has(h.task) || t.name == h.task)))",
+        "message": "thresholds: webSocketRoundTrip is measured where messages have replies: set send and replies of a webSocket task",
+    },
+    {
+        "rule": "self.thresholds.all(h, !has(h.task) || !self.scenario.tasks.exists(t, t.name == h.task && t.weight == 0))",
+        "messageExpression": "'thresholds: task \"%s\" has weight 0, so no request is made of it: give it a weight, or leave the threshold out'.format([self.thresholds.filter(h, has(h.task) && self.scenario.tasks.exists(t, t.name == h.task && t.weight == 0))[0].task])",
+    },
+    {
         "rule": "self.thresholds.all(h, h.metric != 'timeToFirstByte' || self.scenario.tasks.exists(t, !has(t.webSocket) && (!has(h.task) || t.name == h.task)))",
         "message": "thresholds: timeToFirstByte is measured on http and chat tasks only: name one, or use webSocketRoundTrip",
     },

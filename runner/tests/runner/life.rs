@@ -59,21 +59,19 @@ fn until(log: &mut impl BufRead, message: &str) {
 }
 
 async fn order(process: &Process, path: &str, body: &str) {
-    let mut socket = TcpStream::connect(process.address).await.unwrap();
-    let text = format!(
-        "POST {path} HTTP/1.1\r\nhost: r\r\nconnection: close\r\nauthorization: Bearer secret\r\n\
-         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nauthorization: Bearer secret\r\n\
+         content-type: application/json\r\ncontent-length: {}",
         body.len()
     );
-    socket.write_all(text.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).await.unwrap();
+    let answer = ask(process, &head, body).await;
     assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
 }
 
-async fn get(process: &Process, path: &str) -> String {
+/// The answer to a request with this head, but for what all heads have.
+async fn ask(process: &Process, head: &str, body: &str) -> String {
     let mut socket = TcpStream::connect(process.address).await.unwrap();
-    let text = format!("GET {path} HTTP/1.1\r\nhost: r\r\nconnection: close\r\n\r\n");
+    let text = format!("{head}\r\nhost: r\r\nconnection: close\r\n\r\n{body}");
     socket.write_all(text.as_bytes()).await.unwrap();
     let mut answer = String::new();
     socket.read_to_string(&mut answer).await.unwrap();
@@ -163,7 +161,10 @@ async fn a_runner_released_under_load_makes_no_more() {
     }
     order(&process, "/release", "{}").await;
     // While it lingers.
-    while !get(&process, "/metrics").await.contains("loadtest_users{loadtest=\"burst\"} 0") {
+    while !ask(&process, "GET /metrics HTTP/1.1", "")
+        .await
+        .contains("loadtest_users{loadtest=\"burst\"} 0")
+    {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     kill(&process);
