@@ -65,6 +65,9 @@ pub(crate) async fn act(
         Decision::Release(pods) => {
             let taken = collect::order(context, &run, &seen.runners, pods, &Order::Release).await;
             seen.memory.released.extend(taken);
+            // Who is leaving goes anyway: told once, it keeps nobody from what comes next.
+            let leaving = seen.runners.iter().filter(|r| r.leaving && pods.contains(&r.uid));
+            seen.memory.released.extend(leaving.map(|runner| runner.uid.clone()));
         }
         Decision::RemoveJob => delete_job(context, seen).await?,
         Decision::Delete => delete_test(context, &seen.test).await?,

@@ -243,6 +243,10 @@ fn running(seen: &Observed, now: Timestamp) -> Decision {
         let why = "the Job was deleted while load was on".to_owned();
         return Decision::Conclude { cancelled, failed: Some((Reason::JobLost, why)) };
     };
+    let collected = seen.collected_and_leaving(&start);
+    if !collected.is_empty() {
+        return Decision::Release(collected);
+    }
     let indices = 0..start.pods.len();
     let load = &seen.test.spec.load;
     let end = start.at.saturating_add(signed(load.length())).unwrap_or(Timestamp::MAX);

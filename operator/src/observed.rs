@@ -247,6 +247,18 @@ impl Observed {
         self.started_runner(start, index).is_none_or(|runner| runner.ended.is_some())
     }
 
+    /// UIDs of started pods on their way out whose final numbers are here: they wait for nothing
+    /// but to be told so.
+    pub fn collected_and_leaving(&self, start: &StartRecord) -> Vec<String> {
+        (0..start.pods.len())
+            .filter(|index| self.is_final(*index))
+            .filter_map(|index| self.started_runner(start, index))
+            .filter(|runner| runner.leaving && runner.ended.is_none() && runner.ip.is_some())
+            .filter(|runner| !self.memory.released.contains(&runner.uid))
+            .map(|runner| runner.uid.clone())
+            .collect()
+    }
+
     /// When a runner was last heard, at the earliest when this process first saw the run.
     pub fn last_heard(&self, index: usize) -> Option<Timestamp> {
         let index = u32::try_from(index).unwrap_or(u32::MAX);

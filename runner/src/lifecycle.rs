@@ -19,6 +19,10 @@ pub const EXIT_KILLED_BEFORE_START: u8 = 76;
 /// How long a killed runner waits for its workers to count what is open.
 const LAST_COUNT: Duration = Duration::from_secs(2);
 
+/// How long a killed runner answers yet, unless it is released: the pod's log goes with the pod, so
+/// the operator has to have asked by then. With [`LAST_COUNT`] below the pod's grace period of 10 s.
+const LAST_CALL: Duration = Duration::from_secs(6);
+
 /// Container runtimes split lines near 16 KiB.
 const LINE: usize = 8 << 10;
 
@@ -55,6 +59,13 @@ pub async fn live(control: Control, listener: TcpListener) -> io::Result<ExitCod
             // Until what was open is counted; a worker that hangs must not outlast the pod.
             let _ = tokio::time::timeout(LAST_COUNT, control.engine.finished()).await;
             print_last(&control).await;
+            let mut released = control.released.subscribe();
+            tokio::select! {
+                _ = released.wait_for(|released| *released) => {}
+                () = tokio::time::sleep(LAST_CALL) => {}
+                // Whoever says it twice means it.
+                () = killed(&mut terminate, &mut interrupt) => {}
+            }
             EXIT_KILLED_AFTER_START
         }
         End::GracePassed => {

@@ -206,6 +206,18 @@ fn a_runner_killed_under_load_is_lost_though_its_numbers_are_there() {
 }
 
 #[test]
+fn a_runner_that_has_to_leave_is_released_once_its_numbers_are_here() {
+    let mut seen = under_load();
+    seen.runners[1].leaving = true;
+    assert_eq!(next(&seen, 10), Decision::Progress(Phase::Running, COLLECT));
+    let part = RunnerNumbers { state: RunnerState::CutShort, ..RunnerNumbers::default() };
+    seen.memory.numbers.insert(1, part);
+    assert_eq!(next(&seen, 10), Decision::Release(vec!["pod-1".into()]));
+    seen.memory.released.insert("pod-1".into());
+    assert_eq!(next(&seen, 10), Decision::Progress(Phase::Running, COLLECT));
+}
+
+#[test]
 fn load_lasts_until_something_ends_it() {
     assert_eq!(under_load().load_lasts(), Duration::from_secs(120));
     let mut cancelled = under_load();
