@@ -2,6 +2,13 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+/// A packet that seems to have lain there for longer was stamped by a clock that was set since.
+const LONGEST: Duration = Duration::from_secs(10);
+/// Looks at two clocks, when the thread loses its CPU in between.
+const LOOKS: u32 = 3;
+/// Looks that are so close count as one.
+const CLOSE: u64 = 10_000;
+
 /// Counts nanoseconds from the moment it was made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
@@ -18,6 +25,22 @@ impl Clock {
     /// Nanoseconds since the start; at least 1, so that 0 can mean "never".
     pub(crate) fn now(&self) -> u64 {
         whole_nanos(self.origin.elapsed()).max(1)
+    }
+
+    /// The past moment of a stamp by the other clock, the one since 1970; now for one that can't be
+    /// right.
+    pub(crate) fn at(&self, stamp: Duration) -> u64 {
+        let (mut now, mut ago) = (0, None);
+        for _ in 0..LOOKS {
+            let before = self.now();
+            let real = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            now = self.now();
+            ago = real.checked_sub(stamp).filter(|ago| *ago <= LONGEST);
+            if now - before < CLOSE {
+                break;
+            }
+        }
+        now.saturating_sub(ago.map_or(0, whole_nanos)).max(1)
     }
 
     /// The start, in nanoseconds since 1970.
@@ -40,4 +63,27 @@ impl Clock {
 
 fn whole_nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_is_a_moment_of_this_clock() {
+        let clock = Clock::start();
+        let unix = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+        let before = clock.now();
+        let stamp = unix();
+        let after = clock.now();
+        std::thread::sleep(Duration::from_millis(5));
+        let at = clock.at(stamp);
+        // Two looks at two clocks.
+        assert!((before - CLOSE..after + CLOSE).contains(&at), "{before} {at} {after}");
+        for wrong in [Duration::ZERO, unix() + Duration::from_mins(1)] {
+            let now = clock.now();
+            assert!(clock.at(wrong) >= now);
+        }
+    }
 }

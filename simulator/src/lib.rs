@@ -27,6 +27,7 @@ mod limits;
 mod line;
 mod server;
 mod simulator;
+mod tap;
 mod truth;
 mod web_socket;
 

@@ -1,21 +1,15 @@
 //! One connection's line to the truth: what is in flight on it, stamped where bytes meet the socket.
 //!
 //! Services and bodies say what they are about to do ([`Line::answering`], [`Line::content`],
-//! [`Line::done`]); the [`Tap`] around the socket says when it was really done. A line that goes
+//! [`Line::done`]); the [`Tap`](crate::tap::Tap) around the socket says when it was really done. A line that goes
 //! away with a request in flight records that the client left.
 
-use std::{
-    io::{self, IoSlice},
-    pin::Pin,
-    sync::{Arc, Mutex},
-    task::{Context, Poll, ready},
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU64, Ordering},
 };
 
 use http::HeaderMap;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
 
 use crate::{
     server::Server,
@@ -36,6 +30,8 @@ pub(crate) struct Line {
     /// The connection's number.
     pub(crate) number: u64,
     shard: usize,
+    /// When what was last read had come; 0 before.
+    came: AtomicU64,
     inner: Mutex<Inner>,
 }
 
@@ -73,12 +69,14 @@ impl Line {
     pub(crate) fn new(server: Arc<Server>, number: u64) -> Self {
         // Truncation is fine: only the low bits choose the shard.
         #[expect(clippy::cast_possible_truncation, reason = "any spread over the shards will do")]
-        Self { server, number, shard: number as usize, inner: Mutex::default() }
+        let shard = number as usize;
+        Self { server, number, shard, came: AtomicU64::new(0), inner: Mutex::default() }
     }
 
-    /// A request's head was parsed. Returns its arrival.
+    /// A request's head was parsed. Returns its arrival: when the last bytes read until now had
+    /// come, whatever kept them from being read.
     pub(crate) fn begin(&self, endpoint: Endpoint, headers: &HeaderMap) -> u64 {
-        let now = self.server.clock.now();
+        let arrival = self.came.load(Ordering::Relaxed);
         let uid = headers.get(RUN_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let uid = if uid.len() > MAX_UID { "" } else { uid };
         let preflight = headers.contains_key(PREFLIGHT_HEADER);
@@ -90,13 +88,13 @@ impl Line {
         inner.requests += 1;
         let known = inner.run.take().filter(|run| run.uid() == uid);
         let mut run = known.unwrap_or_else(|| self.server.ledger.run(uid));
-        while !run.begin(self.shard, endpoint, now, preflight) {
+        while !run.begin(self.shard, endpoint, arrival, preflight) {
             run = self.server.ledger.run(uid);
         }
         inner.run = Some(run.clone());
         inner.flight = Some(Flight {
             run,
-            record: Record::new(endpoint, now),
+            record: Record::new(endpoint, arrival),
             preflight,
             admitted: false,
             answering: false,
@@ -105,7 +103,12 @@ impl Line {
             done: false,
             last_write: 0,
         });
-        now
+        arrival
+    }
+
+    /// Bytes were read that had come then.
+    pub(crate) fn came(&self, at: u64) {
+        self.came.store(at, Ordering::Relaxed);
     }
 
     /// A number that no other request of this simulator has.
@@ -171,7 +174,8 @@ impl Line {
         }
     }
 
-    fn wrote(&self) {
+    /// Bytes were written.
+    pub(crate) fn wrote(&self) {
         let now = self.server.clock.now();
         self.with(|flight| {
             if !flight.answering {
@@ -187,7 +191,8 @@ impl Line {
         });
     }
 
-    fn flushed(&self) {
+    /// All bytes were written.
+    pub(crate) fn flushed(&self) {
         let mut inner = lock(&self.inner);
         if let Some(flight) = inner.flight.take_if(|flight| flight.done && flight.last_write > 0) {
             self.end(flight);
@@ -218,70 +223,5 @@ impl Line {
 impl Drop for Line {
     fn drop(&mut self) {
         self.finish();
-    }
-}
-
-/// A socket that reports what was written to it.
-#[derive(Debug)]
-pub(crate) struct Tap {
-    socket: TcpStream,
-    line: Arc<Line>,
-}
-
-impl Tap {
-    pub(crate) fn new(socket: TcpStream, line: Arc<Line>) -> Self {
-        Self { socket, line }
-    }
-
-    /// Ends the connection with a TCP reset.
-    pub(crate) fn reset(self) {
-        // If the option can't be set the peer is gone already.
-        let _ = self.socket.set_zero_linger();
-    }
-}
-
-impl AsyncRead for Tap {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Tap {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.socket).poll_write(cx, buf))?;
-        self.line.wrote();
-        Poll::Ready(Ok(written))
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = ready!(Pin::new(&mut self.socket).poll_write_vectored(cx, bufs))?;
-        self.line.wrote();
-        Poll::Ready(Ok(written))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
-        self.line.flushed();
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 }

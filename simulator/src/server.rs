@@ -1,8 +1,11 @@
 //! What all connections share, and what each draws its answers' fates from.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    os::fd::OwnedFd,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use rand::{SeedableRng, rngs::SmallRng};
@@ -13,6 +16,7 @@ use crate::{
     limits::Gate,
     line::Line,
     settings::Settings,
+    tap,
     truth::{Endpoints, Ledger, lock},
 };
 
@@ -24,6 +28,8 @@ pub(crate) struct Server {
     pub(crate) gates: Endpoints<Gate>,
     settings: watch::Sender<Arc<Settings>>,
     connections: AtomicU64,
+    /// Has the kernel stamp packets from the first connection on.
+    _stamps: Option<OwnedFd>,
 }
 
 /// One connection: its line, and what its next answers will be like.
@@ -49,6 +55,7 @@ impl Server {
             gates: Endpoints::default(),
             settings: watch::Sender::new(Arc::new(settings)),
             connections: AtomicU64::new(0),
+            _stamps: tap::wanted(),
         }
     }
 

@@ -23,9 +23,9 @@ use tokio_tungstenite::{
 
 use crate::{
     http::{Answer, Struck, builder, error},
-    line::Tap,
     server::{Connection, Server},
     settings::{Failure, Latency, Settings},
+    tap::Tap,
     truth::Endpoint,
 };
 

@@ -15,9 +15,9 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 pub(crate) use self::answer::Answer;
 use crate::{
-    line::Tap,
     server::{Connection, Server},
     settings::{Failure, HttpSettings},
+    tap::Tap,
     truth::Endpoint,
 };
 

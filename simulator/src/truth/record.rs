@@ -52,6 +52,7 @@ pub enum Outcome {
 /// One request; times are nanoseconds since the simulator's start, 0 for what never happened.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record {
+    /// When the request had come, by the kernel's stamp of it.
     pub(crate) arrival: u64,
     /// The first byte of the answer written. For a WebSocket: the upgrade answered.
     pub(crate) first_byte: u64,

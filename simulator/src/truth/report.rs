@@ -90,12 +90,12 @@ pub struct Counts {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Times {
-    /// From a request's head parsed to its answer's last byte written.
+    /// From when a request had come to its answer's last byte written.
     pub service_time: Quantiles,
-    /// From a chat request's head parsed to its first content token written; for a WebSocket
+    /// From when a chat request had come to its first content token written; for a WebSocket
     /// session, to its first reply.
     pub time_to_first_response: Quantiles,
-    /// From an upgrade's head parsed to its answer written. Only sessions that were let in.
+    /// From when an upgrade request had come to its answer written. Only sessions that were let in.
     pub connect: Quantiles,
 }
 

@@ -1,6 +1,6 @@
 //! The truth about many requests, their times, and clients that leave.
 
-use std::time::Duration;
+use std::{io::Write, time::Duration};
 
 use cell0_simulator::{Listen, Quantiles, Settings, Simulator, StartError};
 use http_body_util::BodyExt;
@@ -68,6 +68,29 @@ async fn scripted_latencies_are_what_really_happened() {
     let whole = settled(&simulator).await.endpoints.chat.successful;
     all_within(whole.service_time, 80, 110);
     assert_eq!(whole.service_time.p50, whole.time_to_first_response.p50);
+}
+
+/// The simulator runs on the thread that is kept here.
+#[tokio::test]
+async fn a_request_arrives_when_it_comes_and_not_when_the_simulator_has_time_for_it() {
+    let simulator = simulator("{health: {latency: 10ms}}").await;
+    let mut client = Client::connect(simulator.http_addr()).await;
+    client.ask("GET", "/health", "").await.unwrap();
+    let kept = Duration::from_millis(50);
+    // The kernel begins to stamp a moment after it was asked to.
+    for attempt in 1.. {
+        simulator.forget();
+        let mut socket = std::net::TcpStream::connect(simulator.http_addr()).unwrap();
+        let request = format!("GET /health HTTP/1.1\r\nhost: s\r\nx-loadtest-run: {RUN}\r\n\r\n");
+        socket.write_all(request.as_bytes()).unwrap();
+        std::thread::sleep(kept);
+        let truth = truth_when(&simulator, |counts| counts.completed == 1).await;
+        let took = Duration::from_nanos(truth.totals.all.service_time.min);
+        if took >= kept {
+            break;
+        }
+        assert!(attempt < 50, "{took:?}");
+    }
 }
 
 #[tokio::test]
