@@ -1,6 +1,6 @@
 # The project's images: one static program each, and nothing else. `make images`
 # (scripts/images) builds the programs and then these:
-#   docker build --target loadtest-runner FOLDER_WITH_THE_BINARIES
+#   docker build -f Dockerfile --target loadtest-runner FOLDER_WITH_THE_BINARIES
 FROM scratch AS base
 ARG VERSION
 LABEL org.opencontainers.image.version="${VERSION}" \

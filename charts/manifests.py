@@ -237,6 +237,7 @@ def monitors(found, *namespaces):
         expect(value, service["metadata"]["labels"].get(key), f"the Service's label {key}")
     ports = [port["name"] for port in service["spec"]["ports"]]
     expect(ports, [each["port"] for each in monitor["spec"]["endpoints"]], "scraped ports")
+    expect([True], [each["honorLabels"] for each in monitor["spec"]["endpoints"]], "honorLabels")
     runners = only(found, "PodMonitor")["spec"]
     expect({"app.kubernetes.io/name": "loadtest-runner"}, runners["selector"]["matchLabels"],
            "labels of runner pods")
@@ -278,7 +279,7 @@ def documented(chart):
                 if inner.get("additionalProperties") is not False:
                     raise Failed(f"values.schema.json lets unknown values into {here}")
                 yield from described(inner, here)
-            elif here != "global":
+            elif here not in ("global", "enabled"):
                 yield here
 
     with open(f"{chart}/values.yaml", encoding="utf-8") as file:

@@ -26,7 +26,7 @@ const MAX_ANSWER: usize = 16 << 20;
 /// How long a pod's log may take: the kubelet that has it may be gone.
 const LOG_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 /// The most of a pod's log that is read.
-const MAX_LOG: i64 = 32 << 20;
+const MAX_LOG: i64 = 24 << 20;
 
 /// Failed to reach or understand one runner.
 #[derive(Debug, thiserror::Error)]

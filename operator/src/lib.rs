@@ -17,10 +17,8 @@ mod observe;
 pub mod observed;
 pub mod reconcile;
 pub mod resources;
-mod server;
+pub mod server;
 pub mod skew;
 pub mod status;
 #[cfg(test)]
 mod testing;
-
-pub use server::serve;

@@ -11,11 +11,8 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use kube::{Client, Config};
 use loadtest_core::Duration;
-use loadtest_operator::{context::Context, controller, resources::Settings, serve};
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use loadtest_operator::{context::Context, controller, resources::Settings, server};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
@@ -39,6 +36,8 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
+// The chart's arguments can be given anew behind them.
+#[command(args_override_self = true)]
 struct Run {
     /// The operator's own namespace, where its key lives.
     #[arg(long, env = "POD_NAMESPACE")]
@@ -50,7 +49,7 @@ struct Run {
     #[arg(long, env = "RUNNER_IMAGE")]
     runner_image: String,
     /// Where to serve metrics and probes.
-    #[arg(long, default_value = "0.0.0.0:8080")]
+    #[arg(long, default_value = "[::]:8080")]
     listen: SocketAddr,
     /// The Secret with the key that runs' tokens are made with; made when missing.
     #[arg(long, default_value = "loadtest-operator-token")]
@@ -124,17 +123,21 @@ async fn run(arguments: Run) -> anyhow::Result<()> {
     let settings = Settings { runner_image, start_timeout, release_grace, metrics_linger };
     let context = Arc::new(Context::new(client, settings, &namespace, &token_secret).await?);
     let listener =
-        TcpListener::bind(listen).await.with_context(|| format!("{listen} can't be bound"))?;
+        server::listen(listen).await.with_context(|| format!("{listen} can't be bound"))?;
     let stop = CancellationToken::new();
     let ready = Arc::new(AtomicBool::new(false));
-    let server =
-        tokio::spawn(serve(listener, Arc::clone(&context), Arc::clone(&ready), stop.clone()));
+    let serving = tokio::spawn(server::serve(
+        listener,
+        Arc::clone(&context),
+        Arc::clone(&ready),
+        stop.clone(),
+    ));
     let signals = tokio::spawn(stop_on_signal(stop.clone())?);
     tracing::info!(%namespace, ?watch_namespaces, %listen, "starting");
     controller::run(context, watches, &watch_namespaces, ready, stop.clone()).await;
     stop.cancel();
     signals.abort();
-    server.await.context("server panicked")??;
+    serving.await.context("server panicked")??;
     tracing::info!("stopped");
     Ok(())
 }
@@ -150,4 +153,19 @@ fn stop_on_signal(stop: CancellationToken) -> std::io::Result<impl Future<Output
         tracing::info!("stopping");
         stop.cancel();
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_of_an_argument_given_twice_counts() {
+        let line = ["o", "run", "--namespace=a", "--runner-image=b", "--log-level=info"];
+        let again = ["--log-level=debug", "--listen=127.0.0.1:1", "--runner-image=c"];
+        let parsed = Arguments::try_parse_from(line.iter().chain(&again)).unwrap().command;
+        let Command::Run(run) = parsed else { panic!("{parsed:?}") };
+        assert_eq!((run.log_level, run.runner_image), ("debug".into(), "c".into()));
+        assert_eq!(run.listen.port(), 1);
+    }
 }

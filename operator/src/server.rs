@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,6 +20,20 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
+
+/// Listens at an address. IPv6's "any", which takes IPv4 as well, gives way to IPv4's on a machine
+/// without IPv6.
+///
+/// # Errors
+/// When the address can't be bound.
+pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        done => done,
+    }
+}
 
 /// Serves `/metrics`, `/healthz` and `/readyz` until told to stop.
 ///

@@ -11,10 +11,10 @@ use loadtest_core::{
 use loadtest_runner::{
     Engine, Prepared, lifecycle, preflight,
     selftest::{Check, selftest},
-    server::Control,
+    server::{self, Control},
     step_back,
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::sync::watch;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -46,7 +46,7 @@ struct Run {
     #[arg(long, default_value = "/etc/loadtest/plan.json")]
     plan: PathBuf,
     /// Where to serve metrics and take orders.
-    #[arg(long, default_value = "0.0.0.0:9464")]
+    #[arg(long, default_value = "[::]:9464")]
     listen: SocketAddr,
     /// Which runner of the plan this is.
     #[arg(long, env = "JOB_COMPLETION_INDEX")]
@@ -127,7 +127,7 @@ fn run(arguments: Run) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
         let listener =
-            TcpListener::bind(listen).await.with_context(|| format!("{listen} can't be bound"))?;
+            server::listen(listen).await.with_context(|| format!("{listen} can't be bound"))?;
         Ok(lifecycle::live(control, listener).await?)
     })
 }

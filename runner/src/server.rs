@@ -1,6 +1,8 @@
 //! The runner's HTTP side: metrics, probes, and orders that come with the run's token.
 
 use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +20,7 @@ use loadtest_core::{
     token,
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::{net::TcpListener, sync::watch};
 
 use crate::Engine;
 
@@ -105,6 +107,20 @@ impl Control {
         let token = bearer.and_then(|value| value.strip_prefix("Bearer "));
         let expected = &self.engine.prepared().plan().token_sha256;
         token.is_some_and(|token| token::matches(token, expected))
+    }
+}
+
+/// Listens at an address. IPv6's "any", which takes IPv4 as well, gives way to IPv4's on a machine
+/// without IPv6.
+///
+/// # Errors
+/// When the address can't be bound.
+pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        done => done,
     }
 }
 

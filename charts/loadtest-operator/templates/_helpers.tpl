@@ -23,8 +23,8 @@
 {{- end }}
 
 {{- define "loadtest-operator.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "loadtest-operator.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/name: {{ include "loadtest-operator.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | trunc 63 | trimSuffix "-" | quote }}
 {{- end }}
 
 {{- define "loadtest-operator.labels" -}}
@@ -59,12 +59,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
       "tag" (default .Chart.AppVersion $image.tag)) }}
 {{- end }}
 
+{{/* The operator's tag is for the runners' image too; its digest is not. */}}
 {{- define "loadtest-operator.runnerImage" -}}
 {{- $image := .Values.runner.image }}
+{{- $tag := regexReplaceAll "@.*$" .Values.image.tag "" }}
 {{- include "loadtest-operator.reference" (dict
       "registry" (default .Values.image.registry $image.registry)
       "repository" $image.repository
-      "tag" (coalesce $image.tag .Values.image.tag .Chart.AppVersion)) }}
+      "tag" (coalesce $image.tag $tag .Chart.AppVersion)) }}
 {{- end }}
 
 {{/* What the operator does in the namespaces it watches, and nothing more. */}}
@@ -94,6 +96,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{- define "loadtest-operator.subjects" -}}
 - kind: ServiceAccount
-  name: {{ include "loadtest-operator.serviceAccountName" . }}
-  namespace: {{ .Release.Namespace }}
+  name: {{ include "loadtest-operator.serviceAccountName" . | quote }}
+  namespace: {{ .Release.Namespace | quote }}
 {{- end }}

@@ -6,6 +6,11 @@ use prometheus_client::encoding::prometheus_protobuf::prometheus_data_model as w
 use prost::Message;
 
 use super::{ConnectStep, LatencyHistogram, MergeError, Numbers, Outcome, TaskNumbers, names};
+use crate::resource::MAX_ROWS;
+
+/// Kinds of error of one task that are read. There are about thirty, and one for each HTTP status
+/// and close code that a target sends.
+const MAX_KINDS: usize = 256;
 
 /// Who an exposition is from. Others than expected are discarded: pod IPs are reused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,6 +92,14 @@ pub enum ExpositionError {
         #[source]
         source: MergeError,
     },
+    /// More than a test can have: its memory is ours.
+    #[error("exposition has over {most} {what}: is this a load-test runner?")]
+    TooMany {
+        /// Tasks, or kinds of error of one.
+        what: &'static str,
+        /// How many there may be.
+        most: usize,
+    },
 }
 
 /// Reads a delimited protobuf exposition.
@@ -107,17 +120,30 @@ pub fn decode(mut bytes: &[u8]) -> Result<RunnerNumbers, ExpositionError> {
                 identity = Some(Identity {
                     run: labels.get("run").to_owned(),
                     index: labels.get("index").parse().unwrap_or(u32::MAX),
-                    pod: labels.get("pod").to_owned(),
+                    pod: labels.get("pod_uid").to_owned(),
                 });
             } else {
                 take(&mut read, &family.name, metric, &labels).map_err(|source| {
                     ExpositionError::Histogram { family: family.name.clone(), source }
                 })?;
+                bounded(&read.numbers, labels.get("task"))?;
             }
         }
     }
     read.identity = identity.ok_or(ExpositionError::Missing(names::RUNNER))?;
     Ok(read)
+}
+
+/// Whether there is no more than a test can have, after what was read of a task.
+fn bounded(numbers: &Numbers, task: &str) -> Result<(), ExpositionError> {
+    if numbers.tasks.len() > MAX_ROWS {
+        return Err(ExpositionError::TooMany { what: "tasks", most: MAX_ROWS });
+    }
+    let kinds = numbers.tasks.get(task).map_or(0, |task| task.errors.len());
+    if kinds > MAX_KINDS {
+        return Err(ExpositionError::TooMany { what: "kinds of error", most: MAX_KINDS });
+    }
+    Ok(())
 }
 
 struct Labels<'a>(BTreeMap<&'a str, &'a str>);
@@ -246,15 +272,18 @@ fn counter(metric: &wire::Metric) -> f64 {
     metric.counter.as_ref().map_or(0.0, |counter| counter.value)
 }
 
-/// The exposition carries counts as floats, exact up to 2^53.
+/// The exposition carries counts as floats, exact up to 2^53; more is no count, and sums of those
+/// stay sums.
 fn whole(value: f64) -> u64 {
+    const EXACT: f64 = (1_u64 << 53) as f64;
+
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "float casts saturate; a count is neither negative nor that large"
     )]
     {
-        value.round() as u64
+        value.min(EXACT).round() as u64
     }
 }
 

@@ -62,10 +62,12 @@ impl LatencyHistogram {
     pub fn merge(&mut self, other: &Self) {
         let Self { buckets, zero, count, sum_seconds } = other;
         for (bucket, n) in buckets {
-            *self.buckets.entry(*bucket).or_default() += n;
+            let sum = self.buckets.entry(*bucket).or_default();
+            *sum = sum.saturating_add(*n);
         }
-        self.zero += zero;
-        self.count += count;
+        // Counts come from programs that are not ours to trust.
+        self.zero = self.zero.saturating_add(*zero);
+        self.count = self.count.saturating_add(*count);
         self.sum_seconds += sum_seconds;
     }
 
@@ -119,7 +121,7 @@ impl LatencyHistogram {
             return Some(Duration::ZERO);
         }
         for (bucket, n) in &self.buckets {
-            seen += n;
+            seen = seen.saturating_add(*n);
             if rank <= seen {
                 let middle = ((f64::from(*bucket) - 0.5) / BUCKETS_PER_DOUBLING).exp2();
                 return Some(Duration::from_secs_f64(middle));
@@ -154,7 +156,7 @@ impl LatencyHistogram {
             while let Some((_, n)) = buckets.next_if(|(bucket, _)| {
                 (f64::from(**bucket) / BUCKETS_PER_DOUBLING).exp2() <= bound * (1.0 + 1e-9)
             }) {
-                seen += n;
+                seen = seen.saturating_add(*n);
             }
             totals.push(seen);
         }

@@ -130,6 +130,7 @@ pub struct LoadTestSpec {
     #[serde(default)]
     pub cancel: bool,
     /// Deletes the LoadTest and all its pods so many seconds after it has ended; kept when absent.
+    /// Not for tests that are synced from Git: made anew, one runs anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 31_536_000))]
     pub ttl_seconds_after_finished: Option<i32>,

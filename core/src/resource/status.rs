@@ -408,7 +408,7 @@ pub struct Aborted {
 pub struct ErrorCount {
     /// The task it happened in.
     pub task: String,
-    /// A kind from a closed set, such as `connect`, `timeout` or `http_503`.
+    /// A kind from a closed set, such as `connect`, `timeout_body` or `http_503`.
     pub kind: String,
     /// How often.
     pub count: i64,

@@ -151,7 +151,7 @@ impl Exposition {
             ("loadtest", self.shown.loadtest.as_str()),
             ("run", identity.run.as_str()),
             ("index", index.as_str()),
-            ("pod", identity.pod.as_str()),
+            ("pod_uid", identity.pod.as_str()),
         ];
         let help = "Which runner of which run this is";
         e.encode_descriptor(names::RUNNER, help, None, MetricType::Gauge)?
@@ -322,6 +322,21 @@ mod tests {
         assert_eq!(Format::accepted(prometheus), Format::Protobuf);
         assert_eq!(Format::accepted("text/plain"), Format::Text);
         assert_eq!(Format::accepted(""), Format::Text);
+    }
+
+    #[test]
+    fn more_than_a_test_can_have_is_refused() {
+        let mut tasks = runner(&[]);
+        let mut kinds = tasks.clone();
+        let one = tasks.numbers.tasks["chat"].clone();
+        tasks.numbers.tasks.extend((0..64).map(|i| (i.to_string(), one.clone())));
+        let chat = kinds.numbers.tasks.get_mut("chat").unwrap();
+        chat.errors.extend((0..256).map(|i| (i.to_string(), 1)));
+        for (runner, told) in [(tasks, "over 64 tasks"), (kinds, "over 256 kinds of error")] {
+            let bytes = encode(runner, shown(), Format::Protobuf).unwrap();
+            let error = decode(&bytes).unwrap_err().to_string();
+            assert!(error.contains(told), "{error}");
+        }
     }
 
     #[test]
