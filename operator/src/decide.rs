@@ -300,8 +300,7 @@ fn running(seen: &Observed, now: Timestamp) -> Decision {
     if !unordered.is_empty() {
         return Decision::Order(start, unordered);
     }
-    let ran = Duration::from_secs_f64(now.duration_since(start.at).as_secs_f64());
-    Decision::Progress(Phase::Running, COLLECT.min(until_boundary(load, ran)))
+    Decision::Progress(Phase::Running, COLLECT.min(until_boundary(load, seen.ran(&start, now))))
 }
 
 /// The time until the load's current stage, or all of it, is over, and a little more.

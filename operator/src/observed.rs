@@ -314,6 +314,15 @@ impl Observed {
         if stopped { Duration::ZERO } else { self.test.spec.load.length() }
     }
 
+    /// How long load has been on: by the runners, whose order may have come late, when this pass has
+    /// heard one.
+    pub fn ran(&self, start: &StartRecord, now: Timestamp) -> Duration {
+        let told = self.memory.heard_now.iter().filter_map(|index| self.memory.numbers.get(index));
+        let told = told.map(|seen| seen.numbers.elapsed_seconds).reduce(f64::max);
+        let planned = || now.duration_since(start.at).as_secs_f64();
+        Duration::from_secs_f64(told.unwrap_or_else(planned).max(0.0))
+    }
+
     /// The numbers of all runners together.
     pub fn merged(&self) -> Numbers {
         self.memory.numbers.values().fold(Numbers::default(), |mut all, seen| {

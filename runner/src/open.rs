@@ -22,6 +22,10 @@ const BATCH: u32 = 32;
 /// sleep before it was woken, and a wake-up costs more than the request.
 const SOON: Duration = Duration::from_micros(90);
 
+/// Arrivals that were due before the end begin after it when their thread was woken so late: that is
+/// not the load's doing. Who is further behind than this drops them.
+const OVERSLEPT: Duration = Duration::from_millis(100);
+
 /// Users that wait for an arrival. The one used last is the next: its connection is the warmest.
 pub(crate) type Free = Rc<RefCell<Vec<User>>>;
 
@@ -41,6 +45,7 @@ pub(crate) async fn load(
         Some(User::new(worker, number, worker.new_flight()))
     };
     let mut batch = 0;
+    let whole = worker.end();
     for (number, at) in profile.due(share.first, share.step) {
         let planned = start + at.std();
         // Drawn by the arrival's number: the same, whichever user is free.
@@ -54,12 +59,16 @@ pub(crate) async fn load(
             tokio::task::yield_now().await;
         }
         if !worker.reaches(begins).await {
-            if planned >= worker.end() {
+            let end = worker.end();
+            if planned >= end {
                 return;
             }
             // Due before the end, and the end was there before it could begin.
-            worker.record(task, TaskRecorder::drop_arrival);
-            continue;
+            let stopped = end < whole;
+            if stopped || Instant::now() >= worker.hard_end().min(end + OVERSLEPT) {
+                worker.record(task, TaskRecorder::drop_arrival);
+                continue;
+            }
         }
         let mut user = free.borrow_mut().pop().or_else(&mut born);
         // Before its time it is not dropped: until then a user may come free.

@@ -178,7 +178,9 @@ mod tests {
     #[test]
     fn users_wake_in_the_order_of_their_deadlines_and_never_early() {
         let order = on_a_worker(async |pacer| {
-            let (start, woken) = (Instant::now(), Rc::new(RefCell::new(Vec::new())));
+            // All of them wait before the first is due.
+            let start = Instant::now() + Duration::from_millis(200);
+            let woken = Rc::new(RefCell::new(Vec::new()));
             let mut users = tokio::task::JoinSet::new();
             for millis in [30_u64, 5, 20, 10, 5] {
                 let (pacer, woken) = (Rc::clone(&pacer), Rc::clone(&woken));

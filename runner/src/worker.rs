@@ -167,6 +167,11 @@ impl Worker {
         self.end.get()
     }
 
+    /// When what is still open is interrupted.
+    pub(crate) fn hard_end(&self) -> Instant {
+        self.hard_end.get()
+    }
+
     /// Records how late a user acted.
     pub(crate) fn lag(&self, lag: Duration) {
         self.lag.borrow_mut().record(nanos(lag));

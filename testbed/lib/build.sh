@@ -4,6 +4,8 @@
 # A part is one file in $cache/parts, named by a hash of all that went into it.
 # $bin holds hard links to the parts of the last build.
 
+again=$here/../scripts/again
+
 # A command or file that must be there, and the Debian package that brings it.
 needed=(
     etcd=etcd-server containerd=containerd ctr=containerd runc=runc
@@ -49,8 +51,8 @@ apt_install() (
         chmod +x "$policy"
     fi
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    apt-get install -y -qq --no-install-recommends "$@"
+    "$again" apt-get update -qq
+    "$again" apt-get install -y -qq --no-install-recommends "$@"
 )
 
 # timed WHAT CMD...: runs CMD quietly, says how long it took, shows its output
@@ -101,8 +103,16 @@ build_part() {
     local part=$1 file
     file=$(part_file "$part")
     [[ ! -e $file ]] || return 0
+    if [[ -e $here/$part/go.mod ]]; then timed "modules of $part" fetch_modules "$part"; fi
     timed "building $part" "build_$part" "$file.new"
     mv "$file.new" "$file"
+}
+
+# What go_build would fetch, one try for all, and anew each time.
+fetch_modules() {
+    command -v go >/dev/null || die "Go is missing: install Go 1.26 or later and put it on PATH"
+    cd "$here/$1"
+    GOFLAGS='' GOWORK=off "$again" go mod download
 }
 
 # go_build FOLDER OUT LDFLAGS PACKAGE

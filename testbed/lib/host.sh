@@ -198,10 +198,15 @@ clean_up() {
     remove_cgroups
 }
 
+# The kernel may take a moment to let go of who was in them.
 remove_cgroups() {
-    local root
+    local root deadline=$((SECONDS + 5))
     while read -r root; do
-        [[ ! -d $root/$cgroup ]] || find "$root/$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || true
+        while [[ -d $root/$cgroup ]]; do
+            find "$root/$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || true
+            ((SECONDS < deadline)) || break
+            [[ ! -d $root/$cgroup ]] || sleep 0.1
+        done
     done < <(hierarchies)
 }
 

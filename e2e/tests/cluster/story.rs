@@ -23,6 +23,9 @@ use tokio::sync::RwLock;
 /// Where the operator is installed.
 pub(crate) const OPERATOR_NAMESPACE: &str = "loadtest-system";
 
+/// Attempts at a run that a busy machine can spoil.
+pub(crate) const ATTEMPTS: u32 = 4;
+
 /// Held by every story: shared, or alone.
 static MACHINE: RwLock<()> = RwLock::const_new(());
 
@@ -52,6 +55,14 @@ impl Story {
         story: impl FnOnce(Story) -> F,
     ) -> Result<()> {
         let _alone = MACHINE.write().await;
+        // Namespaces of stories that were told are on their way out, with what ran in them.
+        let pods: Api<Pod> = Api::all(client().await?);
+        let load = "app.kubernetes.io/name in (loadtest-runner, cell0-simulator)";
+        within(60, "no pod of another story", async || {
+            let left = pods.list(&ListParams::default().labels(load)).await?.items;
+            Ok(left.is_empty().then_some(()))
+        })
+        .await?;
         Self::run(name, story).await
     }
 
@@ -59,9 +70,7 @@ impl Story {
         name: &str,
         story: impl FnOnce(Story) -> F,
     ) -> Result<()> {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let config = Config::infer().await.context("KUBECONFIG names no cluster: run make test")?;
-        let client = Client::try_from(config)?;
+        let client = client().await?;
         let namespaces: Api<Namespace> = Api::all(client.clone());
         let label = json!({"metadata": {
             "generateName": format!("{name}-"),
@@ -110,6 +119,13 @@ impl Story {
             Ok(pods.items.iter().find(|pod| is_ready(pod)).and_then(pod_ip))
         })
         .await?;
+        // Names and addresses of Services come a moment after their pods.
+        let service = format!("http://cell0.{}.svc.cluster.local:18802/readyz", self.namespace);
+        within(60, "the simulator, by its Service", async || {
+            let answer = self.http.get(&service).send().await?;
+            Ok(answer.status().is_success().then_some(()))
+        })
+        .await?;
         let target = Target { story: self, control: format!("http://{address}:18802") };
         target.set(settings).await?;
         Ok(target)
@@ -154,6 +170,36 @@ impl Story {
     pub(crate) async fn finished(&self, name: &str, seconds: u64) -> Result<LoadTestStatus> {
         self.until(name, seconds, |status| {
             status.condition("Finished").is_some_and(|condition| condition.status == "True")
+        })
+        .await
+    }
+
+    /// Runs a test to its end; once more, a few times, where the machine had no time for its load
+    /// generator, so that the verdict was about that.
+    pub(crate) async fn judged(
+        &self,
+        name: &str,
+        spec: Value,
+        seconds: u64,
+    ) -> Result<(LoadTest, LoadTestStatus)> {
+        for attempt in 1.. {
+            let test = self.start(name, spec.clone()).await?;
+            let status = self.finished(name, seconds).await?;
+            let passed = status.condition("Passed").context("no verdict")?;
+            if attempt == ATTEMPTS || !passed.message.contains("load generator was itself late") {
+                return Ok((test, status));
+            }
+            self.gone(name).await?;
+        }
+        anyhow::bail!("no attempt")
+    }
+
+    /// Removes a test, and waits until all of it is gone.
+    pub(crate) async fn gone(&self, name: &str) -> Result<()> {
+        self.tests.delete(name, &DeleteParams::background()).await?;
+        within(60, "a removed test", async || {
+            let gone = self.tests.get_opt(name).await?.is_none();
+            Ok((gone && self.runners(name).await?.is_empty()).then_some(()))
         })
         .await
     }
@@ -212,6 +258,12 @@ impl Target<'_> {
         })
         .await
     }
+}
+
+async fn client() -> Result<Client> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = Config::infer().await.context("KUBECONFIG names no cluster: run make test")?;
+    Ok(Client::try_from(config)?)
 }
 
 /// True when a pod is ready.

@@ -13,8 +13,9 @@ async fn judged(name: &str, latency: &str, verdict: Verdict, passed: &str) -> Re
             "task": "health", "metric": "responseTime", "statistic": "p50",
             "target": "< 200ms", "warning": "< 400ms", "critical": "> 800ms",
         }]);
-        story.start(name, health(10, "6s", &thresholds)).await?;
-        let status = story.finished(name, 90).await?;
+        let mut spec = health(5, "10s", &thresholds);
+        spec["scenario"]["pause"] = json!({"min": "1s", "max": "1500ms"});
+        let (_, status) = story.judged(name, spec, 90).await?;
         ensure!(status.verdict == Some(verdict), "{status:#?}");
         let condition = status.condition("Passed").context("no condition")?;
         ensure!(condition.status == passed, "{condition:?}");

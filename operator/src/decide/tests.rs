@@ -206,6 +206,22 @@ fn a_runner_killed_under_load_is_lost_though_its_numbers_are_there() {
 }
 
 #[test]
+fn the_next_look_is_at_the_end_of_a_stage_as_the_runners_count() {
+    let mut seen = under_load();
+    let left = |seen: &Observed| match decide(seen, &settings(), at(119)) {
+        Decision::Progress(Phase::Running, left) => left,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(left(&seen), Duration::from_millis(1050));
+    // They were told to start half a second late.
+    let mut told = RunnerNumbers { state: RunnerState::Running, ..RunnerNumbers::default() };
+    told.numbers.elapsed_seconds = 118.5;
+    seen.memory.numbers.insert(0, told);
+    seen.memory.heard_now.insert(0);
+    assert_eq!(left(&seen), Duration::from_millis(1550));
+}
+
+#[test]
 fn a_runner_that_has_to_leave_is_released_once_its_numbers_are_here() {
     let mut seen = under_load();
     seen.runners[1].leaving = true;

@@ -26,6 +26,13 @@ const LATE: Duration = Duration::from_millis(5);
 /// What a machine with other work may add to a latency. A quiet one adds a tenth of a millisecond.
 const ADDED: Duration = Duration::from_millis(10);
 
+/// How often a check of time is tried.
+const ATTEMPTS: u32 = 6;
+/// A machine on which a thread woke in time for so long has come to rest.
+const RESTFUL: Duration = Duration::from_secs(1);
+/// A machine that has not come to rest within this won't.
+const RESTLESS: Duration = Duration::from_secs(20);
+
 /// One line of the table.
 #[derive(Clone, Debug)]
 pub struct Check {
@@ -75,19 +82,36 @@ pub async fn selftest(mut report: impl FnMut(&Check)) -> Result<bool, SelftestEr
     Ok(good)
 }
 
-/// Runs checks of time until they are good, three times at most: what is wrong with the generator
-/// is wrong each time, while a machine is busy now and then.
+/// Runs checks of time until they are good, a few times at most, each time when the machine has
+/// come to rest: what is wrong with the generator is wrong each time, while a machine is busy, or
+/// stands still, now and then.
 async fn quietest<F: Future<Output = Result<Vec<Check>, SelftestError>>>(
     checks: impl Fn() -> F,
 ) -> Result<Vec<Check>, SelftestError> {
     let mut found = checks().await?;
-    for _ in 0..2 {
+    for _ in 1..ATTEMPTS {
         if found.iter().all(|check| check.good) {
             break;
         }
+        rest();
         found = checks().await?;
     }
     Ok(found)
+}
+
+/// Waits until a thread that wants to wake each millisecond does so in time for a while, or for
+/// [`RESTLESS`] when it never does. Nothing of the load generator has a part in it.
+fn rest() {
+    let began = Instant::now();
+    let (mut quiet_since, mut last) = (began, began);
+    while quiet_since.elapsed() < RESTFUL && began.elapsed() < RESTLESS {
+        thread::sleep(Duration::from_millis(1));
+        let now = Instant::now();
+        if now - last > LATE {
+            quiet_since = now;
+        }
+        last = now;
+    }
 }
 
 /// Makes a little load against this process itself, so that a test's first requests find the

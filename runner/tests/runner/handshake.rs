@@ -58,7 +58,7 @@ async fn numbers(url: String, session: &str) -> TaskNumbers {
     let task = json!([{"name": "socket", "webSocket": {
         "send": ["hello"], "replies": 1, "close": false, "session": session, "timeout": "2s",
     }}]);
-    let mut plan = plan(&simulator, 2, "300ms", &task);
+    let mut plan = plan(&simulator, 2, "1s", &task);
     plan.target.web_socket = Some(url);
     plan.scenario.pause =
         Some(serde_json::from_value(json!({"min": "20ms", "max": "20ms"})).unwrap());

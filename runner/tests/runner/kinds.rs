@@ -8,7 +8,7 @@ use loadtest_runner::Measured;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
 };
 
 use crate::load::{only, plan, run, simulator};
@@ -36,14 +36,19 @@ async fn failing(settings: &str, task: Value) -> (Simulator, Plan) {
     (simulator, plan)
 }
 
-fn chat(stream: bool) -> Value {
+fn chat(stream: bool, timeout: &str) -> Value {
     json!({"chat": {
-        "models": ["cell0-small"], "messages": ["Hello"], "stream": stream, "timeout": "400ms",
+        "models": ["cell0-small"], "messages": ["Hello"], "stream": stream, "timeout": timeout,
     }})
 }
 
-fn session() -> Value {
-    json!({"webSocket": {"path": "/", "send": ["ping"], "replies": 1, "timeout": "400ms"}})
+fn session(timeout: &str) -> Value {
+    json!({"webSocket": {"path": "/", "send": ["ping"], "replies": 1, "timeout": timeout}})
+}
+
+/// Short for what never answers; long enough for a machine that stands still.
+fn patience(failure: &str) -> &'static str {
+    if failure == "hang" { "400ms" } else { "5s" }
 }
 
 #[tokio::test]
@@ -64,7 +69,7 @@ async fn failures_of_a_chat_have_their_kinds() {
     for (failure, stream, kind) in cases {
         let errors = format!("errors: {{rate: 100%, kinds: [{failure}]}}");
         let settings = format!("{{chat: {{tokens: 4, latency: 1ms, tokenGap: 1ms, {errors}}}}}");
-        let (_simulator, plan) = failing(&settings, chat(stream)).await;
+        let (_simulator, plan) = failing(&settings, chat(stream, patience(failure))).await;
         let kinds = kinds_of(plan).await;
         assert_eq!(
             kinds.keys().collect::<Vec<_>>(),
@@ -84,7 +89,7 @@ async fn failures_of_a_session_have_their_kinds() {
     ];
     for (failure, kind) in cases {
         let settings = format!("{{webSocket: {{errors: {{rate: 100%, kinds: [{failure}]}}}}}}");
-        let (_simulator, plan) = failing(&settings, session()).await;
+        let (_simulator, plan) = failing(&settings, session(patience(failure))).await;
         let kinds = kinds_of(plan).await;
         assert_eq!(kinds.keys().collect::<Vec<_>>(), [kind], "{failure}: {kinds:?}");
     }
@@ -92,8 +97,8 @@ async fn failures_of_a_session_have_their_kinds() {
 
 #[tokio::test]
 async fn an_answer_that_stalls_within_its_body_is_a_timeout_of_the_body() {
-    let settings = "{chat: {tokens: 4, latency: 1ms, tokenGap: 5s}}";
-    let (_simulator, plan) = failing(settings, chat(true)).await;
+    let settings = "{chat: {tokens: 4, latency: 1ms, tokenGap: 1m}}";
+    let (_simulator, plan) = failing(settings, chat(true, "2s")).await;
     assert_eq!(kinds_of(plan).await.into_keys().collect::<Vec<_>>(), ["timeout_body"]);
 }
 
@@ -108,8 +113,10 @@ async fn a_status_that_was_not_expected_is_a_failure() {
 async fn a_target_that_is_not_there_is_named() {
     let task = json!({"http": {"path": "/health", "timeout": "2s"}});
     let (_simulator, plan) = failing("{}", task).await;
-    // A port that was free a moment ago.
-    let free = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // Nobody listens there, and nobody else can.
+    let held = TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let free = held.local_addr().unwrap();
     let nowhere = format!("{}.invalid", "a".repeat(64));
     let cases = [
         (format!("http://{free}"), "connect", free.to_string()),

@@ -31,27 +31,26 @@ fn start(plan: &Plan) -> Process {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("plan.json");
     std::fs::write(&file, serde_json::to_vec(plan).unwrap()).unwrap();
-    // A port that was free a moment ago.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_loadtest-runner"))
         .args(["run", "--index", "0", "--pod-uid", "pod", "--plan"])
         .arg(&file)
-        .args(["--listen", &free.to_string()])
+        .args(["--listen", "127.0.0.1:0"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let mut log = BufReader::new(child.stdout.take().unwrap());
-    until(&mut log, "ready");
-    Process { child, log, address: free, _folder: folder }
+    let ready = until(&mut log, "ready");
+    let address = ready["fields"]["listen"].as_str().unwrap().parse().unwrap();
+    Process { child, log, address, _folder: folder }
 }
 
 /// Reads the log up to a message.
-fn until(log: &mut impl BufRead, message: &str) {
+fn until(log: &mut impl BufRead, message: &str) -> Value {
     let mut line = String::new();
     while log.read_line(&mut line).unwrap() > 0 {
         let value: Value = serde_json::from_str(&line).unwrap();
         if value["fields"]["message"] == message {
-            return;
+            return value;
         }
         line.clear();
     }

@@ -172,6 +172,7 @@ fn router(seen: Arc<Seen>) -> Router {
     Router::new()
         .route("/ok", any(ok))
         .route("/slow", get(slow))
+        .route("/never", get(std::future::pending::<()>))
         .route("/close", get(|| async { ([(header::CONNECTION, "close")], "bye") }))
         .route("/json", get(|headers: HeaderMap| async move { compressed(&headers) }))
         .route("/moved", any(|| async { Redirect::to("ok") }))
