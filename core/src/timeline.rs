@@ -119,7 +119,8 @@ impl Timeline {
             threshold: threshold.label(),
             observed: row.observed.clone().unwrap_or_default(),
             bound: row.bound,
-            elapsed: Duration::from_secs_f64(at),
+            // A tenth of a second, as progress is told.
+            elapsed: Duration::from_secs_f64((at * 10.0).floor() / 10.0),
             samples: row.samples,
         });
         if threshold.window.is_some() {
