@@ -63,11 +63,13 @@ pub(crate) async fn act(
             }
         }
         Decision::Release(pods) => {
+            let leaving = seen.runners.iter().filter(|r| r.leaving && pods.contains(&r.uid));
+            let leaving: Vec<_> = leaving.cloned().collect();
+            collect::examples(context, &leaving, &mut seen.memory).await;
             let taken = collect::order(context, &run, &seen.runners, pods, &Order::Release).await;
             seen.memory.released.extend(taken);
             // Who is leaving goes anyway: told once, it keeps nobody from what comes next.
-            let leaving = seen.runners.iter().filter(|r| r.leaving && pods.contains(&r.uid));
-            seen.memory.released.extend(leaving.map(|runner| runner.uid.clone()));
+            seen.memory.released.extend(leaving.into_iter().map(|runner| runner.uid));
         }
         Decision::RemoveJob => delete_job(context, seen).await?,
         Decision::Delete => delete_test(context, &seen.test).await?,

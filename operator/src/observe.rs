@@ -20,30 +20,21 @@ pub(crate) async fn observe(context: &Context, seen: &mut Observed) -> Result<()
     let namespace = seen.test.namespace().unwrap_or_default();
     let uid = seen.test.uid().unwrap_or_default();
     let jobs: Api<Job> = Api::namespaced(context.client.clone(), &namespace);
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
     let name = child_name(&seen.test);
     let job = jobs.get_opt(&name).await.map_err(|e| Error::api("get job", &name, e))?;
     // A predecessor's Job is none of ours.
     seen.job = job.filter(|job| owned_by(job, &uid));
     if seen.job.is_some() {
-        runners(context, seen).await?;
+        let wanted = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
+        let list = pods.list(&wanted).await.map_err(|e| Error::api("list pods of", &name, e))?;
+        seen.runners.extend(list.items.iter().filter_map(Runner::of));
     }
     seen.memory.since.get_or_insert_with(Timestamp::now);
     let over = seen.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final);
     if let (Some(start), false) = (seen.start(), over) {
-        let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
         collect::collect(context, &pods, &uid, &start, seen).await;
     }
-    Ok(())
-}
-
-/// Looks at a test's runner pods. Their Job's name holds the test's UID.
-pub(crate) async fn runners(context: &Context, seen: &mut Observed) -> Result<(), Error> {
-    let namespace = seen.test.namespace().unwrap_or_default();
-    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
-    let name = child_name(&seen.test);
-    let wanted = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
-    let list = pods.list(&wanted).await.map_err(|e| Error::api("list pods of", &name, e))?;
-    seen.runners.extend(list.items.iter().filter_map(Runner::of));
     Ok(())
 }
 

@@ -319,8 +319,8 @@ impl Observed {
     pub fn ran(&self, start: &StartRecord, now: Timestamp) -> Duration {
         let told = self.memory.heard_now.iter().filter_map(|index| self.memory.numbers.get(index));
         let told = told.map(|seen| seen.numbers.elapsed_seconds).reduce(f64::max);
-        let planned = || now.duration_since(start.at).as_secs_f64();
-        Duration::from_secs_f64(told.unwrap_or_else(planned).max(0.0))
+        let planned = now.duration_since(start.at).as_secs_f64();
+        Duration::from_secs_f64(told.unwrap_or(planned).min(planned).max(0.0))
     }
 
     /// The numbers of all runners together.

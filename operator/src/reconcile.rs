@@ -23,7 +23,7 @@ use crate::{
     context::{Context, MANAGER},
     decide::{Decision, decide, refused},
     observe,
-    observed::{Memory, Observed},
+    observed::Observed,
     status::{self, News},
 };
 
@@ -154,7 +154,6 @@ async fn step(context: &Context, cached: &LoadTest) -> Result<Action, Error> {
     // Gone, or on its way: its children follow it by their owner references.
     let Some(test) = test.filter(|test| test.metadata.deletion_timestamp.is_none()) else {
         context.recall(&cached.uid().unwrap_or_default());
-        Box::pin(in_time(let_go(context, cached))).await?;
         context.metrics.reconciled("gone");
         return Ok(Action::await_change());
     };
@@ -172,15 +171,6 @@ async fn step(context: &Context, cached: &LoadTest) -> Result<Action, Error> {
     }
     context.metrics.reconciled(label(&passed?));
     Ok(next.unwrap_or_else(Action::await_change))
-}
-
-/// Releases the runners of a test that is gone: nobody will ask for their numbers.
-async fn let_go(context: &Context, test: &LoadTest) -> Result<(), Error> {
-    let mut seen = Observed::new(test.clone(), Memory::default());
-    observe::runners(context, &mut seen).await?;
-    let held = seen.runners.iter().filter(|runner| runner.ended.is_none());
-    let held = held.map(|runner| runner.uid.clone()).collect();
-    act::act(context, &mut seen, &Decision::Release(held)).await
 }
 
 /// Looks, decides, acts and tells. What was decided.

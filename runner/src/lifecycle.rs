@@ -7,6 +7,7 @@ use loadtest_core::metrics::{Format, RunnerState};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
+    time::Instant,
 };
 
 use crate::server::{Control, router};
@@ -20,8 +21,8 @@ pub const EXIT_KILLED_BEFORE_START: u8 = 76;
 const LAST_COUNT: Duration = Duration::from_secs(2);
 
 /// How long a killed runner answers yet, unless it is released: the pod's log goes with the pod, so
-/// the operator has to have asked by then. With [`LAST_COUNT`] below the pod's grace period of 10 s.
-const LAST_CALL: Duration = Duration::from_secs(6);
+/// the operator has to have asked by then. Below the pod's grace period of 10 s.
+const LAST_CALL: Duration = Duration::from_secs(7);
 
 /// Container runtimes split lines near 16 KiB.
 const LINE: usize = 8 << 10;
@@ -55,14 +56,18 @@ pub async fn live(control: Control, listener: TcpListener) -> io::Result<ExitCod
         End::Killed if control.engine.state() == RunnerState::Waiting => EXIT_KILLED_BEFORE_START,
         End::Killed if *control.released.borrow() => 0,
         End::Killed => {
+            let last_call = Instant::now() + LAST_CALL;
             control.engine.kill();
             // Until what was open is counted; a worker that hangs must not outlast the pod.
             let _ = tokio::time::timeout(LAST_COUNT, control.engine.finished()).await;
-            print_last(&control).await;
             let mut released = control.released.subscribe();
+            let told = async {
+                print_last(&control).await;
+                let _ = released.wait_for(|released| *released).await;
+            };
             tokio::select! {
-                _ = released.wait_for(|released| *released) => {}
-                () = tokio::time::sleep(LAST_CALL) => {}
+                () = told => {}
+                () = tokio::time::sleep_until(last_call) => {}
                 // Whoever says it twice means it.
                 () = killed(&mut terminate, &mut interrupt) => {}
             }

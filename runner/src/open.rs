@@ -22,12 +22,17 @@ const BATCH: u32 = 32;
 /// sleep before it was woken, and a wake-up costs more than the request.
 const SOON: Duration = Duration::from_micros(90);
 
-/// Arrivals that were due before the end begin after it when their thread was woken so late: that is
-/// not the load's doing. Who is further behind than this drops them.
+/// An arrival that was due before the end begins after it when its thread was woken late, by less
+/// than this: that is not the load's doing. What is further behind is dropped.
 const OVERSLEPT: Duration = Duration::from_millis(100);
 
 /// Users that wait for an arrival. The one used last is the next: its connection is the warmest.
 pub(crate) type Free = Rc<RefCell<Vec<User>>>;
+
+/// Until when an arrival that its thread has overslept may begin after the load's end.
+fn latest(planned: Instant, hard_end: Instant) -> Instant {
+    hard_end.min(planned + OVERSLEPT)
+}
 
 /// Begins a worker's arrivals, each with a free user, or drops it.
 pub(crate) async fn load(
@@ -65,7 +70,7 @@ pub(crate) async fn load(
             }
             // Due before the end, and the end was there before it could begin.
             let stopped = end < whole;
-            if stopped || Instant::now() >= worker.hard_end().min(end + OVERSLEPT) {
+            if stopped || Instant::now() >= latest(planned, worker.hard_end()) {
                 worker.record(task, TaskRecorder::drop_arrival);
                 continue;
             }
@@ -94,5 +99,19 @@ pub(crate) async fn load(
         });
         // What has ended is let go of, or a long test would keep it all.
         while users.try_join_next().is_some() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_overslept_begins_unless_it_is_far_behind_or_everything_is_over() {
+        let end = Instant::now() + Duration::from_secs(1);
+        let due = end.checked_sub(Duration::from_millis(40)).unwrap();
+        let graceful = end + Duration::from_secs(30);
+        assert_eq!(latest(due, graceful), end + Duration::from_millis(60));
+        assert_eq!(latest(due, end), end);
     }
 }

@@ -31,13 +31,15 @@ use crate::line::Line;
 pub(crate) struct Tap {
     socket: TcpStream,
     line: Arc<Line>,
+    /// Where the kernel's stamp is read to.
+    control: Vec<u8>,
 }
 
 impl Tap {
     pub(crate) fn new(socket: TcpStream, line: Arc<Line>) -> Self {
         // Without stamps, bytes came when they were read.
         stamp(&socket);
-        Self { socket, line }
+        Self { socket, line, control: cmsg_space!(TimeSpec) }
     }
 
     /// Ends the connection with a TCP reset.
@@ -45,23 +47,26 @@ impl Tap {
         // If the option can't be set the peer is gone already.
         let _ = self.socket.set_zero_linger();
     }
+}
 
-    /// Reads what is there; how much.
-    fn receive(&self, bytes: &mut [u8]) -> io::Result<usize> {
-        let mut control = cmsg_space!(TimeSpec);
-        let mut parts = [IoSliceMut::new(bytes)];
-        let flags = MsgFlags::empty();
-        let message =
-            recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-        // One that can't be read is none.
-        let stamp = message.cmsgs().ok().into_iter().flatten().find_map(|it| match it {
-            ControlMessageOwned::ScmTimestampns(at) => Some(Duration::from(at)),
-            _ => None,
-        });
-        let clock = &self.line.server.clock;
-        self.line.came(stamp.map_or_else(|| clock.now(), |stamp| clock.at(stamp)));
-        Ok(message.bytes)
-    }
+/// Reads what is there, and tells the line when it had come; how much.
+fn receive(
+    socket: &TcpStream,
+    line: &Line,
+    control: &mut [u8],
+    bytes: &mut [u8],
+) -> io::Result<usize> {
+    let mut parts = [IoSliceMut::new(bytes)];
+    let flags = MsgFlags::empty();
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(control), flags)?;
+    // One that can't be read is none.
+    let stamp = message.cmsgs().ok().into_iter().flatten().find_map(|it| match it {
+        ControlMessageOwned::ScmTimestampns(at) => Some(Duration::from(at)),
+        _ => None,
+    });
+    let clock = &line.server.clock;
+    line.came(stamp.map_or_else(|| clock.now(), |stamp| clock.at(stamp)));
+    Ok(message.bytes)
 }
 
 /// Asks the kernel to stamp what this socket receives.
@@ -83,19 +88,29 @@ impl AsyncRead for Tap {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let Self { socket, line, control } = self.get_mut();
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
         loop {
-            ready!(self.socket.poll_read_ready(cx))?;
-            let room = buf.initialize_unfilled();
-            match self.socket.try_io(Interest::READABLE, || self.receive(room)) {
-                Ok(n) => {
+            ready!(socket.poll_read_ready(cx))?;
+            let bytes = buf.initialize_unfilled();
+            let room = bytes.len();
+            let mut read = None;
+            let done = socket.try_io(Interest::READABLE, || {
+                let n = receive(socket, line, control, bytes)?;
+                read = Some(n);
+                // A read that had room left has taken all there was: the next one waits for the
+                // kernel to say there is more, without asking it.
+                if (1..room).contains(&n) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match (read, done) {
+                (Some(n), _) => {
                     buf.advance(n);
                     return Poll::Ready(Ok(()));
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+                (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+                (None, done) => return Poll::Ready(done),
             }
         }
     }

@@ -170,7 +170,7 @@ async fn answer(
     let arrival = line.begin(Endpoint::WebSocket, request.headers());
     let admitted = connection.draw(|settings, _| {
         let gate = line.server.gates.get(Endpoint::WebSocket);
-        gate.enter(settings.web_socket.limits, arrival)
+        gate.enter(settings.web_socket.limits, line.server.clock.now())
     });
     if admitted {
         line.admitted();

@@ -62,7 +62,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{/* The operator's tag is for the runners' image too; its digest is not. */}}
 {{- define "loadtest-operator.runnerImage" -}}
 {{- $image := .Values.runner.image }}
-{{- $tag := regexReplaceAll "@.*$" .Values.image.tag "" }}
+{{- $tag := regexReplaceAll "@.*$" (default "" .Values.image.tag) "" }}
 {{- include "loadtest-operator.reference" (dict
       "registry" (default .Values.image.registry $image.registry)
       "repository" $image.repository

@@ -3,14 +3,27 @@
 use std::collections::BTreeMap;
 
 use prometheus_client::encoding::prometheus_protobuf::prometheus_data_model as wire;
-use prost::Message;
+use prost::{
+    Message,
+    encoding::{DecodeContext, decode_key, decode_varint, skip_field},
+};
 
 use super::{ConnectStep, LatencyHistogram, MergeError, Numbers, Outcome, TaskNumbers, names};
 use crate::resource::MAX_ROWS;
 
-/// Kinds of error of one task that are read. There are about thirty, and one for each HTTP status
-/// and close code that a target sends.
+/// Kinds of error of one task that are told apart. There are about thirty, and one for each HTTP
+/// status and close code that a target sends; the rest is [`OTHER`].
 const MAX_KINDS: usize = 256;
+/// What errors are of whose kind is one too many.
+const OTHER: &str = "other";
+/// Metrics of one family that are read, and bytes of one metric: some hundred times what a runner
+/// of the most tasks has. What they become here takes more memory than they do on their way.
+const MAX_METRICS: usize = 1 << 15;
+const MAX_METRIC: usize = 256 << 10;
+/// Buckets of all histograms together that are read.
+const MAX_BUCKETS: usize = 1_000_000;
+/// A count of anything: what is more is none, and sums of these stay sums.
+const MOST: u64 = 1 << 48;
 
 /// Who an exposition is from. Others than expected are discarded: pod IPs are reused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -95,7 +108,7 @@ pub enum ExpositionError {
     /// More than a test can have: its memory is ours.
     #[error("exposition has over {most} {what}: is this a load-test runner?")]
     TooMany {
-        /// Tasks, or kinds of error of one.
+        /// Tasks, metrics, bytes or buckets.
         what: &'static str,
         /// How many there may be.
         most: usize,
@@ -111,9 +124,15 @@ pub enum ExpositionError {
 pub fn decode(mut bytes: &[u8]) -> Result<RunnerNumbers, ExpositionError> {
     let mut read = RunnerNumbers::default();
     let mut identity = None;
+    let mut buckets = 0;
     while !bytes.is_empty() {
-        let family = wire::MetricFamily::decode_length_delimited(&mut bytes)
-            .map_err(ExpositionError::Wire)?;
+        let length = decode_varint(&mut bytes).map_err(ExpositionError::Wire)?;
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        // One that ends before it should is for the decoder to refuse.
+        let (family, rest) = bytes.split_at(length.min(bytes.len()));
+        bounded(family)?;
+        let family = wire::MetricFamily::decode(family).map_err(ExpositionError::Wire)?;
+        bytes = rest;
         for metric in &family.metric {
             let labels = Labels::of(metric);
             if family.name == names::RUNNER {
@@ -122,26 +141,40 @@ pub fn decode(mut bytes: &[u8]) -> Result<RunnerNumbers, ExpositionError> {
                     index: labels.get("index").parse().unwrap_or(u32::MAX),
                     pod: labels.get("pod_uid").to_owned(),
                 });
-            } else {
-                take(&mut read, &family.name, metric, &labels).map_err(|source| {
-                    ExpositionError::Histogram { family: family.name.clone(), source }
-                })?;
-                bounded(&read.numbers, labels.get("task"))?;
+                continue;
             }
+            buckets += metric.histogram.as_ref().map_or(0, |h| h.positive_delta.len());
+            at_most(buckets, MAX_BUCKETS, "buckets")?;
+            take(&mut read, &family.name, metric, &labels).map_err(|source| {
+                ExpositionError::Histogram { family: family.name.clone(), source }
+            })?;
+            at_most(read.numbers.tasks.len(), MAX_ROWS, "tasks")?;
         }
     }
     read.identity = identity.ok_or(ExpositionError::Missing(names::RUNNER))?;
     Ok(read)
 }
 
-/// Whether there is no more than a test can have, after what was read of a task.
-fn bounded(numbers: &Numbers, task: &str) -> Result<(), ExpositionError> {
-    if numbers.tasks.len() > MAX_ROWS {
-        return Err(ExpositionError::TooMany { what: "tasks", most: MAX_ROWS });
-    }
-    let kinds = numbers.tasks.get(task).map_or(0, |task| task.errors.len());
-    if kinds > MAX_KINDS {
-        return Err(ExpositionError::TooMany { what: "kinds of error", most: MAX_KINDS });
+fn at_most(found: usize, most: usize, what: &'static str) -> Result<(), ExpositionError> {
+    if found > most { Err(ExpositionError::TooMany { what, most }) } else { Ok(()) }
+}
+
+/// Whether a family is no larger than one of a runner can be, before it is taken apart.
+fn bounded(mut family: &[u8]) -> Result<(), ExpositionError> {
+    /// The field that holds a family's metrics.
+    const METRIC: u32 = 4;
+
+    let mut metrics = 0;
+    while !family.is_empty() {
+        let (field, kind) = decode_key(&mut family).map_err(ExpositionError::Wire)?;
+        let before = family.len();
+        skip_field(kind, field, &mut family, DecodeContext::default())
+            .map_err(ExpositionError::Wire)?;
+        if field == METRIC {
+            metrics += 1;
+            at_most(metrics, MAX_METRICS, "metrics in a family")?;
+            at_most(before - family.len(), MAX_METRIC, "bytes in a metric")?;
+        }
     }
     Ok(())
 }
@@ -222,7 +255,11 @@ fn take_of_task(
         names::ERRORS => {
             let count = whole(counter(metric));
             if count > 0 {
-                *task.errors.entry(labels.get("kind").to_owned()).or_default() += count;
+                let kind = labels.get("kind");
+                let known = task.errors.len() < MAX_KINDS || task.errors.contains_key(kind);
+                let kind = if known { kind } else { OTHER };
+                let sum = task.errors.entry(kind.to_owned()).or_default();
+                *sum = (*sum + count).min(MOST);
             }
         }
         names::TOKENS => {
@@ -272,18 +309,15 @@ fn counter(metric: &wire::Metric) -> f64 {
     metric.counter.as_ref().map_or(0.0, |counter| counter.value)
 }
 
-/// The exposition carries counts as floats, exact up to 2^53; more is no count, and sums of those
-/// stay sums.
+/// The exposition carries counts as floats, exact up to 2^53.
 fn whole(value: f64) -> u64 {
-    const EXACT: f64 = (1_u64 << 53) as f64;
-
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "float casts saturate; a count is neither negative nor that large"
     )]
     {
-        value.min(EXACT).round() as u64
+        value.clamp(0.0, MOST as f64).round() as u64
     }
 }
 

@@ -18,7 +18,7 @@ pub use numbers::{Numbers, Outcome, TaskNumbers, Tokens, judged};
 
 /// Metric family names. Counters carry their `_total` here, as they are read.
 pub mod names {
-    /// Info: labels `run`, `index`, `pod`.
+    /// Info: labels `run`, `index`, `pod_uid`.
     pub const RUNNER: &str = "loadtest_runner_info";
     /// Gauge: 0 waiting, 1 running, 2 done, 3 released, 4 cut short.
     pub const STATE: &str = "loadtest_runner_state";

@@ -24,14 +24,14 @@ async fn arrivals_come_at_their_rate_over_two_runners_to_the_last_one() -> Resul
         let target = story.simulator(json!({"health": {"latency": "200ms"}})).await?;
         // Nine at once are enough, but where the machine stands still for a while.
         let load = json!({"arrivalRate": "45/s", "maxUsers": 400, "duration": "8s"});
-        let errors = json!([{"metric": "errorRate", "target": "< 3%"}]);
+        let errors = json!([{"metric": "errorRate", "target": "< 20%"}]);
         let (test, status) = story.judged("arrivals", health(&load, &errors, 200), 90).await?;
         ensure!(status.verdict == Some(Verdict::Pass), "{status:#?}");
         ensure!(status.plan.as_ref().is_some_and(|plan| plan.runners == 2), "{:?}", status.plan);
         let summary = status.summary.context("no summary")?;
         ensure!(summary.requests + summary.dropped == 360, "{summary:?}");
-        // One that the end overtakes while its thread sleeps.
-        ensure!(summary.dropped <= 5, "{summary:?}");
+        // Those that the end overtakes while the machine stands still.
+        ensure!(summary.dropped <= 45, "{summary:?}");
         let received = target.received(&test.uid().context("no UID")?).await?;
         ensure!(received == summary.requests.cast_unsigned(), "{received} came, {summary:?}");
         Ok(())

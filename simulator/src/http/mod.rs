@@ -99,7 +99,7 @@ async fn route(
         _ => (Endpoint::Other, Method::GET),
     };
     let arrival = connection.line.begin(endpoint, request.headers());
-    if let Some(refusal) = refuse(connection, endpoint, arrival).await {
+    if let Some(refusal) = refuse(connection, endpoint).await {
         return Ok(refusal);
     }
     // An unknown path is unknown to all methods.
@@ -135,11 +135,7 @@ async fn route(
 }
 
 /// Passes the endpoint's gate, or answers 429.
-async fn refuse(
-    connection: &Connection,
-    endpoint: Endpoint,
-    arrival: u64,
-) -> Option<Response<Answer>> {
+async fn refuse(connection: &Connection, endpoint: Endpoint) -> Option<Response<Answer>> {
     let limits = connection.draw(|settings, _| match endpoint {
         Endpoint::Chat => settings.chat.limits,
         Endpoint::Health => settings.health.limits,
@@ -148,7 +144,8 @@ async fn refuse(
         Endpoint::Other => crate::settings::Limits::default(),
     });
     let line = &connection.line;
-    if line.server.gates.get(endpoint).enter(limits, arrival) {
+    // By when it is looked at: moments of arrival are in no order across connections.
+    if line.server.gates.get(endpoint).enter(limits, line.server.clock.now()) {
         line.admitted();
         return None;
     }

@@ -327,16 +327,49 @@ mod tests {
     #[test]
     fn more_than_a_test_can_have_is_refused() {
         let mut tasks = runner(&[]);
-        let mut kinds = tasks.clone();
         let one = tasks.numbers.tasks["chat"].clone();
         tasks.numbers.tasks.extend((0..64).map(|i| (i.to_string(), one.clone())));
-        let chat = kinds.numbers.tasks.get_mut("chat").unwrap();
-        chat.errors.extend((0..256).map(|i| (i.to_string(), 1)));
-        for (runner, told) in [(tasks, "over 64 tasks"), (kinds, "over 256 kinds of error")] {
-            let bytes = encode(runner, shown(), Format::Protobuf).unwrap();
+        let mut buckets = tasks.clone();
+        buckets.numbers.tasks.retain(|name, _| name.parse::<u32>().is_ok());
+        for task in buckets.numbers.tasks.values_mut() {
+            for time in task.response_time.iter_mut().chain(&mut task.service_time) {
+                (0..2000).for_each(|i| time.record(1e-3 * 1.003_f64.powi(i), 1));
+            }
+        }
+        // A family of empty metrics, and a metric of nothing that anybody knows.
+        let family = |body: &[u8]| {
+            let mut bytes = Vec::new();
+            prost::encoding::encode_varint(body.len() as u64, &mut bytes);
+            bytes.extend_from_slice(body);
+            bytes
+        };
+        let empty = family(&[0x22, 0].repeat(40_000));
+        let mut large = vec![0x22];
+        prost::encoding::encode_varint(300_004, &mut large);
+        large.extend_from_slice(&[0x7a, 0xe0, 0xa7, 0x12]);
+        large.resize(large.len() + 300_000, 0);
+        let encoded = |runner| encode(runner, shown(), Format::Protobuf).unwrap();
+        for (bytes, told) in [
+            (encoded(tasks), "over 64 tasks"),
+            (encoded(buckets), "over 1000000 buckets"),
+            (empty, "over 32768 metrics"),
+            (family(&large), "over 262144 bytes"),
+        ] {
             let error = decode(&bytes).unwrap_err().to_string();
             assert!(error.contains(told), "{error}");
         }
+    }
+
+    #[test]
+    fn kinds_of_error_that_are_too_many_are_one() {
+        let mut runner = runner(&[]);
+        let chat = runner.numbers.tasks.get_mut("chat").unwrap();
+        let all = chat.errors.values().sum::<u64>() + 1000;
+        chat.errors.extend((0..1000).map(|i| (format!("websocket_close_{i}"), 1)));
+        let bytes = encode(runner, shown(), Format::Protobuf).unwrap();
+        let read = decode(&bytes).unwrap().numbers.tasks.remove("chat").unwrap();
+        assert_eq!((read.errors.len(), read.errors.values().sum::<u64>()), (257, all));
+        assert!(read.errors["other"] > 700);
     }
 
     #[test]
