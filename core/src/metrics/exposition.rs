@@ -16,8 +16,8 @@ use crate::resource::MAX_ROWS;
 const MAX_KINDS: usize = 256;
 /// What errors are of whose kind is one too many.
 const OTHER: &str = "other";
-/// Metrics of one family that are read, and bytes of one metric: some hundred times what a runner
-/// of the most tasks has. What they become here takes more memory than they do on their way.
+/// Metrics of one family that are read, and bytes of one metric: more than a runner of the most
+/// tasks has. What they become here takes more memory than they do on their way.
 const MAX_METRICS: usize = 1 << 15;
 const MAX_METRIC: usize = 256 << 10;
 /// Buckets of all histograms together that are read.
