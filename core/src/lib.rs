@@ -1,26 +1,26 @@
-//! What a load test is: the resource, its plan and course, the metrics model, the verdict.
+//! What a load test is: the resource, its plan, its metrics, and the verdict.
 //!
 //! ```text
-//! LoadTestSpec ─▶ plan ─▶ (runners) ─▶ metrics ─▶ report ─▶ LoadTestStatus
-//!                  └ profile, mix                   └ verdict
+//! LoadTestSpec ─▶ ValidTest ─▶ Plan ─▶ (runners) ─▶ Metrics ─▶ Report ─▶ LoadTestStatus
+//!    resource        plan                load         metrics     judge        resource
 //! ```
 //!
-//! Pure: no IO, no async, no client; where time matters it comes in as a value.
+//! Everything here is pure: no IO, no async, no client. Where time matters, it comes in as a value.
+//!
+//! The feature `crd` adds what needs Kubernetes crates: the kind `LoadTest`, its
+//! CustomResourceDefinition, and the validation of a spec. The feature `control` adds the
+//! exposition of metrics and the token of orders, which runner and operator share.
 
-mod health;
+pub mod control;
+pub mod judge;
+pub mod load;
 pub mod metrics;
-pub mod mix;
 pub mod plan;
-pub mod profile;
-pub mod report;
 pub mod resource;
-pub mod sizing;
-pub mod summary;
 #[cfg(test)]
 mod testing;
-pub mod timeline;
+pub mod text;
+#[cfg(feature = "control")]
 pub mod token;
-pub mod validate;
 pub mod values;
-pub mod verdict;
 pub use values::Duration;

@@ -1,9 +1,21 @@
-//! The spec that unit tests start from: the design's example.
+//! The specs that unit tests start from.
 
-use crate::resource::LoadTestSpec;
+use serde::de::DeserializeOwned;
 
+use crate::{
+    load::LoadModel,
+    plan::{ValidTest, validate},
+    resource::LoadTestSpec,
+};
+
+/// Reads a value from YAML.
+pub(crate) fn yaml<T: DeserializeOwned>(text: &str) -> T {
+    serde_saphyr::from_str(text).expect("the test's YAML is valid")
+}
+
+/// The example of the design: four tasks of all kinds, three thresholds.
 pub(crate) fn spec() -> LoadTestSpec {
-    serde_yaml::from_str(
+    yaml(
         r#"
 target: {http: "http://cell0:18800", webSocket: "ws://cell0:18801"}
 load: {users: 200, spawnRate: 50, duration: 2m}
@@ -23,5 +35,19 @@ thresholds:
 runners: {usersPerRunner: 100}
 "#,
     )
-    .expect("the design's example is valid")
+}
+
+/// The valid form of [`spec`].
+pub(crate) fn valid_test() -> ValidTest {
+    validate(&spec()).expect("the design's example is valid")
+}
+
+/// A load model from the YAML of `spec.load`.
+pub(crate) fn load(text: &str) -> LoadModel {
+    let mut spec = spec();
+    spec.load = yaml(text);
+    if !text.contains("users") {
+        spec.scenario.pause = None;
+    }
+    validate(&spec).expect("the test's load is valid").load
 }

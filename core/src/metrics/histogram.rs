@@ -1,15 +1,14 @@
 //! Latency distributions as sparse buckets of Prometheus native histograms.
 //!
-//! Schema 8: bucket *i* holds values in (2^((i−1)/256), 2^(i/256)] seconds, so a bucket
-//! is 0.27 % wide and its geometric middle at most 0.136 % from any value in it.
-//! Adding buckets is exact: a merged quantile is the quantile of the merged sample,
-//! within that bound.
+//! Schema 8: bucket *i* holds values in (2^((i−1)/256), 2^(i/256)] seconds. A bucket is 0.27 %
+//! wide, and its geometric middle is at most 0.136 % from any value in it. Adding buckets is
+//! exact: a quantile of merged histograms is the quantile of all samples, within that bound.
 
 use std::collections::BTreeMap;
 
 use crate::{resource::Statistic, values::Duration};
 
-/// The native histogram schema of every latency here.
+/// The native histogram schema of every latency.
 pub const SCHEMA: i32 = 8;
 const BUCKETS_PER_DOUBLING: f64 = 256.0;
 
@@ -22,22 +21,22 @@ pub struct LatencyHistogram {
     sum_seconds: f64,
 }
 
-/// Buckets that can't be read.
+/// Why an exposed histogram can't be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MergeError {
-    /// Another resolution than ours.
+pub enum HistogramError {
+    /// The histogram has another resolution.
     #[error("histogram has schema {found}, expected {SCHEMA}")]
     Schema {
-        /// The schema found.
+        /// The schema of the histogram.
         found: i32,
     },
-    /// Spans and deltas don't fit, or a bucket's count is negative.
+    /// Spans and deltas don't match, or a bucket's count is negative.
     #[error("histogram buckets are malformed")]
     Buckets,
 }
 
 impl LatencyHistogram {
-    /// The bucket a duration in seconds belongs to; `None` for zero.
+    /// The index of the bucket that holds a duration in seconds; `None` for zero.
     pub fn bucket_of(seconds: f64) -> Option<i32> {
         #[expect(clippy::cast_possible_truncation, reason = "log2 of an f64 is within ±1100")]
         (seconds > 0.0).then(|| (seconds.log2() * BUCKETS_PER_DOUBLING).ceil() as i32)
@@ -53,7 +52,7 @@ impl LatencyHistogram {
         self.sum_seconds += seconds * count as f64;
     }
 
-    /// Puts the exact sum of the samples in place of the one added up from buckets.
+    /// Replaces the sum that was added up from buckets by the exact sum of the samples.
     pub fn set_sum(&mut self, seconds: f64) {
         self.sum_seconds = seconds;
     }
@@ -65,13 +64,13 @@ impl LatencyHistogram {
             let sum = self.buckets.entry(*bucket).or_default();
             *sum = sum.saturating_add(*n);
         }
-        // Counts come from programs that are not ours to trust.
+        // Counts come from runner pods, which are not trusted: saturate instead of overflowing.
         self.zero = self.zero.saturating_add(*zero);
         self.count = self.count.saturating_add(*count);
         self.sum_seconds += sum_seconds;
     }
 
-    /// The samples that came since `earlier`, an older state of this same distribution.
+    /// The samples since `earlier`, an older snapshot of the same distribution.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let mut buckets = self.buckets.clone();
@@ -89,7 +88,7 @@ impl LatencyHistogram {
         }
     }
 
-    /// Samples.
+    /// The number of samples.
     pub fn count(&self) -> u64 {
         self.count
     }
@@ -99,12 +98,12 @@ impl LatencyHistogram {
         self.sum_seconds
     }
 
-    /// Samples of zero.
-    pub fn zero(&self) -> u64 {
+    /// The number of samples that are zero.
+    pub fn zero_count(&self) -> u64 {
         self.zero
     }
 
-    /// The nearest-rank quantile at a share of one; `None` without samples.
+    /// The nearest-rank quantile at `p`, a fraction of one; `None` without samples.
     pub fn quantile(&self, p: f64) -> Option<Duration> {
         if self.count == 0 {
             return None;
@@ -114,7 +113,7 @@ impl LatencyHistogram {
             clippy::cast_sign_loss,
             reason = "a rank lies between 1 and the count"
         )]
-        // A share that is a whole number of samples may be a hair more in binary.
+        // `p * count` may be slightly above a whole number in binary: 0.999 * 1000 must be rank 999.
         let rank = ((p * self.count as f64 * (1.0 - 1e-12)).ceil() as u64).clamp(1, self.count);
         let mut seen = self.zero;
         if rank <= seen {
@@ -145,10 +144,10 @@ impl LatencyHistogram {
         }
     }
 
-    /// Samples at or below each bound in seconds, cumulative, for classic buckets.
+    /// The cumulative number of samples at or below each bound in seconds, for classic buckets.
     ///
-    /// A bucket that straddles a bound counts above it, so no sample is claimed too fast.
-    pub fn cumulative(&self, bounds: &[f64]) -> Vec<u64> {
+    /// A bucket that spans a bound counts as above it, so no sample is reported as too fast.
+    pub fn cumulative_counts(&self, bounds: &[f64]) -> Vec<u64> {
         let mut totals = Vec::with_capacity(bounds.len());
         let mut buckets = self.buckets.iter().peekable();
         let mut seen = self.zero;
@@ -163,7 +162,7 @@ impl LatencyHistogram {
         totals
     }
 
-    /// Spans (offset, length) and count deltas, as the exposition wants them.
+    /// Spans (offset, length) and count deltas, as the Prometheus exposition encodes buckets.
     pub fn spans_and_deltas(&self) -> (Vec<(i32, u32)>, Vec<i64>) {
         let mut spans: Vec<(i32, u32)> = Vec::new();
         let mut deltas = Vec::with_capacity(self.buckets.len());
@@ -185,35 +184,35 @@ impl LatencyHistogram {
     /// The inverse of [`Self::spans_and_deltas`].
     ///
     /// # Errors
-    /// When the schema is not ours or spans and deltas don't fit each other.
+    /// When the schema is not [`SCHEMA`], or when spans and deltas don't match.
     pub fn from_parts(
         schema: i32,
         zero: u64,
         sum_seconds: f64,
         spans: impl IntoIterator<Item = (i32, u32)>,
         deltas: &[i64],
-    ) -> Result<Self, MergeError> {
+    ) -> Result<Self, HistogramError> {
         if schema != SCHEMA {
-            return Err(MergeError::Schema { found: schema });
+            return Err(HistogramError::Schema { found: schema });
         }
         let mut buckets = BTreeMap::new();
         let mut deltas = deltas.iter();
         let (mut at, mut level, mut count) = (0_i32, 0_i64, zero);
         for (offset, length) in spans {
-            at = at.checked_add(offset).ok_or(MergeError::Buckets)?;
+            at = at.checked_add(offset).ok_or(HistogramError::Buckets)?;
             for _ in 0..length {
-                let delta = deltas.next().ok_or(MergeError::Buckets)?;
-                level = level.checked_add(*delta).ok_or(MergeError::Buckets)?;
-                let n = u64::try_from(level).map_err(|_| MergeError::Buckets)?;
-                count = count.checked_add(n).ok_or(MergeError::Buckets)?;
+                let delta = deltas.next().ok_or(HistogramError::Buckets)?;
+                level = level.checked_add(*delta).ok_or(HistogramError::Buckets)?;
+                let n = u64::try_from(level).map_err(|_| HistogramError::Buckets)?;
+                count = count.checked_add(n).ok_or(HistogramError::Buckets)?;
                 if n > 0 {
                     buckets.insert(at, n);
                 }
-                at = at.checked_add(1).ok_or(MergeError::Buckets)?;
+                at = at.checked_add(1).ok_or(HistogramError::Buckets)?;
             }
         }
         if deltas.next().is_some() {
-            return Err(MergeError::Buckets);
+            return Err(HistogramError::Buckets);
         }
         Ok(Self { buckets, zero, count, sum_seconds })
     }
@@ -244,8 +243,8 @@ mod tests {
     }
 
     #[test]
-    fn a_share_that_is_a_whole_number_of_samples_is_that_many() {
-        // 99.9 / 100 is a hair more than 0.999 in binary.
+    fn quantile_of_a_whole_rank_is_exact() {
+        // 99.9 / 100 is slightly above 0.999 in binary.
         let nines = 99.9 / 100.0;
         for thousands in 1..=200_u64 {
             let mut histogram = LatencyHistogram::default();
@@ -259,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_histogram_has_no_numbers() {
+    fn empty_histogram_has_no_quantile_and_no_mean() {
         assert_eq!(LatencyHistogram::default().quantile(0.5), None);
         assert_eq!(LatencyHistogram::default().mean(), None);
     }
@@ -269,17 +268,17 @@ mod tests {
         let parts = |spans: &[(i32, u32)], deltas: &[i64]| {
             LatencyHistogram::from_parts(8, 0, 0.0, spans.iter().copied(), deltas)
         };
-        assert_eq!(parts(&[(0, 2)], &[1]), Err(MergeError::Buckets));
-        assert_eq!(parts(&[(0, 1)], &[1, 1]), Err(MergeError::Buckets));
-        assert_eq!(parts(&[(0, 1)], &[-1]), Err(MergeError::Buckets));
-        assert_eq!(parts(&[(i32::MAX, 2)], &[1, 0]), Err(MergeError::Buckets));
+        assert_eq!(parts(&[(0, 2)], &[1]), Err(HistogramError::Buckets));
+        assert_eq!(parts(&[(0, 1)], &[1, 1]), Err(HistogramError::Buckets));
+        assert_eq!(parts(&[(0, 1)], &[-1]), Err(HistogramError::Buckets));
+        assert_eq!(parts(&[(i32::MAX, 2)], &[1, 0]), Err(HistogramError::Buckets));
         assert!(LatencyHistogram::from_parts(3, 0, 0.0, [], &[]).is_err());
     }
 
     #[test]
-    fn classic_buckets_never_claim_a_sample_too_fast() {
+    fn classic_buckets_never_count_a_sample_as_too_fast() {
         let histogram = of(&[0.1, 0.2, 0.2, 5.0]);
-        assert_eq!(histogram.cumulative(&[0.05, 0.15, 0.25, 10.0]), [0, 1, 3, 4]);
+        assert_eq!(histogram.cumulative_counts(&[0.05, 0.15, 0.25, 10.0]), [0, 1, 3, 4]);
     }
 
     proptest! {
@@ -300,7 +299,7 @@ mod tests {
         }
 
         #[test]
-        fn every_quantile_is_within_two_thousandths(
+        fn every_quantile_is_within_0_2_percent(
             samples in prop::collection::vec(1e-5_f64..60.0, 1..400),
             p in 0.0_f64..=1.0,
         ) {
@@ -310,7 +309,7 @@ mod tests {
         }
 
         #[test]
-        fn what_came_since_is_what_was_added(
+        fn since_returns_the_added_samples(
             before in prop::collection::vec(1e-5_f64..60.0, 0..100),
             after in prop::collection::vec(1e-5_f64..60.0, 0..100),
         ) {
@@ -329,7 +328,7 @@ mod tests {
             let histogram = of(&samples);
             let (spans, deltas) = histogram.spans_and_deltas();
             let read = LatencyHistogram::from_parts(
-                SCHEMA, histogram.zero(), histogram.sum_seconds(), spans, &deltas,
+                SCHEMA, histogram.zero_count(), histogram.sum_seconds(), spans, &deltas,
             );
             prop_assert_eq!(read, Ok(histogram));
         }

@@ -1,84 +1,194 @@
-//! The metrics contract between runners and whoever reads them: names, labels, and
-//! the numbers of one runner and of all.
+//! The metrics of runners: the catalogue, the numbers, and their exposition.
 //!
-//! Runners expose these as Prometheus metrics; the operator, the CLI and any
-//! Prometheus read the same exposition. All counters are cumulative.
+//! Runners expose these metrics to Prometheus. The operator, the CLI and any Prometheus read the
+//! same exposition. All numbers are cumulative, so a later scrape contains an earlier one, and the
+//! difference of two snapshots is exactly what happened in between.
 
-mod connections;
+pub mod catalog;
+#[cfg(feature = "control")]
+mod decode;
+pub mod document;
+#[cfg(feature = "control")]
 mod encode;
-mod exposition;
 mod histogram;
-mod numbers;
+mod task;
 
-pub use connections::{ConnectStep, Connections};
-pub use encode::{Format, Shown, encode};
-pub use exposition::{ExpositionError, Identity, RunnerNumbers, RunnerState, decode};
-pub use histogram::{LatencyHistogram, MergeError, SCHEMA};
-pub use numbers::{Numbers, Outcome, TaskNumbers, Tokens, judged};
+use std::collections::BTreeMap;
 
-/// Metric family names. Counters carry their `_total` here, as they are read.
-pub mod names {
-    /// Info: labels `run`, `index`, `pod_uid`.
-    pub const RUNNER: &str = "loadtest_runner_info";
-    /// Gauge: 0 waiting, 1 running, 2 done, 3 released, 4 cut short.
-    pub const STATE: &str = "loadtest_runner_state";
-    /// Gauge: seconds of load since this runner's start, standing still once load is over.
-    pub const ELAPSED: &str = "loadtest_elapsed_seconds";
-    /// Gauge: users running now.
-    pub const USERS: &str = "loadtest_users";
-    /// Gauge: the most users that ran at once.
-    pub const USERS_PEAK: &str = "loadtest_users_peak";
-    /// Counter: user-seconds of load, without graceful stop.
-    pub const USER_SECONDS: &str = "loadtest_user_seconds_total";
-    /// Counter: requests by task and outcome.
-    pub const REQUESTS: &str = "loadtest_requests_total";
-    /// Histogram: from planned to the last byte.
-    pub const RESPONSE_TIME: &str = "loadtest_response_time_seconds";
-    /// Histogram: from sent to the last byte.
-    pub const SERVICE_TIME: &str = "loadtest_service_time_seconds";
-    /// Histogram: from planned to the first content token.
-    pub const FIRST_RESPONSE: &str = "loadtest_time_to_first_response_seconds";
-    /// Histogram: from the start of a WebSocket's connection to its upgrade.
-    pub const WEB_SOCKET_CONNECT: &str = "loadtest_websocket_connect_seconds";
-    /// Histogram: between two tokens of a streamed chat.
-    pub const INTER_TOKEN: &str = "loadtest_inter_token_latency_seconds";
-    /// Histogram: a streamed chat's time from its first to its last token, by token.
-    pub const TOKEN_TIME: &str = "loadtest_time_per_output_token_seconds";
-    /// Counter: tokens of chat answers, by task and kind.
-    pub const TOKENS: &str = "loadtest_tokens_total";
-    /// Counter: successful requests that met every latency target of their task.
-    pub const GOOD: &str = "loadtest_good_requests_total";
-    /// Counter: arrivals that found no user free, by task.
-    pub const DROPPED: &str = "loadtest_dropped_total";
-    /// Counter: errors by task and kind.
-    pub const ERRORS: &str = "loadtest_errors_total";
-    /// Counter: bytes written to sockets, by task.
-    pub const SENT_BYTES: &str = "loadtest_sent_bytes_total";
-    /// Counter: bytes read from sockets, by task.
-    pub const RECEIVED_BYTES: &str = "loadtest_received_bytes_total";
-    /// Counter: connections opened, by task.
-    pub const CONNECTIONS: &str = "loadtest_connections_total";
-    /// Counter: connections opened in place of one that had ended, by task.
-    pub const RECONNECTS: &str = "loadtest_reconnects_total";
-    /// Histogram: the steps of opening a connection, by task and step.
-    pub const CONNECT: &str = "loadtest_connect_seconds";
-    /// Histogram: from when a request was sent to the first byte of its answer.
-    pub const FIRST_BYTE: &str = "loadtest_time_to_first_byte_seconds";
-    /// Histogram: from a WebSocket message to the last reply it awaits.
-    pub const ROUND_TRIP: &str = "loadtest_websocket_round_trip_seconds";
-    /// Counter: WebSocket messages, by task and direction.
-    pub const MESSAGES: &str = "loadtest_websocket_messages_total";
-    /// Gauge: the most resident memory that the runner was seen with, in bytes.
-    pub const MEMORY: &str = "loadtest_runner_memory_bytes";
-    /// Gauge: the largest share of its memory limit, without files that the kernel can drop, that
-    /// the runner was seen with; 0 without one.
-    pub const MEMORY_RATIO: &str = "loadtest_runner_memory_ratio";
-    /// Histogram: how late a load thread came to what was due.
-    pub const LOOP_LAG: &str = "loadtest_event_loop_lag_seconds";
-    /// Counter: seconds of load that the runner's busiest load thread was on a CPU.
-    pub const THREAD_BUSY: &str = "loadtest_busiest_thread_cpu_seconds_total";
-    /// Counter: seconds for which a CPU limit kept the runner from running.
-    pub const THROTTLED: &str = "loadtest_cpu_throttled_seconds_total";
-    /// Histogram: how late a user acted on its schedule.
-    pub const SCHEDULE_LAG: &str = "loadtest_schedule_lag_seconds";
+pub use catalog::{LatencyMetric, Metric, TaskScope, Unit, names};
+#[cfg(feature = "control")]
+pub use decode::{ExpositionError, decode};
+#[cfg(feature = "control")]
+pub use encode::{ExpositionOptions, Format, encode};
+pub use histogram::{HistogramError, LatencyHistogram, SCHEMA};
+pub use task::{Latencies, Outcome, TaskMetrics, Tokens};
+
+use catalog::{LAGS, Merge, RUNNER, Since};
+
+/// The metrics of one runner, or of several runners merged.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metrics {
+    /// The metrics of each task, by the task's name.
+    pub tasks: BTreeMap<String, TaskMetrics>,
+    /// Delay between the planned and the real start of users' actions.
+    pub schedule_lag: LatencyHistogram,
+    /// Delay between timers of load threads and the moment they ran. A long delay means that a
+    /// load thread was kept from running, whatever its users did.
+    pub event_loop_lag: LatencyHistogram,
+    /// Users running now.
+    pub users: f64,
+    /// Maximum of users that ran at once; of several runners, the sum of their maxima.
+    pub users_peak: f64,
+    /// User-seconds of load.
+    pub user_seconds: f64,
+    /// Seconds of load since the start, without graceful stop; of several runners, the longest.
+    pub elapsed_seconds: f64,
+    /// Seconds of load that the busiest load thread was on a CPU; of several runners, the most.
+    pub busy_seconds: f64,
+    /// Seconds that a CPU limit kept a runner from running; of several runners, the most.
+    pub throttled_seconds: f64,
+    /// Maximum of resident memory in bytes; of several runners, the largest.
+    pub memory_bytes: f64,
+    /// Maximum share of the memory limit in use, zero without a limit; of several runners, the
+    /// largest.
+    pub memory_ratio: f64,
+}
+
+impl Metrics {
+    /// Adds the metrics of another runner.
+    pub fn merge(&mut self, other: &Self) {
+        for (name, task) in &other.tasks {
+            self.tasks.entry(name.clone()).or_default().merge(task);
+        }
+        for lag in &LAGS {
+            (lag.get_mut)(self).merge((lag.get)(other));
+        }
+        for info in &RUNNER {
+            let (mine, theirs) = ((info.field.get)(self), (info.field.get)(other));
+            let merged = match info.merge {
+                Merge::Sum => mine + theirs,
+                Merge::Max => mine.max(theirs),
+            };
+            (info.field.set)(self, merged);
+        }
+    }
+
+    /// The metrics since `earlier`, an older snapshot of the same metrics. Users and memory keep
+    /// their latest values.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let none = TaskMetrics::default();
+        let mut difference = Self {
+            tasks: self
+                .tasks
+                .iter()
+                .map(|(name, task)| {
+                    (name.clone(), task.since(earlier.tasks.get(name).unwrap_or(&none)))
+                })
+                .collect(),
+            ..Self::default()
+        };
+        for lag in &LAGS {
+            *(lag.get_mut)(&mut difference) = (lag.get)(self).since((lag.get)(earlier));
+        }
+        for info in &RUNNER {
+            let (now, before) = ((info.field.get)(self), (info.field.get)(earlier));
+            let value = match info.since {
+                Since::Difference => (now - before).max(0.0),
+                Since::Latest => now,
+            };
+            (info.field.set)(&mut difference, value);
+        }
+        difference
+    }
+
+    /// A copy without the latencies that `keep` refuses. Long tests hold many snapshots, and
+    /// latencies are nearly all of their size.
+    #[must_use]
+    pub fn with_latencies(&self, keep: impl Fn(LatencyMetric) -> bool) -> Self {
+        let reduced =
+            |(name, task): (&String, &TaskMetrics)| (name.clone(), task.with_latencies(&keep));
+        let mut copy = Self { tasks: self.tasks.iter().map(reduced).collect(), ..Self::default() };
+        for lag in &LAGS {
+            (lag.get_mut)(&mut copy).clone_from((lag.get)(self));
+        }
+        for info in &RUNNER {
+            (info.field.set)(&mut copy, (info.field.get)(self));
+        }
+        copy
+    }
+
+    /// The share of the load's time that the busiest load thread was on a CPU.
+    pub fn busiest_thread_share(&self) -> f64 {
+        if self.elapsed_seconds > 0.0 { self.busy_seconds / self.elapsed_seconds } else { 0.0 }
+    }
+
+    /// All tasks merged into one.
+    pub fn all_tasks(&self) -> TaskMetrics {
+        self.tasks.values().fold(TaskMetrics::default(), |mut total, task| {
+            total.merge(task);
+            total
+        })
+    }
+}
+
+/// Identifies the runner of an exposition. The operator discards an exposition of any other
+/// runner, because pod IPs are reused.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// UID of the `LoadTest`.
+    pub run_uid: String,
+    /// The runner's index in its Job.
+    pub index: u32,
+    /// UID of the pod.
+    pub pod_uid: String,
+}
+
+/// How far a runner has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RunnerState {
+    /// The runner has no start order yet.
+    #[default]
+    Waiting,
+    /// The runner has a start order, or makes load.
+    Running,
+    /// The load is over and the metrics are final.
+    Done,
+    /// The runner was told to exit; its metrics are final.
+    Released,
+    /// The runner ended before its load did, killed or by a fault of its own. Its metrics are
+    /// final, and those of less load than planned.
+    CutShort,
+}
+
+impl RunnerState {
+    /// Every state, in the order of [`Self::value`].
+    pub const ALL: [Self; 5] =
+        [Self::Waiting, Self::Running, Self::Done, Self::Released, Self::CutShort];
+
+    /// The value of the gauge [`names::RUNNER_STATE`].
+    pub const fn value(self) -> i64 {
+        self as i64
+    }
+
+    /// True when the metrics won't change any more.
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Done | Self::Released | Self::CutShort)
+    }
+
+    /// True when the runner made its share of the load to the end.
+    pub const fn is_complete(self) -> bool {
+        matches!(self, Self::Done | Self::Released)
+    }
+}
+
+/// The content of one exposition.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RunnerMetrics {
+    /// The runner that exposes the metrics.
+    pub identity: Identity,
+    /// How far that runner has come.
+    pub state: RunnerState,
+    /// What it measured.
+    pub metrics: Metrics,
 }

@@ -1,9 +1,9 @@
-//! What an answer must hold for its request to count as a success.
+//! Checks that decide whether a response is a success.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// One thing that an answer must hold; a request whose answer does not has failed.
+/// One condition on a response. A request fails when its response does not meet the condition.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
     },
     {
         "rule": "!(has(self.equals) && has(self.contains)) && (!has(self.bodyContains) || !(has(self.equals) || has(self.contains)))",
-        "message": "equals and contains say what a header or jsonPath must be: give one of them, and neither with bodyContains",
+        "message": "equals and contains compare the value of a header or jsonPath: give at most one of the two, and none with bodyContains",
     },
 ]))]
 pub struct Check {
@@ -21,29 +21,29 @@ pub struct Check {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub body_contains: Option<String>,
-    /// A header that the answer must have.
+    /// Name of a header that the response must have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub header: Option<String>,
-    /// A JSON path (RFC 9535), such as `$.data[0].id`, that must find something in the body.
+    /// A JSONPath (RFC 9535), such as `$.data[0].id`, that must find a value in the body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512), extend("x-kubernetes-validations" = [{
         "rule": "self.startsWith('$')",
         "messageExpression": "'\"' + self + '\" is not a JSONPath: start it with $, as in $.data[0].id'",
     }]))]
     pub json_path: Option<String>,
-    /// What the header, or one of the values that the path finds, must be: a text as it is,
-    /// anything else as JSON writes it.
+    /// The expected value of the header, or of one value that the path finds. A JSON text is
+    /// compared without its quotes, any other value in its JSON form.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub equals: Option<String>,
-    /// What the header, or one of the values that the path finds, must contain.
+    /// Text that the header, or one value that the path finds, must contain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub contains: Option<String>,
 }
 
-/// How people name it: `header content-type contains json`.
+/// Writes the check in words: `header content-type contains json`.
 impl std::fmt::Display for Check {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (&self.body_contains, &self.header, &self.json_path) {

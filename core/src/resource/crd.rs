@@ -1,18 +1,19 @@
-//! The CustomResourceDefinition, generated from the types.
+//! The CustomResourceDefinition, generated from the types of the resource.
 
 use kube::CustomResourceExt;
 use serde_json::{Value, json};
 
 use super::LoadTest;
 
-/// A rule on the whole object: it alone sees both the spec and whether the test has a plan.
-/// `cancel` and `ttlSecondsAfterFinished` steer a test and stay free.
+/// The rule that the spec can't change once the test has a plan. Only a rule on the whole object
+/// sees both the spec and the plan. `cancel` and `ttlSecondsAfterFinished` can still change.
 const FROZEN: &str = "!has(oldSelf.status) || !has(oldSelf.status.plan) || \
     (self.spec.target == oldSelf.spec.target && self.spec.load == oldSelf.spec.load && \
     self.spec.scenario == oldSelf.spec.scenario && self.spec.thresholds == oldSelf.spec.thresholds && \
-    self.spec.runners == oldSelf.spec.runners)";
+    self.spec.runners == oldSelf.spec.runners && \
+    self.spec.suspend == oldSelf.spec.suspend)";
 
-/// Bounds for what the types leave open, so that CEL's cost estimate stays finite.
+/// Limits for texts and lists without their own limits, so that CEL's cost estimate is finite.
 const MAX_STRING: u64 = 8192;
 const MAX_ITEMS: u64 = 256;
 
@@ -21,48 +22,49 @@ pub fn crd() -> Value {
     let mut crd = json!(LoadTest::crd());
     let version = &mut crd["spec"]["versions"][0];
     let schema = &mut version["schema"]["openAPIV3Schema"];
-    schema["description"] = json!("One load test and, since one LoadTest is one run, its result.");
-    bound(schema);
+    schema["description"] =
+        json!("One load test. One LoadTest is one run; the status holds its result.");
+    add_limits(schema);
     schema["x-kubernetes-validations"] = json!([
         {
             "rule": FROZEN,
-            "message": "a test that has started can't change, except cancel and ttlSecondsAfterFinished: run it anew with kubectl replace --force -f",
+            "message": "a test that has a plan can't change, except cancel and ttlSecondsAfterFinished: run it again with kubectl replace --force -f",
         },
         {
             "rule": "!oldSelf.spec.cancel || self.spec.cancel",
-            "message": "spec.cancel can't be taken back, its runners are stopped: run the test anew with kubectl replace --force -f",
+            "message": "spec.cancel can't be set back to false, because the runners are stopped: run the test again with kubectl replace --force -f",
         },
     ]);
     crd
 }
 
-/// The CustomResourceDefinition as it is committed and installed.
+/// The CustomResourceDefinition as YAML: the content of `crds/loadtests.yaml`.
 ///
 /// # Errors
 /// Never in practice: the value is plain JSON.
-pub fn crd_yaml() -> Result<String, serde_yaml::Error> {
-    let yaml = serde_yaml::to_string(&crd())?;
+pub fn crd_yaml() -> Result<String, serde_saphyr::ser::Error> {
+    let yaml = serde_saphyr::to_string(&crd())?;
     Ok(format!("# Generated from core/src/resource by `make generate`. Don't edit.\n{yaml}"))
 }
 
-/// The OpenAPI schema of the resource, for checks without a cluster.
+/// The OpenAPI schema of the resource, to check objects without a cluster.
 pub fn schema() -> Value {
     crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"].take()
 }
 
-/// Gives every string, list and map a bound and takes out what API servers warn about.
-fn bound(schema: &mut Value) {
+/// Adds a limit to every string, list and map, and removes what API servers warn about.
+fn add_limits(schema: &mut Value) {
     let Some(map) = schema.as_object_mut() else { return };
     let kind = map.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
-    // Rust's unsigned formats are unknown to Kubernetes.
-    if map.get("format").and_then(Value::as_str).is_some_and(|f| f.starts_with("uint")) {
+    // Kubernetes does not know the formats of Rust's unsigned integers.
+    if map.get("format").and_then(Value::as_str).is_some_and(|format| format.starts_with("uint")) {
         map.remove("format");
     }
-    // Without it the API server drops an explicit null, as if the field were absent.
+    // For a field that is not nullable, the API server drops an explicit null.
     map.remove("nullable");
-    let open = !map.contains_key("enum") && !map.contains_key("format");
+    let unlimited = !map.contains_key("enum") && !map.contains_key("format");
     match kind.as_str() {
-        "string" if open => {
+        "string" if unlimited => {
             map.entry("maxLength").or_insert_with(|| MAX_STRING.into());
         }
         "array" => {
@@ -75,11 +77,11 @@ fn bound(schema: &mut Value) {
     }
     for key in ["items", "additionalProperties"] {
         if let Some(inner) = map.get_mut(key) {
-            bound(inner);
+            add_limits(inner);
         }
     }
     if let Some(properties) = map.get_mut("properties").and_then(Value::as_object_mut) {
-        properties.values_mut().for_each(bound);
+        properties.values_mut().for_each(add_limits);
     }
 }
 
@@ -87,21 +89,21 @@ fn bound(schema: &mut Value) {
 mod tests {
     use super::*;
 
-    fn walk(schema: &Value, path: &str, visit: &mut dyn FnMut(&Value, &str)) {
+    fn visit_all(schema: &Value, path: &str, visit: &mut dyn FnMut(&Value, &str)) {
         visit(schema, path);
         for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
-            walk(inner, &format!("{path}.{name}"), visit);
+            visit_all(inner, &format!("{path}.{name}"), visit);
         }
         for key in ["items", "additionalProperties"] {
             if schema[key].is_object() {
-                walk(&schema[key], &format!("{path}[]"), visit);
+                visit_all(&schema[key], &format!("{path}[]"), visit);
             }
         }
     }
 
     #[test]
-    fn every_list_map_and_string_is_bounded() {
-        walk(&schema(), "", &mut |schema, path| {
+    fn every_list_map_and_string_has_a_limit() {
+        visit_all(&schema(), "", &mut |schema, path| {
             let bounded = match schema["type"].as_str() {
                 Some("string") => {
                     ["maxLength", "enum", "format"].iter().any(|k| !schema[k].is_null())
@@ -112,13 +114,13 @@ mod tests {
                 }
                 _ => true,
             };
-            assert!(bounded, "{path} is not bounded");
+            assert!(bounded, "{path} has no limit");
         });
     }
 
     #[test]
-    fn no_format_is_unknown_to_kubernetes() {
-        walk(&schema(), "", &mut |schema, path| {
+    fn every_format_is_known_to_kubernetes() {
+        visit_all(&schema(), "", &mut |schema, path| {
             let format = schema["format"].as_str().unwrap_or_default();
             assert!(!format.starts_with("uint"), "{path} has format {format}");
         });

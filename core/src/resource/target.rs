@@ -1,4 +1,4 @@
-//! Where load goes: base URLs, shared headers, TLS.
+//! The target of a spec: base URLs, headers of all requests, TLS, connections.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::values::{Duration, schema_between};
 
-/// Base URLs and what every request carries.
+/// The system under test: its base URLs, and settings of all requests to it.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Target {
-    /// Base URL of http and chat tasks, such as `http://cell0:18800`; tasks give paths.
+    /// Base URL of http and chat tasks, such as `http://cell0:18800`. Tasks add paths.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048), extend("x-kubernetes-validations" = [
         {
@@ -37,27 +37,28 @@ pub struct Target {
         },
     ]))]
     pub web_socket: Option<String>,
-    /// Headers of every request; a task's own come on top.
+    /// Headers of every request. Tasks can add their own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "super::target::header_map")]
     pub headers: BTreeMap<String, String>,
-    /// Headers of every request whose values come from Secrets in the test's namespace.
+    /// Headers of every request with values from Secrets in the test's namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub headers_from: Vec<HeaderFrom>,
-    /// How the target's certificate is judged.
+    /// How the target's certificate is verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
-    /// The version that http and chat tasks speak.
+    /// HTTP version of http and chat tasks.
     #[serde(default)]
     pub http_version: HttpVersion,
-    /// Whose the connections of http and chat tasks are.
+    /// How http and chat tasks reuse connections: PerUser (each user has its own, like a browser),
+    /// Shared (a pool of each load thread) or PerRequest.
     #[serde(default)]
-    pub connections: Reuse,
-    /// Asks for answers compressed by gzip.
+    pub connections: ConnectionReuse,
+    /// Asks for responses that are compressed with gzip.
     #[serde(default)]
     pub gzip: bool,
-    /// How long parts of a request may take; a task's own timeout bounds the whole.
+    /// Timeouts of the parts of a request. The timeout of the task limits the whole.
     #[serde(default)]
     pub timeouts: Timeouts,
 }
@@ -69,34 +70,34 @@ pub enum HttpVersion {
     /// HTTP/1.1: one request at a time on a connection.
     #[default]
     Http1,
-    /// HTTP/2: requests of all who share a connection at once on it. By ALPN with TLS, by prior
-    /// knowledge without.
+    /// HTTP/2: requests that share a connection are multiplexed. Negotiated by ALPN with TLS, and
+    /// by prior knowledge without TLS.
     Http2,
 }
 
-/// Whose connections are.
+/// How requests reuse connections.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
-pub enum Reuse {
-    /// Each user's own, kept between its requests, as a browser's.
+pub enum ConnectionReuse {
+    /// Each user keeps its own connections between its requests, like a browser.
     #[default]
     PerUser,
-    /// Shared by the users of a load thread, as a service's: HTTP/1.1 takes any that is free,
-    /// HTTP/2 has one for all.
+    /// The users of a load thread share a connection pool, like the clients in a service: HTTP/1.1
+    /// takes any idle connection, HTTP/2 has one connection for all.
     Shared,
-    /// A new one for each request.
+    /// Each request opens a new connection.
     PerRequest,
 }
 
-/// How long parts of a request may take.
+/// Timeouts of the parts of a request.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Timeouts {
-    /// Until a connection is open: name, TCP and TLS, and a WebSocket's upgrade.
+    /// Maximum time to open a connection: DNS, TCP and TLS, and the upgrade of a WebSocket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "part_length")]
     pub connect: Option<Duration>,
-    /// From when a request is sent until its answer begins; of a WebSocket, until each message's
-    /// replies are there.
+    /// Maximum time from the sending of a request to the first byte of its response. For a
+    /// WebSocket: from the sending of a message to its last awaited reply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "part_length")]
     pub first_byte: Option<Duration>,
@@ -106,7 +107,7 @@ fn part_length(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schema_between("1ms", "1h")
 }
 
-/// One header whose value is a Secret's.
+/// A header with a value from a Secret.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HeaderFrom {
@@ -116,10 +117,10 @@ pub struct HeaderFrom {
         "messageExpression": "'\"' + self + '\" is not a header name'",
     }, {
         "rule": "!self.lowerAscii().startsWith('x-loadtest-') && !(self.lowerAscii() in ['connection', 'content-length', 'transfer-encoding', 'upgrade'])",
-        "messageExpression": "'\"' + self + '\" is set by the runner: connection, content-length, transfer-encoding, upgrade and x-loadtest-* are its own'",
+        "messageExpression": "'\"' + self + '\" is set by the runner, as connection, content-length, transfer-encoding, upgrade and x-loadtest-* are: choose another name'",
     }]))]
     pub header: String,
-    /// The Secret's name and key; the kubelet puts the value into the runner's environment.
+    /// The Secret's name and key. The kubelet puts the value into the runner's environment.
     pub secret_key_ref: SecretKey,
 }
 
@@ -135,7 +136,7 @@ pub struct SecretKey {
     pub key: String,
 }
 
-/// How the target's certificate is judged.
+/// How the target's certificate is verified.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
@@ -143,19 +144,19 @@ pub struct SecretKey {
     "message": "caBundle and insecureSkipVerify exclude each other: remove one",
 }]))]
 pub struct Tls {
-    /// PEM certificates trusted instead of the public ones.
+    /// PEM certificates to trust instead of the public certificate authorities.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 65_536), extend("x-kubernetes-validations" = [{
         "rule": "self.contains('-----BEGIN CERTIFICATE-----')",
         "message": "must hold at least one PEM block that starts with -----BEGIN CERTIFICATE-----",
     }]))]
     pub ca_bundle: Option<String>,
-    /// Accepts any certificate. The test then says nothing about the target's TLS.
+    /// Accepts any certificate. The test then does not verify the target's TLS.
     #[serde(default)]
     pub insecure_skip_verify: bool,
 }
 
-/// A map of headers, with the names checked and ours kept for us.
+/// The schema of a map of headers. It refuses invalid names, and names that the runner sets.
 pub(super) fn header_map(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
         "type": "object",
@@ -172,7 +173,7 @@ pub(super) fn header_map(_: &mut schemars::SchemaGenerator) -> schemars::Schema 
             },
             {
                 "rule": r"self.all(k, !self[k].matches('[\\x00-\\x08\\x0a-\\x1f]'))",
-                "message": "a header's value can't hold a line break or another control character",
+                "message": "a header's value can't contain line breaks or other control characters",
             },
         ],
     })

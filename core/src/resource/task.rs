@@ -1,6 +1,8 @@
-//! What a user does: one task is one request, or one WebSocket session.
+//! The tasks of a scenario: one task is one request or one use of a WebSocket.
+//!
+//! [`crate::plan::Task`] is the validated form.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, num::NonZeroU32};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Check;
 use crate::values::{Duration, schema_between};
 
-/// One thing a user does, chosen by weight.
+/// One thing that a user does, picked by weight.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
@@ -16,16 +18,16 @@ use crate::values::{Duration, schema_between};
     "messageExpression": "'task \"' + self.name + '\" must have exactly one of http, chat and webSocket'",
 }]))]
 pub struct Task {
-    /// The name in thresholds, metrics and the status.
+    /// The name of the task in thresholds, metrics and the status.
     #[schemars(length(min = 1, max = 63), extend("x-kubernetes-validations" = [{
         "rule": "self.matches('^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$')",
         "messageExpression": "'\"' + self + '\" is not a task name: use letters, digits, and -, _ or . between them'",
     }]))]
     pub name: String,
-    /// How often it is chosen, relative to the other tasks' weights; 0 is never.
+    /// How often the task is picked, relative to the weights of the other tasks; 0 is never.
     #[serde(default = "default_weight")]
     #[schemars(range(min = 0, max = 1_000_000))]
-    pub weight: i64,
+    pub weight: u32,
     /// An HTTP request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpTask>,
@@ -37,30 +39,7 @@ pub struct Task {
     pub web_socket: Option<WebSocketTask>,
 }
 
-/// A task's one kind, with its settings.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum TaskKind<'a> {
-    /// An HTTP request.
-    Http(&'a HttpTask),
-    /// A chat completion.
-    Chat(&'a ChatTask),
-    /// A WebSocket session.
-    WebSocket(&'a WebSocketTask),
-}
-
-impl Task {
-    /// The one kind this task has; `None` when it has no kind or several.
-    pub fn kind(&self) -> Option<TaskKind<'_>> {
-        match (&self.http, &self.chat, &self.web_socket) {
-            (Some(http), None, None) => Some(TaskKind::Http(http)),
-            (None, Some(chat), None) => Some(TaskKind::Chat(chat)),
-            (None, None, Some(web_socket)) => Some(TaskKind::WebSocket(web_socket)),
-            _ => None,
-        }
-    }
-}
-
-fn default_weight() -> i64 {
+const fn default_weight() -> u32 {
     1
 }
 
@@ -86,7 +65,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// The method as it stands on the wire.
+    /// The method's name in HTTP.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Get => "GET",
@@ -100,37 +79,38 @@ impl Method {
     }
 }
 
-/// An HTTP request and what counts as success.
+/// An HTTP request, and which responses are successes.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpTask {
-    /// The method; GET when absent.
+    /// The method. Default: GET.
     #[serde(default)]
     pub method: Method,
-    /// Path and query, from the base URL on.
+    /// Path and query, appended to the base URL.
     #[schemars(schema_with = "path")]
     pub path: String,
-    /// Headers on top of the target's.
+    /// Headers in addition to those of the target.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "super::target::header_map")]
     pub headers: BTreeMap<String, String>,
-    /// The body, sent as it is.
+    /// The body, sent unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 65_536))]
     pub body: Option<String>,
-    /// Statuses that count as success; any below 400 when absent.
+    /// Statuses that are successes. Default: any status below 400.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(range(min = 100, max = 599)))]
-    pub expect_status: Vec<i32>,
-    /// What its answer must hold; read only after its last byte was timed.
+    pub expect_status: Vec<u16>,
+    /// Checks of the response. They run after the last byte was timed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub checks: Vec<Check>,
-    /// Redirects followed, within the target only; 0 takes a redirect for an answer as any other.
+    /// Maximum of redirects to follow, within the target only. With 0, a redirect is a response
+    /// like any other.
     #[serde(default)]
     #[schemars(range(min = 0, max = 20))]
-    pub max_redirects: i32,
-    /// The longest a request may take, from when it was planned.
+    pub max_redirects: u32,
+    /// Maximum time of a request, from its planned start to its last byte.
     #[serde(default = "default_timeout")]
     #[schemars(schema_with = "timeout")]
     pub timeout: Duration,
@@ -140,42 +120,42 @@ pub struct HttpTask {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ChatTask {
-    /// Path, from the base URL on.
+    /// Path, appended to the base URL.
     #[serde(default = "default_chat_path")]
     #[schemars(schema_with = "path")]
     pub path: String,
-    /// Model ids, one drawn per request.
+    /// Model ids. Each request picks one at random.
     #[schemars(length(min = 1, max = 32), inner(length(min = 1, max = 256)))]
     pub models: Vec<String>,
-    /// User messages, one drawn per request.
+    /// User messages. Each request picks one at random.
     #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 16_384)))]
     pub messages: Vec<String>,
-    /// Asks for a streamed answer, so that time to first response is its first content token.
+    /// Asks for a streamed response, so that timeToFirstResponse ends at the first content token.
     #[serde(default)]
     pub stream: bool,
-    /// Asks a streamed answer's server to count its tokens (`stream_options.include_usage`); false
-    /// for servers that refuse to be asked.
+    /// Asks the server to count the tokens of a streamed response
+    /// (`stream_options.include_usage`). Set false for servers that refuse this option.
     #[serde(default = "default_true")]
     pub usage: bool,
-    /// `max_tokens` of the request; the server's default when absent.
+    /// `max_tokens` of the request. Default: that of the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000))]
-    pub max_tokens: Option<i32>,
-    /// Headers on top of the target's.
+    pub max_tokens: Option<NonZeroU32>,
+    /// Headers in addition to those of the target.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "super::target::header_map")]
     pub headers: BTreeMap<String, String>,
-    /// The longest a request may take until its last byte, from when it was planned.
+    /// Maximum time of a request, from its planned start to its last byte.
     #[serde(default = "default_timeout")]
     #[schemars(schema_with = "timeout")]
     pub timeout: Duration,
 }
 
-/// A WebSocket session: connect, send, await replies, close.
+/// Uses a WebSocket session: connects, sends messages, awaits replies, closes.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WebSocketTask {
-    /// Path and query, from the base URL on.
+    /// Path and query, appended to the base URL.
     #[serde(default = "default_web_socket_path")]
     #[schemars(schema_with = "path")]
     pub path: String,
@@ -183,21 +163,21 @@ pub struct WebSocketTask {
     #[serde(default)]
     #[schemars(length(max = 64), inner(length(max = 16_384)))]
     pub send: Vec<String>,
-    /// Replies to await after each message before the next one is sent.
+    /// Number of replies to await after each message before the next one is sent.
     #[serde(default)]
     #[schemars(range(min = 0, max = 1000))]
-    pub replies: i32,
-    /// How long a session lives: for one task, or for as long as its user runs.
+    pub replies: u32,
+    /// How long a session lives: for one task, or as long as its user runs.
     #[serde(default)]
     pub session: Session,
-    /// Ends the session with a close handshake; otherwise the connection is dropped.
+    /// Ends the session with a close handshake. With false, the connection is dropped.
     #[serde(default = "default_true")]
     pub close: bool,
-    /// Headers on top of the target's.
+    /// Headers in addition to those of the target.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "super::target::header_map")]
     pub headers: BTreeMap<String, String>,
-    /// The longest a session may take, from when it was planned.
+    /// Maximum time of the task, from its planned start.
     #[serde(default = "default_timeout")]
     #[schemars(schema_with = "timeout")]
     pub timeout: Duration,
@@ -206,15 +186,15 @@ pub struct WebSocketTask {
 /// How long a WebSocket session lives.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
 pub enum Session {
-    /// For one task: each connects anew.
+    /// For one task: each task opens a new connection.
     #[default]
     PerTask,
-    /// For as long as its user runs: a task goes on in the session that the one before it left,
-    /// and connects anew only when that has ended.
+    /// As long as its user runs: a task continues in the session of the user's previous task, and
+    /// opens a new connection only after that session has ended.
     PerUser,
 }
 
-fn default_true() -> bool {
+const fn default_true() -> bool {
     true
 }
 
@@ -236,7 +216,7 @@ fn path(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         "maxLength": 4096,
         "x-kubernetes-validations": [{
             "rule": r"self.matches('^/[A-Za-z0-9._~:/?@!$&()*+,;=%|-]*$')",
-            "messageExpression": "'\"' + self + '\" is not a path: start it with / and percent-encode what is not a letter, a digit or one of -._~:/?@!$&()*+,;=%|'",
+            "messageExpression": "'\"' + self + '\" is not a path: start it with / and percent-encode everything but letters, digits and -._~:/?@!$&()*+,;=%|'",
         }],
     })
 }

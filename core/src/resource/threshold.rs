@@ -1,89 +1,133 @@
-//! What must hold for a test to pass.
+//! The thresholds of a spec: what must hold for a test to pass.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, num::NonZeroU32, str::FromStr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::values::{Bound, Duration, schema_between};
+use crate::{
+    metrics::{Metric, Unit},
+    values::{Bound, Duration, optional_schema_between, schema_between},
+};
 
-/// One row of the table a test is judged by.
+/// One row of the table that a test is judged by.
+///
+/// The fields `task`, `metric`, `statistic` and `window` identify a row.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rules()))]
 pub struct Threshold {
-    /// The task it judges; all tasks together when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    /// Name of the task to judge. Default: all tasks together.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "empty_as_none")]
+    #[schemars(schema_with = "task_name")]
     pub task: Option<String>,
-    /// What is judged.
+    /// What to judge. The documentation describes each metric: docs/loadtest.md.
     pub metric: Metric,
-    /// Which statistic of a latency: min, mean, p50 … p99.9, max.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Statistic of a latency: min, mean, max, or a percentile such as p50, p95 or p99.9. Other
+    /// metrics have none.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "empty_as_none")]
+    #[schemars(schema_with = "statistic_or_none")]
     pub statistic: Option<Statistic>,
-    /// Holds: the row is a Pass.
+    /// Bound of a Pass, such as "< 500ms".
     pub target: Bound,
-    /// Holds while the target does not: the row is a Warning.
+    /// Bound of a Warning. It counts where the target is missed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<Bound>,
-    /// Holds: the row is Critical. Between warning and critical it is a Fail.
+    /// Bound of Critical, such as "> 5s". Between warning and critical, the row is a Fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub critical: Option<Bound>,
-    /// Judges the worst of the test's rolling windows of this length, in place of the whole test.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Length of rolling windows, such as 30s. The row judges the worst window. Default: the row
+    /// judges the whole test.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "empty_as_none")]
     #[schemars(schema_with = "window_length")]
     pub window: Option<Duration>,
-    /// Ends the test, on all runners, once the critical bound holds.
+    /// Stops the load on all runners once the critical bound is met.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abort: Option<Abort>,
-    /// Samples below which the row is Inconclusive; 5/(1−p) for a percentile when absent.
+    /// Minimum number of samples; with fewer, the row is Inconclusive. Default: 5/(1−p) for a
+    /// percentile p, else 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
-    pub min_samples: Option<i64>,
+    pub min_samples: Option<NonZeroU32>,
 }
 
-/// When a critical bound that holds ends the test.
+/// When a critical bound stops the load.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Abort {
-    /// Not before the test has run so long.
+    /// Not before the load has run for this time.
     #[serde(default)]
-    #[schemars(schema_with = "patience")]
+    #[schemars(schema_with = "abort_delay")]
     pub after: Duration,
-    /// Not before it has held so long without a break.
+    /// Not before the bound has been met for this time without a break.
     #[serde(default, rename = "for")]
-    #[schemars(schema_with = "patience")]
+    #[schemars(schema_with = "abort_delay")]
     pub lasting: Duration,
 }
 
-fn window_length(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schema_between("5s", "1h")
+/// The API server needs a value for each key of a list map: an empty text stands for none.
+fn empty_as_none<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
+    match Option::<String>::deserialize(deserializer)?.as_deref() {
+        None | Some("") => Ok(None),
+        Some(text) => text.parse().map(Some).map_err(de::Error::custom),
+    }
 }
 
-fn patience(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+fn task_name(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({"type": "string", "maxLength": 63, "default": ""})
+}
+
+fn statistic_or_none(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "string",
+        "maxLength": 8,
+        "default": "",
+        "x-kubernetes-validations": [{
+            "rule": "self == '' || (self.matches('^(min|mean|max|p[0-9]{1,2}([.][0-9]{1,3})?)$') && !self.matches('^p0*([.]0*)?$'))",
+            "messageExpression": "'\"' + self + '\" is not a statistic: use min, mean, max or a percentile such as p50, p95 or p99.9'",
+        }],
+    })
+}
+
+fn window_length(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    let mut schema = optional_schema_between("5s", "1h");
+    schema.insert("default".into(), "".into());
+    schema
+}
+
+fn abort_delay(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schema_between("0s", "168h")
 }
 
-/// Rules over a threshold's fields together. Each says nothing when another one already does.
+/// CEL rules on several fields of a threshold. At most one of them fails for one mistake.
 fn rules() -> serde_json::Value {
-    /// A bound's value: what is left of it without its comparison, spaces and unit.
-    fn value(bound: &str) -> String {
+    /// The number of a bound: the bound without its comparison, spaces and unit.
+    fn number_of(bound: &str) -> String {
         let kept = ["<", ">", "=", " ", "%", "/s"];
         kept.iter().fold(bound.to_owned(), |text, cut| format!("{text}.replace('{cut}', '')"))
     }
-    /// Metrics that are shares, that are rates, and of which more is better.
-    const SHARES: &str = "self.metric in ['errorRate', 'goodput']";
-    const RATES: &str = "self.metric in ['throughput', 'tokensPerSecond']";
-    const GROWS: &str = "self.metric in ['throughput', 'tokensPerSecond', 'goodput']";
+    /// A CEL test for the metrics that a condition selects.
+    fn is_one_of(select: impl Fn(Metric) -> bool) -> String {
+        let names: Vec<_> = Metric::all().filter(|metric| select(*metric)).collect();
+        let names: Vec<_> = names.iter().map(|metric| format!("'{}'", metric.as_str())).collect();
+        format!("self.metric in [{}]", names.join(", "))
+    }
     const TARGET: &str = "self.target";
     const WARNING: &str = "(has(self.warning) ? self.warning : self.target)";
     const CRITICAL: &str =
         "(has(self.critical) ? self.critical : has(self.warning) ? self.warning : self.target)";
+    let is_percent = is_one_of(|metric| metric.unit() == Unit::Percent);
+    let is_rate = is_one_of(|metric| metric.unit() == Unit::Rate);
+    let is_higher_better = is_one_of(Metric::is_higher_better);
     let all = format!("[{TARGET}, {WARNING}, {CRITICAL}]");
-    let (target, warning, critical) = (value(TARGET), value(WARNING), value(CRITICAL));
-    // A word in the unit of time ends in s, m or h; `/s` is a rate.
+    let (target, warning, critical) = (number_of(TARGET), number_of(WARNING), number_of(CRITICAL));
+    // A duration ends in s, m or h, and a rate in `/s`.
     let in_unit = format!(
-        "{all}.all(b, b.endsWith('%') ? {SHARES} : b.endsWith('/s') ? {RATES} : !({SHARES} || {RATES}))"
+        "{all}.all(b, b.endsWith('%') ? {is_percent} : b.endsWith('/s') ? {is_rate} : !({is_percent} || {is_rate}))"
     );
     let durations = format!(
         "{all}.all(b, b.matches('^[<>=]+ ?(([0-9]+([.][0-9]*)?|[.][0-9]+)(ns|us|µs|μs|ms|s|m|h))+$'))"
@@ -96,35 +140,35 @@ fn rules() -> serde_json::Value {
     let falling =
         format!("double({target}) >= double({warning}) && double({warning}) >= double({critical})");
     let ordered = format!(
-        "!({in_unit}) || ({GROWS} ? (!({numbers}) || ({falling})) : \
+        "!({in_unit}) || ({is_higher_better} ? (!({numbers}) || ({falling})) : \
          self.metric == 'errorRate' ? (!({numbers}) || ({})) : (!({durations}) || ({})))",
         rising("double"),
         rising("duration"),
     );
     serde_json::json!([
         {
-            "rule": format!("has(self.statistic) || {SHARES} || {RATES}"),
+            "rule": format!("self.statistic != '' || {is_percent} || {is_rate}"),
             "messageExpression": "'statistic is missing: ' + self.metric + ' needs one of min, mean, p50, p90, p95, p99, p99.9, max'",
         },
         {
-            "rule": format!("!has(self.statistic) || !({SHARES} || {RATES})"),
-            "messageExpression": "'statistic: ' + self.metric + ' is one number and takes no statistic: remove it'",
+            "rule": format!("self.statistic == '' || !({is_percent} || {is_rate})"),
+            "messageExpression": "'statistic: ' + self.metric + ' is a single number without statistics: remove it'",
         },
         {
             "rule": in_unit,
-            "messageExpression": format!("self.metric + ' is bounded by ' + ({SHARES} ? 'a share, such as \"' + ({GROWS} ? '> 99%' : '< 0.1%') + '\"' : {RATES} ? 'a rate, such as \"> 10/s\"' : 'a duration, such as \"< 500ms\"') + ': target, warning and critical must all be so'"),
+            "messageExpression": format!("self.metric + ' is bounded by ' + ({is_percent} ? 'a percentage, such as \"' + ({is_higher_better} ? '> 99%' : '< 0.1%') + '\"' : {is_rate} ? 'a rate, such as \"> 10/s\"' : 'a duration, such as \"< 500ms\"') + ': write target, warning and critical in this unit'"),
         },
         {
-            "rule": format!("self.target.startsWith({GROWS} ? '>' : '<') && (!has(self.warning) || self.warning.startsWith({GROWS} ? '>' : '<'))"),
-            "messageExpression": format!("'target and warning of ' + self.metric + ' say what is good enough: start them with ' + ({GROWS} ? '>' : '<')"),
+            "rule": format!("self.target.startsWith({is_higher_better} ? '>' : '<') && (!has(self.warning) || self.warning.startsWith({is_higher_better} ? '>' : '<'))"),
+            "messageExpression": format!("'target and warning of ' + self.metric + ' limit the good values: start them with ' + ({is_higher_better} ? '>' : '<')"),
         },
         {
-            "rule": format!("!has(self.critical) || self.critical.startsWith({GROWS} ? '<' : '>')"),
-            "messageExpression": format!("'critical of ' + self.metric + ({GROWS} ? ' says what is too little: start it with <' : ' says what is too much: start it with >')"),
+            "rule": format!("!has(self.critical) || self.critical.startsWith({is_higher_better} ? '<' : '>')"),
+            "messageExpression": format!("'critical of ' + self.metric + ' limits the bad values: start it with ' + ({is_higher_better} ? '<' : '>')"),
         },
         {
             "rule": "!has(self.abort) || has(self.critical)",
-            "message": "abort ends the test once critical holds, and critical is missing: add it, or remove abort",
+            "message": "abort stops the test once critical is met, and critical is missing: add critical, or remove abort",
         },
         {
             "rule": ordered,
@@ -133,93 +177,66 @@ fn rules() -> serde_json::Value {
     ])
 }
 
-impl Threshold {
-    /// How people name the row: `chat timeToFirstResponse p95 over 30s`.
-    pub fn label(&self) -> String {
-        let mut label = self.task.as_ref().map_or_else(String::new, |task| format!("{task} "));
-        label.push_str(self.metric.as_str());
-        if let Some(statistic) = &self.statistic {
-            label.push(' ');
-            label.push_str(&statistic.to_string());
-        }
-        if let Some(window) = &self.window {
-            label.push_str(&format!(" over {window}"));
-        }
-        label
-    }
-}
-
-/// What a threshold can judge.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+/// Identifies a threshold and its row in the status.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub enum Metric {
-    /// From when a request was planned to its last byte.
-    ResponseTime,
-    /// From when a request was sent to its last byte.
-    ServiceTime,
-    /// From when a chat request was planned to its first content token.
-    TimeToFirstResponse,
-    /// Between two tokens of a streamed chat.
-    InterTokenLatency,
-    /// From when an http or chat request was sent to the first byte of its answer.
-    TimeToFirstByte,
-    /// From the start of a WebSocket's connection to its upgrade.
-    WebSocketConnect,
-    /// From a WebSocket message that was sent to the last reply it awaits.
-    WebSocketRoundTrip,
-    /// Failed requests as a share of all completed ones.
-    ErrorRate,
-    /// Successful requests per second of load.
-    Throughput,
-    /// Tokens that a chat's target made, per second of load.
-    TokensPerSecond,
-    /// Requests that succeeded and met every latency target of their task, as a share of all.
-    Goodput,
+pub struct ThresholdKey {
+    /// Name of the judged task; absent for all tasks together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// The judged metric.
+    pub metric: String,
+    /// The statistic of a latency.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistic: Option<String>,
+    /// Length of the rolling windows; absent when the row judges the whole test.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<String>,
 }
 
-impl Metric {
-    /// The name as it stands in a spec.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::ResponseTime => "responseTime",
-            Self::ServiceTime => "serviceTime",
-            Self::TimeToFirstResponse => "timeToFirstResponse",
-            Self::InterTokenLatency => "interTokenLatency",
-            Self::TimeToFirstByte => "timeToFirstByte",
-            Self::WebSocketConnect => "webSocketConnect",
-            Self::WebSocketRoundTrip => "webSocketRoundTrip",
-            Self::ErrorRate => "errorRate",
-            Self::Throughput => "throughput",
-            Self::TokensPerSecond => "tokensPerSecond",
-            Self::Goodput => "goodput",
+/// Writes the row's name: `chat timeToFirstResponse p95 over 30s`.
+impl fmt::Display for ThresholdKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(task) = &self.task {
+            write!(f, "{task} ")?;
+        }
+        f.write_str(&self.metric)?;
+        if let Some(statistic) = &self.statistic {
+            write!(f, " {statistic}")?;
+        }
+        match &self.window {
+            Some(window) => write!(f, " over {window}"),
+            None => Ok(()),
         }
     }
+}
 
-    /// True for the counts that a load generator which is itself late makes smaller.
-    pub const fn needs_pace(self) -> bool {
-        matches!(self, Self::Throughput | Self::TokensPerSecond | Self::Goodput)
-    }
-
-    /// True for the metrics that are distributions of durations.
-    pub const fn is_latency(self) -> bool {
-        !matches!(self, Self::ErrorRate | Self::Goodput | Self::Throughput | Self::TokensPerSecond)
+impl Threshold {
+    /// The fields that identify this threshold.
+    pub fn key(&self) -> ThresholdKey {
+        ThresholdKey {
+            task: self.task.clone(),
+            metric: self.metric.as_str().to_owned(),
+            statistic: self.statistic.as_ref().map(ToString::to_string),
+            window: self.window.as_ref().map(ToString::to_string),
+        }
     }
 }
 
-/// One number out of a distribution.
+/// One number of a distribution.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Statistic {
     /// The smallest value.
     Min,
     /// The arithmetic mean.
     Mean,
-    /// The quantile at a share of one: `p95` is 0.95.
+    /// The quantile at a fraction of one: `p95` is 0.95.
     Quantile(f64),
     /// The largest value.
     Max,
 }
 
-/// A text that names no statistic.
+/// The error for a text that is not a statistic.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{text:?} is not a statistic: use min, mean, max or a percentile such as p50, p95 or p99.9"
@@ -270,27 +287,6 @@ impl<'de> Deserialize<'de> for Statistic {
     }
 }
 
-impl JsonSchema for Statistic {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Statistic".into()
-    }
-
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({
-            "type": "string",
-            "maxLength": 8,
-            "x-kubernetes-validations": [{
-                "rule": "self.matches('^(min|mean|max|p[0-9]{1,2}([.][0-9]{1,3})?)$') && !self.matches('^p0*([.]0*)?$')",
-                "messageExpression": "'\"' + self + '\" is not a statistic: use min, mean, max or a percentile such as p50, p95 or p99.9'",
-            }],
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -303,9 +299,29 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_statistic_is_refused() {
+    fn other_texts_are_refused() {
         for text in ["", "p", "p0", "p100", "p-1", "p1e1", "median", "95", "P95", "pNaN"] {
             assert!(text.parse::<Statistic>().is_err(), "{text:?}");
         }
+    }
+
+    #[test]
+    fn empty_keys_stand_for_none() {
+        let threshold: Threshold = serde_json::from_str(
+            r#"{"task": "", "metric": "errorRate", "statistic": "", "window": "", "target": "< 1%"}"#,
+        )
+        .unwrap();
+        assert_eq!(threshold.key().to_string(), "errorRate");
+        let json = serde_json::to_string(&threshold).unwrap();
+        assert_eq!(json, r#"{"metric":"errorRate","target":"< 1%"}"#);
+    }
+
+    #[test]
+    fn rows_are_named_by_their_key() {
+        let threshold: Threshold = serde_json::from_str(
+            r#"{"task": "chat", "metric": "responseTime", "statistic": "p95", "window": "30s", "target": "< 1s"}"#,
+        )
+        .unwrap();
+        assert_eq!(threshold.key().to_string(), "chat responseTime p95 over 30s");
     }
 }

@@ -2,12 +2,11 @@
 
 use std::{cmp::Ordering, fmt, str::FromStr};
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{Quantity, QuantityError};
 
-/// Which side of its value a bound allows.
+/// The side of a value that a bound allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Comparison {
     /// `<`
@@ -23,22 +22,22 @@ pub enum Comparison {
 /// A comparison with a quantity.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bound {
-    /// The side that holds.
+    /// The side of `quantity` that satisfies the bound.
     pub comparison: Comparison,
-    /// The value compared with.
+    /// The value to compare with.
     pub quantity: Quantity,
 }
 
-/// Why a text is no bound.
+/// The error for a text that is not a bound.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BoundError {
-    /// It does not start with a comparison.
+    /// The text does not start with a comparison.
     #[error("{text:?} is not a bound: start it with <, <=, > or >=, as in \"< 500ms\"")]
     Comparison {
-        /// The text as it was given.
+        /// The text.
         text: String,
     },
-    /// What follows the comparison has no known unit.
+    /// The text after the comparison has no known unit.
     #[error(transparent)]
     Quantity(#[from] QuantityError),
 }
@@ -49,7 +48,7 @@ impl Comparison {
         matches!(self, Self::Below | Self::AtMost)
     }
 
-    const fn symbol(self) -> &'static str {
+    const fn as_symbol(self) -> &'static str {
         match self {
             Self::Below => "<",
             Self::AtMost => "<=",
@@ -61,8 +60,8 @@ impl Comparison {
 
 impl Bound {
     /// True when `observed` satisfies the bound; `None` when the units differ.
-    pub fn holds(&self, observed: Quantity) -> Option<bool> {
-        let order = compare(observed, self.quantity)?;
+    pub fn is_met_by(&self, observed: Quantity) -> Option<bool> {
+        let order = compare_quantities(observed, self.quantity)?;
         Some(match self.comparison {
             Comparison::Below => order == Ordering::Less,
             Comparison::AtMost => order != Ordering::Greater,
@@ -72,19 +71,19 @@ impl Bound {
     }
 }
 
-/// Orders two quantities of the same unit.
-pub fn compare(a: Quantity, b: Quantity) -> Option<Ordering> {
+/// Orders two quantities; `None` when their units differ.
+pub fn compare_quantities(a: Quantity, b: Quantity) -> Option<Ordering> {
     match (a, b) {
         (Quantity::Time(a), Quantity::Time(b)) => Some(a.cmp(&b)),
         (Quantity::Rate(a), Quantity::Rate(b)) => a.partial_cmp(&b),
-        (Quantity::Share(a), Quantity::Share(b)) => a.partial_cmp(&b),
+        (Quantity::Percent(a), Quantity::Percent(b)) => a.partial_cmp(&b),
         _ => None,
     }
 }
 
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.comparison.symbol(), self.quantity)
+        write!(f, "{} {}", self.comparison.as_symbol(), self.quantity)
     }
 }
 
@@ -118,7 +117,7 @@ impl<'de> Deserialize<'de> for Bound {
     }
 }
 
-impl JsonSchema for Bound {
+impl schemars::JsonSchema for Bound {
     fn inline_schema() -> bool {
         true
     }
@@ -127,8 +126,8 @@ impl JsonSchema for Bound {
         "Bound".into()
     }
 
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
             "type": "string",
             "maxLength": 40,
             "x-kubernetes-validations": [
@@ -138,7 +137,7 @@ impl JsonSchema for Bound {
                 },
                 {
                     "rule": "!self.matches('^(<|<=|>|>=) ?[^ <>=]') || self.matches('^[<>=]+ ?(([0-9]+([.][0-9]*)?|[.][0-9]+)(%|/s)|(([0-9]+([.][0-9]*)?|[.][0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$')",
-                    "messageExpression": "'\"' + self + '\" has no unit we know: write a duration (500ms), a share (0.1%) or a rate (10/s)'",
+                    "messageExpression": "'\"' + self + '\" has no known unit: write a duration (500ms), a percentage (0.1%) or a rate (10/s)'",
                 },
             ],
         })
@@ -148,14 +147,14 @@ impl JsonSchema for Bound {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::values::{Duration, Rate, Share};
+    use crate::values::{Duration, Percent, Rate};
 
     fn bound(text: &str) -> Bound {
         text.parse().unwrap()
     }
 
     #[test]
-    fn a_bound_prints_as_it_is_written() {
+    fn bounds_print_as_they_are_written() {
         for text in ["< 500ms", "<= 1s", "> 10/s", ">= 2.5/s", "< 0.1%", "> 5%", "< 2m", "< 0.123%"]
         {
             assert_eq!(bound(text).to_string(), text);
@@ -168,24 +167,27 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_bound_is_refused() {
+    fn other_texts_are_refused() {
         for text in ["", "500ms", "= 5s", "< 500", "< ", "<> 5s", "< -5s"] {
             assert!(text.parse::<Bound>().is_err(), "{text:?}");
         }
     }
 
     #[test]
-    fn the_edge_belongs_to_the_inclusive_bounds_only() {
+    fn only_inclusive_bounds_accept_their_value() {
         let edge = Quantity::Time(Duration::from_millis(500));
-        assert_eq!(bound("< 500ms").holds(edge), Some(false));
-        assert_eq!(bound("<= 500ms").holds(edge), Some(true));
-        assert_eq!(bound("> 500ms").holds(edge), Some(false));
-        assert_eq!(bound(">= 500ms").holds(edge), Some(true));
+        assert_eq!(bound("< 500ms").is_met_by(edge), Some(false));
+        assert_eq!(bound("<= 500ms").is_met_by(edge), Some(true));
+        assert_eq!(bound("> 500ms").is_met_by(edge), Some(false));
+        assert_eq!(bound(">= 500ms").is_met_by(edge), Some(true));
     }
 
     #[test]
-    fn units_are_never_mixed() {
-        assert_eq!(bound("< 1s").holds(Quantity::Rate(Rate::per_second(1.0))), None);
-        assert_eq!(bound("< 1%").holds(Quantity::Share(Share::of_one(0.005))), Some(true));
+    fn quantities_of_other_units_are_not_compared() {
+        assert_eq!(bound("< 1s").is_met_by(Quantity::Rate(Rate::per_second(1.0))), None);
+        assert_eq!(
+            bound("< 1%").is_met_by(Quantity::Percent(Percent::from_fraction(0.005))),
+            Some(true)
+        );
     }
 }

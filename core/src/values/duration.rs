@@ -1,11 +1,14 @@
-//! Durations in Go's notation, as Kubernetes people write them: `500ms`, `2m`, `1h30m`.
+//! Durations in Go's notation, as Kubernetes uses it: `500ms`, `2m`, `1h30m`.
+//!
+//! `kube_core::Duration` reads the same notation, but by floating-point arithmetic, so that not
+//! every duration prints as it was written. This type reads and prints exactly, also rounds
+//! measurements, and keeps Kubernetes crates out of the runner.
 
 use std::{fmt, str::FromStr};
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::significant;
+use super::round_significant;
 
 const MICROSECOND: u64 = 1_000;
 const MILLISECOND: u64 = 1_000_000;
@@ -13,11 +16,11 @@ const SECOND: u64 = 1_000_000_000;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 
-/// A length of time in whole nanoseconds, never negative.
+/// A length of time in whole nanoseconds. Never negative.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Duration(u64);
 
-/// Why a text is no duration.
+/// The error for a text that is not a duration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a duration: write a number with a unit, such as 500ms, 30s, 2m or 1h30m")]
 pub struct DurationError {
@@ -25,7 +28,7 @@ pub struct DurationError {
 }
 
 impl Duration {
-    /// No time at all.
+    /// Zero nanoseconds.
     pub const ZERO: Self = Self(0);
 
     /// A duration of whole nanoseconds.
@@ -33,17 +36,17 @@ impl Duration {
         Self(nanos)
     }
 
-    /// A duration of whole milliseconds; the largest one there is when that overflows.
+    /// A duration of whole milliseconds. Saturates at the largest duration.
     pub const fn from_millis(millis: u64) -> Self {
         Self(millis.saturating_mul(MILLISECOND))
     }
 
-    /// A duration of whole seconds; the largest one there is when that overflows.
+    /// A duration of whole seconds. Saturates at the largest duration.
     pub const fn from_secs(secs: u64) -> Self {
         Self(secs.saturating_mul(SECOND))
     }
 
-    /// The nearest duration to a number of seconds; zero for what is negative or no number.
+    /// The nearest duration to a number of seconds; zero for negative numbers and NaN.
     pub fn from_secs_f64(secs: f64) -> Self {
         #[expect(
             clippy::cast_possible_truncation,
@@ -68,40 +71,40 @@ impl Duration {
         self.0 as f64 / MILLISECOND as f64
     }
 
-    /// The same duration as the standard library's type.
-    pub const fn std(self) -> std::time::Duration {
+    /// This duration as a [`std::time::Duration`].
+    pub const fn to_std(self) -> std::time::Duration {
         std::time::Duration::from_nanos(self.0)
     }
 
-    /// The sum, or the largest duration there is.
+    /// The sum. Saturates at the largest duration.
     #[must_use]
     pub const fn plus(self, other: Self) -> Self {
         Self(self.0.saturating_add(other.0))
     }
 
-    /// The difference, or zero.
+    /// The difference. Saturates at zero.
     #[must_use]
     pub const fn minus(self, other: Self) -> Self {
         Self(self.0.saturating_sub(other.0))
     }
 
-    /// The duration as people read a measurement: four significant digits, `523.4ms`, `1.25s`.
+    /// The duration as the text of a measurement: four significant digits, `523.4ms`, `1.25s`.
     ///
-    /// From one minute on, minutes and hours are split off (`1m23.4s`), as Go prints them.
+    /// From one minute on, minutes and hours are written separately (`1m23.4s`), as in Go.
     pub fn rounded(self) -> String {
         let nanos = self.0;
         if nanos >= MINUTE {
             let tenth = SECOND / 10;
             return Self(nanos.saturating_add(tenth / 2) / tenth * tenth).to_string();
         }
-        // The unit is chosen after rounding, so that 999.96ms prints as 1s.
+        // The unit is chosen after rounding, so that 999.96 ms prints as `1s`.
         for (unit, name) in [(1, "ns"), (MICROSECOND, "µs"), (MILLISECOND, "ms")] {
-            let text = significant(nanos as f64 / unit as f64, 4);
+            let text = round_significant(nanos as f64 / unit as f64, 4);
             if text.parse::<f64>().is_ok_and(|value| value < 1000.0) {
                 return if text == "0" { "0s".to_owned() } else { format!("{text}{name}") };
             }
         }
-        format!("{}s", significant(self.as_secs_f64(), 4))
+        format!("{}s", round_significant(self.as_secs_f64(), 4))
     }
 }
 
@@ -111,7 +114,7 @@ impl From<std::time::Duration> for Duration {
     }
 }
 
-/// The exact value in the fewest units: `2m`, `1h30m`, `1.5s`, `250ms`.
+/// Writes the exact value in the fewest units: `2m`, `1h30m`, `1.5s`, `250ms`.
 impl fmt::Display for Duration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0 == 0 {
@@ -149,12 +152,12 @@ impl FromStr for Duration {
     type Err = DurationError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        parse(text).map(Self).ok_or_else(|| DurationError { text: text.to_owned() })
+        parse_nanos(text).map(Self).ok_or_else(|| DurationError { text: text.to_owned() })
     }
 }
 
-/// Go's grammar: decimal numbers, each with a unit, largest first by custom but not by rule.
-fn parse(text: &str) -> Option<u64> {
+/// Parses Go's grammar: decimal numbers, each with a unit, in any order.
+fn parse_nanos(text: &str) -> Option<u64> {
     if text == "0" {
         return Some(0);
     }
@@ -177,14 +180,14 @@ fn parse(text: &str) -> Option<u64> {
             "h" => HOUR,
             _ => return None,
         };
-        total = total.checked_add(scaled(number, unit)?)?;
+        total = total.checked_add(scale_number(number, unit)?)?;
         rest = tail;
     }
     Some(total)
 }
 
-/// `number` × `unit`, exactly: integer arithmetic, digits below a nanosecond cut off.
-fn scaled(number: &str, unit: u64) -> Option<u64> {
+/// `number` × `unit` by integer arithmetic. Digits below a nanosecond are cut off.
+fn scale_number(number: &str, unit: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
         return None;
@@ -212,7 +215,7 @@ impl<'de> Deserialize<'de> for Duration {
     }
 }
 
-impl JsonSchema for Duration {
+impl schemars::JsonSchema for Duration {
     fn inline_schema() -> bool {
         true
     }
@@ -221,25 +224,44 @@ impl JsonSchema for Duration {
         "Duration".into()
     }
 
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schema_between("0s", "87600h")
     }
 }
 
 /// The schema of a duration within two bounds, both included, with a message that names them.
-pub(crate) fn schema_between(min: &str, max: &str) -> Schema {
-    const GRAMMAR: &str =
-        r"self.matches('^(0|(([0-9]+([.][0-9]*)?|[.][0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$')";
-    json_schema!({
+pub(crate) fn schema_between(min: &str, max: &str) -> schemars::Schema {
+    schema_with_grammar(
+        r"self.matches('^(0|(([0-9]+([.][0-9]*)?|[.][0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$')",
+        min,
+        max,
+    )
+}
+
+/// Like [`schema_between`], but an empty text is valid too.
+pub(crate) fn optional_schema_between(min: &str, max: &str) -> schemars::Schema {
+    let mut schema = schema_with_grammar(
+        r"(self == '' || self.matches('^(0|(([0-9]+([.][0-9]*)?|[.][0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$'))",
+        min,
+        max,
+    );
+    if let Some(rule) = schema.pointer_mut("/x-kubernetes-validations/1/rule") {
+        *rule = format!("self == '' || {}", rule.as_str().unwrap_or_default()).into();
+    }
+    schema
+}
+
+fn schema_with_grammar(grammar: &str, min: &str, max: &str) -> schemars::Schema {
+    schemars::json_schema!({
         "type": "string",
         "maxLength": 32,
         "x-kubernetes-validations": [
             {
-                "rule": GRAMMAR,
+                "rule": grammar,
                 "messageExpression": "'\"' + self + '\" is not a duration: write a number with a unit, such as 500ms, 30s, 2m or 1h30m'",
             },
             {
-                "rule": format!("!{GRAMMAR} || (duration(self) >= duration('{min}') && duration(self) <= duration('{max}'))"),
+                "rule": format!("!{grammar} || (duration(self) >= duration('{min}') && duration(self) <= duration('{max}'))"),
                 "messageExpression": format!("'\"' + self + '\" is out of range: at least {min} and at most {max}'"),
             },
         ],
@@ -257,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn go_durations_are_read() {
+    fn go_durations_are_parsed() {
         assert_eq!(nanos("500ms"), Some(500_000_000));
         assert_eq!(nanos("2m"), Some(120_000_000_000));
         assert_eq!(nanos("1h30m"), Some(5_400_000_000_000));
@@ -270,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_duration_is_refused() {
+    fn other_texts_are_refused() {
         for text in ["", "5", "-1s", "s", ".s", "1.2.3s", "1 s", "1d", "abc", "1s ", "99999999999h"]
         {
             assert_eq!(nanos(text), None, "{text:?}");
@@ -294,13 +316,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn printing_and_reading_are_inverse(nanos in 0_u64..=u64::MAX / 2) {
+        fn printing_and_parsing_are_inverse(nanos in 0_u64..=u64::MAX / 2) {
             let duration = Duration::from_nanos(nanos);
             prop_assert_eq!(duration.to_string().parse::<Duration>(), Ok(duration));
         }
 
         #[test]
-        fn rounding_is_within_a_thousandth_and_readable(nanos in 1_u64..60_000_000_000) {
+        fn rounding_is_within_0_06_percent_and_parses(nanos in 1_u64..60_000_000_000) {
             let read: Duration = Duration::from_nanos(nanos).rounded().parse().unwrap();
             let error = (read.as_secs_f64() / (nanos as f64 / 1e9) - 1.0).abs();
             prop_assert!(error <= 0.0006, "{nanos} → {read}");

@@ -1,19 +1,21 @@
-//! Values with units: durations, rates, shares and the bounds built from them.
+//! Values with units: users, durations, rates, percentages, and bounds on them.
 //!
-//! Each is parsed once, where a spec or a command line enters, and printed in the
-//! same notation it is read in. Must not know any metric or resource.
+//! Each value is parsed once, where a spec or a command line enters the program, and prints in the
+//! notation that it was read from. This module must not know metrics or resources.
 
 mod bound;
 mod duration;
 mod quantity;
+mod users;
 
-pub use bound::{Bound, BoundError, Comparison, compare};
-pub(crate) use duration::schema_between;
+pub use bound::{Bound, BoundError, Comparison, compare_quantities};
 pub use duration::{Duration, DurationError};
-pub use quantity::{Quantity, QuantityError, Rate, Share};
+pub(crate) use duration::{optional_schema_between, schema_between};
+pub use quantity::{Percent, PositiveRate, Quantity, QuantityError, Rate};
+pub use users::Users;
 
 /// Rounds to `digits` significant digits and drops trailing zeros, without an exponent.
-fn significant(value: f64, digits: i32) -> String {
+fn round_significant(value: f64, digits: i32) -> String {
     if value == 0.0 || !value.is_finite() {
         return "0".to_owned();
     }
@@ -30,7 +32,7 @@ fn significant(value: f64, digits: i32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::significant;
+    use super::round_significant;
 
     #[test]
     fn rounding_keeps_four_digits_and_no_trailing_zero() {
@@ -44,7 +46,7 @@ mod tests {
             (123_456.0, "123456"),
             (999.96, "1000"),
         ] {
-            assert_eq!(significant(value, 4), text);
+            assert_eq!(round_significant(value, 4), text);
         }
     }
 }

@@ -1,0 +1,14 @@
+//! Prints a generated file: `make generate` writes them to `crds/` and `docs/`.
+
+use std::io::{self, Write};
+
+use loadtest_core::{metrics::document::metrics_table, resource::crd_yaml};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let text = match std::env::args().nth(1).as_deref() {
+        Some("crd") => crd_yaml()?,
+        Some("metrics-table") => metrics_table(),
+        _ => return Err("usage: generate crd|metrics-table".into()),
+    };
+    Ok(io::stdout().write_all(text.as_bytes())?)
+}

@@ -1,0 +1,207 @@
+//! The contract between operator and runner: everything that one relies on in the other.
+//!
+//! The plan ([`crate::plan::Plan`]) and the exposition ([`crate::metrics`]) belong to the contract
+//! too. Change [`VERSION`] with every change that an older operator or runner can't follow.
+
+use std::collections::BTreeMap;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde::{Deserialize, Serialize};
+
+use crate::values::Duration;
+
+/// The version of the contract. The plan and the exposition carry it, and both sides refuse
+/// another one.
+pub const VERSION: u32 = 3;
+
+/// The port on which a runner serves its metrics and takes orders.
+pub const PORT: u16 = 9464;
+
+/// The paths that a runner serves.
+pub mod path {
+    /// GET: the exposition.
+    pub const METRICS: &str = "/metrics";
+    /// GET: a JSON list of [`super::ErrorExample`].
+    pub const ERRORS: &str = "/errors";
+    /// GET: 200 while the process lives.
+    pub const LIVENESS: &str = "/healthz";
+    /// GET: 200 once the runner takes orders.
+    pub const READINESS: &str = "/readyz";
+    /// POST: a [`super::StartOrder`].
+    pub const START: &str = "/start";
+    /// POST: a [`super::StopOrder`].
+    pub const STOP: &str = "/stop";
+    /// POST without a body: the runner may exit.
+    pub const RELEASE: &str = "/release";
+}
+
+/// The directory that the plan's ConfigMap is mounted to.
+pub const PLAN_DIRECTORY: &str = "/etc/loadtest";
+/// The file of the plan in [`PLAN_DIRECTORY`], and its key in the ConfigMap.
+pub const PLAN_FILE: &str = "plan.json";
+/// The path of the plan in a runner's container.
+pub const PLAN_PATH: &str = "/etc/loadtest/plan.json";
+
+/// Environment variables of a runner.
+pub mod variable {
+    /// The runner's index, set by the Job controller.
+    pub const INDEX: &str = "JOB_COMPLETION_INDEX";
+    /// UID of the pod.
+    pub const POD_UID: &str = "LOADTEST_POD_UID";
+
+    /// The variable that holds the value of `target.headersFrom[index]`.
+    pub fn header(index: usize) -> String {
+        format!("LOADTEST_HEADER_{index}")
+    }
+}
+
+/// Exit codes of a runner. Zero means that the runner was released or that its release grace
+/// passed.
+pub mod exit_code {
+    /// The runner could not run: a plan that it can't read, or a port that it can't bind.
+    pub const CANNOT_RUN: u8 = 2;
+    /// The runner was killed after its start. Its load must not run twice.
+    pub const KILLED_AFTER_START: u8 = 75;
+    /// The runner was killed before its start.
+    pub const KILLED_BEFORE_START: u8 = 76;
+    /// The preflight found that the runner's machine can't make the planned load.
+    pub const PREFLIGHT_FAILED: u8 = 77;
+}
+
+/// The termination grace period of a runner pod.
+pub const TERMINATION_GRACE: Duration = Duration::from_secs(10);
+/// How long a killed runner goes on serving its metrics, unless it is released. The pod's log is
+/// deleted with the pod, so the operator must scrape the last metrics within this time. Shorter
+/// than [`TERMINATION_GRACE`].
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(7);
+/// Maximum lead of a start order, and maximum grace period of a stop order. A wrong unit must not
+/// make a runner wait for a year.
+pub const MAX_ORDER_SECONDS: f64 = 3600.0;
+
+/// Tells a runner to start its load.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StartOrder {
+    /// Seconds from the sending of the order to the start.
+    pub in_seconds: f64,
+}
+
+/// Tells a runner to stop its load.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StopOrder {
+    /// Seconds that requests in flight may still take.
+    pub grace_seconds: f64,
+}
+
+/// One message of an error kind, as [`path::ERRORS`] lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorExample {
+    /// The task of the request.
+    pub task: String,
+    /// The error kind.
+    pub kind: String,
+    /// The message of one such error.
+    pub message: String,
+}
+
+/// What to do about two versions of the contract that differ.
+pub fn version_advice() -> String {
+    format!(
+        "this program speaks version {VERSION}; operator and runner must be of one release (chart value runner.image, or spec.runners.image)"
+    )
+}
+
+/// Message of the log lines that carry a runner's last metrics.
+pub const LAST_METRICS: &str = "last metrics";
+/// Maximum length of one part: container runtimes split lines near 16 KiB.
+const PART_LENGTH: usize = 8 << 10;
+
+/// One part of a runner's last exposition, as a line of its log carries it.
+///
+/// A runner that exits without a release order writes its exposition to its log: base64, split
+/// into parts that are numbered from 1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastMetricsPart {
+    /// The number of this part.
+    pub part: usize,
+    /// How many parts there are.
+    pub parts: usize,
+    /// A piece of the base64 text.
+    pub data: String,
+}
+
+/// A log line as the runner's JSON logger writes it.
+#[derive(Deserialize)]
+struct LogLine {
+    fields: LastMetricsPart,
+}
+
+/// Splits an exposition into parts for the log.
+pub fn split_last_metrics(exposition: &[u8]) -> Vec<LastMetricsPart> {
+    let text = STANDARD.encode(exposition);
+    let parts = text.len().div_ceil(PART_LENGTH);
+    let pieces = text.as_bytes().chunks(PART_LENGTH).zip(1..);
+    pieces
+        .map(|(piece, part)| LastMetricsPart {
+            part,
+            parts,
+            data: String::from_utf8_lossy(piece).into_owned(),
+        })
+        .collect()
+}
+
+/// Puts the last exposition together from a runner's log; `None` when a part is missing.
+pub fn join_last_metrics(log: &str) -> Option<Vec<u8>> {
+    let parts: BTreeMap<usize, LastMetricsPart> = log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<LogLine>(line).ok())
+        .map(|line| (line.fields.part, line.fields))
+        .collect();
+    let expected = parts.values().next()?.parts;
+    if expected == 0 || !parts.keys().copied().eq(1..=expected) {
+        return None;
+    }
+    let text: String = parts.into_values().map(|part| part.data).collect();
+    STANDARD.decode(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Log lines as `tracing_subscriber`'s JSON format writes them.
+    fn log_of(exposition: &[u8]) -> Vec<String> {
+        let line = |part: LastMetricsPart| {
+            let LastMetricsPart { part, parts, data } = part;
+            format!(
+                r#"{{"level":"INFO","fields":{{"message":"{LAST_METRICS}","part":{part},"parts":{parts},"data":"{data}"}}}}"#
+            )
+        };
+        split_last_metrics(exposition).into_iter().map(line).collect()
+    }
+
+    #[test]
+    fn last_metrics_are_found_among_other_lines() {
+        let exposition: Vec<u8> = (0..20_000_u32).map(|i| (i % 251) as u8).collect();
+        let mut lines = log_of(&exposition);
+        assert!(lines.len() > 3);
+        lines.insert(1, "not json".into());
+        lines.insert(0, r#"{"level":"INFO","fields":{"message":"ready"}}"#.into());
+        assert_eq!(join_last_metrics(&lines.join("\n")), Some(exposition));
+    }
+
+    #[test]
+    fn a_log_with_a_missing_part_has_no_metrics() {
+        let mut lines = log_of(&[7; 20_000]);
+        lines.remove(1);
+        assert_eq!(join_last_metrics(&lines.join("\n")), None);
+        assert_eq!(join_last_metrics(""), None);
+    }
+
+    #[test]
+    fn the_plan_path_is_directory_and_file() {
+        assert_eq!(PLAN_PATH, format!("{PLAN_DIRECTORY}/{PLAN_FILE}"));
+        const { assert!(DRAIN_TIMEOUT.as_nanos() < TERMINATION_GRACE.as_nanos()) };
+    }
+}

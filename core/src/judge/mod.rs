@@ -1,0 +1,15 @@
+//! From metrics to a verdict: thresholds, windows, stages, and the report of a run. All pure.
+
+mod generator_health;
+mod observation;
+mod report;
+mod stages;
+mod summary;
+mod timeline;
+mod verdict;
+
+pub use report::{MAX_ERRORS, Report, RunContext, progress_of, report};
+pub use stages::breaking_point;
+pub use summary::summarize;
+pub use timeline::Timeline;
+pub use verdict::{judge, worst_verdict};

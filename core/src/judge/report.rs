@@ -1,0 +1,444 @@
+//! From merged metrics to what the status shows: summaries, rows, errors, measurement. Pure.
+
+use std::collections::BTreeMap;
+
+use super::{
+    stages::breaking_point, summary::summarize, timeline::Timeline, verdict::worst_verdict,
+};
+use crate::{
+    metrics::{LatencyHistogram, LatencyMetric, Metrics, Outcome, TaskMetrics, Tokens},
+    plan::{LatencyTargets, TaskKind, ValidTest},
+    resource::{
+        Aborted, BreakingPoint, ConnectionSummary, ErrorCount, Latency, Measurement, Progress,
+        StageRow, Summary, TaskLatencies, TaskSummary, ThresholdRow, TokenSummary, Verdict,
+    },
+    text::truncate,
+    values::{Duration, Percent, Rate},
+};
+
+/// Maximum number of error rows in a status. The rarest errors are left out.
+pub const MAX_ERRORS: usize = 20;
+/// Error kinds that the load generator causes, and not the target.
+const GENERATOR_ERRORS: [&str; 2] = ["file_limit", "port_exhausted"];
+/// Maximum length of an error's example message, in bytes.
+const MAX_EXAMPLE_BYTES: usize = 256;
+/// Maximum length of the verdict's message, in bytes.
+const MAX_MESSAGE_BYTES: usize = 900;
+
+/// What a report needs to know of a run besides its metrics.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RunContext {
+    /// True when `spec.cancel` stopped the run.
+    pub cancelled: bool,
+    /// The threshold that stopped the run.
+    pub aborted: Option<Aborted>,
+    /// Number of runners that ended before the test did.
+    pub runners_lost: u64,
+    /// Time between the start of the first and of the last runner.
+    pub start_skew: Option<Duration>,
+    /// One message for each task and error kind.
+    pub examples: BTreeMap<(String, String), String>,
+}
+
+/// The report of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// Whether the target passed.
+    pub verdict: Verdict,
+    /// The reason of the verdict in one word, for programs.
+    pub reason: &'static str,
+    /// The reason of the verdict in words, for people.
+    pub message: String,
+    /// The numbers of all tasks together.
+    pub summary: Summary,
+    /// The numbers of each task, in the order of the spec.
+    pub tasks: Vec<TaskSummary>,
+    /// The row of each threshold, in the order of the spec.
+    pub thresholds: Vec<ThresholdRow>,
+    /// The row of each finished stage.
+    pub stages: Vec<StageRow>,
+    /// The load at which a target was missed first.
+    pub breaking_point: Option<BreakingPoint>,
+    /// The most frequent errors.
+    pub errors: Vec<ErrorCount>,
+    /// How good the measurement is.
+    pub measurement: Measurement,
+}
+
+/// Reports on a run that is over.
+pub fn report(
+    test: &ValidTest,
+    metrics: &Metrics,
+    timeline: &Timeline,
+    context: &RunContext,
+) -> Report {
+    let thresholds = timeline.rows_at_end(test, metrics, context.aborted.as_ref());
+    let stages = timeline.stages_at_end(test, metrics);
+    let (verdict, reason, message) = conclude(&thresholds, metrics, context, test.load.duration());
+    Report {
+        verdict,
+        reason,
+        message,
+        summary: summarize(&metrics.all_tasks(), metrics.elapsed_seconds),
+        tasks: task_summaries(test, metrics),
+        thresholds,
+        breaking_point: breaking_point(test, &stages, context.aborted.as_ref()),
+        stages,
+        errors: error_counts(metrics, &context.examples),
+        measurement: measurement(test, metrics, context),
+    }
+}
+
+/// Maximum start skew at which the load still matches the spec: a hundredth of the test, and at
+/// least one second.
+fn max_start_skew(duration: Duration) -> Duration {
+    Duration::from_nanos(duration.as_nanos() / 100).max(Duration::from_secs(1))
+}
+
+/// The verdict of a test, with its reason for programs and for people.
+fn conclude(
+    rows: &[ThresholdRow],
+    metrics: &Metrics,
+    context: &RunContext,
+    duration: Duration,
+) -> (Verdict, &'static str, String) {
+    if let Some(reason) = generator_limit(metrics) {
+        return (Verdict::Inconclusive, "GeneratorLimit", reason);
+    }
+    if let Some(Aborted { key, observed, bound, elapsed, .. }) = &context.aborted {
+        let elapsed = elapsed.rounded();
+        let message = format!(
+            "{key} was {observed}, critical {bound}, after {elapsed}: the load was stopped"
+        );
+        return (Verdict::Critical, "Aborted", message);
+    }
+    if let Some((reason, message)) = incomplete_run(metrics, context, duration) {
+        return (Verdict::Inconclusive, reason, message);
+    }
+    conclude_rows(rows)
+}
+
+fn generator_limit(metrics: &Metrics) -> Option<String> {
+    let errors = metrics.all_tasks().errors;
+    let count: u64 = GENERATOR_ERRORS.iter().filter_map(|kind| errors.get(*kind)).sum();
+    (count > 0).then(|| {
+        format!(
+            "{count} requests failed because the load generator ran out of files or ports, and not because of the target: use fewer users per runner"
+        )
+    })
+}
+
+/// Why a run did not make the load that the spec asks for.
+fn incomplete_run(
+    metrics: &Metrics,
+    context: &RunContext,
+    duration: Duration,
+) -> Option<(&'static str, String)> {
+    if context.cancelled {
+        return Some(("Cancelled", "the test was cancelled before its end".into()));
+    }
+    if context.runners_lost > 0 {
+        let plural = if context.runners_lost == 1 { " was" } else { "s were" };
+        let message = format!("{} runner{plural} lost before the end", context.runners_lost);
+        return Some(("RunnersLost", message));
+    }
+    let total = metrics.all_tasks();
+    if total.requests.iter().sum::<u64>() + total.dropped == 0 {
+        return Some(("NoTraffic", "no request was sent".into()));
+    }
+    let limit = max_start_skew(duration);
+    context.start_skew.filter(|skew| *skew > limit).map(|skew| {
+        let message = format!(
+            "runners started {} apart (limit {}), so the load did not match the spec; check that the operator can reach every runner pod",
+            skew.rounded(),
+            limit.rounded()
+        );
+        ("StartSkew", message)
+    })
+}
+
+fn conclude_rows(rows: &[ThresholdRow]) -> (Verdict, &'static str, String) {
+    let worst = worst_verdict(rows);
+    let reason = match worst {
+        Verdict::Pass => "TargetsMet",
+        Verdict::Warning => "TargetsMissed",
+        Verdict::Fail => "WarningsMissed",
+        Verdict::Critical => "CriticalReached",
+        Verdict::Inconclusive => "Inconclusive",
+        Verdict::NotJudged => "NoThresholds",
+    };
+    let message = match worst {
+        Verdict::NotJudged => "the test has no thresholds to be judged by".into(),
+        Verdict::Pass if rows.len() == 1 => "the threshold meets its target".into(),
+        Verdict::Pass => format!("all {} thresholds meet their targets", rows.len()),
+        _ => {
+            let decisive = rows.iter().filter(|row| row.verdict == worst).map(describe_row);
+            truncate(&decisive.collect::<Vec<_>>().join("; "), MAX_MESSAGE_BYTES)
+        }
+    };
+    (worst, reason, message)
+}
+
+/// Describes a row that is not a Pass: `chat responseTime p95 is 1.2s, not < 1s`.
+fn describe_row(row: &ThresholdRow) -> String {
+    let name = &row.key;
+    match (&row.observed, row.verdict.known()) {
+        (Some(observed), Some(Verdict::Critical)) => {
+            format!("{name} is {observed}, critical {}", row.bound)
+        }
+        (Some(observed), Some(Verdict::Warning | Verdict::Fail)) => {
+            format!("{name} is {observed}, not {}", row.bound)
+        }
+        _ => format!("{name}: {}", row.advice.as_deref().unwrap_or("no samples")),
+    }
+}
+
+/// How far a run has come. `users` are those running now or, at the end, the maximum that ran.
+pub fn progress_of(test: &ValidTest, metrics: &Metrics, runners: u64, users: u64) -> Progress {
+    let duration = test.load.duration();
+    let elapsed = Duration::from_secs_f64(metrics.elapsed_seconds).min(duration);
+    // Tenths of a second: finer digits would change with every scrape.
+    let tenth = 100_000_000;
+    let elapsed = Duration::from_nanos(elapsed.as_nanos() / tenth * tenth);
+    let half = duration.as_nanos() / 2;
+    let percent =
+        elapsed.as_nanos().saturating_mul(100).saturating_add(half) / duration.as_nanos().max(1);
+    Progress { runners, users, elapsed, percent }
+}
+
+fn latency_summary(samples: &LatencyHistogram) -> Option<Latency> {
+    let quantile = |p: f64| samples.quantile(p).map(Duration::rounded);
+    Some(Latency {
+        count: samples.count(),
+        mean: samples.mean()?.rounded(),
+        p50: quantile(0.5)?,
+        p95: quantile(0.95)?,
+        p99: quantile(0.99)?,
+        max: quantile(1.0)?,
+    })
+}
+
+fn token_summary(task: &TaskMetrics, elapsed_seconds: f64) -> TokenSummary {
+    let Tokens { output, reasoning, tool, prompt } = task.tokens;
+    let rate = |tokens: f64| Rate::per_second(tokens).rounded();
+    let time_per_token = task.latencies.samples(LatencyMetric::TimePerOutputToken).mean();
+    TokenSummary {
+        output,
+        reasoning,
+        tool,
+        prompt,
+        per_second: rate(task.tokens.generated() as f64 / elapsed_seconds),
+        per_user: time_per_token.map(|time| rate(1.0 / time.as_secs_f64())),
+    }
+}
+
+/// The percentage of a task's requests that were good; `None` without a latency target.
+fn goodput(test: &ValidTest, name: &str, task: &TaskMetrics) -> Option<String> {
+    let all = task.offered_requests() + task.requests_with(Outcome::Interrupted);
+    let has_target = !LatencyTargets::of_task(&test.thresholds, name).is_empty();
+    (has_target && all > 0).then(|| Percent::of(task.good, all).rounded())
+}
+
+fn task_summaries(test: &ValidTest, metrics: &Metrics) -> Vec<TaskSummary> {
+    let none = TaskMetrics::default();
+    let summary = |planned: &crate::plan::Task| {
+        let task = metrics.tasks.get(&planned.name).unwrap_or(&none);
+        let mut latencies = TaskLatencies::default();
+        for (metric, _) in LatencyMetric::all_judged() {
+            if planned.kind.is_measured_by(metric.info().tasks)
+                && let Some(latency) = latency_summary(&task.latencies.samples(metric))
+            {
+                latencies.insert(metric, latency);
+            }
+        }
+        TaskSummary {
+            name: planned.name.clone(),
+            summary: summarize(task, metrics.elapsed_seconds),
+            latencies,
+            tokens: matches!(planned.kind, TaskKind::Chat(_))
+                .then(|| token_summary(task, metrics.elapsed_seconds)),
+            goodput: goodput(test, &planned.name, task),
+            connections: connection_summary(task),
+        }
+    };
+    test.scenario.tasks.iter().map(summary).collect()
+}
+
+fn connection_summary(task: &TaskMetrics) -> Option<ConnectionSummary> {
+    let p95 = |metric| task.latencies.samples(metric).quantile(0.95).map(Duration::rounded);
+    (task.connections > 0).then(|| ConnectionSummary {
+        opened: task.connections,
+        reconnects: task.reconnects,
+        dns: p95(LatencyMetric::ConnectDns),
+        tcp: p95(LatencyMetric::ConnectTcp),
+        tls: p95(LatencyMetric::ConnectTls),
+        upgrade: p95(LatencyMetric::ConnectUpgrade),
+    })
+}
+
+/// The memory in MiB and, where there is a limit, the percentage of the limit.
+fn describe_memory(metrics: &Metrics) -> Option<String> {
+    let mebibytes = (metrics.memory_bytes / f64::from(1 << 20)).round();
+    let of_limit = if metrics.memory_ratio > 0.0 {
+        format!(" ({} of its limit)", rounded_percent(metrics.memory_ratio))
+    } else {
+        String::new()
+    };
+    (mebibytes > 0.0).then(|| format!("{mebibytes}Mi{of_limit}"))
+}
+
+/// A percentage with one decimal.
+fn rounded_percent(fraction: f64) -> String {
+    Percent::from_fraction((fraction * 1000.0).round() / 1000.0).rounded()
+}
+
+fn error_counts(
+    metrics: &Metrics,
+    examples: &BTreeMap<(String, String), String>,
+) -> Vec<ErrorCount> {
+    let tasks = metrics.tasks.iter();
+    let mut rows: Vec<ErrorCount> = tasks
+        .flat_map(|(task, metrics)| metrics.errors.iter().map(move |(kind, n)| (task, kind, *n)))
+        .filter(|(_, _, count)| *count > 0)
+        .map(|(task, kind, count)| ErrorCount {
+            task: task.clone(),
+            kind: kind.clone(),
+            count,
+            example: examples
+                .get(&(task.clone(), kind.clone()))
+                .map(|text| truncate(text, MAX_EXAMPLE_BYTES)),
+        })
+        .collect();
+    rows.sort_by(|a, b| {
+        b.count.cmp(&a.count).then_with(|| (&a.task, &a.kind).cmp(&(&b.task, &b.kind)))
+    });
+    rows.truncate(MAX_ERRORS);
+    rows
+}
+
+fn measurement(test: &ValidTest, metrics: &Metrics, context: &RunContext) -> Measurement {
+    let done = if test.load.is_open() {
+        metrics.all_tasks().requests.iter().sum::<u64>() as f64
+    } else {
+        metrics.user_seconds
+    };
+    // The clocks of runners differ a little, so that the share can be slightly above 1.
+    let coverage = (done / test.load.planned_work().max(1e-9)).min(1.0);
+    Measurement {
+        relative_error: "0.2%".into(),
+        start_skew: context.start_skew.map(Duration::rounded),
+        schedule_lag_p99: metrics.schedule_lag.quantile(0.99).map(Duration::rounded),
+        busiest_thread: (metrics.busy_seconds > 0.0)
+            .then(|| rounded_percent(metrics.busiest_thread_share())),
+        throttled: (metrics.throttled_seconds > 0.0)
+            .then(|| Duration::from_secs_f64(metrics.throttled_seconds).rounded()),
+        event_loop_lag_p99: metrics.event_loop_lag.quantile(0.99).map(Duration::rounded),
+        memory: describe_memory(metrics),
+        runners_lost: context.runners_lost,
+        // One decimal: finer digits are noise of the start.
+        coverage: Some(format!("{}%", (coverage * 1000.0).round() / 10.0)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::valid_test;
+
+    fn healthy() -> Metrics {
+        let mut metrics = Metrics { elapsed_seconds: 120.0, ..Metrics::default() };
+        for task in ["chat", "health", "models", "websocket"] {
+            let task = metrics.tasks.entry(task.into()).or_default();
+            task.requests[Outcome::Success.index()] = 1000;
+            for (metric, seconds) in
+                [(LatencyMetric::ResponseTime, 0.1), (LatencyMetric::TimeToFirstResponse, 0.05)]
+            {
+                task.latencies.get_mut(metric, Outcome::Success).record(seconds, 1000);
+            }
+        }
+        metrics.user_seconds = valid_test().load.planned_work();
+        metrics
+    }
+
+    fn report_on(metrics: &Metrics, context: &RunContext) -> Report {
+        report(&valid_test(), metrics, &Timeline::default(), context)
+    }
+
+    #[test]
+    fn healthy_runs_pass() {
+        let report = report_on(&healthy(), &RunContext::default());
+        assert_eq!((report.verdict, report.reason), (Verdict::Pass, "TargetsMet"));
+        assert_eq!(report.summary.requests, 4000);
+        assert_eq!(report.summary.throughput, "33.33/s");
+        assert_eq!(report.measurement.coverage.as_deref(), Some("100%"));
+    }
+
+    #[test]
+    fn only_chat_tasks_show_a_time_to_first_response() {
+        let report = report_on(&healthy(), &RunContext::default());
+        let shown: Vec<bool> = report
+            .tasks
+            .iter()
+            .map(|task| task.latencies.get(LatencyMetric::TimeToFirstResponse).is_some())
+            .collect();
+        assert_eq!(shown, [true, false, false, false]);
+    }
+
+    #[test]
+    fn lost_runner_never_passes() {
+        let lost = RunContext { runners_lost: 1, ..RunContext::default() };
+        let report = report_on(&healthy(), &lost);
+        assert_eq!((report.verdict, report.reason), (Verdict::Inconclusive, "RunnersLost"));
+    }
+
+    #[test]
+    fn cancelled_run_never_passes() {
+        let cancelled = RunContext { cancelled: true, ..RunContext::default() };
+        assert_eq!(report_on(&healthy(), &cancelled).verdict, Verdict::Inconclusive);
+    }
+
+    #[test]
+    fn lost_runner_is_inconclusive_without_thresholds() {
+        let mut test = valid_test();
+        test.thresholds.clear();
+        let lost = RunContext { runners_lost: 1, ..RunContext::default() };
+        let verdict = |context| report(&test, &healthy(), &Timeline::default(), &context).verdict;
+        assert_eq!(verdict(lost), Verdict::Inconclusive);
+        assert_eq!(verdict(RunContext::default()), Verdict::NotJudged);
+    }
+
+    #[test]
+    fn runners_that_start_far_apart_never_pass() {
+        let skewed = |millis| {
+            let start_skew = Some(Duration::from_millis(millis));
+            report_on(&healthy(), &RunContext { start_skew, ..RunContext::default() })
+        };
+        assert_eq!(skewed(900).verdict, Verdict::Pass);
+        assert_eq!(skewed(1300).reason, "StartSkew");
+    }
+
+    #[test]
+    fn limits_of_the_generator_are_inconclusive() {
+        let mut metrics = healthy();
+        metrics.tasks.get_mut("chat").unwrap().errors.insert("file_limit".into(), 3);
+        let report = report_on(&metrics, &RunContext::default());
+        assert_eq!((report.verdict, report.reason), (Verdict::Inconclusive, "GeneratorLimit"));
+    }
+
+    #[test]
+    fn no_traffic_is_inconclusive() {
+        let report = report_on(&Metrics::default(), &RunContext::default());
+        assert_eq!((report.verdict, report.reason), (Verdict::Inconclusive, "NoTraffic"));
+    }
+
+    #[test]
+    fn most_frequent_errors_come_first() {
+        let mut metrics = healthy();
+        let chat = metrics.tasks.get_mut("chat").unwrap();
+        for n in 0..40 {
+            chat.errors.insert(format!("http_{}", 400 + n), n);
+        }
+        let rows = error_counts(&metrics, &BTreeMap::new());
+        assert_eq!((rows.len(), rows[0].count), (MAX_ERRORS, 39));
+    }
+}

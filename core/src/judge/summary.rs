@@ -1,0 +1,31 @@
+//! Counts and response times as the status shows them. Pure.
+
+use crate::{
+    metrics::{LatencyMetric, Outcome, TaskMetrics},
+    resource::Summary,
+    values::{Duration, Percent, Rate},
+};
+
+/// The counts and response times of a task, or of all tasks merged.
+pub fn summarize(task: &TaskMetrics, elapsed_seconds: f64) -> Summary {
+    let response_time = task.latencies.samples(LatencyMetric::ResponseTime);
+    let quantile = |p: f64| response_time.quantile(p).map(Duration::rounded);
+    let successes = task.requests_with(Outcome::Success);
+    let rate = if elapsed_seconds > 0.0 { successes as f64 / elapsed_seconds } else { 0.0 };
+    Summary {
+        requests: task.completed_requests(),
+        failures: task.failed_requests(),
+        interrupted: task.requests_with(Outcome::Interrupted),
+        dropped: task.dropped,
+        error_rate: Percent::of(task.failed_or_dropped(), task.offered_requests()).rounded(),
+        throughput: Rate::per_second(rate).rounded(),
+        min: quantile(0.0),
+        mean: response_time.mean().map(Duration::rounded),
+        p50: quantile(0.5),
+        p90: quantile(0.9),
+        p95: quantile(0.95),
+        p99: quantile(0.99),
+        p999: quantile(0.999),
+        max: quantile(1.0),
+    }
+}

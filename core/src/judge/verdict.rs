@@ -1,0 +1,181 @@
+//! Judges thresholds by metrics. Pure.
+
+use super::{
+    generator_health::generator_problem,
+    observation::{Observation, judged_task, observe},
+};
+use crate::{
+    metrics::{LatencyMetric, Metric, Metrics, Outcome, TaskMetrics},
+    resource::{Statistic, Threshold, ThresholdRow, Verdict},
+    values::{Bound, Duration, Quantity},
+};
+
+/// If at least this many responses were expected and none came, the target has stalled; fewer may
+/// be missing by chance.
+const MIN_EXPECTED_RESPONSES: f64 = 10.0;
+/// The quantile of the service time that a usual response takes at most.
+const USUAL_SERVICE_TIME: f64 = 0.9;
+
+/// Judges one threshold by the metrics of a whole test.
+///
+/// *Pass* when the target bound is met, *Critical* when the critical bound is met, *Warning* when
+/// only the warning bound is met, *Fail* otherwise. A row with too few samples, or one that the
+/// load generator may have spoiled, is *Inconclusive*.
+pub fn judge(threshold: &Threshold, metrics: &Metrics) -> ThresholdRow {
+    // At the end of a test, interrupted requests without any response mean a rate of zero.
+    judge_value(threshold, metrics, |task| task.requests_with(Outcome::Interrupted) > 0).0
+}
+
+/// Judges one threshold by an interval of a test, given the metrics of the test so far.
+pub(super) fn judge_interval(
+    threshold: &Threshold,
+    interval: &Metrics,
+    so_far: &Metrics,
+) -> (ThresholdRow, Option<Quantity>) {
+    judge_value(threshold, interval, |_| is_stalled(threshold, interval, so_far))
+}
+
+/// True when an interval without responses means that the target has stalled: before the interval,
+/// some task had enough fast responses that many would have come in the interval.
+fn is_stalled(threshold: &Threshold, interval: &Metrics, so_far: &Metrics) -> bool {
+    let user_seconds_before = so_far.user_seconds - interval.user_seconds;
+    let is_judged = |name: &String| threshold.task.as_ref().is_none_or(|task| task == name);
+    user_seconds_before > 0.0
+        && so_far.tasks.iter().filter(|(name, _)| is_judged(name)).any(|(_, task)| {
+            let responses = task.latencies.get(LatencyMetric::ServiceTime, Outcome::Success);
+            let usual = responses.quantile(USUAL_SERVICE_TIME).map(Duration::as_secs_f64);
+            let rate = responses.count() as f64 / user_seconds_before;
+            usual.is_some_and(|usual| usual <= interval.elapsed_seconds)
+                && rate * interval.user_seconds >= MIN_EXPECTED_RESPONSES
+        })
+}
+
+/// Judges one threshold, and returns the observed value as a number too. When `has_stalled` holds,
+/// no response means a rate of zero.
+fn judge_value(
+    threshold: &Threshold,
+    metrics: &Metrics,
+    has_stalled: impl FnOnce(&TaskMetrics) -> bool,
+) -> (ThresholdRow, Option<Quantity>) {
+    let task = judged_task(threshold, metrics);
+    let is_rate = matches!(threshold.metric, Metric::Throughput | Metric::TokensPerSecond);
+    let stalled = is_rate && task.offered_requests() == 0 && has_stalled(&task);
+    let mut observed = observe(threshold, &task, metrics.elapsed_seconds, stalled);
+    let (verdict, bound, advice) = decide(threshold, &mut observed, metrics);
+    let row = ThresholdRow {
+        key: threshold.key(),
+        observed: observed.value.map(|value| value.rounded()),
+        bound,
+        samples: observed.samples,
+        verdict: verdict.into(),
+        advice,
+    };
+    (row, observed.value)
+}
+
+/// True when a row has fewer samples than it needs.
+pub(super) fn has_too_few_samples(threshold: &Threshold, row: &ThresholdRow) -> bool {
+    // A row without samples that has a value is a rate of zero.
+    let is_zero_rate = row.samples == 0 && row.observed.is_some();
+    row.samples < samples_needed(threshold) && !is_zero_rate
+}
+
+/// The verdict of a table: that of its worst row, in the order Critical, Fail, Inconclusive,
+/// Warning, Pass; *NotJudged* without rows.
+pub fn worst_verdict<'a>(rows: impl IntoIterator<Item = &'a ThresholdRow>) -> Verdict {
+    rows.into_iter()
+        .map(|row| row.verdict.known().unwrap_or(Verdict::Inconclusive))
+        .max_by_key(|verdict| verdict.severity())
+        .unwrap_or(Verdict::NotJudged)
+}
+
+/// The verdict on an observation, the bound that decided, and the advice. Changes the observed
+/// value where only a part of it can be judged.
+fn decide(
+    threshold: &Threshold,
+    observed: &mut Observation,
+    metrics: &Metrics,
+) -> (Verdict, Bound, Option<String>) {
+    let Threshold { metric, target, warning, critical, .. } = threshold;
+    let inconclusive = |reason: String| (Verdict::Inconclusive, *target, Some(reason));
+    let needed = samples_needed(threshold);
+    let samples = observed.samples;
+    // No samples, but a value: a rate of zero.
+    if samples < needed && !(samples == 0 && observed.value.is_some()) {
+        return inconclusive(format!(
+            "{samples} samples, needs {needed}: run longer, with more users, or set minSamples"
+        ));
+    }
+    let Some(value) = observed.value else {
+        return inconclusive(if *metric == Metric::TokensPerSecond {
+            "the target does not count its tokens: set chat.stream to true, or let its responses include usage"
+                .to_owned()
+        } else {
+            format!("no response came: all {samples} arrivals were dropped")
+        });
+    };
+    let meets_target = |value: Quantity| target.is_met_by(value).unwrap_or(false);
+    // A slow generator makes latencies longer and counts smaller, never better.
+    let needs_pace =
+        matches!(metric, Metric::Throughput | Metric::TokensPerSecond | Metric::Goodput);
+    let may_be_spoiled = matches!(metric, Metric::Latency(_))
+        || (!meets_target(value) && (needs_pace || observed.dropped > 0));
+    let problem =
+        may_be_spoiled.then(|| generator_problem(tightest_bound(threshold), metrics)).flatten();
+    // A failed request has failed, even if the generator is to blame for the dropped arrivals.
+    let value = match (problem, observed.without_dropped.filter(|value| !meets_target(*value))) {
+        (None, _) => value,
+        (Some(_), Some(without_dropped)) => without_dropped,
+        (Some(problem), None) => return inconclusive(problem),
+    };
+    observed.value = Some(value);
+    let advice = || Some(metric.advice().to_owned());
+    let is_met = |bound: &Bound| bound.is_met_by(value).unwrap_or(false);
+    if let Some(critical) = critical.filter(is_met) {
+        return (Verdict::Critical, critical, advice());
+    }
+    if observed.is_lower_limit {
+        return inconclusive(format!(
+            "{} arrivals were dropped, so the value is at least {}: raise load.maxUsers, or check whether the target can serve this rate",
+            observed.dropped,
+            value.rounded()
+        ));
+    }
+    if is_met(target) {
+        (Verdict::Pass, *target, None)
+    } else if warning.as_ref().is_some_and(is_met) {
+        (Verdict::Warning, *target, advice())
+    } else {
+        (Verdict::Fail, warning.unwrap_or(*target), advice())
+    }
+}
+
+/// A percentile *p* needs 5/(1−p) samples, so that about five lie above it.
+fn samples_needed(threshold: &Threshold) -> u64 {
+    if let Some(asked) = threshold.min_samples {
+        return u64::from(asked.get());
+    }
+    match threshold.statistic {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "p < 1, so the quotient is a small positive number"
+        )]
+        // 5 / (1 − 0.95) is slightly above 100 in binary.
+        Some(Statistic::Quantile(p)) => (5.0 / (1.0 - p) - 1e-6).ceil() as u64,
+        _ => 1,
+    }
+}
+
+/// The strictest duration among a row's bounds.
+fn tightest_bound(threshold: &Threshold) -> Option<Duration> {
+    let bounds = [Some(threshold.target), threshold.warning, threshold.critical];
+    let times = bounds.into_iter().flatten().filter_map(|bound| match bound.quantity {
+        Quantity::Time(time) => Some(time),
+        Quantity::Rate(_) | Quantity::Percent(_) => None,
+    });
+    times.min()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,252 @@
+//! Reads the protobuf exposition of a runner. Runner pods are not trusted: what they may send is
+//! bounded.
+
+use std::collections::BTreeMap;
+
+use prometheus_client::encoding::prometheus_protobuf::prometheus_data_model as wire;
+use prost::{
+    Message,
+    encoding::{DecodeContext, decode_key, decode_varint, skip_field},
+};
+
+use super::{
+    HistogramError, Identity, LatencyHistogram, Outcome, RunnerMetrics, RunnerState, TaskMetrics,
+    catalog::{COUNTERS, LAGS, LATENCIES, RUNNER, names},
+};
+use crate::{control, resource::MAX_ROWS};
+
+/// Maximum of error kinds that are told apart for one task. A runner has about thirty, and one
+/// for each HTTP status and close code that a target sends. The rest is counted as
+/// [`OTHER_ERRORS`].
+const MAX_ERROR_KINDS: usize = 256;
+/// The kind that counts the errors beyond [`MAX_ERROR_KINDS`].
+const OTHER_ERRORS: &str = "other";
+/// Maximum of metrics in one family, and of bytes in one metric: more than a runner with the most
+/// tasks has. Decoded metrics take more memory than encoded ones.
+const MAX_METRICS: usize = 1 << 15;
+const MAX_METRIC_BYTES: usize = 256 << 10;
+/// Maximum of buckets in all histograms together.
+const MAX_BUCKETS: usize = 1_000_000;
+/// Maximum of any count. Larger counts are not plausible, and sums of smaller ones don't overflow.
+const MAX_COUNT: u64 = 1 << 48;
+
+/// Why an exposition can't be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ExpositionError {
+    /// The bytes are not delimited protobuf.
+    #[error("exposition is not delimited protobuf")]
+    Wire(#[source] prost::DecodeError),
+    /// A family is missing that identifies a runner.
+    #[error("exposition has no {0}: is this a load-test runner?")]
+    Missing(&'static str),
+    /// The runner follows another version of the contract between operator and runner.
+    #[error("the runner speaks contract version {found}: {}", control::version_advice())]
+    Contract {
+        /// The version that the runner names, or `none`.
+        found: String,
+    },
+    /// A histogram can't be read.
+    #[error("exposition has an unreadable {family}")]
+    Histogram {
+        /// The family's name.
+        family: String,
+        /// What is wrong with the histogram.
+        #[source]
+        source: HistogramError,
+    },
+    /// The exposition is larger than that of any test.
+    #[error("exposition has over {limit} {what}: is this a load-test runner?")]
+    TooMany {
+        /// Tasks, metrics, bytes or buckets.
+        what: &'static str,
+        /// The limit that was exceeded.
+        limit: usize,
+    },
+}
+
+/// Reads a delimited protobuf exposition. Skips families that are not in the catalogue.
+///
+/// # Errors
+/// When the bytes are not an exposition, or not one of a runner that speaks
+/// [`control::VERSION`].
+pub fn decode(mut bytes: &[u8]) -> Result<RunnerMetrics, ExpositionError> {
+    let mut decoded = RunnerMetrics::default();
+    let mut identity = None;
+    let mut buckets = 0;
+    while !bytes.is_empty() {
+        let length = decode_varint(&mut bytes).map_err(ExpositionError::Wire)?;
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        // The decoder refuses a family that is shorter than its length.
+        let (family, rest) = bytes.split_at(length.min(bytes.len()));
+        check_family_size(family)?;
+        let family = wire::MetricFamily::decode(family).map_err(ExpositionError::Wire)?;
+        bytes = rest;
+        for metric in &family.metric {
+            let labels = Labels::of(metric);
+            if family.name == names::RUNNER_INFO {
+                identity = Some(decode_identity(&labels)?);
+                continue;
+            }
+            buckets += metric.histogram.as_ref().map_or(0, |h| h.positive_delta.len());
+            check_limit(buckets, MAX_BUCKETS, "buckets")?;
+            decode_metric(&mut decoded, &family.name, metric, &labels).map_err(|source| {
+                ExpositionError::Histogram { family: family.name.clone(), source }
+            })?;
+            check_limit(decoded.metrics.tasks.len(), MAX_ROWS, "tasks")?;
+        }
+    }
+    decoded.identity = identity.ok_or(ExpositionError::Missing(names::RUNNER_INFO))?;
+    Ok(decoded)
+}
+
+fn decode_identity(labels: &Labels<'_>) -> Result<Identity, ExpositionError> {
+    let contract = labels.get("contract");
+    if contract.parse() != Ok(control::VERSION) {
+        let found = if contract.is_empty() { "none" } else { contract };
+        return Err(ExpositionError::Contract { found: found.chars().take(16).collect() });
+    }
+    Ok(Identity {
+        run_uid: labels.get("run").to_owned(),
+        index: labels.get("index").parse().unwrap_or(u32::MAX),
+        pod_uid: labels.get("pod_uid").to_owned(),
+    })
+}
+
+fn check_limit(found: usize, limit: usize, what: &'static str) -> Result<(), ExpositionError> {
+    if found > limit { Err(ExpositionError::TooMany { what, limit }) } else { Ok(()) }
+}
+
+/// Checks that a family is no larger than that of a runner can be, before it is decoded.
+fn check_family_size(mut family: &[u8]) -> Result<(), ExpositionError> {
+    /// The protobuf field of a family that holds its metrics.
+    const METRIC: u32 = 4;
+
+    let mut metrics = 0;
+    while !family.is_empty() {
+        let (field, kind) = decode_key(&mut family).map_err(ExpositionError::Wire)?;
+        let before = family.len();
+        skip_field(kind, field, &mut family, DecodeContext::default())
+            .map_err(ExpositionError::Wire)?;
+        if field == METRIC {
+            metrics += 1;
+            check_limit(metrics, MAX_METRICS, "metrics in a family")?;
+            check_limit(before - family.len(), MAX_METRIC_BYTES, "bytes in a metric")?;
+        }
+    }
+    Ok(())
+}
+
+struct Labels<'a>(BTreeMap<&'a str, &'a str>);
+
+impl<'a> Labels<'a> {
+    fn of(metric: &'a wire::Metric) -> Self {
+        Self(metric.label.iter().map(|l| (l.name.as_str(), l.value.as_str())).collect())
+    }
+
+    fn get(&self, name: &str) -> &'a str {
+        self.0.get(name).copied().unwrap_or_default()
+    }
+
+    /// True when the labels hold the one that tells a row of the catalogue from its neighbours.
+    fn contain(&self, label: Option<(&str, &str)>) -> bool {
+        label.is_none_or(|(name, value)| self.get(name) == value)
+    }
+}
+
+fn decode_metric(
+    decoded: &mut RunnerMetrics,
+    family: &str,
+    metric: &wire::Metric,
+    labels: &Labels<'_>,
+) -> Result<(), HistogramError> {
+    if family == names::RUNNER_STATE {
+        let value = gauge_of(metric);
+        let found = RunnerState::ALL.into_iter().find(|state| state.value() as f64 == value);
+        decoded.state = found.unwrap_or(RunnerState::CutShort);
+        return Ok(());
+    }
+    let metrics = &mut decoded.metrics;
+    if let Some(info) = RUNNER.iter().find(|info| info.family == family) {
+        let counter = family.ends_with("_total");
+        let value = if counter { counter_of(metric) } else { gauge_of(metric) };
+        (info.field.set)(metrics, value);
+        return Ok(());
+    }
+    if let Some(info) = LAGS.iter().find(|info| info.family == family) {
+        (info.get_mut)(metrics).merge(&histogram_of(metric)?);
+        return Ok(());
+    }
+    let of_task = family == names::ERRORS
+        || COUNTERS.iter().any(|info| info.family == family)
+        || LATENCIES.iter().any(|info| info.family == family);
+    if of_task {
+        let task = metrics.tasks.entry(labels.get("task").to_owned()).or_default();
+        decode_task_metric(task, family, metric, labels)?;
+    }
+    Ok(())
+}
+
+fn decode_task_metric(
+    task: &mut TaskMetrics,
+    family: &str,
+    metric: &wire::Metric,
+    labels: &Labels<'_>,
+) -> Result<(), HistogramError> {
+    if family == names::ERRORS {
+        add_errors(task, labels.get("kind"), whole_number(counter_of(metric)));
+        return Ok(());
+    }
+    let matches = |row_family: &str, label| row_family == family && labels.contain(label);
+    if let Some(info) = COUNTERS.iter().find(|info| matches(info.family, info.label)) {
+        (info.field.set)(task, whole_number(counter_of(metric)));
+    }
+    if let Some(info) = LATENCIES.iter().find(|info| matches(info.family, info.label)) {
+        let outcome = Outcome::from_label(labels.get("outcome"));
+        let outcome = if info.by_outcome { outcome } else { Some(Outcome::Success) };
+        if let Some(outcome) = outcome {
+            *task.latencies.get_mut(info.metric, outcome) = histogram_of(metric)?;
+        }
+    }
+    Ok(())
+}
+
+fn add_errors(task: &mut TaskMetrics, kind: &str, count: u64) {
+    if count > 0 {
+        let known = task.errors.len() < MAX_ERROR_KINDS || task.errors.contains_key(kind);
+        let kind = if known { kind } else { OTHER_ERRORS };
+        let sum = task.errors.entry(kind.to_owned()).or_default();
+        *sum = (*sum + count).min(MAX_COUNT);
+    }
+}
+
+fn gauge_of(metric: &wire::Metric) -> f64 {
+    metric.gauge.as_ref().map_or(0.0, |gauge| gauge.value)
+}
+
+fn counter_of(metric: &wire::Metric) -> f64 {
+    metric.counter.as_ref().map_or(0.0, |counter| counter.value)
+}
+
+/// The exposition carries counts as floats, exact up to 2^53.
+fn whole_number(value: f64) -> u64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "float casts saturate; a count is neither negative nor that large"
+    )]
+    {
+        value.clamp(0.0, MAX_COUNT as f64).round() as u64
+    }
+}
+
+fn histogram_of(metric: &wire::Metric) -> Result<LatencyHistogram, HistogramError> {
+    let Some(encoded) = &metric.histogram else { return Err(HistogramError::Buckets) };
+    let spans = encoded.positive_span.iter().map(|span| (span.offset, span.length));
+    LatencyHistogram::from_parts(
+        encoded.schema,
+        encoded.zero_count,
+        encoded.sample_sum,
+        spans,
+        &encoded.positive_delta,
+    )
+}

@@ -1,0 +1,295 @@
+//! What was measured of one task.
+
+use std::collections::BTreeMap;
+
+use super::{
+    LatencyHistogram,
+    catalog::{COUNTERS, LatencyMetric},
+};
+
+/// How a request ended.
+///
+/// Latency rows take every outcome but [`Outcome::Failure`]: a fast error is not a fast response,
+/// while a timeout or an interruption lasted at least its age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// The response was as expected.
+    Success,
+    /// The request failed before its timeout.
+    Failure,
+    /// The response was not complete within the timeout.
+    Timeout,
+    /// The request was still in flight when the graceful stop ended.
+    Interrupted,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of [`Self::index`].
+    pub const ALL: [Self; 4] = [Self::Success, Self::Failure, Self::Timeout, Self::Interrupted];
+
+    /// The value of the label `outcome`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Timeout => "timeout",
+            Self::Interrupted => "interrupted",
+        }
+    }
+
+    /// The outcome with a label's value.
+    pub fn from_label(label: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.as_str() == label)
+    }
+
+    /// The outcome's place in an array with one element for each outcome.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+/// Tokens of chat requests, as the target's `usage` counts them. Where the target sends no
+/// `usage`, each event of a stream counts as one token.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tokens {
+    /// Tokens of content.
+    pub output: u64,
+    /// Tokens of reasoning before the content.
+    pub reasoning: u64,
+    /// Tokens of tool calls.
+    pub tool: u64,
+    /// Tokens of prompts; zero where the target does not report them.
+    pub prompt: u64,
+}
+
+impl Tokens {
+    /// Tokens that the target generated: all but those of prompts.
+    pub const fn generated(&self) -> u64 {
+        self.output + self.reasoning + self.tool
+    }
+
+    /// Adds the tokens of another request or runner.
+    pub const fn add(&mut self, other: &Self) {
+        let Self { output, reasoning, tool, prompt } = *other;
+        self.output += output;
+        self.reasoning += reasoning;
+        self.tool += tool;
+        self.prompt += prompt;
+    }
+}
+
+/// Latency distributions of a task: one for each [`LatencyMetric`] and [`Outcome`].
+///
+/// Metrics that the catalogue does not keep by outcome have one distribution, which every outcome
+/// leads to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Latencies {
+    by_metric: [[LatencyHistogram; 4]; LatencyMetric::COUNT],
+}
+
+impl Latencies {
+    const fn index_of(metric: LatencyMetric, outcome: Outcome) -> usize {
+        if metric.info().by_outcome { outcome.index() } else { 0 }
+    }
+
+    /// The distribution of a metric for one outcome.
+    pub fn get(&self, metric: LatencyMetric, outcome: Outcome) -> &LatencyHistogram {
+        &self.by_metric[metric as usize][Self::index_of(metric, outcome)]
+    }
+
+    /// Borrows the distribution of a metric for one outcome to write it.
+    pub fn get_mut(&mut self, metric: LatencyMetric, outcome: Outcome) -> &mut LatencyHistogram {
+        &mut self.by_metric[metric as usize][Self::index_of(metric, outcome)]
+    }
+
+    /// The samples of a metric that thresholds and the status use: those of every outcome but
+    /// [`Outcome::Failure`], merged.
+    pub fn samples(&self, metric: LatencyMetric) -> LatencyHistogram {
+        let mut samples = self.get(metric, Outcome::Success).clone();
+        if metric.info().by_outcome {
+            for outcome in [Outcome::Timeout, Outcome::Interrupted] {
+                samples.merge(self.get(metric, outcome));
+            }
+        }
+        samples
+    }
+
+    /// True when a metric has a sample of any outcome.
+    pub fn has_samples(&self, metric: LatencyMetric) -> bool {
+        self.by_metric[metric as usize].iter().any(|histogram| histogram.count() > 0)
+    }
+
+    /// A copy that holds the given metrics only.
+    #[must_use]
+    pub fn filtered(&self, keep: impl Fn(LatencyMetric) -> bool) -> Self {
+        let mut kept = Self::default();
+        for info in &super::catalog::LATENCIES {
+            let index = info.metric as usize;
+            if keep(info.metric) {
+                kept.by_metric[index].clone_from(&self.by_metric[index]);
+            }
+        }
+        kept
+    }
+
+    fn merge(&mut self, other: &Self) {
+        let pairs = self.by_metric.as_flattened_mut().iter_mut();
+        for (mine, theirs) in pairs.zip(other.by_metric.as_flattened()) {
+            mine.merge(theirs);
+        }
+    }
+
+    fn since(&self, earlier: &Self) -> Self {
+        Self {
+            by_metric: std::array::from_fn(|metric| {
+                std::array::from_fn(|outcome| {
+                    self.by_metric[metric][outcome].since(&earlier.by_metric[metric][outcome])
+                })
+            }),
+        }
+    }
+}
+
+/// The metrics of one task. All numbers are cumulative.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TaskMetrics {
+    /// Requests by outcome, in the order of [`Outcome::ALL`].
+    pub requests: [u64; 4],
+    /// Latency distributions.
+    pub latencies: Latencies,
+    /// Tokens of chat requests.
+    pub tokens: Tokens,
+    /// WebSocket messages sent.
+    pub messages_sent: u64,
+    /// WebSocket messages received, awaited or not.
+    pub messages_received: u64,
+    /// Connections opened.
+    pub connections: u64,
+    /// Connections opened to replace one that the target or a failure had ended.
+    pub reconnects: u64,
+    /// Successful requests that met every latency target of their task.
+    pub good: u64,
+    /// Arrivals that found no idle user, so that no request was sent. No other number here
+    /// includes them.
+    pub dropped: u64,
+    /// Errors by kind.
+    pub errors: BTreeMap<String, u64>,
+    /// Bytes written to sockets.
+    pub sent_bytes: u64,
+    /// Bytes read from sockets.
+    pub received_bytes: u64,
+}
+
+impl TaskMetrics {
+    /// Requests with one outcome.
+    pub fn requests_with(&self, outcome: Outcome) -> u64 {
+        self.requests[outcome.index()]
+    }
+
+    /// Requests that failed or timed out.
+    pub fn failed_requests(&self) -> u64 {
+        self.requests_with(Outcome::Failure) + self.requests_with(Outcome::Timeout)
+    }
+
+    /// Requests that ended by themselves: successes, failures and timeouts.
+    pub fn completed_requests(&self) -> u64 {
+        self.requests_with(Outcome::Success) + self.failed_requests()
+    }
+
+    /// Requests that the load model offered: completed requests and dropped arrivals.
+    pub fn offered_requests(&self) -> u64 {
+        self.completed_requests() + self.dropped
+    }
+
+    /// Failed requests and dropped arrivals.
+    pub fn failed_or_dropped(&self) -> u64 {
+        self.failed_requests() + self.dropped
+    }
+
+    /// A copy without errors and without the latencies that `keep` refuses.
+    #[must_use]
+    pub fn with_latencies(&self, keep: impl Fn(LatencyMetric) -> bool) -> Self {
+        let mut copy = Self { latencies: self.latencies.filtered(keep), ..Self::default() };
+        for counter in &COUNTERS {
+            (counter.field.set)(&mut copy, (counter.field.get)(self));
+        }
+        copy
+    }
+
+    /// Adds the metrics of the same task on another runner, or of another task.
+    pub fn merge(&mut self, other: &Self) {
+        for counter in &COUNTERS {
+            let sum = (counter.field.get)(self).saturating_add((counter.field.get)(other));
+            (counter.field.set)(self, sum);
+        }
+        self.latencies.merge(&other.latencies);
+        for (kind, count) in &other.errors {
+            let sum = self.errors.entry(kind.clone()).or_default();
+            *sum = sum.saturating_add(*count);
+        }
+    }
+
+    /// The metrics since `earlier`, an older snapshot of the same metrics.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut difference =
+            Self { latencies: self.latencies.since(&earlier.latencies), ..Self::default() };
+        for counter in &COUNTERS {
+            let count = (counter.field.get)(self).saturating_sub((counter.field.get)(earlier));
+            (counter.field.set)(&mut difference, count);
+        }
+        for (kind, count) in &self.errors {
+            let before = earlier.errors.get(kind).copied().unwrap_or(0);
+            difference.errors.insert(kind.clone(), count.saturating_sub(before));
+        }
+        difference
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Metrics in which no number is zero. Written without `..`, so that a new field shows here.
+    fn filled() -> TaskMetrics {
+        let mut latencies = Latencies::default();
+        for info in &super::super::catalog::LATENCIES {
+            for outcome in Outcome::ALL {
+                latencies.get_mut(info.metric, outcome).record(0.1, 2);
+            }
+        }
+        TaskMetrics {
+            requests: [1, 2, 3, 4],
+            latencies,
+            tokens: Tokens { output: 5, reasoning: 6, tool: 7, prompt: 8 },
+            messages_sent: 9,
+            messages_received: 10,
+            connections: 11,
+            reconnects: 12,
+            good: 13,
+            dropped: 14,
+            errors: [("connect".to_owned(), 15)].into(),
+            sent_bytes: 16,
+            received_bytes: 17,
+        }
+    }
+
+    #[test]
+    fn merging_and_differences_leave_out_no_field() {
+        let mut doubled = filled();
+        doubled.merge(&filled());
+        assert_eq!(doubled.since(&filled()), filled());
+        let mut restored = TaskMetrics::default();
+        restored.merge(&filled());
+        assert_eq!(restored, filled());
+    }
+
+    #[test]
+    fn failures_are_not_latency_samples() {
+        let latencies = filled().latencies;
+        // Four outcomes of two samples each, without those of failures.
+        assert_eq!(latencies.samples(LatencyMetric::ResponseTime).count(), 6);
+        // One distribution for all outcomes.
+        assert_eq!(latencies.samples(LatencyMetric::InterTokenLatency).count(), 8);
+    }
+}

@@ -1,0 +1,427 @@
+//! Turns a spec into a [`ValidTest`], or into a list of problems. Pure.
+//!
+//! An API server has checked the schema and the CEL rules before; the checks here are those that
+//! neither can express. The conversion repeats what an object of another version of the CRD may
+//! lack.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::{EnvVar, PodTemplateSpec};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+
+use super::{Pacing, RunnerRequest, Scenario, Task, TaskKind, ValidTest};
+use crate::{
+    load::{ArrivalLoad, ArrivalStages, LoadModel, Stage, UserLoad, UserStages},
+    resource::{self, Load, LoadTestSpec, Runners},
+    values::{PositiveRate, Rate},
+};
+
+/// A ConfigMap holds 1 MiB. The plan leaves room for the rest of the object.
+pub const MAX_PLAN_BYTES: usize = 900 * 1024;
+
+/// One thing that is wrong with a spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The path to the field, from the object's root.
+    pub field: String,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+impl Problem {
+    fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into() }
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.field, self.message)
+    }
+}
+
+/// Turns a spec into a valid test.
+///
+/// # Errors
+/// Everything that is wrong with the spec.
+pub fn validate(spec: &LoadTestSpec) -> Result<ValidTest, Vec<Problem>> {
+    let mut problems = Vec::new();
+    problems.extend(url_problems(spec));
+    problems.extend(certificate_problem(spec));
+    problems.extend(duplicate_names(&spec.scenario.tasks));
+    problems.extend(duplicate_thresholds(spec));
+    problems.extend(json_path_problems(&spec.scenario.tasks));
+    problems.extend(pod_template_problem(&spec.runners));
+    let load = load_model(&spec.load).map_err(|problem| problems.push(problem)).ok();
+    let scenario = scenario(&spec.scenario, &mut problems);
+    match load.zip(scenario).filter(|_| problems.is_empty()) {
+        Some((load, scenario)) => {
+            let test = ValidTest {
+                target: spec.target.clone(),
+                load,
+                graceful_stop: spec.load.graceful_stop,
+                scenario,
+                thresholds: spec.thresholds.clone(),
+                runner_request: runner_request(&spec.runners),
+            };
+            size_problem(&test).map_or(Ok(test), |problem| Err(vec![problem]))
+        }
+        None => Err(problems),
+    }
+}
+
+fn load_model(load: &Load) -> Result<LoadModel, Problem> {
+    let missing = |field: &str, example: &str| {
+        Problem::new(
+            format!("spec.load.{field}"),
+            format!("is missing: give it, such as {example}"),
+        )
+    };
+    let positive = |field: &str, rate: Option<Rate>| {
+        rate.and_then(PositiveRate::new).ok_or_else(|| missing(field, "50"))
+    };
+    let duration = || load.duration.ok_or_else(|| missing("duration", "2m"));
+    let max_users = || load.max_users.ok_or_else(|| missing("maxUsers", "100"));
+    match (load.users, load.arrival_rate, load.stages.is_empty()) {
+        (Some(users), None, true) => Ok(LoadModel::Users(UserLoad {
+            users,
+            spawn_rate: positive("spawnRate", load.spawn_rate)?,
+            duration: duration()?,
+        })),
+        (None, Some(rate), true) => Ok(LoadModel::Arrivals(ArrivalLoad {
+            rate: positive("arrivalRate", Some(rate))?,
+            max_users: max_users()?,
+            duration: duration()?,
+        })),
+        (None, None, false) if load.stages.iter().all(|stage| stage.rate.is_some()) => {
+            let level = |stage: &resource::Stage| stage.rate;
+            ArrivalStages::new(stages(load, level)?, max_users()?)
+                .map(LoadModel::ArrivalStages)
+                .ok_or_else(no_load)
+        }
+        (None, None, false) => UserStages::new(stages(load, |stage| stage.users)?)
+            .map(LoadModel::UserStages)
+            .ok_or_else(no_load),
+        _ => Err(Problem::new("spec.load", "give exactly one of users, arrivalRate and stages")),
+    }
+}
+
+fn no_load() -> Problem {
+    Problem::new("spec.load", "every stage ends at 0: give at least one users or a rate above 0")
+}
+
+fn stages<Level>(
+    load: &Load,
+    level: impl Fn(&resource::Stage) -> Option<Level>,
+) -> Result<Vec<Stage<Level>>, Problem> {
+    let stage = |(index, stage): (usize, &resource::Stage)| {
+        let level = level(stage).ok_or_else(|| {
+            let message = "must have the same unit as the other stages: all users, or all rate";
+            Problem::new(format!("spec.load.stages[{index}]"), message)
+        })?;
+        Ok(Stage { duration: stage.duration, level, ramp: stage.ramp })
+    };
+    load.stages.iter().enumerate().map(stage).collect()
+}
+
+fn scenario(scenario: &resource::Scenario, problems: &mut Vec<Problem>) -> Option<Scenario> {
+    let pacing = match (scenario.pause, scenario.pacing) {
+        (None, None) => Pacing::None,
+        (Some(pause), None) => Pacing::Pause(pause),
+        (None, Some(interval)) => Pacing::Interval(interval),
+        (Some(_), Some(_)) => {
+            let message = "pause and pacing exclude each other: remove one";
+            problems.push(Problem::new("spec.scenario", message));
+            return None;
+        }
+    };
+    if scenario.tasks.iter().all(|task| task.weight == 0) {
+        let message = "every weight is 0: give at least one task a weight above 0";
+        problems.push(Problem::new("spec.scenario.tasks", message));
+        return None;
+    }
+    let mut tasks = Vec::with_capacity(scenario.tasks.len());
+    for (index, task) in scenario.tasks.iter().enumerate() {
+        let kind = match (&task.http, &task.chat, &task.web_socket) {
+            (Some(http), None, None) => TaskKind::Http(http.clone()),
+            (None, Some(chat), None) => TaskKind::Chat(chat.clone()),
+            (None, None, Some(web_socket)) => TaskKind::WebSocket(web_socket.clone()),
+            _ => {
+                problems.push(Problem::new(
+                    format!("spec.scenario.tasks[{index}]"),
+                    format!("{:?} must have exactly one of http, chat and webSocket", task.name),
+                ));
+                continue;
+            }
+        };
+        tasks.push(Task { name: task.name.clone(), weight: task.weight, kind });
+    }
+    Some(Scenario { pacing, seed: scenario.seed, tasks })
+}
+
+fn runner_request(runners: &Runners) -> RunnerRequest {
+    let asked = |name: &str| {
+        let resources = runners.resources.as_ref()?;
+        let request = resources.requests.as_ref().and_then(|requests| requests.get(name));
+        // A container with a limit and no request requests its limit.
+        let limit = resources.limits.as_ref().and_then(|limits| limits.get(name));
+        request.or(limit).map(|quantity| quantity.0.clone())
+    };
+    RunnerRequest { users: runners.users_per_runner, cpu: asked("cpu"), memory: asked("memory") }
+}
+
+fn duplicate_names(tasks: &[resource::Task]) -> Vec<Problem> {
+    let mut names = BTreeSet::new();
+    let repeated = tasks.iter().enumerate().filter(|(_, task)| !names.insert(task.name.as_str()));
+    repeated
+        .map(|(index, task)| {
+            let message = format!("{:?} is the name of another task: rename one", task.name);
+            Problem::new(format!("spec.scenario.tasks[{index}].name"), message)
+        })
+        .collect()
+}
+
+fn duplicate_thresholds(spec: &LoadTestSpec) -> Vec<Problem> {
+    let keys: Vec<_> = spec.thresholds.iter().map(resource::Threshold::key).collect();
+    let repeated = keys.iter().enumerate().filter(|(index, key)| keys[..*index].contains(key));
+    repeated
+        .map(|(index, key)| {
+            let message = format!(
+                "{key} is judged by another threshold already: remove one, or change task, metric, statistic or window"
+            );
+            Problem::new(format!("spec.thresholds[{index}]"), message)
+        })
+        .collect()
+}
+
+fn json_path_problems(tasks: &[resource::Task]) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (task_index, task) in tasks.iter().enumerate() {
+        let checks = task.http.iter().flat_map(|http| http.checks.iter().enumerate());
+        for (index, check) in checks {
+            let Some(path) = &check.json_path else { continue };
+            if let Err(error) = serde_json_path::JsonPath::parse(path) {
+                problems.push(Problem::new(
+                    format!("spec.scenario.tasks[{task_index}].http.checks[{index}].jsonPath"),
+                    format!("{path:?} is not a JSONPath such as $.data[0].id: {error}"),
+                ));
+            }
+        }
+    }
+    problems
+}
+
+fn url_problems(spec: &LoadTestSpec) -> Vec<Problem> {
+    let urls = [("http", &spec.target.http), ("webSocket", &spec.target.web_socket)];
+    let given = urls.into_iter().filter_map(|(name, url)| Some((name, url.as_ref()?)));
+    given
+        .filter_map(|(name, url)| {
+            let port = port_of(url).filter(|port| !(1..=65535).contains(port))?;
+            let message = format!("{url:?} has port {port}: ports are 1 to 65535");
+            Some(Problem::new(format!("spec.target.{name}"), message))
+        })
+        .collect()
+}
+
+/// The port that a URL names.
+fn port_of(url: &str) -> Option<u64> {
+    let (_, rest) = url.split_once("://")?;
+    let authority = rest.split('/').next()?;
+    let (_, port) = authority.rsplit_once(':')?;
+    // The last colon of an IPv6 address without a port is inside the brackets.
+    port.bytes().all(|b| b.is_ascii_digit()).then(|| port.parse().unwrap_or(u64::MAX))
+}
+
+fn certificate_problem(spec: &LoadTestSpec) -> Option<Problem> {
+    let bundle = spec.target.tls.as_ref()?.ca_bundle.as_ref()?;
+    let mut certificates = CertificateDer::pem_slice_iter(bundle.as_bytes()).peekable();
+    let valid = certificates.peek().is_some() && certificates.all(|c| c.is_ok());
+    let message =
+        "contains no readable certificate: give certificates in PEM, as openssl x509 prints them";
+    (!valid).then(|| Problem::new("spec.target.tls.caBundle", message))
+}
+
+fn pod_template_problem(runners: &Runners) -> Option<Problem> {
+    const FIELD: &str = "spec.runners.podTemplate";
+    match runners.pod_template.as_ref()?.parse() {
+        Err((path, message)) => Some(Problem::new(format!("{FIELD}.{path}"), message)),
+        Ok(template) => {
+            let (path, message) = reserved_field(&template)?;
+            Some(Problem::new(format!("{FIELD}.{path}"), message))
+        }
+    }
+}
+
+/// A field of a pod template that the operator must set itself.
+fn reserved_field(template: &PodTemplateSpec) -> Option<(&'static str, &'static str)> {
+    let reserved_label = |name: &String| {
+        ["loadtest.cell0.io/", "app.kubernetes.io/", "batch.kubernetes.io/"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+    };
+    let labels = template.metadata.iter().flat_map(|metadata| &metadata.labels).flatten();
+    if labels.map(|(name, _)| name).any(reserved_label) {
+        return Some((
+            "metadata.labels",
+            "the operator sets labels of loadtest.cell0.io/, app.kubernetes.io/ and batch.kubernetes.io/: choose others",
+        ));
+    }
+    let spec = template.spec.as_ref()?;
+    if spec.restart_policy.as_ref().is_some_and(|policy| policy != "Never") {
+        return Some((
+            "spec.restartPolicy",
+            "must be Never, because load must not run twice: remove it",
+        ));
+    }
+    if spec.automount_service_account_token == Some(true) {
+        return Some((
+            "spec.automountServiceAccountToken",
+            "runners have no access to the API: remove it",
+        ));
+    }
+    let reserved_variable = |variable: &EnvVar| {
+        variable.name.starts_with("LOADTEST_") || variable.name == "JOB_COMPLETION_INDEX"
+    };
+    let containers = spec.containers.iter();
+    let mut variables = containers.flat_map(|container| container.env.iter().flatten());
+    variables.any(reserved_variable).then_some((
+        "spec.containers",
+        "the operator sets variables that start with LOADTEST_, and JOB_COMPLETION_INDEX: choose other names",
+    ))
+}
+
+fn size_problem(test: &ValidTest) -> Option<Problem> {
+    // A valid test is plain data: it always has a JSON form.
+    let bytes = serde_json::to_vec(test).map_or(usize::MAX, |json| json.len());
+    (bytes > MAX_PLAN_BYTES).then(|| {
+        let (size, limit) = (bytes / 1024, MAX_PLAN_BYTES / 1024);
+        let message = format!(
+            "the plan has {size} KiB, more than the {limit} KiB that fit into a ConfigMap: use fewer or shorter bodies and messages"
+        );
+        Problem::new("spec.scenario", message)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::spec;
+
+    fn problems(spec: &LoadTestSpec) -> Vec<Problem> {
+        validate(spec).err().unwrap_or_default()
+    }
+
+    #[test]
+    fn the_example_of_the_design_is_valid() {
+        let test = validate(&spec()).unwrap();
+        assert_eq!(test.load.to_string(), "200 users at 50/s for 2m");
+        // The plan carries the test as JSON.
+        let json = serde_json::to_string(&test).unwrap();
+        assert_eq!(serde_json::from_str::<ValidTest>(&json).unwrap(), test);
+    }
+
+    #[test]
+    fn specs_that_no_api_server_would_take_are_refused_too() {
+        let edits: [(fn(&mut LoadTestSpec), &str); 5] = [
+            (|spec| spec.load.users = None, "spec.load: give exactly one of"),
+            (|spec| spec.load.spawn_rate = None, "spec.load.spawnRate: is missing"),
+            (|spec| spec.load.duration = None, "spec.load.duration: is missing"),
+            (|spec| spec.scenario.tasks[0].chat = None, "must have exactly one of http"),
+            (|spec| spec.scenario.tasks.iter_mut().for_each(|t| t.weight = 0), "every weight is 0"),
+        ];
+        for (edit, message) in edits {
+            let mut spec = spec();
+            edit(&mut spec);
+            let found = problems(&spec)[0].to_string();
+            assert!(found.contains(message), "{found}");
+        }
+    }
+
+    #[test]
+    fn two_thresholds_of_one_key_are_refused() {
+        let mut spec = spec();
+        spec.thresholds.push(spec.thresholds[0].clone());
+        let found = problems(&spec)[0].to_string();
+        assert!(found.starts_with("spec.thresholds[3]: chat timeToFirstResponse p50"), "{found}");
+    }
+
+    #[test]
+    fn pod_templates_are_checked() {
+        let mut spec = spec();
+        for (template, field) in [
+            (r#"{"spec": {"dnsPolicie": "None"}}"#, "spec.dnsPolicie"),
+            (r#"{"spec": {"restartPolicy": "Always"}}"#, "spec.restartPolicy"),
+            (
+                r#"{"spec": {"automountServiceAccountToken": true}}"#,
+                "spec.automountServiceAccountToken",
+            ),
+            (r#"{"metadata": {"labels": {"app.kubernetes.io/name": "x"}}}"#, "metadata.labels"),
+        ] {
+            spec.runners.pod_template = serde_json::from_str(template).ok();
+            assert_eq!(problems(&spec)[0].field, format!("spec.runners.podTemplate.{field}"));
+        }
+        spec.runners.pod_template = serde_json::from_str(r#"{"spec": {"dnsPolicy": "None"}}"#).ok();
+        assert_eq!(problems(&spec), []);
+    }
+
+    #[test]
+    fn invalid_ports_are_refused() {
+        let mut spec = spec();
+        for (url, good) in [
+            ("http://cell0:188000", false),
+            ("http://cell0:0", false),
+            ("http://cell0:18800/base:99999", true),
+            ("http://[fd00::1]:80", true),
+            ("http://cell0", true),
+        ] {
+            spec.target.http = Some(url.into());
+            assert_eq!(problems(&spec).is_empty(), good, "{url}");
+        }
+    }
+
+    #[test]
+    fn invalid_json_paths_are_refused() {
+        let mut spec = spec();
+        let check = |path: &str| crate::resource::Check {
+            json_path: Some(path.into()),
+            ..crate::resource::Check::default()
+        };
+        let http = spec.scenario.tasks[1].http.as_mut().unwrap();
+        http.checks = vec![check("$.data[0].id"), check("$.data[")];
+        let found = problems(&spec);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].field, "spec.scenario.tasks[1].http.checks[1].jsonPath");
+    }
+
+    #[test]
+    fn bundles_without_certificates_are_refused() {
+        let mut spec = spec();
+        let pem = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n";
+        spec.target.tls = Some(crate::resource::Tls {
+            ca_bundle: Some(pem.into()),
+            ..crate::resource::Tls::default()
+        });
+        assert_eq!(problems(&spec)[0].field, "spec.target.tls.caBundle");
+    }
+
+    #[test]
+    fn two_tasks_of_one_name_are_refused() {
+        let mut spec = spec();
+        spec.scenario.tasks[2].name = "chat".into();
+        assert_eq!(problems(&spec)[0].field, "spec.scenario.tasks[2].name");
+    }
+
+    #[test]
+    fn specs_larger_than_a_config_map_are_refused() {
+        let mut spec = spec();
+        let mut task = spec.scenario.tasks[1].clone();
+        task.http.as_mut().unwrap().body = Some("x".repeat(60_000));
+        spec.scenario.tasks = (0..20)
+            .map(|i| {
+                task.name = format!("task-{i}");
+                task.clone()
+            })
+            .collect();
+        assert_eq!(problems(&spec)[0].field, "spec.scenario");
+    }
+}
