@@ -1,4 +1,4 @@
-//! Every bad input is refused by the real API server, with a message that helps.
+//! The real API server and the operator reject bad input with a helpful message.
 
 use anyhow::{Context, Result, ensure};
 use kube::{
@@ -9,7 +9,7 @@ use loadtest_core::resource::{LoadTest, Phase};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::story::Story;
+use crate::test_namespace::{TestNamespace, health_spec, wait_for};
 
 #[derive(Deserialize)]
 struct Cases {
@@ -24,8 +24,8 @@ struct Case {
     says: Vec<String>,
 }
 
-/// RFC 7396.
-fn merge(base: &mut Value, patch: &Value) {
+/// Applies a JSON merge patch (RFC 7396).
+fn apply_merge_patch(base: &mut Value, patch: &Value) {
     let Value::Object(fields) = patch else {
         *base = patch.clone();
         return;
@@ -38,27 +38,27 @@ fn merge(base: &mut Value, patch: &Value) {
             (Value::Null, Some(map)) => {
                 map.remove(key);
             }
-            _ => merge(&mut base[key], value),
+            _ => apply_merge_patch(&mut base[key], value),
         }
     }
 }
 
 #[tokio::test]
-async fn every_bad_input_is_refused_by_the_api_server_in_words_that_help() -> Result<()> {
-    Story::tell("bad", async |story| {
+async fn every_bad_input_is_rejected_with_a_helpful_message() -> Result<()> {
+    TestNamespace::run("bad", async |namespace| {
         let text = include_str!("../../bad-input.yaml").replace("%1MB%", &"x".repeat(1 << 20));
         let Cases { base, cases } = serde_yaml::from_str(&text)?;
         let resource = ApiResource::erase::<LoadTest>(&());
         let api: Api<DynamicObject> =
-            Api::namespaced_with(story.client.clone(), &story.namespace, &resource);
-        let mut wrong = Vec::new();
+            Api::namespaced_with(namespace.client.clone(), &namespace.name, &resource);
+        let mut failures = Vec::new();
         for Case { name, patch, says } in &cases {
             let mut object = base.clone();
-            merge(&mut object, patch);
+            apply_merge_patch(&mut object, patch);
             let object: DynamicObject = serde_json::from_value(object)?;
             match api.create(&PostParams::default(), &object).await {
                 Ok(_) => {
-                    wrong.push(format!("{name}: was accepted"));
+                    failures.push(format!("{name}: was accepted"));
                     api.delete(&object.name_any(), &DeleteParams::default()).await?;
                 }
                 Err(error) => {
@@ -67,36 +67,40 @@ async fn every_bad_input_is_refused_by_the_api_server_in_words_that_help() -> Re
                         says.iter().filter(|word| !error.contains(*word)).collect();
                     if !missing.is_empty() {
                         let error: String = error.chars().take(600).collect();
-                        wrong.push(format!("{name}: says nothing of {missing:?}: {error}"));
+                        failures
+                            .push(format!("{name}: {missing:?} is not in the message: {error}"));
                     }
                 }
             }
         }
         ensure!(cases.len() > 40, "only {} cases were read", cases.len());
-        ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+        ensure!(failures.is_empty(), "{}", failures.join("\n"));
         Ok(())
     })
     .await
 }
 
 #[tokio::test]
-async fn what_only_the_operator_can_see_is_not_accepted_and_makes_nothing() -> Result<()> {
-    Story::tell("large", async |story| {
+async fn oversized_spec_is_not_accepted_and_starts_no_runner() -> Result<()> {
+    TestNamespace::run("large", async |namespace| {
         let tasks: Vec<Value> = (0..20)
-            .map(|i| json!({"name": format!("task-{i}"), "http": {"path": "/", "body": "x".repeat(60_000)}}))
+            .map(|i| {
+                let body = "x".repeat(60_000);
+                json!({"name": format!("task-{i}"), "http": {"path": "/", "body": body}})
+            })
             .collect();
-        let mut spec = crate::story::health(2, "2s", &json!([]));
+        let mut spec = health_spec(2, "2s", &json!([]));
         spec["scenario"] = json!({"tasks": tasks});
-        story.start("large", spec).await?;
-        let status = story.finished("large", 30).await?;
+        namespace.create_test("large", spec).await?;
+        let status = namespace.wait_until_finished("large", 30).await?;
         ensure!(status.phase == Some(Phase::Error), "{status:#?}");
         let accepted = status.condition("Accepted").context("no condition")?;
         ensure!(accepted.status == "False" && accepted.reason == "InvalidSpec", "{accepted:?}");
         ensure!(accepted.message.contains("spec.scenario") && accepted.message.contains("900 KiB"));
-        ensure!(story.runners("large").await?.is_empty());
+        ensure!(namespace.list_runners("large").await?.is_empty());
         let events: Api<k8s_openapi::api::events::v1::Event> =
-            Api::namespaced(story.client.clone(), &story.namespace);
-        crate::story::within(10, "an Event", async || {
+            Api::namespaced(namespace.client.clone(), &namespace.name);
+        wait_for(10, "an Event", async || {
             let list = events.list(&ListParams::default()).await?;
             Ok(list.items.into_iter().find(|e| e.reason.as_deref() == Some("Rejected")).map(|_| ()))
         })
@@ -106,22 +110,24 @@ async fn what_only_the_operator_can_see_is_not_accepted_and_makes_nothing() -> R
 }
 
 #[tokio::test]
-async fn unknown_fields_are_warned_about() -> Result<()> {
-    Story::tell("unknown", async |story| {
-        let mut spec = crate::story::health(2, "2s", &json!([]));
+async fn unknown_fields_are_reported() -> Result<()> {
+    TestNamespace::run("unknown", async |namespace| {
+        let mut spec = health_spec(2, "2s", &json!([]));
         spec["load"]["user"] = 3.into();
         let body = json!({
             "apiVersion": "loadtest.cell0.io/v1alpha1", "kind": "LoadTest",
             "metadata": {"name": "unknown"}, "spec": spec,
         });
         let path = format!(
-            "/apis/loadtest.cell0.io/v1alpha1/namespaces/{}/loadtests?dryRun=All&fieldValidation=Strict",
-            story.namespace
+            "/apis/loadtest.cell0.io/v1alpha1/namespaces/{}/loadtests\
+             ?dryRun=All&fieldValidation=Strict",
+            namespace.name
         );
-        let request = serde_json::to_vec(&body)?;
-        let request = http::Request::post(path).header("content-type", "application/json").body(request)?;
-        let answer = story.client.request::<Value>(request).await;
-        let error = answer.err().context("an unknown field was taken")?.to_string();
+        let request = http::Request::post(path)
+            .header("content-type", "application/json")
+            .body(serde_json::to_vec(&body)?)?;
+        let response = namespace.client.request::<Value>(request).await;
+        let error = response.err().context("an unknown field was accepted")?.to_string();
         ensure!(error.contains("unknown field \"spec.load.user\""), "{error}");
         Ok(())
     })

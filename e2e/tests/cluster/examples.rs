@@ -1,4 +1,4 @@
-//! Every example is accepted as it stands and runs to a verdict, shortened.
+//! The API server accepts every example unchanged, and a shortened version of it passes.
 
 use anyhow::{Result, ensure};
 use kube::api::PostParams;
@@ -8,7 +8,7 @@ use loadtest_core::{
 };
 use serde_json::json;
 
-use crate::story::{ATTEMPTS, Story};
+use crate::test_namespace::{MAX_ATTEMPTS, TestNamespace};
 
 const EXAMPLES: [&str; 5] = [
     include_str!("../../../examples/loadtest-standard.yaml"),
@@ -19,38 +19,39 @@ const EXAMPLES: [&str; 5] = [
 ];
 
 #[tokio::test]
-async fn all_five_examples_pass_against_a_healthy_simulator() -> Result<()> {
-    Story::tell_alone("examples", async |story| {
-        story.simulator(json!({})).await?;
+async fn all_examples_pass_against_a_healthy_simulator() -> Result<()> {
+    TestNamespace::run_alone("examples", async |namespace| {
+        namespace.deploy_simulator(json!({})).await?;
         for text in EXAMPLES {
             let mut test: LoadTest = serde_yaml::from_str(text)?;
             let name = test.metadata.name.clone().unwrap_or_default();
-            let dry = kube::api::PostParams { dry_run: true, ..Default::default() };
-            story.tests.create(&dry, &test).await?;
-            // A shorter test has fewer samples: enough for a verdict, not for a promise.
+            let dry_run = PostParams { dry_run: true, ..Default::default() };
+            namespace.load_tests.create(&dry_run, &test).await?;
+            // A shorter test has fewer samples. The lower `minSamples` below allows a verdict
+            // after 12 s.
             let load = &mut test.spec.load;
             load.duration = load.duration.map(|_| Duration::from_secs(12));
             load.stages.truncate(4);
             for stage in &mut load.stages {
-                // Fifty users at one moment are most of what happens in three seconds.
+                // In a stage of 3 s, a step of 50 users would dominate the latencies.
                 (stage.duration, stage.ramp) = (Duration::from_secs(3), Ramp::Linear);
             }
             load.spawn_rate = load.spawn_rate.map(|rate| rate.max(10.0));
             for threshold in &mut test.spec.thresholds {
                 threshold.min_samples = Some(20);
             }
-            // Twelve seconds are few: one in which the machine stands still is a large share.
+            // A stall of one second is a large share of 12 s, so the test gets several attempts.
             let mut attempts = 0;
             let status = loop {
-                story.tests.create(&PostParams::default(), &test).await?;
-                let status = story.finished(&name, 120).await?;
+                namespace.load_tests.create(&PostParams::default(), &test).await?;
+                let status = namespace.wait_until_finished(&name, 120).await?;
                 attempts += 1;
                 ensure!(status.phase == Some(Phase::Finished), "{name}: {status:#?}");
                 if status.verdict == Some(Verdict::Pass) {
                     break status;
                 }
-                ensure!(attempts < ATTEMPTS, "{name}: {status:#?}");
-                story.gone(&name).await?;
+                ensure!(attempts < MAX_ATTEMPTS, "{name}: {status:#?}");
+                namespace.delete_test(&name).await?;
             };
             let size = serde_json::to_string(&status)?.len();
             ensure!(size < 8192, "{name}: a status of {size} bytes");

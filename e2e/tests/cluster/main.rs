@@ -1,12 +1,13 @@
-//! The stories a user would tell, on the cluster that KUBECONFIG points to, with the operator
-//! installed by its chart. `make test` runs them inside the testbed.
+//! End-to-end tests on the cluster that `KUBECONFIG` points to. The operator must be installed by
+//! its chart. `make test` runs these tests inside the testbed.
 
 mod accuracy;
 mod bad_input;
 mod examples;
-mod generator;
 mod lifecycle;
+mod load_generator;
 mod load_models;
 mod prometheus;
-mod story;
+mod test_namespace;
 mod verdicts;
+mod web_socket_sessions;

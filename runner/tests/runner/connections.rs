@@ -1,4 +1,4 @@
-//! Whose connections are, what they speak, and what opening them takes.
+//! HTTP connections: reuse, HTTP/1.1 and HTTP/2, connect steps and connection timeouts.
 
 use std::sync::{
     Arc,
@@ -16,141 +16,145 @@ use tokio::{
 };
 
 use crate::{
-    load::{only, outcomes, run},
-    target::{Bounds, Target, Tls},
+    harness::{only_task, outcome_counts, run_plan},
+    target::{Limits, Target, Tls},
 };
 
-async fn measured(target: &Target, path: &str, reuse: Reuse, version: HttpVersion) -> TaskNumbers {
-    let mut plan = target.plan(8, json!({"path": path})).await;
+/// Runs eight users on one load thread for a second, and returns the metrics of their only task.
+async fn run_users(target: &Target, path: &str, reuse: Reuse, version: HttpVersion) -> TaskNumbers {
+    let mut plan = target.build_plan(8, json!({"path": path})).await;
     (plan.target.connections, plan.target.http_version) = (reuse, version);
     plan.workers = 1;
-    let found = run(plan).await;
-    let task = only(&found.numbers).clone();
-    assert_eq!(task.failures(), 0, "{:?} {:?}", task.errors, found.examples);
-    assert!(task.completed() > 8, "{:?}", outcomes(&task));
+    let result = run_plan(plan).await;
+    let task = only_task(&result.numbers).clone();
+    assert_eq!(task.failures(), 0, "{:?} {:?}", task.errors, result.examples);
+    assert!(task.completed() > 8, "{:?}", outcome_counts(&task));
     task
 }
 
 #[tokio::test]
-async fn each_user_keeps_its_own_connection() {
+async fn per_user_reuse_opens_one_connection_per_user() {
     let target = Target::start(Tls::None).await;
-    let task = measured(&target, "/slow", Reuse::PerUser, HttpVersion::Http1).await;
+    let task = run_users(&target, "/slow", Reuse::PerUser, HttpVersion::Http1).await;
     assert_eq!((task.connections.opened, task.connections.again), (8, 0));
-    assert_eq!(target.count(|seen| &seen.connections), 8);
+    assert_eq!(target.count(|stats| &stats.connections), 8);
 }
 
 #[tokio::test]
-async fn shared_connections_are_as_many_as_are_used_at_once() {
+async fn shared_pool_opens_only_as_many_connections_as_needed() {
     let target = Target::start(Tls::None).await;
-    let mut plan = target.plan(40, json!({"path": "/ok"})).await;
+    let mut plan = target.build_plan(40, json!({"path": "/ok"})).await;
     plan.target.connections = Reuse::Shared;
     plan.workers = 1;
-    // They come one after the other and pause for nearly all of their time.
+    // Users start one after the other and pause most of the time, so few users need a connection
+    // at the same moment.
     plan.load.spawn_rate = Some(100.0);
     plan.scenario.pause =
         Some(serde_json::from_value(json!({"min": "400ms", "max": "600ms"})).unwrap());
-    let found = run(plan).await;
-    let task = only(&found.numbers);
-    let opened = target.count(|seen| &seen.connections);
-    assert_eq!((task.failures(), task.connections.opened), (0, opened), "{:?}", found.examples);
-    assert!(task.completed() > 15, "{:?}", outcomes(task));
+    let result = run_plan(plan).await;
+    let task = only_task(&result.numbers);
+    let opened = target.count(|stats| &stats.connections);
+    assert_eq!((task.failures(), task.connections.opened), (0, opened), "{:?}", result.examples);
+    assert!(task.completed() > 15, "{:?}", outcome_counts(task));
     assert!((1..40).contains(&opened), "{opened}");
 }
 
 #[tokio::test]
-async fn a_connection_for_each_request_is_one_for_each() {
+async fn per_request_reuse_opens_one_connection_per_request() {
     let target = Target::start(Tls::None).await;
-    let task = measured(&target, "/ok", Reuse::PerRequest, HttpVersion::Http1).await;
+    let task = run_users(&target, "/ok", Reuse::PerRequest, HttpVersion::Http1).await;
     assert_eq!(task.connections.opened, task.completed());
     assert_eq!(task.connections.again, 0);
-    assert_eq!(target.count(|seen| &seen.requests), task.completed());
+    assert_eq!(target.count(|stats| &stats.requests), task.completed());
 }
 
 #[tokio::test]
-async fn connections_that_the_target_closes_are_opened_again() {
+async fn connection_closed_by_the_target_is_a_reconnect() {
     let target = Target::start(Tls::None).await;
-    let task = measured(&target, "/close", Reuse::PerUser, HttpVersion::Http1).await;
+    let task = run_users(&target, "/close", Reuse::PerUser, HttpVersion::Http1).await;
     assert_eq!(task.connections.opened, task.completed());
     assert_eq!(task.connections.again, task.completed() - 8);
 }
 
-/// A target that answers each request with this head and, a moment later, closes; how often it did
-/// not need to.
-async fn closing(head: &'static str) -> (String, Arc<AtomicU64>) {
+/// Starts a target that sends `head` as its whole response and closes the connection 20 ms later.
+/// Returns its URL and the number of connections that the runner closed first.
+async fn start_closing_target(head: &'static str) -> (String, Arc<AtomicU64>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let left: Arc<AtomicU64> = Arc::default();
-    let told = Arc::clone(&left);
+    let closed_by_runner: Arc<AtomicU64> = Arc::default();
+    let server_count = Arc::clone(&closed_by_runner);
     tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
-            let left = Arc::clone(&told);
+            let closed_by_runner = Arc::clone(&server_count);
             tokio::spawn(async move {
                 let mut request = [0; 1024];
                 let read = socket.read(&mut request).await;
                 if !read.is_ok_and(|n| n > 0) || socket.write_all(head.as_bytes()).await.is_err() {
                     return;
                 }
-                let moment = std::time::Duration::from_millis(20);
-                if tokio::time::timeout(moment, socket.read(&mut request)).await.is_ok() {
-                    left.fetch_add(1, Ordering::Relaxed);
+                let delay = std::time::Duration::from_millis(20);
+                if tokio::time::timeout(delay, socket.read(&mut request)).await.is_ok() {
+                    closed_by_runner.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
     });
-    (url, left)
+    (url, closed_by_runner)
 }
 
 #[tokio::test]
-async fn a_connection_that_takes_no_more_is_the_targets_to_close() {
+async fn runner_lets_the_target_close_a_finished_connection() {
     for (reuse, head) in [
         (Reuse::PerRequest, "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n"),
         (Reuse::PerUser, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"),
         (Reuse::Shared, "HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n"),
     ] {
-        let (url, left) = closing(head).await;
+        let (url, closed_by_runner) = start_closing_target(head).await;
         let target = Target::start(Tls::None).await;
-        let mut plan = target.plan(4, json!({"path": "/"})).await;
+        let mut plan = target.build_plan(4, json!({"path": "/"})).await;
         (plan.target.http, plan.target.connections) = (Some(url), reuse);
-        let found = run(plan).await;
-        let completed = only(&found.numbers).completed();
+        let result = run_plan(plan).await;
+        let completed = only_task(&result.numbers).completed();
         assert!(completed > 8, "{reuse:?}");
-        // On a machine that stands still both sides' patience ends at once.
-        let left = left.load(Ordering::Relaxed);
-        assert!(left * 4 < completed, "{left} of {completed}, {reuse:?}");
+        // The runner waits up to 100 ms for the target to close, and the target closes after 20 ms.
+        // When the machine stalls, both times can end at once.
+        let early = closed_by_runner.load(Ordering::Relaxed);
+        assert!(early * 4 < completed, "the runner closed {early} of {completed}, {reuse:?}");
     }
 }
 
 #[tokio::test]
-async fn http2_sends_all_requests_of_a_worker_at_once_on_one_connection() {
+async fn http2_multiplexes_requests_on_one_shared_connection() {
     for tls in [Tls::None, Tls::Http2] {
         let target = Target::start(tls).await;
-        let task = measured(&target, "/slow", Reuse::Shared, HttpVersion::Http2).await;
+        let task = run_users(&target, "/slow", Reuse::Shared, HttpVersion::Http2).await;
         assert_eq!(task.connections.opened, 1, "{tls:?}");
-        assert_eq!(target.count(|seen| &seen.connections), 1, "{tls:?}");
-        let most = target.count(|seen| &seen.most);
-        assert!(most > 1, "{most} at once, {tls:?}");
-        assert_eq!(target.count(|seen| &seen.requests), task.completed(), "{tls:?}");
+        assert_eq!(target.count(|stats| &stats.connections), 1, "{tls:?}");
+        let max_in_flight = target.count(|stats| &stats.max_in_flight);
+        assert!(max_in_flight > 1, "{max_in_flight} in flight, {tls:?}");
+        assert_eq!(target.count(|stats| &stats.requests), task.completed(), "{tls:?}");
         assert_eq!(task.service_time[0].count(), task.first_byte.count());
     }
 }
 
 #[tokio::test]
-async fn waiting_for_room_on_an_http2_connection_is_no_service_time() {
-    let bounds = Bounds { streams: Some(2), life: None };
-    let target = Target::bounded(Tls::None, bounds).await;
-    let mut plan = target.plan(60, json!({"path": "/slow"})).await;
+async fn waiting_for_an_http2_stream_is_not_service_time() {
+    let limits = Limits { max_streams: Some(2), max_connection_age: None };
+    let target = Target::start_limited(Tls::None, limits).await;
+    let mut plan = target.build_plan(60, json!({"path": "/slow"})).await;
     (plan.target.connections, plan.target.http_version) = (Reuse::Shared, HttpVersion::Http2);
     plan.workers = 1;
-    // Nor is it a part of connecting or answering, also of those who come while it is opened: the
-    // last of them wait longer than either may take.
+    // The wait for a stream must not count for the connect or first byte timeout either, not even
+    // for users that wait while the connection opens: the last users wait longer than both
+    // timeouts.
     plan.load.spawn_rate = Some(100_000.0);
     let limit = Some(loadtest_core::Duration::from_secs(1));
     (plan.target.timeouts.connect, plan.target.timeouts.first_byte) = (limit, limit);
-    let found = run(plan).await;
-    let task = only(&found.numbers);
-    assert_eq!(task.failures(), 0, "{:?} {:?}", task.errors, found.examples);
-    assert_eq!(target.count(|seen| &seen.most), 2);
-    // Two at a time have their turn: thirty answers, of 50 ms each.
+    let result = run_plan(plan).await;
+    let task = only_task(&result.numbers);
+    assert_eq!(task.failures(), 0, "{:?} {:?}", task.errors, result.examples);
+    assert_eq!(target.count(|stats| &stats.max_in_flight), 2);
+    // Two requests of 50 ms run at a time, so the last of 60 users waits for 29 pairs: 1.45 s.
     let p50 = |times: &loadtest_core::metrics::LatencyHistogram| {
         times.quantile(0.5).unwrap().as_secs_f64()
     };
@@ -159,55 +163,59 @@ async fn waiting_for_room_on_an_http2_connection_is_no_service_time() {
 }
 
 #[tokio::test]
-async fn an_http2_connection_that_goes_away_fails_nothing() {
-    let bounds = Bounds { streams: None, life: Some(std::time::Duration::from_millis(150)) };
-    let target = Target::bounded(Tls::None, bounds).await;
-    let task = measured(&target, "/slow", Reuse::Shared, HttpVersion::Http2).await;
-    let opened = target.count(|seen| &seen.connections);
+async fn http2_goaway_fails_no_request() {
+    let max_connection_age = Some(std::time::Duration::from_millis(150));
+    let limits = Limits { max_streams: None, max_connection_age };
+    let target = Target::start_limited(Tls::None, limits).await;
+    let task = run_users(&target, "/slow", Reuse::Shared, HttpVersion::Http2).await;
+    let opened = target.count(|stats| &stats.connections);
     assert!(opened > 1, "{opened}");
     assert_eq!((task.connections.opened, task.connections.again), (opened, opened - 1));
 }
 
 #[tokio::test]
-async fn http2_per_user_has_a_connection_each_and_carries_bodies() {
+async fn http2_per_user_opens_own_connections_and_sends_bodies() {
     let target = Target::start(Tls::None).await;
-    let mut plan = target.plan(3, json!({"path": "/ok", "method": "POST", "body": "hello"})).await;
+    let mut plan =
+        target.build_plan(3, json!({"path": "/ok", "method": "POST", "body": "hello"})).await;
     plan.target.http_version = HttpVersion::Http2;
-    let found = run(plan).await;
-    let task = only(&found.numbers);
-    assert_eq!((task.failures(), task.connections.opened), (0, 3), "{:?}", found.examples);
-    assert_eq!(target.latest(), "POST HTTP/2.0 5 bytes");
+    let result = run_plan(plan).await;
+    let task = only_task(&result.numbers);
+    assert_eq!((task.failures(), task.connections.opened), (0, 3), "{:?}", result.examples);
+    assert_eq!(target.latest_request(), "POST HTTP/2.0 5 bytes");
 }
 
 #[tokio::test]
-async fn a_target_that_does_not_agree_to_http2_is_told_so() {
+async fn missing_http2_support_names_target_http_version() {
     let target = Target::start(Tls::Http1).await;
-    let mut plan = target.plan(1, json!({"path": "/ok"})).await;
+    let mut plan = target.build_plan(1, json!({"path": "/ok"})).await;
     plan.target.http_version = HttpVersion::Http2;
-    let found = run(plan).await;
-    assert_eq!(only(&found.numbers).completed(), only(&found.numbers).errors["protocol"]);
-    let told = &found.examples[&("it".to_owned(), "protocol".to_owned())];
-    assert!(told.contains("target.httpVersion"), "{told}");
+    let result = run_plan(plan).await;
+    let task = only_task(&result.numbers);
+    assert_eq!(task.completed(), task.errors["protocol"]);
+    let message = &result.examples[&("it".to_owned(), "protocol".to_owned())];
+    assert!(message.contains("target.httpVersion"), "{message}");
 }
 
 #[tokio::test]
-async fn the_steps_of_a_connection_are_measured() {
+async fn each_connect_step_is_measured() {
     let target = Target::start(Tls::Http1).await;
-    let task = measured(&target, "/ok", Reuse::PerRequest, HttpVersion::Http1).await;
+    let task = run_users(&target, "/ok", Reuse::PerRequest, HttpVersion::Http1).await;
     let count = |step: ConnectStep| task.connections.steps[step.index()].count();
     assert_eq!(count(ConnectStep::Tcp), task.completed());
     assert_eq!(count(ConnectStep::Tls), task.completed());
-    // The resolver's answer is used for a while.
+    // The resolved address is cached, so all connections share one DNS lookup.
     assert_eq!((count(ConnectStep::Dns), count(ConnectStep::Upgrade)), (1, 0));
     let sum = |step: ConnectStep| task.connections.steps[step.index()].sum_seconds();
-    let service = task.response_time[0].sum_seconds();
-    assert!(sum(ConnectStep::Tcp) + sum(ConnectStep::Tls) < service, "{service}");
+    let response_seconds = task.response_time[0].sum_seconds();
+    let connect_seconds = sum(ConnectStep::Tcp) + sum(ConnectStep::Tls);
+    assert!(connect_seconds < response_seconds, "{connect_seconds} {response_seconds}");
 }
 
 #[tokio::test]
-async fn the_first_byte_comes_before_the_last() {
+async fn first_byte_comes_before_the_last_byte() {
     let target = Target::start(Tls::None).await;
-    let task = measured(&target, "/slow", Reuse::PerUser, HttpVersion::Http1).await;
+    let task = run_users(&target, "/slow", Reuse::PerUser, HttpVersion::Http1).await;
     assert_eq!(task.first_byte.count(), task.completed());
     let first = task.first_byte.quantile(0.0).unwrap().as_secs_f64();
     assert!(first >= 0.0499, "{first}");
@@ -215,53 +223,53 @@ async fn the_first_byte_comes_before_the_last() {
 }
 
 #[tokio::test]
-async fn a_fast_error_is_no_fast_first_byte() {
+async fn failed_requests_record_no_first_byte() {
     let target = Target::start(Tls::None).await;
-    let found = run(target.plan(2, json!({"path": "/nowhere"})).await).await;
-    let task = only(&found.numbers);
+    let result = run_plan(target.build_plan(2, json!({"path": "/nowhere"})).await).await;
+    let task = only_task(&result.numbers);
     assert_eq!(task.completed(), task.errors["http_404"]);
     assert_eq!(task.first_byte.count(), task.requests[3]);
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_begin_in_time_is_given_up() {
+async fn late_first_byte_is_a_timeout_response_error() {
     let target = Target::start(Tls::None).await;
-    let mut plan = target.plan(2, json!({"path": "/never"})).await;
+    let mut plan = target.build_plan(2, json!({"path": "/never"})).await;
     plan.target.timeouts.first_byte = Some(loadtest_core::Duration::from_millis(20));
-    let found = run(plan).await;
-    let task = only(&found.numbers);
+    let result = run_plan(plan).await;
+    let task = only_task(&result.numbers);
     assert_eq!(task.completed(), task.errors["timeout_response"], "{:?}", task.errors);
-    let told = &found.examples[&("it".to_owned(), "timeout_response".to_owned())];
-    assert_eq!(told, "answer had not begun within 20ms");
-    // A first byte that never came took at least so long.
+    let message = &result.examples[&("it".to_owned(), "timeout_response".to_owned())];
+    assert_eq!(message, "answer had not begun within 20ms");
+    // A missing first byte counts with the time that the user waited.
     let waited = task.requests[2] + task.requests[3];
     assert_eq!(task.first_byte.count(), waited);
     assert!(task.first_byte.quantile(0.5).unwrap().as_secs_f64() >= 0.0199);
 }
 
 #[tokio::test]
-async fn a_connection_that_does_not_open_in_time_is_given_up() {
-    // Accepts nothing, and its backlog is full: packets to it are dropped.
+async fn slow_connect_is_a_timeout_connect_error() {
+    // This listener never accepts. Fill its backlog, so that the kernel drops further SYN packets.
     let listener = tokio::net::TcpSocket::new_v4().unwrap();
     listener.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener: TcpListener = listener.listen(1).unwrap();
     let address = listener.local_addr().unwrap();
-    let mut held = Vec::new();
-    while let Ok(Ok(open)) = tokio::time::timeout(
+    let mut backlog = Vec::new();
+    while let Ok(Ok(socket)) = tokio::time::timeout(
         std::time::Duration::from_millis(100),
         tokio::net::TcpStream::connect(address),
     )
     .await
     {
-        held.push(open);
+        backlog.push(socket);
     }
     let target = Target::start(Tls::None).await;
-    let mut plan = target.plan(2, json!({"path": "/ok"})).await;
+    let mut plan = target.build_plan(2, json!({"path": "/ok"})).await;
     plan.target.http = Some(format!("http://{address}"));
     plan.target.timeouts.connect = Some(loadtest_core::Duration::from_millis(50));
-    let found = run(plan).await;
-    let task = only(&found.numbers);
+    let result = run_plan(plan).await;
+    let task = only_task(&result.numbers);
     assert_eq!(task.completed(), task.errors["timeout_connect"], "{:?}", task.errors);
-    let told = &found.examples[&("it".to_owned(), "timeout_connect".to_owned())];
-    assert_eq!(told, "connection was not open within 50ms");
+    let message = &result.examples[&("it".to_owned(), "timeout_connect".to_owned())];
+    assert_eq!(message, "connection was not open within 50ms");
 }

@@ -1,18 +1,19 @@
-//! The runner against the simulator on loopback: what was counted is what happened.
+//! Integration tests of the runner. They run the runner against the simulator or a small test
+//! server on loopback, and compare its metrics with the requests that the server received.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test that can't be set up has failed")]
 
-mod accounting;
-mod answers;
 mod connections;
-mod handshake;
-mod kinds;
-mod life;
-mod load;
-mod models;
-mod orders;
-mod raw;
-mod sessions;
+mod control_server;
+mod error_kinds;
+mod harness;
+mod lifecycle;
+mod load_models;
+mod protocol;
+mod request_counts;
+mod request_log;
+mod responses;
 mod target;
 mod tokens;
-mod wire;
+mod web_socket_handshake;
+mod web_socket_sessions;

@@ -1,5 +1,5 @@
-//! A target with answers that Cell 0 does not give: redirects, compression, JSON; over both
-//! versions of HTTP, with TLS and without.
+//! A test target for responses that the simulator does not send: redirects, gzip and JSON. It
+//! serves HTTP/1.1 and HTTP/2, with and without TLS.
 
 use std::{
     io::Write,
@@ -36,68 +36,70 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::load::{plan, simulator};
+use crate::harness::{build_plan, start_simulator};
 
-/// What a target has seen.
+/// Counters of a [`Target`].
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct TargetStats {
     pub(crate) connections: AtomicU64,
     pub(crate) requests: AtomicU64,
-    /// Requests open at once now, and the most there were.
-    open: AtomicU64,
-    pub(crate) most: AtomicU64,
-    /// Method and version of the latest request.
-    pub(crate) latest: Mutex<String>,
+    /// Requests to `/slow` that are in flight.
+    in_flight: AtomicU64,
+    /// Maximum of `in_flight`.
+    pub(crate) max_in_flight: AtomicU64,
+    /// Method, HTTP version and body size of the latest request to `/ok`.
+    pub(crate) latest_request: Mutex<String>,
 }
 
+/// A running test target.
 #[derive(Debug)]
 pub(crate) struct Target {
     pub(crate) url: String,
-    pub(crate) seen: Arc<Seen>,
-    /// The certificate, with TLS.
+    pub(crate) stats: Arc<TargetStats>,
+    /// Certificate in PEM form; `None` without TLS.
     pub(crate) certificate: Option<String>,
 }
 
-/// How a target speaks.
+/// TLS of a target, and the HTTP version that it negotiates by ALPN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tls {
     None,
-    /// Without agreeing to HTTP/2.
+    /// The target offers no HTTP/2.
     Http1,
     Http2,
 }
 
-/// What a target allows of HTTP/2.
+/// Limits of a target.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Bounds {
-    /// Requests at once on a connection.
-    pub(crate) streams: Option<u32>,
-    /// How long a connection lives before the target says that it goes away.
-    pub(crate) life: Option<Duration>,
+pub(crate) struct Limits {
+    /// Maximum concurrent HTTP/2 streams per connection.
+    pub(crate) max_streams: Option<u32>,
+    /// Age of a connection when the target starts its graceful shutdown (GOAWAY in HTTP/2).
+    pub(crate) max_connection_age: Option<Duration>,
 }
 
 impl Target {
     pub(crate) async fn start(tls: Tls) -> Self {
-        Self::bounded(tls, Bounds::default()).await
+        Self::start_limited(tls, Limits::default()).await
     }
 
-    pub(crate) async fn bounded(tls: Tls, bounds: Bounds) -> Self {
+    pub(crate) async fn start_limited(tls: Tls, limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let seen: Arc<Seen> = Arc::default();
-        let (acceptor, certificate) = acceptor(tls).unzip();
-        let app = router(Arc::clone(&seen));
-        let counted = Arc::clone(&seen);
+        let stats: Arc<TargetStats> = Arc::default();
+        let (acceptor, certificate) = build_acceptor(tls).unzip();
+        let app = build_router(Arc::clone(&stats));
+        let server_stats = Arc::clone(&stats);
         tokio::spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                counted.connections.fetch_add(1, Ordering::Relaxed);
+                server_stats.connections.fetch_add(1, Ordering::Relaxed);
                 let (app, acceptor) = (app.clone(), acceptor.clone());
                 tokio::spawn(async move {
                     match acceptor {
-                        None => serve(socket, app, bounds).await,
+                        None => serve_connection(socket, app, limits).await,
                         Some(acceptor) => {
                             if let Ok(session) = acceptor.accept(socket).await {
-                                serve(session, app, bounds).await;
+                                serve_connection(session, app, limits).await;
                             }
                         }
                     }
@@ -105,14 +107,14 @@ impl Target {
             }
         });
         let scheme = if tls == Tls::None { "http" } else { "https" };
-        Self { url: format!("{scheme}://localhost:{port}"), seen, certificate }
+        Self { url: format!("{scheme}://localhost:{port}"), stats, certificate }
     }
 
-    /// A plan with one http task against it.
-    pub(crate) async fn plan(&self, users: u32, task: Value) -> Plan {
-        let simulator = simulator("{}").await;
-        let tasks = json!([{"name": "it", "http": task}]);
-        let mut plan = plan(&simulator, users, "1s", &tasks);
+    /// Builds a plan of 1 s with one `http` task, named `it`, against this target.
+    pub(crate) async fn build_plan(&self, users: u32, task_spec: Value) -> Plan {
+        let simulator = start_simulator("{}").await;
+        let tasks = json!([{"name": "it", "http": task_spec}]);
+        let mut plan = build_plan(&simulator, users, "1s", &tasks);
         plan.target.http = Some(self.url.clone());
         plan.target.tls = self.certificate.clone().map(|pem| loadtest_core::resource::Tls {
             ca_bundle: Some(pem),
@@ -121,16 +123,17 @@ impl Target {
         plan
     }
 
-    pub(crate) fn count(&self, which: fn(&Seen) -> &AtomicU64) -> u64 {
-        which(&self.seen).load(Ordering::Relaxed)
+    /// Reads one counter.
+    pub(crate) fn count(&self, counter: fn(&TargetStats) -> &AtomicU64) -> u64 {
+        counter(&self.stats).load(Ordering::Relaxed)
     }
 
-    pub(crate) fn latest(&self) -> String {
-        self.seen.latest.lock().unwrap().clone()
+    pub(crate) fn latest_request(&self) -> String {
+        self.stats.latest_request.lock().unwrap().clone()
     }
 }
 
-fn acceptor(tls: Tls) -> Option<(TlsAcceptor, String)> {
+fn build_acceptor(tls: Tls) -> Option<(TlsAcceptor, String)> {
     if tls == Tls::None {
         return None;
     }
@@ -150,68 +153,68 @@ fn acceptor(tls: Tls) -> Option<(TlsAcceptor, String)> {
     Some((TlsAcceptor::from(Arc::new(config)), cert.pem()))
 }
 
-async fn serve(
+async fn serve_connection(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     app: Router,
-    bounds: Bounds,
+    limits: Limits,
 ) {
     let service = TowerToHyperService::new(app);
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http2().max_concurrent_streams(bounds.streams);
+    builder.http2().max_concurrent_streams(limits.max_streams);
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(io), service));
-    let life = tokio::time::sleep(bounds.life.unwrap_or(Duration::MAX));
-    // A client that leaves is not the target's failure.
+    let max_age = tokio::time::sleep(limits.max_connection_age.unwrap_or(Duration::MAX));
+    // The client may close its connection at any time, so errors are ignored.
     tokio::select! {
         _ = connection.as_mut() => return,
-        () = life => connection.as_mut().graceful_shutdown(),
+        () = max_age => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;
 }
 
-fn router(seen: Arc<Seen>) -> Router {
+fn build_router(stats: Arc<TargetStats>) -> Router {
     Router::new()
-        .route("/ok", any(ok))
-        .route("/slow", get(slow))
+        .route("/ok", any(respond_ok))
+        .route("/slow", get(respond_slowly))
         .route("/never", get(std::future::pending::<()>))
         .route("/close", get(|| async { ([(header::CONNECTION, "close")], "bye") }))
-        .route("/json", get(|headers: HeaderMap| async move { compressed(&headers) }))
+        .route("/json", get(|headers: HeaderMap| async move { respond_json(&headers) }))
         .route("/moved", any(|| async { Redirect::to("ok") }))
         .route("/moved-for-good", any(|| async { Redirect::permanent("/moved") }))
         .route("/loop", get(|| async { Redirect::to("/loop") }))
         .route("/away", get(|| async { Redirect::to("http://elsewhere.example/") }))
-        .with_state(seen)
+        .with_state(stats)
 }
 
-async fn ok(
-    State(seen): State<Arc<Seen>>,
+async fn respond_ok(
+    State(stats): State<Arc<TargetStats>>,
     version: Version,
     method: axum::http::Method,
     body: Bytes,
 ) -> Response {
-    seen.requests.fetch_add(1, Ordering::Relaxed);
-    *seen.latest.lock().unwrap() = format!("{method} {version:?} {} bytes", body.len());
+    stats.requests.fetch_add(1, Ordering::Relaxed);
+    *stats.latest_request.lock().unwrap() = format!("{method} {version:?} {} bytes", body.len());
     StatusCode::OK.into_response()
 }
 
-/// Answers after 50 ms.
-async fn slow(State(seen): State<Arc<Seen>>) -> &'static str {
-    let open = seen.open.fetch_add(1, Ordering::Relaxed) + 1;
-    seen.most.fetch_max(open, Ordering::Relaxed);
-    seen.requests.fetch_add(1, Ordering::Relaxed);
+/// Responds after 50 ms.
+async fn respond_slowly(State(stats): State<Arc<TargetStats>>) -> &'static str {
+    let in_flight = stats.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
+    stats.max_in_flight.fetch_max(in_flight, Ordering::Relaxed);
+    stats.requests.fetch_add(1, Ordering::Relaxed);
     tokio::time::sleep(Duration::from_millis(50)).await;
-    seen.open.fetch_sub(1, Ordering::Relaxed);
+    stats.in_flight.fetch_sub(1, Ordering::Relaxed);
     "slow"
 }
 
-/// JSON, compressed for those who ask.
-fn compressed(headers: &HeaderMap) -> Response {
+/// Responds with JSON of over 5,000 bytes, compressed with gzip if the client accepts gzip.
+fn respond_json(headers: &HeaderMap) -> Response {
     let body = json!({"status": "ok", "items": [{"id": 7}], "pad": "x".repeat(5000)}).to_string();
-    let kind = (header::CONTENT_TYPE, "application/json");
-    let asked = headers.get(header::ACCEPT_ENCODING).is_some_and(|value| value == "gzip");
-    if !asked {
-        return ([kind], body).into_response();
+    let content_type = (header::CONTENT_TYPE, "application/json");
+    let accepts_gzip = headers.get(header::ACCEPT_ENCODING).is_some_and(|value| value == "gzip");
+    if !accepts_gzip {
+        return ([content_type], body).into_response();
     }
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(body.as_bytes()).unwrap();
-    ([kind, (header::CONTENT_ENCODING, "gzip")], encoder.finish().unwrap()).into_response()
+    ([content_type, (header::CONTENT_ENCODING, "gzip")], encoder.finish().unwrap()).into_response()
 }

@@ -1,4 +1,4 @@
-//! A load on a simulator, in this process.
+//! Runs a plan against a simulator, both inside the test process.
 
 use std::{
     sync::Arc,
@@ -14,15 +14,17 @@ use loadtest_core::{
 use loadtest_runner::{Engine, Measured, Prepared};
 use serde_json::{Value, json};
 
-pub(crate) const RUN: &str = "run-1";
+/// Run UID of every plan that [`build_plan`] returns.
+pub(crate) const RUN_UID: &str = "run-1";
 
-pub(crate) async fn simulator(settings: &str) -> Simulator {
+/// Starts a simulator on loopback with settings written in YAML.
+pub(crate) async fn start_simulator(settings: &str) -> Simulator {
     let settings = Settings::from_yaml(settings).unwrap();
     Simulator::start(settings, Listen::loopback()).await.unwrap()
 }
 
-/// A plan of one runner with the given users, tasks and length against a simulator.
-pub(crate) fn plan(simulator: &Simulator, users: u32, duration: &str, tasks: &Value) -> Plan {
+/// Builds the plan of one runner that sends load to `simulator`.
+pub(crate) fn build_plan(simulator: &Simulator, users: u32, duration: &str, tasks: &Value) -> Plan {
     let spec = json!({
         "target": {
             "http": format!("http://{}", simulator.http_addr()),
@@ -34,7 +36,7 @@ pub(crate) fn plan(simulator: &Simulator, users: u32, duration: &str, tasks: &Va
     let spec: LoadTestSpec = serde_json::from_value(spec).unwrap();
     Plan {
         version: VERSION,
-        run: RUN.into(),
+        run: RUN_UID.into(),
         name: "burst".into(),
         runners: 1,
         workers: 2,
@@ -48,7 +50,8 @@ pub(crate) fn plan(simulator: &Simulator, users: u32, duration: &str, tasks: &Va
     }
 }
 
-pub(crate) async fn run(plan: Plan) -> Measured {
+/// Runs the load of a plan to its end and returns the final metrics.
+pub(crate) async fn run_plan(plan: Plan) -> Measured {
     let prepared = Prepared::new(plan, |_| None).unwrap();
     let engine = Engine::new(Arc::clone(&prepared), 0).unwrap();
     engine.start(Instant::now());
@@ -56,26 +59,31 @@ pub(crate) async fn run(plan: Plan) -> Measured {
     engine.measured().await
 }
 
-/// Requests by outcome: success, failure, timeout, interrupted.
-pub(crate) fn outcomes(numbers: &TaskNumbers) -> [u64; 4] {
-    Outcome::ALL.map(|outcome| numbers.of(outcome))
+/// Returns the number of requests per outcome: success, failure, timeout, interrupted.
+pub(crate) fn outcome_counts(task: &TaskNumbers) -> [u64; 4] {
+    Outcome::ALL.map(|outcome| task.of(outcome))
 }
 
-/// The one task's numbers.
-pub(crate) fn only(numbers: &Numbers) -> &TaskNumbers {
-    assert_eq!(numbers.tasks.len(), 1);
-    numbers.tasks.values().next().unwrap()
+/// Returns the metrics of the only task.
+pub(crate) fn only_task(metrics: &Numbers) -> &TaskNumbers {
+    assert_eq!(metrics.tasks.len(), 1);
+    metrics.tasks.values().next().unwrap()
 }
 
-/// What the simulator counted, once it has seen every connection's end.
-pub(crate) async fn truth(simulator: &Simulator) -> Counts {
+/// Returns the counts of the simulator once no request is in flight.
+pub(crate) async fn final_counts(simulator: &Simulator) -> Counts {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let counts = simulator.truth(RUN).totals.counts;
+        let counts = current_counts(simulator);
         if counts.in_flight == 0 {
             return counts;
         }
-        assert!(Instant::now() < deadline, "still open: {counts:?}");
+        assert!(Instant::now() < deadline, "requests are still in flight after 10 s: {counts:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// Returns the counts of the simulator at this moment.
+pub(crate) fn current_counts(simulator: &Simulator) -> Counts {
+    simulator.truth(RUN_UID).totals.counts
 }

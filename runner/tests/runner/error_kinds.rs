@@ -1,4 +1,4 @@
-//! Every way to fail has its kind.
+//! The error kind of each failure that a request can meet.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -11,48 +11,49 @@ use tokio::{
     net::{TcpListener, TcpSocket},
 };
 
-use crate::load::{only, plan, run, simulator};
+use crate::harness::{build_plan, only_task, run_plan, start_simulator};
 
-/// The kinds of error of a short run, with what was told of them.
-async fn kinds_of(plan: Plan) -> BTreeMap<String, String> {
-    let Measured { numbers, examples } = run(plan).await;
-    let task = only(&numbers);
-    assert_eq!(task.completed(), task.failures(), "every request fails: {:?}", task.errors);
+/// Runs a plan and asserts that all requests fail. Returns one message per error kind.
+async fn run_failing_plan(plan: Plan) -> BTreeMap<String, String> {
+    let Measured { numbers, examples } = run_plan(plan).await;
+    let task = only_task(&numbers);
+    assert_eq!(task.completed(), task.failures(), "every request must fail: {:?}", task.errors);
     let kinds = task.errors.iter().filter(|(_, count)| **count > 0);
-    let told = |kind: &String| {
+    let example = |kind: &String| {
         examples
             .values()
             .zip(examples.keys())
             .find_map(|(message, key)| (key.1 == *kind).then(|| message.clone()))
     };
-    kinds.map(|(kind, _)| (kind.clone(), told(kind).expect("an example"))).collect()
+    kinds.map(|(kind, _)| (kind.clone(), example(kind).expect("an example per kind"))).collect()
 }
 
-async fn failing(settings: &str, task: Value) -> (Simulator, Plan) {
-    let simulator = simulator(settings).await;
-    let mut task = task;
-    task["name"] = "it".into();
-    let plan = plan(&simulator, 2, "1s", &json!([task]));
+/// Starts a simulator and builds a plan with one task, named `it`.
+async fn prepare_task(settings: &str, mut task_spec: Value) -> (Simulator, Plan) {
+    let simulator = start_simulator(settings).await;
+    task_spec["name"] = "it".into();
+    let plan = build_plan(&simulator, 2, "1s", &json!([task_spec]));
     (simulator, plan)
 }
 
-fn chat(stream: bool, timeout: &str) -> Value {
+fn chat_task(stream: bool, timeout: &str) -> Value {
     json!({"chat": {
         "models": ["cell0-small"], "messages": ["Hello"], "stream": stream, "timeout": timeout,
     }})
 }
 
-fn session(timeout: &str) -> Value {
+fn web_socket_task(timeout: &str) -> Value {
     json!({"webSocket": {"path": "/", "send": ["ping"], "replies": 1, "timeout": timeout}})
 }
 
-/// Short for what never answers; long enough for a machine that stands still.
-fn patience(failure: &str) -> &'static str {
+/// Timeout for a task that meets `failure`: short if the response never comes, otherwise long
+/// enough for a machine that stalls.
+fn timeout_for(failure: &str) -> &'static str {
     if failure == "hang" { "400ms" } else { "5s" }
 }
 
 #[tokio::test]
-async fn failures_of_a_chat_have_their_kinds() {
+async fn chat_failures_have_their_error_kinds() {
     let cases = [
         ("status: 503", true, "http_503"),
         ("status: 429", false, "http_429"),
@@ -69,8 +70,9 @@ async fn failures_of_a_chat_have_their_kinds() {
     for (failure, stream, kind) in cases {
         let errors = format!("errors: {{rate: 100%, kinds: [{failure}]}}");
         let settings = format!("{{chat: {{tokens: 4, latency: 1ms, tokenGap: 1ms, {errors}}}}}");
-        let (_simulator, plan) = failing(&settings, chat(stream, patience(failure))).await;
-        let kinds = kinds_of(plan).await;
+        let (_simulator, plan) =
+            prepare_task(&settings, chat_task(stream, timeout_for(failure))).await;
+        let kinds = run_failing_plan(plan).await;
         assert_eq!(
             kinds.keys().collect::<Vec<_>>(),
             [kind],
@@ -80,7 +82,7 @@ async fn failures_of_a_chat_have_their_kinds() {
 }
 
 #[tokio::test]
-async fn failures_of_a_session_have_their_kinds() {
+async fn web_socket_failures_have_their_error_kinds() {
     let cases = [
         ("closeCode: 1011", "websocket_close_1011"),
         ("rejectUpgrade: 503", "http_503"),
@@ -89,61 +91,62 @@ async fn failures_of_a_session_have_their_kinds() {
     ];
     for (failure, kind) in cases {
         let settings = format!("{{webSocket: {{errors: {{rate: 100%, kinds: [{failure}]}}}}}}");
-        let (_simulator, plan) = failing(&settings, session(patience(failure))).await;
-        let kinds = kinds_of(plan).await;
+        let (_simulator, plan) =
+            prepare_task(&settings, web_socket_task(timeout_for(failure))).await;
+        let kinds = run_failing_plan(plan).await;
         assert_eq!(kinds.keys().collect::<Vec<_>>(), [kind], "{failure}: {kinds:?}");
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_stalls_within_its_body_is_a_timeout_of_the_body() {
+async fn stalled_response_body_is_a_timeout_body_error() {
     let settings = "{chat: {tokens: 4, latency: 1ms, tokenGap: 1m}}";
-    let (_simulator, plan) = failing(settings, chat(true, "2s")).await;
-    assert_eq!(kinds_of(plan).await.into_keys().collect::<Vec<_>>(), ["timeout_body"]);
+    let (_simulator, plan) = prepare_task(settings, chat_task(true, "2s")).await;
+    assert_eq!(run_failing_plan(plan).await.into_keys().collect::<Vec<_>>(), ["timeout_body"]);
 }
 
 #[tokio::test]
-async fn a_status_that_was_not_expected_is_a_failure() {
+async fn unexpected_status_is_a_failure() {
     let task = json!({"http": {"path": "/health", "expectStatus": [204]}});
-    let (_simulator, plan) = failing("{}", task).await;
-    assert_eq!(kinds_of(plan).await.into_keys().collect::<Vec<_>>(), ["http_200"]);
+    let (_simulator, plan) = prepare_task("{}", task).await;
+    assert_eq!(run_failing_plan(plan).await.into_keys().collect::<Vec<_>>(), ["http_200"]);
 }
 
 #[tokio::test]
-async fn a_target_that_is_not_there_is_named() {
+async fn unreachable_target_is_named_in_the_error() {
     let task = json!({"http": {"path": "/health", "timeout": "2s"}});
-    let (_simulator, plan) = failing("{}", task).await;
-    // Nobody listens there, and nobody else can.
-    let held = TcpSocket::new_v4().unwrap();
-    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let free = held.local_addr().unwrap();
-    let nowhere = format!("{}.invalid", "a".repeat(64));
+    let (_simulator, plan) = prepare_task("{}", task).await;
+    // The bound socket does not listen, and it keeps other processes from this port.
+    let bound = TcpSocket::new_v4().unwrap();
+    bound.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let closed_address = bound.local_addr().unwrap();
+    // A DNS label has at most 63 characters, so the resolver rejects this name without a query.
+    let invalid_name = format!("{}.invalid", "a".repeat(64));
     let cases = [
-        (format!("http://{free}"), "connect", free.to_string()),
-        // No label is so long: the resolver says so without asking anyone.
-        (format!("http://{nowhere}:80"), "dns", nowhere),
+        (format!("http://{closed_address}"), "connect", closed_address.to_string()),
+        (format!("http://{invalid_name}:80"), "dns", invalid_name),
     ];
-    for (url, kind, named) in cases {
+    for (url, kind, expected_name) in cases {
         let mut plan = plan.clone();
         plan.target.http = Some(url);
-        let kinds = kinds_of(plan).await;
+        let kinds = run_failing_plan(plan).await;
         assert_eq!(kinds.keys().collect::<Vec<_>>(), [kind], "{kinds:?}");
-        assert!(kinds[kind].contains(&named), "{kinds:?}");
+        assert!(kinds[kind].contains(&expected_name), "{kinds:?}");
     }
 }
 
 #[tokio::test]
-async fn a_target_that_says_nothing_to_tls_is_a_timeout_of_the_connect() {
+async fn silent_tls_target_is_a_timeout_connect_error() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let task = json!({"http": {"path": "/health", "timeout": "300ms"}});
-    let (_simulator, mut plan) = failing("{}", task).await;
+    let (_simulator, mut plan) = prepare_task("{}", task).await;
     plan.target.http = Some(format!("https://{}", silent.local_addr().unwrap()));
-    assert_eq!(kinds_of(plan).await.into_keys().collect::<Vec<_>>(), ["timeout_connect"]);
+    assert_eq!(run_failing_plan(plan).await.into_keys().collect::<Vec<_>>(), ["timeout_connect"]);
 }
 
-/// A TLS server for `localhost` that answers every connection's first bytes with one answer;
-/// its address and its certificate.
-async fn tls_server() -> (std::net::SocketAddr, String) {
+/// Starts a TLS server for `localhost` that responds with status 200 to everything it reads.
+/// Returns its address and its certificate in PEM form.
+async fn start_tls_server() -> (std::net::SocketAddr, String) {
     let rcgen::CertifiedKey { cert, signing_key } =
         rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -164,8 +167,8 @@ async fn tls_server() -> (std::net::SocketAddr, String) {
                 let Ok(mut stream) = acceptor.accept(socket).await else { return };
                 let mut request = [0; 4096];
                 while stream.read(&mut request).await.is_ok_and(|n| n > 0) {
-                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-                    if stream.write_all(answer).await.is_err() {
+                    let response = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                    if stream.write_all(response).await.is_err() {
                         return;
                     }
                 }
@@ -176,29 +179,29 @@ async fn tls_server() -> (std::net::SocketAddr, String) {
 }
 
 #[tokio::test]
-async fn a_certificate_is_judged_as_the_spec_says() {
-    let (address, pem) = tls_server().await;
+async fn certificate_is_verified_as_the_spec_says() {
+    let (address, pem) = start_tls_server().await;
     let task = json!({"http": {"path": "/health"}});
-    let (_simulator, mut plan) = failing("{}", task).await;
+    let (_simulator, mut plan) = prepare_task("{}", task).await;
     plan.target.http = Some(format!("https://localhost:{}", address.port()));
-    assert_eq!(kinds_of(plan.clone()).await.into_keys().collect::<Vec<_>>(), ["tls"]);
-    let trusting = [
+    assert_eq!(run_failing_plan(plan.clone()).await.into_keys().collect::<Vec<_>>(), ["tls"]);
+    let trusting_settings = [
         Tls { ca_bundle: Some(pem), ..Tls::default() },
         Tls { insecure_skip_verify: true, ..Tls::default() },
     ];
-    for tls in trusting {
+    for tls in trusting_settings {
         plan.target.tls = Some(tls);
-        let numbers = run(plan.clone()).await.numbers;
-        let task = only(&numbers);
+        let metrics = run_plan(plan.clone()).await.numbers;
+        let task = only_task(&metrics);
         assert!(task.completed() > 0 && task.failures() == 0, "{:?}", task.errors);
     }
 }
 
 #[tokio::test]
-async fn a_name_that_never_resolves_does_not_outlast_the_test() {
+async fn unresolvable_name_does_not_delay_the_end() {
     let task = json!({"http": {"path": "/health", "timeout": "20s"}});
-    let (_simulator, mut plan) = failing("{}", task).await;
+    let (_simulator, mut plan) = prepare_task("{}", task).await;
     plan.target.http = Some("http://nowhere.invalid".into());
-    let run = tokio::time::timeout(Duration::from_secs(15), run(plan)).await;
-    assert!(run.is_ok(), "1 s of load and 5 s of grace took longer than 15 s");
+    let result = tokio::time::timeout(Duration::from_secs(15), run_plan(plan)).await;
+    assert!(result.is_ok(), "1 s of load and 5 s of graceful stop took longer than 15 s");
 }

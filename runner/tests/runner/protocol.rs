@@ -1,4 +1,4 @@
-//! What reaches a target is what the spec says.
+//! The bytes that the runner sends to a target, and the responses that it accepts.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,40 +10,41 @@ use tokio::{
     net::TcpListener,
 };
 
-use crate::load::{RUN, only, plan, simulator};
+use crate::harness::{RUN_UID, build_plan, only_task, run_plan, start_simulator};
 
-/// A server that gives every request one answer and keeps what it was sent.
-async fn server(answer: &'static [u8]) -> (String, Arc<Mutex<Vec<String>>>) {
+/// Starts a server that sends `response` to every request. Returns its URL and the requests that it
+/// has read.
+async fn start_server(response: &'static [u8]) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let seen: Arc<Mutex<Vec<String>>> = Arc::default();
-    let kept = Arc::clone(&seen);
+    let requests: Arc<Mutex<Vec<String>>> = Arc::default();
+    let server_requests = Arc::clone(&requests);
     tokio::spawn(async move {
         while let Ok((mut socket, _)) = listener.accept().await {
-            let kept = Arc::clone(&kept);
+            let requests = Arc::clone(&server_requests);
             tokio::spawn(async move {
                 let mut buffer = vec![0; 1 << 16];
                 while let Ok(n @ 1..) = socket.read(&mut buffer).await {
                     let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
-                    kept.lock().unwrap().push(text);
-                    if socket.write_all(answer).await.is_err() {
+                    requests.lock().unwrap().push(text);
+                    if socket.write_all(response).await.is_err() {
                         return;
                     }
                 }
             });
         }
     });
-    (url, seen)
+    (url, requests)
 }
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
 
-async fn sent(task: Value, edit: impl FnOnce(&mut Plan)) -> String {
-    let (url, seen) = server(OK).await;
-    let simulator = simulator("{}").await;
-    let mut task = task;
-    task["name"] = "it".into();
-    let mut plan = plan(&simulator, 1, "1s", &json!([task]));
+/// Runs one user with one task, after `edit` has changed the plan. Returns the first request.
+async fn first_request(mut task_spec: Value, edit: impl FnOnce(&mut Plan)) -> String {
+    let (url, requests) = start_server(OK).await;
+    let simulator = start_simulator("{}").await;
+    task_spec["name"] = "it".into();
+    let mut plan = build_plan(&simulator, 1, "1s", &json!([task_spec]));
     plan.target.http = Some(url);
     edit(&mut plan);
     let secret = |variable: &str| (variable == header_variable(0)).then(|| "s3cr3t\n".into());
@@ -51,18 +52,18 @@ async fn sent(task: Value, edit: impl FnOnce(&mut Plan)) -> String {
     let engine = Engine::new(prepared, 0).unwrap();
     engine.start(std::time::Instant::now());
     engine.finished().await;
-    let numbers = engine.measured().await.numbers;
-    assert_eq!(only(&numbers).failures(), 0, "{numbers:?}");
-    seen.lock().unwrap()[0].clone()
+    let metrics = engine.measured().await.numbers;
+    assert_eq!(only_task(&metrics).failures(), 0, "{metrics:?}");
+    requests.lock().unwrap()[0].clone()
 }
 
 #[tokio::test]
-async fn method_path_headers_and_body_arrive() {
+async fn method_path_headers_and_body_reach_the_target() {
     let task = json!({"http": {
         "method": "PUT", "path": "/items/7?full=1", "body": "hello",
         "headers": {"content-type": "text/plain", "x-shared": "task"},
     }});
-    let text = sent(task, |plan| {
+    let text = first_request(task, |plan| {
         plan.target.http = plan.target.http.take().map(|url| format!("{url}/base/"));
         plan.target.headers = [("x-shared".into(), "target".into())].into();
         plan.target.headers_from = serde_json::from_value(json!([
@@ -73,7 +74,7 @@ async fn method_path_headers_and_body_arrive() {
     .await;
     assert!(text.starts_with("PUT /base/items/7?full=1 HTTP/1.1\r\n"), "{text}");
     for line in [
-        &format!("x-loadtest-run: {RUN}"),
+        &format!("x-loadtest-run: {RUN_UID}"),
         "x-shared: task",
         "authorization: s3cr3t",
         "content-type: text/plain",
@@ -85,37 +86,37 @@ async fn method_path_headers_and_body_arrive() {
 }
 
 #[tokio::test]
-async fn a_post_without_a_body_says_that_it_has_none() {
-    let text = sent(json!({"http": {"method": "POST", "path": "/"}}), |_| {}).await;
+async fn post_without_a_body_sends_content_length_0() {
+    let text = first_request(json!({"http": {"method": "POST", "path": "/"}}), |_| {}).await;
     assert!(text.contains("\r\ncontent-length: 0\r\n"), "{text}");
-    let text = sent(json!({"http": {"path": "/"}}), |_| {}).await;
+    let text = first_request(json!({"http": {"path": "/"}}), |_| {}).await;
     assert!(!text.contains("content-length"), "{text}");
 }
 
 #[tokio::test]
-async fn a_chat_carries_its_model_and_message() {
+async fn chat_request_contains_model_and_message() {
     let chat = json!({"models": ["m"], "messages": ["Hi"], "stream": false, "maxTokens": 9});
-    let (url, seen) = server(
+    let (url, requests) = start_server(
         b"HTTP/1.1 200 OK\r\ncontent-length: 46\r\n\r\n{\"choices\":[{\"message\":{\"content\":\"Hello\"}}]}",
     )
     .await;
-    let simulator = simulator("{}").await;
-    let mut plan = plan(&simulator, 1, "1s", &json!([{"name": "chat", "chat": chat}]));
+    let simulator = start_simulator("{}").await;
+    let mut plan = build_plan(&simulator, 1, "1s", &json!([{"name": "chat", "chat": chat}]));
     plan.target.http = Some(url);
-    let numbers = crate::load::run(plan).await.numbers;
-    assert_eq!(only(&numbers).failures(), 0, "{:?}", only(&numbers).errors);
-    let text = seen.lock().unwrap()[0].clone();
+    let metrics = run_plan(plan).await.numbers;
+    assert_eq!(only_task(&metrics).failures(), 0, "{:?}", only_task(&metrics).errors);
+    let text = requests.lock().unwrap()[0].clone();
     let body: Value = serde_json::from_str(text.split("\r\n\r\n").nth(1).unwrap()).unwrap();
     assert_eq!(body["messages"], json!([{"role": "user", "content": "Hi"}]));
     assert_eq!((&body["model"], &body["max_tokens"]), (&json!("m"), &json!(9)));
 }
 
 #[tokio::test]
-async fn a_port_that_is_none_is_refused_and_never_the_default_one() {
-    let simulator = simulator("{}").await;
+async fn invalid_port_never_becomes_the_default_port() {
+    let simulator = start_simulator("{}").await;
     let task = json!([{"name": "it", "http": {"path": "/"}}]);
     for url in ["http://127.0.0.1:188000", "http://127.0.0.1:18800o", "http://127.0.0.1:"] {
-        let mut plan = plan(&simulator, 1, "1s", &task);
+        let mut plan = build_plan(&simulator, 1, "1s", &task);
         plan.target.http = Some(url.into());
         let error = Prepared::new(plan, |_| None).unwrap_err().to_string();
         assert!(error.contains("target.http") && error.contains(url), "{error}");
@@ -123,62 +124,63 @@ async fn a_port_that_is_none_is_refused_and_never_the_default_one() {
 }
 
 #[tokio::test]
-async fn a_server_that_drops_a_closed_session_has_closed_it() {
+async fn dropped_connection_after_close_is_a_clean_close() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}", listener.local_addr().unwrap());
     tokio::spawn(async move {
         while let Ok((socket, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let mut socket = tokio_tungstenite::accept_async(socket).await.unwrap();
-                // The first frame is the client's Close: no answer to it but the end.
+                // The first frame is the client's Close. Drop the connection without a Close frame.
                 let mut frame = [0; 64];
                 let _ = socket.get_mut().read(&mut frame).await;
             });
         }
     });
-    let simulator = simulator("{}").await;
+    let simulator = start_simulator("{}").await;
     let task = json!([{"name": "ws", "webSocket": {"path": "/"}}]);
-    let mut plan = plan(&simulator, 1, "1s", &task);
+    let mut plan = build_plan(&simulator, 1, "1s", &task);
     plan.target.web_socket = Some(url);
-    let numbers = crate::load::run(plan).await.numbers;
-    let task = only(&numbers);
+    let metrics = run_plan(plan).await.numbers;
+    let task = only_task(&metrics);
     assert!(task.completed() > 0 && task.failures() == 0, "{:?}", task.errors);
 }
 
 #[tokio::test]
-async fn answers_that_never_came_count_as_late_first_tokens_and_late_upgrades() {
+async fn timeouts_count_as_late_first_tokens_and_upgrades() {
     let errors = "errors: {rate: 50%, kinds: [hang]}";
     let settings =
         format!("{{chat: {{tokens: 1, latency: 5ms, {errors}}}, webSocket: {{{errors}}}}}");
-    let simulator = simulator(&settings).await;
+    let simulator = start_simulator(&settings).await;
     let tasks = json!([
         {"name": "chat", "chat": {"models": ["cell0-small"], "messages": ["Hi"], "stream": true, "timeout": "400ms"}},
         {"name": "ws", "webSocket": {"path": "/", "send": ["x"], "replies": 1, "timeout": "400ms"}},
     ]);
-    let numbers = crate::load::run(plan(&simulator, 20, "2s", &tasks)).await.numbers;
-    let chat = &numbers.tasks["chat"];
+    let metrics = run_plan(build_plan(&simulator, 20, "2s", &tasks)).await.numbers;
+    let chat = &metrics.tasks["chat"];
     let timeouts = chat.requests[2];
     assert!(timeouts > 5, "{:?}", chat.requests);
     assert_eq!(chat.first_response[2].count(), timeouts);
     assert!(chat.first_response[2].quantile(0.0).unwrap().as_secs_f64() > 0.39);
-    // These were upgraded, and hung after it.
-    let sessions = &numbers.tasks["ws"];
+    // The simulator upgrades these sessions and hangs after the upgrade.
+    let sessions = &metrics.tasks["ws"];
     assert_eq!(sessions.web_socket_connect[2].count(), sessions.requests[2]);
 }
 
 #[tokio::test]
-async fn what_follows_an_answer_is_no_answer_to_the_next_request() {
-    // A body that its head denies: a redirect to the same, on a connection that is then no good.
+async fn extra_bytes_after_a_response_are_not_the_next_response() {
+    // The head says that there is no body, but bytes follow. The runner must follow the redirect on
+    // a new connection.
     let moved: &[u8] = b"HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n<html>";
-    let (url, seen) = server(moved).await;
-    let simulator = simulator("{}").await;
+    let (url, requests) = start_server(moved).await;
+    let simulator = start_simulator("{}").await;
     let task = json!([{"name": "it", "http": {"path": "/", "maxRedirects": 3}}]);
-    let mut plan = plan(&simulator, 1, "1s", &task);
+    let mut plan = build_plan(&simulator, 1, "1s", &task);
     plan.target.http = Some(url);
-    let found = crate::load::run(plan).await;
-    let task = only(&found.numbers);
-    // Each is followed until it is one too many, and none is read as garbage.
+    let result = run_plan(plan).await;
+    let task = only_task(&result.numbers);
+    // Every request ends with one redirect too many. The extra bytes are never read as a response.
     assert_eq!(task.completed(), task.errors["redirect"], "{:?}", task.errors);
-    let count = seen.lock().unwrap().len() as u64;
-    assert!((count - 4 * task.completed()) <= 4, "{count} for {}", task.completed());
+    let count = requests.lock().unwrap().len() as u64;
+    assert!((count - 4 * task.completed()) <= 4, "{count} requests, {} tasks", task.completed());
 }

@@ -1,0 +1,130 @@
+//! The control server of a runner: start, stop and release orders, and `/metrics`.
+
+use std::sync::Arc;
+
+use loadtest_core::metrics::{Format, Identity, RunnerState, decode};
+use loadtest_runner::{
+    Engine, Prepared,
+    server::{Control, router},
+};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+
+use crate::harness::{build_plan, start_simulator};
+
+struct Runner {
+    control: Arc<Control>,
+    address: std::net::SocketAddr,
+}
+
+async fn start_runner() -> Runner {
+    let simulator = start_simulator("{}").await;
+    let tasks = json!([{"name": "health", "http": {"path": "/health"}}]);
+    let plan = build_plan(&simulator, 2, "1s", &tasks);
+    let identity = Identity { run: plan.run.clone(), index: 0, pod: "pod".into() };
+    let prepared = Prepared::new(plan, |_| None).unwrap();
+    let engine = Engine::new(prepared, 0).unwrap();
+    let control = Arc::new(Control { engine, identity, released: watch::Sender::new(false) });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = router(Arc::clone(&control));
+    tokio::spawn(async move {
+        let _simulator = simulator;
+        axum::serve(listener, app).await
+    });
+    Runner { control, address }
+}
+
+/// Sends one request and returns the status and the body of the response.
+async fn send(runner: &Runner, request: &str, headers: &str, body: &str) -> (u16, Vec<u8>) {
+    let mut socket = TcpStream::connect(runner.address).await.unwrap();
+    let text = format!(
+        "{request} HTTP/1.1\r\nhost: runner\r\nconnection: close\r\n{headers}\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    socket.write_all(text.as_bytes()).await.unwrap();
+    let mut response = Vec::new();
+    socket.read_to_end(&mut response).await.unwrap();
+    let head_end = response.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+    let head = String::from_utf8_lossy(&response[..head_end]).into_owned();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, response[head_end..].to_vec())
+}
+
+/// Header with the token that the plan's `token_sha256` accepts.
+const TOKEN_HEADER: &str = "authorization: Bearer secret\r\n";
+
+#[tokio::test]
+async fn orders_without_a_valid_token_are_rejected() {
+    let runner = start_runner().await;
+    let orders = [
+        ("/start", r#"{"inSeconds": 0}"#),
+        ("/stop", r#"{"graceSeconds": 0}"#),
+        ("/release", "{}"),
+    ];
+    for (path, body) in orders {
+        for headers in ["", "authorization: Bearer wrong\r\n", "authorization: secret\r\n"] {
+            let (status, _) = send(&runner, &format!("POST {path}"), headers, body).await;
+            assert_eq!(status, 401, "{path} with {headers:?}");
+        }
+    }
+    assert_eq!(runner.control.engine.state(), RunnerState::Waiting);
+    assert!(!*runner.control.released.borrow());
+}
+
+#[tokio::test]
+async fn out_of_range_start_order_is_rejected_by_field_name() {
+    let runner = start_runner().await;
+    for delay in ["-1", "1e9"] {
+        let body = format!(r#"{{"inSeconds": {delay}}}"#);
+        let (status, message) = send(&runner, "POST /start", TOKEN_HEADER, &body).await;
+        assert_eq!(status, 400);
+        assert!(String::from_utf8_lossy(&message).contains("inSeconds"), "{message:?}");
+    }
+    assert_eq!(runner.control.engine.state(), RunnerState::Waiting);
+}
+
+#[tokio::test]
+async fn runner_stopped_before_its_start_never_starts() {
+    let runner = start_runner().await;
+    let (status, _) = send(&runner, "POST /stop", TOKEN_HEADER, r#"{"graceSeconds": 0}"#).await;
+    assert_eq!(status, 204);
+    runner.control.engine.finished().await;
+    assert_eq!(runner.control.engine.state(), RunnerState::Done);
+    let (status, _) = send(&runner, "POST /start", TOKEN_HEADER, r#"{"inSeconds": 0}"#).await;
+    assert_eq!(status, 204);
+    let metrics = runner.control.engine.measured().await.numbers;
+    assert_eq!((metrics.total().completed(), metrics.users_peak), (0, 0));
+}
+
+#[tokio::test]
+async fn repeated_start_order_starts_once() {
+    let runner = start_runner().await;
+    for _ in 0..2 {
+        let (status, _) = send(&runner, "POST /start", TOKEN_HEADER, r#"{"inSeconds": 0}"#).await;
+        assert_eq!(status, 204);
+    }
+    runner.control.engine.finished().await;
+    let accept = format!("accept: {}\r\n", Format::Protobuf.content_type());
+    let (_, body) = send(&runner, "GET /metrics", &accept, "").await;
+    let scraped = decode(&body).unwrap();
+    assert_eq!(scraped.state, RunnerState::Done);
+    assert_eq!(scraped.numbers.users_peak, 2);
+    assert!(scraped.numbers.total().completed() > 0);
+}
+
+#[tokio::test]
+async fn text_metrics_contain_zero_series_before_the_start() {
+    let runner = start_runner().await;
+    let (status, body) = send(&runner, "GET /metrics", "", "").await;
+    let text = String::from_utf8(body).unwrap();
+    assert_eq!(status, 200);
+    let requests = r#"loadtest_requests_total{loadtest="burst",outcome="success",task="health"} 0"#;
+    assert!(text.contains(requests), "{text}");
+    assert!(text.contains("loadtest_response_time_seconds_bucket"), "{text}");
+}
