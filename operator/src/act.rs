@@ -21,10 +21,9 @@ use crate::{
     collect::{self, Order},
     context::{Context, MANAGER},
     decide::{CANCEL_GRACE, Decision},
-    observe::owned_by,
-    observed::{Observed, START, StartRecord},
-    reconcile::Error,
+    error::Error,
     resources,
+    state::{Observed, START, StartRecord},
 };
 
 /// Carries a decision out. What runners took is noted in the memory.
@@ -80,7 +79,8 @@ pub(crate) async fn act(
 async fn launch(context: &Context, test: &LoadTest, sizing: &Sizing) -> Result<(), Error> {
     let token = context.token(&test.uid().unwrap_or_default());
     let plan = resources::plan(test, sizing, token::fingerprint(&token), &context.settings);
-    let config_map = resources::config_map(test, &plan).map_err(Error::Plan)?;
+    let config_map = resources::config_map(test, &plan)
+        .map_err(|source| Error::Serialize { what: "the plan", source })?;
     create_once::<ConfigMap>(context, test, &config_map).await?;
     create_once::<Job>(context, test, &resources::job(test, sizing, &context.settings)).await
 }
@@ -103,7 +103,7 @@ where
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 409 => {
             let found = api.get(&name).await.map_err(|e| Error::api("get", &name, e))?;
-            if owned_by(&found, &uid) {
+            if resources::is_controlled_by(&found, &uid) {
                 return Ok(());
             }
             Err(Error::NameTaken { kind: K::kind(&()).into_owned(), name })
@@ -120,7 +120,8 @@ async fn persist_start(
     start: &StartRecord,
 ) -> Result<(), Error> {
     let Some(job) = &seen.job else { return Ok(()) };
-    let record = serde_json::to_string(start).map_err(Error::Plan)?;
+    let record = serde_json::to_string(start)
+        .map_err(|source| Error::Serialize { what: "the start record", source })?;
     let patch = serde_json::json!({"metadata": {
         "resourceVersion": job.resource_version(),
         "annotations": {START: record},

@@ -14,8 +14,9 @@ use serde::Deserialize;
 
 use crate::{
     context::Context,
-    observed::{Memory, Observed, Runner, StartRecord},
+    error::format_error_chain,
     resources::{CONTAINER, PORT},
+    state::{Memory, Observed, Runner, StartRecord},
 };
 
 /// Runners talked to at once.
@@ -94,7 +95,9 @@ pub(crate) async fn collect(
                 memory.heard_now.insert(index);
             }
             // The next pass asks again; what was collected stays.
-            Err(error) => tracing::debug!(run, index, error = %chain(&error), "scrape failed"),
+            Err(error) => {
+                tracing::debug!(run, index, error = %format_error_chain(&error), "scrape failed")
+            }
         }
     }
     let unread = over.into_iter().filter(|runner| !memory.searched.contains(&runner.uid));
@@ -114,7 +117,7 @@ pub(crate) async fn collect(
                 memory.numbers.insert(runner.index, numbers);
             }
             Err(error) => {
-                tracing::info!(run, pod = runner.name, error = %chain(&error), "no last metrics");
+                tracing::info!(run, pod = runner.name, error = %format_error_chain(&error), "no last metrics");
             }
         }
     }
@@ -278,7 +281,7 @@ pub(crate) async fn order(
             match request.send().await.and_then(reqwest::Response::error_for_status) {
                 Ok(_) => Some(runner.uid.clone()),
                 Err(error) => {
-                    let error = chain(&error);
+                    let error = format_error_chain(&error);
                     tracing::warn!(run, pod = runner.name, path, %error, "order was not taken");
                     None
                 }
@@ -291,12 +294,6 @@ pub(crate) async fn order(
 /// Awaits futures, a bounded number at once.
 async fn bounded<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     stream::iter(futures).buffer_unordered(AT_ONCE).collect().await
-}
-
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 #[cfg(test)]

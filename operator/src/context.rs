@@ -13,7 +13,7 @@ use kube::{
     runtime::events::{Recorder, Reporter},
 };
 
-use crate::{metrics::Metrics, observed::Memory, resources::Settings};
+use crate::{metrics::Metrics, resources::Settings, state::Memory};
 
 /// The name in Events and field management.
 pub const MANAGER: &str = "loadtest-operator";

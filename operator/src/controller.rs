@@ -24,8 +24,8 @@ use loadtest_core::resource::LoadTest;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    collect::chain,
     context::{Context, MANAGER},
+    error::format_error_chain,
     reconcile::{key, on_error, reconcile},
 };
 
@@ -77,7 +77,7 @@ pub async fn run(
                             | ControllerError::ReconcilerFailed(..),
                         ) => {}
                         Err(error) => {
-                            tracing::warn!(error = %chain(&error), "watch failed; trying again");
+                            tracing::warn!(error = %format_error_chain(&error), "watch failed; trying again");
                         }
                     }
                 })

@@ -12,8 +12,8 @@ use loadtest_core::{
 };
 
 use crate::{
-    observed::{Observed, Runner, StartRecord},
     resources::{EXIT_PREFLIGHT, PORT, Settings},
+    state::{Observed, Runner, StartRecord},
 };
 
 /// Why a test could not run.

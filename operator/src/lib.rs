@@ -12,13 +12,15 @@ mod collect;
 pub mod context;
 pub mod controller;
 pub mod decide;
+pub mod error;
+mod events;
 pub mod metrics;
 mod observe;
-pub mod observed;
 pub mod reconcile;
 pub mod resources;
 pub mod server;
 pub mod skew;
+pub mod state;
 pub mod status;
 #[cfg(test)]
 mod testing;

@@ -10,9 +10,9 @@ use loadtest_core::resource::Phase;
 use crate::{
     collect,
     context::Context,
-    observed::{Observed, Runner},
-    reconcile::Error,
-    resources::child_name,
+    error::Error,
+    resources::{child_name, is_controlled_by},
+    state::{Observed, Runner},
 };
 
 /// Looks at what a pass needs to know about a test.
@@ -24,7 +24,7 @@ pub(crate) async fn observe(context: &Context, seen: &mut Observed) -> Result<()
     let name = child_name(&seen.test);
     let job = jobs.get_opt(&name).await.map_err(|e| Error::api("get job", &name, e))?;
     // A predecessor's Job is none of ours.
-    seen.job = job.filter(|job| owned_by(job, &uid));
+    seen.job = job.filter(|job| is_controlled_by(job, &uid));
     if seen.job.is_some() {
         let wanted = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
         let list = pods.list(&wanted).await.map_err(|e| Error::api("list pods of", &name, e))?;
@@ -36,10 +36,4 @@ pub(crate) async fn observe(context: &Context, seen: &mut Observed) -> Result<()
         collect::collect(context, &pods, &uid, &start, seen).await;
     }
     Ok(())
-}
-
-/// True when an object's controller is the one with this UID.
-pub(crate) fn owned_by<K: kube::Resource>(object: &K, uid: &str) -> bool {
-    let owners = object.meta().owner_references.iter().flatten();
-    owners.clone().any(|owner| owner.controller == Some(true) && owner.uid == uid)
 }

@@ -2,15 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::{api::core::v1::ObjectReference, jiff::Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Resource, ResourceExt,
     api::{DynamicObject, Patch, PatchParams},
     core::DeserializeGuard,
-    runtime::{
-        controller::Action,
-        events::{Event, EventType},
-    },
+    runtime::controller::Action,
 };
 use loadtest_core::{
     report::truncated,
@@ -19,12 +16,13 @@ use loadtest_core::{
 
 use crate::{
     act,
-    collect::chain,
     context::{Context, MANAGER},
     decide::{Decision, decide, refused},
+    error::{Error, format_error_chain},
+    events::publish_event,
     observe,
-    observed::Observed,
-    status::{self, News},
+    state::Observed,
+    status::{self, EventDraft},
 };
 
 /// The longest a pass may take: 200 runners that don't answer, and an API server that hangs
@@ -32,64 +30,6 @@ use crate::{
 const PASS: Duration = Duration::from_secs(150);
 /// The longest pause between failed passes.
 const LONGEST_BACKOFF: u64 = 10;
-
-/// What made a pass fail. The next one starts over from what it sees then.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The API server refused something, or is not there.
-    #[error("failed to {what} {name}")]
-    Api {
-        #[allow(missing_docs)]
-        what: &'static str,
-        #[allow(missing_docs)]
-        name: String,
-        #[allow(missing_docs)]
-        #[source]
-        source: Box<kube::Error>,
-    },
-    /// A child's name is another's.
-    #[error("{kind} {name} exists and belongs to another owner: delete it, or rename the test")]
-    NameTaken {
-        #[allow(missing_docs)]
-        kind: String,
-        #[allow(missing_docs)]
-        name: String,
-    },
-    /// A plan has no JSON form.
-    #[error("plan can't be written")]
-    Plan(#[source] serde_json::Error),
-    /// The pass took too long.
-    #[error("pass took over {} s", PASS.as_secs())]
-    TooSlow,
-}
-
-impl Error {
-    pub(crate) fn api(what: &'static str, name: &str, source: kube::Error) -> Self {
-        Self::Api { what, name: name.to_owned(), source: Box::new(source) }
-    }
-
-    /// The API server's code, when it refused something that stays refused or not.
-    fn code(&self) -> Option<u16> {
-        match self {
-            Self::Api { source, .. } => match &**source {
-                kube::Error::Api(status) => Some(status.code),
-                _ => None,
-            },
-            Self::NameTaken { .. } => Some(409),
-            Self::Plan(_) | Self::TooSlow => None,
-        }
-    }
-
-    /// The metric label.
-    const fn label(&self) -> &'static str {
-        match self {
-            Self::Api { .. } => "api_error",
-            Self::NameTaken { .. } => "name_taken",
-            Self::Plan(_) => "plan_error",
-            Self::TooSlow => "too_slow",
-        }
-    }
-}
 
 /// Takes one test one step further.
 ///
@@ -109,14 +49,14 @@ pub async fn reconcile(
     };
     match &result {
         Ok(_) => context.forget(&key(&object)),
-        Err(error) => context.metrics.reconciled(error.label()),
+        Err(error) => context.metrics.reconciled(error.outcome_label()),
     }
     result
 }
 
 /// Ends what takes too long.
 async fn in_time<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(PASS, work).await.unwrap_or(Err(Error::TooSlow))
+    tokio::time::timeout(PASS, work).await.unwrap_or(Err(Error::Timeout(PASS)))
 }
 
 /// How an object is told from others.
@@ -138,7 +78,7 @@ pub fn on_error(
 ) -> Action {
     let key = key(&object);
     let failures = context.failed(&key);
-    tracing::warn!(loadtest = key, failures, error = %chain(error), "pass failed");
+    tracing::warn!(loadtest = key, failures, error = %format_error_chain(error), "pass failed");
     let seconds = 1_u64 << failures.saturating_sub(1).min(4);
     Action::requeue(Duration::from_secs(seconds.min(LONGEST_BACKOFF)))
 }
@@ -187,7 +127,7 @@ async fn pass(
     tracing::debug!(namespace, name, ?decision, "decided");
     let mut acted = act::act(context, seen, &decision).await;
     if let (Decision::Launch(_), Err(error)) = (&decision, &acted)
-        && let Some(fail) = refused(error.code(), &chain(error))
+        && let Some(fail) = refused(error.status_code(), &format_error_chain(error))
     {
         (decision, acted) = (fail, Ok(()));
     }
@@ -268,7 +208,7 @@ async fn report(
         );
     }
     if let Some(news) = news {
-        publish(context, &seen.test.object_ref(&()), news).await;
+        publish_event(context, &seen.test.object_ref(&()), news).await;
     }
     Ok(())
 }
@@ -296,21 +236,6 @@ async fn write(
         .await
         .map_err(|error| Error::api("write the status of loadtest", &name, error))?;
     Ok(())
-}
-
-/// Files an Event. One that can't be filed changes nothing else.
-async fn publish(context: &Context, about: &ObjectReference, news: News) {
-    let News { reason, note, warning } = news;
-    let event = Event {
-        type_: if warning { EventType::Warning } else { EventType::Normal },
-        action: reason.clone(),
-        reason,
-        note: Some(note),
-        secondary: None,
-    };
-    if let Err(error) = context.recorder.publish(&event, about).await {
-        tracing::warn!(error = %chain(&error), "event could not be filed");
-    }
 }
 
 /// Says on an object that can't be decoded that it can't, through a client that doesn't try.
@@ -353,8 +278,8 @@ async fn undecodable(
     api.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(patch))
         .await
         .map_err(|e| Error::api("write the status of loadtest", name, e))?;
-    let news = News { reason: "Undecodable".into(), note: message, warning: true };
-    publish(context, &found.object_ref(&resource), news).await;
+    let news = EventDraft { reason: "Undecodable".into(), note: message, warning: true };
+    publish_event(context, &found.object_ref(&resource), news).await;
     context.metrics.reconciled("undecodable");
     Ok(Action::await_change())
 }

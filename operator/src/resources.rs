@@ -328,6 +328,12 @@ fn environment(test: &LoadTest, own: Vec<EnvVar>) -> Vec<EnvVar> {
     all
 }
 
+/// Returns true when the controlling owner of an object has this UID.
+pub(crate) fn is_controlled_by<K: Resource>(object: &K, owner_uid: &str) -> bool {
+    let owners = object.meta().owner_references.iter().flatten();
+    owners.clone().any(|owner| owner.controller == Some(true) && owner.uid == owner_uid)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,7 +14,7 @@ use loadtest_core::{
 
 use crate::{
     decide::{Decision, Reason},
-    observed::{Observed, StartRecord},
+    state::{Observed, StartRecord},
 };
 
 /// Between two writes of progress alone.
@@ -24,7 +24,7 @@ const MAX_MESSAGE: usize = 1000;
 
 /// Something to tell about a test, once.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct News {
+pub struct EventDraft {
     /// One word for programs.
     pub reason: String,
     /// A sentence for people.
@@ -38,7 +38,7 @@ pub fn next(
     seen: &Observed,
     decision: &Decision,
     now: Timestamp,
-) -> (LoadTestStatus, Option<News>) {
+) -> (LoadTestStatus, Option<EventDraft>) {
     let old = seen.test.status.clone().unwrap_or_default();
     let mut status = old.clone();
     let news = match decision {
@@ -84,8 +84,8 @@ pub fn can_wait(
     recent && !first && same_stages && old.phase == new.phase && old.conditions == new.conditions
 }
 
-fn news(reason: &str, note: impl Into<String>, warning: bool) -> News {
-    News { reason: reason.into(), note: truncated(&note.into(), MAX_MESSAGE), warning }
+fn news(reason: &str, note: impl Into<String>, warning: bool) -> EventDraft {
+    EventDraft { reason: reason.into(), note: truncated(&note.into(), MAX_MESSAGE), warning }
 }
 
 /// Sets a condition. Its time changes only when its status does.
@@ -114,7 +114,7 @@ fn condition(
     }
 }
 
-fn reject(status: &mut LoadTestStatus, problems: &str, now: Timestamp) -> News {
+fn reject(status: &mut LoadTestStatus, problems: &str, now: Timestamp) -> EventDraft {
     let reason = Reason::InvalidSpec.as_str();
     status.phase = Some(Phase::Error);
     status.finish_time = Some(Time(now));
@@ -124,7 +124,7 @@ fn reject(status: &mut LoadTestStatus, problems: &str, now: Timestamp) -> News {
     news("Rejected", problems, true)
 }
 
-fn admit(status: &mut LoadTestStatus, sizing: &Sizing, now: Timestamp) -> News {
+fn admit(status: &mut LoadTestStatus, sizing: &Sizing, now: Timestamp) -> EventDraft {
     *status = LoadTestStatus::default();
     status.phase = Some(Phase::Pending);
     status.plan = Some(sizing.clone());
@@ -139,7 +139,7 @@ fn admit(status: &mut LoadTestStatus, sizing: &Sizing, now: Timestamp) -> News {
     news("Accepted", plan, false)
 }
 
-fn launch(status: &mut LoadTestStatus, sizing: &Sizing) -> News {
+fn launch(status: &mut LoadTestStatus, sizing: &Sizing) -> EventDraft {
     status.phase = Some(Phase::Starting);
     status.progress = Some(Progress::default());
     news("RunnersCreated", format!("created a Job with {} runners", sizing.runners), false)
@@ -150,7 +150,7 @@ fn started(
     start: &StartRecord,
     seen: &Observed,
     now: Timestamp,
-) -> News {
+) -> EventDraft {
     status.phase = Some(Phase::Running);
     status.start_time = Some(MicroTime(start.at));
     let note = format!(
@@ -166,7 +166,7 @@ fn started(
 }
 
 /// How many runners are ready, for who waits for the start.
-fn ready(status: &mut LoadTestStatus, seen: &Observed) -> Option<News> {
+fn ready(status: &mut LoadTestStatus, seen: &Observed) -> Option<EventDraft> {
     let ready = seen.runners.iter().filter(|runner| runner.ready && !runner.leaving).count();
     let runners = i64::try_from(ready).unwrap_or(i64::MAX);
     status.progress = Some(Progress { runners, ..Progress::default() });
@@ -182,7 +182,7 @@ fn progress(
     phase: Phase,
     seen: &Observed,
     now: Timestamp,
-) -> Option<News> {
+) -> Option<EventDraft> {
     let entered = status.phase != Some(phase);
     status.phase = Some(phase);
     let numbers = seen.merged();
@@ -205,7 +205,7 @@ fn progress(
     Some(news("LoadEnded", note, false))
 }
 
-fn abort(status: &mut LoadTestStatus, aborted: &Aborted) -> News {
+fn abort(status: &mut LoadTestStatus, aborted: &Aborted) -> EventDraft {
     let Aborted { threshold, observed, bound, .. } = aborted;
     let note = format!("{threshold} is {observed}, critical {bound}: stopping all runners");
     status.aborted = Some(aborted.clone());
@@ -218,7 +218,7 @@ fn conclude(
     failed: Option<&(Reason, String)>,
     seen: &Observed,
     now: Timestamp,
-) -> News {
+) -> EventDraft {
     let numbers = seen.merged();
     let timeline = seen.timeline();
     let Report {
@@ -259,7 +259,7 @@ fn finish(status: &mut LoadTestStatus, phase: Phase, now: Timestamp, reason: &st
     condition(status, "Finished", "True", reason, message, now);
 }
 
-fn fail(status: &mut LoadTestStatus, reason: Reason, message: &str, now: Timestamp) -> News {
+fn fail(status: &mut LoadTestStatus, reason: Reason, message: &str, now: Timestamp) -> EventDraft {
     finish(status, Phase::Error, now, reason.as_str(), message);
     status.verdict = Some(Verdict::Inconclusive);
     condition(status, "Started", "False", reason.as_str(), message, now);
@@ -267,7 +267,7 @@ fn fail(status: &mut LoadTestStatus, reason: Reason, message: &str, now: Timesta
     news(reason.as_str(), message, true)
 }
 
-fn cancel_unstarted(status: &mut LoadTestStatus, now: Timestamp) -> News {
+fn cancel_unstarted(status: &mut LoadTestStatus, now: Timestamp) -> EventDraft {
     let message = "cancelled before any load";
     finish(status, Phase::Cancelled, now, "Cancelled", message);
     status.verdict = Some(Verdict::Inconclusive);
@@ -282,7 +282,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        observed::Memory,
+        state::Memory,
         testing::{noon, test},
     };
 

@@ -6,7 +6,7 @@ use loadtest_core::{
     resource::{LoadTest, LoadTestSpec},
 };
 
-use crate::{observed::Runner, resources::Settings};
+use crate::{resources::Settings, state::Runner};
 
 /// A moment in all tests.
 pub(crate) fn noon() -> Timestamp {

@@ -11,7 +11,8 @@ use kube::{Client, client::Body, core::DeserializeGuard, runtime::controller::Ac
 use loadtest_core::resource::LoadTest;
 use loadtest_operator::{
     context::Context,
-    reconcile::{Error, on_error, reconcile},
+    error::Error,
+    reconcile::{on_error, reconcile},
     resources::{Settings, child_name},
 };
 use serde_json::{Value, json};
@@ -398,7 +399,11 @@ async fn failed_passes_come_again_later_and_later() {
     let guard = Arc::new(guard);
     let pauses = [1, 2, 4, 8, 10, 10];
     for seconds in pauses {
-        let action = on_error(Arc::clone(&guard), &Error::TooSlow, Arc::clone(&context));
+        let action = on_error(
+            Arc::clone(&guard),
+            &Error::Timeout(Duration::from_secs(150)),
+            Arc::clone(&context),
+        );
         assert_eq!(action, Action::requeue(Duration::from_secs(seconds)));
     }
 }

@@ -11,7 +11,7 @@ use loadtest_core::{
 
 use super::*;
 use crate::{
-    observed::{Ended, Memory, START, Waiting},
+    state::{Ended, Memory, START, Waiting},
     testing::{noon, runner, settings, test},
 };
 
