@@ -19,70 +19,72 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     collect::{self, Order},
-    context::{Context, MANAGER},
-    decide::{CANCEL_GRACE, Decision},
+    context::{Context, OPERATOR_NAME},
+    decide::{CANCEL_GRACE_PERIOD, Decision},
     error::Error,
     resources,
-    state::{Observed, START, StartRecord},
+    state::{Observed, START_ANNOTATION, StartRecord},
 };
 
-/// Carries a decision out. What runners took is noted in the memory.
+/// Carries a decision out. What runners took is noted in the cache.
 pub(crate) async fn act(
     context: &Context,
-    seen: &mut Observed,
+    observed: &mut Observed,
     decision: &Decision,
 ) -> Result<(), Error> {
-    let run = seen.test.uid().unwrap_or_default();
+    let run = observed.test.uid().unwrap_or_default();
     match decision {
-        Decision::Settled
+        Decision::NothingToDo
         | Decision::Wait(_)
         | Decision::Reject(_)
         | Decision::Admit(_)
-        | Decision::Started(_)
-        | Decision::Abort(_)
+        | Decision::ReportStarted(_)
+        | Decision::ReportAbort(_)
         | Decision::Fail(..)
         | Decision::CancelUnstarted
-        | Decision::Progress(..) => {}
-        Decision::Launch(sizing) => launch(context, &seen.test, sizing).await?,
-        Decision::Start(start) => persist_start(context, seen, start).await?,
-        Decision::Order(start, pods) => {
+        | Decision::ReportProgress(..) => {}
+        Decision::Launch(sizing) => launch(context, &observed.test, sizing).await?,
+        Decision::PersistStart(start) => persist_start(context, observed, start).await?,
+        Decision::SendStart(start, pods) => {
             let order = Order::Start(start.at);
-            let taken = collect::order(context, &run, &seen.runners, pods, &order).await;
-            seen.memory.ordered.extend(taken);
+            let taken = collect::send_order(context, &run, &observed.runners, pods, &order).await;
+            observed.cache.start_accepted.extend(taken);
         }
-        Decision::Stop(pods) => {
-            let order = Order::Stop(CANCEL_GRACE.min(seen.test.spec.load.graceful_stop));
-            let taken = collect::order(context, &run, &seen.runners, pods, &order).await;
-            seen.memory.stopped.extend(taken);
-            seen.memory.stopping.get_or_insert_with(Timestamp::now);
+        Decision::SendStop(pods) => {
+            let order = Order::Stop(CANCEL_GRACE_PERIOD.min(observed.test.spec.load.graceful_stop));
+            let taken = collect::send_order(context, &run, &observed.runners, pods, &order).await;
+            observed.cache.stop_accepted.extend(taken);
+            observed.cache.stop_sent_at.get_or_insert_with(Timestamp::now);
         }
         Decision::Conclude { .. } => {
-            if seen.merged().total().errors.values().any(|count| *count > 0) {
-                collect::examples(context, &seen.runners, &mut seen.memory).await;
+            if observed.merge_snapshots().total().errors.values().any(|count| *count > 0) {
+                collect::collect_error_examples(context, &observed.runners, &mut observed.cache)
+                    .await;
             }
         }
-        Decision::Release(pods) => {
-            let leaving = seen.runners.iter().filter(|r| r.leaving && pods.contains(&r.uid));
+        Decision::SendRelease(pods) => {
+            let leaving = observed.runners.iter().filter(|r| r.disrupted && pods.contains(&r.uid));
             let leaving: Vec<_> = leaving.cloned().collect();
-            collect::examples(context, &leaving, &mut seen.memory).await;
-            let taken = collect::order(context, &run, &seen.runners, pods, &Order::Release).await;
-            seen.memory.released.extend(taken);
+            collect::collect_error_examples(context, &leaving, &mut observed.cache).await;
+            let taken =
+                collect::send_order(context, &run, &observed.runners, pods, &Order::Release).await;
+            observed.cache.released.extend(taken);
             // Who is leaving goes anyway: told once, it keeps nobody from what comes next.
-            seen.memory.released.extend(leaving.into_iter().map(|runner| runner.uid));
+            observed.cache.released.extend(leaving.into_iter().map(|runner| runner.uid));
         }
-        Decision::RemoveJob => delete_job(context, seen).await?,
-        Decision::Delete => delete_test(context, &seen.test).await?,
+        Decision::DeleteJob => delete_job(context, observed).await?,
+        Decision::DeleteTest => delete_test(context, &observed.test).await?,
     }
     Ok(())
 }
 
 async fn launch(context: &Context, test: &LoadTest, sizing: &Sizing) -> Result<(), Error> {
-    let token = context.token(&test.uid().unwrap_or_default());
-    let plan = resources::plan(test, sizing, token::fingerprint(&token), &context.settings);
-    let config_map = resources::config_map(test, &plan)
+    let token = context.run_token(&test.uid().unwrap_or_default());
+    let plan = resources::build_plan(test, sizing, token::fingerprint(&token), &context.settings);
+    let config_map = resources::build_config_map(test, &plan)
         .map_err(|source| Error::Serialize { what: "the plan", source })?;
     create_once::<ConfigMap>(context, test, &config_map).await?;
-    create_once::<Job>(context, test, &resources::job(test, sizing, &context.settings)).await
+    create_once::<Job>(context, test, &resources::build_job(test, sizing, &context.settings)).await
 }
 
 /// Creates a child that is never touched again. That it exists is success only when it is
@@ -116,30 +118,31 @@ where
 /// who saw an older Job decides again.
 async fn persist_start(
     context: &Context,
-    seen: &Observed,
+    observed: &Observed,
     start: &StartRecord,
 ) -> Result<(), Error> {
-    let Some(job) = &seen.job else { return Ok(()) };
+    let Some(job) = &observed.job else { return Ok(()) };
     let record = serde_json::to_string(start)
         .map_err(|source| Error::Serialize { what: "the start record", source })?;
     let patch = serde_json::json!({"metadata": {
         "resourceVersion": job.resource_version(),
-        "annotations": {START: record},
+        "annotations": {START_ANNOTATION: record},
     }});
     let jobs: Api<Job> =
-        Api::namespaced(context.client.clone(), &seen.test.namespace().unwrap_or_default());
+        Api::namespaced(context.client.clone(), &observed.test.namespace().unwrap_or_default());
     let name = job.name_any();
-    let parameters = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+    let parameters =
+        PatchParams { field_manager: Some(OPERATOR_NAME.into()), ..PatchParams::default() };
     jobs.patch(&name, &parameters, &Patch::Merge(patch))
         .await
         .map_err(|error| Error::api("record the start in job", &name, error))?;
     Ok(())
 }
 
-async fn delete_job(context: &Context, seen: &Observed) -> Result<(), Error> {
-    let Some(job) = &seen.job else { return Ok(()) };
+async fn delete_job(context: &Context, observed: &Observed) -> Result<(), Error> {
+    let Some(job) = &observed.job else { return Ok(()) };
     let jobs: Api<Job> =
-        Api::namespaced(context.client.clone(), &seen.test.namespace().unwrap_or_default());
+        Api::namespaced(context.client.clone(), &observed.test.namespace().unwrap_or_default());
     ignore_missing(jobs.delete(&job.name_any(), &DeleteParams::background()).await)
         .map_err(|error| Error::api("delete job", &job.name_any(), error))
 }

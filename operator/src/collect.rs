@@ -15,19 +15,19 @@ use serde::Deserialize;
 use crate::{
     context::Context,
     error::format_error_chain,
-    resources::{CONTAINER, PORT},
-    state::{Memory, Observed, Runner, StartRecord},
+    resources::{RUNNER_CONTAINER, RUNNER_PORT},
+    state::{Observed, RunCache, Runner, StartRecord},
 };
 
 /// Runners talked to at once.
-const AT_ONCE: usize = 16;
+const MAX_CONCURRENT_REQUESTS: usize = 16;
 
 /// The largest answer of a runner that is read: 64 tasks at full resolution take less.
-const MAX_ANSWER: usize = 16 << 20;
+const MAX_RESPONSE_BYTES: usize = 16 << 20;
 /// How long a pod's log may take: the kubelet that has it may be gone.
-const LOG_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+const LOG_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// The most of a pod's log that is read.
-const MAX_LOG: i64 = 24 << 20;
+const MAX_LOG_BYTES: i64 = 24 << 20;
 
 /// Failed to reach or understand one runner.
 #[derive(Debug, thiserror::Error)]
@@ -37,62 +37,62 @@ pub(crate) enum CollectError {
     #[error("runner's metrics can't be read")]
     Exposition(#[from] ExpositionError),
     #[error("answer is of run {run} index {index}, pod {pod}: another runner has this address")]
-    Stranger { run: String, index: u32, pod: String },
-    #[error("answer is over {} MiB", MAX_ANSWER >> 20)]
+    WrongRunner { run: String, index: u32, pod: String },
+    #[error("answer is over {} MiB", MAX_RESPONSE_BYTES >> 20)]
     TooLarge,
     #[error("pod's log can't be read")]
     Log(#[source] kube::Error),
-    #[error("pod's log did not come within {} s", LOG_PATIENCE.as_secs())]
-    SlowLog,
+    #[error("pod's log did not come within {} s", LOG_TIMEOUT.as_secs())]
+    LogTimeout,
     #[error("pod's log holds no complete last metrics")]
-    NoLastMetrics,
+    IncompleteLastMetrics,
 }
 
-fn url(ip: &str, path: &str) -> String {
+fn runner_url(ip: &str, path: &str) -> String {
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-    format!("http://{host}:{PORT}{path}")
+    format!("http://{host}:{RUNNER_PORT}{path}")
 }
 
 /// Scrapes every started runner that may still have news, and reads the log of every one that is
-/// over, into the memory.
-pub(crate) async fn collect(
+/// over, into the cache.
+pub(crate) async fn collect_snapshots(
     context: &Context,
     pods: &Api<Pod>,
     run: &str,
     start: &StartRecord,
     seen: &mut Observed,
 ) {
-    let lasts = seen.load_lasts().as_secs_f64();
-    let Observed { runners, memory, .. } = seen;
-    let is_final = |memory: &Memory, index: u32| {
-        memory.numbers.get(&index).is_some_and(|seen| seen.state.is_final())
+    let lasts = seen.load_duration().as_secs_f64();
+    let Observed { runners, cache, .. } = seen;
+    let is_final = |cache: &RunCache, index: u32| {
+        cache.snapshots.get(&index).is_some_and(|seen| seen.state.is_final())
     };
-    memory.heard_now.clear();
+    cache.scraped_now.clear();
     let started: Vec<&Runner> = runners
         .iter()
-        .filter(|runner| start.pods.contains(&runner.uid) && !is_final(memory, runner.index))
+        .filter(|runner| start.pods.contains(&runner.uid) && !is_final(cache, runner.index))
         .collect();
     let (over, alive): (Vec<&Runner>, Vec<&Runner>) =
-        started.into_iter().partition(|runner| runner.ended.is_some());
+        started.into_iter().partition(|runner| runner.termination.is_some());
     let reachable = alive.into_iter().filter_map(|r| Some((r, r.ip.as_deref()?)));
     let questions: Vec<_> = reachable
         .map(|(runner, ip)| async move {
             let asked = Instant::now();
-            let answer = scrape(context, run, runner, ip).await;
+            let answer = scrape_runner(context, run, runner, ip).await;
             (runner.index, asked, Instant::now(), answer)
         })
         .collect();
-    for (index, asked, answered, answer) in bounded(questions).await {
+    for (index, asked, answered, answer) in run_concurrently(questions).await {
         match answer {
             Ok(numbers) => {
                 let elapsed = numbers.numbers.elapsed_seconds;
                 // Once load is over it stands still, and tells no start.
                 if numbers.state == RunnerState::Running && elapsed > 0.0 && elapsed < lasts {
-                    memory.starts.look(index, asked, answered, elapsed);
+                    cache.start_estimates.add_sample(index, asked, answered, elapsed);
                 }
-                memory.numbers.insert(index, numbers);
-                memory.heard.insert(index, Timestamp::now());
-                memory.heard_now.insert(index);
+                cache.snapshots.insert(index, numbers);
+                cache.last_seen.insert(index, Timestamp::now());
+                cache.scraped_now.insert(index);
             }
             // The next pass asks again; what was collected stays.
             Err(error) => {
@@ -100,21 +100,22 @@ pub(crate) async fn collect(
             }
         }
     }
-    let unread = over.into_iter().filter(|runner| !memory.searched.contains(&runner.uid));
+    let unread = over.into_iter().filter(|runner| !cache.logs_read.contains(&runner.uid));
     let logs: Vec<_> = unread
         .map(|runner| async move {
-            let found = tokio::time::timeout(LOG_PATIENCE, last_metrics(pods, run, runner)).await;
-            (runner, found.unwrap_or(Err(CollectError::SlowLog)))
+            let found =
+                tokio::time::timeout(LOG_TIMEOUT, read_last_metrics(pods, run, runner)).await;
+            (runner, found.unwrap_or(Err(CollectError::LogTimeout)))
         })
         .collect();
-    for (runner, found) in bounded(logs).await {
+    for (runner, found) in run_concurrently(logs).await {
         // A log that could not be read just now may be read later.
-        if !matches!(found, Err(CollectError::Log(_) | CollectError::SlowLog)) {
-            memory.searched.insert(runner.uid.clone());
+        if !matches!(found, Err(CollectError::Log(_) | CollectError::LogTimeout)) {
+            cache.logs_read.insert(runner.uid.clone());
         }
         match found {
             Ok(numbers) => {
-                memory.numbers.insert(runner.index, numbers);
+                cache.snapshots.insert(runner.index, numbers);
             }
             Err(error) => {
                 tracing::info!(run, pod = runner.name, error = %format_error_chain(&error), "no last metrics");
@@ -123,7 +124,7 @@ pub(crate) async fn collect(
     }
 }
 
-async fn scrape(
+async fn scrape_runner(
     context: &Context,
     run: &str,
     runner: &Runner,
@@ -131,17 +132,17 @@ async fn scrape(
 ) -> Result<RunnerNumbers, CollectError> {
     let answer = context
         .http
-        .get(url(ip, "/metrics"))
+        .get(runner_url(ip, "/metrics"))
         .header("accept", Format::Protobuf.content_type())
         .send()
         .await
         .and_then(reqwest::Response::error_for_status)
         .map_err(CollectError::Unreachable)?;
-    let bytes = read(answer).await?;
+    let bytes = read_body(answer).await?;
     let numbers = decode(&bytes)?;
     let who = &numbers.identity;
     if who.run != run || who.index != runner.index || who.pod != runner.uid {
-        return Err(CollectError::Stranger {
+        return Err(CollectError::WrongRunner {
             run: who.run.clone(),
             index: who.index,
             pod: who.pod.clone(),
@@ -151,10 +152,10 @@ async fn scrape(
 }
 
 /// Reads an answer, up to a limit: what a runner's image sends is not ours to trust.
-async fn read(mut answer: reqwest::Response) -> Result<Vec<u8>, CollectError> {
+async fn read_body(mut answer: reqwest::Response) -> Result<Vec<u8>, CollectError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = answer.chunk().await.map_err(CollectError::Unreachable)? {
-        if bytes.len() + chunk.len() > MAX_ANSWER {
+        if bytes.len() + chunk.len() > MAX_RESPONSE_BYTES {
             return Err(CollectError::TooLarge);
         }
         bytes.extend_from_slice(&chunk);
@@ -164,50 +165,50 @@ async fn read(mut answer: reqwest::Response) -> Result<Vec<u8>, CollectError> {
 
 /// One line of a runner's log, as its JSON logger writes it.
 #[derive(Deserialize)]
-struct Line {
-    fields: Fields,
+struct LogLine {
+    fields: LogFields,
 }
 
 #[derive(Deserialize)]
-struct Fields {
+struct LogFields {
     part: usize,
     parts: usize,
     data: String,
 }
 
 /// Puts together the last metrics that a runner wrote to its log when nobody released it.
-async fn last_metrics(
+async fn read_last_metrics(
     pods: &Api<Pod>,
     run: &str,
     runner: &Runner,
 ) -> Result<RunnerNumbers, CollectError> {
     let parameters = LogParams {
-        container: Some(CONTAINER.into()),
-        limit_bytes: Some(MAX_LOG),
+        container: Some(RUNNER_CONTAINER.into()),
+        limit_bytes: Some(MAX_LOG_BYTES),
         ..LogParams::default()
     };
     let log = pods.logs(&runner.name, &parameters).await.map_err(CollectError::Log)?;
-    let numbers = from_log(&log)?;
+    let numbers = parse_last_metrics(&log)?;
     if numbers.identity.run == run && numbers.identity.index == runner.index {
         // The process is gone: whatever it said last is all there will be. One that was killed
         // under load says so, and stays lost.
         return Ok(numbers);
     }
-    Err(CollectError::NoLastMetrics)
+    Err(CollectError::IncompleteLastMetrics)
 }
 
-fn from_log(log: &str) -> Result<RunnerNumbers, CollectError> {
-    let lines: BTreeMap<usize, Fields> = log
+fn parse_last_metrics(log: &str) -> Result<RunnerNumbers, CollectError> {
+    let lines: BTreeMap<usize, LogFields> = log
         .lines()
-        .filter_map(|line| serde_json::from_str::<Line>(line).ok())
+        .filter_map(|line| serde_json::from_str::<LogLine>(line).ok())
         .map(|line| (line.fields.part, line.fields))
         .collect();
     let wanted = lines.values().next().map_or(0, |fields| fields.parts);
     if wanted == 0 || !lines.keys().copied().eq(1..=wanted) {
-        return Err(CollectError::NoLastMetrics);
+        return Err(CollectError::IncompleteLastMetrics);
     }
     let text: String = lines.into_values().map(|fields| fields.data).collect();
-    let bytes = STANDARD.decode(text).map_err(|_| CollectError::NoLastMetrics)?;
+    let bytes = STANDARD.decode(text).map_err(|_| CollectError::IncompleteLastMetrics)?;
     Ok(decode(&bytes)?)
 }
 
@@ -219,20 +220,24 @@ struct ErrorExample {
     message: String,
 }
 
-/// Asks runners for one message per kind of error, into the memory. Nice to have: a runner
+/// Asks runners for one message per kind of error, into the cache. Nice to have: a runner
 /// that does not answer is passed over.
-pub(crate) async fn examples(context: &Context, runners: &[Runner], memory: &mut Memory) {
-    let ips = runners.iter().filter(|r| r.ended.is_none()).filter_map(|r| r.ip.as_deref());
+pub(crate) async fn collect_error_examples(
+    context: &Context,
+    runners: &[Runner],
+    cache: &mut RunCache,
+) {
+    let ips = runners.iter().filter(|r| r.termination.is_none()).filter_map(|r| r.ip.as_deref());
     let questions: Vec<_> = ips
         .map(|ip| async move {
-            let answer = context.http.get(url(ip, "/errors")).send().await.ok()?;
-            let body = read(answer).await.ok()?;
+            let answer = context.http.get(runner_url(ip, "/errors")).send().await.ok()?;
+            let body = read_body(answer).await.ok()?;
             serde_json::from_slice::<Vec<ErrorExample>>(&body).ok()
         })
         .collect();
-    let answers = bounded(questions).await;
+    let answers = run_concurrently(questions).await;
     for ErrorExample { task, kind, message } in answers.into_iter().flatten().flatten() {
-        memory.examples.entry((task, kind)).or_insert(message);
+        cache.error_examples.entry((task, kind)).or_insert(message);
     }
 }
 
@@ -248,14 +253,14 @@ pub(crate) enum Order {
 }
 
 /// Sends an order to pods by UID. Returns the UIDs of those that took it.
-pub(crate) async fn order(
+pub(crate) async fn send_order(
     context: &Context,
     run: &str,
     runners: &[Runner],
     uids: &[String],
     order: &Order,
 ) -> Vec<String> {
-    let token = &context.token(run);
+    let token = &context.run_token(run);
     let sendings: Vec<_> = runners
         .iter()
         .filter(|runner| uids.contains(&runner.uid))
@@ -274,7 +279,7 @@ pub(crate) async fn order(
             };
             let request = context
                 .http
-                .post(url(ip, path))
+                .post(runner_url(ip, path))
                 .bearer_auth(token)
                 .header("content-type", "application/json")
                 .body(body.to_string());
@@ -288,12 +293,12 @@ pub(crate) async fn order(
             }
         })
         .collect();
-    bounded(sendings).await.into_iter().flatten().collect()
+    run_concurrently(sendings).await.into_iter().flatten().collect()
 }
 
 /// Awaits futures, a bounded number at once.
-async fn bounded<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    stream::iter(futures).buffer_unordered(AT_ONCE).collect().await
+async fn run_concurrently<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    stream::iter(futures).buffer_unordered(MAX_CONCURRENT_REQUESTS).collect().await
 }
 
 #[cfg(test)]
@@ -330,21 +335,21 @@ mod tests {
         let mut lines = log_of(numbers());
         lines.insert(0, "not json".into());
         lines.push(r#"{"fields": {"message": "runner ends"}}"#.into());
-        assert_eq!(from_log(&lines.join("\n")).unwrap(), numbers());
+        assert_eq!(parse_last_metrics(&lines.join("\n")).unwrap(), numbers());
     }
 
     #[test]
     fn half_a_log_is_no_result() {
         let lines = log_of(numbers());
         assert!(lines.len() > 2);
-        assert!(from_log(&lines[1..].join("\n")).is_err());
-        assert!(from_log(&lines[..1].join("\n")).is_err());
-        assert!(from_log("").is_err());
+        assert!(parse_last_metrics(&lines[1..].join("\n")).is_err());
+        assert!(parse_last_metrics(&lines[..1].join("\n")).is_err());
+        assert!(parse_last_metrics("").is_err());
     }
 
     #[test]
     fn addresses_of_both_families_make_urls() {
-        assert_eq!(url("10.0.0.1", "/metrics"), "http://10.0.0.1:9464/metrics");
-        assert_eq!(url("fd00::1", "/metrics"), "http://[fd00::1]:9464/metrics");
+        assert_eq!(runner_url("10.0.0.1", "/metrics"), "http://10.0.0.1:9464/metrics");
+        assert_eq!(runner_url("fd00::1", "/metrics"), "http://[fd00::1]:9464/metrics");
     }
 }

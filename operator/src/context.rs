@@ -1,4 +1,4 @@
-//! What every pass shares: client, settings, memory, metrics.
+//! What every pass shares: client, settings, cache, metrics.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,12 +13,12 @@ use kube::{
     runtime::events::{Recorder, Reporter},
 };
 
-use crate::{metrics::Metrics, resources::Settings, state::Memory};
+use crate::{metrics::OperatorMetrics, resources::Settings, state::RunCache};
 
 /// The name in Events and field management.
-pub const MANAGER: &str = "loadtest-operator";
+pub const OPERATOR_NAME: &str = "loadtest-operator";
 /// The key's place in its Secret.
-const KEY: &str = "key";
+const KEY_ENTRY: &str = "key";
 
 /// What every pass shares.
 pub struct Context {
@@ -27,10 +27,10 @@ pub struct Context {
     pub(crate) recorder: Recorder,
     /// For runners: their metrics and their orders.
     pub(crate) http: reqwest::Client,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: OperatorMetrics,
     /// The key that runs' tokens are made with.
     key: Vec<u8>,
-    memories: Mutex<HashMap<String, Memory>>,
+    run_caches: Mutex<HashMap<String, RunCache>>,
     /// Failed passes in a row, by object.
     failures: Mutex<HashMap<String, u32>>,
 }
@@ -76,7 +76,7 @@ impl Context {
         namespace: &str,
         token_secret: &str,
     ) -> Result<Self, ContextError> {
-        let key = key(&client, namespace, token_secret).await?;
+        let key = load_or_create_key(&client, namespace, token_secret).await?;
         Self::with_key(client, settings, key)
     }
 
@@ -89,7 +89,7 @@ impl Context {
         settings: Settings,
         key: Vec<u8>,
     ) -> Result<Self, ContextError> {
-        let reporter = Reporter { controller: MANAGER.into(), instance: None };
+        let reporter = Reporter { controller: OPERATOR_NAME.into(), instance: None };
         Ok(Self {
             recorder: Recorder::new(client.clone(), reporter),
             http: reqwest::Client::builder()
@@ -101,44 +101,44 @@ impl Context {
                 .build()?,
             client,
             settings,
-            metrics: Metrics::default(),
+            metrics: OperatorMetrics::default(),
             key,
-            memories: Mutex::default(),
+            run_caches: Mutex::default(),
             failures: Mutex::default(),
         })
     }
 
-    pub(crate) fn token(&self, run: &str) -> String {
+    pub(crate) fn run_token(&self, run: &str) -> String {
         loadtest_core::token::token(&self.key, run)
     }
 
     /// The counters of the operator itself.
-    pub fn metrics(&self) -> &Metrics {
+    pub fn metrics(&self) -> &OperatorMetrics {
         &self.metrics
     }
 
     /// Takes out what is remembered of a run. Passes of one object never overlap.
-    pub(crate) fn recall(&self, run: &str) -> Memory {
-        lock(&self.memories).remove(run).unwrap_or_default()
+    pub(crate) fn take_cache(&self, run: &str) -> RunCache {
+        lock_unpoisoned(&self.run_caches).remove(run).unwrap_or_default()
     }
 
-    pub(crate) fn remember(&self, run: String, memory: Memory) {
-        lock(&self.memories).insert(run, memory);
+    pub(crate) fn store_cache(&self, run: String, cache: RunCache) {
+        lock_unpoisoned(&self.run_caches).insert(run, cache);
     }
 
     /// Forgets runs and objects that are no more. A deleted test wakes no pass.
-    pub(crate) fn keep_only(&self, runs: &HashSet<String>, objects: &HashSet<String>) {
-        lock(&self.memories).retain(|run, _| runs.contains(run));
-        lock(&self.failures).retain(|object, _| objects.contains(object));
+    pub(crate) fn retain_existing(&self, runs: &HashSet<String>, objects: &HashSet<String>) {
+        lock_unpoisoned(&self.run_caches).retain(|run, _| runs.contains(run));
+        lock_unpoisoned(&self.failures).retain(|object, _| objects.contains(object));
     }
 
-    pub(crate) fn forget(&self, object: &str) {
-        lock(&self.failures).remove(object);
+    pub(crate) fn reset_failures(&self, object: &str) {
+        lock_unpoisoned(&self.failures).remove(object);
     }
 
     /// Counts a failed pass; how many there were in a row.
-    pub(crate) fn failed(&self, object: &str) -> u32 {
-        let mut failures = lock(&self.failures);
+    pub(crate) fn count_failure(&self, object: &str) -> u32 {
+        let mut failures = lock_unpoisoned(&self.failures);
         let count = failures.entry(object.to_owned()).or_default();
         *count = count.saturating_add(1);
         *count
@@ -146,16 +146,20 @@ impl Context {
 }
 
 /// A poisoned lock guards plain data that is whole all the same.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+fn lock_unpoisoned<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-async fn key(client: &Client, namespace: &str, name: &str) -> Result<Vec<u8>, ContextError> {
+async fn load_or_create_key(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<Vec<u8>, ContextError> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let failed = |source| ContextError::Key { name: name.to_owned(), source };
     let found = match secrets.get_opt(name).await.map_err(failed)? {
         Some(secret) => secret,
-        None => match secrets.create(&PostParams::default(), &new_key(name)).await {
+        None => match secrets.create(&PostParams::default(), &secret_with_new_key(name)).await {
             Ok(secret) => secret,
             // Another replica was faster: its key is the key.
             Err(kube::Error::Api(status)) if status.code == 409 => {
@@ -164,16 +168,16 @@ async fn key(client: &Client, namespace: &str, name: &str) -> Result<Vec<u8>, Co
             Err(error) => return Err(failed(error)),
         },
     };
-    let key = found.data.and_then(|mut data| data.remove(KEY)).map(|bytes| bytes.0);
+    let key = found.data.and_then(|mut data| data.remove(KEY_ENTRY)).map(|bytes| bytes.0);
     key.filter(|key| key.len() >= 32)
         .ok_or_else(|| ContextError::ShortKey { name: name.to_owned() })
 }
 
-fn new_key(name: &str) -> Secret {
+fn secret_with_new_key(name: &str) -> Secret {
     let key: [u8; 32] = rand::random();
     Secret {
         metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
-        data: Some([(KEY.to_owned(), k8s_openapi::ByteString(key.to_vec()))].into()),
+        data: Some([(KEY_ENTRY.to_owned(), k8s_openapi::ByteString(key.to_vec()))].into()),
         ..Secret::default()
     }
 }

@@ -24,18 +24,18 @@ use loadtest_core::resource::LoadTest;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    context::{Context, MANAGER},
+    context::{Context, OPERATOR_NAME},
     error::format_error_chain,
-    reconcile::{key, on_error, reconcile},
+    reconcile::{object_key, on_error, reconcile},
 };
 
 /// Passes at once. Each may wait for runners; none waits for another.
-const AT_ONCE: u16 = 16;
+const MAX_CONCURRENT_RECONCILES: u16 = 16;
 /// Below the idle timeouts of load balancers, which drop silent watches.
-const WATCH_SECONDS: u32 = 200;
+const WATCH_TIMEOUT_SECONDS: u32 = 200;
 
 /// Between looks for tests that are no more.
-const TIDY: Duration = Duration::from_mins(1);
+const CLEANUP_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Runs until told to stop; passes under way are finished first.
 ///
@@ -59,13 +59,13 @@ pub async fn run(
     let controllers: Vec<_> = apis
         .into_iter()
         .map(|(tests, jobs)| {
-            let ours = format!("app.kubernetes.io/managed-by={MANAGER}");
-            let tests = Controller::new(tests, watcher::Config::default().timeout(WATCH_SECONDS));
+            let ours = format!("app.kubernetes.io/managed-by={OPERATOR_NAME}");
+            let tests = Controller::new(tests, watcher::Config::default().timeout(WATCH_TIMEOUT_SECONDS));
             let store = tests.store();
             stores.push(store);
             tests
-                .owns(jobs, watcher::Config::default().timeout(WATCH_SECONDS).labels(&ours))
-                .with_config(Config::default().concurrency(AT_ONCE))
+                .owns(jobs, watcher::Config::default().timeout(WATCH_TIMEOUT_SECONDS).labels(&ours))
+                .with_config(Config::default().concurrency(MAX_CONCURRENT_RECONCILES))
                 .graceful_shutdown_on(stop.clone().cancelled_owned())
                 .run(reconcile, on_error, Arc::clone(&context))
                 .for_each(async |result| {
@@ -91,13 +91,13 @@ pub async fn run(
         ready.store(true, Ordering::Release);
         tracing::info!("ready");
     };
-    context.metrics.watch(stores.clone());
+    context.metrics.add_stores(stores.clone());
     let tidied = async {
-        let mut ticks = tokio::time::interval(TIDY);
+        let mut ticks = tokio::time::interval(CLEANUP_INTERVAL);
         loop {
             ticks.tick().await;
             if ready.load(Ordering::Acquire) {
-                tidy(&context, &stores);
+                drop_deleted_tests(&context, &stores);
             }
         }
     };
@@ -108,9 +108,9 @@ pub async fn run(
 }
 
 /// Forgets what is remembered of tests that are no more.
-fn tidy(context: &Context, stores: &[Store<DeserializeGuard<LoadTest>>]) {
+fn drop_deleted_tests(context: &Context, stores: &[Store<DeserializeGuard<LoadTest>>]) {
     let objects: Vec<_> = stores.iter().flat_map(Store::state).collect();
     let runs = objects.iter().filter_map(|object| object.meta().uid.clone()).collect();
-    let names = objects.iter().map(|object| key(object)).collect();
-    context.keep_only(&runs, &names);
+    let names = objects.iter().map(|object| object_key(object)).collect();
+    context.retain_existing(&runs, &names);
 }

@@ -123,7 +123,7 @@ async fn run(arguments: Run) -> anyhow::Result<()> {
     let settings = Settings { runner_image, start_timeout, release_grace, metrics_linger };
     let context = Arc::new(Context::new(client, settings, &namespace, &token_secret).await?);
     let listener =
-        server::listen(listen).await.with_context(|| format!("{listen} can't be bound"))?;
+        server::bind_listener(listen).await.with_context(|| format!("{listen} can't be bound"))?;
     let stop = CancellationToken::new();
     let ready = Arc::new(AtomicBool::new(false));
     let serving = tokio::spawn(server::serve(

@@ -13,18 +13,18 @@ use prometheus_client::{
 
 /// The operator's own metrics. Counters live here; what tests are doing is read off the
 /// controller's cache when a scrape asks, so nothing is left behind by a deleted test.
-pub struct Metrics {
+pub struct OperatorMetrics {
     registry: Mutex<Registry>,
     reconciles: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
-impl fmt::Debug for Metrics {
+impl fmt::Debug for OperatorMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metrics").finish_non_exhaustive()
+        f.debug_struct("OperatorMetrics").finish_non_exhaustive()
     }
 }
 
-impl Default for Metrics {
+impl Default for OperatorMetrics {
     fn default() -> Self {
         let reconciles = Family::default();
         let mut registry = Registry::default();
@@ -37,39 +37,39 @@ impl Default for Metrics {
     }
 }
 
-impl Metrics {
+impl OperatorMetrics {
     /// Counts a pass. Outcomes are a closed set of words.
-    pub fn reconciled(&self, outcome: &'static str) {
+    pub fn count_reconcile(&self, outcome: &'static str) {
         self.reconciles.get_or_create(&[("outcome", outcome)]).inc();
     }
 
     /// Shows the tests in the controllers' caches from now on. Called once.
-    pub fn watch(&self, stores: Vec<Store<DeserializeGuard<LoadTest>>>) {
-        let mut registry = self.lock();
-        registry.register_collector(Box::new(Tests(stores)));
+    pub fn add_stores(&self, stores: Vec<Store<DeserializeGuard<LoadTest>>>) {
+        let mut registry = self.lock_registry();
+        registry.register_collector(Box::new(TestCollector(stores)));
     }
 
     /// The exposition, as OpenMetrics text.
     ///
     /// # Errors
     /// When the encoder refuses a value.
-    pub fn exposition(&self) -> Result<String, fmt::Error> {
+    pub fn encode_text(&self) -> Result<String, fmt::Error> {
         let mut out = String::new();
-        text::encode(&mut out, &self.lock())?;
+        text::encode(&mut out, &self.lock_registry())?;
         Ok(out)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Registry> {
+    fn lock_registry(&self) -> std::sync::MutexGuard<'_, Registry> {
         self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 /// Tests by phase, and the verdict of each.
-struct Tests(Vec<Store<DeserializeGuard<LoadTest>>>);
+struct TestCollector(Vec<Store<DeserializeGuard<LoadTest>>>);
 
-impl fmt::Debug for Tests {
+impl fmt::Debug for TestCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tests").finish_non_exhaustive()
+        f.debug_struct("TestCollector").finish_non_exhaustive()
     }
 }
 
@@ -83,7 +83,7 @@ const PHASES: [Phase; 7] = [
     Phase::Cancelled,
 ];
 
-impl Collector for Tests {
+impl Collector for TestCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let objects: Vec<_> = self.0.iter().flat_map(Store::state).collect();
         let tests: Vec<&LoadTest> = objects.iter().filter_map(|o| o.0.as_ref().ok()).collect();
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     fn store(namespace: &str, status: &str) -> Store<DeserializeGuard<LoadTest>> {
-        let mut test = serde_json::to_value(crate::testing::test()).unwrap();
+        let mut test = serde_json::to_value(crate::testing::example_test()).unwrap();
         test["metadata"]["namespace"] = namespace.into();
         test["status"] = serde_json::from_str(status).unwrap();
         let (reader, mut writer) = reflector::store();
@@ -151,14 +151,14 @@ mod tests {
 
     #[test]
     fn tests_of_all_namespaces_are_counted_in_one_series() {
-        let metrics = Metrics::default();
-        metrics.reconciled("settled");
-        metrics.watch(vec![
+        let metrics = OperatorMetrics::default();
+        metrics.count_reconcile("settled");
+        metrics.add_stores(vec![
             store("one", r#"{"phase": "Running"}"#),
             store("two", r#"{"phase": "Running"}"#),
             store("three", r#"{"phase": "Finished", "verdict": "Pass"}"#),
         ]);
-        let text = metrics.exposition().unwrap();
+        let text = metrics.encode_text().unwrap();
         for line in [
             "loadtest_operator_reconciles_total{outcome=\"settled\"} 1",
             "loadtest_operator_loadtests{phase=\"Running\"} 2",

@@ -16,8 +16,8 @@ use loadtest_core::{
 
 use crate::{
     act,
-    context::{Context, MANAGER},
-    decide::{Decision, decide, refused},
+    context::{Context, OPERATOR_NAME},
+    decide::{Decision, decide, decide_refused},
     error::{Error, format_error_chain},
     events::publish_event,
     observe,
@@ -27,9 +27,9 @@ use crate::{
 
 /// The longest a pass may take: 200 runners that don't answer, and an API server that hangs
 /// at one call, fit in.
-const PASS: Duration = Duration::from_secs(150);
+const RECONCILE_TIMEOUT: Duration = Duration::from_secs(150);
 /// The longest pause between failed passes.
-const LONGEST_BACKOFF: u64 = 10;
+const MAX_BACKOFF_SECONDS: u64 = 10;
 
 /// Takes one test one step further.
 ///
@@ -40,27 +40,29 @@ pub async fn reconcile(
     context: Arc<Context>,
 ) -> Result<Action, Error> {
     let result = match &object.0 {
-        Ok(test) => Box::pin(step(&context, test)).await,
+        Ok(test) => Box::pin(reconcile_test(&context, test)).await,
         Err(invalid) => {
             let name = invalid.metadata.name.clone().unwrap_or_default();
             let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
-            in_time(undecodable(&context, &namespace, &name, &invalid.error)).await
+            with_timeout(report_undecodable(&context, &namespace, &name, &invalid.error)).await
         }
     };
     match &result {
-        Ok(_) => context.forget(&key(&object)),
-        Err(error) => context.metrics.reconciled(error.outcome_label()),
+        Ok(_) => context.reset_failures(&object_key(&object)),
+        Err(error) => context.metrics.count_reconcile(error.outcome_label()),
     }
     result
 }
 
 /// Ends what takes too long.
-async fn in_time<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(PASS, work).await.unwrap_or(Err(Error::Timeout(PASS)))
+async fn with_timeout<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(RECONCILE_TIMEOUT, work)
+        .await
+        .unwrap_or(Err(Error::Timeout(RECONCILE_TIMEOUT)))
 }
 
 /// How an object is told from others.
-pub(crate) fn key(object: &DeserializeGuard<LoadTest>) -> String {
+pub(crate) fn object_key(object: &DeserializeGuard<LoadTest>) -> String {
     let meta = object.meta();
     format!(
         "{}/{}",
@@ -76,144 +78,152 @@ pub fn on_error(
     error: &Error,
     context: Arc<Context>,
 ) -> Action {
-    let key = key(&object);
-    let failures = context.failed(&key);
+    let key = object_key(&object);
+    let failures = context.count_failure(&key);
     tracing::warn!(loadtest = key, failures, error = %format_error_chain(error), "pass failed");
     let seconds = 1_u64 << failures.saturating_sub(1).min(4);
-    Action::requeue(Duration::from_secs(seconds.min(LONGEST_BACKOFF)))
+    Action::requeue(Duration::from_secs(seconds.min(MAX_BACKOFF_SECONDS)))
 }
 
-async fn step(context: &Context, cached: &LoadTest) -> Result<Action, Error> {
+async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, Error> {
     let namespace = cached.namespace().unwrap_or_default();
     let name = cached.name_any();
     let tests: Api<LoadTest> = Api::namespaced(context.client.clone(), &namespace);
-    let test = in_time(async {
+    let test = with_timeout(async {
         tests.get_opt(&name).await.map_err(|e| Error::api("get loadtest", &name, e))
     });
     let test = test.await?;
     // Gone, or on its way: its children follow it by their owner references.
     let Some(test) = test.filter(|test| test.metadata.deletion_timestamp.is_none()) else {
-        context.recall(&cached.uid().unwrap_or_default());
-        context.metrics.reconciled("gone");
+        context.take_cache(&cached.uid().unwrap_or_default());
+        context.metrics.count_reconcile("gone");
         return Ok(Action::await_change());
     };
     let run = test.uid().unwrap_or_default();
-    let memory = context.recall(&run);
-    let mut seen = Observed::new(test, memory);
-    let passed = Box::pin(in_time(pass(context, &tests, &mut seen))).await;
-    let next = passed.as_ref().map(|decision| after(decision, &seen)).ok();
+    let cache = context.take_cache(&run);
+    let mut observed = Observed::new(test, cache);
+    let passed = Box::pin(with_timeout(run_pipeline(context, &tests, &mut observed))).await;
+    let next = passed.as_ref().map(|decision| next_action(decision, &observed)).ok();
     // Numbers that were collected stay, also when the pass failed or took too long.
-    if !matches!(passed, Ok(Decision::Settled | Decision::Delete)) {
-        if seen.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final) {
-            seen.memory.shed();
+    if !matches!(passed, Ok(Decision::NothingToDo | Decision::DeleteTest)) {
+        if observed.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final) {
+            observed.cache.drop_results();
         }
-        context.remember(run, seen.memory);
+        context.store_cache(run, observed.cache);
     }
-    context.metrics.reconciled(label(&passed?));
+    context.metrics.count_reconcile(outcome_label(&passed?));
     Ok(next.unwrap_or_else(Action::await_change))
 }
 
 /// Looks, decides, acts and tells. What was decided.
-async fn pass(
+async fn run_pipeline(
     context: &Context,
     tests: &Api<LoadTest>,
-    seen: &mut Observed,
+    observed: &mut Observed,
 ) -> Result<Decision, Error> {
-    observe::observe(context, seen).await?;
-    seen.look();
+    observe::observe(context, observed).await?;
+    observed.update_timeline();
     let now = Timestamp::now();
-    let mut decision = decide(seen, &context.settings, now);
-    let (namespace, name) = (seen.test.namespace(), seen.test.name_any());
+    let mut decision = decide(observed, &context.settings, now);
+    let (namespace, name) = (observed.test.namespace(), observed.test.name_any());
     tracing::debug!(namespace, name, ?decision, "decided");
-    let mut acted = act::act(context, seen, &decision).await;
+    let mut acted = act::act(context, observed, &decision).await;
     if let (Decision::Launch(_), Err(error)) = (&decision, &acted)
-        && let Some(fail) = refused(error.status_code(), &format_error_chain(error))
+        && let Some(fail) = decide_refused(error.status_code(), &format_error_chain(error))
     {
         (decision, acted) = (fail, Ok(()));
     }
     acted?;
-    report(context, tests, seen, &decision, now).await?;
+    report_status(context, tests, observed, &decision, now).await?;
     Ok(decision)
 }
 
 /// When to come again after a decision was carried out.
-fn after(decision: &Decision, seen: &Observed) -> Action {
+fn next_action(decision: &Decision, observed: &Observed) -> Action {
     match decision {
         // Later edits wake the controller; so does everything the Job does.
-        Decision::Settled | Decision::Reject(_) | Decision::Delete => Action::await_change(),
-        Decision::Wait(time) | Decision::Progress(_, time) => Action::requeue(time.std()),
+        Decision::NothingToDo | Decision::Reject(_) | Decision::DeleteTest => {
+            Action::await_change()
+        }
+        Decision::Wait(time) | Decision::ReportProgress(_, time) => Action::requeue(time.std()),
         // Its finalizers, if someone gave it any, may take a while.
-        Decision::RemoveJob => Action::requeue(Duration::from_secs(1)),
+        Decision::DeleteJob => Action::requeue(Duration::from_secs(1)),
         // Someone did not take the order: not so fast the next time.
-        Decision::Order(_, pods) if pods.iter().any(|uid| !seen.memory.ordered.contains(uid)) => {
+        Decision::SendStart(_, pods)
+            if pods.iter().any(|uid| !observed.cache.start_accepted.contains(uid)) =>
+        {
             Action::requeue(Duration::from_millis(500))
         }
-        Decision::Stop(pods) if pods.iter().any(|uid| !seen.memory.stopped.contains(uid)) => {
+        Decision::SendStop(pods)
+            if pods.iter().any(|uid| !observed.cache.stop_accepted.contains(uid)) =>
+        {
             Action::requeue(Duration::from_millis(500))
         }
-        Decision::Release(pods) if pods.iter().any(|uid| !seen.memory.released.contains(uid)) => {
+        Decision::SendRelease(pods)
+            if pods.iter().any(|uid| !observed.cache.released.contains(uid)) =>
+        {
             Action::requeue(Duration::from_secs(2))
         }
         _ => Action::requeue(Duration::ZERO),
     }
 }
 
-const fn label(decision: &Decision) -> &'static str {
+const fn outcome_label(decision: &Decision) -> &'static str {
     match decision {
-        Decision::Settled => "settled",
+        Decision::NothingToDo => "settled",
         Decision::Wait(_) => "waiting",
         Decision::Reject(_) => "rejected",
         Decision::Admit(_) => "admitted",
         Decision::Launch(_) => "launched",
-        Decision::Start(_) | Decision::Started(_) => "started",
-        Decision::Order(..) => "ordered",
-        Decision::Stop(_) => "stopped",
-        Decision::Abort(_) => "aborted",
-        Decision::Progress(..) => "progressed",
+        Decision::PersistStart(_) | Decision::ReportStarted(_) => "started",
+        Decision::SendStart(..) => "ordered",
+        Decision::SendStop(_) => "stopped",
+        Decision::ReportAbort(_) => "aborted",
+        Decision::ReportProgress(..) => "progressed",
         Decision::Conclude { .. } => "concluded",
         Decision::Fail(..) => "failed",
         Decision::CancelUnstarted => "cancelled",
-        Decision::RemoveJob => "job_removed",
-        Decision::Release(_) => "released",
-        Decision::Delete => "deleted",
+        Decision::DeleteJob => "job_removed",
+        Decision::SendRelease(_) => "released",
+        Decision::DeleteTest => "deleted",
     }
 }
 
 /// Writes the status when it changed, and tells what is new.
-async fn report(
+async fn report_status(
     context: &Context,
     tests: &Api<LoadTest>,
-    seen: &mut Observed,
+    observed: &mut Observed,
     decision: &Decision,
     now: Timestamp,
 ) -> Result<(), Error> {
-    let old = seen.test.status.clone().unwrap_or_default();
-    let (next, news) = status::next(seen, decision, now);
-    if next == old || status::can_wait(&old, &next, seen.memory.reported, now) {
+    let old = observed.test.status.clone().unwrap_or_default();
+    let (next, news) = status::next_status(observed, decision, now);
+    if next == old || status::is_throttled(&old, &next, observed.cache.status_written_at, now) {
         return Ok(());
     }
     // Admission is of the very spec that was read: an edit in between is looked at first.
     let version = matches!(decision, Decision::Admit(_) | Decision::Reject(_))
-        .then(|| seen.test.resource_version())
+        .then(|| observed.test.resource_version())
         .flatten();
-    write(tests, &seen.test, &next, version).await?;
-    seen.memory.reported = Some(now);
+    write_status(tests, &observed.test, &next, version).await?;
+    observed.cache.status_written_at = Some(now);
     if next.phase != old.phase || next.verdict != old.verdict {
         tracing::info!(
-            namespace = seen.test.namespace(),
-            name = seen.test.name_any(),
+            namespace = observed.test.namespace(),
+            name = observed.test.name_any(),
             phase = next.phase.map(Phase::as_str),
             verdict = next.verdict.map(loadtest_core::resource::Verdict::as_str),
             "phase changed"
         );
     }
     if let Some(news) = news {
-        publish_event(context, &seen.test.object_ref(&()), news).await;
+        publish_event(context, &observed.test.object_ref(&()), news).await;
     }
     Ok(())
 }
 
-async fn write(
+async fn write_status(
     tests: &Api<LoadTest>,
     test: &LoadTest,
     status: &LoadTestStatus,
@@ -230,7 +240,7 @@ async fn write(
     if let Some(version) = version {
         object["metadata"]["resourceVersion"] = version.into();
     }
-    let parameters = PatchParams::apply(MANAGER).force();
+    let parameters = PatchParams::apply(OPERATOR_NAME).force();
     tests
         .patch_status(&name, &parameters, &Patch::Apply(object))
         .await
@@ -239,7 +249,7 @@ async fn write(
 }
 
 /// Says on an object that can't be decoded that it can't, through a client that doesn't try.
-async fn undecodable(
+async fn report_undecodable(
     context: &Context,
     namespace: &str,
     name: &str,
@@ -275,11 +285,11 @@ async fn undecodable(
             "conditions": [condition("Accepted", "False"), condition("Finished", "True")],
         },
     });
-    api.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(patch))
+    api.patch_status(name, &PatchParams::apply(OPERATOR_NAME).force(), &Patch::Apply(patch))
         .await
         .map_err(|e| Error::api("write the status of loadtest", name, e))?;
     let news = EventDraft { reason: "Undecodable".into(), note: message, warning: true };
     publish_event(context, &found.object_ref(&resource), news).await;
-    context.metrics.reconciled("undecodable");
+    context.metrics.count_reconcile("undecodable");
     Ok(Action::await_change())
 }

@@ -29,22 +29,22 @@ use loadtest_core::{
 };
 
 /// Where runners serve their metrics and take orders.
-pub const PORT: u16 = 9464;
+pub const RUNNER_PORT: u16 = 9464;
 /// The exit code of a runner that had started and was killed.
 const EXIT_KILLED_AFTER_START: i32 = 75;
 /// The exit code of a runner whose machine does not let it make its load.
 pub const EXIT_PREFLIGHT: i32 = 77;
 /// `app.kubernetes.io/name` of runner pods: what a PodMonitor selects.
-pub const RUNNER: &str = "loadtest-runner";
+pub const RUNNER_APP_NAME: &str = "loadtest-runner";
 /// The container's name.
-pub const CONTAINER: &str = "runner";
+pub const RUNNER_CONTAINER: &str = "runner";
 /// User and group of runners when nothing else is asked for.
-const NOBODY: i64 = 65532;
+const NONROOT_ID: i64 = 65532;
 /// How long a finished Job and its pods stay to be looked at, in seconds.
-const JOB_TTL: i32 = 600;
+const JOB_TTL_SECONDS: i32 = 600;
 /// The longest name of a Job: its pods' names add an index and a suffix.
-const MAX_JOB_NAME: usize = 52;
-const MAX_LABEL: usize = 63;
+const MAX_JOB_NAME_LENGTH: usize = 52;
+const MAX_LABEL_LENGTH: usize = 63;
 
 /// What the operator adds to every test.
 #[derive(Clone, Debug)]
@@ -65,41 +65,46 @@ pub struct Settings {
 pub fn child_name(test: &LoadTest) -> String {
     let uid: String =
         test.uid().unwrap_or_default().chars().filter(char::is_ascii_hexdigit).take(8).collect();
-    let room = MAX_JOB_NAME - 1 - uid.len();
+    let room = MAX_JOB_NAME_LENGTH - 1 - uid.len();
     let name: String = test.name_any().replace('.', "-").chars().take(room).collect();
     format!("{}-{uid}", name.trim_end_matches('-'))
 }
 
-fn labels(test: &LoadTest) -> BTreeMap<String, String> {
-    let name: String = test.name_any().chars().take(MAX_LABEL).collect();
+fn child_labels(test: &LoadTest) -> BTreeMap<String, String> {
+    let name: String = test.name_any().chars().take(MAX_LABEL_LENGTH).collect();
     let name = name.trim_end_matches(['-', '.']).to_owned();
     BTreeMap::from([
-        ("app.kubernetes.io/name".into(), RUNNER.into()),
+        ("app.kubernetes.io/name".into(), RUNNER_APP_NAME.into()),
         ("app.kubernetes.io/managed-by".into(), "loadtest-operator".into()),
         (format!("{GROUP}/name"), name),
         (format!("{GROUP}/uid"), test.uid().unwrap_or_default()),
     ])
 }
 
-fn owner(test: &LoadTest) -> Option<OwnerReference> {
+fn owner_reference(test: &LoadTest) -> Option<OwnerReference> {
     // Blocking the owner's deletion would need a right on its finalizers, and nothing here
     // has to outlive the children.
     test.controller_owner_ref(&())
         .map(|owner| OwnerReference { block_owner_deletion: None, ..owner })
 }
 
-fn metadata(test: &LoadTest) -> ObjectMeta {
+fn child_metadata(test: &LoadTest) -> ObjectMeta {
     ObjectMeta {
         name: Some(child_name(test)),
         namespace: test.namespace(),
-        labels: Some(labels(test)),
-        owner_references: owner(test).map(|owner| vec![owner]),
+        labels: Some(child_labels(test)),
+        owner_references: owner_reference(test).map(|owner| vec![owner]),
         ..ObjectMeta::default()
     }
 }
 
 /// The plan of a test.
-pub fn plan(test: &LoadTest, sizing: &Sizing, token_sha256: String, settings: &Settings) -> Plan {
+pub fn build_plan(
+    test: &LoadTest,
+    sizing: &Sizing,
+    token_sha256: String,
+    settings: &Settings,
+) -> Plan {
     Plan {
         version: VERSION,
         run: test.uid().unwrap_or_default(),
@@ -120,9 +125,9 @@ pub fn plan(test: &LoadTest, sizing: &Sizing, token_sha256: String, settings: &S
 ///
 /// # Errors
 /// Never in practice: a plan is plain data.
-pub fn config_map(test: &LoadTest, plan: &Plan) -> Result<ConfigMap, serde_json::Error> {
+pub fn build_config_map(test: &LoadTest, plan: &Plan) -> Result<ConfigMap, serde_json::Error> {
     Ok(ConfigMap {
-        metadata: metadata(test),
+        metadata: child_metadata(test),
         data: Some(BTreeMap::from([("plan.json".into(), serde_json::to_string(plan)?)])),
         immutable: Some(true),
         ..ConfigMap::default()
@@ -130,7 +135,7 @@ pub fn config_map(test: &LoadTest, plan: &Plan) -> Result<ConfigMap, serde_json:
 }
 
 /// The Job with one pod per runner.
-pub fn job(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> Job {
+pub fn build_job(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> Job {
     let load = &test.spec.load;
     let runners = i32::try_from(sizing.runners).unwrap_or(1);
     // An upper bound on everything, should the operator never come back.
@@ -145,28 +150,28 @@ pub fn job(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> Job {
     .into_iter()
     .fold(Duration::ZERO, Duration::plus);
     Job {
-        metadata: metadata(test),
+        metadata: child_metadata(test),
         spec: Some(JobSpec {
             completion_mode: Some("Indexed".into()),
             completions: Some(runners),
             parallelism: Some(runners),
             // A lost runner neither restarts nor takes the others with it.
             backoff_limit_per_index: Some(0),
-            pod_failure_policy: Some(failure_policy()),
-            ttl_seconds_after_finished: Some(JOB_TTL),
+            pod_failure_policy: Some(pod_failure_policy()),
+            ttl_seconds_after_finished: Some(JOB_TTL_SECONDS),
             active_deadline_seconds: i64::try_from(deadline.as_nanos() / 1_000_000_000).ok(),
-            template: template(test, sizing, settings),
+            template: pod_template(test, sizing, settings),
             ..JobSpec::default()
         }),
         ..Job::default()
     }
 }
 
-fn failure_policy() -> PodFailurePolicy {
+fn pod_failure_policy() -> PodFailurePolicy {
     let killed_after_start = PodFailurePolicyRule {
         action: "FailIndex".into(),
         on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
-            container_name: Some(CONTAINER.into()),
+            container_name: Some(RUNNER_CONTAINER.into()),
             operator: "In".into(),
             values: vec![EXIT_KILLED_AFTER_START],
         }),
@@ -185,7 +190,7 @@ fn failure_policy() -> PodFailurePolicy {
     PodFailurePolicy { rules: vec![killed_after_start, evicted] }
 }
 
-fn template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTemplateSpec {
+fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTemplateSpec {
     // Taken apart without `..`: a field of the resource can't be forgotten here.
     let Runners {
         users_per_runner: _, // sizing has used it
@@ -204,22 +209,22 @@ fn template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTemplat
         security_context,
     } = test.spec.runners.clone();
     let mut all_labels = own_labels;
-    all_labels.extend(labels(test));
+    all_labels.extend(child_labels(test));
     let security = security_context.unwrap_or_default();
     let container = Container {
-        name: CONTAINER.into(),
+        name: RUNNER_CONTAINER.into(),
         image: Some(image.unwrap_or_else(|| settings.runner_image.clone())),
         args: Some(vec!["run".into()]),
-        env: Some(environment(test, env)),
+        env: Some(environment_variables(test, env)),
         ports: Some(vec![ContainerPort {
             name: Some("metrics".into()),
-            container_port: i32::from(PORT),
+            container_port: i32::from(RUNNER_PORT),
             ..ContainerPort::default()
         }]),
         readiness_probe: Some(Probe {
             http_get: Some(HTTPGetAction {
                 path: Some("/readyz".into()),
-                port: IntOrString::Int(i32::from(PORT)),
+                port: IntOrString::Int(i32::from(RUNNER_PORT)),
                 ..HTTPGetAction::default()
             }),
             period_seconds: Some(1),
@@ -228,7 +233,7 @@ fn template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTemplat
             failure_threshold: Some(10),
             ..Probe::default()
         }),
-        resources: Some(requirements(resources, sizing)),
+        resources: Some(resource_requirements(resources, sizing)),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             read_only_root_filesystem: Some(true),
@@ -267,8 +272,8 @@ fn template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTemplat
             affinity,
             security_context: Some(PodSecurityContext {
                 run_as_non_root: Some(true),
-                run_as_user: Some(security.run_as_user.unwrap_or(NOBODY)),
-                run_as_group: Some(security.run_as_group.unwrap_or(NOBODY)),
+                run_as_user: Some(security.run_as_user.unwrap_or(NONROOT_ID)),
+                run_as_group: Some(security.run_as_group.unwrap_or(NONROOT_ID)),
                 fs_group: security.fs_group,
                 seccomp_profile: Some(SeccompProfile {
                     type_: "RuntimeDefault".into(),
@@ -289,7 +294,10 @@ fn template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTemplat
     }
 }
 
-fn requirements(asked: Option<ResourceRequirements>, sizing: &Sizing) -> ResourceRequirements {
+fn resource_requirements(
+    asked: Option<ResourceRequirements>,
+    sizing: &Sizing,
+) -> ResourceRequirements {
     let mut all = asked.unwrap_or_default();
     let requests = all.requests.get_or_insert_default();
     for (name, value) in [("cpu", &sizing.cpu), ("memory", &sizing.memory)] {
@@ -298,7 +306,7 @@ fn requirements(asked: Option<ResourceRequirements>, sizing: &Sizing) -> Resourc
     all
 }
 
-fn environment(test: &LoadTest, own: Vec<EnvVar>) -> Vec<EnvVar> {
+fn environment_variables(test: &LoadTest, own: Vec<EnvVar>) -> Vec<EnvVar> {
     let mut all = own;
     all.push(EnvVar {
         name: "LOADTEST_POD_UID".into(),
@@ -337,36 +345,36 @@ pub(crate) fn is_controlled_by<K: Resource>(object: &K, owner_uid: &str) -> bool
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{settings, test};
+    use crate::testing::{example_settings, example_test};
     use loadtest_core::sizing::size;
 
     fn job_of(test: &LoadTest) -> Job {
-        job(test, &size(&test.spec), &settings())
+        build_job(test, &size(&test.spec), &example_settings())
     }
 
     #[test]
     fn names_fit_at_the_limit_and_end_in_a_letter_or_digit() {
-        let mut test = test();
+        let mut test = example_test();
         for name in ["a".repeat(253), format!("{}.b", "a".repeat(42)), "x".into(), "a.b.c".into()] {
             test.metadata.name = Some(name);
             let child = child_name(&test);
-            assert!(child.len() <= MAX_JOB_NAME, "{child}");
+            assert!(child.len() <= MAX_JOB_NAME_LENGTH, "{child}");
             assert!(child.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'), "{child}");
             assert!(child.ends_with("-0a1b2c3d"), "{child}");
-            assert!(labels(&test).values().all(|value| value.len() <= MAX_LABEL));
+            assert!(child_labels(&test).values().all(|value| value.len() <= MAX_LABEL_LENGTH));
         }
     }
 
     #[test]
     fn two_tests_of_one_name_never_share_children() {
-        let (first, mut second) = (test(), test());
+        let (first, mut second) = (example_test(), example_test());
         second.metadata.uid = Some("ffffffff-0000-4000-8000-000000000000".into());
         assert_ne!(child_name(&first), child_name(&second));
     }
 
     #[test]
     fn the_job_is_indexed_and_restarts_nothing() {
-        let spec = job_of(&test()).spec.unwrap();
+        let spec = job_of(&example_test()).spec.unwrap();
         assert_eq!(spec.completion_mode.as_deref(), Some("Indexed"));
         assert_eq!((spec.completions, spec.parallelism), (Some(2), Some(2)));
         assert_eq!(spec.backoff_limit_per_index, Some(0));
@@ -375,7 +383,7 @@ mod tests {
 
     #[test]
     fn runner_pods_are_restricted_and_hold_no_credentials_of_the_cluster() {
-        let pod = job_of(&test()).spec.unwrap().template.spec.unwrap();
+        let pod = job_of(&example_test()).spec.unwrap().template.spec.unwrap();
         assert_eq!(pod.automount_service_account_token, Some(false));
         let security = pod.security_context.unwrap();
         assert_eq!(security.run_as_non_root, Some(true));
@@ -388,7 +396,7 @@ mod tests {
 
     #[test]
     fn requests_are_set_and_limits_are_not() {
-        let pod = job_of(&test()).spec.unwrap().template.spec.unwrap();
+        let pod = job_of(&example_test()).spec.unwrap().template.spec.unwrap();
         let resources = pod.containers[0].resources.clone().unwrap();
         assert!(resources.requests.unwrap().contains_key("cpu"));
         assert_eq!(resources.limits, None);
@@ -396,13 +404,13 @@ mod tests {
 
     #[test]
     fn the_plan_carries_no_token_and_no_secret() {
-        let mut test = test();
+        let mut test = example_test();
         test.spec.target.headers_from = serde_json::from_str(
             r#"[{"header": "authorization", "secretKeyRef": {"name": "api", "key": "token"}}]"#,
         )
         .unwrap();
-        let plan = plan(&test, &size(&test.spec), "fingerprint".into(), &settings());
-        let map = config_map(&test, &plan).unwrap();
+        let plan = build_plan(&test, &size(&test.spec), "fingerprint".into(), &example_settings());
+        let map = build_config_map(&test, &plan).unwrap();
         assert_eq!(map.immutable, Some(true));
         let carried = map.data.unwrap().remove("plan.json").unwrap();
         let token = loadtest_core::token::token(&[7; 32], &test.uid().unwrap());
@@ -415,8 +423,8 @@ mod tests {
 
     #[test]
     fn children_are_owned_by_their_test_alone() {
-        let owners = job_of(&test()).metadata.owner_references.unwrap();
+        let owners = job_of(&example_test()).metadata.owner_references.unwrap();
         assert_eq!((owners.len(), owners[0].controller), (1, Some(true)));
-        assert_eq!(owners[0].uid, test().uid().unwrap());
+        assert_eq!(owners[0].uid, example_test().uid().unwrap());
     }
 }

@@ -26,7 +26,7 @@ use crate::context::Context;
 ///
 /// # Errors
 /// When the address can't be bound.
-pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+pub async fn bind_listener(address: SocketAddr) -> io::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
             TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
@@ -57,14 +57,14 @@ pub async fn serve(
                 }
             }),
         )
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(serve_metrics))
         .with_state(context);
     axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-async fn metrics(State(context): State<Arc<Context>>) -> Response {
+async fn serve_metrics(State(context): State<Arc<Context>>) -> Response {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    match context.metrics().exposition() {
+    match context.metrics.encode_text() {
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => {
             tracing::error!(%error, "exposition could not be encoded");

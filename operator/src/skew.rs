@@ -10,39 +10,39 @@ use loadtest_core::Duration;
 /// answer. The middle of the two is off by half the round trip at most, so of all looks at
 /// a runner the one with the shortest round trip counts.
 #[derive(Clone, Debug, Default)]
-pub struct Starts {
+pub struct StartEstimates {
     origin: Option<Instant>,
-    looks: BTreeMap<u32, Look>,
+    samples: BTreeMap<u32, ClockSample>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Look {
+struct ClockSample {
     /// Seconds from question to answer.
     round_trip: f64,
     /// Seconds from the origin to the runner's start; negative when it was earlier.
     start: f64,
 }
 
-impl Starts {
+impl StartEstimates {
     /// Takes one look at a running runner: `elapsed` seconds since its start.
-    pub fn look(&mut self, index: u32, asked: Instant, answered: Instant, elapsed: f64) {
+    pub fn add_sample(&mut self, index: u32, asked: Instant, answered: Instant, elapsed: f64) {
         let origin = *self.origin.get_or_insert(asked);
         let round_trip = answered.saturating_duration_since(asked).as_secs_f64();
         let offset = asked.saturating_duration_since(origin).as_secs_f64()
             - origin.saturating_duration_since(asked).as_secs_f64();
-        let look = Look { round_trip, start: offset + round_trip / 2.0 - elapsed };
-        let best = self.looks.entry(index).or_insert(look);
-        if look.round_trip < best.round_trip {
-            *best = look;
+        let sample = ClockSample { round_trip, start: offset + round_trip / 2.0 - elapsed };
+        let best = self.samples.entry(index).or_insert(sample);
+        if sample.round_trip < best.round_trip {
+            *best = sample;
         }
     }
 
     /// The time between the first and the last start; `None` until all runners were looked at.
-    pub fn spread(&self, runners: usize) -> Option<Duration> {
-        if self.looks.len() < runners {
+    pub fn skew(&self, runners: usize) -> Option<Duration> {
+        if self.samples.len() < runners {
             return None;
         }
-        let starts = || self.looks.values().map(|look| look.start);
+        let starts = || self.samples.values().map(|sample| sample.start);
         let (first, last) = (starts().reduce(f64::min)?, starts().reduce(f64::max)?);
         Some(Duration::from_secs_f64(last - first))
     }
@@ -57,13 +57,13 @@ mod tests {
     fn spread(looks: &[(u32, u64, u64, f64)]) -> Option<f64> {
         let zero = Instant::now();
         let after = |millis: u64| zero + std::time::Duration::from_millis(millis);
-        let mut starts = Starts::default();
+        let mut estimates = StartEstimates::default();
         for &(index, asked, round_trip, share) in looks {
             let said = asked as f64 + round_trip as f64 * share;
             let elapsed = (said - 40.0 * f64::from(index)) / 1000.0;
-            starts.look(index, after(asked), after(asked + round_trip), elapsed);
+            estimates.add_sample(index, after(asked), after(asked + round_trip), elapsed);
         }
-        starts.spread(2).map(|spread| spread.as_millis_f64().round())
+        estimates.skew(2).map(|spread| spread.as_millis_f64().round())
     }
 
     #[test]

@@ -19,10 +19,10 @@ use loadtest_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{resources::CONTAINER, skew::Starts};
+use crate::{resources::RUNNER_CONTAINER, skew::StartEstimates};
 
 /// The Job's annotation that makes a start durable before any order is sent.
-pub const START: &str = "loadtest.cell0.io/start";
+pub const START_ANNOTATION: &str = "loadtest.cell0.io/start";
 
 /// One start of a test: there is never another.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,9 +44,9 @@ pub struct Waiting {
 
 /// How a container ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ended {
+pub struct Termination {
     /// The exit code; `None` when the pod ended without one.
-    pub code: Option<i32>,
+    pub exit_code: Option<i32>,
     /// Reason and last words.
     pub message: String,
 }
@@ -65,20 +65,20 @@ pub struct Runner {
     /// True when the pod is ready.
     pub ready: bool,
     /// True when the pod is on its way out, or was evicted: the Job replaces it.
-    pub leaving: bool,
+    pub disrupted: bool,
     /// When the pod was created.
-    pub created: Option<Timestamp>,
+    pub created_at: Option<Timestamp>,
     /// What keeps it from being scheduled.
     pub unschedulable: Option<String>,
     /// What keeps its container from running.
     pub waiting: Option<Waiting>,
     /// How it ended.
-    pub ended: Option<Ended>,
+    pub termination: Option<Termination>,
 }
 
 impl Runner {
     /// Reads a pod of a test's Job; `None` when it has no index.
-    pub fn of(pod: &Pod) -> Option<Self> {
+    pub fn from_pod(pod: &Pod) -> Option<Self> {
         const INDEX: &str = "batch.kubernetes.io/job-completion-index";
         let index = pod.labels().get(INDEX).or_else(|| pod.annotations().get(INDEX))?;
         let status = pod.status.clone().unwrap_or_default();
@@ -86,7 +86,8 @@ impl Runner {
             |kind: &str| status.conditions.iter().flatten().find(|c| c.type_ == kind).cloned();
         // Others may be injected beside it.
         let all = status.container_statuses.iter().flatten();
-        let container = all.clone().find(|c| c.name == CONTAINER).or_else(|| all.clone().next());
+        let container =
+            all.clone().find(|c| c.name == RUNNER_CONTAINER).or_else(|| all.clone().next());
         let over = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
         let unschedulable = condition("PodScheduled")
             .filter(|c| c.status == "False" && c.reason.as_deref() == Some("Unschedulable"))
@@ -97,17 +98,17 @@ impl Runner {
             uid: pod.uid().unwrap_or_default(),
             ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
             ready: condition("Ready").is_some_and(|c| c.status == "True"),
-            leaving: pod.metadata.deletion_timestamp.is_some()
+            disrupted: pod.metadata.deletion_timestamp.is_some()
                 || condition("DisruptionTarget").is_some_and(|c| c.status == "True"),
-            created: pod.creation_timestamp().map(|time| time.0),
+            created_at: pod.creation_timestamp().map(|time| time.0),
             unschedulable,
-            waiting: container.and_then(waiting),
-            ended: over.then(|| ended(container, &status)),
+            waiting: container.and_then(read_waiting),
+            termination: over.then(|| read_termination(container, &status)),
         })
     }
 }
 
-fn waiting(container: &ContainerStatus) -> Option<Waiting> {
+fn read_waiting(container: &ContainerStatus) -> Option<Waiting> {
     let waiting = container.state.as_ref()?.waiting.as_ref()?;
     Some(Waiting {
         reason: waiting.reason.clone().unwrap_or_default(),
@@ -115,19 +116,19 @@ fn waiting(container: &ContainerStatus) -> Option<Waiting> {
     })
 }
 
-fn ended(
+fn read_termination(
     container: Option<&ContainerStatus>,
     pod: &k8s_openapi::api::core::v1::PodStatus,
-) -> Ended {
+) -> Termination {
     let state = container.and_then(|c| c.state.as_ref()).and_then(|s| s.terminated.as_ref());
     match state {
         Some(state) => {
             let words = [state.reason.as_deref(), state.message.as_deref().map(str::trim)];
             let words: Vec<&str> = words.into_iter().flatten().filter(|w| !w.is_empty()).collect();
-            Ended { code: Some(state.exit_code), message: words.join(": ") }
+            Termination { exit_code: Some(state.exit_code), message: words.join(": ") }
         }
-        None => Ended {
-            code: None,
+        None => Termination {
+            exit_code: None,
             message: pod
                 .message
                 .clone()
@@ -140,35 +141,35 @@ fn ended(
 /// What the operator remembers of a run between passes. All of it can be had again after a
 /// restart, from the runners, except the numbers of runners that are gone by then.
 #[derive(Clone, Debug, Default)]
-pub struct Memory {
+pub struct RunCache {
     /// The latest numbers of each runner.
-    pub numbers: BTreeMap<u32, RunnerNumbers>,
+    pub snapshots: BTreeMap<u32, RunnerNumbers>,
     /// One message per task and kind of error.
-    pub examples: BTreeMap<(String, String), String>,
+    pub error_examples: BTreeMap<(String, String), String>,
     /// UIDs of pods that took the order to start.
-    pub ordered: BTreeSet<String>,
+    pub start_accepted: BTreeSet<String>,
     /// UIDs of pods that took the order to stop.
-    pub stopped: BTreeSet<String>,
+    pub stop_accepted: BTreeSet<String>,
     /// UIDs of pods that took the order to go.
     pub released: BTreeSet<String>,
     /// UIDs of pods whose log was searched for last metrics.
-    pub searched: BTreeSet<String>,
+    pub logs_read: BTreeSet<String>,
     /// The test's course so far.
     pub timeline: Option<Timeline>,
     /// The threshold whose critical bound ends the test.
     pub aborted: Option<Aborted>,
     /// When runners started, by their answers.
-    pub starts: Starts,
+    pub start_estimates: StartEstimates,
     /// When each runner was last heard.
-    pub heard: BTreeMap<u32, Timestamp>,
+    pub last_seen: BTreeMap<u32, Timestamp>,
     /// Runners that the current pass has heard.
-    pub heard_now: BTreeSet<u32>,
+    pub scraped_now: BTreeSet<u32>,
     /// When this process first saw the run.
-    pub since: Option<Timestamp>,
+    pub first_seen: Option<Timestamp>,
     /// When runners were first told to stop before the test's end.
-    pub stopping: Option<Timestamp>,
+    pub stop_sent_at: Option<Timestamp>,
     /// When progress was last written.
-    pub reported: Option<Timestamp>,
+    pub status_written_at: Option<Timestamp>,
 }
 
 /// Everything a decision takes.
@@ -181,27 +182,27 @@ pub struct Observed {
     /// Its runner pods.
     pub runners: Vec<Runner>,
     /// What was remembered and collected.
-    pub memory: Memory,
+    pub cache: RunCache,
 }
 
-impl Memory {
+impl RunCache {
     /// Lets go of what a test that is over needs no more.
-    pub fn shed(&mut self) {
-        self.numbers.clear();
-        self.examples.clear();
+    pub fn drop_results(&mut self) {
+        self.snapshots.clear();
+        self.error_examples.clear();
         self.timeline = None;
     }
 }
 
 impl Observed {
     /// A test, before anything else was looked at.
-    pub const fn new(test: LoadTest, memory: Memory) -> Self {
-        Self { test, job: None, runners: Vec::new(), memory }
+    pub const fn new(test: LoadTest, cache: RunCache) -> Self {
+        Self { test, job: None, runners: Vec::new(), cache }
     }
 
     /// The start, once there was one.
-    pub fn start(&self) -> Option<StartRecord> {
-        let text = self.job.as_ref()?.annotations().get(START)?;
+    pub fn start_record(&self) -> Option<StartRecord> {
+        let text = self.job.as_ref()?.annotations().get(START_ANNOTATION)?;
         serde_json::from_str(text).ok()
     }
 
@@ -218,24 +219,24 @@ impl Observed {
     }
 
     /// What a runner was last heard to do.
-    fn state(&self, index: usize) -> Option<RunnerState> {
+    fn runner_state(&self, index: usize) -> Option<RunnerState> {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
-        self.memory.numbers.get(&index).map(|seen| seen.state)
+        self.cache.snapshots.get(&index).map(|seen| seen.state)
     }
 
     /// True when a started runner's numbers are final.
     pub fn is_final(&self, index: usize) -> bool {
-        self.state(index).is_some_and(RunnerState::is_final)
+        self.runner_state(index).is_some_and(RunnerState::is_final)
     }
 
     /// True when a runner was heard and has not started.
     pub fn is_waiting(&self, index: usize) -> bool {
-        self.state(index) == Some(RunnerState::Waiting)
+        self.runner_state(index) == Some(RunnerState::Waiting)
     }
 
     /// True when a started runner has made its share of the load to the end, and said so.
     pub fn is_complete(&self, index: usize) -> bool {
-        self.state(index).is_some_and(RunnerState::is_complete)
+        self.runner_state(index).is_some_and(RunnerState::is_complete)
     }
 
     /// True when a started runner is gone and left no final numbers, or those of a part of its
@@ -244,31 +245,33 @@ impl Observed {
         if self.is_final(index) {
             return !self.is_complete(index);
         }
-        self.started_runner(start, index).is_none_or(|runner| runner.ended.is_some())
+        self.started_runner(start, index).is_none_or(|runner| runner.termination.is_some())
     }
 
     /// UIDs of started pods on their way out whose final numbers are here: they wait for nothing
     /// but to be told so.
-    pub fn collected_and_leaving(&self, start: &StartRecord) -> Vec<String> {
+    pub fn collected_disrupted_pods(&self, start: &StartRecord) -> Vec<String> {
         (0..start.pods.len())
             .filter(|index| self.is_final(*index))
             .filter_map(|index| self.started_runner(start, index))
-            .filter(|runner| runner.leaving && runner.ended.is_none() && runner.ip.is_some())
-            .filter(|runner| !self.memory.released.contains(&runner.uid))
+            .filter(|runner| {
+                runner.disrupted && runner.termination.is_none() && runner.ip.is_some()
+            })
+            .filter(|runner| !self.cache.released.contains(&runner.uid))
             .map(|runner| runner.uid.clone())
             .collect()
     }
 
     /// When a runner was last heard, at the earliest when this process first saw the run.
-    pub fn last_heard(&self, index: usize) -> Option<Timestamp> {
+    pub fn last_seen(&self, index: usize) -> Option<Timestamp> {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
-        self.memory.heard.get(&index).copied().or(self.memory.since)
+        self.cache.last_seen.get(&index).copied().or(self.cache.first_seen)
     }
 
     /// What ends the test early: told by its status, or found by this pass.
     pub fn aborted(&self) -> Option<Aborted> {
         let told = self.test.status.as_ref().and_then(|status| status.aborted.clone());
-        told.or_else(|| self.memory.aborted.clone())
+        told.or_else(|| self.cache.aborted.clone())
     }
 
     /// Looks at the course of a running test: pure, from what was collected.
@@ -276,71 +279,73 @@ impl Observed {
     /// Only when this pass has heard every runner: of one that it has not, nothing would seem
     /// to have happened since, and then all at once. A run that lost a runner is not looked at
     /// any more: it makes less load than it should, and is Inconclusive anyway.
-    pub fn look(&mut self) {
+    pub fn update_timeline(&mut self) {
         let over = self.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final);
-        let Some(start) = self.start().filter(|_| !over) else { return };
+        let Some(start) = self.start_record().filter(|_| !over) else { return };
         let heard = |index: usize| {
             let key = u32::try_from(index).unwrap_or(u32::MAX);
-            self.is_complete(index) || self.memory.heard_now.contains(&key)
+            self.is_complete(index) || self.cache.scraped_now.contains(&key)
         };
         if !(0..start.pods.len()).all(heard) {
             return;
         }
-        let numbers = self.merged();
-        let mut timeline = self.memory.timeline.take().unwrap_or_else(|| self.told());
+        let numbers = self.merge_snapshots();
+        let mut timeline =
+            self.cache.timeline.take().unwrap_or_else(|| self.timeline_from_status());
         let aborted = timeline.look(&self.test.spec, &numbers);
-        self.memory.timeline = Some(timeline);
+        self.cache.timeline = Some(timeline);
         // What is over, or being stopped, needs no stopping.
-        if numbers.elapsed_seconds < self.load_lasts().as_secs_f64() {
-            self.memory.aborted = aborted;
+        if numbers.elapsed_seconds < self.load_duration().as_secs_f64() {
+            self.cache.aborted = aborted;
         }
     }
 
     /// The test's course so far.
     pub fn timeline(&self) -> Timeline {
-        self.memory.timeline.clone().unwrap_or_else(|| self.told())
+        self.cache.timeline.clone().unwrap_or_else(|| self.timeline_from_status())
     }
 
     /// The course as the status tells it to who was not there.
-    fn told(&self) -> Timeline {
+    fn timeline_from_status(&self) -> Timeline {
         let told = self.test.status.clone().unwrap_or_default();
         Timeline::after(&self.test.spec, told.stages, &told.thresholds)
     }
 
     /// How long load lasts from its start: not a moment more once something ends it.
-    pub fn load_lasts(&self) -> Duration {
+    pub fn load_duration(&self) -> Duration {
         let stopped =
-            self.test.spec.cancel || self.aborted().is_some() || self.memory.stopping.is_some();
+            self.test.spec.cancel || self.aborted().is_some() || self.cache.stop_sent_at.is_some();
         if stopped { Duration::ZERO } else { self.test.spec.load.length() }
     }
 
     /// How long load has been on: by the runners, whose order may have come late, when this pass has
     /// heard one.
-    pub fn ran(&self, start: &StartRecord, now: Timestamp) -> Duration {
-        let told = self.memory.heard_now.iter().filter_map(|index| self.memory.numbers.get(index));
+    pub fn load_elapsed(&self, start: &StartRecord, now: Timestamp) -> Duration {
+        let told =
+            self.cache.scraped_now.iter().filter_map(|index| self.cache.snapshots.get(index));
         let told = told.map(|seen| seen.numbers.elapsed_seconds).reduce(f64::max);
         let planned = now.duration_since(start.at).as_secs_f64();
         Duration::from_secs_f64(told.unwrap_or(planned).min(planned).max(0.0))
     }
 
     /// The numbers of all runners together.
-    pub fn merged(&self) -> Numbers {
-        self.memory.numbers.values().fold(Numbers::default(), |mut all, seen| {
+    pub fn merge_snapshots(&self) -> Numbers {
+        self.cache.snapshots.values().fold(Numbers::default(), |mut all, seen| {
             all.merge(&seen.numbers);
             all
         })
     }
 
     /// What the report needs besides numbers.
-    pub fn circumstances(&self, cancelled: bool) -> Circumstances {
-        let runners = self.start().map_or(0, |start| start.pods.len());
+    pub fn run_context(&self, cancelled: bool) -> Circumstances {
+        let runners = self.start_record().map_or(0, |start| start.pods.len());
         let lost = (0..runners).filter(|index| !self.is_complete(*index)).count();
         Circumstances {
             cancelled,
             aborted: self.aborted(),
             runners_lost: i64::try_from(lost).unwrap_or(i64::MAX),
-            start_skew: self.memory.starts.spread(runners),
-            examples: self.memory.examples.clone(),
+            start_skew: self.cache.start_estimates.skew(runners),
+            examples: self.cache.error_examples.clone(),
         }
     }
 }

@@ -18,9 +18,9 @@ use crate::{
 };
 
 /// Between two writes of progress alone.
-const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+const PROGRESS_WRITE_INTERVAL: Duration = Duration::from_secs(5);
 /// Events and conditions are cut here; the API takes 1,024 bytes of an Event's note.
-const MAX_MESSAGE: usize = 1000;
+const MAX_MESSAGE_BYTES: usize = 1000;
 
 /// Something to tell about a test, once.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,62 +34,63 @@ pub struct EventDraft {
 }
 
 /// The next status of a test, and what to tell. The old status when nothing changes.
-pub fn next(
-    seen: &Observed,
+pub fn next_status(
+    observed: &Observed,
     decision: &Decision,
     now: Timestamp,
 ) -> (LoadTestStatus, Option<EventDraft>) {
-    let old = seen.test.status.clone().unwrap_or_default();
+    let old = observed.test.status.clone().unwrap_or_default();
     let mut status = old.clone();
     let news = match decision {
-        Decision::Settled
-        | Decision::Start(_)
-        | Decision::Stop(_)
-        | Decision::RemoveJob
-        | Decision::Release(_)
-        | Decision::Delete => return (old, None),
+        Decision::NothingToDo
+        | Decision::PersistStart(_)
+        | Decision::SendStop(_)
+        | Decision::DeleteJob
+        | Decision::SendRelease(_)
+        | Decision::DeleteTest => return (old, None),
         // Any other wait is for a test that is over.
         Decision::Wait(_) if old.phase != Some(Phase::Starting) => return (old, None),
-        Decision::Wait(_) => ready(&mut status, seen),
-        Decision::Reject(problems) => Some(reject(&mut status, problems, now)),
-        Decision::Admit(sizing) => Some(admit(&mut status, sizing, now)),
-        Decision::Launch(sizing) => Some(launch(&mut status, sizing)),
-        Decision::Abort(aborted) => Some(abort(&mut status, aborted)),
+        Decision::Wait(_) => apply_ready_runners(&mut status, observed),
+        Decision::Reject(problems) => Some(apply_reject(&mut status, problems, now)),
+        Decision::Admit(sizing) => Some(apply_admit(&mut status, sizing, now)),
+        Decision::Launch(sizing) => Some(apply_launch(&mut status, sizing)),
+        Decision::ReportAbort(aborted) => Some(apply_abort(&mut status, aborted)),
         // A runner that does not take its order must not hide what the others do.
-        Decision::Order(..) => progress(&mut status, Phase::Running, seen, now),
-        Decision::Started(start) => Some(started(&mut status, start, seen, now)),
-        Decision::Progress(phase, _) => progress(&mut status, *phase, seen, now),
+        Decision::SendStart(..) => apply_progress(&mut status, Phase::Running, observed, now),
+        Decision::ReportStarted(start) => Some(apply_started(&mut status, start, observed, now)),
+        Decision::ReportProgress(phase, _) => apply_progress(&mut status, *phase, observed, now),
         Decision::Conclude { cancelled, failed } => {
-            Some(conclude(&mut status, *cancelled, failed.as_ref(), seen, now))
+            Some(apply_conclude(&mut status, *cancelled, failed.as_ref(), observed, now))
         }
-        Decision::Fail(reason, message) => Some(fail(&mut status, *reason, message, now)),
-        Decision::CancelUnstarted => Some(cancel_unstarted(&mut status, now)),
+        Decision::Fail(reason, message) => Some(apply_fail(&mut status, *reason, message, now)),
+        Decision::CancelUnstarted => Some(apply_cancel_unstarted(&mut status, now)),
     };
-    status.observed_generation = seen.test.metadata.generation;
+    status.observed_generation = observed.test.metadata.generation;
     (status, news)
 }
 
 /// True when a status differs only in how far the test is, and that was told just now.
-pub fn can_wait(
+pub fn is_throttled(
     old: &LoadTestStatus,
     new: &LoadTestStatus,
     reported: Option<Timestamp>,
     now: Timestamp,
 ) -> bool {
-    let recent =
-        reported.is_some_and(|at| now.duration_since(at) < crate::decide::signed(PROGRESS_EVERY));
+    let recent = reported.is_some_and(|at| {
+        now.duration_since(at) < crate::decide::signed_duration(PROGRESS_WRITE_INTERVAL)
+    });
     // The first numbers are what people wait for.
     let first = old.summary.is_none() && new.summary.is_some();
     let same_stages = old.stages.len() == new.stages.len() && old.aborted == new.aborted;
     recent && !first && same_stages && old.phase == new.phase && old.conditions == new.conditions
 }
 
-fn news(reason: &str, note: impl Into<String>, warning: bool) -> EventDraft {
-    EventDraft { reason: reason.into(), note: truncated(&note.into(), MAX_MESSAGE), warning }
+fn draft_event(reason: &str, note: impl Into<String>, warning: bool) -> EventDraft {
+    EventDraft { reason: reason.into(), note: truncated(&note.into(), MAX_MESSAGE_BYTES), warning }
 }
 
 /// Sets a condition. Its time changes only when its status does.
-fn condition(
+fn set_condition(
     status: &mut LoadTestStatus,
     kind: &str,
     value: &str,
@@ -104,7 +105,7 @@ fn condition(
         type_: kind.into(),
         status: value.into(),
         reason: reason.into(),
-        message: truncated(message, MAX_MESSAGE),
+        message: truncated(message, MAX_MESSAGE_BYTES),
         last_transition_time: since,
         observed_generation: None,
     };
@@ -114,17 +115,17 @@ fn condition(
     }
 }
 
-fn reject(status: &mut LoadTestStatus, problems: &str, now: Timestamp) -> EventDraft {
+fn apply_reject(status: &mut LoadTestStatus, problems: &str, now: Timestamp) -> EventDraft {
     let reason = Reason::InvalidSpec.as_str();
     status.phase = Some(Phase::Error);
     status.finish_time = Some(Time(now));
-    condition(status, "Accepted", "False", reason, problems, now);
-    condition(status, "Finished", "True", reason, "the spec can't be carried out", now);
-    condition(status, "Passed", "Unknown", reason, "the test did not run", now);
-    news("Rejected", problems, true)
+    set_condition(status, "Accepted", "False", reason, problems, now);
+    set_condition(status, "Finished", "True", reason, "the spec can't be carried out", now);
+    set_condition(status, "Passed", "Unknown", reason, "the test did not run", now);
+    draft_event("Rejected", problems, true)
 }
 
-fn admit(status: &mut LoadTestStatus, sizing: &Sizing, now: Timestamp) -> EventDraft {
+fn apply_admit(status: &mut LoadTestStatus, sizing: &Sizing, now: Timestamp) -> EventDraft {
     *status = LoadTestStatus::default();
     status.phase = Some(Phase::Pending);
     status.plan = Some(sizing.clone());
@@ -132,66 +133,66 @@ fn admit(status: &mut LoadTestStatus, sizing: &Sizing, now: Timestamp) -> EventD
     let plan = format!(
         "{runners} runners with up to {users_per_runner} users and {rate_per_runner} each, {cpu} CPU and {memory} memory requested"
     );
-    condition(status, "Accepted", "True", "Valid", &plan, now);
-    condition(status, "Started", "False", "Pending", "runners are not started yet", now);
-    condition(status, "Finished", "False", "Pending", "the test has not run yet", now);
-    condition(status, "Passed", "Unknown", "Pending", "the test has not run yet", now);
-    news("Accepted", plan, false)
+    set_condition(status, "Accepted", "True", "Valid", &plan, now);
+    set_condition(status, "Started", "False", "Pending", "runners are not started yet", now);
+    set_condition(status, "Finished", "False", "Pending", "the test has not run yet", now);
+    set_condition(status, "Passed", "Unknown", "Pending", "the test has not run yet", now);
+    draft_event("Accepted", plan, false)
 }
 
-fn launch(status: &mut LoadTestStatus, sizing: &Sizing) -> EventDraft {
+fn apply_launch(status: &mut LoadTestStatus, sizing: &Sizing) -> EventDraft {
     status.phase = Some(Phase::Starting);
     status.progress = Some(Progress::default());
-    news("RunnersCreated", format!("created a Job with {} runners", sizing.runners), false)
+    draft_event("RunnersCreated", format!("created a Job with {} runners", sizing.runners), false)
 }
 
-fn started(
+fn apply_started(
     status: &mut LoadTestStatus,
     start: &StartRecord,
-    seen: &Observed,
+    observed: &Observed,
     now: Timestamp,
 ) -> EventDraft {
     status.phase = Some(Phase::Running);
     status.start_time = Some(MicroTime(start.at));
     let note = format!(
         "{} on {} runners, from {} on",
-        seen.test.spec.load,
+        observed.test.spec.load,
         start.pods.len(),
         start.at.strftime("%H:%M:%S%.3f"),
     );
-    condition(status, "Started", "True", "AllRunnersReady", &note, now);
-    condition(status, "Finished", "False", "Running", "load is on", now);
-    condition(status, "Passed", "Unknown", "Running", "judged when the test is over", now);
-    news("LoadStarted", note, false)
+    set_condition(status, "Started", "True", "AllRunnersReady", &note, now);
+    set_condition(status, "Finished", "False", "Running", "load is on", now);
+    set_condition(status, "Passed", "Unknown", "Running", "judged when the test is over", now);
+    draft_event("LoadStarted", note, false)
 }
 
 /// How many runners are ready, for who waits for the start.
-fn ready(status: &mut LoadTestStatus, seen: &Observed) -> Option<EventDraft> {
-    let ready = seen.runners.iter().filter(|runner| runner.ready && !runner.leaving).count();
+fn apply_ready_runners(status: &mut LoadTestStatus, observed: &Observed) -> Option<EventDraft> {
+    let ready = observed.runners.iter().filter(|runner| runner.ready && !runner.disrupted).count();
     let runners = i64::try_from(ready).unwrap_or(i64::MAX);
     status.progress = Some(Progress { runners, ..Progress::default() });
     None
 }
 
-fn far(seen: &Observed, numbers: &Numbers, users: u64) -> Progress {
-    report::progress(&seen.test.spec, numbers, seen.memory.numbers.len(), users)
+fn progress_of(observed: &Observed, numbers: &Numbers, users: u64) -> Progress {
+    report::progress(&observed.test.spec, numbers, observed.cache.snapshots.len(), users)
 }
 
-fn progress(
+fn apply_progress(
     status: &mut LoadTestStatus,
     phase: Phase,
-    seen: &Observed,
+    observed: &Observed,
     now: Timestamp,
 ) -> Option<EventDraft> {
     let entered = status.phase != Some(phase);
     status.phase = Some(phase);
-    let numbers = seen.merged();
-    status.progress = Some(far(seen, &numbers, numbers.users));
-    if let Some(timeline) = &seen.memory.timeline {
+    let numbers = observed.merge_snapshots();
+    status.progress = Some(progress_of(observed, &numbers, numbers.users));
+    if let Some(timeline) = &observed.cache.timeline {
         status.stages = timeline.stages().to_vec();
         // What windows have shown so far outlives this process.
-        if seen.test.spec.thresholds.iter().any(|threshold| threshold.window.is_some()) {
-            status.thresholds = timeline.rows(&seen.test.spec, &numbers, None);
+        if observed.test.spec.thresholds.iter().any(|threshold| threshold.window.is_some()) {
+            status.thresholds = timeline.rows(&observed.test.spec, &numbers, None);
         }
     }
     if numbers.elapsed_seconds > 0.0 {
@@ -201,26 +202,26 @@ fn progress(
         return None;
     }
     let note = "load has ended; waiting for open requests and last numbers";
-    condition(status, "Finished", "False", "Stopping", note, now);
-    Some(news("LoadEnded", note, false))
+    set_condition(status, "Finished", "False", "Stopping", note, now);
+    Some(draft_event("LoadEnded", note, false))
 }
 
-fn abort(status: &mut LoadTestStatus, aborted: &Aborted) -> EventDraft {
+fn apply_abort(status: &mut LoadTestStatus, aborted: &Aborted) -> EventDraft {
     let Aborted { threshold, observed, bound, .. } = aborted;
     let note = format!("{threshold} is {observed}, critical {bound}: stopping all runners");
     status.aborted = Some(aborted.clone());
-    news("Aborted", note, true)
+    draft_event("Aborted", note, true)
 }
 
-fn conclude(
+fn apply_conclude(
     status: &mut LoadTestStatus,
     cancelled: bool,
     failed: Option<&(Reason, String)>,
-    seen: &Observed,
+    observed: &Observed,
     now: Timestamp,
 ) -> EventDraft {
-    let numbers = seen.merged();
-    let timeline = seen.timeline();
+    let numbers = observed.merge_snapshots();
+    let timeline = observed.timeline();
     let Report {
         verdict,
         reason,
@@ -232,10 +233,10 @@ fn conclude(
         breaking_point,
         errors,
         measurement,
-    } = report::report(&seen.test.spec, &numbers, &timeline, &seen.circumstances(cancelled));
+    } = report::report(&observed.test.spec, &numbers, &timeline, &observed.run_context(cancelled));
     status.stages = stages;
     status.breaking_point = breaking_point;
-    status.progress = Some(far(seen, &numbers, numbers.users_peak));
+    status.progress = Some(progress_of(observed, &numbers, numbers.users_peak));
     status.summary = Some(summary);
     status.tasks = tasks;
     status.thresholds = thresholds;
@@ -246,33 +247,44 @@ fn conclude(
         None if cancelled => (Phase::Cancelled, verdict, reason, message),
         None => (Phase::Finished, verdict, reason, message),
     };
-    finish(status, phase, now, reason, &message);
+    set_finished(status, phase, now, reason, &message);
     status.verdict = Some(verdict);
-    condition(status, "Passed", verdict.passed(), reason, &message, now);
+    set_condition(status, "Passed", verdict.passed(), reason, &message, now);
     let bad = !matches!(verdict, Verdict::Pass | Verdict::NotJudged);
-    news(phase.as_str(), format!("{}: {message}", verdict.as_str()), bad)
+    draft_event(phase.as_str(), format!("{}: {message}", verdict.as_str()), bad)
 }
 
-fn finish(status: &mut LoadTestStatus, phase: Phase, now: Timestamp, reason: &str, message: &str) {
+fn set_finished(
+    status: &mut LoadTestStatus,
+    phase: Phase,
+    now: Timestamp,
+    reason: &str,
+    message: &str,
+) {
     status.phase = Some(phase);
     status.finish_time = Some(Time(now));
-    condition(status, "Finished", "True", reason, message, now);
+    set_condition(status, "Finished", "True", reason, message, now);
 }
 
-fn fail(status: &mut LoadTestStatus, reason: Reason, message: &str, now: Timestamp) -> EventDraft {
-    finish(status, Phase::Error, now, reason.as_str(), message);
+fn apply_fail(
+    status: &mut LoadTestStatus,
+    reason: Reason,
+    message: &str,
+    now: Timestamp,
+) -> EventDraft {
+    set_finished(status, Phase::Error, now, reason.as_str(), message);
     status.verdict = Some(Verdict::Inconclusive);
-    condition(status, "Started", "False", reason.as_str(), message, now);
-    condition(status, "Passed", "Unknown", reason.as_str(), "the test did not run", now);
-    news(reason.as_str(), message, true)
+    set_condition(status, "Started", "False", reason.as_str(), message, now);
+    set_condition(status, "Passed", "Unknown", reason.as_str(), "the test did not run", now);
+    draft_event(reason.as_str(), message, true)
 }
 
-fn cancel_unstarted(status: &mut LoadTestStatus, now: Timestamp) -> EventDraft {
+fn apply_cancel_unstarted(status: &mut LoadTestStatus, now: Timestamp) -> EventDraft {
     let message = "cancelled before any load";
-    finish(status, Phase::Cancelled, now, "Cancelled", message);
+    set_finished(status, Phase::Cancelled, now, "Cancelled", message);
     status.verdict = Some(Verdict::Inconclusive);
-    condition(status, "Passed", "Unknown", "Cancelled", message, now);
-    news("Cancelled", message, true)
+    set_condition(status, "Passed", "Unknown", "Cancelled", message, now);
+    draft_event("Cancelled", message, true)
 }
 
 #[cfg(test)]
@@ -282,19 +294,19 @@ mod tests {
 
     use super::*;
     use crate::{
-        state::Memory,
-        testing::{noon, test},
+        state::RunCache,
+        testing::{example_test, noon},
     };
 
-    fn seen(status: LoadTestStatus) -> Observed {
-        let mut test = test();
+    fn observed(status: LoadTestStatus) -> Observed {
+        let mut test = example_test();
         test.status = Some(status);
-        Observed { test, job: None, runners: vec![], memory: Memory::default() }
+        Observed { test, job: None, runners: vec![], cache: RunCache::default() }
     }
 
     fn admitted() -> LoadTestStatus {
-        let decision = Decision::Admit(size(&test().spec));
-        next(&seen(LoadTestStatus::default()), &decision, noon()).0
+        let decision = Decision::Admit(size(&example_test().spec));
+        next_status(&observed(LoadTestStatus::default()), &decision, noon()).0
     }
 
     fn is(status: &LoadTestStatus, kind: &str) -> String {
@@ -305,17 +317,18 @@ mod tests {
     fn waiting_changes_nothing_and_tells_nothing() {
         let old = admitted();
         let decision = Decision::Wait(Duration::from_secs(1));
-        assert_eq!(next(&seen(old.clone()), &decision, noon()), (old, None));
+        assert_eq!(next_status(&observed(old.clone()), &decision, noon()), (old, None));
     }
 
     #[test]
     fn who_waits_for_the_start_sees_how_many_runners_are_ready() {
         let mut starting = admitted();
         starting.phase = Some(Phase::Starting);
-        let mut seen = seen(starting);
-        seen.runners = vec![crate::testing::runner(0), crate::testing::runner(1)];
-        seen.runners[1].ready = false;
-        let (status, news) = next(&seen, &Decision::Wait(Duration::from_secs(1)), noon());
+        let mut observed = observed(starting);
+        observed.runners = vec![crate::testing::ready_runner(0), crate::testing::ready_runner(1)];
+        observed.runners[1].ready = false;
+        let (status, news) =
+            next_status(&observed, &Decision::Wait(Duration::from_secs(1)), noon());
         assert_eq!((status.progress.unwrap().runners, news), (1, None));
     }
 
@@ -329,7 +342,7 @@ mod tests {
             Decision::Reject("spec.scenario: too large".into()),
         ];
         for end in ends {
-            let (status, news) = next(&seen(admitted()), &end, noon());
+            let (status, news) = next_status(&observed(admitted()), &end, noon());
             assert_eq!(is(&status, "Finished"), "True", "{end:?}");
             assert!(status.phase.unwrap().is_final() && news.is_some());
         }
@@ -338,7 +351,7 @@ mod tests {
     #[test]
     fn a_run_without_traffic_is_inconclusive() {
         let decision = Decision::Conclude { cancelled: false, failed: None };
-        let (status, _) = next(&seen(admitted()), &decision, noon());
+        let (status, _) = next_status(&observed(admitted()), &decision, noon());
         assert_eq!(
             (status.phase, status.verdict),
             (Some(Phase::Finished), Some(Verdict::Inconclusive))
@@ -362,15 +375,15 @@ mod tests {
         let mut status = admitted();
         status.phase = Some(Phase::Running);
         status.stages = vec![stage("5 users", None), stage("10 users", Some("errorRate"))];
-        let mut seen = seen(status.clone());
-        seen.test.spec.load = serde_json::from_value(serde_json::json!({"stages": [
+        let mut observed = observed(status.clone());
+        observed.test.spec.load = serde_json::from_value(serde_json::json!({"stages": [
             {"duration": "10s", "users": 5},
             {"duration": "10s", "users": 10},
             {"duration": "10s", "users": 20},
         ]}))
         .unwrap();
         let decision = Decision::Conclude { cancelled: false, failed: None };
-        let (concluded, _) = next(&seen, &decision, noon());
+        let (concluded, _) = next_status(&observed, &decision, noon());
         assert_eq!(concluded.stages, status.stages);
         let point = concluded.breaking_point.unwrap();
         assert_eq!(
@@ -383,7 +396,7 @@ mod tests {
     fn a_conditions_time_changes_only_when_its_status_does() {
         let later = noon() + SignedDuration::from_secs(60);
         let decision = Decision::Fail(Reason::StartTimeout, "slow".into());
-        let (status, _) = next(&seen(admitted()), &decision, later);
+        let (status, _) = next_status(&observed(admitted()), &decision, later);
         let time = |kind: &str| status.condition(kind).unwrap().last_transition_time.0;
         assert_eq!(time("Started"), noon());
         assert_eq!(time("Finished"), later);
@@ -393,15 +406,15 @@ mod tests {
     fn progress_is_written_every_five_seconds_but_transitions_at_once() {
         let mut running = admitted();
         running.phase = Some(Phase::Running);
-        let decision = Decision::Progress(Phase::Running, Duration::from_secs(2));
+        let decision = Decision::ReportProgress(Phase::Running, Duration::from_secs(2));
         running.summary = Some(summarise(&loadtest_core::metrics::TaskNumbers::default(), 1.0));
-        let (next_status, _) = next(&seen(running.clone()), &decision, noon());
+        let (progressed, _) = next_status(&observed(running.clone()), &decision, noon());
         let at = |s| Some(noon() - SignedDuration::from_secs(s));
-        assert!(can_wait(&running, &next_status, at(4), noon()));
-        assert!(!can_wait(&running, &next_status, at(5), noon()));
-        assert!(!can_wait(&running, &next_status, None, noon()));
-        let decision = Decision::Progress(Phase::Stopping, Duration::from_secs(2));
-        let (stopping, _) = next(&seen(running.clone()), &decision, noon());
-        assert!(!can_wait(&running, &stopping, at(1), noon()));
+        assert!(is_throttled(&running, &progressed, at(4), noon()));
+        assert!(!is_throttled(&running, &progressed, at(5), noon()));
+        assert!(!is_throttled(&running, &progressed, None, noon()));
+        let decision = Decision::ReportProgress(Phase::Stopping, Duration::from_secs(2));
+        let (stopping, _) = next_status(&observed(running.clone()), &decision, noon());
+        assert!(!is_throttled(&running, &stopping, at(1), noon()));
     }
 }
