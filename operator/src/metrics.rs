@@ -1,4 +1,4 @@
-//! The operator's own metrics.
+//! Metrics of the operator itself, as served at `/metrics`. They contain no metrics of runners.
 
 use std::{fmt, sync::Mutex};
 
@@ -11,9 +11,11 @@ use prometheus_client::{
     registry::Registry,
 };
 
-/// The operator's own metrics. Counters live here; what tests are doing is read off the
-/// controller's cache when a scrape asks, so nothing is left behind by a deleted test.
-pub struct OperatorMetrics {
+/// Metrics of the operator itself.
+///
+/// Counters are stored here. Gauges of tests are computed from the caches of the controllers at
+/// each scrape, so a deleted test leaves no series behind.
+pub(crate) struct OperatorMetrics {
     registry: Mutex<Registry>,
     reconciles: Family<[(&'static str, &'static str); 1], Counter>,
 }
@@ -30,7 +32,7 @@ impl Default for OperatorMetrics {
         let mut registry = Registry::default();
         registry.register(
             "loadtest_operator_reconciles",
-            "Passes over a LoadTest, by what came of them",
+            "Reconciliations of LoadTests by outcome",
             reconciles.clone(),
         );
         Self { registry: Mutex::new(registry), reconciles }
@@ -38,22 +40,22 @@ impl Default for OperatorMetrics {
 }
 
 impl OperatorMetrics {
-    /// Counts a pass. Outcomes are a closed set of words.
-    pub fn count_reconcile(&self, outcome: &'static str) {
+    /// Counts a reconciliation. Outcomes are a closed set of words.
+    pub(crate) fn count_reconcile(&self, outcome: &'static str) {
         self.reconciles.get_or_create(&[("outcome", outcome)]).inc();
     }
 
-    /// Shows the tests in the controllers' caches from now on. Called once.
-    pub fn add_stores(&self, stores: Vec<Store<DeserializeGuard<LoadTest>>>) {
+    /// Adds gauges of the tests in the controllers' caches. Call this method only once.
+    pub(crate) fn add_stores(&self, stores: Vec<Store<DeserializeGuard<LoadTest>>>) {
         let mut registry = self.lock_registry();
         registry.register_collector(Box::new(TestCollector(stores)));
     }
 
-    /// The exposition, as OpenMetrics text.
+    /// Encodes all metrics as OpenMetrics text.
     ///
     /// # Errors
-    /// When the encoder refuses a value.
-    pub fn encode_text(&self) -> Result<String, fmt::Error> {
+    /// Fails if the encoder rejects a value.
+    pub(crate) fn encode_text(&self) -> Result<String, fmt::Error> {
         let mut out = String::new();
         text::encode(&mut out, &self.lock_registry())?;
         Ok(out)
@@ -64,7 +66,7 @@ impl OperatorMetrics {
     }
 }
 
-/// Tests by phase, and the verdict of each.
+/// Collects the number of tests by phase and the verdict of each test.
 struct TestCollector(Vec<Store<DeserializeGuard<LoadTest>>>);
 
 impl fmt::Debug for TestCollector {
@@ -90,7 +92,7 @@ impl Collector for TestCollector {
         let phase_of = |test: &LoadTest| {
             test.status.as_ref().and_then(|status| status.phase).unwrap_or(Phase::Pending)
         };
-        let help = "LoadTests there are, by phase";
+        let help = "Number of LoadTests by phase";
         let mut family = encoder.encode_descriptor(
             "loadtest_operator_loadtests",
             help,
@@ -102,7 +104,7 @@ impl Collector for TestCollector {
             let labels = [("phase", phase.as_str())];
             family.encode_family(&labels)?.encode_gauge(&(count as f64))?;
         }
-        let help = "LoadTests whose load is on or about to be";
+        let help = "Number of LoadTests in phase Starting, Running or Stopping";
         let running = tests
             .iter()
             .filter(|t| matches!(phase_of(t), Phase::Starting | Phase::Running | Phase::Stopping))
@@ -110,7 +112,7 @@ impl Collector for TestCollector {
         encoder
             .encode_descriptor("loadtest_operator_running_tests", help, None, MetricType::Gauge)?
             .encode_gauge(&(running as f64))?;
-        let help = "1 for the verdict of each LoadTest that has one";
+        let help = "1 for each LoadTest with a verdict, by verdict";
         let mut family = encoder.encode_descriptor(
             "loadtest_operator_verdict",
             help,
@@ -139,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    fn store(namespace: &str, status: &str) -> Store<DeserializeGuard<LoadTest>> {
+    fn store_with_test(namespace: &str, status: &str) -> Store<DeserializeGuard<LoadTest>> {
         let mut test = serde_json::to_value(crate::testing::example_test()).unwrap();
         test["metadata"]["namespace"] = namespace.into();
         test["status"] = serde_json::from_str(status).unwrap();
@@ -150,13 +152,13 @@ mod tests {
     }
 
     #[test]
-    fn tests_of_all_namespaces_are_counted_in_one_series() {
+    fn tests_of_all_namespaces_share_one_series() {
         let metrics = OperatorMetrics::default();
         metrics.count_reconcile("settled");
         metrics.add_stores(vec![
-            store("one", r#"{"phase": "Running"}"#),
-            store("two", r#"{"phase": "Running"}"#),
-            store("three", r#"{"phase": "Finished", "verdict": "Pass"}"#),
+            store_with_test("one", r#"{"phase": "Running"}"#),
+            store_with_test("two", r#"{"phase": "Running"}"#),
+            store_with_test("three", r#"{"phase": "Finished", "verdict": "Pass"}"#),
         ]);
         let text = metrics.encode_text().unwrap();
         for line in [

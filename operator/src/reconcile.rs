@@ -1,4 +1,7 @@
-//! One pass over one test: the operator's only async story.
+//! One reconciliation of one test: observe, decide, act and report, in this order.
+//!
+//! The steps are in modules of their own. This module sets the time limit, keeps the cache of the
+//! run, writes the status and chooses the time of the next reconciliation.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,25 +19,28 @@ use loadtest_core::{
 
 use crate::{
     act,
-    context::{Context, OPERATOR_NAME},
+    context::Context,
     decide::{Decision, decide, decide_refused},
     error::{Error, format_error_chain},
     events::publish_event,
-    observe,
+    observe::observe,
+    resources::OPERATOR_NAME,
     state::Observed,
     status::{self, EventDraft},
 };
 
-/// The longest a pass may take: 200 runners that don't answer, and an API server that hangs
-/// at one call, fit in.
+/// Time limit of a reconciliation.
+///
+/// Requests to 200 runners that don't respond and one API call that hangs take less than this.
 const RECONCILE_TIMEOUT: Duration = Duration::from_secs(150);
-/// The longest pause between failed passes.
+/// Maximum delay between failed reconciliations.
 const MAX_BACKOFF_SECONDS: u64 = 10;
 
-/// Takes one test one step further.
+/// Carries out the next step of a test.
 ///
 /// # Errors
-/// When the world can't be read or written; the controller comes again.
+/// Fails if an object can't be read or written, or on a timeout. The controller retries after the
+/// delay that [`on_error`] returns.
 pub async fn reconcile(
     object: Arc<DeserializeGuard<LoadTest>>,
     context: Arc<Context>,
@@ -44,7 +50,7 @@ pub async fn reconcile(
         Err(invalid) => {
             let name = invalid.metadata.name.clone().unwrap_or_default();
             let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
-            with_timeout(report_undecodable(&context, &namespace, &name, &invalid.error)).await
+            with_timeout(reject_undecodable(&context, &namespace, &name, &invalid.error)).await
         }
     };
     match &result {
@@ -54,14 +60,14 @@ pub async fn reconcile(
     result
 }
 
-/// Ends what takes too long.
+/// Runs `work` and fails if it takes longer than [`RECONCILE_TIMEOUT`].
 async fn with_timeout<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     tokio::time::timeout(RECONCILE_TIMEOUT, work)
         .await
         .unwrap_or(Err(Error::Timeout(RECONCILE_TIMEOUT)))
 }
 
-/// How an object is told from others.
+/// Returns `namespace/name` of an object.
 pub(crate) fn object_key(object: &DeserializeGuard<LoadTest>) -> String {
     let meta = object.meta();
     format!(
@@ -71,8 +77,8 @@ pub(crate) fn object_key(object: &DeserializeGuard<LoadTest>) -> String {
     )
 }
 
-/// When to come again after a failed pass: 1, 2, 4 … 10 s.
-#[expect(clippy::needless_pass_by_value, reason = "the controller calls it so")]
+/// Returns the delay after a failed reconciliation: 1, 2, 4, 8, then 10 s.
+#[expect(clippy::needless_pass_by_value, reason = "`Controller::run` requires this signature")]
 pub fn on_error(
     object: Arc<DeserializeGuard<LoadTest>>,
     error: &Error,
@@ -80,7 +86,8 @@ pub fn on_error(
 ) -> Action {
     let key = object_key(&object);
     let failures = context.count_failure(&key);
-    tracing::warn!(loadtest = key, failures, error = %format_error_chain(error), "pass failed");
+    let error = format_error_chain(error);
+    tracing::warn!(loadtest = key, failures, error, "reconciliation failed");
     let seconds = 1_u64 << failures.saturating_sub(1).min(4);
     Action::requeue(Duration::from_secs(seconds.min(MAX_BACKOFF_SECONDS)))
 }
@@ -93,62 +100,63 @@ async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, 
         tests.get_opt(&name).await.map_err(|e| Error::api("get loadtest", &name, e))
     });
     let test = test.await?;
-    // Gone, or on its way: its children follow it by their owner references.
+    // The test is deleted or being deleted. Kubernetes deletes its children through their owner
+    // references.
     let Some(test) = test.filter(|test| test.metadata.deletion_timestamp.is_none()) else {
         context.take_cache(&cached.uid().unwrap_or_default());
         context.metrics.count_reconcile("gone");
         return Ok(Action::await_change());
     };
-    let run = test.uid().unwrap_or_default();
-    let cache = context.take_cache(&run);
+    let run_uid = test.uid().unwrap_or_default();
+    let cache = context.take_cache(&run_uid);
     let mut observed = Observed::new(test, cache);
-    let passed = Box::pin(with_timeout(run_pipeline(context, &tests, &mut observed))).await;
-    let next = passed.as_ref().map(|decision| next_action(decision, &observed)).ok();
-    // Numbers that were collected stay, also when the pass failed or took too long.
-    if !matches!(passed, Ok(Decision::NothingToDo | Decision::DeleteTest)) {
+    let result = Box::pin(with_timeout(run_pipeline(context, &tests, &mut observed))).await;
+    let action = result.as_ref().map(|decision| next_action(decision, &observed)).ok();
+    // The cache keeps the collected snapshots even if the reconciliation failed or timed out.
+    if !matches!(result, Ok(Decision::NothingToDo | Decision::DeleteTest)) {
         if observed.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final) {
             observed.cache.drop_results();
         }
-        context.store_cache(run, observed.cache);
+        context.store_cache(run_uid, observed.cache);
     }
-    context.metrics.count_reconcile(outcome_label(&passed?));
-    Ok(next.unwrap_or_else(Action::await_change))
+    context.metrics.count_reconcile(outcome_label(&result?));
+    Ok(action.unwrap_or_else(Action::await_change))
 }
 
-/// Looks, decides, acts and tells. What was decided.
+/// Observes, decides, acts and reports. Returns the decision.
 async fn run_pipeline(
     context: &Context,
     tests: &Api<LoadTest>,
     observed: &mut Observed,
 ) -> Result<Decision, Error> {
-    observe::observe(context, observed).await?;
+    observe(context, observed).await?;
     observed.update_timeline();
     let now = Timestamp::now();
     let mut decision = decide(observed, &context.settings, now);
     let (namespace, name) = (observed.test.namespace(), observed.test.name_any());
     tracing::debug!(namespace, name, ?decision, "decided");
-    let mut acted = act::act(context, observed, &decision).await;
-    if let (Decision::Launch(_), Err(error)) = (&decision, &acted)
+    let mut result = act::carry_out(context, observed, &decision).await;
+    if let (Decision::Launch(_), Err(error)) = (&decision, &result)
         && let Some(fail) = decide_refused(error.status_code(), &format_error_chain(error))
     {
-        (decision, acted) = (fail, Ok(()));
+        (decision, result) = (fail, Ok(()));
     }
-    acted?;
+    result?;
     report_status(context, tests, observed, &decision, now).await?;
     Ok(decision)
 }
 
-/// When to come again after a decision was carried out.
+/// Returns the time of the next reconciliation after a decision has been carried out.
 fn next_action(decision: &Decision, observed: &Observed) -> Action {
     match decision {
-        // Later edits wake the controller; so does everything the Job does.
+        // An edit of the test or a change of its Job triggers the next reconciliation.
         Decision::NothingToDo | Decision::Reject(_) | Decision::DeleteTest => {
             Action::await_change()
         }
         Decision::Wait(time) | Decision::ReportProgress(_, time) => Action::requeue(time.std()),
-        // Its finalizers, if someone gave it any, may take a while.
+        // The Job may have finalizers, which take a while.
         Decision::DeleteJob => Action::requeue(Duration::from_secs(1)),
-        // Someone did not take the order: not so fast the next time.
+        // A runner did not accept the order, so the operator waits before it sends the order again.
         Decision::SendStart(_, pods)
             if pods.iter().any(|uid| !observed.cache.start_accepted.contains(uid)) =>
         {
@@ -189,7 +197,7 @@ const fn outcome_label(decision: &Decision) -> &'static str {
     }
 }
 
-/// Writes the status when it changed, and tells what is new.
+/// Writes the status if it has changed, and publishes an Event about the change.
 async fn report_status(
     context: &Context,
     tests: &Api<LoadTest>,
@@ -198,15 +206,16 @@ async fn report_status(
     now: Timestamp,
 ) -> Result<(), Error> {
     let old = observed.test.status.clone().unwrap_or_default();
-    let (next, news) = status::next_status(observed, decision, now);
+    let (next, event) = status::next_status(observed, decision, now);
     if next == old || status::is_throttled(&old, &next, observed.cache.status_written_at, now) {
         return Ok(());
     }
-    // Admission is of the very spec that was read: an edit in between is looked at first.
-    let version = matches!(decision, Decision::Admit(_) | Decision::Reject(_))
+    // `Admit` and `Reject` are valid only for the spec that was read. With a resource version the
+    // write fails if the spec has changed since, and the next reconciliation reads the new spec.
+    let resource_version = matches!(decision, Decision::Admit(_) | Decision::Reject(_))
         .then(|| observed.test.resource_version())
         .flatten();
-    write_status(tests, &observed.test, &next, version).await?;
+    write_status(tests, &observed.test, &next, resource_version).await?;
     observed.cache.status_written_at = Some(now);
     if next.phase != old.phase || next.verdict != old.verdict {
         tracing::info!(
@@ -217,8 +226,8 @@ async fn report_status(
             "phase changed"
         );
     }
-    if let Some(news) = news {
-        publish_event(context, &observed.test.object_ref(&()), news).await;
+    if let Some(event) = event {
+        publish_event(context, &observed.test.object_ref(&()), event).await;
     }
     Ok(())
 }
@@ -227,17 +236,17 @@ async fn write_status(
     tests: &Api<LoadTest>,
     test: &LoadTest,
     status: &LoadTestStatus,
-    version: Option<String>,
+    resource_version: Option<String>,
 ) -> Result<(), Error> {
     let name = test.name_any();
     let mut object = serde_json::json!({
         "apiVersion": LoadTest::api_version(&()),
         "kind": LoadTest::kind(&()),
-        // The UID keeps the status of a replaced test off its successor.
+        // With the UID, the write fails if another test of the same name has replaced this test.
         "metadata": {"name": name, "uid": test.uid()},
         "status": status,
     });
-    if let Some(version) = version {
+    if let Some(version) = resource_version {
         object["metadata"]["resourceVersion"] = version.into();
     }
     let parameters = PatchParams::apply(OPERATOR_NAME).force();
@@ -248,8 +257,10 @@ async fn write_status(
     Ok(())
 }
 
-/// Says on an object that can't be decoded that it can't, through a client that doesn't try.
-async fn report_undecodable(
+/// Reports in the status of an object that the object can't be decoded.
+///
+/// The object is read and written as a [`DynamicObject`], which needs no decoding of the spec.
+async fn reject_undecodable(
     context: &Context,
     namespace: &str,
     name: &str,
@@ -260,13 +271,16 @@ async fn report_undecodable(
         Api::namespaced_with(context.client.clone(), namespace, &resource);
     let found = api.get_opt(name).await.map_err(|e| Error::api("get loadtest", name, e))?;
     let Some(found) = found else { return Ok(Action::await_change()) };
-    let message = truncated(&format!("the object can't be read: {error}"), 1000);
-    let told = found.data["status"]["conditions"]
+    let message = truncated(
+        &format!("failed to decode the LoadTest; correct its manifest and apply it again: {error}"),
+        1000,
+    );
+    let already_reported = found.data["status"]["conditions"]
         .as_array()
         .into_iter()
         .flatten()
         .any(|c| c["type"] == "Accepted" && c["message"] == message.as_str());
-    if told {
+    if already_reported {
         return Ok(Action::await_change());
     }
     let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
@@ -288,8 +302,8 @@ async fn report_undecodable(
     api.patch_status(name, &PatchParams::apply(OPERATOR_NAME).force(), &Patch::Apply(patch))
         .await
         .map_err(|e| Error::api("write the status of loadtest", name, e))?;
-    let news = EventDraft { reason: "Undecodable".into(), note: message, warning: true };
-    publish_event(context, &found.object_ref(&resource), news).await;
+    let event = EventDraft { reason: "Undecodable".into(), note: message, warning: true };
+    publish_event(context, &found.object_ref(&resource), event).await;
     context.metrics.count_reconcile("undecodable");
     Ok(Action::await_change())
 }

@@ -1,4 +1,7 @@
-//! The objects of a test: one ConfigMap with its plan, one Indexed Job with its runners. Pure.
+//! Builds the child objects of a test: a ConfigMap with the plan, and an Indexed Job with the
+//! runners.
+//!
+//! Pure: this module has no client. The module `act` creates the objects.
 
 use std::collections::BTreeMap;
 
@@ -28,45 +31,50 @@ use loadtest_core::{
     resource::{GROUP, LoadTest, Runners, Sizing},
 };
 
-/// Where runners serve their metrics and take orders.
-pub const RUNNER_PORT: u16 = 9464;
-/// The exit code of a runner that had started and was killed.
+/// Name of the operator: field manager, reporter of Events and value of the label
+/// `app.kubernetes.io/managed-by`.
+pub(crate) const OPERATOR_NAME: &str = "loadtest-operator";
+/// Port on which runners serve their metrics and receive orders.
+pub(crate) const RUNNER_PORT: u16 = 9464;
+/// Exit code of a runner that was killed after its start.
 const EXIT_KILLED_AFTER_START: i32 = 75;
-/// The exit code of a runner whose machine does not let it make its load.
-pub const EXIT_PREFLIGHT: i32 = 77;
-/// `app.kubernetes.io/name` of runner pods: what a PodMonitor selects.
-pub const RUNNER_APP_NAME: &str = "loadtest-runner";
-/// The container's name.
-pub const RUNNER_CONTAINER: &str = "runner";
-/// User and group of runners when nothing else is asked for.
+/// Exit code of a runner if the limits of its machine are too low for its load.
+pub(crate) const EXIT_PREFLIGHT: i32 = 77;
+/// Value of the label `app.kubernetes.io/name` of runner pods, which a PodMonitor selects.
+const RUNNER_APP_NAME: &str = "loadtest-runner";
+/// Name of the runner's container.
+pub(crate) const RUNNER_CONTAINER: &str = "runner";
+/// Default user ID and group ID of runners.
 const NONROOT_ID: i64 = 65532;
-/// How long a finished Job and its pods stay to be looked at, in seconds.
+/// Seconds for which a finished Job and its pods are kept, so that users can inspect them.
 const JOB_TTL_SECONDS: i32 = 600;
-/// The longest name of a Job: its pods' names add an index and a suffix.
+/// Maximum length of a Job's name. The names of its pods add an index and a suffix.
 const MAX_JOB_NAME_LENGTH: usize = 52;
+/// Maximum length of a label value in Kubernetes.
 const MAX_LABEL_LENGTH: usize = 63;
 
-/// What the operator adds to every test.
+/// Settings of the operator that apply to every test.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The runner's image unless the test names one.
+    /// Runner image of tests that name no image.
     pub runner_image: String,
-    /// How long a test may take to get all its runners ready.
+    /// Maximum time until all runners of a test are ready.
     pub start_timeout: Duration,
-    /// How long a runner waits to be released after its end.
+    /// Time for which a runner waits for its release order after the end of its load.
     pub release_grace: Duration,
-    /// How long a released runner goes on serving its metrics.
+    /// Time for which a released runner keeps serving its metrics.
     pub metrics_linger: Duration,
 }
 
-/// The name of a test's children: its own, cut to fit, and eight digits of its UID.
+/// Returns the name of a test's child objects: the truncated name of the test and eight digits of
+/// its UID.
 ///
-/// Dots become dashes: the Job's name is the first part of its pods' host names.
+/// Dots become dashes, because the host names of the pods start with the name of the Job.
 pub fn child_name(test: &LoadTest) -> String {
     let uid: String =
         test.uid().unwrap_or_default().chars().filter(char::is_ascii_hexdigit).take(8).collect();
-    let room = MAX_JOB_NAME_LENGTH - 1 - uid.len();
-    let name: String = test.name_any().replace('.', "-").chars().take(room).collect();
+    let max_length = MAX_JOB_NAME_LENGTH - 1 - uid.len();
+    let name: String = test.name_any().replace('.', "-").chars().take(max_length).collect();
     format!("{}-{uid}", name.trim_end_matches('-'))
 }
 
@@ -75,15 +83,15 @@ fn child_labels(test: &LoadTest) -> BTreeMap<String, String> {
     let name = name.trim_end_matches(['-', '.']).to_owned();
     BTreeMap::from([
         ("app.kubernetes.io/name".into(), RUNNER_APP_NAME.into()),
-        ("app.kubernetes.io/managed-by".into(), "loadtest-operator".into()),
+        ("app.kubernetes.io/managed-by".into(), OPERATOR_NAME.into()),
         (format!("{GROUP}/name"), name),
         (format!("{GROUP}/uid"), test.uid().unwrap_or_default()),
     ])
 }
 
 fn owner_reference(test: &LoadTest) -> Option<OwnerReference> {
-    // Blocking the owner's deletion would need a right on its finalizers, and nothing here
-    // has to outlive the children.
+    // `blockOwnerDeletion` needs permission to update the finalizers of the owner. The owner need
+    // not outlive its children, so the field is not set.
     test.controller_owner_ref(&())
         .map(|owner| OwnerReference { block_owner_deletion: None, ..owner })
 }
@@ -98,8 +106,8 @@ fn child_metadata(test: &LoadTest) -> ObjectMeta {
     }
 }
 
-/// The plan of a test.
-pub fn build_plan(
+/// Builds the plan of a test.
+pub(crate) fn build_plan(
     test: &LoadTest,
     sizing: &Sizing,
     token_sha256: String,
@@ -121,11 +129,14 @@ pub fn build_plan(
     }
 }
 
-/// The ConfigMap that carries the plan.
+/// Builds the ConfigMap that carries the plan.
 ///
 /// # Errors
-/// Never in practice: a plan is plain data.
-pub fn build_config_map(test: &LoadTest, plan: &Plan) -> Result<ConfigMap, serde_json::Error> {
+/// Fails if the plan has no JSON form. A plan is plain data, so this does not happen in practice.
+pub(crate) fn build_config_map(
+    test: &LoadTest,
+    plan: &Plan,
+) -> Result<ConfigMap, serde_json::Error> {
     Ok(ConfigMap {
         metadata: child_metadata(test),
         data: Some(BTreeMap::from([("plan.json".into(), serde_json::to_string(plan)?)])),
@@ -134,11 +145,12 @@ pub fn build_config_map(test: &LoadTest, plan: &Plan) -> Result<ConfigMap, serde
     })
 }
 
-/// The Job with one pod per runner.
-pub fn build_job(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> Job {
+/// Builds the Job with one pod per runner.
+pub(crate) fn build_job(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> Job {
     let load = &test.spec.load;
     let runners = i32::try_from(sizing.runners).unwrap_or(1);
-    // An upper bound on everything, should the operator never come back.
+    // The deadline ends the Job even if the operator never comes back, so it is longer than all
+    // steps of a test together.
     let deadline = [
         settings.start_timeout,
         load.length(),
@@ -155,7 +167,7 @@ pub fn build_job(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> Job {
             completion_mode: Some("Indexed".into()),
             completions: Some(runners),
             parallelism: Some(runners),
-            // A lost runner neither restarts nor takes the others with it.
+            // A lost runner is not restarted, and the other runners keep running.
             backoff_limit_per_index: Some(0),
             pod_failure_policy: Some(pod_failure_policy()),
             ttl_seconds_after_finished: Some(JOB_TTL_SECONDS),
@@ -177,8 +189,8 @@ fn pod_failure_policy() -> PodFailurePolicy {
         }),
         on_pod_conditions: None,
     };
-    // Evicted before its start, a runner is replaced. After it, the replacement is never
-    // ordered to start: the operator knows the pods it started by their UIDs.
+    // The Job replaces an evicted pod. The replacement makes load only if the eviction came before
+    // the start, because the operator sends start orders only to the pods in the start record.
     let evicted = PodFailurePolicyRule {
         action: "Ignore".into(),
         on_exit_codes: None,
@@ -191,9 +203,9 @@ fn pod_failure_policy() -> PodFailurePolicy {
 }
 
 fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTemplateSpec {
-    // Taken apart without `..`: a field of the resource can't be forgotten here.
+    // The pattern has no `..`, so the compiler reports a field that this function forgets.
     let Runners {
-        users_per_runner: _, // sizing has used it
+        users_per_runner: _, // the sizing has already used this field
         image,
         resources,
         node_selector,
@@ -203,12 +215,12 @@ fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTem
         image_pull_secrets,
         env,
         annotations,
-        labels: own_labels,
+        labels: user_labels,
         service_account_name,
         priority_class_name,
         security_context,
     } = test.spec.runners.clone();
-    let mut all_labels = own_labels;
+    let mut all_labels = user_labels;
     all_labels.extend(child_labels(test));
     let security = security_context.unwrap_or_default();
     let container = Container {
@@ -228,7 +240,7 @@ fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTem
                 ..HTTPGetAction::default()
             }),
             period_seconds: Some(1),
-            // A busy runner must not look unready for a slow answer.
+            // A busy runner may respond slowly and must stay ready.
             timeout_seconds: Some(5),
             failure_threshold: Some(10),
             ..Probe::default()
@@ -240,7 +252,7 @@ fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTem
             capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
             ..SecurityContext::default()
         }),
-        // The last words of a runner that could not run, for the status.
+        // For a runner that could not run, the status shows this message or the end of the log.
         termination_message_policy: Some("FallbackToLogsOnError".into()),
         volume_mounts: Some(vec![VolumeMount {
             name: "plan".into(),
@@ -295,10 +307,10 @@ fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTem
 }
 
 fn resource_requirements(
-    asked: Option<ResourceRequirements>,
+    requested: Option<ResourceRequirements>,
     sizing: &Sizing,
 ) -> ResourceRequirements {
-    let mut all = asked.unwrap_or_default();
+    let mut all = requested.unwrap_or_default();
     let requests = all.requests.get_or_insert_default();
     for (name, value) in [("cpu", &sizing.cpu), ("memory", &sizing.memory)] {
         requests.entry(name.into()).or_insert_with(|| Quantity(value.clone()));
@@ -306,8 +318,8 @@ fn resource_requirements(
     all
 }
 
-fn environment_variables(test: &LoadTest, own: Vec<EnvVar>) -> Vec<EnvVar> {
-    let mut all = own;
+fn environment_variables(test: &LoadTest, user_variables: Vec<EnvVar>) -> Vec<EnvVar> {
+    let mut all = user_variables;
     all.push(EnvVar {
         name: "LOADTEST_POD_UID".into(),
         value_from: Some(EnvVarSource {
@@ -336,7 +348,7 @@ fn environment_variables(test: &LoadTest, own: Vec<EnvVar>) -> Vec<EnvVar> {
     all
 }
 
-/// Returns true when the controlling owner of an object has this UID.
+/// Returns true if the controlling owner of an object has this UID.
 pub(crate) fn is_controlled_by<K: Resource>(object: &K, owner_uid: &str) -> bool {
     let owners = object.meta().owner_references.iter().flatten();
     owners.clone().any(|owner| owner.controller == Some(true) && owner.uid == owner_uid)
@@ -348,12 +360,12 @@ mod tests {
     use crate::testing::{example_settings, example_test};
     use loadtest_core::sizing::size;
 
-    fn job_of(test: &LoadTest) -> Job {
+    fn example_job(test: &LoadTest) -> Job {
         build_job(test, &size(&test.spec), &example_settings())
     }
 
     #[test]
-    fn names_fit_at_the_limit_and_end_in_a_letter_or_digit() {
+    fn child_names_are_valid_and_within_the_limit() {
         let mut test = example_test();
         for name in ["a".repeat(253), format!("{}.b", "a".repeat(42)), "x".into(), "a.b.c".into()] {
             test.metadata.name = Some(name);
@@ -366,15 +378,15 @@ mod tests {
     }
 
     #[test]
-    fn two_tests_of_one_name_never_share_children() {
+    fn child_names_differ_between_tests_of_the_same_name() {
         let (first, mut second) = (example_test(), example_test());
         second.metadata.uid = Some("ffffffff-0000-4000-8000-000000000000".into());
         assert_ne!(child_name(&first), child_name(&second));
     }
 
     #[test]
-    fn the_job_is_indexed_and_restarts_nothing() {
-        let spec = job_of(&example_test()).spec.unwrap();
+    fn job_is_indexed_and_never_restarts_runners() {
+        let spec = example_job(&example_test()).spec.unwrap();
         assert_eq!(spec.completion_mode.as_deref(), Some("Indexed"));
         assert_eq!((spec.completions, spec.parallelism), (Some(2), Some(2)));
         assert_eq!(spec.backoff_limit_per_index, Some(0));
@@ -382,8 +394,8 @@ mod tests {
     }
 
     #[test]
-    fn runner_pods_are_restricted_and_hold_no_credentials_of_the_cluster() {
-        let pod = job_of(&example_test()).spec.unwrap().template.spec.unwrap();
+    fn runner_pods_are_restricted_and_have_no_cluster_token() {
+        let pod = example_job(&example_test()).spec.unwrap().template.spec.unwrap();
         assert_eq!(pod.automount_service_account_token, Some(false));
         let security = pod.security_context.unwrap();
         assert_eq!(security.run_as_non_root, Some(true));
@@ -395,15 +407,15 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_set_and_limits_are_not() {
-        let pod = job_of(&example_test()).spec.unwrap().template.spec.unwrap();
+    fn runners_have_resource_requests_and_no_limits() {
+        let pod = example_job(&example_test()).spec.unwrap().template.spec.unwrap();
         let resources = pod.containers[0].resources.clone().unwrap();
         assert!(resources.requests.unwrap().contains_key("cpu"));
         assert_eq!(resources.limits, None);
     }
 
     #[test]
-    fn the_plan_carries_no_token_and_no_secret() {
+    fn plan_contains_no_token_and_no_secret() {
         let mut test = example_test();
         test.spec.target.headers_from = serde_json::from_str(
             r#"[{"header": "authorization", "secretKeyRef": {"name": "api", "key": "token"}}]"#,
@@ -412,18 +424,18 @@ mod tests {
         let plan = build_plan(&test, &size(&test.spec), "fingerprint".into(), &example_settings());
         let map = build_config_map(&test, &plan).unwrap();
         assert_eq!(map.immutable, Some(true));
-        let carried = map.data.unwrap().remove("plan.json").unwrap();
+        let plan_json = map.data.unwrap().remove("plan.json").unwrap();
         let token = loadtest_core::token::token(&[7; 32], &test.uid().unwrap());
-        assert!(carried.contains("fingerprint") && !carried.contains(&token), "{carried}");
-        let env = job_of(&test).spec.unwrap().template.spec.unwrap().containers[0].env.clone();
+        assert!(plan_json.contains("fingerprint") && !plan_json.contains(&token), "{plan_json}");
+        let env = example_job(&test).spec.unwrap().template.spec.unwrap().containers[0].env.clone();
         let header = env.unwrap().into_iter().find(|e| e.name == "LOADTEST_HEADER_0").unwrap();
         assert_eq!(header.value, None);
         assert_eq!(header.value_from.unwrap().secret_key_ref.unwrap().key, "token");
     }
 
     #[test]
-    fn children_are_owned_by_their_test_alone() {
-        let owners = job_of(&example_test()).metadata.owner_references.unwrap();
+    fn children_have_their_test_as_only_owner() {
+        let owners = example_job(&example_test()).metadata.owner_references.unwrap();
         assert_eq!((owners.len(), owners[0].controller), (1, Some(true)));
         assert_eq!(owners[0].uid, example_test().uid().unwrap());
     }

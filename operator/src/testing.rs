@@ -1,4 +1,4 @@
-//! What unit tests start from.
+//! Example objects for unit tests.
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use loadtest_core::{
@@ -8,7 +8,7 @@ use loadtest_core::{
 
 use crate::{resources::Settings, state::Runner};
 
-/// A moment in all tests.
+/// The time at which all examples were created.
 pub(crate) fn noon() -> Timestamp {
     "2026-11-24T12:00:00Z".parse().unwrap()
 }
@@ -22,7 +22,7 @@ pub(crate) fn example_settings() -> Settings {
     }
 }
 
-/// 200 users at 100 a runner for two minutes.
+/// A test of 200 users for two minutes, with 100 users per runner.
 pub(crate) fn example_test() -> LoadTest {
     let spec: LoadTestSpec = serde_json::from_value(serde_json::json!({
         "target": {"http": "http://cell0:18800"},
