@@ -1,7 +1,7 @@
 //! Derives the next status of a test and its Event from a [`Decision`].
 //!
-//! Pure: this module has no client and takes the time as `now`. [`crate::reconcile`] writes the
-//! status, and [`crate::events`] publishes the Event.
+//! Pure: this module has no client and takes the time as `now`. The module `reconcile` writes the
+//! status, and `events` publishes the Event.
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
