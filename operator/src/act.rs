@@ -1,4 +1,6 @@
-//! Carries a decision out.
+//! Carries out a [`Decision`]: creates and deletes Kubernetes objects and sends orders to runners.
+//!
+//! This module makes no decisions, and it does not write the status of the `LoadTest`.
 
 use std::fmt::Debug;
 
@@ -19,74 +21,88 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     collect::{self, Order},
-    context::{Context, MANAGER},
-    decide::{CANCEL_GRACE, Decision},
-    observe::owned_by,
-    observed::{Observed, START, StartRecord},
-    reconcile::Error,
-    resources,
+    context::Context,
+    decide::{CANCEL_GRACE_PERIOD, Decision},
+    error::Error,
+    resources::{self, OPERATOR_NAME},
+    state::{Observed, START_ANNOTATION, StartRecord},
 };
 
-/// Carries a decision out. What runners took is noted in the memory.
-pub(crate) async fn act(
+/// Carries out a decision. The cache in `observed` records the runners that accepted an order.
+pub(crate) async fn carry_out(
     context: &Context,
-    seen: &mut Observed,
+    observed: &mut Observed,
     decision: &Decision,
 ) -> Result<(), Error> {
-    let run = seen.test.uid().unwrap_or_default();
+    let run_uid = observed.test.uid().unwrap_or_default();
     match decision {
-        Decision::Settled
+        Decision::NothingToDo
         | Decision::Wait(_)
         | Decision::Reject(_)
         | Decision::Admit(_)
-        | Decision::Started(_)
-        | Decision::Abort(_)
+        | Decision::ReportStarted(_)
+        | Decision::ReportAbort(_)
         | Decision::Fail(..)
         | Decision::CancelUnstarted
-        | Decision::Progress(..) => {}
-        Decision::Launch(sizing) => launch(context, &seen.test, sizing).await?,
-        Decision::Start(start) => persist_start(context, seen, start).await?,
-        Decision::Order(start, pods) => {
+        | Decision::ReportProgress(..) => {}
+        Decision::Launch(sizing) => create_children(context, &observed.test, sizing).await?,
+        Decision::PersistStart(start) => persist_start(context, observed, start).await?,
+        Decision::SendStart(start, pods) => {
             let order = Order::Start(start.at);
-            let taken = collect::order(context, &run, &seen.runners, pods, &order).await;
-            seen.memory.ordered.extend(taken);
+            let accepted =
+                collect::send_order(context, &run_uid, &observed.runners, pods, &order).await;
+            observed.cache.start_accepted.extend(accepted);
         }
-        Decision::Stop(pods) => {
-            let order = Order::Stop(CANCEL_GRACE.min(seen.test.spec.load.graceful_stop));
-            let taken = collect::order(context, &run, &seen.runners, pods, &order).await;
-            seen.memory.stopped.extend(taken);
-            seen.memory.stopping.get_or_insert_with(Timestamp::now);
+        Decision::SendStop(pods) => {
+            let order = Order::Stop(CANCEL_GRACE_PERIOD.min(observed.test.spec.load.graceful_stop));
+            let accepted =
+                collect::send_order(context, &run_uid, &observed.runners, pods, &order).await;
+            observed.cache.stop_accepted.extend(accepted);
+            observed.cache.stop_sent_at.get_or_insert_with(Timestamp::now);
         }
         Decision::Conclude { .. } => {
-            if seen.merged().total().errors.values().any(|count| *count > 0) {
-                collect::examples(context, &seen.runners, &mut seen.memory).await;
+            if observed.merge_snapshots().total().errors.values().any(|count| *count > 0) {
+                collect::collect_error_examples(context, &observed.runners, &mut observed.cache)
+                    .await;
             }
         }
-        Decision::Release(pods) => {
-            let leaving = seen.runners.iter().filter(|r| r.leaving && pods.contains(&r.uid));
-            let leaving: Vec<_> = leaving.cloned().collect();
-            collect::examples(context, &leaving, &mut seen.memory).await;
-            let taken = collect::order(context, &run, &seen.runners, pods, &Order::Release).await;
-            seen.memory.released.extend(taken);
-            // Who is leaving goes anyway: told once, it keeps nobody from what comes next.
-            seen.memory.released.extend(leaving.into_iter().map(|runner| runner.uid));
-        }
-        Decision::RemoveJob => delete_job(context, seen).await?,
-        Decision::Delete => delete_test(context, &seen.test).await?,
+        Decision::SendRelease(pods) => release_runners(context, &run_uid, observed, pods).await,
+        Decision::DeleteJob => delete_job(context, observed).await?,
+        Decision::DeleteTest => delete_test(context, &observed.test).await?,
     }
     Ok(())
 }
 
-async fn launch(context: &Context, test: &LoadTest, sizing: &Sizing) -> Result<(), Error> {
-    let token = context.token(&test.uid().unwrap_or_default());
-    let plan = resources::plan(test, sizing, token::fingerprint(&token), &context.settings);
-    let config_map = resources::config_map(test, &plan).map_err(Error::Plan)?;
-    create_once::<ConfigMap>(context, test, &config_map).await?;
-    create_once::<Job>(context, test, &resources::job(test, sizing, &context.settings)).await
+async fn release_runners(
+    context: &Context,
+    run_uid: &str,
+    observed: &mut Observed,
+    pods: &[String],
+) {
+    let runners = observed.runners.iter();
+    let disrupted = runners.filter(|r| r.disrupted && pods.contains(&r.uid));
+    let disrupted: Vec<_> = disrupted.cloned().collect();
+    collect::collect_error_examples(context, &disrupted, &mut observed.cache).await;
+    let accepted =
+        collect::send_order(context, run_uid, &observed.runners, pods, &Order::Release).await;
+    observed.cache.released.extend(accepted);
+    // A pod that is being deleted exits anyway. Send it one release order and don't wait for it.
+    observed.cache.released.extend(disrupted.into_iter().map(|runner| runner.uid));
 }
 
-/// Creates a child that is never touched again. That it exists is success only when it is
-/// this test's: a replaced test must not adopt its predecessor's children.
+async fn create_children(context: &Context, test: &LoadTest, sizing: &Sizing) -> Result<(), Error> {
+    let token = context.run_token(&test.uid().unwrap_or_default());
+    let plan = resources::build_plan(test, sizing, token::fingerprint(&token), &context.settings);
+    let config_map = resources::build_config_map(test, &plan)
+        .map_err(|source| Error::Serialize { what: "the plan", source })?;
+    create_once::<ConfigMap>(context, test, &config_map).await?;
+    create_once::<Job>(context, test, &resources::build_job(test, sizing, &context.settings)).await
+}
+
+/// Creates a child object, which the operator never updates afterwards.
+///
+/// An existing object of the same name counts as success only if this `LoadTest` owns it. A
+/// `LoadTest` that replaced another one must not adopt the children of its predecessor.
 async fn create_once<K>(context: &Context, test: &LoadTest, object: &K) -> Result<(), Error>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
@@ -102,8 +118,8 @@ where
     match api.create(&PostParams::default(), object).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 409 => {
-            let found = api.get(&name).await.map_err(|e| Error::api("get", &name, e))?;
-            if owned_by(&found, &uid) {
+            let existing = api.get(&name).await.map_err(|e| Error::api("get", &name, e))?;
+            if resources::is_controlled_by(&existing, &uid) {
                 return Ok(());
             }
             Err(Error::NameTaken { kind: K::kind(&()).into_owned(), name })
@@ -112,33 +128,37 @@ where
     }
 }
 
-/// Makes the start durable before anyone is ordered to start. The Job's version guards it:
-/// who saw an older Job decides again.
+/// Writes the start record to the Job before any runner gets a start order.
+///
+/// The patch carries the `resourceVersion` of the Job. If the Job has changed since it was read,
+/// the patch fails and the next reconciliation decides again.
 async fn persist_start(
     context: &Context,
-    seen: &Observed,
+    observed: &Observed,
     start: &StartRecord,
 ) -> Result<(), Error> {
-    let Some(job) = &seen.job else { return Ok(()) };
-    let record = serde_json::to_string(start).map_err(Error::Plan)?;
+    let Some(job) = &observed.job else { return Ok(()) };
+    let record = serde_json::to_string(start)
+        .map_err(|source| Error::Serialize { what: "the start record", source })?;
     let patch = serde_json::json!({"metadata": {
         "resourceVersion": job.resource_version(),
-        "annotations": {START: record},
+        "annotations": {START_ANNOTATION: record},
     }});
     let jobs: Api<Job> =
-        Api::namespaced(context.client.clone(), &seen.test.namespace().unwrap_or_default());
+        Api::namespaced(context.client.clone(), &observed.test.namespace().unwrap_or_default());
     let name = job.name_any();
-    let parameters = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
+    let parameters =
+        PatchParams { field_manager: Some(OPERATOR_NAME.into()), ..PatchParams::default() };
     jobs.patch(&name, &parameters, &Patch::Merge(patch))
         .await
         .map_err(|error| Error::api("record the start in job", &name, error))?;
     Ok(())
 }
 
-async fn delete_job(context: &Context, seen: &Observed) -> Result<(), Error> {
-    let Some(job) = &seen.job else { return Ok(()) };
+async fn delete_job(context: &Context, observed: &Observed) -> Result<(), Error> {
+    let Some(job) = &observed.job else { return Ok(()) };
     let jobs: Api<Job> =
-        Api::namespaced(context.client.clone(), &seen.test.namespace().unwrap_or_default());
+        Api::namespaced(context.client.clone(), &observed.test.namespace().unwrap_or_default());
     ignore_missing(jobs.delete(&job.name_any(), &DeleteParams::background()).await)
         .map_err(|error| Error::api("delete job", &job.name_any(), error))
 }
@@ -147,7 +167,8 @@ async fn delete_test(context: &Context, test: &LoadTest) -> Result<(), Error> {
     let tests: Api<LoadTest> =
         Api::namespaced(context.client.clone(), &test.namespace().unwrap_or_default());
     let name = test.name_any();
-    // Replaced meanwhile, the new one stays.
+    // If the user has replaced the LoadTest in the meantime, the UID differs and the new
+    // LoadTest stays.
     let preconditions = Preconditions { uid: test.uid(), resource_version: None };
     let parameters = DeleteParams::background().preconditions(preconditions);
     ignore_missing(tests.delete(&name, &parameters).await)

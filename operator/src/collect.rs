@@ -1,4 +1,8 @@
-//! Talks to runners: scrapes their metrics, sends them orders. Bounded concurrency.
+//! Talks to runners over HTTP: scrapes their metrics and sends orders to them.
+//!
+//! This module also reads the last metrics of a runner from the log of its pod. The number of
+//! concurrent requests is limited. The module does not decide when to scrape or which order to
+//! send.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -14,144 +18,167 @@ use serde::Deserialize;
 
 use crate::{
     context::Context,
-    observed::{Memory, Observed, Runner, StartRecord},
-    resources::{CONTAINER, PORT},
+    error::format_error_chain,
+    resources::{RUNNER_CONTAINER, RUNNER_PORT},
+    state::{Observed, RunCache, Runner, StartRecord},
 };
 
-/// Runners talked to at once.
-const AT_ONCE: usize = 16;
+/// Maximum number of concurrent requests to runners.
+const MAX_CONCURRENT_REQUESTS: usize = 16;
 
-/// The largest answer of a runner that is read: 64 tasks at full resolution take less.
-const MAX_ANSWER: usize = 16 << 20;
-/// How long a pod's log may take: the kubelet that has it may be gone.
-const LOG_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
-/// The most of a pod's log that is read.
-const MAX_LOG: i64 = 24 << 20;
+/// Maximum size of a runner's response. The metrics of 64 tasks at full resolution are smaller.
+const MAX_RESPONSE_BYTES: usize = 16 << 20;
+/// Time limit for reading the log of a pod. The kubelet that holds the log may be gone.
+const LOG_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// Maximum number of bytes read from the log of a pod.
+const MAX_LOG_BYTES: i64 = 24 << 20;
 
-/// Failed to reach or understand one runner.
+/// Reason why the metrics of one runner can't be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CollectError {
-    #[error("runner did not answer")]
-    Unreachable(#[source] reqwest::Error),
-    #[error("runner's metrics can't be read")]
+    #[error("failed to get a response from the runner")]
+    Request(#[source] reqwest::Error),
+    #[error("failed to decode the runner's metrics")]
     Exposition(#[from] ExpositionError),
-    #[error("answer is of run {run} index {index}, pod {pod}: another runner has this address")]
-    Stranger { run: String, index: u32, pod: String },
-    #[error("answer is over {} MiB", MAX_ANSWER >> 20)]
+    #[error(
+        "response comes from run {run_uid} index {index} pod {pod_uid}; another runner has this address now"
+    )]
+    WrongRunner { run_uid: String, index: u32, pod_uid: String },
+    #[error("response is larger than {} MiB", MAX_RESPONSE_BYTES >> 20)]
     TooLarge,
-    #[error("pod's log can't be read")]
+    #[error("failed to read the pod's log")]
     Log(#[source] kube::Error),
-    #[error("pod's log did not come within {} s", LOG_PATIENCE.as_secs())]
-    SlowLog,
-    #[error("pod's log holds no complete last metrics")]
+    #[error("failed to read the pod's log within {} s", LOG_TIMEOUT.as_secs())]
+    LogTimeout,
+    #[error("pod's log has no complete last metrics of this runner")]
     NoLastMetrics,
 }
 
-fn url(ip: &str, path: &str) -> String {
+fn runner_url(ip: &str, path: &str) -> String {
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-    format!("http://{host}:{PORT}{path}")
+    format!("http://{host}:{RUNNER_PORT}{path}")
 }
 
-/// Scrapes every started runner that may still have news, and reads the log of every one that is
-/// over, into the memory.
-pub(crate) async fn collect(
+/// Updates the snapshots of all started runners in the cache.
+///
+/// Running pods are scraped. The last metrics of a terminated pod come from its log. A runner
+/// with a final snapshot is skipped.
+pub(crate) async fn collect_snapshots(
     context: &Context,
     pods: &Api<Pod>,
-    run: &str,
+    run_uid: &str,
     start: &StartRecord,
-    seen: &mut Observed,
+    observed: &mut Observed,
 ) {
-    let lasts = seen.load_lasts().as_secs_f64();
-    let Observed { runners, memory, .. } = seen;
-    let is_final = |memory: &Memory, index: u32| {
-        memory.numbers.get(&index).is_some_and(|seen| seen.state.is_final())
-    };
-    memory.heard_now.clear();
-    let started: Vec<&Runner> = runners
+    let load_seconds = observed.load_duration().as_secs_f64();
+    let Observed { runners, cache, .. } = observed;
+    cache.scraped_now.clear();
+    let (terminated, alive): (Vec<&Runner>, Vec<&Runner>) = runners
         .iter()
-        .filter(|runner| start.pods.contains(&runner.uid) && !is_final(memory, runner.index))
-        .collect();
-    let (over, alive): (Vec<&Runner>, Vec<&Runner>) =
-        started.into_iter().partition(|runner| runner.ended.is_some());
-    let reachable = alive.into_iter().filter_map(|r| Some((r, r.ip.as_deref()?)));
-    let questions: Vec<_> = reachable
+        .filter(|runner| start.pods.contains(&runner.uid) && !cache.is_final(runner.index))
+        .partition(|runner| runner.termination.is_some());
+    scrape_runners(context, run_uid, &alive, load_seconds, cache).await;
+    read_logs(pods, run_uid, &terminated, cache).await;
+}
+
+/// Scrapes runners into the cache. `load_seconds` is the duration of the load.
+async fn scrape_runners(
+    context: &Context,
+    run_uid: &str,
+    runners: &[&Runner],
+    load_seconds: f64,
+    cache: &mut RunCache,
+) {
+    let reachable = runners.iter().filter_map(|runner| Some((runner, runner.ip.as_deref()?)));
+    let scrapes: Vec<_> = reachable
         .map(|(runner, ip)| async move {
-            let asked = Instant::now();
-            let answer = scrape(context, run, runner, ip).await;
-            (runner.index, asked, Instant::now(), answer)
+            let sent_at = Instant::now();
+            let result = scrape_runner(context, run_uid, runner, ip).await;
+            (runner.index, sent_at, Instant::now(), result)
         })
         .collect();
-    for (index, asked, answered, answer) in bounded(questions).await {
-        match answer {
-            Ok(numbers) => {
-                let elapsed = numbers.numbers.elapsed_seconds;
-                // Once load is over it stands still, and tells no start.
-                if numbers.state == RunnerState::Running && elapsed > 0.0 && elapsed < lasts {
-                    memory.starts.look(index, asked, answered, elapsed);
+    for (index, sent_at, received_at, result) in run_concurrently(scrapes).await {
+        match result {
+            Ok(snapshot) => {
+                let elapsed = snapshot.numbers.elapsed_seconds;
+                // `elapsed` stops when the load ends, so a later value does not show the start.
+                if snapshot.state == RunnerState::Running && elapsed > 0.0 && elapsed < load_seconds
+                {
+                    cache.start_estimates.add_sample(index, sent_at, received_at, elapsed);
                 }
-                memory.numbers.insert(index, numbers);
-                memory.heard.insert(index, Timestamp::now());
-                memory.heard_now.insert(index);
+                cache.snapshots.insert(index, snapshot);
+                cache.last_seen.insert(index, Timestamp::now());
+                cache.scraped_now.insert(index);
             }
-            // The next pass asks again; what was collected stays.
-            Err(error) => tracing::debug!(run, index, error = %chain(&error), "scrape failed"),
-        }
-    }
-    let unread = over.into_iter().filter(|runner| !memory.searched.contains(&runner.uid));
-    let logs: Vec<_> = unread
-        .map(|runner| async move {
-            let found = tokio::time::timeout(LOG_PATIENCE, last_metrics(pods, run, runner)).await;
-            (runner, found.unwrap_or(Err(CollectError::SlowLog)))
-        })
-        .collect();
-    for (runner, found) in bounded(logs).await {
-        // A log that could not be read just now may be read later.
-        if !matches!(found, Err(CollectError::Log(_) | CollectError::SlowLog)) {
-            memory.searched.insert(runner.uid.clone());
-        }
-        match found {
-            Ok(numbers) => {
-                memory.numbers.insert(runner.index, numbers);
-            }
+            // The next reconciliation scrapes again. The cache keeps the earlier snapshot.
             Err(error) => {
-                tracing::info!(run, pod = runner.name, error = %chain(&error), "no last metrics");
+                let error = format_error_chain(&error);
+                tracing::debug!(run_uid, index, error, "scrape failed");
             }
         }
     }
 }
 
-async fn scrape(
+/// Reads the last metrics of terminated runners from the logs of their pods into the cache.
+async fn read_logs(pods: &Api<Pod>, run_uid: &str, runners: &[&Runner], cache: &mut RunCache) {
+    let unread = runners.iter().filter(|runner| !cache.logs_read.contains(&runner.uid));
+    let reads: Vec<_> = unread
+        .map(|runner| async move {
+            let last_metrics = read_last_metrics(pods, run_uid, runner);
+            let result = tokio::time::timeout(LOG_TIMEOUT, last_metrics).await;
+            (runner, result.unwrap_or(Err(CollectError::LogTimeout)))
+        })
+        .collect();
+    for (runner, result) in run_concurrently(reads).await {
+        // After these two errors the next reconciliation may be able to read the log.
+        if !matches!(result, Err(CollectError::Log(_) | CollectError::LogTimeout)) {
+            cache.logs_read.insert(runner.uid.clone());
+        }
+        match result {
+            Ok(snapshot) => {
+                cache.snapshots.insert(runner.index, snapshot);
+            }
+            Err(error) => {
+                let error = format_error_chain(&error);
+                tracing::info!(run_uid, pod = runner.name, error, "no last metrics");
+            }
+        }
+    }
+}
+
+async fn scrape_runner(
     context: &Context,
-    run: &str,
+    run_uid: &str,
     runner: &Runner,
     ip: &str,
 ) -> Result<RunnerNumbers, CollectError> {
-    let answer = context
+    let response = context
         .http
-        .get(url(ip, "/metrics"))
+        .get(runner_url(ip, "/metrics"))
         .header("accept", Format::Protobuf.content_type())
         .send()
         .await
         .and_then(reqwest::Response::error_for_status)
-        .map_err(CollectError::Unreachable)?;
-    let bytes = read(answer).await?;
-    let numbers = decode(&bytes)?;
-    let who = &numbers.identity;
-    if who.run != run || who.index != runner.index || who.pod != runner.uid {
-        return Err(CollectError::Stranger {
-            run: who.run.clone(),
-            index: who.index,
-            pod: who.pod.clone(),
+        .map_err(CollectError::Request)?;
+    let bytes = read_body(response).await?;
+    let snapshot = decode(&bytes)?;
+    let identity = &snapshot.identity;
+    if identity.run != run_uid || identity.index != runner.index || identity.pod != runner.uid {
+        return Err(CollectError::WrongRunner {
+            run_uid: identity.run.clone(),
+            index: identity.index,
+            pod_uid: identity.pod.clone(),
         });
     }
-    Ok(numbers)
+    Ok(snapshot)
 }
 
-/// Reads an answer, up to a limit: what a runner's image sends is not ours to trust.
-async fn read(mut answer: reqwest::Response) -> Result<Vec<u8>, CollectError> {
+/// Reads the body of a response. The size is limited because users choose the runner image, so
+/// the operator does not trust the response.
+async fn read_body(mut response: reqwest::Response) -> Result<Vec<u8>, CollectError> {
     let mut bytes = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(CollectError::Unreachable)? {
-        if bytes.len() + chunk.len() > MAX_ANSWER {
+    while let Some(chunk) = response.chunk().await.map_err(CollectError::Request)? {
+        if bytes.len() + chunk.len() > MAX_RESPONSE_BYTES {
             return Err(CollectError::TooLarge);
         }
         bytes.extend_from_slice(&chunk);
@@ -159,48 +186,49 @@ async fn read(mut answer: reqwest::Response) -> Result<Vec<u8>, CollectError> {
     Ok(bytes)
 }
 
-/// One line of a runner's log, as its JSON logger writes it.
+/// One line of a runner's log in the format of its JSON logger.
 #[derive(Deserialize)]
-struct Line {
-    fields: Fields,
+struct LogLine {
+    fields: LogFields,
 }
 
+/// Fields of a log line that carries one part of the last metrics.
 #[derive(Deserialize)]
-struct Fields {
+struct LogFields {
     part: usize,
     parts: usize,
     data: String,
 }
 
-/// Puts together the last metrics that a runner wrote to its log when nobody released it.
-async fn last_metrics(
+/// Reads the last metrics from a pod's log. A runner that exits without a release order logs them.
+async fn read_last_metrics(
     pods: &Api<Pod>,
-    run: &str,
+    run_uid: &str,
     runner: &Runner,
 ) -> Result<RunnerNumbers, CollectError> {
     let parameters = LogParams {
-        container: Some(CONTAINER.into()),
-        limit_bytes: Some(MAX_LOG),
+        container: Some(RUNNER_CONTAINER.into()),
+        limit_bytes: Some(MAX_LOG_BYTES),
         ..LogParams::default()
     };
     let log = pods.logs(&runner.name, &parameters).await.map_err(CollectError::Log)?;
-    let numbers = from_log(&log)?;
-    if numbers.identity.run == run && numbers.identity.index == runner.index {
-        // The process is gone: whatever it said last is all there will be. One that was killed
-        // under load says so, and stays lost.
-        return Ok(numbers);
+    let snapshot = parse_last_metrics(&log)?;
+    if snapshot.identity.run == run_uid && snapshot.identity.index == runner.index {
+        // The process has exited, so no newer metrics can follow. The state of a runner that was
+        // killed under load is `CutShort`, and the runner stays lost.
+        return Ok(snapshot);
     }
     Err(CollectError::NoLastMetrics)
 }
 
-fn from_log(log: &str) -> Result<RunnerNumbers, CollectError> {
-    let lines: BTreeMap<usize, Fields> = log
+fn parse_last_metrics(log: &str) -> Result<RunnerNumbers, CollectError> {
+    let lines: BTreeMap<usize, LogFields> = log
         .lines()
-        .filter_map(|line| serde_json::from_str::<Line>(line).ok())
+        .filter_map(|line| serde_json::from_str::<LogLine>(line).ok())
         .map(|line| (line.fields.part, line.fields))
         .collect();
-    let wanted = lines.values().next().map_or(0, |fields| fields.parts);
-    if wanted == 0 || !lines.keys().copied().eq(1..=wanted) {
+    let parts = lines.values().next().map_or(0, |fields| fields.parts);
+    if parts == 0 || !lines.keys().copied().eq(1..=parts) {
         return Err(CollectError::NoLastMetrics);
     }
     let text: String = lines.into_values().map(|fields| fields.data).collect();
@@ -208,7 +236,7 @@ fn from_log(log: &str) -> Result<RunnerNumbers, CollectError> {
     Ok(decode(&bytes)?)
 }
 
-/// One error's example, as a runner lists them.
+/// One example of an error, as a runner lists it at `/errors`.
 #[derive(Deserialize)]
 struct ErrorExample {
     task: String,
@@ -216,50 +244,56 @@ struct ErrorExample {
     message: String,
 }
 
-/// Asks runners for one message per kind of error, into the memory. Nice to have: a runner
-/// that does not answer is passed over.
-pub(crate) async fn examples(context: &Context, runners: &[Runner], memory: &mut Memory) {
-    let ips = runners.iter().filter(|r| r.ended.is_none()).filter_map(|r| r.ip.as_deref());
-    let questions: Vec<_> = ips
+/// Adds one error message per task and kind of error to the cache.
+///
+/// The messages are optional, so a runner that does not respond is skipped.
+pub(crate) async fn collect_error_examples(
+    context: &Context,
+    runners: &[Runner],
+    cache: &mut RunCache,
+) {
+    let ips = runners.iter().filter(|r| r.termination.is_none()).filter_map(|r| r.ip.as_deref());
+    let requests: Vec<_> = ips
         .map(|ip| async move {
-            let answer = context.http.get(url(ip, "/errors")).send().await.ok()?;
-            let body = read(answer).await.ok()?;
+            let response = context.http.get(runner_url(ip, "/errors")).send().await.ok()?;
+            let body = read_body(response).await.ok()?;
             serde_json::from_slice::<Vec<ErrorExample>>(&body).ok()
         })
         .collect();
-    let answers = bounded(questions).await;
-    for ErrorExample { task, kind, message } in answers.into_iter().flatten().flatten() {
-        memory.examples.entry((task, kind)).or_insert(message);
+    let lists = run_concurrently(requests).await;
+    for ErrorExample { task, kind, message } in lists.into_iter().flatten().flatten() {
+        cache.error_examples.entry((task, kind)).or_insert(message);
     }
 }
 
 /// An order to runners.
 #[derive(Clone, Debug)]
 pub(crate) enum Order {
-    /// Start at a moment.
+    /// Start the load at this time.
     Start(Timestamp),
-    /// Stop now; open requests may take so long yet.
+    /// Stop the load now. In-flight requests may take this long to end.
     Stop(Duration),
-    /// Go.
+    /// Exit.
     Release,
 }
 
-/// Sends an order to pods by UID. Returns the UIDs of those that took it.
-pub(crate) async fn order(
+/// Sends an order to the pods with these UIDs. Returns the UIDs of the pods that accepted it.
+pub(crate) async fn send_order(
     context: &Context,
-    run: &str,
+    run_uid: &str,
     runners: &[Runner],
-    uids: &[String],
+    pod_uids: &[String],
     order: &Order,
 ) -> Vec<String> {
-    let token = &context.token(run);
-    let sendings: Vec<_> = runners
+    let token = &context.run_token(run_uid);
+    let requests: Vec<_> = runners
         .iter()
-        .filter(|runner| uids.contains(&runner.uid))
+        .filter(|runner| pod_uids.contains(&runner.uid))
         .map(|runner| async move {
             let ip = runner.ip.as_deref()?;
             let (path, body) = match order {
-                // The time left as of this very sending.
+                // The order carries the time left at the moment of sending, so that the clocks
+                // of the nodes don't matter.
                 Order::Start(at) => {
                     let left = at.duration_since(Timestamp::now()).as_secs_f64().max(0.0);
                     ("/start", serde_json::json!({"inSeconds": left}))
@@ -271,32 +305,26 @@ pub(crate) async fn order(
             };
             let request = context
                 .http
-                .post(url(ip, path))
+                .post(runner_url(ip, path))
                 .bearer_auth(token)
                 .header("content-type", "application/json")
                 .body(body.to_string());
             match request.send().await.and_then(reqwest::Response::error_for_status) {
                 Ok(_) => Some(runner.uid.clone()),
                 Err(error) => {
-                    let error = chain(&error);
-                    tracing::warn!(run, pod = runner.name, path, %error, "order was not taken");
+                    let error = format_error_chain(&error);
+                    tracing::warn!(run_uid, pod = runner.name, path, error, "order not accepted");
                     None
                 }
             }
         })
         .collect();
-    bounded(sendings).await.into_iter().flatten().collect()
+    run_concurrently(requests).await.into_iter().flatten().collect()
 }
 
-/// Awaits futures, a bounded number at once.
-async fn bounded<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    stream::iter(futures).buffer_unordered(AT_ONCE).collect().await
-}
-
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+/// Runs futures to completion, at most [`MAX_CONCURRENT_REQUESTS`] at a time.
+async fn run_concurrently<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    stream::iter(futures).buffer_unordered(MAX_CONCURRENT_REQUESTS).collect().await
 }
 
 #[cfg(test)]
@@ -305,8 +333,8 @@ mod tests {
 
     use super::*;
 
-    fn log_of(numbers: RunnerNumbers) -> Vec<String> {
-        let bytes = encode(numbers, Shown::default(), Format::Protobuf).unwrap();
+    fn log_lines(snapshot: RunnerNumbers) -> Vec<String> {
+        let bytes = encode(snapshot, Shown::default(), Format::Protobuf).unwrap();
         let text = STANDARD.encode(bytes);
         let parts = text.len().div_ceil(100);
         text.as_bytes()
@@ -320,34 +348,34 @@ mod tests {
             .collect()
     }
 
-    fn numbers() -> RunnerNumbers {
+    fn final_snapshot() -> RunnerNumbers {
         let identity = Identity { run: "uid".into(), index: 1, pod: "pod".into() };
-        let mut numbers = RunnerNumbers { identity, ..RunnerNumbers::default() };
-        numbers.state = RunnerState::Done;
-        numbers.numbers.elapsed_seconds = 12.0;
-        numbers
+        let mut snapshot = RunnerNumbers { identity, ..RunnerNumbers::default() };
+        snapshot.state = RunnerState::Done;
+        snapshot.numbers.elapsed_seconds = 12.0;
+        snapshot
     }
 
     #[test]
-    fn last_metrics_are_found_among_other_lines() {
-        let mut lines = log_of(numbers());
+    fn last_metrics_are_found_among_other_log_lines() {
+        let mut lines = log_lines(final_snapshot());
         lines.insert(0, "not json".into());
         lines.push(r#"{"fields": {"message": "runner ends"}}"#.into());
-        assert_eq!(from_log(&lines.join("\n")).unwrap(), numbers());
+        assert_eq!(parse_last_metrics(&lines.join("\n")).unwrap(), final_snapshot());
     }
 
     #[test]
-    fn half_a_log_is_no_result() {
-        let lines = log_of(numbers());
+    fn incomplete_last_metrics_are_an_error() {
+        let lines = log_lines(final_snapshot());
         assert!(lines.len() > 2);
-        assert!(from_log(&lines[1..].join("\n")).is_err());
-        assert!(from_log(&lines[..1].join("\n")).is_err());
-        assert!(from_log("").is_err());
+        assert!(parse_last_metrics(&lines[1..].join("\n")).is_err());
+        assert!(parse_last_metrics(&lines[..1].join("\n")).is_err());
+        assert!(parse_last_metrics("").is_err());
     }
 
     #[test]
-    fn addresses_of_both_families_make_urls() {
-        assert_eq!(url("10.0.0.1", "/metrics"), "http://10.0.0.1:9464/metrics");
-        assert_eq!(url("fd00::1", "/metrics"), "http://[fd00::1]:9464/metrics");
+    fn ipv4_and_ipv6_addresses_make_valid_urls() {
+        assert_eq!(runner_url("10.0.0.1", "/metrics"), "http://10.0.0.1:9464/metrics");
+        assert_eq!(runner_url("fd00::1", "/metrics"), "http://[fd00::1]:9464/metrics");
     }
 }

@@ -1,8 +1,8 @@
-//! What every pass shares: client, settings, memory, metrics.
+//! State that all reconciliations share: clients, settings, caches and metrics.
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Mutex,
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -13,167 +13,184 @@ use kube::{
     runtime::events::{Recorder, Reporter},
 };
 
-use crate::{metrics::Metrics, observed::Memory, resources::Settings};
+use crate::{
+    metrics::OperatorMetrics,
+    resources::{OPERATOR_NAME, Settings},
+    state::RunCache,
+};
 
-/// The name in Events and field management.
-pub const MANAGER: &str = "loadtest-operator";
-/// The key's place in its Secret.
-const KEY: &str = "key";
+/// Name of the entry in the Secret that holds the token key.
+const KEY_ENTRY: &str = "key";
+/// Minimum length of the token key in bytes.
+const MIN_KEY_BYTES: usize = 32;
 
-/// What every pass shares.
+/// State that all reconciliations share.
 pub struct Context {
     pub(crate) client: Client,
     pub(crate) settings: Settings,
     pub(crate) recorder: Recorder,
-    /// For runners: their metrics and their orders.
+    /// HTTP client for scrapes of runners and orders to runners.
     pub(crate) http: reqwest::Client,
-    pub(crate) metrics: Metrics,
-    /// The key that runs' tokens are made with.
-    key: Vec<u8>,
-    memories: Mutex<HashMap<String, Memory>>,
-    /// Failed passes in a row, by object.
+    pub(crate) metrics: OperatorMetrics,
+    /// Key from which the token of each run is derived.
+    token_key: Vec<u8>,
+    /// Caches by run UID.
+    run_caches: Mutex<HashMap<String, RunCache>>,
+    /// Number of consecutive failed reconciliations by object key.
     failures: Mutex<HashMap<String, u32>>,
 }
 
-/// What keeps the operator from starting.
+/// Reason why the operator can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
-    /// The Secret with the key can't be read or made.
-    #[error("secret {name} with the operator's key can't be had")]
-    Key {
-        /// The Secret's name.
+    /// The Secret with the token key can't be read or created.
+    #[error("failed to read or create secret {name} with the operator's token key")]
+    Secret {
+        /// Name of the Secret.
         name: String,
-        #[allow(missing_docs)]
-        #[source]
+        /// Error of the Kubernetes client.
         source: kube::Error,
     },
-    /// The Secret has no key, or a short one.
-    #[error("secret {name} has no `key` of at least 32 bytes: delete it, and it is made anew")]
+    /// The Secret has no token key, or the key is too short.
+    #[error(
+        "secret {name} has no entry `{KEY_ENTRY}` of at least {MIN_KEY_BYTES} bytes; delete the secret, and the operator creates a new one when it restarts"
+    )]
     ShortKey {
-        /// The Secret's name.
+        /// Name of the Secret.
         name: String,
     },
-    /// No HTTP client.
-    #[error("HTTP client can't be set up")]
-    Http(#[from] reqwest::Error),
+    /// The HTTP client for runners can't be created.
+    #[error("failed to create the HTTP client for runners")]
+    HttpClient(#[from] reqwest::Error),
 }
 
 impl std::fmt::Debug for Context {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Never the key.
+        // The output must never contain the token key.
         f.debug_struct("Context").field("settings", &self.settings).finish_non_exhaustive()
     }
 }
 
 impl Context {
-    /// A context with the operator's key from its Secret, which is made when it is missing.
+    /// Creates a context with the token key from a Secret. Creates the Secret if it is missing.
     ///
     /// # Errors
-    /// When the key can't be had.
+    /// Fails if the Secret can't be read or created, if its key is too short, or if the HTTP client
+    /// can't be created.
     pub async fn new(
         client: Client,
         settings: Settings,
         namespace: &str,
         token_secret: &str,
     ) -> Result<Self, ContextError> {
-        let key = key(&client, namespace, token_secret).await?;
-        Self::with_key(client, settings, key)
+        let key = load_or_create_key(&client, namespace, token_secret).await?;
+        Self::with_token_key(client, settings, key)
     }
 
-    /// A context with a key of one's own.
+    /// Creates a context with the given token key.
     ///
     /// # Errors
-    /// When there is no HTTP client to be had.
-    pub fn with_key(
+    /// Fails if the HTTP client can't be created.
+    pub fn with_token_key(
         client: Client,
         settings: Settings,
-        key: Vec<u8>,
+        token_key: Vec<u8>,
     ) -> Result<Self, ContextError> {
-        let reporter = Reporter { controller: MANAGER.into(), instance: None };
+        let reporter = Reporter { controller: OPERATOR_NAME.into(), instance: None };
         Ok(Self {
             recorder: Recorder::new(client.clone(), reporter),
             http: reqwest::Client::builder()
                 .connect_timeout(Duration::from_secs(2))
                 .timeout(Duration::from_secs(5))
                 .redirect(reqwest::redirect::Policy::none())
-                // Pods are reached directly, whatever proxy the environment names.
+                // The operator connects to pods directly, even if the environment names a proxy.
                 .no_proxy()
                 .build()?,
             client,
             settings,
-            metrics: Metrics::default(),
-            key,
-            memories: Mutex::default(),
+            metrics: OperatorMetrics::default(),
+            token_key,
+            run_caches: Mutex::default(),
             failures: Mutex::default(),
         })
     }
 
-    pub(crate) fn token(&self, run: &str) -> String {
-        loadtest_core::token::token(&self.key, run)
+    /// Returns the bearer token for orders to the runners of a run.
+    pub(crate) fn run_token(&self, run_uid: &str) -> String {
+        loadtest_core::token::token(&self.token_key, run_uid)
     }
 
-    /// The counters of the operator itself.
-    pub fn metrics(&self) -> &Metrics {
-        &self.metrics
+    /// Removes and returns the cache of a run. Returns an empty cache for an unknown run.
+    ///
+    /// The cache can be moved out because reconciliations of one object never overlap.
+    pub(crate) fn take_cache(&self, run_uid: &str) -> RunCache {
+        lock_unpoisoned(&self.run_caches).remove(run_uid).unwrap_or_default()
     }
 
-    /// Takes out what is remembered of a run. Passes of one object never overlap.
-    pub(crate) fn recall(&self, run: &str) -> Memory {
-        lock(&self.memories).remove(run).unwrap_or_default()
+    /// Stores the cache of a run for the next reconciliation.
+    pub(crate) fn store_cache(&self, run_uid: String, cache: RunCache) {
+        lock_unpoisoned(&self.run_caches).insert(run_uid, cache);
     }
 
-    pub(crate) fn remember(&self, run: String, memory: Memory) {
-        lock(&self.memories).insert(run, memory);
+    /// Keeps the caches and failure counts of these runs and objects, and drops all others.
+    ///
+    /// The deletion of a test triggers no reconciliation, so nothing else drops its cache.
+    pub(crate) fn retain_existing(
+        &self,
+        run_uids: &HashSet<String>,
+        object_keys: &HashSet<String>,
+    ) {
+        lock_unpoisoned(&self.run_caches).retain(|run_uid, _| run_uids.contains(run_uid));
+        lock_unpoisoned(&self.failures).retain(|key, _| object_keys.contains(key));
     }
 
-    /// Forgets runs and objects that are no more. A deleted test wakes no pass.
-    pub(crate) fn keep_only(&self, runs: &HashSet<String>, objects: &HashSet<String>) {
-        lock(&self.memories).retain(|run, _| runs.contains(run));
-        lock(&self.failures).retain(|object, _| objects.contains(object));
+    /// Resets the number of consecutive failures of an object to zero.
+    pub(crate) fn reset_failures(&self, object_key: &str) {
+        lock_unpoisoned(&self.failures).remove(object_key);
     }
 
-    pub(crate) fn forget(&self, object: &str) {
-        lock(&self.failures).remove(object);
-    }
-
-    /// Counts a failed pass; how many there were in a row.
-    pub(crate) fn failed(&self, object: &str) -> u32 {
-        let mut failures = lock(&self.failures);
-        let count = failures.entry(object.to_owned()).or_default();
+    /// Counts a failed reconciliation. Returns the number of consecutive failures.
+    pub(crate) fn count_failure(&self, object_key: &str) -> u32 {
+        let mut failures = lock_unpoisoned(&self.failures);
+        let count = failures.entry(object_key.to_owned()).or_default();
         *count = count.saturating_add(1);
         *count
     }
 }
 
-/// A poisoned lock guards plain data that is whole all the same.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+/// Locks a mutex and ignores poisoning, because no panic can leave these maps half updated.
+fn lock_unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn key(client: &Client, namespace: &str, name: &str) -> Result<Vec<u8>, ContextError> {
+async fn load_or_create_key(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<Vec<u8>, ContextError> {
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let failed = |source| ContextError::Key { name: name.to_owned(), source };
-    let found = match secrets.get_opt(name).await.map_err(failed)? {
+    let failed = |source| ContextError::Secret { name: name.to_owned(), source };
+    let secret = match secrets.get_opt(name).await.map_err(failed)? {
         Some(secret) => secret,
-        None => match secrets.create(&PostParams::default(), &new_key(name)).await {
+        None => match secrets.create(&PostParams::default(), &secret_with_new_key(name)).await {
             Ok(secret) => secret,
-            // Another replica was faster: its key is the key.
+            // Another replica has created the Secret first. All replicas use its key.
             Err(kube::Error::Api(status)) if status.code == 409 => {
                 secrets.get(name).await.map_err(failed)?
             }
             Err(error) => return Err(failed(error)),
         },
     };
-    let key = found.data.and_then(|mut data| data.remove(KEY)).map(|bytes| bytes.0);
-    key.filter(|key| key.len() >= 32)
+    let key = secret.data.and_then(|mut data| data.remove(KEY_ENTRY)).map(|bytes| bytes.0);
+    key.filter(|key| key.len() >= MIN_KEY_BYTES)
         .ok_or_else(|| ContextError::ShortKey { name: name.to_owned() })
 }
 
-fn new_key(name: &str) -> Secret {
-    let key: [u8; 32] = rand::random();
+fn secret_with_new_key(name: &str) -> Secret {
+    let key: [u8; MIN_KEY_BYTES] = rand::random();
     Secret {
         metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
-        data: Some([(KEY.to_owned(), k8s_openapi::ByteString(key.to_vec()))].into()),
+        data: Some([(KEY_ENTRY.to_owned(), k8s_openapi::ByteString(key.to_vec()))].into()),
         ..Secret::default()
     }
 }

@@ -1,4 +1,5 @@
-//! Wires watches to passes: one controller for the cluster, or one per namespace.
+//! Starts the kube controllers, which call [`reconcile`] for changed objects: one controller for
+//! the whole cluster, or one per watched namespace.
 
 use std::{
     sync::{
@@ -24,22 +25,28 @@ use loadtest_core::resource::LoadTest;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    collect::chain,
-    context::{Context, MANAGER},
-    reconcile::{key, on_error, reconcile},
+    context::Context,
+    error::format_error_chain,
+    reconcile::{object_key, on_error, reconcile},
+    resources::OPERATOR_NAME,
 };
 
-/// Passes at once. Each may wait for runners; none waits for another.
-const AT_ONCE: u16 = 16;
-/// Below the idle timeouts of load balancers, which drop silent watches.
-const WATCH_SECONDS: u32 = 200;
-
-/// Between looks for tests that are no more.
-const TIDY: Duration = Duration::from_mins(1);
-
-/// Runs until told to stop; passes under way are finished first.
+/// Maximum number of concurrent reconciliations per controller.
 ///
-/// `client` is for watches, which are silent for long. `ready` becomes true once every watch has listed its objects.
+/// A reconciliation may wait for runners. It never waits for another reconciliation.
+const MAX_CONCURRENT_RECONCILES: u16 = 16;
+/// Timeout of a watch. Load balancers drop silent watches after their idle timeout, which is
+/// longer than this.
+const WATCH_TIMEOUT_SECONDS: u32 = 200;
+
+/// Interval between two cleanups of the caches of deleted tests.
+const CLEANUP_INTERVAL: Duration = Duration::from_mins(1);
+
+/// Runs the controllers until `stop` is cancelled, then finishes running reconciliations.
+///
+/// `client` makes the watches. A watch may be silent for minutes, so the read timeout of `client`
+/// must be longer. Without `namespaces`, the controller watches the whole cluster. `ready` becomes
+/// true after every watch has listed its objects.
 pub async fn run(
     context: Arc<Context>,
     client: Client,
@@ -50,67 +57,70 @@ pub async fn run(
     let apis: Vec<(Api<DeserializeGuard<LoadTest>>, Api<Job>)> = if namespaces.is_empty() {
         vec![(Api::all(client.clone()), Api::all(client))]
     } else {
-        let one = |ns: &String| {
-            (Api::namespaced(client.clone(), ns), Api::namespaced(client.clone(), ns))
+        let apis_in = |namespace: &String| {
+            (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace))
         };
-        namespaces.iter().map(one).collect()
+        namespaces.iter().map(apis_in).collect()
     };
     let mut stores = Vec::new();
     let controllers: Vec<_> = apis
         .into_iter()
         .map(|(tests, jobs)| {
-            let ours = format!("app.kubernetes.io/managed-by={MANAGER}");
-            let tests = Controller::new(tests, watcher::Config::default().timeout(WATCH_SECONDS));
-            let store = tests.store();
-            stores.push(store);
+            let own_jobs = format!("app.kubernetes.io/managed-by={OPERATOR_NAME}");
+            let watch = watcher::Config::default().timeout(WATCH_TIMEOUT_SECONDS);
+            let tests = Controller::new(tests, watch.clone());
+            stores.push(tests.store());
             tests
-                .owns(jobs, watcher::Config::default().timeout(WATCH_SECONDS).labels(&ours))
-                .with_config(Config::default().concurrency(AT_ONCE))
+                .owns(jobs, watch.labels(&own_jobs))
+                .with_config(Config::default().concurrency(MAX_CONCURRENT_RECONCILES))
                 .graceful_shutdown_on(stop.clone().cancelled_owned())
                 .run(reconcile, on_error, Arc::clone(&context))
                 .for_each(async |result| {
                     match result {
-                        // A test deleted while it was queued, and what on_error has told.
+                        // `ObjectNotFound`: the test was deleted while it was queued.
+                        // `ReconcilerFailed`: `on_error` has already logged the error.
                         Ok(_)
                         | Err(
                             ControllerError::ObjectNotFound(_)
                             | ControllerError::ReconcilerFailed(..),
                         ) => {}
                         Err(error) => {
-                            tracing::warn!(error = %chain(&error), "watch failed; trying again");
+                            let error = format_error_chain(&error);
+                            tracing::warn!(error, "watch failed; retrying");
                         }
                     }
                 })
         })
         .collect();
-    let listed = async {
+    let set_ready = async {
         for store in &stores {
-            // The writer lives in its controller, which runs beside this.
+            // The error means that the controller was dropped. The controllers run in the same
+            // `select!` below, so this can't happen here.
             let _ = store.wait_until_ready().await;
         }
         ready.store(true, Ordering::Release);
         tracing::info!("ready");
     };
-    context.metrics.watch(stores.clone());
-    let tidied = async {
-        let mut ticks = tokio::time::interval(TIDY);
+    context.metrics.add_stores(stores.clone());
+    let clean_up = async {
+        let mut ticks = tokio::time::interval(CLEANUP_INTERVAL);
         loop {
             ticks.tick().await;
             if ready.load(Ordering::Acquire) {
-                tidy(&context, &stores);
+                drop_deleted_tests(&context, &stores);
             }
         }
     };
     tokio::select! {
-        _ = async { tokio::join!(join_all(controllers), listed) } => {}
-        () = tidied => {}
+        _ = async { tokio::join!(join_all(controllers), set_ready) } => {}
+        () = clean_up => {}
     }
 }
 
-/// Forgets what is remembered of tests that are no more.
-fn tidy(context: &Context, stores: &[Store<DeserializeGuard<LoadTest>>]) {
+/// Drops the caches of tests that no longer exist.
+fn drop_deleted_tests(context: &Context, stores: &[Store<DeserializeGuard<LoadTest>>]) {
     let objects: Vec<_> = stores.iter().flat_map(Store::state).collect();
-    let runs = objects.iter().filter_map(|object| object.meta().uid.clone()).collect();
-    let names = objects.iter().map(|object| key(object)).collect();
-    context.keep_only(&runs, &names);
+    let run_uids = objects.iter().filter_map(|object| object.meta().uid.clone()).collect();
+    let keys = objects.iter().map(|object| object_key(object)).collect();
+    context.retain_existing(&run_uids, &keys);
 }

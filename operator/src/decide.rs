@@ -1,4 +1,6 @@
-//! Chooses the next step of a test. Pure: time comes in as `now`.
+//! Chooses the next step of a test.
+//!
+//! Pure: [`decide`] has no client, reads no clock and takes the time as `now`.
 
 use std::collections::BTreeSet;
 
@@ -12,22 +14,23 @@ use loadtest_core::{
 };
 
 use crate::{
-    observed::{Observed, Runner, StartRecord},
-    resources::{EXIT_PREFLIGHT, PORT, Settings},
+    resources::{EXIT_PREFLIGHT, RUNNER_PORT, Settings},
+    state::{Observed, Runner, StartRecord},
 };
 
-/// Why a test could not run.
+/// Reason why a test could not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// The spec can't be carried out.
+pub(crate) enum Reason {
+    /// The spec is invalid.
     InvalidSpec,
-    /// A Secret, key or other configuration of the container is missing.
+    /// The configuration of the container is incomplete, for example because a Secret or one of its
+    /// keys is missing.
     ContainerConfig,
-    /// The runner's image can't be had.
+    /// The runner image can't be pulled.
     ImagePull,
-    /// No node takes a runner.
+    /// No node has room for a runner.
     Unschedulable,
-    /// A runner's machine does not let it make its load.
+    /// The limits of a runner's machine are too low for its load.
     Preflight,
     /// A runner ended before the start.
     RunnerFailed,
@@ -35,15 +38,15 @@ pub enum Reason {
     StartTimeout,
     /// The Job is gone.
     JobLost,
-    /// The API server refuses the Job or the ConfigMap.
+    /// The API server rejected the Job or the ConfigMap.
     Refused,
-    /// No runner can be reached.
+    /// The operator can't reach any runner.
     Unreachable,
 }
 
 impl Reason {
-    /// The word in conditions and Events.
-    pub const fn as_str(self) -> &'static str {
+    /// Returns the reason as it appears in conditions and Events.
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::InvalidSpec => "InvalidSpec",
             Self::ContainerConfig => "ContainerConfig",
@@ -59,86 +62,91 @@ impl Reason {
     }
 }
 
-/// The next step of a test.
+/// The next step of a test. Pods are identified by UID.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Decision {
-    /// Nothing to do until something changes.
-    Settled,
-    /// Nothing to do for a while.
+pub(crate) enum Decision {
+    /// Do nothing until an object changes.
+    NothingToDo,
+    /// Do nothing for this long.
     Wait(Duration),
-    /// Say that the spec can't be carried out.
+    /// Report that the spec is invalid, with these problems.
     Reject(String),
-    /// Take the test on and say how it is sized.
+    /// Accept the test and report its sizing.
     Admit(Sizing),
     /// Create the ConfigMap and the Job.
     Launch(Sizing),
-    /// Make the start durable.
-    Start(StartRecord),
-    /// The start is durable: say that the test runs.
-    Started(StartRecord),
-    /// Order these pods, by UID, to start.
-    Order(StartRecord, Vec<String>),
-    /// Order these pods to stop.
-    Stop(Vec<String>),
-    /// Say which threshold ends the test.
-    Abort(Aborted),
-    /// Show how far it is, and look again after a while.
-    Progress(Phase, Duration),
-    /// It ran: judge it. `cancelled` when the user ended it.
+    /// Write the start record to the Job.
+    PersistStart(StartRecord),
+    /// Report that the test runs. The Job already has the start record.
+    ReportStarted(StartRecord),
+    /// Send a start order to these pods.
+    SendStart(StartRecord, Vec<String>),
+    /// Send a stop order to these pods.
+    SendStop(Vec<String>),
+    /// Report the threshold that ends the test.
+    ReportAbort(Aborted),
+    /// Report the phase and the progress, and reconcile again after this long.
+    ReportProgress(Phase, Duration),
+    /// Judge a test after its load.
     Conclude {
-        /// The user ended it.
+        /// True if the user cancelled the test.
         cancelled: bool,
-        /// What went wrong meanwhile, if it did not run to its end.
+        /// Reason and message, if a failure ended the test early.
         failed: Option<(Reason, String)>,
     },
-    /// It could not run: say why, and remove its pods.
+    /// Report why the test could not run. [`Self::DeleteJob`] follows.
     Fail(Reason, String),
-    /// It was cancelled before any load: say so, and remove its pods.
+    /// Report that the test was cancelled before its load. [`Self::DeleteJob`] follows.
     CancelUnstarted,
     /// Delete the Job of a test that could not run.
-    RemoveJob,
-    /// Let these pods go.
-    Release(Vec<String>),
-    /// Remove the test: its time to live is over.
-    Delete,
+    DeleteJob,
+    /// Send a release order to these pods.
+    SendRelease(Vec<String>),
+    /// Delete the test, because its time to live has passed.
+    DeleteTest,
 }
 
-/// Between looks at runners that come up.
-const STARTING: Duration = Duration::from_secs(1);
-/// Between collections while load is on.
-pub const COLLECT: Duration = Duration::from_secs(2);
-/// Between collections at the end.
-const STOPPING: Duration = Duration::from_millis(500);
-/// A missing Secret may be on its way: this long after the pod was created it counts.
-const CONFIG_PATIENCE: Duration = Duration::from_secs(10);
-/// A registry may be slow to answer, or down for a moment.
-const PULL_PATIENCE: Duration = Duration::from_secs(90);
-/// A runner unheard for so long after the test's end counts as lost.
-const COLLECT_PATIENCE: Duration = Duration::from_secs(60);
-/// A test none of whose runners was ever reached ends after so long.
-const REACH_PATIENCE: Duration = Duration::from_secs(45);
-/// Open requests of a cancelled test may take this long yet.
-pub const CANCEL_GRACE: Duration = Duration::from_secs(5);
+/// Interval between two reconciliations while runners start.
+const STARTUP_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval between two scrapes while load runs.
+const COLLECT_INTERVAL: Duration = Duration::from_secs(2);
+/// Interval between two scrapes while the test stops.
+const STOPPING_POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// Age of a pod at which a missing Secret fails the test. Until then the Secret may still arrive.
+const CONFIG_ERROR_TIMEOUT: Duration = Duration::from_secs(10);
+/// Age of a pod at which a failed image pull fails the test. A registry may be slow, or down for a
+/// moment.
+const IMAGE_PULL_TIMEOUT: Duration = Duration::from_secs(90);
+/// Time without a response after which the operator gives up a runner at the end of the test.
+const SILENT_RUNNER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time after which the operator ends a test if no runner has ever responded.
+const UNREACHABLE_TIMEOUT: Duration = Duration::from_secs(45);
+/// Maximum time for in-flight requests of a stopped test to end.
+pub(crate) const CANCEL_GRACE_PERIOD: Duration = Duration::from_secs(5);
 
 /// Chooses the next step of a test.
-pub fn decide(seen: &Observed, settings: &Settings, now: Timestamp) -> Decision {
-    let test = &seen.test;
+pub(crate) fn decide(observed: &Observed, settings: &Settings, now: Timestamp) -> Decision {
+    let test = &observed.test;
     let status = test.status.clone().unwrap_or_default();
     match (status.phase, status.plan) {
         (Some(phase), plan) if phase.is_final() => {
             let edited = test.metadata.generation > status.observed_generation;
-            if plan.is_none() && edited { admit(test) } else { settle(seen, now) }
+            if plan.is_none() && edited {
+                validate_spec(test)
+            } else {
+                decide_finished(observed, now)
+            }
         }
-        // Without a plan nothing was created.
-        (None | Some(Phase::Pending | Phase::Starting), None) => admit(test),
+        // The operator has created no objects before the status has a plan.
+        (None | Some(Phase::Pending | Phase::Starting), None) => validate_spec(test),
         (None | Some(Phase::Pending), Some(_)) if test.spec.cancel => Decision::CancelUnstarted,
         (None | Some(Phase::Pending), Some(sizing)) => Decision::Launch(sizing),
-        (Some(Phase::Starting), Some(sizing)) => starting(seen, &sizing, settings, now),
-        (Some(_), _) => running(seen, now),
+        (Some(Phase::Starting), Some(sizing)) => decide_starting(observed, &sizing, settings, now),
+        (Some(_), _) => decide_running(observed, now),
     }
 }
 
-fn admit(test: &LoadTest) -> Decision {
+fn validate_spec(test: &LoadTest) -> Decision {
     let problems = validate::problems(&test.spec);
     if problems.is_empty() {
         return Decision::Admit(sizing::size(&test.spec));
@@ -147,207 +155,253 @@ fn admit(test: &LoadTest) -> Decision {
     Decision::Reject(texts.join("; "))
 }
 
-fn passed(from: Timestamp, now: Timestamp, patience: Duration) -> bool {
-    now.duration_since(from) >= signed(patience)
+/// Returns true if at least `duration` has passed between `from` and `now`.
+fn has_elapsed(from: Timestamp, now: Timestamp, duration: Duration) -> bool {
+    now.duration_since(from) >= signed_duration(duration)
 }
 
-/// A duration in the calendar library's type.
-pub fn signed(duration: Duration) -> SignedDuration {
+/// Converts a duration into the type that [`Timestamp`] arithmetic needs.
+pub(crate) fn signed_duration(duration: Duration) -> SignedDuration {
     SignedDuration::try_from(duration.std()).unwrap_or(SignedDuration::MAX)
 }
 
-fn starting(seen: &Observed, sizing: &Sizing, settings: &Settings, now: Timestamp) -> Decision {
-    if let Some(start) = seen.start() {
-        return Decision::Started(start);
+fn decide_starting(
+    observed: &Observed,
+    sizing: &Sizing,
+    settings: &Settings,
+    now: Timestamp,
+) -> Decision {
+    if let Some(start) = observed.start_record() {
+        return Decision::ReportStarted(start);
     }
-    if seen.test.spec.cancel {
+    if observed.test.spec.cancel {
         return Decision::CancelUnstarted;
     }
-    let Some(job) = &seen.job else {
-        return Decision::Fail(Reason::JobLost, "the Job was deleted before the start".into());
+    let Some(job) = &observed.job else {
+        let message =
+            "the Job was deleted before the load started; delete the LoadTest and create it again";
+        return Decision::Fail(Reason::JobLost, message.into());
     };
-    if let Some((reason, message)) = seen.runners.iter().find_map(|r| blocked(r, now)) {
+    if let Some((reason, message)) = observed.runners.iter().find_map(|r| startup_failure(r, now)) {
         return Decision::Fail(reason, message);
     }
     let wanted = usize::try_from(sizing.runners).unwrap_or(usize::MAX);
-    let mut pods: Vec<(u32, &str)> = seen
+    let mut pods: Vec<(u32, &str)> = observed
         .runners
         .iter()
-        .filter(|runner| runner.ready && !runner.leaving && runner.ip.is_some())
+        .filter(|runner| runner.ready && !runner.disrupted && runner.ip.is_some())
         .map(|runner| (runner.index, runner.uid.as_str()))
         .collect();
     pods.sort_unstable();
     pods.dedup_by_key(|(index, _)| *index);
     if pods.len() == wanted {
-        // Long enough for every order to arrive before the moment it names.
+        // Every start order must arrive before the start time that it contains.
         let lead = Duration::from_millis(1000 + 10 * wanted as u64);
-        let at = now.saturating_add(signed(lead)).unwrap_or(now);
+        let at = now.saturating_add(signed_duration(lead)).unwrap_or(now);
         let pods = pods.into_iter().map(|(_, uid)| uid.to_owned()).collect();
-        return Decision::Start(StartRecord { at, pods });
+        return Decision::PersistStart(StartRecord { at, pods });
     }
-    let created = job.creation_timestamp().map_or(now, |time| time.0);
-    if passed(created, now, settings.start_timeout) {
-        return timed_out(seen, wanted, pods.len(), settings);
+    let created_at = job.creation_timestamp().map_or(now, |time| time.0);
+    if has_elapsed(created_at, now, settings.start_timeout) {
+        return start_timeout_failure(observed, wanted, pods.len(), settings);
     }
-    Decision::Wait(STARTING)
+    Decision::Wait(STARTUP_POLL_INTERVAL)
 }
 
-/// What keeps a runner from ever coming up.
-fn blocked(runner: &Runner, now: Timestamp) -> Option<(Reason, String)> {
-    // Evicted or deleted before the start, it is replaced: the start waits for that one.
-    if runner.leaving {
+/// Returns reason and message if a runner can never become ready.
+fn startup_failure(runner: &Runner, now: Timestamp) -> Option<(Reason, String)> {
+    // The Job replaces a pod that is deleted or evicted before the start. The start waits for the
+    // replacement.
+    if runner.disrupted {
         return None;
     }
-    let named = |message: &str| format!("runner {}: {}", runner.name, truncated(message, 700));
-    if let Some(ended) = runner.ended.as_ref().filter(|e| e.code == Some(EXIT_PREFLIGHT)) {
-        return Some((Reason::Preflight, named(&ended.message)));
+    let with_name = |message: &str| format!("runner {}: {}", runner.name, truncated(message, 700));
+    if let Some(end) = runner.termination.as_ref().filter(|t| t.exit_code == Some(EXIT_PREFLIGHT)) {
+        return Some((Reason::Preflight, with_name(&end.message)));
     }
-    if let Some(ended) = &runner.ended {
-        let code = ended.code.map_or_else(String::new, |code| format!(" with exit code {code}"));
-        let message = format!("ended before the start{code}: {}", ended.message);
-        return Some((Reason::RunnerFailed, named(&message)));
+    if let Some(end) = &runner.termination {
+        let code = end.exit_code.map_or_else(String::new, |code| format!(" with exit code {code}"));
+        let message = format!("ended before the load started{code}: {}", end.message);
+        return Some((Reason::RunnerFailed, with_name(&message)));
     }
     let waiting = runner.waiting.as_ref()?;
-    let (reason, patience) = match waiting.reason.as_str() {
-        "CreateContainerConfigError" => (Reason::ContainerConfig, CONFIG_PATIENCE),
+    let (reason, timeout) = match waiting.reason.as_str() {
+        "CreateContainerConfigError" => (Reason::ContainerConfig, CONFIG_ERROR_TIMEOUT),
         "InvalidImageName" | "ErrImageNeverPull" => (Reason::ImagePull, Duration::ZERO),
-        "ErrImagePull" | "ImagePullBackOff" => (Reason::ImagePull, PULL_PATIENCE),
-        "CreateContainerError" | "RunContainerError" => (Reason::RunnerFailed, PULL_PATIENCE),
+        "ErrImagePull" | "ImagePullBackOff" => (Reason::ImagePull, IMAGE_PULL_TIMEOUT),
+        "CreateContainerError" | "RunContainerError" => (Reason::RunnerFailed, IMAGE_PULL_TIMEOUT),
         _ => return None,
     };
     let message = format!("{}: {}", waiting.reason, waiting.message);
-    passed(runner.created?, now, patience).then(|| (reason, named(&message)))
+    has_elapsed(runner.created_at?, now, timeout).then(|| (reason, with_name(&message)))
 }
 
-fn timed_out(seen: &Observed, wanted: usize, ready: usize, settings: &Settings) -> Decision {
-    let after = settings.start_timeout;
-    let stuck = seen.runners.iter().find_map(|runner| runner.unschedulable.as_ref());
-    let (reason, why) = match stuck {
+fn start_timeout_failure(
+    observed: &Observed,
+    wanted: usize,
+    ready: usize,
+    settings: &Settings,
+) -> Decision {
+    let timeout = settings.start_timeout;
+    let job = observed.job.as_ref().map(ResourceExt::name_any).unwrap_or_default();
+    let unschedulable = observed.runners.iter().find_map(|runner| runner.unschedulable.as_ref());
+    let (reason, cause) = match unschedulable {
         Some(message) => (Reason::Unschedulable, truncated(message, 700)),
-        None if seen.runners.len() < wanted => {
-            let why = format!(
-                "only {} of {wanted} pods exist; see the Job's events (kubectl describe job {}) for a quota or admission that stops them",
-                seen.runners.len(),
-                seen.job.as_ref().map(ResourceExt::name_any).unwrap_or_default(),
+        None if observed.runners.len() < wanted => {
+            let cause = format!(
+                "only {} of {wanted} pods exist; see the Job's events (kubectl describe job {job}) for a quota or admission that stops them",
+                observed.runners.len(),
             );
-            (Reason::StartTimeout, why)
+            (Reason::StartTimeout, cause)
         }
-        None => (Reason::StartTimeout, "see the pods' events for what keeps them".into()),
+        None => {
+            let cause = format!(
+                "see the events of the pods (kubectl describe pods -l batch.kubernetes.io/job-name={job})"
+            );
+            (Reason::StartTimeout, cause)
+        }
     };
-    Decision::Fail(reason, format!("{ready} of {wanted} runners were ready after {after}: {why}"))
+    let message = format!("{ready} of {wanted} runners were ready after {timeout}: {cause}");
+    Decision::Fail(reason, message)
 }
 
-fn running(seen: &Observed, now: Timestamp) -> Decision {
-    let cancelled = seen.test.spec.cancel;
-    let Some(start) = seen.start() else {
-        let why = "the Job was deleted while load was on".to_owned();
-        return Decision::Conclude { cancelled, failed: Some((Reason::JobLost, why)) };
+fn decide_running(observed: &Observed, now: Timestamp) -> Decision {
+    let cancelled = observed.test.spec.cancel;
+    let Some(start) = observed.start_record() else {
+        let message = "the Job was deleted under load; delete the LoadTest and create it again";
+        return Decision::Conclude { cancelled, failed: Some((Reason::JobLost, message.into())) };
     };
-    let collected = seen.collected_and_leaving(&start);
+    let collected = observed.collected_disrupted_pods(&start);
     if !collected.is_empty() {
-        return Decision::Release(collected);
+        return Decision::SendRelease(collected);
     }
-    let indices = 0..start.pods.len();
-    let load = &seen.test.spec.load;
-    let end = start.at.saturating_add(signed(load.length())).unwrap_or(Timestamp::MAX);
-    // One that was never ordered to start by then never will be.
-    let missed = |index: usize| now >= end && seen.is_waiting(index);
-    let over = |index| seen.is_final(index) || seen.is_lost(&start, index) || missed(index);
-    if indices.clone().all(over) {
+    let load = &observed.test.spec.load;
+    let end = start.at.saturating_add(signed_duration(load.length())).unwrap_or(Timestamp::MAX);
+    if all_runners_are_over(observed, &start, end, now) {
         return Decision::Conclude { cancelled, failed: None };
     }
-    let latest = load.length().plus(load.graceful_stop);
-    let silent = |index: usize| {
-        seen.is_final(index)
-            || seen.is_lost(&start, index)
-            || passed(seen.last_heard(index).unwrap_or(now), now, COLLECT_PATIENCE)
-    };
-    let heard = !seen.memory.numbers.is_empty() || !seen.memory.ordered.is_empty();
-    let since = seen.memory.since.map_or(start.at, |since| since.max(start.at));
-    if !heard && passed(since, now, REACH_PATIENCE) {
-        let why = format!(
-            "no runner answers the operator on port {PORT}: allow traffic to it from the operator's namespace (see network policies, and the pods' own state)"
+    let cache = &observed.cache;
+    let any_response = !cache.snapshots.is_empty() || !cache.start_accepted.is_empty();
+    let waiting_since = cache.first_seen.map_or(start.at, |first_seen| first_seen.max(start.at));
+    if !any_response && has_elapsed(waiting_since, now, UNREACHABLE_TIMEOUT) {
+        let message = format!(
+            "no runner responds to the operator on port {RUNNER_PORT}; allow traffic to this port from the operator's namespace (check network policies and the state of the pods)"
         );
-        return Decision::Conclude { cancelled, failed: Some((Reason::Unreachable, why)) };
+        return Decision::Conclude { cancelled, failed: Some((Reason::Unreachable, message)) };
     }
-    // A runner that answers ends by itself, even when it was ordered late.
-    let stopped = seen.memory.stopping.is_some_and(|at| passed(at, now, CANCEL_GRACE));
-    if (stopped || passed(start.at, now, latest)) && indices.clone().all(silent) {
+    // A runner that responds ends by itself, even if its start order came late. So the test is
+    // over only after every runner that is still missing has been silent for long enough.
+    let latest_end = load.length().plus(load.graceful_stop);
+    let stopped = cache.stop_sent_at.is_some_and(|at| has_elapsed(at, now, CANCEL_GRACE_PERIOD));
+    if (stopped || has_elapsed(start.at, now, latest_end))
+        && all_runners_are_silent(observed, &start, now)
+    {
         return Decision::Conclude { cancelled, failed: None };
     }
-    let alive = |uid: &&String| {
-        let pod = seen.runners.iter().find(|runner| runner.uid == **uid);
-        pod.is_some_and(|pod| pod.ended.is_none() && pod.ip.is_some())
+    let is_reachable = |uid: &&String| {
+        let pod = observed.runners.iter().find(|runner| runner.uid == **uid);
+        pod.is_some_and(|pod| pod.termination.is_none() && pod.ip.is_some())
     };
-    let without = |told: &BTreeSet<String>| -> Vec<String> {
-        start.pods.iter().filter(alive).filter(|uid| !told.contains(*uid)).cloned().collect()
+    let reachable_without = |accepted: &BTreeSet<String>| -> Vec<String> {
+        let reachable = start.pods.iter().filter(is_reachable);
+        reachable.filter(|uid| !accepted.contains(*uid)).cloned().collect()
     };
-    let told = seen.test.status.as_ref().and_then(|status| status.aborted.as_ref());
-    if let (None, Some(aborted)) = (told, seen.aborted()) {
-        // Durable before anyone is stopped: who comes later must not wonder why.
-        return Decision::Abort(aborted);
+    let reported = observed.test.status.as_ref().and_then(|status| status.aborted.as_ref());
+    if let (None, Some(aborted)) = (reported, observed.aborted()) {
+        // The status must contain the reason before any runner stops. Otherwise the reason is lost
+        // if the operator restarts in between.
+        return Decision::ReportAbort(aborted);
     }
-    let stopping = cancelled || told.is_some();
-    // Who is to be stopped is not first started; who can't be reached keeps no other from it.
-    let unstopped = without(&seen.memory.stopped);
-    if stopping && !unstopped.is_empty() {
-        return Decision::Stop(unstopped);
+    let stopping = cancelled || reported.is_some();
+    // Stop orders go out before start orders, so a test that is being stopped starts no runner.
+    // An unreachable runner does not delay the orders to the others.
+    let not_stopped = reachable_without(&cache.stop_accepted);
+    if stopping && !not_stopped.is_empty() {
+        return Decision::SendStop(not_stopped);
     }
     if stopping || now >= end {
-        return Decision::Progress(Phase::Stopping, STOPPING);
+        return Decision::ReportProgress(Phase::Stopping, STOPPING_POLL_INTERVAL);
     }
-    let unordered = without(&seen.memory.ordered);
-    if !unordered.is_empty() {
-        return Decision::Order(start, unordered);
+    let not_started = reachable_without(&cache.start_accepted);
+    if !not_started.is_empty() {
+        return Decision::SendStart(start, not_started);
     }
-    Decision::Progress(Phase::Running, COLLECT.min(until_boundary(load, seen.ran(&start, now))))
+    let until_boundary = time_to_next_boundary(load, observed.load_elapsed(&start, now));
+    Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL.min(until_boundary))
 }
 
-/// The time until the load's current stage, or all of it, is over, and a little more.
-fn until_boundary(load: &Load, ran: Duration) -> Duration {
+/// Returns true if no runner can produce more load: each one is final, lost, or missed its start.
+fn all_runners_are_over(
+    observed: &Observed,
+    start: &StartRecord,
+    end: Timestamp,
+    now: Timestamp,
+) -> bool {
+    // A runner without a start order by the end of the load never gets one.
+    let missed_start = |index: usize| now >= end && observed.is_waiting(index);
+    (0..start.pods.len()).all(|index| {
+        observed.is_final(index) || observed.is_lost(start, index) || missed_start(index)
+    })
+}
+
+/// Returns true if no more snapshots are expected: each runner is final, lost, or has not responded
+/// for [`SILENT_RUNNER_TIMEOUT`].
+fn all_runners_are_silent(observed: &Observed, start: &StartRecord, now: Timestamp) -> bool {
+    (0..start.pods.len()).all(|index| {
+        let last_seen = observed.last_seen(index).unwrap_or(now);
+        observed.is_final(index)
+            || observed.is_lost(start, index)
+            || has_elapsed(last_seen, now, SILENT_RUNNER_TIMEOUT)
+    })
+}
+
+/// Returns the time until the end of the current stage or of the load, plus a margin of 50 ms.
+fn time_to_next_boundary(load: &Load, elapsed: Duration) -> Duration {
     let ends = load.stages.iter().scan(Duration::ZERO, |end, stage| {
         *end = end.plus(stage.duration);
         Some(*end)
     });
-    let next = ends.chain([load.length()]).find(|end| *end > ran).unwrap_or(ran);
-    next.minus(ran).plus(Duration::from_millis(50))
+    let next = ends.chain([load.length()]).find(|end| *end > elapsed).unwrap_or(elapsed);
+    next.minus(elapsed).plus(Duration::from_millis(50))
 }
 
-/// What becomes of a test whose children the API server refused; `None` when it may yet take
-/// them, so that the pass is tried again.
-pub fn refused(code: Option<u16>, message: &str) -> Option<Decision> {
-    // 409 is a name that belongs to another; all of these stay as they are.
-    matches!(code, Some(400 | 403 | 409 | 422))
+/// Decides about a test with a child object that the API server rejected.
+///
+/// Returns `None` if the API server may accept the object later, so that the operator retries.
+pub(crate) fn decide_refused(status_code: Option<u16>, message: &str) -> Option<Decision> {
+    // 409 means that the name belongs to another owner. A retry can't change these four results.
+    matches!(status_code, Some(400 | 403 | 409 | 422))
         .then(|| Decision::Fail(Reason::Refused, truncated(message, 900)))
 }
 
-/// A test that is over: let its runners go, and remove it when its time has come.
-fn settle(seen: &Observed, now: Timestamp) -> Decision {
-    let failed = seen.test.status.as_ref().and_then(|s| s.phase) == Some(Phase::Error);
-    // Its status is written by now, so that the reason can't be lost with it.
-    if seen.job.is_some() && (failed || seen.start().is_none()) {
-        return Decision::RemoveJob;
+/// Decides about a test that is over: releases its runners and deletes it after its time to live.
+fn decide_finished(observed: &Observed, now: Timestamp) -> Decision {
+    let failed = observed.test.status.as_ref().and_then(|s| s.phase) == Some(Phase::Error);
+    // The status already contains the reason, so the reason is not lost with the Job.
+    if observed.job.is_some() && (failed || observed.start_record().is_none()) {
+        return Decision::DeleteJob;
     }
-    let held: Vec<String> = seen
+    let unreleased: Vec<String> = observed
         .runners
         .iter()
-        .filter(|runner| runner.ended.is_none() && runner.ip.is_some())
-        .filter(|runner| !seen.memory.released.contains(&runner.uid))
+        .filter(|runner| runner.termination.is_none() && runner.ip.is_some())
+        .filter(|runner| !observed.cache.released.contains(&runner.uid))
         .map(|runner| runner.uid.clone())
         .collect();
-    if seen.job_is_active() && !held.is_empty() {
-        return Decision::Release(held);
+    if observed.job_is_active() && !unreleased.is_empty() {
+        return Decision::SendRelease(unreleased);
     }
-    let finished = seen.test.status.as_ref().and_then(|status| status.finish_time.clone());
-    let (Some(ttl), Some(finished)) = (seen.test.spec.ttl_seconds_after_finished, finished) else {
-        return Decision::Settled;
+    let finish_time = observed.test.status.as_ref().and_then(|status| status.finish_time.clone());
+    let ttl = observed.test.spec.ttl_seconds_after_finished;
+    let (Some(ttl), Some(finish_time)) = (ttl, finish_time) else {
+        return Decision::NothingToDo;
     };
     let ttl = Duration::from_secs(u64::try_from(ttl).unwrap_or(0));
-    if passed(finished.0, now, ttl) {
-        return Decision::Delete;
+    if has_elapsed(finish_time.0, now, ttl) {
+        return Decision::DeleteTest;
     }
-    let since = Duration::from_secs_f64(now.duration_since(finished.0).as_secs_f64());
-    Decision::Wait(ttl.minus(since).plus(Duration::from_millis(10)))
+    let age = Duration::from_secs_f64(now.duration_since(finish_time.0).as_secs_f64());
+    Decision::Wait(ttl.minus(age).plus(Duration::from_millis(10)))
 }
 
 #[cfg(test)]

@@ -1,24 +1,31 @@
-//! The controller: observe → decide → act → report.
+//! Library of the operator: observe → decide → act → report.
 //!
 //! ```text
-//! observe (reads) ─▶ decide (pure) ─▶ act (writes) ─▶ status (pure) ─▶ report (writes)
+//! observe (reads) ─▶ decide (pure) ─▶ act (writes) ─▶ status (pure) ─▶ reconcile, events (write)
 //! ```
 //!
-//! [`decide`], [`status`] and [`resources`] take values and a `now` and know no client;
-//! the rest touches the world and decides nothing.
+//! | modules | task |
+//! |---|---|
+//! | `observe`, `collect`, `state` | read the Kubernetes objects and the runners into one value |
+//! | `decide`, `status`, `resources`, `skew` | pure: take values and a `now`, and have no client |
+//! | `act`, `events` | write objects, send orders and publish Events; decide nothing |
+//! | [`controller`], [`reconcile`] | run these steps for each changed test |
+//! | [`context`], [`error`], `metrics`, [`server`] | what the steps share, and the HTTP endpoints |
 
 mod act;
 mod collect;
 pub mod context;
 pub mod controller;
-pub mod decide;
-pub mod metrics;
+mod decide;
+pub mod error;
+mod events;
+mod metrics;
 mod observe;
-pub mod observed;
 pub mod reconcile;
 pub mod resources;
 pub mod server;
-pub mod skew;
-pub mod status;
+mod skew;
+mod state;
+mod status;
 #[cfg(test)]
 mod testing;

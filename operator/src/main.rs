@@ -1,4 +1,4 @@
-//! `loadtest-operator`: the controller's process.
+//! `loadtest-operator`: parses the arguments, connects to the cluster and runs the controller.
 
 use std::{
     io::Write,
@@ -36,34 +36,35 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
-// The chart's arguments can be given anew behind them.
+// A user of the chart can append arguments that override the arguments of the chart.
 #[command(args_override_self = true)]
 struct Run {
-    /// The operator's own namespace, where its key lives.
+    /// Namespace of the operator and of its token Secret.
     #[arg(long, env = "POD_NAMESPACE")]
     namespace: String,
-    /// Namespaces whose LoadTests it runs; all when absent.
+    /// Comma-separated namespaces to watch for LoadTests. Default: all namespaces.
     #[arg(long, env = "WATCH_NAMESPACES", value_delimiter = ',')]
     watch_namespaces: Vec<String>,
-    /// The runners' image unless a LoadTest names one.
+    /// Runner image of LoadTests that name no image.
     #[arg(long, env = "RUNNER_IMAGE")]
     runner_image: String,
-    /// Where to serve metrics and probes.
+    /// Address on which to serve metrics and probes.
     #[arg(long, default_value = "[::]:8080")]
     listen: SocketAddr,
-    /// The Secret with the key that runs' tokens are made with; made when missing.
+    /// Name of the Secret with the key from which the token of each run is derived. The operator
+    /// creates the Secret if it is missing.
     #[arg(long, default_value = "loadtest-operator-token")]
     token_secret: String,
-    /// How long a test may take to get all its runners ready.
+    /// Maximum time until all runners of a test are ready.
     #[arg(long, default_value = "5m")]
     start_timeout: Duration,
-    /// How long a runner waits to be released after its end.
+    /// Time for which a runner waits for its release order after the end of its load.
     #[arg(long, default_value = "5m")]
     release_grace: Duration,
-    /// How long a released runner goes on serving its metrics.
+    /// Time for which a released runner keeps serving its metrics.
     #[arg(long, default_value = "35s")]
     metrics_linger: Duration,
-    /// What is logged: error, warn, info, debug, trace, or a filter by module.
+    /// Log level (error, warn, info, debug or trace), or a filter by module.
     #[arg(long, env = "LOG_LEVEL", default_value = "info")]
     log_level: String,
 }
@@ -73,7 +74,7 @@ fn main() -> ExitCode {
         Command::Crd => match print_crd() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                // Logs go to a logger; this is a command that failed.
+                // This command has no logger, so the error goes to standard error.
                 let _ = writeln!(std::io::stderr(), "loadtest-operator: {error:#}");
                 ExitCode::FAILURE
             }
@@ -84,7 +85,7 @@ fn main() -> ExitCode {
             match run(arguments) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
-                    tracing::error!(error = format!("{error:#}"), "operator could not run");
+                    tracing::error!(error = format!("{error:#}"), "operator failed");
                     ExitCode::FAILURE
                 }
             }
@@ -109,21 +110,23 @@ async fn run(arguments: Run) -> anyhow::Result<()> {
         start_timeout,
         release_grace,
         metrics_linger,
-        log_level: _, // read by main
+        log_level: _, // `main` has already used this argument
     } = arguments;
-    // Two providers in one build would otherwise make this a panic, later.
+    // Without a default provider, rustls panics later if the build contains two providers.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut config = Config::infer().await.context("no Kubernetes configuration was found")?;
-    // Retries are the controller's: the client's own would repeat creations.
+    let mut config = Config::infer().await.context("failed to find a Kubernetes configuration")?;
+    // The controller retries failed reconciliations. Retries by the client would repeat creations.
     config.default_retry = false;
-    let watches = Client::try_from(config.clone()).context("no Kubernetes client")?;
-    // A watch may be silent for minutes; an answer that a pass waits for may not.
+    let watches =
+        Client::try_from(config.clone()).context("failed to create the Kubernetes client")?;
+    // A watch may be silent for minutes. A reconciliation must not wait that long for a response.
     config.read_timeout = Some(std::time::Duration::from_secs(20));
-    let client = Client::try_from(config).context("no Kubernetes client")?;
+    let client = Client::try_from(config).context("failed to create the Kubernetes client")?;
     let settings = Settings { runner_image, start_timeout, release_grace, metrics_linger };
     let context = Arc::new(Context::new(client, settings, &namespace, &token_secret).await?);
-    let listener =
-        server::listen(listen).await.with_context(|| format!("{listen} can't be bound"))?;
+    let listener = server::bind_listener(listen)
+        .await
+        .with_context(|| format!("failed to listen on {listen}"))?;
     let stop = CancellationToken::new();
     let ready = Arc::new(AtomicBool::new(false));
     let serving = tokio::spawn(server::serve(
@@ -137,7 +140,7 @@ async fn run(arguments: Run) -> anyhow::Result<()> {
     controller::run(context, watches, &watch_namespaces, ready, stop.clone()).await;
     stop.cancel();
     signals.abort();
-    serving.await.context("server panicked")??;
+    serving.await.context("the HTTP server panicked")??;
     tracing::info!("stopped");
     Ok(())
 }
@@ -160,10 +163,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_of_an_argument_given_twice_counts() {
+    fn last_value_of_a_repeated_argument_counts() {
         let line = ["o", "run", "--namespace=a", "--runner-image=b", "--log-level=info"];
-        let again = ["--log-level=debug", "--listen=127.0.0.1:1", "--runner-image=c"];
-        let parsed = Arguments::try_parse_from(line.iter().chain(&again)).unwrap().command;
+        let repeated = ["--log-level=debug", "--listen=127.0.0.1:1", "--runner-image=c"];
+        let parsed = Arguments::try_parse_from(line.iter().chain(&repeated)).unwrap().command;
         let Command::Run(run) = parsed else { panic!("{parsed:?}") };
         assert_eq!((run.log_level, run.runner_image), ("debug".into(), "c".into()));
         assert_eq!(run.listen.port(), 1);

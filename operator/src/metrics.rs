@@ -1,4 +1,4 @@
-//! The operator's own metrics.
+//! Metrics of the operator itself, as served at `/metrics`. They contain no metrics of runners.
 
 use std::{fmt, sync::Mutex};
 
@@ -11,65 +11,67 @@ use prometheus_client::{
     registry::Registry,
 };
 
-/// The operator's own metrics. Counters live here; what tests are doing is read off the
-/// controller's cache when a scrape asks, so nothing is left behind by a deleted test.
-pub struct Metrics {
+/// Metrics of the operator itself.
+///
+/// Counters are stored here. Gauges of tests are computed from the caches of the controllers at
+/// each scrape, so a deleted test leaves no series behind.
+pub(crate) struct OperatorMetrics {
     registry: Mutex<Registry>,
     reconciles: Family<[(&'static str, &'static str); 1], Counter>,
 }
 
-impl fmt::Debug for Metrics {
+impl fmt::Debug for OperatorMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metrics").finish_non_exhaustive()
+        f.debug_struct("OperatorMetrics").finish_non_exhaustive()
     }
 }
 
-impl Default for Metrics {
+impl Default for OperatorMetrics {
     fn default() -> Self {
         let reconciles = Family::default();
         let mut registry = Registry::default();
         registry.register(
             "loadtest_operator_reconciles",
-            "Passes over a LoadTest, by what came of them",
+            "Reconciliations of LoadTests by outcome",
             reconciles.clone(),
         );
         Self { registry: Mutex::new(registry), reconciles }
     }
 }
 
-impl Metrics {
-    /// Counts a pass. Outcomes are a closed set of words.
-    pub fn reconciled(&self, outcome: &'static str) {
+impl OperatorMetrics {
+    /// Counts a reconciliation. Outcomes are a closed set of words.
+    pub(crate) fn count_reconcile(&self, outcome: &'static str) {
         self.reconciles.get_or_create(&[("outcome", outcome)]).inc();
     }
 
-    /// Shows the tests in the controllers' caches from now on. Called once.
-    pub fn watch(&self, stores: Vec<Store<DeserializeGuard<LoadTest>>>) {
-        let mut registry = self.lock();
-        registry.register_collector(Box::new(Tests(stores)));
+    /// Adds gauges of the tests in the controllers' caches. Call this method only once.
+    pub(crate) fn add_stores(&self, stores: Vec<Store<DeserializeGuard<LoadTest>>>) {
+        let mut registry = self.lock_registry();
+        registry.register_collector(Box::new(TestCollector(stores)));
     }
 
-    /// The exposition, as OpenMetrics text.
+    /// Encodes all metrics as OpenMetrics text.
     ///
     /// # Errors
-    /// When the encoder refuses a value.
-    pub fn exposition(&self) -> Result<String, fmt::Error> {
+    /// Fails if the encoder rejects a value.
+    pub(crate) fn encode_text(&self) -> Result<String, fmt::Error> {
         let mut out = String::new();
-        text::encode(&mut out, &self.lock())?;
+        text::encode(&mut out, &self.lock_registry())?;
         Ok(out)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Registry> {
+    fn lock_registry(&self) -> std::sync::MutexGuard<'_, Registry> {
         self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
-/// Tests by phase, and the verdict of each.
-struct Tests(Vec<Store<DeserializeGuard<LoadTest>>>);
+/// Collects the number of tests by phase and the verdict of each test.
+struct TestCollector(Vec<Store<DeserializeGuard<LoadTest>>>);
 
-impl fmt::Debug for Tests {
+impl fmt::Debug for TestCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tests").finish_non_exhaustive()
+        f.debug_struct("TestCollector").finish_non_exhaustive()
     }
 }
 
@@ -83,14 +85,14 @@ const PHASES: [Phase; 7] = [
     Phase::Cancelled,
 ];
 
-impl Collector for Tests {
+impl Collector for TestCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let objects: Vec<_> = self.0.iter().flat_map(Store::state).collect();
         let tests: Vec<&LoadTest> = objects.iter().filter_map(|o| o.0.as_ref().ok()).collect();
         let phase_of = |test: &LoadTest| {
             test.status.as_ref().and_then(|status| status.phase).unwrap_or(Phase::Pending)
         };
-        let help = "LoadTests there are, by phase";
+        let help = "Number of LoadTests by phase";
         let mut family = encoder.encode_descriptor(
             "loadtest_operator_loadtests",
             help,
@@ -102,7 +104,7 @@ impl Collector for Tests {
             let labels = [("phase", phase.as_str())];
             family.encode_family(&labels)?.encode_gauge(&(count as f64))?;
         }
-        let help = "LoadTests whose load is on or about to be";
+        let help = "Number of LoadTests in phase Starting, Running or Stopping";
         let running = tests
             .iter()
             .filter(|t| matches!(phase_of(t), Phase::Starting | Phase::Running | Phase::Stopping))
@@ -110,7 +112,7 @@ impl Collector for Tests {
         encoder
             .encode_descriptor("loadtest_operator_running_tests", help, None, MetricType::Gauge)?
             .encode_gauge(&(running as f64))?;
-        let help = "1 for the verdict of each LoadTest that has one";
+        let help = "1 for each LoadTest with a verdict, by verdict";
         let mut family = encoder.encode_descriptor(
             "loadtest_operator_verdict",
             help,
@@ -139,8 +141,8 @@ mod tests {
 
     use super::*;
 
-    fn store(namespace: &str, status: &str) -> Store<DeserializeGuard<LoadTest>> {
-        let mut test = serde_json::to_value(crate::testing::test()).unwrap();
+    fn store_with_test(namespace: &str, status: &str) -> Store<DeserializeGuard<LoadTest>> {
+        let mut test = serde_json::to_value(crate::testing::example_test()).unwrap();
         test["metadata"]["namespace"] = namespace.into();
         test["status"] = serde_json::from_str(status).unwrap();
         let (reader, mut writer) = reflector::store();
@@ -150,15 +152,15 @@ mod tests {
     }
 
     #[test]
-    fn tests_of_all_namespaces_are_counted_in_one_series() {
-        let metrics = Metrics::default();
-        metrics.reconciled("settled");
-        metrics.watch(vec![
-            store("one", r#"{"phase": "Running"}"#),
-            store("two", r#"{"phase": "Running"}"#),
-            store("three", r#"{"phase": "Finished", "verdict": "Pass"}"#),
+    fn tests_of_all_namespaces_share_one_series() {
+        let metrics = OperatorMetrics::default();
+        metrics.count_reconcile("settled");
+        metrics.add_stores(vec![
+            store_with_test("one", r#"{"phase": "Running"}"#),
+            store_with_test("two", r#"{"phase": "Running"}"#),
+            store_with_test("three", r#"{"phase": "Finished", "verdict": "Pass"}"#),
         ]);
-        let text = metrics.exposition().unwrap();
+        let text = metrics.encode_text().unwrap();
         for line in [
             "loadtest_operator_reconciles_total{outcome=\"settled\"} 1",
             "loadtest_operator_loadtests{phase=\"Running\"} 2",

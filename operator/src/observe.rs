@@ -1,4 +1,6 @@
-//! Reads the world for one pass. Live reads: a stale cache would make children twice.
+//! Reads the state of a test from the API server and from the runners. Writes nothing.
+//!
+//! All reads are live. A stale cache could make the operator create child objects twice.
 
 use k8s_openapi::{
     api::{batch::v1::Job, core::v1::Pod},
@@ -10,36 +12,30 @@ use loadtest_core::resource::Phase;
 use crate::{
     collect,
     context::Context,
-    observed::{Observed, Runner},
-    reconcile::Error,
-    resources::child_name,
+    error::Error,
+    resources::{child_name, is_controlled_by},
+    state::{Observed, Runner},
 };
 
-/// Looks at what a pass needs to know about a test.
-pub(crate) async fn observe(context: &Context, seen: &mut Observed) -> Result<(), Error> {
-    let namespace = seen.test.namespace().unwrap_or_default();
-    let uid = seen.test.uid().unwrap_or_default();
+/// Fills `observed` with the Job, the runner pods and the latest metrics of the runners.
+pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Result<(), Error> {
+    let namespace = observed.test.namespace().unwrap_or_default();
+    let run_uid = observed.test.uid().unwrap_or_default();
     let jobs: Api<Job> = Api::namespaced(context.client.clone(), &namespace);
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
-    let name = child_name(&seen.test);
+    let name = child_name(&observed.test);
     let job = jobs.get_opt(&name).await.map_err(|e| Error::api("get job", &name, e))?;
-    // A predecessor's Job is none of ours.
-    seen.job = job.filter(|job| owned_by(job, &uid));
-    if seen.job.is_some() {
-        let wanted = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
-        let list = pods.list(&wanted).await.map_err(|e| Error::api("list pods of", &name, e))?;
-        seen.runners.extend(list.items.iter().filter_map(Runner::of));
+    // Ignore a Job that belongs to a predecessor of this LoadTest.
+    observed.job = job.filter(|job| is_controlled_by(job, &run_uid));
+    if observed.job.is_some() {
+        let of_job = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
+        let list = pods.list(&of_job).await.map_err(|e| Error::api("list pods of", &name, e))?;
+        observed.runners.extend(list.items.iter().filter_map(Runner::from_pod));
     }
-    seen.memory.since.get_or_insert_with(Timestamp::now);
-    let over = seen.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final);
-    if let (Some(start), false) = (seen.start(), over) {
-        collect::collect(context, &pods, &uid, &start, seen).await;
+    observed.cache.first_seen.get_or_insert_with(Timestamp::now);
+    let is_over = observed.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final);
+    if let (Some(start), false) = (observed.start_record(), is_over) {
+        collect::collect_snapshots(context, &pods, &run_uid, &start, observed).await;
     }
     Ok(())
-}
-
-/// True when an object's controller is the one with this UID.
-pub(crate) fn owned_by<K: kube::Resource>(object: &K, uid: &str) -> bool {
-    let owners = object.meta().owner_references.iter().flatten();
-    owners.clone().any(|owner| owner.controller == Some(true) && owner.uid == uid)
 }

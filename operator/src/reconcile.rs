@@ -1,16 +1,16 @@
-//! One pass over one test: the operator's only async story.
+//! One reconciliation of one test: observe, decide, act and report, in this order.
+//!
+//! The steps are in modules of their own. This module sets the time limit, keeps the cache of the
+//! run, writes the status and chooses the time of the next reconciliation.
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::{api::core::v1::ObjectReference, jiff::Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Resource, ResourceExt,
     api::{DynamicObject, Patch, PatchParams},
     core::DeserializeGuard,
-    runtime::{
-        controller::Action,
-        events::{Event, EventType},
-    },
+    runtime::controller::Action,
 };
 use loadtest_core::{
     report::truncated,
@@ -19,108 +19,56 @@ use loadtest_core::{
 
 use crate::{
     act,
-    collect::chain,
-    context::{Context, MANAGER},
-    decide::{Decision, decide, refused},
-    observe,
-    observed::Observed,
-    status::{self, News},
+    context::Context,
+    decide::{Decision, decide, decide_refused},
+    error::{Error, format_error_chain},
+    events::publish_event,
+    observe::observe,
+    resources::OPERATOR_NAME,
+    state::Observed,
+    status::{self, EventDraft},
 };
 
-/// The longest a pass may take: 200 runners that don't answer, and an API server that hangs
-/// at one call, fit in.
-const PASS: Duration = Duration::from_secs(150);
-/// The longest pause between failed passes.
-const LONGEST_BACKOFF: u64 = 10;
+/// Time limit of a reconciliation.
+///
+/// Requests to 200 runners that don't respond and one API call that hangs take less than this.
+const RECONCILE_TIMEOUT: Duration = Duration::from_secs(150);
+/// Maximum delay between failed reconciliations.
+const MAX_BACKOFF_SECONDS: u64 = 10;
 
-/// What made a pass fail. The next one starts over from what it sees then.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The API server refused something, or is not there.
-    #[error("failed to {what} {name}")]
-    Api {
-        #[allow(missing_docs)]
-        what: &'static str,
-        #[allow(missing_docs)]
-        name: String,
-        #[allow(missing_docs)]
-        #[source]
-        source: Box<kube::Error>,
-    },
-    /// A child's name is another's.
-    #[error("{kind} {name} exists and belongs to another owner: delete it, or rename the test")]
-    NameTaken {
-        #[allow(missing_docs)]
-        kind: String,
-        #[allow(missing_docs)]
-        name: String,
-    },
-    /// A plan has no JSON form.
-    #[error("plan can't be written")]
-    Plan(#[source] serde_json::Error),
-    /// The pass took too long.
-    #[error("pass took over {} s", PASS.as_secs())]
-    TooSlow,
-}
-
-impl Error {
-    pub(crate) fn api(what: &'static str, name: &str, source: kube::Error) -> Self {
-        Self::Api { what, name: name.to_owned(), source: Box::new(source) }
-    }
-
-    /// The API server's code, when it refused something that stays refused or not.
-    fn code(&self) -> Option<u16> {
-        match self {
-            Self::Api { source, .. } => match &**source {
-                kube::Error::Api(status) => Some(status.code),
-                _ => None,
-            },
-            Self::NameTaken { .. } => Some(409),
-            Self::Plan(_) | Self::TooSlow => None,
-        }
-    }
-
-    /// The metric label.
-    const fn label(&self) -> &'static str {
-        match self {
-            Self::Api { .. } => "api_error",
-            Self::NameTaken { .. } => "name_taken",
-            Self::Plan(_) => "plan_error",
-            Self::TooSlow => "too_slow",
-        }
-    }
-}
-
-/// Takes one test one step further.
+/// Carries out the next step of a test.
 ///
 /// # Errors
-/// When the world can't be read or written; the controller comes again.
+/// Fails if an object can't be read or written, or on a timeout. The controller retries after the
+/// delay that [`on_error`] returns.
 pub async fn reconcile(
     object: Arc<DeserializeGuard<LoadTest>>,
     context: Arc<Context>,
 ) -> Result<Action, Error> {
     let result = match &object.0 {
-        Ok(test) => Box::pin(step(&context, test)).await,
+        Ok(test) => Box::pin(reconcile_test(&context, test)).await,
         Err(invalid) => {
             let name = invalid.metadata.name.clone().unwrap_or_default();
             let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
-            in_time(undecodable(&context, &namespace, &name, &invalid.error)).await
+            with_timeout(reject_undecodable(&context, &namespace, &name, &invalid.error)).await
         }
     };
     match &result {
-        Ok(_) => context.forget(&key(&object)),
-        Err(error) => context.metrics.reconciled(error.label()),
+        Ok(_) => context.reset_failures(&object_key(&object)),
+        Err(error) => context.metrics.count_reconcile(error.outcome_label()),
     }
     result
 }
 
-/// Ends what takes too long.
-async fn in_time<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(PASS, work).await.unwrap_or(Err(Error::TooSlow))
+/// Runs `work` and fails if it takes longer than [`RECONCILE_TIMEOUT`].
+async fn with_timeout<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::time::timeout(RECONCILE_TIMEOUT, work)
+        .await
+        .unwrap_or(Err(Error::Timeout(RECONCILE_TIMEOUT)))
 }
 
-/// How an object is told from others.
-pub(crate) fn key(object: &DeserializeGuard<LoadTest>) -> String {
+/// Returns `namespace/name` of an object.
+pub(crate) fn object_key(object: &DeserializeGuard<LoadTest>) -> String {
     let meta = object.meta();
     format!(
         "{}/{}",
@@ -129,168 +77,179 @@ pub(crate) fn key(object: &DeserializeGuard<LoadTest>) -> String {
     )
 }
 
-/// When to come again after a failed pass: 1, 2, 4 … 10 s.
-#[expect(clippy::needless_pass_by_value, reason = "the controller calls it so")]
+/// Returns the delay after a failed reconciliation: 1, 2, 4, 8, then 10 s.
+#[expect(clippy::needless_pass_by_value, reason = "`Controller::run` requires this signature")]
 pub fn on_error(
     object: Arc<DeserializeGuard<LoadTest>>,
     error: &Error,
     context: Arc<Context>,
 ) -> Action {
-    let key = key(&object);
-    let failures = context.failed(&key);
-    tracing::warn!(loadtest = key, failures, error = %chain(error), "pass failed");
+    let key = object_key(&object);
+    let failures = context.count_failure(&key);
+    let error = format_error_chain(error);
+    tracing::warn!(loadtest = key, failures, error, "reconciliation failed");
     let seconds = 1_u64 << failures.saturating_sub(1).min(4);
-    Action::requeue(Duration::from_secs(seconds.min(LONGEST_BACKOFF)))
+    Action::requeue(Duration::from_secs(seconds.min(MAX_BACKOFF_SECONDS)))
 }
 
-async fn step(context: &Context, cached: &LoadTest) -> Result<Action, Error> {
+async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, Error> {
     let namespace = cached.namespace().unwrap_or_default();
     let name = cached.name_any();
     let tests: Api<LoadTest> = Api::namespaced(context.client.clone(), &namespace);
-    let test = in_time(async {
+    let test = with_timeout(async {
         tests.get_opt(&name).await.map_err(|e| Error::api("get loadtest", &name, e))
     });
     let test = test.await?;
-    // Gone, or on its way: its children follow it by their owner references.
+    // The test is deleted or being deleted. Kubernetes deletes its children through their owner
+    // references.
     let Some(test) = test.filter(|test| test.metadata.deletion_timestamp.is_none()) else {
-        context.recall(&cached.uid().unwrap_or_default());
-        context.metrics.reconciled("gone");
+        context.take_cache(&cached.uid().unwrap_or_default());
+        context.metrics.count_reconcile("gone");
         return Ok(Action::await_change());
     };
-    let run = test.uid().unwrap_or_default();
-    let memory = context.recall(&run);
-    let mut seen = Observed::new(test, memory);
-    let passed = Box::pin(in_time(pass(context, &tests, &mut seen))).await;
-    let next = passed.as_ref().map(|decision| after(decision, &seen)).ok();
-    // Numbers that were collected stay, also when the pass failed or took too long.
-    if !matches!(passed, Ok(Decision::Settled | Decision::Delete)) {
-        if seen.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final) {
-            seen.memory.shed();
+    let run_uid = test.uid().unwrap_or_default();
+    let cache = context.take_cache(&run_uid);
+    let mut observed = Observed::new(test, cache);
+    let result = Box::pin(with_timeout(run_pipeline(context, &tests, &mut observed))).await;
+    let action = result.as_ref().map(|decision| next_action(decision, &observed)).ok();
+    // The cache keeps the collected snapshots even if the reconciliation failed or timed out.
+    if !matches!(result, Ok(Decision::NothingToDo | Decision::DeleteTest)) {
+        if observed.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final) {
+            observed.cache.drop_results();
         }
-        context.remember(run, seen.memory);
+        context.store_cache(run_uid, observed.cache);
     }
-    context.metrics.reconciled(label(&passed?));
-    Ok(next.unwrap_or_else(Action::await_change))
+    context.metrics.count_reconcile(outcome_label(&result?));
+    Ok(action.unwrap_or_else(Action::await_change))
 }
 
-/// Looks, decides, acts and tells. What was decided.
-async fn pass(
+/// Observes, decides, acts and reports. Returns the decision.
+async fn run_pipeline(
     context: &Context,
     tests: &Api<LoadTest>,
-    seen: &mut Observed,
+    observed: &mut Observed,
 ) -> Result<Decision, Error> {
-    observe::observe(context, seen).await?;
-    seen.look();
+    observe(context, observed).await?;
+    observed.update_timeline();
     let now = Timestamp::now();
-    let mut decision = decide(seen, &context.settings, now);
-    let (namespace, name) = (seen.test.namespace(), seen.test.name_any());
+    let mut decision = decide(observed, &context.settings, now);
+    let (namespace, name) = (observed.test.namespace(), observed.test.name_any());
     tracing::debug!(namespace, name, ?decision, "decided");
-    let mut acted = act::act(context, seen, &decision).await;
-    if let (Decision::Launch(_), Err(error)) = (&decision, &acted)
-        && let Some(fail) = refused(error.code(), &chain(error))
+    let mut result = act::carry_out(context, observed, &decision).await;
+    if let (Decision::Launch(_), Err(error)) = (&decision, &result)
+        && let Some(fail) = decide_refused(error.status_code(), &format_error_chain(error))
     {
-        (decision, acted) = (fail, Ok(()));
+        (decision, result) = (fail, Ok(()));
     }
-    acted?;
-    report(context, tests, seen, &decision, now).await?;
+    result?;
+    report_status(context, tests, observed, &decision, now).await?;
     Ok(decision)
 }
 
-/// When to come again after a decision was carried out.
-fn after(decision: &Decision, seen: &Observed) -> Action {
+/// Returns the time of the next reconciliation after a decision has been carried out.
+fn next_action(decision: &Decision, observed: &Observed) -> Action {
     match decision {
-        // Later edits wake the controller; so does everything the Job does.
-        Decision::Settled | Decision::Reject(_) | Decision::Delete => Action::await_change(),
-        Decision::Wait(time) | Decision::Progress(_, time) => Action::requeue(time.std()),
-        // Its finalizers, if someone gave it any, may take a while.
-        Decision::RemoveJob => Action::requeue(Duration::from_secs(1)),
-        // Someone did not take the order: not so fast the next time.
-        Decision::Order(_, pods) if pods.iter().any(|uid| !seen.memory.ordered.contains(uid)) => {
+        // An edit of the test or a change of its Job triggers the next reconciliation.
+        Decision::NothingToDo | Decision::Reject(_) | Decision::DeleteTest => {
+            Action::await_change()
+        }
+        Decision::Wait(time) | Decision::ReportProgress(_, time) => Action::requeue(time.std()),
+        // The Job may have finalizers, which take a while.
+        Decision::DeleteJob => Action::requeue(Duration::from_secs(1)),
+        // A runner did not accept the order, so the operator waits before it sends the order again.
+        Decision::SendStart(_, pods)
+            if pods.iter().any(|uid| !observed.cache.start_accepted.contains(uid)) =>
+        {
             Action::requeue(Duration::from_millis(500))
         }
-        Decision::Stop(pods) if pods.iter().any(|uid| !seen.memory.stopped.contains(uid)) => {
+        Decision::SendStop(pods)
+            if pods.iter().any(|uid| !observed.cache.stop_accepted.contains(uid)) =>
+        {
             Action::requeue(Duration::from_millis(500))
         }
-        Decision::Release(pods) if pods.iter().any(|uid| !seen.memory.released.contains(uid)) => {
+        Decision::SendRelease(pods)
+            if pods.iter().any(|uid| !observed.cache.released.contains(uid)) =>
+        {
             Action::requeue(Duration::from_secs(2))
         }
         _ => Action::requeue(Duration::ZERO),
     }
 }
 
-const fn label(decision: &Decision) -> &'static str {
+const fn outcome_label(decision: &Decision) -> &'static str {
     match decision {
-        Decision::Settled => "settled",
+        Decision::NothingToDo => "settled",
         Decision::Wait(_) => "waiting",
         Decision::Reject(_) => "rejected",
         Decision::Admit(_) => "admitted",
         Decision::Launch(_) => "launched",
-        Decision::Start(_) | Decision::Started(_) => "started",
-        Decision::Order(..) => "ordered",
-        Decision::Stop(_) => "stopped",
-        Decision::Abort(_) => "aborted",
-        Decision::Progress(..) => "progressed",
+        Decision::PersistStart(_) | Decision::ReportStarted(_) => "started",
+        Decision::SendStart(..) => "ordered",
+        Decision::SendStop(_) => "stopped",
+        Decision::ReportAbort(_) => "aborted",
+        Decision::ReportProgress(..) => "progressed",
         Decision::Conclude { .. } => "concluded",
         Decision::Fail(..) => "failed",
         Decision::CancelUnstarted => "cancelled",
-        Decision::RemoveJob => "job_removed",
-        Decision::Release(_) => "released",
-        Decision::Delete => "deleted",
+        Decision::DeleteJob => "job_removed",
+        Decision::SendRelease(_) => "released",
+        Decision::DeleteTest => "deleted",
     }
 }
 
-/// Writes the status when it changed, and tells what is new.
-async fn report(
+/// Writes the status if it has changed, and publishes an Event about the change.
+async fn report_status(
     context: &Context,
     tests: &Api<LoadTest>,
-    seen: &mut Observed,
+    observed: &mut Observed,
     decision: &Decision,
     now: Timestamp,
 ) -> Result<(), Error> {
-    let old = seen.test.status.clone().unwrap_or_default();
-    let (next, news) = status::next(seen, decision, now);
-    if next == old || status::can_wait(&old, &next, seen.memory.reported, now) {
+    let old = observed.test.status.clone().unwrap_or_default();
+    let (next, event) = status::next_status(observed, decision, now);
+    if next == old || status::is_throttled(&old, &next, observed.cache.status_written_at, now) {
         return Ok(());
     }
-    // Admission is of the very spec that was read: an edit in between is looked at first.
-    let version = matches!(decision, Decision::Admit(_) | Decision::Reject(_))
-        .then(|| seen.test.resource_version())
+    // `Admit` and `Reject` are valid only for the spec that was read. With a resource version the
+    // write fails if the spec has changed since, and the next reconciliation reads the new spec.
+    let resource_version = matches!(decision, Decision::Admit(_) | Decision::Reject(_))
+        .then(|| observed.test.resource_version())
         .flatten();
-    write(tests, &seen.test, &next, version).await?;
-    seen.memory.reported = Some(now);
+    write_status(tests, &observed.test, &next, resource_version).await?;
+    observed.cache.status_written_at = Some(now);
     if next.phase != old.phase || next.verdict != old.verdict {
         tracing::info!(
-            namespace = seen.test.namespace(),
-            name = seen.test.name_any(),
+            namespace = observed.test.namespace(),
+            name = observed.test.name_any(),
             phase = next.phase.map(Phase::as_str),
             verdict = next.verdict.map(loadtest_core::resource::Verdict::as_str),
             "phase changed"
         );
     }
-    if let Some(news) = news {
-        publish(context, &seen.test.object_ref(&()), news).await;
+    if let Some(event) = event {
+        publish_event(context, &observed.test.object_ref(&()), event).await;
     }
     Ok(())
 }
 
-async fn write(
+async fn write_status(
     tests: &Api<LoadTest>,
     test: &LoadTest,
     status: &LoadTestStatus,
-    version: Option<String>,
+    resource_version: Option<String>,
 ) -> Result<(), Error> {
     let name = test.name_any();
     let mut object = serde_json::json!({
         "apiVersion": LoadTest::api_version(&()),
         "kind": LoadTest::kind(&()),
-        // The UID keeps the status of a replaced test off its successor.
+        // With the UID, the write fails if another test of the same name has replaced this test.
         "metadata": {"name": name, "uid": test.uid()},
         "status": status,
     });
-    if let Some(version) = version {
+    if let Some(version) = resource_version {
         object["metadata"]["resourceVersion"] = version.into();
     }
-    let parameters = PatchParams::apply(MANAGER).force();
+    let parameters = PatchParams::apply(OPERATOR_NAME).force();
     tests
         .patch_status(&name, &parameters, &Patch::Apply(object))
         .await
@@ -298,23 +257,10 @@ async fn write(
     Ok(())
 }
 
-/// Files an Event. One that can't be filed changes nothing else.
-async fn publish(context: &Context, about: &ObjectReference, news: News) {
-    let News { reason, note, warning } = news;
-    let event = Event {
-        type_: if warning { EventType::Warning } else { EventType::Normal },
-        action: reason.clone(),
-        reason,
-        note: Some(note),
-        secondary: None,
-    };
-    if let Err(error) = context.recorder.publish(&event, about).await {
-        tracing::warn!(error = %chain(&error), "event could not be filed");
-    }
-}
-
-/// Says on an object that can't be decoded that it can't, through a client that doesn't try.
-async fn undecodable(
+/// Reports in the status of an object that the object can't be decoded.
+///
+/// The object is read and written as a [`DynamicObject`], which needs no decoding of the spec.
+async fn reject_undecodable(
     context: &Context,
     namespace: &str,
     name: &str,
@@ -325,13 +271,16 @@ async fn undecodable(
         Api::namespaced_with(context.client.clone(), namespace, &resource);
     let found = api.get_opt(name).await.map_err(|e| Error::api("get loadtest", name, e))?;
     let Some(found) = found else { return Ok(Action::await_change()) };
-    let message = truncated(&format!("the object can't be read: {error}"), 1000);
-    let told = found.data["status"]["conditions"]
+    let message = truncated(
+        &format!("failed to decode the LoadTest; correct its manifest and apply it again: {error}"),
+        1000,
+    );
+    let already_reported = found.data["status"]["conditions"]
         .as_array()
         .into_iter()
         .flatten()
         .any(|c| c["type"] == "Accepted" && c["message"] == message.as_str());
-    if told {
+    if already_reported {
         return Ok(Action::await_change());
     }
     let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
@@ -350,11 +299,11 @@ async fn undecodable(
             "conditions": [condition("Accepted", "False"), condition("Finished", "True")],
         },
     });
-    api.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(patch))
+    api.patch_status(name, &PatchParams::apply(OPERATOR_NAME).force(), &Patch::Apply(patch))
         .await
         .map_err(|e| Error::api("write the status of loadtest", name, e))?;
-    let news = News { reason: "Undecodable".into(), note: message, warning: true };
-    publish(context, &found.object_ref(&resource), news).await;
-    context.metrics.reconciled("undecodable");
+    let event = EventDraft { reason: "Undecodable".into(), note: message, warning: true };
+    publish_event(context, &found.object_ref(&resource), event).await;
+    context.metrics.count_reconcile("undecodable");
     Ok(Action::await_change())
 }

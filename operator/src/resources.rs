@@ -1,4 +1,7 @@
-//! The objects of a test: one ConfigMap with its plan, one Indexed Job with its runners. Pure.
+//! Builds the child objects of a test: a ConfigMap with the plan, and an Indexed Job with the
+//! runners.
+//!
+//! Pure: this module has no client. The module `act` creates the objects.
 
 use std::collections::BTreeMap;
 
@@ -28,78 +31,88 @@ use loadtest_core::{
     resource::{GROUP, LoadTest, Runners, Sizing},
 };
 
-/// Where runners serve their metrics and take orders.
-pub const PORT: u16 = 9464;
-/// The exit code of a runner that had started and was killed.
+/// Name of the operator: field manager, reporter of Events and value of the label
+/// `app.kubernetes.io/managed-by`.
+pub(crate) const OPERATOR_NAME: &str = "loadtest-operator";
+/// Port on which runners serve their metrics and receive orders.
+pub(crate) const RUNNER_PORT: u16 = 9464;
+/// Exit code of a runner that was killed after its start.
 const EXIT_KILLED_AFTER_START: i32 = 75;
-/// The exit code of a runner whose machine does not let it make its load.
-pub const EXIT_PREFLIGHT: i32 = 77;
-/// `app.kubernetes.io/name` of runner pods: what a PodMonitor selects.
-pub const RUNNER: &str = "loadtest-runner";
-/// The container's name.
-pub const CONTAINER: &str = "runner";
-/// User and group of runners when nothing else is asked for.
-const NOBODY: i64 = 65532;
-/// How long a finished Job and its pods stay to be looked at, in seconds.
-const JOB_TTL: i32 = 600;
-/// The longest name of a Job: its pods' names add an index and a suffix.
-const MAX_JOB_NAME: usize = 52;
-const MAX_LABEL: usize = 63;
+/// Exit code of a runner if the limits of its machine are too low for its load.
+pub(crate) const EXIT_PREFLIGHT: i32 = 77;
+/// Value of the label `app.kubernetes.io/name` of runner pods, which a PodMonitor selects.
+const RUNNER_APP_NAME: &str = "loadtest-runner";
+/// Name of the runner's container.
+pub(crate) const RUNNER_CONTAINER: &str = "runner";
+/// Default user ID and group ID of runners.
+const NONROOT_ID: i64 = 65532;
+/// Seconds for which a finished Job and its pods are kept, so that users can inspect them.
+const JOB_TTL_SECONDS: i32 = 600;
+/// Maximum length of a Job's name. The names of its pods add an index and a suffix.
+const MAX_JOB_NAME_LENGTH: usize = 52;
+/// Maximum length of a label value in Kubernetes.
+const MAX_LABEL_LENGTH: usize = 63;
 
-/// What the operator adds to every test.
+/// Settings of the operator that apply to every test.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The runner's image unless the test names one.
+    /// Runner image of tests that name no image.
     pub runner_image: String,
-    /// How long a test may take to get all its runners ready.
+    /// Maximum time until all runners of a test are ready.
     pub start_timeout: Duration,
-    /// How long a runner waits to be released after its end.
+    /// Time for which a runner waits for its release order after the end of its load.
     pub release_grace: Duration,
-    /// How long a released runner goes on serving its metrics.
+    /// Time for which a released runner keeps serving its metrics.
     pub metrics_linger: Duration,
 }
 
-/// The name of a test's children: its own, cut to fit, and eight digits of its UID.
+/// Returns the name of a test's child objects: the truncated name of the test and eight digits of
+/// its UID.
 ///
-/// Dots become dashes: the Job's name is the first part of its pods' host names.
+/// Dots become dashes, because the host names of the pods start with the name of the Job.
 pub fn child_name(test: &LoadTest) -> String {
     let uid: String =
         test.uid().unwrap_or_default().chars().filter(char::is_ascii_hexdigit).take(8).collect();
-    let room = MAX_JOB_NAME - 1 - uid.len();
-    let name: String = test.name_any().replace('.', "-").chars().take(room).collect();
+    let max_length = MAX_JOB_NAME_LENGTH - 1 - uid.len();
+    let name: String = test.name_any().replace('.', "-").chars().take(max_length).collect();
     format!("{}-{uid}", name.trim_end_matches('-'))
 }
 
-fn labels(test: &LoadTest) -> BTreeMap<String, String> {
-    let name: String = test.name_any().chars().take(MAX_LABEL).collect();
+fn child_labels(test: &LoadTest) -> BTreeMap<String, String> {
+    let name: String = test.name_any().chars().take(MAX_LABEL_LENGTH).collect();
     let name = name.trim_end_matches(['-', '.']).to_owned();
     BTreeMap::from([
-        ("app.kubernetes.io/name".into(), RUNNER.into()),
-        ("app.kubernetes.io/managed-by".into(), "loadtest-operator".into()),
+        ("app.kubernetes.io/name".into(), RUNNER_APP_NAME.into()),
+        ("app.kubernetes.io/managed-by".into(), OPERATOR_NAME.into()),
         (format!("{GROUP}/name"), name),
         (format!("{GROUP}/uid"), test.uid().unwrap_or_default()),
     ])
 }
 
-fn owner(test: &LoadTest) -> Option<OwnerReference> {
-    // Blocking the owner's deletion would need a right on its finalizers, and nothing here
-    // has to outlive the children.
+fn owner_reference(test: &LoadTest) -> Option<OwnerReference> {
+    // `blockOwnerDeletion` needs permission to update the finalizers of the owner. The owner need
+    // not outlive its children, so the field is not set.
     test.controller_owner_ref(&())
         .map(|owner| OwnerReference { block_owner_deletion: None, ..owner })
 }
 
-fn metadata(test: &LoadTest) -> ObjectMeta {
+fn child_metadata(test: &LoadTest) -> ObjectMeta {
     ObjectMeta {
         name: Some(child_name(test)),
         namespace: test.namespace(),
-        labels: Some(labels(test)),
-        owner_references: owner(test).map(|owner| vec![owner]),
+        labels: Some(child_labels(test)),
+        owner_references: owner_reference(test).map(|owner| vec![owner]),
         ..ObjectMeta::default()
     }
 }
 
-/// The plan of a test.
-pub fn plan(test: &LoadTest, sizing: &Sizing, token_sha256: String, settings: &Settings) -> Plan {
+/// Builds the plan of a test.
+pub(crate) fn build_plan(
+    test: &LoadTest,
+    sizing: &Sizing,
+    token_sha256: String,
+    settings: &Settings,
+) -> Plan {
     Plan {
         version: VERSION,
         run: test.uid().unwrap_or_default(),
@@ -116,24 +129,28 @@ pub fn plan(test: &LoadTest, sizing: &Sizing, token_sha256: String, settings: &S
     }
 }
 
-/// The ConfigMap that carries the plan.
+/// Builds the ConfigMap that carries the plan.
 ///
 /// # Errors
-/// Never in practice: a plan is plain data.
-pub fn config_map(test: &LoadTest, plan: &Plan) -> Result<ConfigMap, serde_json::Error> {
+/// Fails if the plan has no JSON form. A plan is plain data, so this does not happen in practice.
+pub(crate) fn build_config_map(
+    test: &LoadTest,
+    plan: &Plan,
+) -> Result<ConfigMap, serde_json::Error> {
     Ok(ConfigMap {
-        metadata: metadata(test),
+        metadata: child_metadata(test),
         data: Some(BTreeMap::from([("plan.json".into(), serde_json::to_string(plan)?)])),
         immutable: Some(true),
         ..ConfigMap::default()
     })
 }
 
-/// The Job with one pod per runner.
-pub fn job(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> Job {
+/// Builds the Job with one pod per runner.
+pub(crate) fn build_job(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> Job {
     let load = &test.spec.load;
     let runners = i32::try_from(sizing.runners).unwrap_or(1);
-    // An upper bound on everything, should the operator never come back.
+    // The deadline ends the Job even if the operator never comes back, so it is longer than all
+    // steps of a test together.
     let deadline = [
         settings.start_timeout,
         load.length(),
@@ -145,35 +162,35 @@ pub fn job(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> Job {
     .into_iter()
     .fold(Duration::ZERO, Duration::plus);
     Job {
-        metadata: metadata(test),
+        metadata: child_metadata(test),
         spec: Some(JobSpec {
             completion_mode: Some("Indexed".into()),
             completions: Some(runners),
             parallelism: Some(runners),
-            // A lost runner neither restarts nor takes the others with it.
+            // A lost runner is not restarted, and the other runners keep running.
             backoff_limit_per_index: Some(0),
-            pod_failure_policy: Some(failure_policy()),
-            ttl_seconds_after_finished: Some(JOB_TTL),
+            pod_failure_policy: Some(pod_failure_policy()),
+            ttl_seconds_after_finished: Some(JOB_TTL_SECONDS),
             active_deadline_seconds: i64::try_from(deadline.as_nanos() / 1_000_000_000).ok(),
-            template: template(test, sizing, settings),
+            template: pod_template(test, sizing, settings),
             ..JobSpec::default()
         }),
         ..Job::default()
     }
 }
 
-fn failure_policy() -> PodFailurePolicy {
+fn pod_failure_policy() -> PodFailurePolicy {
     let killed_after_start = PodFailurePolicyRule {
         action: "FailIndex".into(),
         on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
-            container_name: Some(CONTAINER.into()),
+            container_name: Some(RUNNER_CONTAINER.into()),
             operator: "In".into(),
             values: vec![EXIT_KILLED_AFTER_START],
         }),
         on_pod_conditions: None,
     };
-    // Evicted before its start, a runner is replaced. After it, the replacement is never
-    // ordered to start: the operator knows the pods it started by their UIDs.
+    // The Job replaces an evicted pod. The replacement makes load only if the eviction came before
+    // the start, because the operator sends start orders only to the pods in the start record.
     let evicted = PodFailurePolicyRule {
         action: "Ignore".into(),
         on_exit_codes: None,
@@ -185,10 +202,10 @@ fn failure_policy() -> PodFailurePolicy {
     PodFailurePolicy { rules: vec![killed_after_start, evicted] }
 }
 
-fn template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTemplateSpec {
-    // Taken apart without `..`: a field of the resource can't be forgotten here.
+fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTemplateSpec {
+    // The pattern has no `..`, so the compiler reports a field that this function forgets.
     let Runners {
-        users_per_runner: _, // sizing has used it
+        users_per_runner: _, // the sizing has already used this field
         image,
         resources,
         node_selector,
@@ -198,44 +215,44 @@ fn template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTemplat
         image_pull_secrets,
         env,
         annotations,
-        labels: own_labels,
+        labels: user_labels,
         service_account_name,
         priority_class_name,
         security_context,
     } = test.spec.runners.clone();
-    let mut all_labels = own_labels;
-    all_labels.extend(labels(test));
+    let mut all_labels = user_labels;
+    all_labels.extend(child_labels(test));
     let security = security_context.unwrap_or_default();
     let container = Container {
-        name: CONTAINER.into(),
+        name: RUNNER_CONTAINER.into(),
         image: Some(image.unwrap_or_else(|| settings.runner_image.clone())),
         args: Some(vec!["run".into()]),
-        env: Some(environment(test, env)),
+        env: Some(environment_variables(test, env)),
         ports: Some(vec![ContainerPort {
             name: Some("metrics".into()),
-            container_port: i32::from(PORT),
+            container_port: i32::from(RUNNER_PORT),
             ..ContainerPort::default()
         }]),
         readiness_probe: Some(Probe {
             http_get: Some(HTTPGetAction {
                 path: Some("/readyz".into()),
-                port: IntOrString::Int(i32::from(PORT)),
+                port: IntOrString::Int(i32::from(RUNNER_PORT)),
                 ..HTTPGetAction::default()
             }),
             period_seconds: Some(1),
-            // A busy runner must not look unready for a slow answer.
+            // A busy runner may respond slowly and must stay ready.
             timeout_seconds: Some(5),
             failure_threshold: Some(10),
             ..Probe::default()
         }),
-        resources: Some(requirements(resources, sizing)),
+        resources: Some(resource_requirements(resources, sizing)),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
             read_only_root_filesystem: Some(true),
             capabilities: Some(Capabilities { drop: Some(vec!["ALL".into()]), add: None }),
             ..SecurityContext::default()
         }),
-        // The last words of a runner that could not run, for the status.
+        // For a runner that could not run, the status shows this message or the end of the log.
         termination_message_policy: Some("FallbackToLogsOnError".into()),
         volume_mounts: Some(vec![VolumeMount {
             name: "plan".into(),
@@ -267,8 +284,8 @@ fn template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTemplat
             affinity,
             security_context: Some(PodSecurityContext {
                 run_as_non_root: Some(true),
-                run_as_user: Some(security.run_as_user.unwrap_or(NOBODY)),
-                run_as_group: Some(security.run_as_group.unwrap_or(NOBODY)),
+                run_as_user: Some(security.run_as_user.unwrap_or(NONROOT_ID)),
+                run_as_group: Some(security.run_as_group.unwrap_or(NONROOT_ID)),
                 fs_group: security.fs_group,
                 seccomp_profile: Some(SeccompProfile {
                     type_: "RuntimeDefault".into(),
@@ -289,8 +306,11 @@ fn template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTemplat
     }
 }
 
-fn requirements(asked: Option<ResourceRequirements>, sizing: &Sizing) -> ResourceRequirements {
-    let mut all = asked.unwrap_or_default();
+fn resource_requirements(
+    requested: Option<ResourceRequirements>,
+    sizing: &Sizing,
+) -> ResourceRequirements {
+    let mut all = requested.unwrap_or_default();
     let requests = all.requests.get_or_insert_default();
     for (name, value) in [("cpu", &sizing.cpu), ("memory", &sizing.memory)] {
         requests.entry(name.into()).or_insert_with(|| Quantity(value.clone()));
@@ -298,8 +318,8 @@ fn requirements(asked: Option<ResourceRequirements>, sizing: &Sizing) -> Resourc
     all
 }
 
-fn environment(test: &LoadTest, own: Vec<EnvVar>) -> Vec<EnvVar> {
-    let mut all = own;
+fn environment_variables(test: &LoadTest, user_variables: Vec<EnvVar>) -> Vec<EnvVar> {
+    let mut all = user_variables;
     all.push(EnvVar {
         name: "LOADTEST_POD_UID".into(),
         value_from: Some(EnvVarSource {
@@ -328,39 +348,45 @@ fn environment(test: &LoadTest, own: Vec<EnvVar>) -> Vec<EnvVar> {
     all
 }
 
+/// Returns true if the controlling owner of an object has this UID.
+pub(crate) fn is_controlled_by<K: Resource>(object: &K, owner_uid: &str) -> bool {
+    let owners = object.meta().owner_references.iter().flatten();
+    owners.clone().any(|owner| owner.controller == Some(true) && owner.uid == owner_uid)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{settings, test};
+    use crate::testing::{example_settings, example_test};
     use loadtest_core::sizing::size;
 
-    fn job_of(test: &LoadTest) -> Job {
-        job(test, &size(&test.spec), &settings())
+    fn example_job(test: &LoadTest) -> Job {
+        build_job(test, &size(&test.spec), &example_settings())
     }
 
     #[test]
-    fn names_fit_at_the_limit_and_end_in_a_letter_or_digit() {
-        let mut test = test();
+    fn child_names_are_valid_and_within_the_limit() {
+        let mut test = example_test();
         for name in ["a".repeat(253), format!("{}.b", "a".repeat(42)), "x".into(), "a.b.c".into()] {
             test.metadata.name = Some(name);
             let child = child_name(&test);
-            assert!(child.len() <= MAX_JOB_NAME, "{child}");
+            assert!(child.len() <= MAX_JOB_NAME_LENGTH, "{child}");
             assert!(child.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'), "{child}");
             assert!(child.ends_with("-0a1b2c3d"), "{child}");
-            assert!(labels(&test).values().all(|value| value.len() <= MAX_LABEL));
+            assert!(child_labels(&test).values().all(|value| value.len() <= MAX_LABEL_LENGTH));
         }
     }
 
     #[test]
-    fn two_tests_of_one_name_never_share_children() {
-        let (first, mut second) = (test(), test());
+    fn child_names_differ_between_tests_of_the_same_name() {
+        let (first, mut second) = (example_test(), example_test());
         second.metadata.uid = Some("ffffffff-0000-4000-8000-000000000000".into());
         assert_ne!(child_name(&first), child_name(&second));
     }
 
     #[test]
-    fn the_job_is_indexed_and_restarts_nothing() {
-        let spec = job_of(&test()).spec.unwrap();
+    fn job_is_indexed_and_never_restarts_runners() {
+        let spec = example_job(&example_test()).spec.unwrap();
         assert_eq!(spec.completion_mode.as_deref(), Some("Indexed"));
         assert_eq!((spec.completions, spec.parallelism), (Some(2), Some(2)));
         assert_eq!(spec.backoff_limit_per_index, Some(0));
@@ -368,8 +394,8 @@ mod tests {
     }
 
     #[test]
-    fn runner_pods_are_restricted_and_hold_no_credentials_of_the_cluster() {
-        let pod = job_of(&test()).spec.unwrap().template.spec.unwrap();
+    fn runner_pods_are_restricted_and_have_no_cluster_token() {
+        let pod = example_job(&example_test()).spec.unwrap().template.spec.unwrap();
         assert_eq!(pod.automount_service_account_token, Some(false));
         let security = pod.security_context.unwrap();
         assert_eq!(security.run_as_non_root, Some(true));
@@ -381,36 +407,36 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_set_and_limits_are_not() {
-        let pod = job_of(&test()).spec.unwrap().template.spec.unwrap();
+    fn runners_have_resource_requests_and_no_limits() {
+        let pod = example_job(&example_test()).spec.unwrap().template.spec.unwrap();
         let resources = pod.containers[0].resources.clone().unwrap();
         assert!(resources.requests.unwrap().contains_key("cpu"));
         assert_eq!(resources.limits, None);
     }
 
     #[test]
-    fn the_plan_carries_no_token_and_no_secret() {
-        let mut test = test();
+    fn plan_contains_no_token_and_no_secret() {
+        let mut test = example_test();
         test.spec.target.headers_from = serde_json::from_str(
             r#"[{"header": "authorization", "secretKeyRef": {"name": "api", "key": "token"}}]"#,
         )
         .unwrap();
-        let plan = plan(&test, &size(&test.spec), "fingerprint".into(), &settings());
-        let map = config_map(&test, &plan).unwrap();
+        let plan = build_plan(&test, &size(&test.spec), "fingerprint".into(), &example_settings());
+        let map = build_config_map(&test, &plan).unwrap();
         assert_eq!(map.immutable, Some(true));
-        let carried = map.data.unwrap().remove("plan.json").unwrap();
+        let plan_json = map.data.unwrap().remove("plan.json").unwrap();
         let token = loadtest_core::token::token(&[7; 32], &test.uid().unwrap());
-        assert!(carried.contains("fingerprint") && !carried.contains(&token), "{carried}");
-        let env = job_of(&test).spec.unwrap().template.spec.unwrap().containers[0].env.clone();
+        assert!(plan_json.contains("fingerprint") && !plan_json.contains(&token), "{plan_json}");
+        let env = example_job(&test).spec.unwrap().template.spec.unwrap().containers[0].env.clone();
         let header = env.unwrap().into_iter().find(|e| e.name == "LOADTEST_HEADER_0").unwrap();
         assert_eq!(header.value, None);
         assert_eq!(header.value_from.unwrap().secret_key_ref.unwrap().key, "token");
     }
 
     #[test]
-    fn children_are_owned_by_their_test_alone() {
-        let owners = job_of(&test()).metadata.owner_references.unwrap();
+    fn children_have_their_test_as_only_owner() {
+        let owners = example_job(&example_test()).metadata.owner_references.unwrap();
         assert_eq!((owners.len(), owners[0].controller), (1, Some(true)));
-        assert_eq!(owners[0].uid, test().uid().unwrap());
+        assert_eq!(owners[0].uid, example_test().uid().unwrap());
     }
 }

@@ -1,4 +1,4 @@
-//! The operator's HTTP side: its own metrics and probes.
+//! HTTP server of the operator: its own metrics, and the probes for the kubelet.
 
 use std::{
     io,
@@ -21,24 +21,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 
-/// Listens at an address. IPv6's "any", which takes IPv4 as well, gives way to IPv4's on a machine
-/// without IPv6.
+/// Listens on an address.
+///
+/// The address `[::]` accepts IPv6 and IPv4. On a machine without IPv6 it is replaced by `0.0.0.0`.
 ///
 /// # Errors
-/// When the address can't be bound.
-pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// Fails if the operating system can't bind the address.
+pub async fn bind_listener(address: SocketAddr) -> io::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
             TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
         }
-        done => done,
+        result => result,
     }
 }
 
-/// Serves `/metrics`, `/healthz` and `/readyz` until told to stop.
+/// Serves `/metrics`, `/healthz` and `/readyz` until `stop` is cancelled.
 ///
 /// # Errors
-/// When the listener fails.
+/// Fails if the listener fails.
 pub async fn serve(
     listener: TcpListener,
     context: Arc<Context>,
@@ -57,17 +58,17 @@ pub async fn serve(
                 }
             }),
         )
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(serve_metrics))
         .with_state(context);
     axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 
-async fn metrics(State(context): State<Arc<Context>>) -> Response {
+async fn serve_metrics(State(context): State<Arc<Context>>) -> Response {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    match context.metrics().exposition() {
+    match context.metrics.encode_text() {
         Ok(text) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         Err(error) => {
-            tracing::error!(%error, "exposition could not be encoded");
+            tracing::error!(%error, "failed to encode the metrics");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()
         }
     }

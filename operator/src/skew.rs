@@ -1,48 +1,59 @@
-//! How far apart the runners really started, from what their scrapes tell. Pure.
+//! Estimates the time between the first and the last start of a runner from scrapes. Pure.
 
 use std::{collections::BTreeMap, time::Instant};
 
 use loadtest_core::Duration;
 
-/// When runners started, on this process's clock, so that clocks of nodes don't matter.
+/// Estimated start times of the runners on the clock of this process.
 ///
-/// A runner says how long ago it started; it said so at some moment between question and
-/// answer. The middle of the two is off by half the round trip at most, so of all looks at
-/// a runner the one with the shortest round trip counts.
+/// The clocks of the nodes don't matter, because a runner reports how long ago it started. The
+/// runner reads this age at some time between the request and the response of a scrape. The
+/// midpoint of both is wrong by at most half the round trip, so the sample with the shortest round
+/// trip counts for each runner.
 #[derive(Clone, Debug, Default)]
-pub struct Starts {
+pub(crate) struct StartEstimates {
+    /// Time of the first request. All start times are relative to this origin.
     origin: Option<Instant>,
-    looks: BTreeMap<u32, Look>,
+    /// Best sample of each runner, by runner index.
+    samples: BTreeMap<u32, ClockSample>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Look {
-    /// Seconds from question to answer.
+struct ClockSample {
+    /// Seconds from the request to the response.
     round_trip: f64,
-    /// Seconds from the origin to the runner's start; negative when it was earlier.
+    /// Seconds from the origin to the start of the runner. Negative if the start came first.
     start: f64,
 }
 
-impl Starts {
-    /// Takes one look at a running runner: `elapsed` seconds since its start.
-    pub fn look(&mut self, index: u32, asked: Instant, answered: Instant, elapsed: f64) {
-        let origin = *self.origin.get_or_insert(asked);
-        let round_trip = answered.saturating_duration_since(asked).as_secs_f64();
-        let offset = asked.saturating_duration_since(origin).as_secs_f64()
-            - origin.saturating_duration_since(asked).as_secs_f64();
-        let look = Look { round_trip, start: offset + round_trip / 2.0 - elapsed };
-        let best = self.looks.entry(index).or_insert(look);
-        if look.round_trip < best.round_trip {
-            *best = look;
+impl StartEstimates {
+    /// Adds a sample of a running runner. `elapsed` is the time since its start in seconds.
+    pub(crate) fn add_sample(
+        &mut self,
+        index: u32,
+        sent_at: Instant,
+        received_at: Instant,
+        elapsed: f64,
+    ) {
+        let origin = *self.origin.get_or_insert(sent_at);
+        let round_trip = received_at.saturating_duration_since(sent_at).as_secs_f64();
+        let offset = sent_at.saturating_duration_since(origin).as_secs_f64()
+            - origin.saturating_duration_since(sent_at).as_secs_f64();
+        let sample = ClockSample { round_trip, start: offset + round_trip / 2.0 - elapsed };
+        let best = self.samples.entry(index).or_insert(sample);
+        if sample.round_trip < best.round_trip {
+            *best = sample;
         }
     }
 
-    /// The time between the first and the last start; `None` until all runners were looked at.
-    pub fn spread(&self, runners: usize) -> Option<Duration> {
-        if self.looks.len() < runners {
+    /// Returns the time between the first and the last start.
+    ///
+    /// Returns `None` until each of the `runners` runners has a sample.
+    pub(crate) fn start_skew(&self, runners: usize) -> Option<Duration> {
+        if self.samples.len() < runners {
             return None;
         }
-        let starts = || self.looks.values().map(|look| look.start);
+        let starts = || self.samples.values().map(|sample| sample.start);
         let (first, last) = (starts().reduce(f64::min)?, starts().reduce(f64::max)?);
         Some(Duration::from_secs_f64(last - first))
     }
@@ -52,37 +63,43 @@ impl Starts {
 mod tests {
     use super::*;
 
-    /// Runner 1 starts 40 ms after runner 0; looks are given as (index, asked, round trip,
-    /// share of the round trip that had passed when it was answered), in milliseconds.
-    fn spread(looks: &[(u32, u64, u64, f64)]) -> Option<f64> {
+    /// Returns the estimated skew in milliseconds. The true skew is 40 ms: runner 1 starts 40 ms
+    /// after runner 0.
+    ///
+    /// A sample is (runner index, time of the request, round trip, share). Times are in
+    /// milliseconds. `share` is the part of the round trip after which the runner reads its clock.
+    fn estimated_skew(samples: &[(u32, u64, u64, f64)]) -> Option<f64> {
         let zero = Instant::now();
         let after = |millis: u64| zero + std::time::Duration::from_millis(millis);
-        let mut starts = Starts::default();
-        for &(index, asked, round_trip, share) in looks {
-            let said = asked as f64 + round_trip as f64 * share;
-            let elapsed = (said - 40.0 * f64::from(index)) / 1000.0;
-            starts.look(index, after(asked), after(asked + round_trip), elapsed);
+        let mut estimates = StartEstimates::default();
+        for &(index, sent_at, round_trip, share) in samples {
+            let read_at = sent_at as f64 + round_trip as f64 * share;
+            let elapsed = (read_at - 40.0 * f64::from(index)) / 1000.0;
+            estimates.add_sample(index, after(sent_at), after(sent_at + round_trip), elapsed);
         }
-        starts.spread(2).map(|spread| spread.as_millis_f64().round())
+        estimates.start_skew(2).map(|skew| skew.as_millis_f64().round())
     }
 
     #[test]
-    fn the_spread_is_that_of_the_starts_whenever_runners_are_asked() {
-        assert_eq!(spread(&[(0, 1000, 2, 0.5), (1, 1500, 2, 0.5)]), Some(40.0));
-        assert_eq!(spread(&[(1, 1000, 2, 0.5), (0, 900, 2, 0.5)]), Some(40.0));
+    fn start_skew_does_not_depend_on_the_time_of_scrapes() {
+        assert_eq!(estimated_skew(&[(0, 1000, 2, 0.5), (1, 1500, 2, 0.5)]), Some(40.0));
+        assert_eq!(estimated_skew(&[(1, 1000, 2, 0.5), (0, 900, 2, 0.5)]), Some(40.0));
     }
 
     #[test]
-    fn a_slow_answer_counts_only_until_there_is_a_faster_one() {
+    fn sample_with_the_shortest_round_trip_counts() {
         let slow = (1, 1000, 60, 0.0);
-        assert_eq!(spread(&[(0, 1000, 0, 0.5), slow]), Some(70.0));
-        assert_eq!(spread(&[(0, 1000, 0, 0.5), slow, (1, 2000, 2, 0.5)]), Some(40.0));
-        // Many noisy looks never make the spread smaller than it is.
-        assert_eq!(spread(&[(0, 1000, 0, 0.5), (1, 2000, 2, 0.5), (1, 3000, 80, 1.0)]), Some(40.0));
+        assert_eq!(estimated_skew(&[(0, 1000, 0, 0.5), slow]), Some(70.0));
+        assert_eq!(estimated_skew(&[(0, 1000, 0, 0.5), slow, (1, 2000, 2, 0.5)]), Some(40.0));
+        // A later sample with a longer round trip does not change the estimate.
+        assert_eq!(
+            estimated_skew(&[(0, 1000, 0, 0.5), (1, 2000, 2, 0.5), (1, 3000, 80, 1.0)]),
+            Some(40.0)
+        );
     }
 
     #[test]
-    fn a_runner_that_was_never_heard_leaves_the_spread_unknown() {
-        assert_eq!(spread(&[(0, 1000, 2, 0.5)]), None);
+    fn start_skew_is_unknown_without_a_sample_of_every_runner() {
+        assert_eq!(estimated_skew(&[(0, 1000, 2, 0.5)]), None);
     }
 }

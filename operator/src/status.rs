@@ -1,4 +1,7 @@
-//! From a decision to the next status and the Event that tells of it. Pure.
+//! Derives the next status of a test and its Event from a [`Decision`].
+//!
+//! Pure: this module has no client and takes the time as `now`. The module `reconcile` writes the
+//! status, and `events` publishes the Event.
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
@@ -14,82 +17,90 @@ use loadtest_core::{
 
 use crate::{
     decide::{Decision, Reason},
-    observed::{Observed, StartRecord},
+    state::{Observed, StartRecord},
 };
 
-/// Between two writes of progress alone.
-const PROGRESS_EVERY: Duration = Duration::from_secs(5);
-/// Events and conditions are cut here; the API takes 1,024 bytes of an Event's note.
-const MAX_MESSAGE: usize = 1000;
+/// Interval between two writes of the status if only the progress has changed.
+const PROGRESS_WRITE_INTERVAL: Duration = Duration::from_secs(5);
+/// Maximum length of a message in conditions and Events. The API accepts 1,024 bytes in the note of
+/// an Event.
+const MAX_MESSAGE_BYTES: usize = 1000;
 
-/// Something to tell about a test, once.
+/// An Event about a test that is not published yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct News {
-    /// One word for programs.
-    pub reason: String,
-    /// A sentence for people.
-    pub note: String,
-    /// Shown as a warning.
-    pub warning: bool,
+pub(crate) struct EventDraft {
+    /// Reason of the Event in one word, for programs.
+    pub(crate) reason: String,
+    /// Message for people.
+    pub(crate) note: String,
+    /// True if the type of the Event is `Warning`, false if it is `Normal`.
+    pub(crate) warning: bool,
 }
 
-/// The next status of a test, and what to tell. The old status when nothing changes.
-pub fn next(
-    seen: &Observed,
+/// Returns the next status of a test and an Event to publish.
+///
+/// Returns the old status and no Event if the decision changes nothing.
+pub(crate) fn next_status(
+    observed: &Observed,
     decision: &Decision,
     now: Timestamp,
-) -> (LoadTestStatus, Option<News>) {
-    let old = seen.test.status.clone().unwrap_or_default();
+) -> (LoadTestStatus, Option<EventDraft>) {
+    let old = observed.test.status.clone().unwrap_or_default();
     let mut status = old.clone();
-    let news = match decision {
-        Decision::Settled
-        | Decision::Start(_)
-        | Decision::Stop(_)
-        | Decision::RemoveJob
-        | Decision::Release(_)
-        | Decision::Delete => return (old, None),
-        // Any other wait is for a test that is over.
+    let event = match decision {
+        Decision::NothingToDo
+        | Decision::PersistStart(_)
+        | Decision::SendStop(_)
+        | Decision::DeleteJob
+        | Decision::SendRelease(_)
+        | Decision::DeleteTest => return (old, None),
+        // In all other phases, the test is over and `Wait` changes nothing.
         Decision::Wait(_) if old.phase != Some(Phase::Starting) => return (old, None),
-        Decision::Wait(_) => ready(&mut status, seen),
-        Decision::Reject(problems) => Some(reject(&mut status, problems, now)),
-        Decision::Admit(sizing) => Some(admit(&mut status, sizing, now)),
-        Decision::Launch(sizing) => Some(launch(&mut status, sizing)),
-        Decision::Abort(aborted) => Some(abort(&mut status, aborted)),
-        // A runner that does not take its order must not hide what the others do.
-        Decision::Order(..) => progress(&mut status, Phase::Running, seen, now),
-        Decision::Started(start) => Some(started(&mut status, start, seen, now)),
-        Decision::Progress(phase, _) => progress(&mut status, *phase, seen, now),
+        Decision::Wait(_) => set_ready_runners(&mut status, observed),
+        Decision::Reject(problems) => Some(set_rejected(&mut status, problems, now)),
+        Decision::Admit(sizing) => Some(set_admitted(&mut status, sizing, now)),
+        Decision::Launch(sizing) => Some(set_launched(&mut status, sizing)),
+        Decision::ReportAbort(aborted) => Some(set_aborted(&mut status, aborted)),
+        // A runner that does not accept its order must not hide the progress of the others.
+        Decision::SendStart(..) => set_progress(&mut status, Phase::Running, observed, now),
+        Decision::ReportStarted(start) => Some(set_started(&mut status, start, observed, now)),
+        Decision::ReportProgress(phase, _) => set_progress(&mut status, *phase, observed, now),
         Decision::Conclude { cancelled, failed } => {
-            Some(conclude(&mut status, *cancelled, failed.as_ref(), seen, now))
+            Some(set_concluded(&mut status, *cancelled, failed.as_ref(), observed, now))
         }
-        Decision::Fail(reason, message) => Some(fail(&mut status, *reason, message, now)),
-        Decision::CancelUnstarted => Some(cancel_unstarted(&mut status, now)),
+        Decision::Fail(reason, message) => Some(set_failed(&mut status, *reason, message, now)),
+        Decision::CancelUnstarted => Some(set_cancelled_unstarted(&mut status, now)),
     };
-    status.observed_generation = seen.test.metadata.generation;
-    (status, news)
+    status.observed_generation = observed.test.metadata.generation;
+    (status, event)
 }
 
-/// True when a status differs only in how far the test is, and that was told just now.
-pub fn can_wait(
+/// Returns true if only the progress has changed and the status was written just now.
+pub(crate) fn is_throttled(
     old: &LoadTestStatus,
     new: &LoadTestStatus,
-    reported: Option<Timestamp>,
+    written_at: Option<Timestamp>,
     now: Timestamp,
 ) -> bool {
-    let recent =
-        reported.is_some_and(|at| now.duration_since(at) < crate::decide::signed(PROGRESS_EVERY));
-    // The first numbers are what people wait for.
-    let first = old.summary.is_none() && new.summary.is_some();
+    let recent = written_at.is_some_and(|at| {
+        now.duration_since(at) < crate::decide::signed_duration(PROGRESS_WRITE_INTERVAL)
+    });
+    // Users wait for the first summary, so it is written at once.
+    let first_summary = old.summary.is_none() && new.summary.is_some();
     let same_stages = old.stages.len() == new.stages.len() && old.aborted == new.aborted;
-    recent && !first && same_stages && old.phase == new.phase && old.conditions == new.conditions
+    recent
+        && !first_summary
+        && same_stages
+        && old.phase == new.phase
+        && old.conditions == new.conditions
 }
 
-fn news(reason: &str, note: impl Into<String>, warning: bool) -> News {
-    News { reason: reason.into(), note: truncated(&note.into(), MAX_MESSAGE), warning }
+fn draft_event(reason: &str, note: impl Into<String>, warning: bool) -> EventDraft {
+    EventDraft { reason: reason.into(), note: truncated(&note.into(), MAX_MESSAGE_BYTES), warning }
 }
 
-/// Sets a condition. Its time changes only when its status does.
-fn condition(
+/// Sets a condition. Its transition time changes only if its status changes.
+fn set_condition(
     status: &mut LoadTestStatus,
     kind: &str,
     value: &str,
@@ -104,123 +115,138 @@ fn condition(
         type_: kind.into(),
         status: value.into(),
         reason: reason.into(),
-        message: truncated(message, MAX_MESSAGE),
+        message: truncated(message, MAX_MESSAGE_BYTES),
         last_transition_time: since,
         observed_generation: None,
     };
     match status.conditions.iter_mut().find(|c| c.type_ == kind) {
-        Some(place) => *place = next,
+        Some(condition) => *condition = next,
         None => status.conditions.push(next),
     }
 }
 
-fn reject(status: &mut LoadTestStatus, problems: &str, now: Timestamp) -> News {
+fn set_rejected(status: &mut LoadTestStatus, problems: &str, now: Timestamp) -> EventDraft {
     let reason = Reason::InvalidSpec.as_str();
     status.phase = Some(Phase::Error);
     status.finish_time = Some(Time(now));
-    condition(status, "Accepted", "False", reason, problems, now);
-    condition(status, "Finished", "True", reason, "the spec can't be carried out", now);
-    condition(status, "Passed", "Unknown", reason, "the test did not run", now);
-    news("Rejected", problems, true)
+    set_condition(status, "Accepted", "False", reason, problems, now);
+    set_condition(
+        status,
+        "Finished",
+        "True",
+        reason,
+        "the spec is invalid; see the condition Accepted",
+        now,
+    );
+    set_condition(status, "Passed", "Unknown", reason, "the test did not run", now);
+    draft_event("Rejected", problems, true)
 }
 
-fn admit(status: &mut LoadTestStatus, sizing: &Sizing, now: Timestamp) -> News {
+fn set_admitted(status: &mut LoadTestStatus, sizing: &Sizing, now: Timestamp) -> EventDraft {
     *status = LoadTestStatus::default();
     status.phase = Some(Phase::Pending);
     status.plan = Some(sizing.clone());
     let Sizing { runners, users_per_runner, rate_per_runner, workers: _, cpu, memory } = sizing;
     let plan = format!(
-        "{runners} runners with up to {users_per_runner} users and {rate_per_runner} each, {cpu} CPU and {memory} memory requested"
+        "{runners} runners, each with up to {users_per_runner} users and {rate_per_runner}, requesting {cpu} CPU and {memory} memory"
     );
-    condition(status, "Accepted", "True", "Valid", &plan, now);
-    condition(status, "Started", "False", "Pending", "runners are not started yet", now);
-    condition(status, "Finished", "False", "Pending", "the test has not run yet", now);
-    condition(status, "Passed", "Unknown", "Pending", "the test has not run yet", now);
-    news("Accepted", plan, false)
+    set_condition(status, "Accepted", "True", "Valid", &plan, now);
+    set_condition(status, "Started", "False", "Pending", "the runners have not started yet", now);
+    set_condition(status, "Finished", "False", "Pending", "the test has not run yet", now);
+    set_condition(status, "Passed", "Unknown", "Pending", "the test has not run yet", now);
+    draft_event("Accepted", plan, false)
 }
 
-fn launch(status: &mut LoadTestStatus, sizing: &Sizing) -> News {
+fn set_launched(status: &mut LoadTestStatus, sizing: &Sizing) -> EventDraft {
     status.phase = Some(Phase::Starting);
     status.progress = Some(Progress::default());
-    news("RunnersCreated", format!("created a Job with {} runners", sizing.runners), false)
+    draft_event("RunnersCreated", format!("created a Job with {} runners", sizing.runners), false)
 }
 
-fn started(
+fn set_started(
     status: &mut LoadTestStatus,
     start: &StartRecord,
-    seen: &Observed,
+    observed: &Observed,
     now: Timestamp,
-) -> News {
+) -> EventDraft {
     status.phase = Some(Phase::Running);
     status.start_time = Some(MicroTime(start.at));
     let note = format!(
-        "{} on {} runners, from {} on",
-        seen.test.spec.load,
+        "{} on {} runners, starting at {} UTC",
+        observed.test.spec.load,
         start.pods.len(),
         start.at.strftime("%H:%M:%S%.3f"),
     );
-    condition(status, "Started", "True", "AllRunnersReady", &note, now);
-    condition(status, "Finished", "False", "Running", "load is on", now);
-    condition(status, "Passed", "Unknown", "Running", "judged when the test is over", now);
-    news("LoadStarted", note, false)
+    set_condition(status, "Started", "True", "AllRunnersReady", &note, now);
+    set_condition(status, "Finished", "False", "Running", "the load is running", now);
+    set_condition(
+        status,
+        "Passed",
+        "Unknown",
+        "Running",
+        "the verdict follows when the test is over",
+        now,
+    );
+    draft_event("LoadStarted", note, false)
 }
 
-/// How many runners are ready, for who waits for the start.
-fn ready(status: &mut LoadTestStatus, seen: &Observed) -> Option<News> {
-    let ready = seen.runners.iter().filter(|runner| runner.ready && !runner.leaving).count();
+/// Sets the number of ready runners, so that users see how far the startup is.
+fn set_ready_runners(status: &mut LoadTestStatus, observed: &Observed) -> Option<EventDraft> {
+    let ready = observed.runners.iter().filter(|runner| runner.ready && !runner.disrupted).count();
     let runners = i64::try_from(ready).unwrap_or(i64::MAX);
     status.progress = Some(Progress { runners, ..Progress::default() });
     None
 }
 
-fn far(seen: &Observed, numbers: &Numbers, users: u64) -> Progress {
-    report::progress(&seen.test.spec, numbers, seen.memory.numbers.len(), users)
+/// Returns the progress of a run. `users` is the number of users to show.
+fn progress_of(observed: &Observed, merged: &Numbers, users: u64) -> Progress {
+    report::progress(&observed.test.spec, merged, observed.cache.snapshots.len(), users)
 }
 
-fn progress(
+fn set_progress(
     status: &mut LoadTestStatus,
     phase: Phase,
-    seen: &Observed,
+    observed: &Observed,
     now: Timestamp,
-) -> Option<News> {
+) -> Option<EventDraft> {
     let entered = status.phase != Some(phase);
     status.phase = Some(phase);
-    let numbers = seen.merged();
-    status.progress = Some(far(seen, &numbers, numbers.users));
-    if let Some(timeline) = &seen.memory.timeline {
+    let merged = observed.merge_snapshots();
+    status.progress = Some(progress_of(observed, &merged, merged.users));
+    if let Some(timeline) = &observed.cache.timeline {
         status.stages = timeline.stages().to_vec();
-        // What windows have shown so far outlives this process.
-        if seen.test.spec.thresholds.iter().any(|threshold| threshold.window.is_some()) {
-            status.thresholds = timeline.rows(&seen.test.spec, &numbers, None);
+        // The status keeps the results of windows, so that they survive a restart of the operator.
+        if observed.test.spec.thresholds.iter().any(|threshold| threshold.window.is_some()) {
+            status.thresholds = timeline.rows(&observed.test.spec, &merged, None);
         }
     }
-    if numbers.elapsed_seconds > 0.0 {
-        status.summary = Some(summarise(&numbers.total(), numbers.elapsed_seconds));
+    if merged.elapsed_seconds > 0.0 {
+        status.summary = Some(summarise(&merged.total(), merged.elapsed_seconds));
     }
     if !(entered && phase == Phase::Stopping) {
         return None;
     }
-    let note = "load has ended; waiting for open requests and last numbers";
-    condition(status, "Finished", "False", "Stopping", note, now);
-    Some(news("LoadEnded", note, false))
+    let note = "the load has ended; waiting for in-flight requests and final metrics";
+    set_condition(status, "Finished", "False", "Stopping", note, now);
+    Some(draft_event("LoadEnded", note, false))
 }
 
-fn abort(status: &mut LoadTestStatus, aborted: &Aborted) -> News {
+fn set_aborted(status: &mut LoadTestStatus, aborted: &Aborted) -> EventDraft {
     let Aborted { threshold, observed, bound, .. } = aborted;
-    let note = format!("{threshold} is {observed}, critical {bound}: stopping all runners");
+    let note = format!("{threshold} is {observed}, critical {bound}; stopping all runners");
     status.aborted = Some(aborted.clone());
-    news("Aborted", note, true)
+    draft_event("Aborted", note, true)
 }
 
-fn conclude(
+fn set_concluded(
     status: &mut LoadTestStatus,
     cancelled: bool,
     failed: Option<&(Reason, String)>,
-    seen: &Observed,
+    observed: &Observed,
     now: Timestamp,
-) -> News {
-    let numbers = seen.merged();
-    let timeline = seen.timeline();
+) -> EventDraft {
+    let merged = observed.merge_snapshots();
+    let timeline = observed.timeline();
     let Report {
         verdict,
         reason,
@@ -232,47 +258,60 @@ fn conclude(
         breaking_point,
         errors,
         measurement,
-    } = report::report(&seen.test.spec, &numbers, &timeline, &seen.circumstances(cancelled));
+    } = report::report(&observed.test.spec, &merged, &timeline, &observed.run_context(cancelled));
     status.stages = stages;
     status.breaking_point = breaking_point;
-    status.progress = Some(far(seen, &numbers, numbers.users_peak));
+    status.progress = Some(progress_of(observed, &merged, merged.users_peak));
     status.summary = Some(summary);
     status.tasks = tasks;
     status.thresholds = thresholds;
     status.errors = errors;
     status.measurement = Some(measurement);
     let (phase, verdict, reason, message) = match failed {
-        Some((why, text)) => (Phase::Error, Verdict::Inconclusive, why.as_str(), text.clone()),
+        Some((reason, message)) => {
+            (Phase::Error, Verdict::Inconclusive, reason.as_str(), message.clone())
+        }
         None if cancelled => (Phase::Cancelled, verdict, reason, message),
         None => (Phase::Finished, verdict, reason, message),
     };
-    finish(status, phase, now, reason, &message);
+    set_finished(status, phase, now, reason, &message);
     status.verdict = Some(verdict);
-    condition(status, "Passed", verdict.passed(), reason, &message, now);
-    let bad = !matches!(verdict, Verdict::Pass | Verdict::NotJudged);
-    news(phase.as_str(), format!("{}: {message}", verdict.as_str()), bad)
+    set_condition(status, "Passed", verdict.passed(), reason, &message, now);
+    let warning = !matches!(verdict, Verdict::Pass | Verdict::NotJudged);
+    draft_event(phase.as_str(), format!("{}: {message}", verdict.as_str()), warning)
 }
 
-fn finish(status: &mut LoadTestStatus, phase: Phase, now: Timestamp, reason: &str, message: &str) {
+fn set_finished(
+    status: &mut LoadTestStatus,
+    phase: Phase,
+    now: Timestamp,
+    reason: &str,
+    message: &str,
+) {
     status.phase = Some(phase);
     status.finish_time = Some(Time(now));
-    condition(status, "Finished", "True", reason, message, now);
+    set_condition(status, "Finished", "True", reason, message, now);
 }
 
-fn fail(status: &mut LoadTestStatus, reason: Reason, message: &str, now: Timestamp) -> News {
-    finish(status, Phase::Error, now, reason.as_str(), message);
+fn set_failed(
+    status: &mut LoadTestStatus,
+    reason: Reason,
+    message: &str,
+    now: Timestamp,
+) -> EventDraft {
+    set_finished(status, Phase::Error, now, reason.as_str(), message);
     status.verdict = Some(Verdict::Inconclusive);
-    condition(status, "Started", "False", reason.as_str(), message, now);
-    condition(status, "Passed", "Unknown", reason.as_str(), "the test did not run", now);
-    news(reason.as_str(), message, true)
+    set_condition(status, "Started", "False", reason.as_str(), message, now);
+    set_condition(status, "Passed", "Unknown", reason.as_str(), "the test did not run", now);
+    draft_event(reason.as_str(), message, true)
 }
 
-fn cancel_unstarted(status: &mut LoadTestStatus, now: Timestamp) -> News {
-    let message = "cancelled before any load";
-    finish(status, Phase::Cancelled, now, "Cancelled", message);
+fn set_cancelled_unstarted(status: &mut LoadTestStatus, now: Timestamp) -> EventDraft {
+    let message = "the test was cancelled before the load started";
+    set_finished(status, Phase::Cancelled, now, "Cancelled", message);
     status.verdict = Some(Verdict::Inconclusive);
-    condition(status, "Passed", "Unknown", "Cancelled", message, now);
-    news("Cancelled", message, true)
+    set_condition(status, "Passed", "Unknown", "Cancelled", message, now);
+    draft_event("Cancelled", message, true)
 }
 
 #[cfg(test)]
@@ -282,45 +321,46 @@ mod tests {
 
     use super::*;
     use crate::{
-        observed::Memory,
-        testing::{noon, test},
+        state::RunCache,
+        testing::{example_test, noon},
     };
 
-    fn seen(status: LoadTestStatus) -> Observed {
-        let mut test = test();
+    fn observed_with(status: LoadTestStatus) -> Observed {
+        let mut test = example_test();
         test.status = Some(status);
-        Observed { test, job: None, runners: vec![], memory: Memory::default() }
+        Observed { test, job: None, runners: vec![], cache: RunCache::default() }
     }
 
-    fn admitted() -> LoadTestStatus {
-        let decision = Decision::Admit(size(&test().spec));
-        next(&seen(LoadTestStatus::default()), &decision, noon()).0
+    fn admitted_status() -> LoadTestStatus {
+        let decision = Decision::Admit(size(&example_test().spec));
+        next_status(&observed_with(LoadTestStatus::default()), &decision, noon()).0
     }
 
-    fn is(status: &LoadTestStatus, kind: &str) -> String {
+    fn condition_status(status: &LoadTestStatus, kind: &str) -> String {
         status.condition(kind).unwrap().status.clone()
     }
 
     #[test]
-    fn waiting_changes_nothing_and_tells_nothing() {
-        let old = admitted();
+    fn waiting_changes_no_status_and_publishes_no_event() {
+        let old = admitted_status();
         let decision = Decision::Wait(Duration::from_secs(1));
-        assert_eq!(next(&seen(old.clone()), &decision, noon()), (old, None));
+        assert_eq!(next_status(&observed_with(old.clone()), &decision, noon()), (old, None));
     }
 
     #[test]
-    fn who_waits_for_the_start_sees_how_many_runners_are_ready() {
-        let mut starting = admitted();
+    fn progress_shows_ready_runners_before_the_start() {
+        let mut starting = admitted_status();
         starting.phase = Some(Phase::Starting);
-        let mut seen = seen(starting);
-        seen.runners = vec![crate::testing::runner(0), crate::testing::runner(1)];
-        seen.runners[1].ready = false;
-        let (status, news) = next(&seen, &Decision::Wait(Duration::from_secs(1)), noon());
-        assert_eq!((status.progress.unwrap().runners, news), (1, None));
+        let mut observed = observed_with(starting);
+        observed.runners = vec![crate::testing::ready_runner(0), crate::testing::ready_runner(1)];
+        observed.runners[1].ready = false;
+        let (status, event) =
+            next_status(&observed, &Decision::Wait(Duration::from_secs(1)), noon());
+        assert_eq!((status.progress.unwrap().runners, event), (1, None));
     }
 
     #[test]
-    fn finished_is_true_in_all_three_ends() {
+    fn every_end_of_a_test_sets_finished() {
         let ends = [
             Decision::Conclude { cancelled: false, failed: None },
             Decision::Conclude { cancelled: true, failed: None },
@@ -329,25 +369,25 @@ mod tests {
             Decision::Reject("spec.scenario: too large".into()),
         ];
         for end in ends {
-            let (status, news) = next(&seen(admitted()), &end, noon());
-            assert_eq!(is(&status, "Finished"), "True", "{end:?}");
-            assert!(status.phase.unwrap().is_final() && news.is_some());
+            let (status, event) = next_status(&observed_with(admitted_status()), &end, noon());
+            assert_eq!(condition_status(&status, "Finished"), "True", "{end:?}");
+            assert!(status.phase.unwrap().is_final() && event.is_some());
         }
     }
 
     #[test]
     fn a_run_without_traffic_is_inconclusive() {
         let decision = Decision::Conclude { cancelled: false, failed: None };
-        let (status, _) = next(&seen(admitted()), &decision, noon());
+        let (status, _) = next_status(&observed_with(admitted_status()), &decision, noon());
         assert_eq!(
             (status.phase, status.verdict),
             (Some(Phase::Finished), Some(Verdict::Inconclusive))
         );
-        assert_eq!(is(&status, "Passed"), "Unknown");
+        assert_eq!(condition_status(&status, "Passed"), "Unknown");
     }
 
     #[test]
-    fn stages_that_another_process_judged_outlive_it_also_when_a_runner_was_lost_with_it() {
+    fn judged_stages_survive_a_restart_of_the_operator() {
         use loadtest_core::resource::StageRow;
         let stage = |load: &str, missed: Option<&str>| StageRow {
             load: load.into(),
@@ -359,18 +399,18 @@ mod tests {
             missed: missed.map(Into::into),
             observed: None,
         };
-        let mut status = admitted();
+        let mut status = admitted_status();
         status.phase = Some(Phase::Running);
         status.stages = vec![stage("5 users", None), stage("10 users", Some("errorRate"))];
-        let mut seen = seen(status.clone());
-        seen.test.spec.load = serde_json::from_value(serde_json::json!({"stages": [
+        let mut observed = observed_with(status.clone());
+        observed.test.spec.load = serde_json::from_value(serde_json::json!({"stages": [
             {"duration": "10s", "users": 5},
             {"duration": "10s", "users": 10},
             {"duration": "10s", "users": 20},
         ]}))
         .unwrap();
         let decision = Decision::Conclude { cancelled: false, failed: None };
-        let (concluded, _) = next(&seen, &decision, noon());
+        let (concluded, _) = next_status(&observed, &decision, noon());
         assert_eq!(concluded.stages, status.stages);
         let point = concluded.breaking_point.unwrap();
         assert_eq!(
@@ -380,28 +420,28 @@ mod tests {
     }
 
     #[test]
-    fn a_conditions_time_changes_only_when_its_status_does() {
+    fn transition_time_changes_only_with_the_condition_status() {
         let later = noon() + SignedDuration::from_secs(60);
         let decision = Decision::Fail(Reason::StartTimeout, "slow".into());
-        let (status, _) = next(&seen(admitted()), &decision, later);
+        let (status, _) = next_status(&observed_with(admitted_status()), &decision, later);
         let time = |kind: &str| status.condition(kind).unwrap().last_transition_time.0;
         assert_eq!(time("Started"), noon());
         assert_eq!(time("Finished"), later);
     }
 
     #[test]
-    fn progress_is_written_every_five_seconds_but_transitions_at_once() {
-        let mut running = admitted();
+    fn progress_is_throttled_and_phase_changes_are_not() {
+        let mut running = admitted_status();
         running.phase = Some(Phase::Running);
-        let decision = Decision::Progress(Phase::Running, Duration::from_secs(2));
+        let decision = Decision::ReportProgress(Phase::Running, Duration::from_secs(2));
         running.summary = Some(summarise(&loadtest_core::metrics::TaskNumbers::default(), 1.0));
-        let (next_status, _) = next(&seen(running.clone()), &decision, noon());
+        let (progressed, _) = next_status(&observed_with(running.clone()), &decision, noon());
         let at = |s| Some(noon() - SignedDuration::from_secs(s));
-        assert!(can_wait(&running, &next_status, at(4), noon()));
-        assert!(!can_wait(&running, &next_status, at(5), noon()));
-        assert!(!can_wait(&running, &next_status, None, noon()));
-        let decision = Decision::Progress(Phase::Stopping, Duration::from_secs(2));
-        let (stopping, _) = next(&seen(running.clone()), &decision, noon());
-        assert!(!can_wait(&running, &stopping, at(1), noon()));
+        assert!(is_throttled(&running, &progressed, at(4), noon()));
+        assert!(!is_throttled(&running, &progressed, at(5), noon()));
+        assert!(!is_throttled(&running, &progressed, None, noon()));
+        let decision = Decision::ReportProgress(Phase::Stopping, Duration::from_secs(2));
+        let (stopping, _) = next_status(&observed_with(running.clone()), &decision, noon());
+        assert!(!is_throttled(&running, &stopping, at(1), noon()));
     }
 }

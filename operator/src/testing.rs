@@ -1,4 +1,4 @@
-//! What unit tests start from.
+//! Example objects for unit tests.
 
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use loadtest_core::{
@@ -6,14 +6,14 @@ use loadtest_core::{
     resource::{LoadTest, LoadTestSpec},
 };
 
-use crate::{observed::Runner, resources::Settings};
+use crate::{resources::Settings, state::Runner};
 
-/// A moment in all tests.
+/// The time at which all examples were created.
 pub(crate) fn noon() -> Timestamp {
     "2026-11-24T12:00:00Z".parse().unwrap()
 }
 
-pub(crate) fn settings() -> Settings {
+pub(crate) fn example_settings() -> Settings {
     Settings {
         runner_image: "loadtest-runner:test".into(),
         start_timeout: Duration::from_secs(300),
@@ -22,8 +22,8 @@ pub(crate) fn settings() -> Settings {
     }
 }
 
-/// 200 users at 100 a runner for two minutes.
-pub(crate) fn test() -> LoadTest {
+/// A test of 200 users for two minutes, with 100 users per runner.
+pub(crate) fn example_test() -> LoadTest {
     let spec: LoadTestSpec = serde_json::from_value(serde_json::json!({
         "target": {"http": "http://cell0:18800"},
         "load": {"users": 200, "spawnRate": 50, "duration": "2m"},
@@ -41,17 +41,17 @@ pub(crate) fn test() -> LoadTest {
 }
 
 /// A runner that is ready.
-pub(crate) fn runner(index: u32) -> Runner {
+pub(crate) fn ready_runner(index: u32) -> Runner {
     Runner {
         index,
         name: format!("burst-{index}"),
         uid: format!("pod-{index}"),
         ip: Some(format!("10.0.0.{index}")),
         ready: true,
-        leaving: false,
-        created: Some(noon()),
+        disrupted: false,
+        created_at: Some(noon()),
         unschedulable: None,
         waiting: None,
-        ended: None,
+        termination: None,
     }
 }

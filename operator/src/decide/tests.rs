@@ -11,24 +11,25 @@ use loadtest_core::{
 
 use super::*;
 use crate::{
-    observed::{Ended, Memory, START, Waiting},
-    testing::{noon, runner, settings, test},
+    state::{RunCache, START_ANNOTATION, Termination, Waiting},
+    testing::{example_settings, example_test, noon, ready_runner},
 };
 
-fn at(seconds: i64) -> Timestamp {
+/// Returns the time this many seconds after the start.
+fn time_after_start(seconds: i64) -> Timestamp {
     noon() + SignedDuration::from_secs(seconds)
 }
 
-fn sizing() -> Sizing {
-    sizing::size(&test().spec)
+fn example_sizing() -> Sizing {
+    sizing::size(&example_test().spec)
 }
 
-fn seen(phase: Phase) -> Observed {
-    let mut test = test();
+fn observed_in(phase: Phase) -> Observed {
+    let mut test = example_test();
     test.status = Some(LoadTestStatus {
         observed_generation: Some(1),
         phase: Some(phase),
-        plan: Some(sizing()),
+        plan: Some(example_sizing()),
         ..LoadTestStatus::default()
     });
     let mut job = Job::default();
@@ -37,83 +38,89 @@ fn seen(phase: Phase) -> Observed {
     Observed {
         test,
         job: Some(job),
-        runners: vec![runner(0), runner(1)],
-        memory: Memory { since: Some(noon()), ..Memory::default() },
+        runners: vec![ready_runner(0), ready_runner(1)],
+        cache: RunCache { first_seen: Some(noon()), ..RunCache::default() },
     }
 }
 
-fn record() -> StartRecord {
+fn start_record() -> StartRecord {
     StartRecord { at: noon(), pods: vec!["pod-0".into(), "pod-1".into()] }
 }
 
-fn started(phase: Phase) -> Observed {
-    let mut seen = seen(phase);
-    let text = serde_json::to_string(&record()).unwrap();
-    let annotations = BTreeMap::from([(START.to_owned(), text)]);
-    seen.job.as_mut().unwrap().metadata.annotations = Some(annotations);
-    seen
+fn observed_after_start(phase: Phase) -> Observed {
+    let mut observed = observed_in(phase);
+    let text = serde_json::to_string(&start_record()).unwrap();
+    let annotations = BTreeMap::from([(START_ANNOTATION.to_owned(), text)]);
+    observed.job.as_mut().unwrap().metadata.annotations = Some(annotations);
+    observed
 }
 
-fn under_load() -> Observed {
-    let mut seen = started(Phase::Running);
-    seen.memory.ordered = record().pods.into_iter().collect();
-    seen
+fn observed_under_load() -> Observed {
+    let mut observed = observed_after_start(Phase::Running);
+    observed.cache.start_accepted = start_record().pods.into_iter().collect();
+    observed
 }
 
-fn done(seen: &mut Observed, index: u32) {
+fn finish_runner(observed: &mut Observed, index: u32) {
     let state = RunnerState::Done;
-    seen.memory.numbers.insert(index, RunnerNumbers { state, ..RunnerNumbers::default() });
+    observed.cache.snapshots.insert(index, RunnerNumbers { state, ..RunnerNumbers::default() });
 }
 
-fn next(seen: &Observed, seconds: i64) -> Decision {
-    decide(seen, &settings(), at(seconds))
+fn decision_at(observed: &Observed, seconds: i64) -> Decision {
+    decide(observed, &example_settings(), time_after_start(seconds))
 }
 
 #[test]
-fn a_new_test_is_admitted_with_its_sizing() {
-    let mut new = seen(Phase::Pending);
+fn new_test_is_admitted_with_its_sizing() {
+    let mut new = observed_in(Phase::Pending);
     new.test.status = None;
-    assert_eq!(next(&new, 0), Decision::Admit(sizing()));
+    assert_eq!(decision_at(&new, 0), Decision::Admit(example_sizing()));
 }
 
 #[test]
-fn an_admitted_test_is_launched_even_if_the_job_exists_already() {
-    assert_eq!(next(&seen(Phase::Pending), 0), Decision::Launch(sizing()));
+fn admitted_test_is_launched_even_if_the_job_exists() {
+    assert_eq!(decision_at(&observed_in(Phase::Pending), 0), Decision::Launch(example_sizing()));
 }
 
 #[test]
-fn the_start_waits_for_every_runner() {
-    let mut one_unready = seen(Phase::Starting);
+fn start_waits_for_every_runner() {
+    let mut one_unready = observed_in(Phase::Starting);
     one_unready.runners[1].ready = false;
-    assert_eq!(next(&one_unready, 1), Decision::Wait(STARTING));
-    let Decision::Start(start) = next(&seen(Phase::Starting), 1) else { panic!() };
-    assert_eq!(start.pods, record().pods);
-    assert!(start.at > at(1));
+    assert_eq!(decision_at(&one_unready, 1), Decision::Wait(STARTUP_POLL_INTERVAL));
+    let Decision::PersistStart(start) = decision_at(&observed_in(Phase::Starting), 1) else {
+        panic!()
+    };
+    assert_eq!(start.pods, start_record().pods);
+    assert!(start.at > time_after_start(1));
 }
 
 #[test]
-fn a_runner_whose_machine_is_too_small_says_what_to_change() {
-    let mut seen = seen(Phase::Starting);
+fn preflight_failure_reports_the_message_of_the_runner() {
+    let mut observed = observed_in(Phase::Starting);
     let message = "Error: 2000 users need 2100 open files".to_owned();
-    seen.runners[1].ended = Some(Ended { code: Some(EXIT_PREFLIGHT), message });
-    let Decision::Fail(reason, told) = next(&seen, 1) else { panic!() };
+    observed.runners[1].termination =
+        Some(Termination { exit_code: Some(EXIT_PREFLIGHT), message });
+    let Decision::Fail(reason, message) = decision_at(&observed, 1) else { panic!() };
     assert_eq!(reason, Reason::Preflight);
-    assert!(told.contains("2100 open files"), "{told}");
+    assert!(message.contains("2100 open files"), "{message}");
 }
 
 #[test]
-fn a_durable_start_is_never_decided_again() {
-    assert_eq!(next(&started(Phase::Starting), 1), Decision::Started(record()));
+fn persisted_start_is_not_decided_again() {
+    assert_eq!(
+        decision_at(&observed_after_start(Phase::Starting), 1),
+        Decision::ReportStarted(start_record())
+    );
 }
 
 #[test]
-fn a_job_that_is_gone_is_never_made_again() {
-    let mut lost = seen(Phase::Starting);
+fn deleted_job_is_never_created_again() {
+    let mut lost = observed_in(Phase::Starting);
     lost.job = None;
-    assert!(matches!(next(&lost, 1), Decision::Fail(Reason::JobLost, _)));
-    let mut lost = seen(Phase::Running);
+    assert!(matches!(decision_at(&lost, 1), Decision::Fail(Reason::JobLost, _)));
+    let mut lost = observed_in(Phase::Running);
     lost.job = None;
-    let decision = next(&lost, 1);
+    let decision = decision_at(&lost, 1);
     assert!(
         matches!(decision, Decision::Conclude { failed: Some((Reason::JobLost, _)), .. }),
         "{decision:?}"
@@ -121,153 +128,176 @@ fn a_job_that_is_gone_is_never_made_again() {
 }
 
 #[test]
-fn a_missing_secret_ends_the_run_within_thirty_seconds() {
-    let mut blocked = seen(Phase::Starting);
+fn missing_secret_fails_the_test_within_30_seconds() {
+    let mut blocked = observed_in(Phase::Starting);
     blocked.runners[0].ready = false;
     blocked.runners[0].waiting = Some(Waiting {
         reason: "CreateContainerConfigError".into(),
         message: "secret \"api\" not found".into(),
     });
-    assert_eq!(next(&blocked, 5), Decision::Wait(STARTING));
-    let Decision::Fail(Reason::ContainerConfig, message) = next(&blocked, 12) else { panic!() };
+    assert_eq!(decision_at(&blocked, 5), Decision::Wait(STARTUP_POLL_INTERVAL));
+    let Decision::Fail(Reason::ContainerConfig, message) = decision_at(&blocked, 12) else {
+        panic!()
+    };
     assert!(message.contains("secret \"api\" not found"), "{message}");
 }
 
 #[test]
-fn an_image_that_never_comes_ends_the_run() {
-    let mut blocked = seen(Phase::Starting);
+fn failed_image_pull_fails_the_test() {
+    let mut blocked = observed_in(Phase::Starting);
     blocked.runners[0].ready = false;
     blocked.runners[0].waiting =
         Some(Waiting { reason: "ImagePullBackOff".into(), message: "no such image".into() });
-    assert_eq!(next(&blocked, 60), Decision::Wait(STARTING));
-    assert!(matches!(next(&blocked, 100), Decision::Fail(Reason::ImagePull, _)));
+    assert_eq!(decision_at(&blocked, 60), Decision::Wait(STARTUP_POLL_INTERVAL));
+    assert!(matches!(decision_at(&blocked, 100), Decision::Fail(Reason::ImagePull, _)));
 }
 
 #[test]
-fn an_unschedulable_runner_gets_the_whole_start_timeout() {
-    let mut stuck = seen(Phase::Starting);
+fn unschedulable_runner_gets_the_whole_start_timeout() {
+    let mut stuck = observed_in(Phase::Starting);
     stuck.runners[1].ready = false;
     stuck.runners[1].unschedulable = Some("0/1 nodes are available".into());
-    assert_eq!(next(&stuck, 299), Decision::Wait(STARTING));
-    assert!(matches!(next(&stuck, 300), Decision::Fail(Reason::Unschedulable, _)));
+    assert_eq!(decision_at(&stuck, 299), Decision::Wait(STARTUP_POLL_INTERVAL));
+    assert!(matches!(decision_at(&stuck, 300), Decision::Fail(Reason::Unschedulable, _)));
 }
 
 #[test]
-fn only_the_pods_of_the_start_are_ordered() {
-    let mut replaced = started(Phase::Running);
+fn only_pods_of_the_start_record_get_start_orders() {
+    let mut replaced = observed_after_start(Phase::Running);
     replaced.runners[1].uid = "replacement".into();
-    assert_eq!(next(&replaced, 1), Decision::Order(record(), vec!["pod-0".into()]));
+    assert_eq!(
+        decision_at(&replaced, 1),
+        Decision::SendStart(start_record(), vec!["pod-0".into()])
+    );
 }
 
 #[test]
-fn orders_are_sent_until_taken_and_then_no_more() {
-    let mut half = started(Phase::Running);
-    half.memory.ordered.insert("pod-0".into());
-    assert_eq!(next(&half, 1), Decision::Order(record(), vec!["pod-1".into()]));
-    assert_eq!(next(&under_load(), 1), Decision::Progress(Phase::Running, COLLECT));
+fn start_orders_are_repeated_until_accepted() {
+    let mut half = observed_after_start(Phase::Running);
+    half.cache.start_accepted.insert("pod-0".into());
+    assert_eq!(decision_at(&half, 1), Decision::SendStart(start_record(), vec!["pod-1".into()]));
+    assert_eq!(
+        decision_at(&observed_under_load(), 1),
+        Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL)
+    );
 }
 
 #[test]
-fn the_test_stops_at_its_duration_and_ends_with_its_last_runner() {
-    let mut seen = under_load();
-    assert!(matches!(next(&seen, 120), Decision::Progress(Phase::Stopping, _)));
-    done(&mut seen, 0);
-    assert!(matches!(next(&seen, 121), Decision::Progress(Phase::Stopping, _)));
-    done(&mut seen, 1);
-    assert_eq!(next(&seen, 121), Decision::Conclude { cancelled: false, failed: None });
-    assert_eq!(seen.circumstances(false).runners_lost, 0);
+fn test_ends_when_the_last_runner_is_done() {
+    let mut observed = observed_under_load();
+    assert!(matches!(decision_at(&observed, 120), Decision::ReportProgress(Phase::Stopping, _)));
+    finish_runner(&mut observed, 0);
+    assert!(matches!(decision_at(&observed, 121), Decision::ReportProgress(Phase::Stopping, _)));
+    finish_runner(&mut observed, 1);
+    assert_eq!(decision_at(&observed, 121), Decision::Conclude { cancelled: false, failed: None });
+    assert_eq!(observed.run_context(false).runners_lost, 0);
 }
 
 #[test]
-fn a_killed_runner_is_lost_and_the_others_run_on() {
-    let mut seen = under_load();
-    seen.runners[1].ended = Some(Ended { code: Some(137), message: "OOMKilled".into() });
-    assert_eq!(next(&seen, 10), Decision::Progress(Phase::Running, COLLECT));
-    done(&mut seen, 0);
-    assert_eq!(next(&seen, 121), Decision::Conclude { cancelled: false, failed: None });
-    assert_eq!(seen.circumstances(false).runners_lost, 1);
+fn killed_runner_is_lost_and_the_others_continue() {
+    let mut observed = observed_under_load();
+    observed.runners[1].termination =
+        Some(Termination { exit_code: Some(137), message: "OOMKilled".into() });
+    assert_eq!(
+        decision_at(&observed, 10),
+        Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL)
+    );
+    finish_runner(&mut observed, 0);
+    assert_eq!(decision_at(&observed, 121), Decision::Conclude { cancelled: false, failed: None });
+    assert_eq!(observed.run_context(false).runners_lost, 1);
 }
 
 #[test]
-fn a_runner_killed_under_load_is_lost_though_its_numbers_are_there() {
-    let mut seen = under_load();
-    let mut part = RunnerNumbers { state: RunnerState::CutShort, ..RunnerNumbers::default() };
-    part.numbers.elapsed_seconds = 10.0;
-    seen.runners[1].ended = Some(Ended { code: Some(75), message: "evicted".into() });
-    seen.memory.numbers.insert(1, part);
-    // What the others do is not judged as if it were all, nor ended by what it seems.
-    seen.memory.heard_now.insert(0);
-    seen.look();
-    assert!(seen.memory.timeline.is_none());
-    assert_eq!(next(&seen, 11), Decision::Progress(Phase::Running, COLLECT));
-    done(&mut seen, 0);
-    assert_eq!(next(&seen, 121), Decision::Conclude { cancelled: false, failed: None });
-    assert_eq!(seen.circumstances(false).runners_lost, 1);
+fn runner_killed_under_load_is_lost_despite_its_last_metrics() {
+    let mut observed = observed_under_load();
+    let mut partial = RunnerNumbers { state: RunnerState::CutShort, ..RunnerNumbers::default() };
+    partial.numbers.elapsed_seconds = 10.0;
+    observed.runners[1].termination =
+        Some(Termination { exit_code: Some(75), message: "evicted".into() });
+    observed.cache.snapshots.insert(1, partial);
+    // The other runners alone make too little load, so the timeline gets no more updates.
+    observed.cache.scraped_now.insert(0);
+    observed.update_timeline();
+    assert!(observed.cache.timeline.is_none());
+    assert_eq!(
+        decision_at(&observed, 11),
+        Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL)
+    );
+    finish_runner(&mut observed, 0);
+    assert_eq!(decision_at(&observed, 121), Decision::Conclude { cancelled: false, failed: None });
+    assert_eq!(observed.run_context(false).runners_lost, 1);
 }
 
 #[test]
-fn the_next_look_is_at_the_end_of_a_stage_as_the_runners_count() {
-    let mut seen = under_load();
-    let left = |seen: &Observed| match decide(seen, &settings(), at(119)) {
-        Decision::Progress(Phase::Running, left) => left,
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(left(&seen), Duration::from_millis(1050));
-    // They were told to start half a second late.
-    let mut told = RunnerNumbers { state: RunnerState::Running, ..RunnerNumbers::default() };
-    told.numbers.elapsed_seconds = 118.5;
-    seen.memory.numbers.insert(0, told);
-    seen.memory.heard_now.insert(0);
-    assert_eq!(left(&seen), Duration::from_millis(1550));
+fn load_end_follows_the_elapsed_time_of_the_runners() {
+    let mut observed = observed_under_load();
+    let left =
+        |observed: &Observed| match decide(observed, &example_settings(), time_after_start(119)) {
+            Decision::ReportProgress(Phase::Running, left) => left,
+            other => panic!("{other:?}"),
+        };
+    assert_eq!(left(&observed), Duration::from_millis(1050));
+    // The start orders came half a second late.
+    let mut snapshot = RunnerNumbers { state: RunnerState::Running, ..RunnerNumbers::default() };
+    snapshot.numbers.elapsed_seconds = 118.5;
+    observed.cache.snapshots.insert(0, snapshot);
+    observed.cache.scraped_now.insert(0);
+    assert_eq!(left(&observed), Duration::from_millis(1550));
 }
 
 #[test]
-fn a_runner_that_has_to_leave_is_released_once_its_numbers_are_here() {
-    let mut seen = under_load();
-    seen.runners[1].leaving = true;
-    assert_eq!(next(&seen, 10), Decision::Progress(Phase::Running, COLLECT));
-    let part = RunnerNumbers { state: RunnerState::CutShort, ..RunnerNumbers::default() };
-    seen.memory.numbers.insert(1, part);
-    assert_eq!(next(&seen, 10), Decision::Release(vec!["pod-1".into()]));
-    seen.memory.released.insert("pod-1".into());
-    assert_eq!(next(&seen, 10), Decision::Progress(Phase::Running, COLLECT));
+fn disrupted_runner_is_released_after_its_final_snapshot() {
+    let mut observed = observed_under_load();
+    observed.runners[1].disrupted = true;
+    assert_eq!(
+        decision_at(&observed, 10),
+        Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL)
+    );
+    let partial = RunnerNumbers { state: RunnerState::CutShort, ..RunnerNumbers::default() };
+    observed.cache.snapshots.insert(1, partial);
+    assert_eq!(decision_at(&observed, 10), Decision::SendRelease(vec!["pod-1".into()]));
+    observed.cache.released.insert("pod-1".into());
+    assert_eq!(
+        decision_at(&observed, 10),
+        Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL)
+    );
 }
 
 #[test]
-fn load_lasts_until_something_ends_it() {
-    assert_eq!(under_load().load_lasts(), Duration::from_secs(120));
-    let mut cancelled = under_load();
+fn load_duration_is_zero_after_an_early_end() {
+    assert_eq!(observed_under_load().load_duration(), Duration::from_secs(120));
+    let mut cancelled = observed_under_load();
     cancelled.test.spec.cancel = true;
-    let mut stopping = under_load();
-    stopping.memory.stopping = Some(at(10));
+    let mut stopping = observed_under_load();
+    stopping.cache.stop_sent_at = Some(time_after_start(10));
     for ended in [cancelled, stopping] {
-        assert_eq!(ended.load_lasts(), Duration::ZERO);
+        assert_eq!(ended.load_duration(), Duration::ZERO);
     }
 }
 
 #[test]
-fn a_silent_runner_is_given_up_a_minute_after_the_end() {
-    let mut seen = under_load();
-    done(&mut seen, 0);
-    seen.memory.heard.insert(1, at(150));
-    assert!(matches!(next(&seen, 200), Decision::Progress(..)));
-    assert_eq!(next(&seen, 210), Decision::Conclude { cancelled: false, failed: None });
+fn silent_runner_is_given_up_after_a_minute() {
+    let mut observed = observed_under_load();
+    finish_runner(&mut observed, 0);
+    observed.cache.last_seen.insert(1, time_after_start(150));
+    assert!(matches!(decision_at(&observed, 200), Decision::ReportProgress(..)));
+    assert_eq!(decision_at(&observed, 210), Decision::Conclude { cancelled: false, failed: None });
 }
 
 #[test]
-fn cancelling_stops_runners_that_run_and_removes_those_that_do_not() {
-    let mut early = seen(Phase::Starting);
+fn cancel_stops_running_runners_and_removes_unstarted_ones() {
+    let mut early = observed_in(Phase::Starting);
     early.test.spec.cancel = true;
-    assert_eq!(next(&early, 1), Decision::CancelUnstarted);
-    let mut late = under_load();
+    assert_eq!(decision_at(&early, 1), Decision::CancelUnstarted);
+    let mut late = observed_under_load();
     late.test.spec.cancel = true;
-    assert_eq!(next(&late, 1), Decision::Stop(record().pods));
-    late.memory.stopped = record().pods.into_iter().collect();
-    assert!(matches!(next(&late, 1), Decision::Progress(Phase::Stopping, _)));
+    assert_eq!(decision_at(&late, 1), Decision::SendStop(start_record().pods));
+    late.cache.stop_accepted = start_record().pods.into_iter().collect();
+    assert!(matches!(decision_at(&late, 1), Decision::ReportProgress(Phase::Stopping, _)));
 }
 
 #[test]
-fn an_abort_is_durable_before_anyone_is_stopped() {
+fn abort_is_in_the_status_before_runners_are_stopped() {
     let aborted = Aborted {
         row: 0,
         threshold: "errorRate".into(),
@@ -276,47 +306,48 @@ fn an_abort_is_durable_before_anyone_is_stopped() {
         elapsed: Duration::from_secs(9),
         samples: 100,
     };
-    let mut breached = under_load();
-    breached.memory.aborted = Some(aborted.clone());
-    assert_eq!(next(&breached, 10), Decision::Abort(aborted.clone()));
+    let mut breached = observed_under_load();
+    breached.cache.aborted = Some(aborted.clone());
+    assert_eq!(decision_at(&breached, 10), Decision::ReportAbort(aborted.clone()));
     breached.test.status.as_mut().unwrap().aborted = Some(aborted);
-    assert_eq!(next(&breached, 10), Decision::Stop(record().pods));
-    breached.memory.stopped = record().pods.into_iter().collect();
-    assert!(matches!(next(&breached, 11), Decision::Progress(Phase::Stopping, _)));
+    assert_eq!(decision_at(&breached, 10), Decision::SendStop(start_record().pods));
+    breached.cache.stop_accepted = start_record().pods.into_iter().collect();
+    assert!(matches!(decision_at(&breached, 11), Decision::ReportProgress(Phase::Stopping, _)));
 }
 
 #[test]
-fn runners_that_missed_their_start_end_the_test_and_pass_nothing() {
-    let mut missed = started(Phase::Running);
+fn runners_that_missed_their_start_are_lost() {
+    let mut missed = observed_after_start(Phase::Running);
     for index in 0..2 {
-        missed.memory.numbers.insert(index, RunnerNumbers::default());
-        missed.memory.heard.insert(index, at(119));
+        missed.cache.snapshots.insert(index, RunnerNumbers::default());
+        missed.cache.last_seen.insert(index, time_after_start(119));
     }
-    assert!(matches!(next(&missed, 119), Decision::Order(..)));
-    assert_eq!(next(&missed, 121), Decision::Conclude { cancelled: false, failed: None });
-    assert_eq!(missed.circumstances(false).runners_lost, 2);
+    assert!(matches!(decision_at(&missed, 119), Decision::SendStart(..)));
+    assert_eq!(decision_at(&missed, 121), Decision::Conclude { cancelled: false, failed: None });
+    assert_eq!(missed.run_context(false).runners_lost, 2);
 }
 
 #[test]
-fn a_cancelled_test_stops_all_it_can_reach_and_waits_for_no_dead_node() {
-    let mut cancelled = started(Phase::Running);
+fn cancelled_test_does_not_wait_for_a_dead_node() {
+    let mut cancelled = observed_after_start(Phase::Running);
     cancelled.test.spec.cancel = true;
-    cancelled.memory.ordered.insert("pod-0".into());
-    assert_eq!(next(&cancelled, 10), Decision::Stop(record().pods));
-    cancelled.memory.stopped.insert("pod-0".into());
-    cancelled.memory.stopping = Some(at(10));
-    done(&mut cancelled, 0);
-    cancelled.memory.heard = BTreeMap::from([(0, at(12)), (1, at(9))]);
-    assert_eq!(next(&cancelled, 20), Decision::Stop(vec!["pod-1".into()]));
+    cancelled.cache.start_accepted.insert("pod-0".into());
+    assert_eq!(decision_at(&cancelled, 10), Decision::SendStop(start_record().pods));
+    cancelled.cache.stop_accepted.insert("pod-0".into());
+    cancelled.cache.stop_sent_at = Some(time_after_start(10));
+    finish_runner(&mut cancelled, 0);
+    cancelled.cache.last_seen =
+        BTreeMap::from([(0, time_after_start(12)), (1, time_after_start(9))]);
+    assert_eq!(decision_at(&cancelled, 20), Decision::SendStop(vec!["pod-1".into()]));
     let end = Decision::Conclude { cancelled: true, failed: None };
-    assert_eq!(next(&cancelled, 70), end);
+    assert_eq!(decision_at(&cancelled, 70), end);
 }
 
 #[test]
-fn runners_that_nobody_reaches_end_the_test_with_what_to_look_at() {
-    let unheard = started(Phase::Running);
-    assert!(matches!(next(&unheard, 40), Decision::Order(..)));
-    let Decision::Conclude { failed: Some((reason, why)), .. } = next(&unheard, 46) else {
+fn unreachable_runners_end_the_test_with_advice() {
+    let unheard = observed_after_start(Phase::Running);
+    assert!(matches!(decision_at(&unheard, 40), Decision::SendStart(..)));
+    let Decision::Conclude { failed: Some((reason, why)), .. } = decision_at(&unheard, 46) else {
         panic!()
     };
     assert_eq!(reason, Reason::Unreachable);
@@ -324,74 +355,78 @@ fn runners_that_nobody_reaches_end_the_test_with_what_to_look_at() {
 }
 
 #[test]
-fn a_runner_evicted_before_the_start_is_waited_for_and_never_started() {
-    let mut evicted = seen(Phase::Starting);
-    evicted.runners[1].leaving = true;
-    assert_eq!(next(&evicted, 1), Decision::Wait(STARTING));
-    evicted.runners[1].ended = Some(Ended { code: Some(76), message: String::new() });
-    assert_eq!(next(&evicted, 1), Decision::Wait(STARTING));
-    evicted.runners.push(Runner { uid: "pod-2".into(), ..runner(1) });
-    let Decision::Start(start) = next(&evicted, 2) else { panic!() };
+fn start_waits_for_the_replacement_of_an_evicted_runner() {
+    let mut evicted = observed_in(Phase::Starting);
+    evicted.runners[1].disrupted = true;
+    assert_eq!(decision_at(&evicted, 1), Decision::Wait(STARTUP_POLL_INTERVAL));
+    evicted.runners[1].termination =
+        Some(Termination { exit_code: Some(76), message: String::new() });
+    assert_eq!(decision_at(&evicted, 1), Decision::Wait(STARTUP_POLL_INTERVAL));
+    evicted.runners.push(Runner { uid: "pod-2".into(), ..ready_runner(1) });
+    let Decision::PersistStart(start) = decision_at(&evicted, 2) else { panic!() };
     assert_eq!(start.pods, ["pod-0", "pod-2"]);
 }
 
 #[test]
-fn what_the_api_server_refuses_for_good_fails_and_the_rest_is_tried_again() {
+fn only_permanent_refusals_fail_the_test() {
     for code in [400, 403, 409, 422] {
-        let refused = refused(Some(code), "quota");
+        let refused = decide_refused(Some(code), "quota");
         assert_eq!(refused, Some(Decision::Fail(Reason::Refused, "quota".into())));
     }
     for code in [Some(429), Some(500), Some(503), None] {
-        assert_eq!(refused(code, "later"), None);
+        assert_eq!(decide_refused(code, "later"), None);
     }
 }
 
 #[test]
-fn a_test_that_could_not_run_loses_its_job_once_its_status_says_why() {
-    assert_eq!(next(&seen(Phase::Error), 1), Decision::RemoveJob);
-    assert_eq!(next(&seen(Phase::Cancelled), 1), Decision::RemoveJob);
-    assert_eq!(next(&started(Phase::Error), 1), Decision::RemoveJob);
-    assert!(matches!(next(&started(Phase::Cancelled), 1), Decision::Release(_)));
+fn job_of_a_failed_test_is_deleted_after_the_status_write() {
+    assert_eq!(decision_at(&observed_in(Phase::Error), 1), Decision::DeleteJob);
+    assert_eq!(decision_at(&observed_in(Phase::Cancelled), 1), Decision::DeleteJob);
+    assert_eq!(decision_at(&observed_after_start(Phase::Error), 1), Decision::DeleteJob);
+    assert!(matches!(
+        decision_at(&observed_after_start(Phase::Cancelled), 1),
+        Decision::SendRelease(_)
+    ));
 }
 
 #[test]
-fn passes_come_at_the_boundaries_of_stages() {
-    let mut staged = under_load();
+fn reconciliations_happen_at_stage_ends() {
+    let mut staged = observed_under_load();
     staged.test.spec.load = serde_json::from_str(
         r#"{"stages": [{"duration": "10s", "users": 1}, {"duration": "10s", "users": 2}]}"#,
     )
     .unwrap();
-    let Decision::Progress(Phase::Running, wait) = next(&staged, 9) else { panic!() };
+    let Decision::ReportProgress(Phase::Running, wait) = decision_at(&staged, 9) else { panic!() };
     assert_eq!(wait, Duration::from_millis(1050));
-    let Decision::Progress(Phase::Running, wait) = next(&staged, 11) else { panic!() };
-    assert_eq!(wait, COLLECT);
+    let Decision::ReportProgress(Phase::Running, wait) = decision_at(&staged, 11) else { panic!() };
+    assert_eq!(wait, COLLECT_INTERVAL);
 }
 
 #[test]
-fn a_finished_test_releases_its_runners_once_and_settles() {
-    let mut over = started(Phase::Finished);
-    assert_eq!(next(&over, 130), Decision::Release(record().pods));
-    over.memory.released = record().pods.into_iter().collect();
-    assert_eq!(next(&over, 130), Decision::Settled);
+fn finished_test_releases_its_runners_once() {
+    let mut over = observed_after_start(Phase::Finished);
+    assert_eq!(decision_at(&over, 130), Decision::SendRelease(start_record().pods));
+    over.cache.released = start_record().pods.into_iter().collect();
+    assert_eq!(decision_at(&over, 130), Decision::NothingToDo);
 }
 
 #[test]
-fn a_finished_test_is_removed_when_its_time_to_live_is_over() {
-    let mut over = started(Phase::Finished);
+fn finished_test_is_deleted_after_its_time_to_live() {
+    let mut over = observed_after_start(Phase::Finished);
     over.job = None;
     over.test.spec.ttl_seconds_after_finished = Some(10);
-    over.test.status.as_mut().unwrap().finish_time = Some(Time(at(130)));
-    assert!(matches!(next(&over, 135), Decision::Wait(_)));
-    assert_eq!(next(&over, 140), Decision::Delete);
+    over.test.status.as_mut().unwrap().finish_time = Some(Time(time_after_start(130)));
+    assert!(matches!(decision_at(&over, 135), Decision::Wait(_)));
+    assert_eq!(decision_at(&over, 140), Decision::DeleteTest);
 }
 
 #[test]
-fn a_rejected_test_is_looked_at_again_once_it_is_edited() {
-    let mut rejected = seen(Phase::Error);
+fn rejected_test_is_validated_again_after_an_edit() {
+    let mut rejected = observed_in(Phase::Error);
     rejected.job = None;
     rejected.runners.clear();
     rejected.test.status.as_mut().unwrap().plan = None;
-    assert_eq!(next(&rejected, 1), Decision::Settled);
+    assert_eq!(decision_at(&rejected, 1), Decision::NothingToDo);
     rejected.test.metadata.generation = Some(2);
-    assert_eq!(next(&rejected, 1), Decision::Admit(sizing()));
+    assert_eq!(decision_at(&rejected, 1), Decision::Admit(example_sizing()));
 }

@@ -1,0 +1,73 @@
+//! The error of a reconciliation, and how an error becomes text.
+
+use std::time::Duration;
+
+/// Reason why a reconciliation failed. The next reconciliation starts again from live reads.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server rejected a request, or the operator can't reach the API server.
+    #[error("failed to {action} {name}")]
+    Api {
+        /// Verb and kind of object, such as `get job`.
+        action: &'static str,
+        /// Name of the object.
+        name: String,
+        /// Error of the Kubernetes client.
+        source: Box<kube::Error>,
+    },
+    /// A child object can't be created because its name belongs to another owner.
+    #[error(
+        "{kind} {name} already exists and belongs to another owner; delete it or rename the LoadTest"
+    )]
+    NameTaken {
+        /// Kind of the existing object.
+        kind: String,
+        /// Name of the existing object.
+        name: String,
+    },
+    /// A value has no JSON form.
+    #[error("failed to serialize {what} as JSON")]
+    Serialize {
+        /// The value, such as `the plan`.
+        what: &'static str,
+        /// Error of the serializer.
+        source: serde_json::Error,
+    },
+    /// The reconciliation took longer than this limit.
+    #[error("reconciliation took longer than {} s", .0.as_secs())]
+    Timeout(Duration),
+}
+
+impl Error {
+    pub(crate) fn api(action: &'static str, name: &str, source: kube::Error) -> Self {
+        Self::Api { action, name: name.to_owned(), source: Box::new(source) }
+    }
+
+    /// Returns the HTTP status code of the API server. [`Self::NameTaken`] counts as 409.
+    pub(crate) fn status_code(&self) -> Option<u16> {
+        match self {
+            Self::Api { source, .. } => match &**source {
+                kube::Error::Api(status) => Some(status.code),
+                _ => None,
+            },
+            Self::NameTaken { .. } => Some(409),
+            Self::Serialize { .. } | Self::Timeout(_) => None,
+        }
+    }
+
+    /// Returns the value of the metric label `outcome`.
+    pub(crate) const fn outcome_label(&self) -> &'static str {
+        match self {
+            Self::Api { .. } => "api_error",
+            Self::NameTaken { .. } => "name_taken",
+            Self::Serialize { .. } => "plan_error",
+            Self::Timeout(_) => "too_slow",
+        }
+    }
+}
+
+/// Returns the texts of an error and of all its sources on one line, joined with `: `.
+pub(crate) fn format_error_chain(error: &dyn std::error::Error) -> String {
+    let errors = std::iter::successors(Some(error), |error| error.source());
+    errors.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

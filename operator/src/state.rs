@@ -1,0 +1,372 @@
+//! State of a test as one reconciliation sees it, and rules that follow from this state alone.
+//!
+//! Pure: this module has no client and reads no clock.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::{
+    api::{
+        batch::v1::Job,
+        core::v1::{ContainerStatus, Pod, PodStatus},
+    },
+    jiff::Timestamp,
+};
+use kube::ResourceExt;
+use loadtest_core::{
+    Duration,
+    metrics::{Numbers, RunnerNumbers, RunnerState},
+    report::Circumstances,
+    resource::{Aborted, LoadTest, Phase},
+    timeline::Timeline,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{resources::RUNNER_CONTAINER, skew::StartEstimates};
+
+/// Annotation of the Job that holds the [`StartRecord`] as JSON.
+pub(crate) const START_ANNOTATION: &str = "loadtest.cell0.io/start";
+
+/// The start of a test. It is written to the Job before any start order, and a test has only one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StartRecord {
+    /// Start time of the load on all runners.
+    pub(crate) at: Timestamp,
+    /// UIDs of the runner pods by index. Other pods never get a start order.
+    pub(crate) pods: Vec<String>,
+}
+
+/// Reason why a container is not running yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    /// Reason from the kubelet, such as `ImagePullBackOff`.
+    pub(crate) reason: String,
+    /// Message from the kubelet.
+    pub(crate) message: String,
+}
+
+/// Result of a pod that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Termination {
+    /// Exit code of the container. `None` if the pod has no terminated container.
+    pub(crate) exit_code: Option<i32>,
+    /// Reason and termination message.
+    pub(crate) message: String,
+}
+
+/// One runner pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Runner {
+    /// Completion index of the pod in its Job.
+    pub(crate) index: u32,
+    /// Name of the pod.
+    pub(crate) name: String,
+    /// UID of the pod.
+    pub(crate) uid: String,
+    /// IP address of the pod, if it has one already.
+    pub(crate) ip: Option<String>,
+    /// True if the pod is ready.
+    pub(crate) ready: bool,
+    /// True if the pod is being deleted or evicted. The Job replaces such a pod.
+    pub(crate) disrupted: bool,
+    /// Creation time of the pod.
+    pub(crate) created_at: Option<Timestamp>,
+    /// Message of the scheduler, if the pod can't be scheduled.
+    pub(crate) unschedulable: Option<String>,
+    /// Reason why the container is not running yet.
+    pub(crate) waiting: Option<Waiting>,
+    /// Result of the pod, if it has ended.
+    pub(crate) termination: Option<Termination>,
+}
+
+impl Runner {
+    /// Reads a pod of a test's Job. Returns `None` if the pod has no completion index.
+    pub(crate) fn from_pod(pod: &Pod) -> Option<Self> {
+        const INDEX: &str = "batch.kubernetes.io/job-completion-index";
+        let index = pod.labels().get(INDEX).or_else(|| pod.annotations().get(INDEX))?;
+        let status = pod.status.clone().unwrap_or_default();
+        let condition =
+            |kind: &str| status.conditions.iter().flatten().find(|c| c.type_ == kind).cloned();
+        // An admission webhook may have injected other containers.
+        let all = status.container_statuses.iter().flatten();
+        let container =
+            all.clone().find(|c| c.name == RUNNER_CONTAINER).or_else(|| all.clone().next());
+        let has_ended = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
+        let unschedulable = condition("PodScheduled")
+            .filter(|c| c.status == "False" && c.reason.as_deref() == Some("Unschedulable"))
+            .map(|c| c.message.unwrap_or_default());
+        Some(Self {
+            index: index.parse().ok()?,
+            name: pod.name_any(),
+            uid: pod.uid().unwrap_or_default(),
+            ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
+            ready: condition("Ready").is_some_and(|c| c.status == "True"),
+            disrupted: pod.metadata.deletion_timestamp.is_some()
+                || condition("DisruptionTarget").is_some_and(|c| c.status == "True"),
+            created_at: pod.creation_timestamp().map(|time| time.0),
+            unschedulable,
+            waiting: container.and_then(read_waiting),
+            termination: has_ended.then(|| read_termination(container, &status)),
+        })
+    }
+}
+
+fn read_waiting(container: &ContainerStatus) -> Option<Waiting> {
+    let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    Some(Waiting {
+        reason: waiting.reason.clone().unwrap_or_default(),
+        message: waiting.message.clone().unwrap_or_default(),
+    })
+}
+
+fn read_termination(container: Option<&ContainerStatus>, pod: &PodStatus) -> Termination {
+    let state = container.and_then(|c| c.state.as_ref()).and_then(|s| s.terminated.as_ref());
+    match state {
+        Some(state) => {
+            let texts = [state.reason.as_deref(), state.message.as_deref().map(str::trim)];
+            let texts: Vec<&str> = texts.into_iter().flatten().filter(|t| !t.is_empty()).collect();
+            Termination { exit_code: Some(state.exit_code), message: texts.join(": ") }
+        }
+        None => Termination {
+            exit_code: None,
+            message: pod
+                .message
+                .clone()
+                .or_else(|| pod.reason.clone())
+                .unwrap_or_else(|| "the pod has no terminated container".into()),
+        },
+    }
+}
+
+/// Facts about a run that the operator keeps between reconciliations.
+///
+/// After a restart, the operator collects them again from the runners. Only the snapshots of
+/// runners that are gone by then are lost.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RunCache {
+    /// Latest snapshot of each runner's metrics, by runner index.
+    pub(crate) snapshots: BTreeMap<u32, RunnerNumbers>,
+    /// One error message per task and kind of error.
+    pub(crate) error_examples: BTreeMap<(String, String), String>,
+    /// UIDs of the pods that accepted the start order.
+    pub(crate) start_accepted: BTreeSet<String>,
+    /// UIDs of the pods that accepted the stop order.
+    pub(crate) stop_accepted: BTreeSet<String>,
+    /// UIDs of the pods that need no further release order.
+    pub(crate) released: BTreeSet<String>,
+    /// UIDs of the pods with a log that needs no further search for last metrics.
+    pub(crate) logs_read: BTreeSet<String>,
+    /// Timeline of the test so far.
+    pub(crate) timeline: Option<Timeline>,
+    /// Threshold with a critical bound that ends the test.
+    pub(crate) aborted: Option<Aborted>,
+    /// Estimated start times of the runners.
+    pub(crate) start_estimates: StartEstimates,
+    /// Time of the last successful scrape of each runner, by runner index.
+    pub(crate) last_seen: BTreeMap<u32, Timestamp>,
+    /// Indices of the runners that the current reconciliation has scraped.
+    pub(crate) scraped_now: BTreeSet<u32>,
+    /// Time when this process first saw the run.
+    pub(crate) first_seen: Option<Timestamp>,
+    /// Time of the first stop order before the test's end.
+    pub(crate) stop_sent_at: Option<Timestamp>,
+    /// Time of the last write of the status.
+    pub(crate) status_written_at: Option<Timestamp>,
+}
+
+impl RunCache {
+    /// Returns the state of a runner in its latest snapshot.
+    fn runner_state(&self, index: u32) -> Option<RunnerState> {
+        self.snapshots.get(&index).map(|snapshot| snapshot.state)
+    }
+
+    /// Returns true if the latest snapshot of a runner is final.
+    pub(crate) fn is_final(&self, index: u32) -> bool {
+        self.runner_state(index).is_some_and(RunnerState::is_final)
+    }
+
+    /// Drops the results of a finished test, which its status holds now.
+    pub(crate) fn drop_results(&mut self) {
+        self.snapshots.clear();
+        self.error_examples.clear();
+        self.timeline = None;
+    }
+}
+
+/// Everything that a decision depends on.
+#[derive(Clone, Debug)]
+pub(crate) struct Observed {
+    /// The test as the API server returned it in this reconciliation.
+    pub(crate) test: LoadTest,
+    /// Job of the test.
+    pub(crate) job: Option<Job>,
+    /// Runner pods of the test.
+    pub(crate) runners: Vec<Runner>,
+    /// Cache of the run, including everything that this reconciliation has collected.
+    pub(crate) cache: RunCache,
+}
+
+impl Observed {
+    /// Creates the state of a test without Job and runner pods.
+    pub(crate) const fn new(test: LoadTest, cache: RunCache) -> Self {
+        Self { test, job: None, runners: Vec::new(), cache }
+    }
+
+    /// Returns the start record, if it has been written to the Job.
+    pub(crate) fn start_record(&self) -> Option<StartRecord> {
+        let text = self.job.as_ref()?.annotations().get(START_ANNOTATION)?;
+        serde_json::from_str(text).ok()
+    }
+
+    /// Returns true while the Job has active pods.
+    pub(crate) fn job_is_active(&self) -> bool {
+        let status = self.job.as_ref().and_then(|job| job.status.as_ref());
+        status.is_some_and(|status| status.active.unwrap_or(0) > 0)
+    }
+
+    /// Returns the started pod with an index, if the pod still exists.
+    fn started_runner(&self, start: &StartRecord, index: usize) -> Option<&Runner> {
+        let uid = start.pods.get(index)?;
+        self.runners.iter().find(|runner| runner.uid == *uid)
+    }
+
+    fn runner_state(&self, index: usize) -> Option<RunnerState> {
+        self.cache.runner_state(cache_key(index))
+    }
+
+    /// Returns true if the snapshot of a runner is final.
+    pub(crate) fn is_final(&self, index: usize) -> bool {
+        self.cache.is_final(cache_key(index))
+    }
+
+    /// Returns true if a runner has responded and has not started its load.
+    pub(crate) fn is_waiting(&self, index: usize) -> bool {
+        self.runner_state(index) == Some(RunnerState::Waiting)
+    }
+
+    /// Returns true if a runner has reported that it made its whole share of the load.
+    fn is_complete(&self, index: usize) -> bool {
+        self.runner_state(index).is_some_and(RunnerState::is_complete)
+    }
+
+    /// Returns true if a started runner is gone without a final snapshot, or if its final snapshot
+    /// covers only a part of its load.
+    pub(crate) fn is_lost(&self, start: &StartRecord, index: usize) -> bool {
+        if self.is_final(index) {
+            return !self.is_complete(index);
+        }
+        self.started_runner(start, index).is_none_or(|runner| runner.termination.is_some())
+    }
+
+    /// Returns the UIDs of disrupted pods with a final snapshot and without a release order.
+    ///
+    /// These pods only wait for the release order.
+    pub(crate) fn collected_disrupted_pods(&self, start: &StartRecord) -> Vec<String> {
+        (0..start.pods.len())
+            .filter(|index| self.is_final(*index))
+            .filter_map(|index| self.started_runner(start, index))
+            .filter(|runner| {
+                runner.disrupted && runner.termination.is_none() && runner.ip.is_some()
+            })
+            .filter(|runner| !self.cache.released.contains(&runner.uid))
+            .map(|runner| runner.uid.clone())
+            .collect()
+    }
+
+    /// Returns the time of the last successful scrape of a runner.
+    ///
+    /// Without a scrape, this is the time when this process first saw the run.
+    pub(crate) fn last_seen(&self, index: usize) -> Option<Timestamp> {
+        self.cache.last_seen.get(&cache_key(index)).copied().or(self.cache.first_seen)
+    }
+
+    /// Returns the threshold that ends the test early, from the status or from this reconciliation.
+    pub(crate) fn aborted(&self) -> Option<Aborted> {
+        let in_status = self.test.status.as_ref().and_then(|status| status.aborted.clone());
+        in_status.or_else(|| self.cache.aborted.clone())
+    }
+
+    /// Adds the collected snapshots of a running test to its timeline.
+    ///
+    /// The timeline needs a snapshot of every runner in the same reconciliation. A runner without
+    /// a new snapshot would seem to do nothing now and too much at the next update. A run that has
+    /// lost a runner gets no more updates, because it makes less load than the spec asks for and
+    /// is Inconclusive anyway.
+    pub(crate) fn update_timeline(&mut self) {
+        let is_over = self.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final);
+        let Some(start) = self.start_record().filter(|_| !is_over) else { return };
+        let is_current = |index: usize| {
+            self.is_complete(index) || self.cache.scraped_now.contains(&cache_key(index))
+        };
+        if !(0..start.pods.len()).all(is_current) {
+            return;
+        }
+        let merged = self.merge_snapshots();
+        let timeline = self.cache.timeline.take();
+        let mut timeline = timeline.unwrap_or_else(|| self.timeline_from_status());
+        let aborted = timeline.look(&self.test.spec, &merged);
+        self.cache.timeline = Some(timeline);
+        // Load that has ended or is being stopped can't be aborted.
+        if merged.elapsed_seconds < self.load_duration().as_secs_f64() {
+            self.cache.aborted = aborted;
+        }
+    }
+
+    /// Returns the timeline of the test so far.
+    pub(crate) fn timeline(&self) -> Timeline {
+        self.cache.timeline.clone().unwrap_or_else(|| self.timeline_from_status())
+    }
+
+    /// Restores the timeline from the status, which a previous process of the operator has written.
+    fn timeline_from_status(&self) -> Timeline {
+        let status = self.test.status.clone().unwrap_or_default();
+        Timeline::after(&self.test.spec, status.stages, &status.thresholds)
+    }
+
+    /// Returns the duration of the load. It is zero as soon as something ends the test early.
+    pub(crate) fn load_duration(&self) -> Duration {
+        let stopped =
+            self.test.spec.cancel || self.aborted().is_some() || self.cache.stop_sent_at.is_some();
+        if stopped { Duration::ZERO } else { self.test.spec.load.length() }
+    }
+
+    /// Returns the time since the start of the load.
+    ///
+    /// The runners' own elapsed time counts if this reconciliation has scraped a runner, because
+    /// the start order may have come late. The result never exceeds the time since the recorded
+    /// start.
+    pub(crate) fn load_elapsed(&self, start: &StartRecord, now: Timestamp) -> Duration {
+        let scraped = self.cache.scraped_now.iter();
+        let reported = scraped
+            .filter_map(|index| self.cache.snapshots.get(index))
+            .map(|snapshot| snapshot.numbers.elapsed_seconds)
+            .reduce(f64::max);
+        let planned = now.duration_since(start.at).as_secs_f64();
+        Duration::from_secs_f64(reported.unwrap_or(planned).min(planned).max(0.0))
+    }
+
+    /// Merges the latest snapshots of all runners.
+    pub(crate) fn merge_snapshots(&self) -> Numbers {
+        self.cache.snapshots.values().fold(Numbers::default(), |mut merged, snapshot| {
+            merged.merge(&snapshot.numbers);
+            merged
+        })
+    }
+
+    /// Returns everything that the report needs besides the merged snapshots.
+    pub(crate) fn run_context(&self, cancelled: bool) -> Circumstances {
+        let runners = self.start_record().map_or(0, |start| start.pods.len());
+        let lost = (0..runners).filter(|index| !self.is_complete(*index)).count();
+        Circumstances {
+            cancelled,
+            aborted: self.aborted(),
+            runners_lost: i64::try_from(lost).unwrap_or(i64::MAX),
+            start_skew: self.cache.start_estimates.start_skew(runners),
+            examples: self.cache.error_examples.clone(),
+        }
+    }
+}
+
+/// Returns the key of a runner in the maps of [`RunCache`].
+fn cache_key(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
+}
