@@ -40,12 +40,13 @@ pub(crate) async fn carry_out(
         | Decision::Wait(_)
         | Decision::Reject(_)
         | Decision::Admit(_)
+        | Decision::ReportSuspended(_)
         | Decision::ReportStarted(_)
         | Decision::ReportAbort(_)
         | Decision::Fail(..)
         | Decision::CancelUnstarted
         | Decision::ReportProgress(..) => {}
-        Decision::Launch(sizing) => create_children(context, &observed.test, sizing).await?,
+        Decision::Launch(sizing) => create_children(context, observed, sizing).await?,
         Decision::PersistStart(start) => persist_start(context, observed, start).await?,
         Decision::SendStart(start, pods) => {
             let order = Order::Start(start.at);
@@ -61,7 +62,7 @@ pub(crate) async fn carry_out(
             observed.cache.stop_sent_at.get_or_insert_with(Timestamp::now);
         }
         Decision::Conclude { .. } => {
-            if observed.merge_snapshots().total().errors.values().any(|count| *count > 0) {
+            if observed.merge_snapshots().all_tasks().errors.values().any(|count| *count > 0) {
                 collect::collect_error_examples(context, &observed.runners, &mut observed.cache)
                     .await;
             }
@@ -90,13 +91,22 @@ async fn release_runners(
     observed.cache.released.extend(disrupted.into_iter().map(|runner| runner.uid));
 }
 
-async fn create_children(context: &Context, test: &LoadTest, sizing: &Sizing) -> Result<(), Error> {
+async fn create_children(
+    context: &Context,
+    observed: &Observed,
+    sizing: &Sizing,
+) -> Result<(), Error> {
+    let test = &observed.test;
+    // `decide` launches valid specs only.
+    let Ok(valid) = &observed.valid else { return Ok(()) };
     let token = context.run_token(&test.uid().unwrap_or_default());
-    let plan = resources::build_plan(test, sizing, token::fingerprint(&token), &context.settings);
+    let fingerprint = token::fingerprint_of(&token);
+    let plan = resources::build_plan(test, valid, sizing, fingerprint, &context.settings);
     let config_map = resources::build_config_map(test, &plan)
         .map_err(|source| Error::Serialize { what: "the plan", source })?;
     create_once::<ConfigMap>(context, test, &config_map).await?;
-    create_once::<Job>(context, test, &resources::build_job(test, sizing, &context.settings)).await
+    let job = resources::build_job(test, valid, sizing, &context.settings);
+    create_once::<Job>(context, test, &job).await
 }
 
 /// Creates a child object, which the operator never updates afterwards.

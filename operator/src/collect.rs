@@ -4,22 +4,21 @@
 //! concurrent requests is limited. The module does not decide when to scrape or which order to
 //! send.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::time::Instant;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use futures::{StreamExt, stream};
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{Api, api::LogParams};
 use loadtest_core::{
     Duration,
-    metrics::{ExpositionError, Format, RunnerNumbers, RunnerState, decode},
+    control::{self, ErrorExample, StartOrder, StopOrder, path},
+    metrics::{ExpositionError, Format, RunnerMetrics, RunnerState, decode},
 };
-use serde::Deserialize;
 
 use crate::{
     context::Context,
     error::format_error_chain,
-    resources::{RUNNER_CONTAINER, RUNNER_PORT},
+    resources::RUNNER_CONTAINER,
     state::{Observed, RunCache, Runner, StartRecord},
 };
 
@@ -56,7 +55,7 @@ pub(crate) enum CollectError {
 
 fn runner_url(ip: &str, path: &str) -> String {
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-    format!("http://{host}:{RUNNER_PORT}{path}")
+    format!("http://{host}:{}{path}", control::PORT)
 }
 
 /// Updates the snapshots of all started runners in the cache.
@@ -70,7 +69,8 @@ pub(crate) async fn collect_snapshots(
     start: &StartRecord,
     observed: &mut Observed,
 ) {
-    let load_seconds = observed.load_duration().as_secs_f64();
+    let Ok(valid) = &observed.valid else { return };
+    let load_seconds = observed.load_duration(valid).as_secs_f64();
     let Observed { runners, cache, .. } = observed;
     cache.scraped_now.clear();
     let (terminated, alive): (Vec<&Runner>, Vec<&Runner>) = runners
@@ -100,7 +100,7 @@ async fn scrape_runners(
     for (index, sent_at, received_at, result) in run_concurrently(scrapes).await {
         match result {
             Ok(snapshot) => {
-                let elapsed = snapshot.numbers.elapsed_seconds;
+                let elapsed = snapshot.metrics.elapsed_seconds;
                 // `elapsed` stops when the load ends, so a later value does not show the start.
                 if snapshot.state == RunnerState::Running && elapsed > 0.0 && elapsed < load_seconds
                 {
@@ -112,8 +112,11 @@ async fn scrape_runners(
             }
             // The next reconciliation scrapes again. The cache keeps the earlier snapshot.
             Err(error) => {
-                let error = format_error_chain(&error);
-                tracing::debug!(run_uid, index, error, "scrape failed");
+                let text = format_error_chain(&error);
+                tracing::debug!(run_uid, index, error = text, "scrape failed");
+                if matches!(error, CollectError::Exposition(ExpositionError::Contract { .. })) {
+                    cache.contract_mismatch = Some(text);
+                }
             }
         }
     }
@@ -151,10 +154,10 @@ async fn scrape_runner(
     run_uid: &str,
     runner: &Runner,
     ip: &str,
-) -> Result<RunnerNumbers, CollectError> {
+) -> Result<RunnerMetrics, CollectError> {
     let response = context
         .http
-        .get(runner_url(ip, "/metrics"))
+        .get(runner_url(ip, path::METRICS))
         .header("accept", Format::Protobuf.content_type())
         .send()
         .await
@@ -163,11 +166,14 @@ async fn scrape_runner(
     let bytes = read_body(response).await?;
     let snapshot = decode(&bytes)?;
     let identity = &snapshot.identity;
-    if identity.run != run_uid || identity.index != runner.index || identity.pod != runner.uid {
+    let is_expected = identity.run_uid == run_uid
+        && identity.index == runner.index
+        && identity.pod_uid == runner.uid;
+    if !is_expected {
         return Err(CollectError::WrongRunner {
-            run_uid: identity.run.clone(),
+            run_uid: identity.run_uid.clone(),
             index: identity.index,
-            pod_uid: identity.pod.clone(),
+            pod_uid: identity.pod_uid.clone(),
         });
     }
     Ok(snapshot)
@@ -186,26 +192,12 @@ async fn read_body(mut response: reqwest::Response) -> Result<Vec<u8>, CollectEr
     Ok(bytes)
 }
 
-/// One line of a runner's log in the format of its JSON logger.
-#[derive(Deserialize)]
-struct LogLine {
-    fields: LogFields,
-}
-
-/// Fields of a log line that carries one part of the last metrics.
-#[derive(Deserialize)]
-struct LogFields {
-    part: usize,
-    parts: usize,
-    data: String,
-}
-
 /// Reads the last metrics from a pod's log. A runner that exits without a release order logs them.
 async fn read_last_metrics(
     pods: &Api<Pod>,
     run_uid: &str,
     runner: &Runner,
-) -> Result<RunnerNumbers, CollectError> {
+) -> Result<RunnerMetrics, CollectError> {
     let parameters = LogParams {
         container: Some(RUNNER_CONTAINER.into()),
         limit_bytes: Some(MAX_LOG_BYTES),
@@ -213,7 +205,7 @@ async fn read_last_metrics(
     };
     let log = pods.logs(&runner.name, &parameters).await.map_err(CollectError::Log)?;
     let snapshot = parse_last_metrics(&log)?;
-    if snapshot.identity.run == run_uid && snapshot.identity.index == runner.index {
+    if snapshot.identity.run_uid == run_uid && snapshot.identity.index == runner.index {
         // The process has exited, so no newer metrics can follow. The state of a runner that was
         // killed under load is `CutShort`, and the runner stays lost.
         return Ok(snapshot);
@@ -221,27 +213,9 @@ async fn read_last_metrics(
     Err(CollectError::NoLastMetrics)
 }
 
-fn parse_last_metrics(log: &str) -> Result<RunnerNumbers, CollectError> {
-    let lines: BTreeMap<usize, LogFields> = log
-        .lines()
-        .filter_map(|line| serde_json::from_str::<LogLine>(line).ok())
-        .map(|line| (line.fields.part, line.fields))
-        .collect();
-    let parts = lines.values().next().map_or(0, |fields| fields.parts);
-    if parts == 0 || !lines.keys().copied().eq(1..=parts) {
-        return Err(CollectError::NoLastMetrics);
-    }
-    let text: String = lines.into_values().map(|fields| fields.data).collect();
-    let bytes = STANDARD.decode(text).map_err(|_| CollectError::NoLastMetrics)?;
+fn parse_last_metrics(log: &str) -> Result<RunnerMetrics, CollectError> {
+    let bytes = control::join_last_metrics(log).ok_or(CollectError::NoLastMetrics)?;
     Ok(decode(&bytes)?)
-}
-
-/// One example of an error, as a runner lists it at `/errors`.
-#[derive(Deserialize)]
-struct ErrorExample {
-    task: String,
-    kind: String,
-    message: String,
 }
 
 /// Adds one error message per task and kind of error to the cache.
@@ -255,7 +229,7 @@ pub(crate) async fn collect_error_examples(
     let ips = runners.iter().filter(|r| r.termination.is_none()).filter_map(|r| r.ip.as_deref());
     let requests: Vec<_> = ips
         .map(|ip| async move {
-            let response = context.http.get(runner_url(ip, "/errors")).send().await.ok()?;
+            let response = context.http.get(runner_url(ip, path::ERRORS)).send().await.ok()?;
             let body = read_body(response).await.ok()?;
             serde_json::from_slice::<Vec<ErrorExample>>(&body).ok()
         })
@@ -295,13 +269,14 @@ pub(crate) async fn send_order(
                 // The order carries the time left at the moment of sending, so that the clocks
                 // of the nodes don't matter.
                 Order::Start(at) => {
-                    let left = at.duration_since(Timestamp::now()).as_secs_f64().max(0.0);
-                    ("/start", serde_json::json!({"inSeconds": left}))
+                    let left = at.duration_since(Timestamp::now()).as_secs_f64();
+                    (path::START, serde_json::json!(StartOrder { in_seconds: left.max(0.0) }))
                 }
                 Order::Stop(grace) => {
-                    ("/stop", serde_json::json!({"graceSeconds": grace.as_secs_f64()}))
+                    let grace_seconds = grace.as_secs_f64();
+                    (path::STOP, serde_json::json!(StopOrder { grace_seconds }))
                 }
-                Order::Release => ("/release", serde_json::json!({})),
+                Order::Release => (path::RELEASE, serde_json::json!({})),
             };
             let request = context
                 .http
@@ -333,7 +308,7 @@ mod tests {
 
     use super::*;
 
-    fn log_lines(snapshot: RunnerNumbers) -> Vec<String> {
+    fn log_lines(snapshot: RunnerMetrics) -> Vec<String> {
         let bytes = encode(snapshot, Shown::default(), Format::Protobuf).unwrap();
         let text = STANDARD.encode(bytes);
         let parts = text.len().div_ceil(100);
@@ -348,11 +323,11 @@ mod tests {
             .collect()
     }
 
-    fn final_snapshot() -> RunnerNumbers {
+    fn final_snapshot() -> RunnerMetrics {
         let identity = Identity { run: "uid".into(), index: 1, pod: "pod".into() };
-        let mut snapshot = RunnerNumbers { identity, ..RunnerNumbers::default() };
+        let mut snapshot = RunnerMetrics { identity, ..RunnerMetrics::default() };
         snapshot.state = RunnerState::Done;
-        snapshot.numbers.elapsed_seconds = 12.0;
+        snapshot.metrics.elapsed_seconds = 12.0;
         snapshot
     }
 

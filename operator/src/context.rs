@@ -117,7 +117,7 @@ impl Context {
 
     /// Returns the bearer token for orders to the runners of a run.
     pub(crate) fn run_token(&self, run_uid: &str) -> String {
-        loadtest_core::token::token(&self.token_key, run_uid)
+        loadtest_core::token::token_of_run(&self.token_key, run_uid)
     }
 
     /// Removes and returns the cache of a run. Returns an empty cache for an unknown run.

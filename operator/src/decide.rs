@@ -7,14 +7,15 @@ use std::collections::BTreeSet;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use loadtest_core::{
-    Duration,
-    report::truncated,
-    resource::{Aborted, Load, LoadTest, Phase, Sizing},
-    sizing, validate,
+    Duration, control,
+    load::LoadModel,
+    plan::{Problem, ValidTest, size_test},
+    resource::{Aborted, Phase, Sizing},
+    text::truncate,
 };
 
 use crate::{
-    resources::{EXIT_PREFLIGHT, RUNNER_PORT, Settings},
+    resources::Settings,
     state::{Observed, Runner, StartRecord},
 };
 
@@ -73,6 +74,8 @@ pub(crate) enum Decision {
     Reject(String),
     /// Accept the test and report its sizing.
     Admit(Sizing),
+    /// Accept the test and report that `spec.suspend` holds it back.
+    ReportSuspended(Sizing),
     /// Create the ConfigMap and the Job.
     Launch(Sizing),
     /// Write the start record to the Job.
@@ -127,32 +130,45 @@ pub(crate) const CANCEL_GRACE_PERIOD: Duration = Duration::from_secs(5);
 /// Chooses the next step of a test.
 pub(crate) fn decide(observed: &Observed, settings: &Settings, now: Timestamp) -> Decision {
     let test = &observed.test;
-    let status = test.status.clone().unwrap_or_default();
-    match (status.phase, status.plan) {
+    let status = observed.status();
+    // A newer version of the operator wrote this status: leave it as it is.
+    if status.unknown_value().is_some() {
+        return Decision::NothingToDo;
+    }
+    let phase = status.known_phase();
+    match (phase, status.plan) {
         (Some(phase), plan) if phase.is_final() => {
             let edited = test.metadata.generation > status.observed_generation;
-            if plan.is_none() && edited {
-                validate_spec(test)
-            } else {
-                decide_finished(observed, now)
-            }
+            if plan.is_none() && edited { admit(observed) } else { decide_finished(observed, now) }
         }
         // The operator has created no objects before the status has a plan.
-        (None | Some(Phase::Pending | Phase::Starting), None) => validate_spec(test),
-        (None | Some(Phase::Pending), Some(_)) if test.spec.cancel => Decision::CancelUnstarted,
-        (None | Some(Phase::Pending), Some(sizing)) => Decision::Launch(sizing),
-        (Some(Phase::Starting), Some(sizing)) => decide_starting(observed, &sizing, settings, now),
-        (Some(_), _) => decide_running(observed, now),
+        (None | Some(Phase::Pending | Phase::Starting), None) => admit(observed),
+        (phase, plan) => match (&observed.valid, phase, plan) {
+            // Another version of the operator accepted this spec. Its runners end by themselves.
+            (Err(_), ..) => Decision::NothingToDo,
+            (Ok(_), None | Some(Phase::Pending), Some(_)) if test.spec.cancel => {
+                Decision::CancelUnstarted
+            }
+            (Ok(_), None | Some(Phase::Pending), Some(sizing)) => Decision::Launch(sizing),
+            (Ok(_), Some(Phase::Starting), Some(sizing)) => {
+                decide_starting(observed, &sizing, settings, now)
+            }
+            (Ok(valid), ..) => decide_running(observed, valid, now),
+        },
     }
 }
 
-fn validate_spec(test: &LoadTest) -> Decision {
-    let problems = validate::problems(&test.spec);
-    if problems.is_empty() {
-        return Decision::Admit(sizing::size(&test.spec));
+/// Decides whether a test without a plan gets one.
+fn admit(observed: &Observed) -> Decision {
+    let spec = &observed.test.spec;
+    match &observed.valid {
+        Ok(valid) if spec.suspend && !spec.cancel => Decision::ReportSuspended(size_test(valid)),
+        Ok(valid) => Decision::Admit(size_test(valid)),
+        Err(problems) => {
+            let texts: Vec<String> = problems.iter().map(Problem::to_string).collect();
+            Decision::Reject(texts.join("; "))
+        }
     }
-    let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
-    Decision::Reject(texts.join("; "))
 }
 
 /// Returns true if at least `duration` has passed between `from` and `now`.
@@ -162,7 +178,7 @@ fn has_elapsed(from: Timestamp, now: Timestamp, duration: Duration) -> bool {
 
 /// Converts a duration into the type that [`Timestamp`] arithmetic needs.
 pub(crate) fn signed_duration(duration: Duration) -> SignedDuration {
-    SignedDuration::try_from(duration.std()).unwrap_or(SignedDuration::MAX)
+    SignedDuration::try_from(duration.to_std()).unwrap_or(SignedDuration::MAX)
 }
 
 fn decide_starting(
@@ -215,8 +231,12 @@ fn startup_failure(runner: &Runner, now: Timestamp) -> Option<(Reason, String)> 
     if runner.disrupted {
         return None;
     }
-    let with_name = |message: &str| format!("runner {}: {}", runner.name, truncated(message, 700));
-    if let Some(end) = runner.termination.as_ref().filter(|t| t.exit_code == Some(EXIT_PREFLIGHT)) {
+    let with_name = |message: &str| format!("runner {}: {}", runner.name, truncate(message, 700));
+    if let Some(end) = runner
+        .termination
+        .as_ref()
+        .filter(|t| t.exit_code == Some(i32::from(control::exit_code::PREFLIGHT_FAILED)))
+    {
         return Some((Reason::Preflight, with_name(&end.message)));
     }
     if let Some(end) = &runner.termination {
@@ -246,7 +266,7 @@ fn start_timeout_failure(
     let job = observed.job.as_ref().map(ResourceExt::name_any).unwrap_or_default();
     let unschedulable = observed.runners.iter().find_map(|runner| runner.unschedulable.as_ref());
     let (reason, cause) = match unschedulable {
-        Some(message) => (Reason::Unschedulable, truncated(message, 700)),
+        Some(message) => (Reason::Unschedulable, truncate(message, 700)),
         None if observed.runners.len() < wanted => {
             let cause = format!(
                 "only {} of {wanted} pods exist; see the Job's events (kubectl describe job {job}) for a quota or admission that stops them",
@@ -265,7 +285,7 @@ fn start_timeout_failure(
     Decision::Fail(reason, message)
 }
 
-fn decide_running(observed: &Observed, now: Timestamp) -> Decision {
+fn decide_running(observed: &Observed, valid: &ValidTest, now: Timestamp) -> Decision {
     let cancelled = observed.test.spec.cancel;
     let Some(start) = observed.start_record() else {
         let message = "the Job was deleted under load; delete the LoadTest and create it again";
@@ -275,8 +295,8 @@ fn decide_running(observed: &Observed, now: Timestamp) -> Decision {
     if !collected.is_empty() {
         return Decision::SendRelease(collected);
     }
-    let load = &observed.test.spec.load;
-    let end = start.at.saturating_add(signed_duration(load.length())).unwrap_or(Timestamp::MAX);
+    let duration = valid.load.duration();
+    let end = start.at.saturating_add(signed_duration(duration)).unwrap_or(Timestamp::MAX);
     if all_runners_are_over(observed, &start, end, now) {
         return Decision::Conclude { cancelled, failed: None };
     }
@@ -284,14 +304,17 @@ fn decide_running(observed: &Observed, now: Timestamp) -> Decision {
     let any_response = !cache.snapshots.is_empty() || !cache.start_accepted.is_empty();
     let waiting_since = cache.first_seen.map_or(start.at, |first_seen| first_seen.max(start.at));
     if !any_response && has_elapsed(waiting_since, now, UNREACHABLE_TIMEOUT) {
-        let message = format!(
-            "no runner responds to the operator on port {RUNNER_PORT}; allow traffic to this port from the operator's namespace (check network policies and the state of the pods)"
-        );
+        let message = cache.contract_mismatch.clone().unwrap_or_else(|| {
+            format!(
+                "no runner responds to the operator on port {}; allow traffic to this port from the operator's namespace (check network policies and the state of the pods)",
+                control::PORT
+            )
+        });
         return Decision::Conclude { cancelled, failed: Some((Reason::Unreachable, message)) };
     }
     // A runner that responds ends by itself, even if its start order came late. So the test is
     // over only after every runner that is still missing has been silent for long enough.
-    let latest_end = load.length().plus(load.graceful_stop);
+    let latest_end = duration.plus(valid.graceful_stop);
     let stopped = cache.stop_sent_at.is_some_and(|at| has_elapsed(at, now, CANCEL_GRACE_PERIOD));
     if (stopped || has_elapsed(start.at, now, latest_end))
         && all_runners_are_silent(observed, &start, now)
@@ -326,7 +349,7 @@ fn decide_running(observed: &Observed, now: Timestamp) -> Decision {
     if !not_started.is_empty() {
         return Decision::SendStart(start, not_started);
     }
-    let until_boundary = time_to_next_boundary(load, observed.load_elapsed(&start, now));
+    let until_boundary = time_to_next_boundary(&valid.load, observed.load_elapsed(&start, now));
     Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL.min(until_boundary))
 }
 
@@ -356,12 +379,9 @@ fn all_runners_are_silent(observed: &Observed, start: &StartRecord, now: Timesta
 }
 
 /// Returns the time until the end of the current stage or of the load, plus a margin of 50 ms.
-fn time_to_next_boundary(load: &Load, elapsed: Duration) -> Duration {
-    let ends = load.stages.iter().scan(Duration::ZERO, |end, stage| {
-        *end = end.plus(stage.duration);
-        Some(*end)
-    });
-    let next = ends.chain([load.length()]).find(|end| *end > elapsed).unwrap_or(elapsed);
+fn time_to_next_boundary(load: &LoadModel, elapsed: Duration) -> Duration {
+    let ends = load.stages().into_iter().map(|stage| stage.end);
+    let next = ends.chain([load.duration()]).find(|end| *end > elapsed).unwrap_or(elapsed);
     next.minus(elapsed).plus(Duration::from_millis(50))
 }
 
@@ -371,12 +391,12 @@ fn time_to_next_boundary(load: &Load, elapsed: Duration) -> Duration {
 pub(crate) fn decide_refused(status_code: Option<u16>, message: &str) -> Option<Decision> {
     // 409 means that the name belongs to another owner. A retry can't change these four results.
     matches!(status_code, Some(400 | 403 | 409 | 422))
-        .then(|| Decision::Fail(Reason::Refused, truncated(message, 900)))
+        .then(|| Decision::Fail(Reason::Refused, truncate(message, 900)))
 }
 
 /// Decides about a test that is over: releases its runners and deletes it after its time to live.
 fn decide_finished(observed: &Observed, now: Timestamp) -> Decision {
-    let failed = observed.test.status.as_ref().and_then(|s| s.phase) == Some(Phase::Error);
+    let failed = observed.phase() == Some(Phase::Error);
     // The status already contains the reason, so the reason is not lost with the Job.
     if observed.job.is_some() && (failed || observed.start_record().is_none()) {
         return Decision::DeleteJob;
@@ -396,7 +416,7 @@ fn decide_finished(observed: &Observed, now: Timestamp) -> Decision {
     let (Some(ttl), Some(finish_time)) = (ttl, finish_time) else {
         return Decision::NothingToDo;
     };
-    let ttl = Duration::from_secs(u64::try_from(ttl).unwrap_or(0));
+    let ttl = Duration::from_secs(u64::from(ttl));
     if has_elapsed(finish_time.0, now, ttl) {
         return Decision::DeleteTest;
     }

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Mutex};
 
 use kube::{ResourceExt, core::DeserializeGuard, runtime::reflector::Store};
-use loadtest_core::resource::{LoadTest, Phase};
+use loadtest_core::resource::{LoadTest, LoadTestStatus, Named, Phase};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, text},
@@ -90,7 +90,7 @@ impl Collector for TestCollector {
         let objects: Vec<_> = self.0.iter().flat_map(Store::state).collect();
         let tests: Vec<&LoadTest> = objects.iter().filter_map(|o| o.0.as_ref().ok()).collect();
         let phase_of = |test: &LoadTest| {
-            test.status.as_ref().and_then(|status| status.phase).unwrap_or(Phase::Pending)
+            test.status.as_ref().and_then(LoadTestStatus::known_phase).unwrap_or(Phase::Pending)
         };
         let help = "Number of LoadTests by phase";
         let mut family = encoder.encode_descriptor(
@@ -101,7 +101,7 @@ impl Collector for TestCollector {
         )?;
         for phase in PHASES {
             let count = tests.iter().filter(|test| phase_of(test) == phase).count();
-            let labels = [("phase", phase.as_str())];
+            let labels = [("phase", phase.name())];
             family.encode_family(&labels)?.encode_gauge(&(count as f64))?;
         }
         let help = "Number of LoadTests in phase Starting, Running or Stopping";

@@ -33,7 +33,7 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
         observed.runners.extend(list.items.iter().filter_map(Runner::from_pod));
     }
     observed.cache.first_seen.get_or_insert_with(Timestamp::now);
-    let is_over = observed.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final);
+    let is_over = observed.phase().is_some_and(Phase::is_final);
     if let (Some(start), false) = (observed.start_record(), is_over) {
         collect::collect_snapshots(context, &pods, &run_uid, &start, observed).await;
     }

@@ -13,8 +13,8 @@ use kube::{
     runtime::controller::Action,
 };
 use loadtest_core::{
-    report::truncated,
-    resource::{LoadTest, LoadTestStatus, Phase},
+    resource::{LoadTest, LoadTestStatus, Open, Phase},
+    text::truncate,
 };
 
 use crate::{
@@ -114,7 +114,7 @@ async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, 
     let action = result.as_ref().map(|decision| next_action(decision, &observed)).ok();
     // The cache keeps the collected snapshots even if the reconciliation failed or timed out.
     if !matches!(result, Ok(Decision::NothingToDo | Decision::DeleteTest)) {
-        if observed.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final) {
+        if observed.phase().is_some_and(Phase::is_final) {
             observed.cache.drop_results();
         }
         context.store_cache(run_uid, observed.cache);
@@ -150,10 +150,11 @@ async fn run_pipeline(
 fn next_action(decision: &Decision, observed: &Observed) -> Action {
     match decision {
         // An edit of the test or a change of its Job triggers the next reconciliation.
-        Decision::NothingToDo | Decision::Reject(_) | Decision::DeleteTest => {
-            Action::await_change()
-        }
-        Decision::Wait(time) | Decision::ReportProgress(_, time) => Action::requeue(time.std()),
+        Decision::NothingToDo
+        | Decision::Reject(_)
+        | Decision::ReportSuspended(_)
+        | Decision::DeleteTest => Action::await_change(),
+        Decision::Wait(time) | Decision::ReportProgress(_, time) => Action::requeue(time.to_std()),
         // The Job may have finalizers, which take a while.
         Decision::DeleteJob => Action::requeue(Duration::from_secs(1)),
         // A runner did not accept the order, so the operator waits before it sends the order again.
@@ -182,6 +183,7 @@ const fn outcome_label(decision: &Decision) -> &'static str {
         Decision::Wait(_) => "waiting",
         Decision::Reject(_) => "rejected",
         Decision::Admit(_) => "admitted",
+        Decision::ReportSuspended(_) => "suspended",
         Decision::Launch(_) => "launched",
         Decision::PersistStart(_) | Decision::ReportStarted(_) => "started",
         Decision::SendStart(..) => "ordered",
@@ -205,24 +207,24 @@ async fn report_status(
     decision: &Decision,
     now: Timestamp,
 ) -> Result<(), Error> {
-    let old = observed.test.status.clone().unwrap_or_default();
+    let old = observed.status();
     let (next, event) = status::next_status(observed, decision, now);
     if next == old || status::is_throttled(&old, &next, observed.cache.status_written_at, now) {
         return Ok(());
     }
-    // `Admit` and `Reject` are valid only for the spec that was read. With a resource version the
+    // These decisions are valid only for the spec that was read. With a resource version the
     // write fails if the spec has changed since, and the next reconciliation reads the new spec.
-    let resource_version = matches!(decision, Decision::Admit(_) | Decision::Reject(_))
-        .then(|| observed.test.resource_version())
-        .flatten();
+    let judges_spec =
+        matches!(decision, Decision::Admit(_) | Decision::ReportSuspended(_) | Decision::Reject(_));
+    let resource_version = judges_spec.then(|| observed.test.resource_version()).flatten();
     write_status(tests, &observed.test, &next, resource_version).await?;
     observed.cache.status_written_at = Some(now);
     if next.phase != old.phase || next.verdict != old.verdict {
         tracing::info!(
             namespace = observed.test.namespace(),
             name = observed.test.name_any(),
-            phase = next.phase.map(Phase::as_str),
-            verdict = next.verdict.map(loadtest_core::resource::Verdict::as_str),
+            phase = next.phase.as_ref().map(Open::as_str),
+            verdict = next.verdict.as_ref().map(Open::as_str),
             "phase changed"
         );
     }
@@ -271,7 +273,7 @@ async fn reject_undecodable(
         Api::namespaced_with(context.client.clone(), namespace, &resource);
     let found = api.get_opt(name).await.map_err(|e| Error::api("get loadtest", name, e))?;
     let Some(found) = found else { return Ok(Action::await_change()) };
-    let message = truncated(
+    let message = truncate(
         &format!("failed to decode the LoadTest; correct its manifest and apply it again: {error}"),
         1000,
     );

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::DeepMerge;
 use k8s_openapi::{
     api::{
         batch::v1::{
@@ -26,20 +27,14 @@ use k8s_openapi::{
 };
 use kube::{Resource, ResourceExt};
 use loadtest_core::{
-    Duration,
-    plan::{Plan, VERSION},
+    Duration, control,
+    plan::{Plan, RunIdentity, ValidTest},
     resource::{GROUP, LoadTest, Runners, Sizing},
 };
 
 /// Name of the operator: field manager, reporter of Events and value of the label
 /// `app.kubernetes.io/managed-by`.
 pub(crate) const OPERATOR_NAME: &str = "loadtest-operator";
-/// Port on which runners serve their metrics and receive orders.
-pub(crate) const RUNNER_PORT: u16 = 9464;
-/// Exit code of a runner that was killed after its start.
-const EXIT_KILLED_AFTER_START: i32 = 75;
-/// Exit code of a runner if the limits of its machine are too low for its load.
-pub(crate) const EXIT_PREFLIGHT: i32 = 77;
 /// Value of the label `app.kubernetes.io/name` of runner pods, which a PodMonitor selects.
 const RUNNER_APP_NAME: &str = "loadtest-runner";
 /// Name of the runner's container.
@@ -109,24 +104,15 @@ fn child_metadata(test: &LoadTest) -> ObjectMeta {
 /// Builds the plan of a test.
 pub(crate) fn build_plan(
     test: &LoadTest,
+    valid: &ValidTest,
     sizing: &Sizing,
     token_sha256: String,
     settings: &Settings,
 ) -> Plan {
-    Plan {
-        version: VERSION,
-        run: test.uid().unwrap_or_default(),
-        name: test.name_any(),
-        runners: u32::try_from(sizing.runners).unwrap_or(1),
-        workers: u32::try_from(sizing.workers).unwrap_or(1),
-        token_sha256,
-        target: test.spec.target.clone(),
-        load: test.spec.load.clone(),
-        scenario: test.spec.scenario.clone(),
-        thresholds: test.spec.thresholds.clone(),
-        release_grace: settings.release_grace,
-        metrics_linger: settings.metrics_linger,
-    }
+    let run =
+        RunIdentity { uid: test.uid().unwrap_or_default(), name: test.name_any(), token_sha256 };
+    Plan::new(valid.clone(), sizing, run)
+        .with_grace(settings.release_grace, settings.metrics_linger)
 }
 
 /// Builds the ConfigMap that carries the plan.
@@ -139,30 +125,41 @@ pub(crate) fn build_config_map(
 ) -> Result<ConfigMap, serde_json::Error> {
     Ok(ConfigMap {
         metadata: child_metadata(test),
-        data: Some(BTreeMap::from([("plan.json".into(), serde_json::to_string(plan)?)])),
+        data: Some(BTreeMap::from([(control::PLAN_FILE.into(), serde_json::to_string(plan)?)])),
         immutable: Some(true),
         ..ConfigMap::default()
     })
 }
 
 /// Builds the Job with one pod per runner.
-pub(crate) fn build_job(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> Job {
-    let load = &test.spec.load;
-    let runners = i32::try_from(sizing.runners).unwrap_or(1);
+pub(crate) fn build_job(
+    test: &LoadTest,
+    valid: &ValidTest,
+    sizing: &Sizing,
+    settings: &Settings,
+) -> Job {
+    let runners = i32::try_from(sizing.runners).unwrap_or(i32::MAX);
     // The deadline ends the Job even if the operator never comes back, so it is longer than all
     // steps of a test together.
     let deadline = [
         settings.start_timeout,
-        load.length(),
-        load.graceful_stop,
+        valid.load.duration(),
+        valid.graceful_stop,
         settings.release_grace,
         settings.metrics_linger,
         Duration::from_secs(300),
     ]
     .into_iter()
     .fold(Duration::ZERO, Duration::plus);
+    let mut metadata = child_metadata(test);
+    let Runners { job_labels, job_annotations, .. } = &test.spec.runners;
+    let labels = metadata.labels.get_or_insert_default();
+    for (name, value) in job_labels {
+        labels.entry(name.clone()).or_insert_with(|| value.clone());
+    }
+    metadata.annotations = Some(job_annotations.clone()).filter(|map| !map.is_empty());
     Job {
-        metadata: child_metadata(test),
+        metadata,
         spec: Some(JobSpec {
             completion_mode: Some("Indexed".into()),
             completions: Some(runners),
@@ -172,7 +169,7 @@ pub(crate) fn build_job(test: &LoadTest, sizing: &Sizing, settings: &Settings) -
             pod_failure_policy: Some(pod_failure_policy()),
             ttl_seconds_after_finished: Some(JOB_TTL_SECONDS),
             active_deadline_seconds: i64::try_from(deadline.as_nanos() / 1_000_000_000).ok(),
-            template: pod_template(test, sizing, settings),
+            template: merged_pod_template(test, sizing, settings),
             ..JobSpec::default()
         }),
         ..Job::default()
@@ -185,7 +182,7 @@ fn pod_failure_policy() -> PodFailurePolicy {
         on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
             container_name: Some(RUNNER_CONTAINER.into()),
             operator: "In".into(),
-            values: vec![EXIT_KILLED_AFTER_START],
+            values: vec![i32::from(control::exit_code::KILLED_AFTER_START)],
         }),
         on_pod_conditions: None,
     };
@@ -200,6 +197,33 @@ fn pod_failure_policy() -> PodFailurePolicy {
         }]),
     };
     PodFailurePolicy { rules: vec![killed_after_start, evicted] }
+}
+
+/// Builds the pod template: the operator's own, with `spec.runners.podTemplate` merged over it.
+///
+/// Lists of containers, volumes and variables merge by name, as `kubectl apply` merges them.
+fn merged_pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTemplateSpec {
+    let mut template = pod_template(test, sizing, settings);
+    // A template that can't be parsed is not admitted.
+    let user_template = test.spec.runners.pod_template.as_ref().and_then(|t| t.parse().ok());
+    if let Some(user_template) = user_template {
+        template.merge_from(user_template);
+    }
+    let labels = template.metadata.get_or_insert_default().labels.get_or_insert_default();
+    labels.extend(child_labels(test));
+    if let Some(spec) = &mut template.spec {
+        // Load must not run twice, runners have no access to the API, and the operator needs time
+        // to collect the last metrics of a killed runner.
+        spec.restart_policy = Some("Never".into());
+        spec.automount_service_account_token = Some(false);
+        let grace = spec.termination_grace_period_seconds.unwrap_or(0);
+        spec.termination_grace_period_seconds = Some(grace.max(termination_grace_seconds()));
+    }
+    template
+}
+
+fn termination_grace_seconds() -> i64 {
+    i64::try_from(control::TERMINATION_GRACE.to_std().as_secs()).unwrap_or(i64::MAX)
 }
 
 fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTemplateSpec {
@@ -219,6 +243,10 @@ fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTem
         service_account_name,
         priority_class_name,
         security_context,
+        // `merged_pod_template` and `build_job` use these fields.
+        pod_template: _,
+        job_labels: _,
+        job_annotations: _,
     } = test.spec.runners.clone();
     let mut all_labels = user_labels;
     all_labels.extend(child_labels(test));
@@ -230,13 +258,13 @@ fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTem
         env: Some(environment_variables(test, env)),
         ports: Some(vec![ContainerPort {
             name: Some("metrics".into()),
-            container_port: i32::from(RUNNER_PORT),
+            container_port: i32::from(control::PORT),
             ..ContainerPort::default()
         }]),
         readiness_probe: Some(Probe {
             http_get: Some(HTTPGetAction {
-                path: Some("/readyz".into()),
-                port: IntOrString::Int(i32::from(RUNNER_PORT)),
+                path: Some(control::path::READINESS.into()),
+                port: IntOrString::Int(i32::from(control::PORT)),
                 ..HTTPGetAction::default()
             }),
             period_seconds: Some(1),
@@ -256,7 +284,7 @@ fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTem
         termination_message_policy: Some("FallbackToLogsOnError".into()),
         volume_mounts: Some(vec![VolumeMount {
             name: "plan".into(),
-            mount_path: "/etc/loadtest".into(),
+            mount_path: control::PLAN_DIRECTORY.into(),
             read_only: Some(true),
             ..VolumeMount::default()
         }]),
@@ -271,7 +299,7 @@ fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTem
         spec: Some(PodSpec {
             containers: vec![container],
             restart_policy: Some("Never".into()),
-            termination_grace_period_seconds: Some(10),
+            termination_grace_period_seconds: Some(termination_grace_seconds()),
             automount_service_account_token: Some(false),
             enable_service_links: Some(false),
             service_account_name,
@@ -321,7 +349,7 @@ fn resource_requirements(
 fn environment_variables(test: &LoadTest, user_variables: Vec<EnvVar>) -> Vec<EnvVar> {
     let mut all = user_variables;
     all.push(EnvVar {
-        name: "LOADTEST_POD_UID".into(),
+        name: control::variable::POD_UID.into(),
         value_from: Some(EnvVarSource {
             field_ref: Some(ObjectFieldSelector {
                 field_path: "metadata.uid".into(),
@@ -333,7 +361,7 @@ fn environment_variables(test: &LoadTest, user_variables: Vec<EnvVar>) -> Vec<En
     });
     for (index, from) in test.spec.target.headers_from.iter().enumerate() {
         all.push(EnvVar {
-            name: loadtest_core::plan::header_variable(index),
+            name: control::variable::header(index),
             value_from: Some(EnvVarSource {
                 secret_key_ref: Some(SecretKeySelector {
                     name: from.secret_key_ref.name.clone(),

@@ -14,10 +14,10 @@ use k8s_openapi::{
 use kube::ResourceExt;
 use loadtest_core::{
     Duration,
-    metrics::{Numbers, RunnerNumbers, RunnerState},
-    report::Circumstances,
-    resource::{Aborted, LoadTest, Phase},
-    timeline::Timeline,
+    judge::{RunContext, Timeline},
+    metrics::{Metrics, RunnerMetrics, RunnerState},
+    plan::{Problem, ValidTest, validate},
+    resource::{Aborted, LoadTest, LoadTestStatus, Phase},
 };
 use serde::{Deserialize, Serialize};
 
@@ -144,7 +144,7 @@ fn read_termination(container: Option<&ContainerStatus>, pod: &PodStatus) -> Ter
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RunCache {
     /// Latest snapshot of each runner's metrics, by runner index.
-    pub(crate) snapshots: BTreeMap<u32, RunnerNumbers>,
+    pub(crate) snapshots: BTreeMap<u32, RunnerMetrics>,
     /// One error message per task and kind of error.
     pub(crate) error_examples: BTreeMap<(String, String), String>,
     /// UIDs of the pods that accepted the start order.
@@ -157,6 +157,8 @@ pub(crate) struct RunCache {
     pub(crate) logs_read: BTreeSet<String>,
     /// Timeline of the test so far.
     pub(crate) timeline: Option<Timeline>,
+    /// Message about a runner that speaks another version of the contract.
+    pub(crate) contract_mismatch: Option<String>,
     /// Threshold with a critical bound that ends the test.
     pub(crate) aborted: Option<Aborted>,
     /// Estimated start times of the runners.
@@ -197,6 +199,8 @@ impl RunCache {
 pub(crate) struct Observed {
     /// The test as the API server returned it in this reconciliation.
     pub(crate) test: LoadTest,
+    /// The validated spec of the test, or everything that is wrong with the spec.
+    pub(crate) valid: Result<ValidTest, Vec<Problem>>,
     /// Job of the test.
     pub(crate) job: Option<Job>,
     /// Runner pods of the test.
@@ -207,8 +211,19 @@ pub(crate) struct Observed {
 
 impl Observed {
     /// Creates the state of a test without Job and runner pods.
-    pub(crate) const fn new(test: LoadTest, cache: RunCache) -> Self {
-        Self { test, job: None, runners: Vec::new(), cache }
+    pub(crate) fn new(test: LoadTest, cache: RunCache) -> Self {
+        let valid = validate(&test.spec);
+        Self { test, valid, job: None, runners: Vec::new(), cache }
+    }
+
+    /// Returns the status of the test; an empty one if there is none yet.
+    pub(crate) fn status(&self) -> LoadTestStatus {
+        self.test.status.clone().unwrap_or_default()
+    }
+
+    /// Returns the phase of the test.
+    pub(crate) fn phase(&self) -> Option<Phase> {
+        self.test.status.as_ref().and_then(LoadTestStatus::known_phase)
     }
 
     /// Returns the start record, if it has been written to the Job.
@@ -292,8 +307,9 @@ impl Observed {
     /// lost a runner gets no more updates, because it makes less load than the spec asks for and
     /// is Inconclusive anyway.
     pub(crate) fn update_timeline(&mut self) {
-        let is_over = self.test.status.as_ref().and_then(|s| s.phase).is_some_and(Phase::is_final);
+        let is_over = self.phase().is_some_and(Phase::is_final);
         let Some(start) = self.start_record().filter(|_| !is_over) else { return };
+        let Ok(valid) = &self.valid else { return };
         let is_current = |index: usize| {
             self.is_complete(index) || self.cache.scraped_now.contains(&cache_key(index))
         };
@@ -302,31 +318,31 @@ impl Observed {
         }
         let merged = self.merge_snapshots();
         let timeline = self.cache.timeline.take();
-        let mut timeline = timeline.unwrap_or_else(|| self.timeline_from_status());
-        let aborted = timeline.look(&self.test.spec, &merged);
+        let mut timeline = timeline.unwrap_or_else(|| self.timeline_from_status(valid));
+        let aborted = timeline.record_snapshot(valid, &merged);
         self.cache.timeline = Some(timeline);
         // Load that has ended or is being stopped can't be aborted.
-        if merged.elapsed_seconds < self.load_duration().as_secs_f64() {
+        if merged.elapsed_seconds < self.load_duration(valid).as_secs_f64() {
             self.cache.aborted = aborted;
         }
     }
 
     /// Returns the timeline of the test so far.
-    pub(crate) fn timeline(&self) -> Timeline {
-        self.cache.timeline.clone().unwrap_or_else(|| self.timeline_from_status())
+    pub(crate) fn timeline(&self, valid: &ValidTest) -> Timeline {
+        self.cache.timeline.clone().unwrap_or_else(|| self.timeline_from_status(valid))
     }
 
     /// Restores the timeline from the status, which a previous process of the operator has written.
-    fn timeline_from_status(&self) -> Timeline {
-        let status = self.test.status.clone().unwrap_or_default();
-        Timeline::after(&self.test.spec, status.stages, &status.thresholds)
+    fn timeline_from_status(&self, valid: &ValidTest) -> Timeline {
+        let LoadTestStatus { stages, thresholds, .. } = self.status();
+        Timeline::from_status(valid, stages, &thresholds)
     }
 
     /// Returns the duration of the load. It is zero as soon as something ends the test early.
-    pub(crate) fn load_duration(&self) -> Duration {
+    pub(crate) fn load_duration(&self, valid: &ValidTest) -> Duration {
         let stopped =
             self.test.spec.cancel || self.aborted().is_some() || self.cache.stop_sent_at.is_some();
-        if stopped { Duration::ZERO } else { self.test.spec.load.length() }
+        if stopped { Duration::ZERO } else { valid.load.duration() }
     }
 
     /// Returns the time since the start of the load.
@@ -338,28 +354,28 @@ impl Observed {
         let scraped = self.cache.scraped_now.iter();
         let reported = scraped
             .filter_map(|index| self.cache.snapshots.get(index))
-            .map(|snapshot| snapshot.numbers.elapsed_seconds)
+            .map(|snapshot| snapshot.metrics.elapsed_seconds)
             .reduce(f64::max);
         let planned = now.duration_since(start.at).as_secs_f64();
         Duration::from_secs_f64(reported.unwrap_or(planned).min(planned).max(0.0))
     }
 
     /// Merges the latest snapshots of all runners.
-    pub(crate) fn merge_snapshots(&self) -> Numbers {
-        self.cache.snapshots.values().fold(Numbers::default(), |mut merged, snapshot| {
-            merged.merge(&snapshot.numbers);
+    pub(crate) fn merge_snapshots(&self) -> Metrics {
+        self.cache.snapshots.values().fold(Metrics::default(), |mut merged, snapshot| {
+            merged.merge(&snapshot.metrics);
             merged
         })
     }
 
     /// Returns everything that the report needs besides the merged snapshots.
-    pub(crate) fn run_context(&self, cancelled: bool) -> Circumstances {
+    pub(crate) fn run_context(&self, cancelled: bool) -> RunContext {
         let runners = self.start_record().map_or(0, |start| start.pods.len());
         let lost = (0..runners).filter(|index| !self.is_complete(*index)).count();
-        Circumstances {
+        RunContext {
             cancelled,
             aborted: self.aborted(),
-            runners_lost: i64::try_from(lost).unwrap_or(i64::MAX),
+            runners_lost: lost as u64,
             start_skew: self.cache.start_estimates.start_skew(runners),
             examples: self.cache.error_examples.clone(),
         }

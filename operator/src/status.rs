@@ -9,10 +9,11 @@ use k8s_openapi::{
 };
 use loadtest_core::{
     Duration,
-    metrics::Numbers,
-    report::{self, Report, truncated},
-    resource::{Aborted, LoadTestStatus, Phase, Progress, Sizing, Verdict},
-    summary::summarise,
+    judge::{Report, progress_of, report, summarize},
+    metrics::Metrics,
+    plan::ValidTest,
+    resource::{Aborted, LoadTestStatus, Named, Phase, Progress, Sizing, Verdict},
+    text::truncate,
 };
 
 use crate::{
@@ -45,7 +46,10 @@ pub(crate) fn next_status(
     decision: &Decision,
     now: Timestamp,
 ) -> (LoadTestStatus, Option<EventDraft>) {
-    let old = observed.test.status.clone().unwrap_or_default();
+    let old = observed.status();
+    if old.unknown_value().is_some() {
+        return (old, None);
+    }
     let mut status = old.clone();
     let event = match decision {
         Decision::NothingToDo
@@ -55,24 +59,49 @@ pub(crate) fn next_status(
         | Decision::SendRelease(_)
         | Decision::DeleteTest => return (old, None),
         // In all other phases, the test is over and `Wait` changes nothing.
-        Decision::Wait(_) if old.phase != Some(Phase::Starting) => return (old, None),
+        Decision::Wait(_) if old.known_phase() != Some(Phase::Starting) => return (old, None),
         Decision::Wait(_) => set_ready_runners(&mut status, observed),
         Decision::Reject(problems) => Some(set_rejected(&mut status, problems, now)),
         Decision::Admit(sizing) => Some(set_admitted(&mut status, sizing, now)),
+        Decision::ReportSuspended(sizing) => set_suspended(&mut status, sizing, now),
         Decision::Launch(sizing) => Some(set_launched(&mut status, sizing)),
         Decision::ReportAbort(aborted) => Some(set_aborted(&mut status, aborted)),
-        // A runner that does not accept its order must not hide the progress of the others.
-        Decision::SendStart(..) => set_progress(&mut status, Phase::Running, observed, now),
-        Decision::ReportStarted(start) => Some(set_started(&mut status, start, observed, now)),
-        Decision::ReportProgress(phase, _) => set_progress(&mut status, *phase, observed, now),
-        Decision::Conclude { cancelled, failed } => {
-            Some(set_concluded(&mut status, *cancelled, failed.as_ref(), observed, now))
-        }
+        Decision::SendStart(..)
+        | Decision::ReportStarted(_)
+        | Decision::ReportProgress(..)
+        | Decision::Conclude { .. } => match &observed.valid {
+            Ok(valid) => set_running(&mut status, decision, observed, valid, now),
+            // `decide` makes these decisions for valid specs only.
+            Err(_) => return (old, None),
+        },
         Decision::Fail(reason, message) => Some(set_failed(&mut status, *reason, message, now)),
         Decision::CancelUnstarted => Some(set_cancelled_unstarted(&mut status, now)),
     };
     status.observed_generation = observed.test.metadata.generation;
+    for condition in &mut status.conditions {
+        condition.observed_generation = observed.test.metadata.generation;
+    }
     (status, event)
+}
+
+/// Applies a decision about a test with load.
+fn set_running(
+    status: &mut LoadTestStatus,
+    decision: &Decision,
+    observed: &Observed,
+    valid: &ValidTest,
+    now: Timestamp,
+) -> Option<EventDraft> {
+    match decision {
+        // A runner that does not accept its order must not hide the progress of the others.
+        Decision::SendStart(..) => set_progress(status, Phase::Running, observed, valid, now),
+        Decision::ReportStarted(start) => Some(set_started(status, start, valid, now)),
+        Decision::ReportProgress(phase, _) => set_progress(status, *phase, observed, valid, now),
+        Decision::Conclude { cancelled, failed } => {
+            Some(set_concluded(status, *cancelled, failed.as_ref(), observed, valid, now))
+        }
+        _ => None,
+    }
 }
 
 /// Returns true if only the progress has changed and the status was written just now.
@@ -96,7 +125,7 @@ pub(crate) fn is_throttled(
 }
 
 fn draft_event(reason: &str, note: impl Into<String>, warning: bool) -> EventDraft {
-    EventDraft { reason: reason.into(), note: truncated(&note.into(), MAX_MESSAGE_BYTES), warning }
+    EventDraft { reason: reason.into(), note: truncate(&note.into(), MAX_MESSAGE_BYTES), warning }
 }
 
 /// Sets a condition. Its transition time changes only if its status changes.
@@ -115,7 +144,7 @@ fn set_condition(
         type_: kind.into(),
         status: value.into(),
         reason: reason.into(),
-        message: truncated(message, MAX_MESSAGE_BYTES),
+        message: truncate(message, MAX_MESSAGE_BYTES),
         last_transition_time: since,
         observed_generation: None,
     };
@@ -127,7 +156,7 @@ fn set_condition(
 
 fn set_rejected(status: &mut LoadTestStatus, problems: &str, now: Timestamp) -> EventDraft {
     let reason = Reason::InvalidSpec.as_str();
-    status.phase = Some(Phase::Error);
+    status.phase = Some(Phase::Error.into());
     status.finish_time = Some(Time(now));
     set_condition(status, "Accepted", "False", reason, problems, now);
     set_condition(
@@ -142,14 +171,39 @@ fn set_rejected(status: &mut LoadTestStatus, problems: &str, now: Timestamp) -> 
     draft_event("Rejected", problems, true)
 }
 
+/// Describes the plan of a test: `2 runners, each with up to 100 users …`.
+fn describe_plan(sizing: &Sizing) -> String {
+    let Sizing { runners, users_per_runner, rate_per_runner, threads_per_runner: _, cpu, memory } =
+        sizing;
+    let plural = if *runners == 1 { "" } else { "s, each" };
+    format!(
+        "{runners} runner{plural} with up to {users_per_runner} users and {rate_per_runner}, requesting {cpu} CPU and {memory} memory"
+    )
+}
+
+/// Reports that `spec.suspend` holds the test back. The test has no plan yet, so that its spec can
+/// still change.
+fn set_suspended(
+    status: &mut LoadTestStatus,
+    sizing: &Sizing,
+    now: Timestamp,
+) -> Option<EventDraft> {
+    const NOTE: &str = "spec.suspend is true; set it to false to start the test";
+    let is_reported = status.condition("Started").is_some_and(|c| c.reason == "Suspended");
+    status.phase = Some(Phase::Pending.into());
+    status.finish_time = None;
+    set_condition(status, "Accepted", "True", "Valid", &describe_plan(sizing), now);
+    set_condition(status, "Started", "False", "Suspended", NOTE, now);
+    set_condition(status, "Finished", "False", "Suspended", "the test has not run yet", now);
+    set_condition(status, "Passed", "Unknown", "Suspended", "the test has not run yet", now);
+    (!is_reported).then(|| draft_event("Suspended", NOTE, false))
+}
+
 fn set_admitted(status: &mut LoadTestStatus, sizing: &Sizing, now: Timestamp) -> EventDraft {
     *status = LoadTestStatus::default();
-    status.phase = Some(Phase::Pending);
+    status.phase = Some(Phase::Pending.into());
     status.plan = Some(sizing.clone());
-    let Sizing { runners, users_per_runner, rate_per_runner, workers: _, cpu, memory } = sizing;
-    let plan = format!(
-        "{runners} runners, each with up to {users_per_runner} users and {rate_per_runner}, requesting {cpu} CPU and {memory} memory"
-    );
+    let plan = describe_plan(sizing);
     set_condition(status, "Accepted", "True", "Valid", &plan, now);
     set_condition(status, "Started", "False", "Pending", "the runners have not started yet", now);
     set_condition(status, "Finished", "False", "Pending", "the test has not run yet", now);
@@ -158,7 +212,7 @@ fn set_admitted(status: &mut LoadTestStatus, sizing: &Sizing, now: Timestamp) ->
 }
 
 fn set_launched(status: &mut LoadTestStatus, sizing: &Sizing) -> EventDraft {
-    status.phase = Some(Phase::Starting);
+    status.phase = Some(Phase::Starting.into());
     status.progress = Some(Progress::default());
     draft_event("RunnersCreated", format!("created a Job with {} runners", sizing.runners), false)
 }
@@ -166,14 +220,14 @@ fn set_launched(status: &mut LoadTestStatus, sizing: &Sizing) -> EventDraft {
 fn set_started(
     status: &mut LoadTestStatus,
     start: &StartRecord,
-    observed: &Observed,
+    valid: &ValidTest,
     now: Timestamp,
 ) -> EventDraft {
-    status.phase = Some(Phase::Running);
+    status.phase = Some(Phase::Running.into());
     status.start_time = Some(MicroTime(start.at));
     let note = format!(
         "{} on {} runners, starting at {} UTC",
-        observed.test.spec.load,
+        valid.load,
         start.pods.len(),
         start.at.strftime("%H:%M:%S%.3f"),
     );
@@ -193,35 +247,41 @@ fn set_started(
 /// Sets the number of ready runners, so that users see how far the startup is.
 fn set_ready_runners(status: &mut LoadTestStatus, observed: &Observed) -> Option<EventDraft> {
     let ready = observed.runners.iter().filter(|runner| runner.ready && !runner.disrupted).count();
-    let runners = i64::try_from(ready).unwrap_or(i64::MAX);
-    status.progress = Some(Progress { runners, ..Progress::default() });
+    status.progress = Some(Progress { runners: ready as u64, ..Progress::default() });
     None
 }
 
 /// Returns the progress of a run. `users` is the number of users to show.
-fn progress_of(observed: &Observed, merged: &Numbers, users: u64) -> Progress {
-    report::progress(&observed.test.spec, merged, observed.cache.snapshots.len(), users)
+fn run_progress(observed: &Observed, valid: &ValidTest, merged: &Metrics, users: f64) -> Progress {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a number of users is a small whole number"
+    )]
+    let users = users as u64;
+    progress_of(valid, merged, observed.cache.snapshots.len() as u64, users)
 }
 
 fn set_progress(
     status: &mut LoadTestStatus,
     phase: Phase,
     observed: &Observed,
+    valid: &ValidTest,
     now: Timestamp,
 ) -> Option<EventDraft> {
-    let entered = status.phase != Some(phase);
-    status.phase = Some(phase);
+    let entered = status.known_phase() != Some(phase);
+    status.phase = Some(phase.into());
     let merged = observed.merge_snapshots();
-    status.progress = Some(progress_of(observed, &merged, merged.users));
+    status.progress = Some(run_progress(observed, valid, &merged, merged.users));
     if let Some(timeline) = &observed.cache.timeline {
         status.stages = timeline.stages().to_vec();
         // The status keeps the results of windows, so that they survive a restart of the operator.
-        if observed.test.spec.thresholds.iter().any(|threshold| threshold.window.is_some()) {
-            status.thresholds = timeline.rows(&observed.test.spec, &merged, None);
+        if valid.thresholds.iter().any(|threshold| threshold.window.is_some()) {
+            status.thresholds = timeline.rows_at_end(valid, &merged, None);
         }
     }
     if merged.elapsed_seconds > 0.0 {
-        status.summary = Some(summarise(&merged.total(), merged.elapsed_seconds));
+        status.summary = Some(summarize(&merged.all_tasks(), merged.elapsed_seconds));
     }
     if !(entered && phase == Phase::Stopping) {
         return None;
@@ -232,8 +292,8 @@ fn set_progress(
 }
 
 fn set_aborted(status: &mut LoadTestStatus, aborted: &Aborted) -> EventDraft {
-    let Aborted { threshold, observed, bound, .. } = aborted;
-    let note = format!("{threshold} is {observed}, critical {bound}; stopping all runners");
+    let Aborted { key, observed, bound, .. } = aborted;
+    let note = format!("{key} is {observed}, critical {bound}; stopping all runners");
     status.aborted = Some(aborted.clone());
     draft_event("Aborted", note, true)
 }
@@ -243,10 +303,11 @@ fn set_concluded(
     cancelled: bool,
     failed: Option<&(Reason, String)>,
     observed: &Observed,
+    valid: &ValidTest,
     now: Timestamp,
 ) -> EventDraft {
     let merged = observed.merge_snapshots();
-    let timeline = observed.timeline();
+    let timeline = observed.timeline(valid);
     let Report {
         verdict,
         reason,
@@ -258,10 +319,10 @@ fn set_concluded(
         breaking_point,
         errors,
         measurement,
-    } = report::report(&observed.test.spec, &merged, &timeline, &observed.run_context(cancelled));
+    } = report(valid, &merged, &timeline, &observed.run_context(cancelled));
     status.stages = stages;
     status.breaking_point = breaking_point;
-    status.progress = Some(progress_of(observed, &merged, merged.users_peak));
+    status.progress = Some(run_progress(observed, valid, &merged, merged.users_peak));
     status.summary = Some(summary);
     status.tasks = tasks;
     status.thresholds = thresholds;
@@ -275,10 +336,10 @@ fn set_concluded(
         None => (Phase::Finished, verdict, reason, message),
     };
     set_finished(status, phase, now, reason, &message);
-    status.verdict = Some(verdict);
-    set_condition(status, "Passed", verdict.passed(), reason, &message, now);
+    status.verdict = Some(verdict.into());
+    set_condition(status, "Passed", verdict.passed_condition(), reason, &message, now);
     let warning = !matches!(verdict, Verdict::Pass | Verdict::NotJudged);
-    draft_event(phase.as_str(), format!("{}: {message}", verdict.as_str()), warning)
+    draft_event(phase.name(), format!("{}: {message}", verdict.name()), warning)
 }
 
 fn set_finished(
@@ -400,7 +461,7 @@ mod tests {
             observed: None,
         };
         let mut status = admitted_status();
-        status.phase = Some(Phase::Running);
+        status.phase = Some(Phase::Running.into());
         status.stages = vec![stage("5 users", None), stage("10 users", Some("errorRate"))];
         let mut observed = observed_with(status.clone());
         observed.test.spec.load = serde_json::from_value(serde_json::json!({"stages": [
