@@ -1,5 +1,6 @@
 //! Everything a request needs that can be made before load starts, shared by all workers.
 
+pub(crate) mod check;
 mod endpoint;
 mod request;
 
@@ -20,7 +21,7 @@ pub(crate) use self::{
     endpoint::Endpoint,
     request::{Form, Redirects, Request, Source},
 };
-use crate::check::PreparedCheck;
+use crate::prepare::check::PreparedCheck;
 
 /// The header with the run's UID that every request carries.
 pub const RUN_HEADER: &str = "x-loadtest-run";

@@ -1,8 +1,6 @@
 //! `selftest`: is the load generator right on this machine? Each check runs it against a target
 //! that knows what really happened, and compares.
 
-mod oracle;
-
 use std::{
     io,
     sync::Arc,
@@ -16,8 +14,11 @@ use loadtest_core::{
     resource::LoadTestSpec,
 };
 
-use self::oracle::{Oracle, Script, Seen};
-use crate::{Engine, PrepareError, Prepared};
+use crate::loopback::target::{Oracle, Script, Seen};
+use crate::{
+    load::engine::Engine,
+    prepare::{PrepareError, Prepared},
+};
 
 /// How long threads have to get ready.
 const READY: Duration = Duration::from_millis(300);

@@ -13,8 +13,8 @@ use loadtest_core::{metrics::Outcome, resource::Timeouts};
 
 use crate::{
     failure::ErrorKind,
+    measure::recorder::{Opened, Sample},
     prepare::PreparedKind,
-    record::{Opened, Sample},
 };
 
 /// The part of a request that is under way.

@@ -8,11 +8,10 @@ use http::{Request, header};
 use tokio::{sync::Notify, task::AbortHandle};
 
 use crate::{
-    check::Field,
     failure::{ErrorKind, Failure},
-    http1,
-    socket::Stamps,
-    wire::Wire,
+    net::{stream::Wire, timestamped_socket::Stamps},
+    prepare::check::Field,
+    protocol::http1,
 };
 
 /// What the target may send before it is read, on one stream and on all: so much that it never

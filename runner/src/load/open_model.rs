@@ -10,9 +10,11 @@ use loadtest_core::profile::Profile;
 use tokio::task::JoinSet;
 
 use crate::{
-    record::TaskRecorder,
-    user::{self, User},
-    worker::{Running, Share, Worker},
+    load::{
+        thread::{Running, Share, Worker},
+        user::{self, User},
+    },
+    measure::recorder::TaskRecorder,
 };
 
 /// Arrivals begun before others get a turn on this thread.

@@ -13,8 +13,14 @@ use loadtest_core::resource::{HttpVersion, Reuse};
 use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
 use crate::{
-    clock::Clock, connect::Connector, failure::Failure, flight::Flight, http2::Http2, pacer::Pacer,
-    prepare::Prepared, record::Opened, socket::Stamps, wire::Wire,
+    failure::Failure,
+    measure::{in_flight::Flight, recorder::Opened},
+    net::{
+        connector::Connector, kernel_timestamps::Clock, stream::Wire, timestamped_socket::Stamps,
+    },
+    prepare::Prepared,
+    protocol::http2::Http2,
+    timer::Pacer,
 };
 
 /// How long a target that was told to close a connection may take.

@@ -14,14 +14,14 @@ use tokio_tungstenite::{
 };
 
 use crate::{
-    connect::Connector,
     failure::{ErrorKind, Failure},
-    flight::{Flight, Part},
+    measure::{
+        in_flight::{Flight, Part},
+        recorder::Opened,
+    },
+    net::{connector::Connector, stream::Wire, timestamped_socket::Stamps},
     prepare::PreparedWebSocket,
-    record::Opened,
-    socket::Stamps,
-    upgrade::upgrade,
-    wire::Wire,
+    protocol::upgrade::upgrade,
 };
 
 /// An open session, or one that is being opened.

@@ -13,7 +13,7 @@ use loadtest_core::{
 };
 
 use crate::{
-    limits, memory,
+    machine::{limits, memory},
     prepare::{Endpoint, Prepared},
     selftest,
 };

@@ -22,18 +22,21 @@ use tokio::{
 };
 
 use crate::{
-    clock::Clock,
-    closed,
-    connect::Connector,
-    connection::Links,
-    cpu,
-    engine::Ending,
-    flight::Flight,
-    open::{self, Free},
-    pacer::Pacer,
+    load::{
+        closed_model,
+        engine::Ending,
+        open_model::{self, Free},
+    },
+    machine::cpu,
+    measure::{
+        in_flight::Flight,
+        recorder::{Distribution, Sample, TaskRecorder},
+        request_log::RawRecorder,
+    },
+    net::{connector::Connector, kernel_timestamps::Clock},
     prepare::Prepared,
-    raw::RawRecorder,
-    record::{Distribution, Sample, TaskRecorder},
+    protocol::connection_pool::Links,
+    timer::Pacer,
 };
 
 /// Between looks for requests that take too long.
@@ -284,9 +287,9 @@ impl Worker {
         // Users that wait for an arrival; of a closed load there are none.
         let free = Free::default();
         if self.prepared.plan.load.is_open() {
-            open::load(self, &profile, share, start, &mut users, &free).await;
+            open_model::load(self, &profile, share, start, &mut users, &free).await;
         } else {
-            closed::load(self, &profile, share, start, &mut users).await;
+            closed_model::load(self, &profile, share, start, &mut users).await;
         }
         // Load lasts to its end, even when nothing more was wanted before.
         self.reaches(self.end.get()).await;

@@ -9,15 +9,19 @@ use std::{
 use bytes::BytesMut;
 
 use crate::{
-    body::Body,
-    chat::{Answer, Chat},
-    check::{self, Field},
-    connection::{Connection, Http1, Links, Slot},
     failure::{ErrorKind, Failure},
-    flight::{Flight, Part},
-    http1::{self, Head},
-    http2::{self, Http2, Refusal},
-    prepare::{PreparedChat, PreparedHttp, Request},
+    measure::in_flight::{Flight, Part},
+    prepare::{
+        PreparedChat, PreparedHttp, Request,
+        check::{self, Field},
+    },
+    protocol::{
+        chat::{Answer, Chat},
+        connection_pool::{Connection, Http1, Links, Slot},
+        gzip::Body,
+        http1::{self, Head},
+        http2::{self, Http2, Refusal},
+    },
 };
 
 /// Longest body that checks look into: they run on the thread that paces all users.

@@ -8,9 +8,9 @@ use std::{
 use loadtest_core::{metrics::Outcome, profile::Profile};
 use tokio::task::JoinSet;
 
-use crate::{
+use crate::load::{
+    thread::{Running, Share, Worker},
     user::{self, User},
-    worker::{Running, Share, Worker},
 };
 
 /// Starts a worker's users one after the other, each when it first runs.

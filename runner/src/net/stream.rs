@@ -10,7 +10,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::client::TlsStream;
 
-use crate::socket::{Socket, Stamps};
+use crate::net::timestamped_socket::{Socket, Stamps};
 
 #[derive(Debug)]
 pub(crate) enum Stream {

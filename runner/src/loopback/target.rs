@@ -16,13 +16,13 @@ use tokio::{
     sync::oneshot,
 };
 
-use crate::pacer::Pacer;
+use crate::timer::Pacer;
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 /// When answers are given.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Script {
+pub(crate) enum Script {
     /// At once.
     AtOnce,
     /// So long after each request.
@@ -33,15 +33,15 @@ pub(super) enum Script {
 
 /// One request, as the target saw it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Seen {
-    pub(super) arrived: Instant,
-    pub(super) answered: Instant,
+pub(crate) struct Seen {
+    pub(crate) arrived: Instant,
+    pub(crate) answered: Instant,
 }
 
 /// A running oracle.
 #[derive(Debug)]
-pub(super) struct Oracle {
-    pub(super) address: SocketAddr,
+pub(crate) struct Oracle {
+    pub(crate) address: SocketAddr,
     stop: oneshot::Sender<()>,
     thread: thread::JoinHandle<io::Result<Vec<Seen>>>,
 }
@@ -51,7 +51,7 @@ impl Oracle {
     ///
     /// # Errors
     /// When the system refuses a thread or a socket.
-    pub(super) fn start(script: Script) -> io::Result<Self> {
+    pub(crate) fn start(script: Script) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
@@ -68,7 +68,7 @@ impl Oracle {
     ///
     /// # Errors
     /// When it could not run.
-    pub(super) fn finish(self) -> io::Result<Vec<Seen>> {
+    pub(crate) fn finish(self) -> io::Result<Vec<Seen>> {
         // One that failed has ended by itself.
         let _ = self.stop.send(());
         let seen = self.thread.join().map_err(|_| io::Error::other("the oracle panicked"))?;

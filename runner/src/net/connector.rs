@@ -12,11 +12,13 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::{
-    clock::Clock,
     failure::{ErrorKind, Failure},
+    net::{
+        kernel_timestamps::Clock,
+        stream::{Stream, Wire},
+        timestamped_socket::{Socket, Stamps},
+    },
     prepare::Endpoint,
-    socket::{Socket, Stamps},
-    wire::{Stream, Wire},
 };
 
 /// How long an answer of the resolver is used. Kubernetes' own DNS caches for 30 s too.

@@ -18,7 +18,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::clock::{Clock, Order, READ};
+use crate::net::kernel_timestamps::{Clock, Order, READ};
 
 /// What a connection has seen.
 #[derive(Debug)]

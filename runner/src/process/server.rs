@@ -22,7 +22,7 @@ use loadtest_core::{
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, sync::watch};
 
-use crate::Engine;
+use crate::load::engine::Engine;
 
 /// What the server needs to answer.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use std::{
 
 use loadtest_core::metrics::Outcome;
 
-use crate::{limits::step_back, record::Sample};
+use crate::{machine::limits::step_back, measure::recorder::Sample};
 
 /// Rows that are handed over at once.
 const BLOCK: usize = 4096;

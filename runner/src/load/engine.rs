@@ -7,7 +7,6 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    thread,
     time::{Duration, Instant},
 };
 
@@ -15,10 +14,10 @@ use loadtest_core::metrics::{Numbers, RunnerState};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    cpu, memory,
+    load::thread::{self, Order, Share},
+    machine::{cpu, memory},
+    measure::request_log::RawRecord,
     prepare::Prepared,
-    raw::RawRecord,
-    worker::{self, Order, Share},
 };
 
 /// Generates one runner's share of a test's load.
@@ -114,8 +113,8 @@ impl Engine {
                     cut_short: Arc::clone(&cut_short),
                     whole: false,
                 };
-                thread::Builder::new().name(format!("worker-{worker}")).spawn(move || {
-                    if let Err(error) = worker::run(prepared, share, raw, orders, ending) {
+                std::thread::Builder::new().name(format!("worker-{worker}")).spawn(move || {
+                    if let Err(error) = thread::run(prepared, share, raw, orders, ending) {
                         tracing::error!(%error, worker, "worker could not run");
                     }
                 })?;

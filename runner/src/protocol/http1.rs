@@ -11,9 +11,9 @@ use httparse::{Header, ParserConfig, Status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::{
-    check::Field,
     failure::{ErrorKind, Failure},
-    wire::Wire,
+    net::stream::Wire,
+    prepare::check::Field,
 };
 
 /// What an answer's head may take.

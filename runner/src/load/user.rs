@@ -11,14 +11,16 @@ use bytes::BytesMut;
 use loadtest_core::{metrics::Outcome, mix::Choices};
 
 use crate::{
-    chat::Answer,
-    connection::{Links, Slot},
     failure::{ErrorKind, Failure},
-    flight::Flight,
-    http,
+    load::thread::Worker,
+    measure::in_flight::Flight,
     prepare::{PreparedKind, PreparedTask},
-    web_socket::{self, Place},
-    worker::Worker,
+    protocol::{
+        chat::Answer,
+        connection_pool::{Links, Slot},
+        http,
+        websocket::{self, Place},
+    },
 };
 
 /// What a user keeps between its requests.
@@ -278,7 +280,7 @@ async fn exchange(
                 worker.record(task, |recorder| recorder.round_trip(time));
             };
             // Its handshake's state is large, and most users never have one.
-            let run = web_socket::task(place, connector, socket, flight, round_trip);
+            let run = websocket::task(place, connector, socket, flight, round_trip);
             Ok((Box::pin(run).await?, None))
         }
         // Each kind takes what it runs on.

@@ -10,7 +10,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::server::{Control, router};
+use crate::process::server::{Control, router};
 
 /// The exit code of a runner that had started and was killed: its load must not run twice.
 pub const EXIT_KILLED_AFTER_START: u8 = 75;

@@ -20,7 +20,7 @@ use tokio_tungstenite::{
     },
 };
 
-use crate::{prepare::PreparedWebSocket, wire::Wire};
+use crate::{net::stream::Wire, prepare::PreparedWebSocket};
 
 /// Bytes of the longest answer to a handshake.
 const MAX_HEAD: usize = 64 << 10;

@@ -1,0 +1,3 @@
+//! A target in this process.
+
+pub(crate) mod target;

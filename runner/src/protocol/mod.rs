@@ -1,0 +1,10 @@
+//! The protocols that the target speaks.
+
+pub(crate) mod chat;
+pub(crate) mod connection_pool;
+pub(crate) mod gzip;
+pub(crate) mod http;
+pub(crate) mod http1;
+pub(crate) mod http2;
+pub(crate) mod upgrade;
+pub(crate) mod websocket;
