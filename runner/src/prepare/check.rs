@@ -1,4 +1,4 @@
-//! Judges an answer by its task's checks. Pure.
+//! Checks of responses: body, headers and JSON. Pure.
 
 use loadtest_core::resource::Check;
 use memchr::memmem;
@@ -7,201 +7,217 @@ use serde_json_path::JsonPath;
 
 use crate::failure::{ErrorKind, Failure};
 
-/// Longest part of an answer that a message shows.
-const SHOWN: usize = 100;
+/// Maximum length of a value in a message.
+const MAX_SHOWN_VALUE: usize = 100;
 
-/// Words in names of headers and paths whose values nobody is to read in a status.
-const SECRET: [&str; 8] =
+/// Names of headers and paths that contain one of these words: their values are hidden, because
+/// users can read messages in the status.
+const SECRET_WORDS: [&str; 8] =
     ["auth", "cookie", "token", "secret", "password", "session", "credential", "key"];
 
-/// A header's name, in lower case, and its value.
-pub(crate) type Field = (String, Vec<u8>);
+/// The name of a header in lower case, and its value.
+pub(crate) type HeaderField = (String, Vec<u8>);
 
-/// What is judged.
+/// The part of a response that a check reads.
 #[derive(Clone, Debug)]
-enum Of {
+enum CheckSubject {
     Body(String),
     Header(String),
     Json(JsonPath),
 }
 
-/// A check, ready to be made.
+/// A check with a parsed path.
 #[derive(Clone, Debug)]
 pub(crate) struct PreparedCheck {
-    of: Of,
+    subject: CheckSubject,
     check: Check,
 }
 
 impl PreparedCheck {
-    /// Prepares a check; `None` when it is none: a path that can't be read, or nothing to judge.
+    /// Prepares a check. `None` when its path can't be parsed, or when it does not name exactly one
+    /// part of the response.
     pub(crate) fn new(check: &Check) -> Option<Self> {
-        let of = match (&check.body_contains, &check.header, &check.json_path) {
-            (Some(text), None, None) => Of::Body(text.clone()),
-            (None, Some(name), None) => Of::Header(name.to_ascii_lowercase()),
-            (None, None, Some(path)) => Of::Json(JsonPath::parse(path).ok()?),
+        let subject = match (&check.body_contains, &check.header, &check.json_path) {
+            (Some(text), None, None) => CheckSubject::Body(text.clone()),
+            (None, Some(name), None) => CheckSubject::Header(name.to_ascii_lowercase()),
+            (None, None, Some(path)) => CheckSubject::Json(JsonPath::parse(path).ok()?),
             _ => return None,
         };
-        Some(Self { of, check: check.clone() })
+        Some(Self { subject, check: check.clone() })
     }
 
-    /// True when it looks into the body.
+    /// Returns true when the check reads the body.
     pub(crate) const fn reads_body(&self) -> bool {
-        !matches!(self.of, Of::Header(_))
+        !matches!(self.subject, CheckSubject::Header(_))
     }
 
-    fn accepts(&self, found: &str) -> bool {
+    fn matches_value(&self, found: &str) -> bool {
         match (&self.check.equals, &self.check.contains) {
-            (Some(wanted), _) => found == wanted,
-            (_, Some(wanted)) => found.contains(wanted.as_str()),
+            (Some(expected), _) => found == expected,
+            (_, Some(expected)) => found.contains(expected.as_str()),
             _ => true,
         }
     }
 
-    /// What is wrong with an answer: the kind of failure, and what was found.
-    fn judge(&self, fields: &[Field], body: &[u8], json: &mut Json) -> Result<(), Failure> {
-        let fails =
+    /// Applies the check to a response. The failure holds the value that was found.
+    fn evaluate(
+        &self,
+        headers: &[HeaderField],
+        body: &[u8],
+        json: &mut LazyJson,
+    ) -> Result<(), Failure> {
+        let fail =
             |kind, found: &str| Err(Failure::new(kind, format!("check {}: {found}", self.check)));
-        match &self.of {
-            Of::Body(text) => {
+        match &self.subject {
+            CheckSubject::Body(text) => {
                 if memmem::find(body, text.as_bytes()).is_some() {
                     return Ok(());
                 }
-                fails(ErrorKind::CheckBody, &format!("it is not in the {} bytes", body.len()))
+                fail(
+                    ErrorKind::CheckBody,
+                    &format!("not found in the {} bytes of the body", body.len()),
+                )
             }
-            Of::Header(name) => {
-                let values = || fields.iter().filter(|(field, _)| field == name);
-                if values().any(|(_, value)| self.accepts(&String::from_utf8_lossy(value))) {
+            CheckSubject::Header(name) => {
+                let values = || headers.iter().filter(|(key, _)| key == name);
+                if values().any(|(_, value)| self.matches_value(&String::from_utf8_lossy(value))) {
                     return Ok(());
                 }
                 let found = values().next().map_or_else(
-                    || "the answer has no such header".to_owned(),
-                    |(_, value)| shown(name, &String::from_utf8_lossy(value)),
+                    || "the response has no such header".to_owned(),
+                    |(_, value)| describe_value(name, &String::from_utf8_lossy(value)),
                 );
-                fails(ErrorKind::CheckHeader, &found)
+                fail(ErrorKind::CheckHeader, &found)
             }
-            Of::Json(path) => {
-                let Some(value) = json.read(body) else {
-                    let found = format!("the {} bytes of body are no JSON", body.len());
-                    return fails(ErrorKind::CheckJson, &found);
+            CheckSubject::Json(path) => {
+                let Some(value) = json.parse(body) else {
+                    let found = format!("the {} bytes of the body are not JSON", body.len());
+                    return fail(ErrorKind::CheckJson, &found);
                 };
                 let nodes = path.query(value);
                 let text =
                     |node: &Value| node.as_str().map_or_else(|| node.to_string(), str::to_owned);
-                if nodes.iter().any(|node| self.accepts(&text(node))) {
+                if nodes.iter().any(|node| self.matches_value(&text(node))) {
                     return Ok(());
                 }
                 let path = self.check.json_path.as_deref().unwrap_or_default();
-                let found = nodes
-                    .iter()
-                    .next()
-                    .map_or_else(|| "it finds nothing".to_owned(), |node| shown(path, &text(node)));
-                fails(ErrorKind::CheckJson, &found)
+                let found = nodes.iter().next().map_or_else(
+                    || "the path matches nothing".to_owned(),
+                    |node| describe_value(path, &text(node)),
+                );
+                fail(ErrorKind::CheckJson, &found)
             }
         }
     }
 }
 
-/// Makes all checks; the first that does not hold is the failure.
-pub(crate) fn judge(
+/// Applies all checks. The first that fails is the failure.
+pub(crate) fn evaluate_checks(
     checks: &[PreparedCheck],
-    fields: &[Field],
+    headers: &[HeaderField],
     body: &[u8],
 ) -> Result<(), Failure> {
-    let mut json = Json::default();
-    checks.iter().try_for_each(|check| check.judge(fields, body, &mut json))
+    let mut json = LazyJson::default();
+    checks.iter().try_for_each(|check| check.evaluate(headers, body, &mut json))
 }
 
-/// A body's JSON, read once for all checks; null until then.
+/// The JSON of a body, parsed once for all checks. Null before.
 #[derive(Default)]
-struct Json {
+struct LazyJson {
     value: Value,
-    known: bool,
+    is_parsed: bool,
 }
 
-impl Json {
-    /// `None` for a body that is no JSON, which only its own checks say.
-    fn read(&mut self, body: &[u8]) -> Option<&Value> {
-        if !self.known {
+impl LazyJson {
+    /// Returns the JSON, or `None` if the body is not valid JSON.
+    fn parse(&mut self, body: &[u8]) -> Option<&Value> {
+        if !self.is_parsed {
             self.value = serde_json::from_slice(body).ok()?;
-            self.known = true;
+            self.is_parsed = true;
         }
         Some(&self.value)
     }
 }
 
-/// What was found, cut short; of what sounds like a credential its length alone.
-fn shown(name: &str, found: &str) -> String {
+/// Describes a value: truncated, or only its length if the name looks like a credential.
+fn describe_value(name: &str, found: &str) -> String {
     let name = name.to_ascii_lowercase();
-    if SECRET.iter().any(|word| name.contains(word)) {
-        return format!("it has {} bytes", found.len());
+    if SECRET_WORDS.iter().any(|word| name.contains(word)) {
+        return format!("the value has {} bytes", found.len());
     }
-    format!("it is {:?}", loadtest_core::report::truncated(found, SHOWN))
+    format!("the value is {:?}", loadtest_core::report::truncated(found, MAX_SHOWN_VALUE))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn prepared(yaml: &str) -> PreparedCheck {
+    fn prepare_check(yaml: &str) -> PreparedCheck {
         PreparedCheck::new(&serde_yaml::from_str(yaml).unwrap()).unwrap()
     }
 
-    fn message(yaml: &str, fields: &[Field], body: &str) -> Option<(ErrorKind, String)> {
-        let failure = judge(&[prepared(yaml)], fields, body.as_bytes()).err()?;
+    fn failure_of(yaml: &str, headers: &[HeaderField], body: &str) -> Option<(ErrorKind, String)> {
+        let failure = evaluate_checks(&[prepare_check(yaml)], headers, body.as_bytes()).err()?;
         Some((failure.kind, failure.message))
     }
 
     #[test]
-    fn bodies_are_searched() {
-        assert_eq!(message("{bodyContains: ok}", &[], "all ok"), None);
-        let (kind, text) = message("{bodyContains: ok}", &[], "no").unwrap();
+    fn a_body_without_the_text_fails() {
+        assert_eq!(failure_of("{bodyContains: ok}", &[], "all ok"), None);
+        let (kind, text) = failure_of("{bodyContains: ok}", &[], "no").unwrap();
         assert_eq!(
             (kind, text.as_str()),
-            (ErrorKind::CheckBody, "check bodyContains \"ok\": it is not in the 2 bytes",)
+            (
+                ErrorKind::CheckBody,
+                "check bodyContains \"ok\": not found in the 2 bytes of the body"
+            )
         );
     }
 
     #[test]
-    fn headers_are_compared_by_name_in_any_case() {
-        let fields = [("content-type".to_owned(), b"application/json".to_vec())];
-        assert_eq!(message("{header: Content-Type}", &fields, ""), None);
-        assert_eq!(message("{header: content-type, contains: json}", &fields, ""), None);
-        let (kind, text) = message("{header: content-type, equals: json}", &fields, "").unwrap();
+    fn names_of_headers_are_case_insensitive() {
+        let headers = [("content-type".to_owned(), b"application/json".to_vec())];
+        assert_eq!(failure_of("{header: Content-Type}", &headers, ""), None);
+        assert_eq!(failure_of("{header: content-type, contains: json}", &headers, ""), None);
+        let (kind, text) =
+            failure_of("{header: content-type, equals: json}", &headers, "").unwrap();
         assert_eq!(kind, ErrorKind::CheckHeader);
-        assert!(text.ends_with("it is \"application/json\""), "{text}");
-        assert!(message("{header: etag}", &fields, "").unwrap().1.ends_with("no such header"));
+        assert!(text.ends_with("the value is \"application/json\""), "{text}");
+        assert!(failure_of("{header: etag}", &headers, "").unwrap().1.ends_with("no such header"));
     }
 
     #[test]
-    fn json_paths_find_values_of_any_kind() {
+    fn json_paths_find_values_of_every_type() {
         let body = r#"{"status": "ok", "count": 3, "data": [{"id": "a"}, {"id": "b"}]}"#;
-        for good in [
+        for yaml in [
             "{jsonPath: $.status}",
             "{jsonPath: $.status, equals: ok}",
             "{jsonPath: $.count, equals: '3'}",
             "{jsonPath: '$.data[*].id', equals: b}",
             "{jsonPath: '$.data[0]', contains: '\"id\"'}",
         ] {
-            assert_eq!(message(good, &[], body), None, "{good}");
+            assert_eq!(failure_of(yaml, &[], body), None, "{yaml}");
         }
-        let wrong = |yaml: &str, body: &str| message(yaml, &[], body).unwrap().1;
-        assert!(wrong("{jsonPath: $.missing}", body).ends_with("it finds nothing"));
-        assert!(wrong("{jsonPath: $.count, equals: '4'}", body).ends_with("it is \"3\""));
-        assert!(wrong("{jsonPath: $.status}", "<html>").contains("are no JSON"));
+        let message_of = |yaml: &str, body: &str| failure_of(yaml, &[], body).unwrap().1;
+        assert!(message_of("{jsonPath: $.missing}", body).ends_with("the path matches nothing"));
+        assert!(
+            message_of("{jsonPath: $.count, equals: '4'}", body).ends_with("the value is \"3\"")
+        );
+        assert!(message_of("{jsonPath: $.status}", "<html>").contains("are not JSON"));
     }
 
     #[test]
-    fn credentials_are_never_shown() {
-        let fields = [("set-cookie".to_owned(), b"id=s3cr3t".to_vec())];
-        let (_, told) = message("{header: Set-Cookie, equals: x}", &fields, "").unwrap();
-        assert!(told.ends_with("it has 9 bytes"), "{told}");
+    fn credentials_are_hidden() {
+        let headers = [("set-cookie".to_owned(), b"id=s3cr3t".to_vec())];
+        let (_, text) = failure_of("{header: Set-Cookie, equals: x}", &headers, "").unwrap();
+        assert!(text.ends_with("the value has 9 bytes"), "{text}");
         let body = r#"{"access_token": "s3cr3t"}"#;
-        let (_, told) = message("{jsonPath: $.access_token, equals: x}", &[], body).unwrap();
-        assert!(!told.contains("s3cr3t"), "{told}");
+        let (_, text) = failure_of("{jsonPath: $.access_token, equals: x}", &[], body).unwrap();
+        assert!(!text.contains("s3cr3t"), "{text}");
     }
 
     #[test]
-    fn a_path_that_is_none_is_no_check() {
+    fn an_invalid_check_is_refused() {
         assert!(PreparedCheck::new(&serde_yaml::from_str("{jsonPath: '$.['}").unwrap()).is_none());
         assert!(PreparedCheck::new(&serde_yaml::from_str("{}").unwrap()).is_none());
     }
