@@ -1,4 +1,4 @@
-//! The kernel's stamps of packets, as moments of this process.
+//! Receive timestamps of the kernel, converted to [`Instant`].
 
 use std::{
     cell::{Cell, RefCell},
@@ -22,230 +22,247 @@ use nix::{
 };
 use tokio::net::TcpStream;
 
-/// Bytes of one read at most.
-pub(crate) const READ: usize = 64 << 10;
-/// How long a look at two clocks is believed, and the age up to which a stamp is.
-const FRESH: Duration = Duration::from_millis(1);
-/// Looks at two clocks that are so close count as one.
-const CLOSE: Duration = Duration::from_micros(1);
-/// Looks, when the thread loses its CPU in between.
-const LOOKS: u32 = 3;
-/// A clock that two looks find so far off has been set; less is the looks' own error.
-const SET: Duration = Duration::from_micros(50);
-/// The first kernel that counts packets out of order.
-const KERNEL: (u32, u32) = (5, 4);
+/// Maximum number of bytes of one read.
+pub(crate) const MAX_READ: usize = 64 << 10;
+/// Maximum age of a [`ClockPair`], and of a timestamp that is used without a check of the packet
+/// order.
+const MAX_AGE: Duration = Duration::from_millis(1);
+/// Two readings that are this close count as simultaneous.
+const SIMULTANEOUS: Duration = Duration::from_micros(1);
+/// Maximum number of attempts to read both clocks without losing the CPU in between.
+const MAX_READINGS: u32 = 3;
+/// A larger difference between two clock pairs means that the system clock was set. A smaller one
+/// is the error of the readings.
+const MIN_CLOCK_STEP: Duration = Duration::from_micros(50);
+/// The first kernel version that counts reordered packets.
+const MIN_KERNEL: (u32, u32) = (5, 4);
 
-/// What of `tcp_info` is asked for: all up to the count of packets out of order.
-const DISORDERED: usize = std::mem::offset_of!(libc::tcp_info, tcpi_rcv_ooopack);
-type TcpInfo = [u8; DISORDERED + 4];
+/// The part of `tcp_info` that is read ends with the count of reordered packets.
+const REORDER_COUNT_OFFSET: usize = std::mem::offset_of!(libc::tcp_info, tcpi_rcv_ooopack);
+type TcpInfo = [u8; REORDER_COUNT_OFFSET + 4];
 
 #[derive(Clone, Copy)]
-struct AskTcpInfo;
+struct GetTcpInfo;
 
-nix::getsockopt_impl!(AskTcpInfo, libc::IPPROTO_TCP, libc::TCP_INFO, TcpInfo, GetStruct<TcpInfo>);
+nix::getsockopt_impl!(GetTcpInfo, libc::IPPROTO_TCP, libc::TCP_INFO, TcpInfo, GetStruct<TcpInfo>);
 
-/// One moment by two clocks: this process's, and the one that stamps packets (since the epoch).
+/// One moment on two clocks: the monotonic clock of this process, and the system clock that the
+/// kernel takes timestamps from.
 #[derive(Clone, Copy, Debug)]
-struct Same {
+struct ClockPair {
     instant: Instant,
-    real: Duration,
-    /// How long looking at both took.
-    apart: Duration,
+    wall_clock: Duration,
+    /// How long it took to read both clocks.
+    reading_time: Duration,
 }
 
-impl Same {
-    fn look() -> Self {
+impl ClockPair {
+    fn read() -> Self {
         let before = Instant::now();
-        let real = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let apart = before.elapsed();
-        Self { instant: before + apart / 2, real, apart }
+        let wall_clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let reading_time = before.elapsed();
+        Self { instant: before + reading_time / 2, wall_clock, reading_time }
     }
 
-    /// Looks until the thread had its CPU in between.
-    fn now() -> Self {
-        let mut best = Self::look();
-        for _ in 1..LOOKS {
-            if best.apart < CLOSE {
+    /// Reads the clocks until the thread kept its CPU between the readings.
+    fn read_precisely() -> Self {
+        let mut best = Self::read();
+        for _ in 1..MAX_READINGS {
+            if best.reading_time < SIMULTANEOUS {
                 break;
             }
-            let next = Self::look();
-            if next.apart < best.apart {
+            let next = Self::read();
+            if next.reading_time < best.reading_time {
                 best = next;
             }
         }
         best
     }
 
-    /// A stamp, as a moment of this process, if it has one for it.
-    fn moment(self, stamp: Duration) -> Option<Instant> {
-        match self.real.checked_sub(stamp) {
+    /// Converts a timestamp to an [`Instant`], if the instant can be represented.
+    fn instant_of(self, timestamp: Duration) -> Option<Instant> {
+        match self.wall_clock.checked_sub(timestamp) {
             Some(ago) => self.instant.checked_sub(ago),
-            None => self.instant.checked_add(stamp.saturating_sub(self.real)),
+            None => self.instant.checked_add(timestamp.saturating_sub(self.wall_clock)),
         }
     }
 
-    /// Whether nobody has set the clock since an earlier look.
-    fn follows(self, earlier: Self) -> bool {
-        let passed = self.instant.saturating_duration_since(earlier.instant);
-        let told = self.real.checked_sub(earlier.real);
-        let error = SET + self.apart + earlier.apart;
-        told.is_some_and(|told| told.abs_diff(passed) <= error)
+    /// Returns true if the system clock was not set since an `earlier` pair.
+    fn is_steady_since(self, earlier: Self) -> bool {
+        let elapsed = self.instant.saturating_duration_since(earlier.instant);
+        let elapsed_wall = self.wall_clock.checked_sub(earlier.wall_clock);
+        let error = MIN_CLOCK_STEP + self.reading_time + earlier.reading_time;
+        elapsed_wall.is_some_and(|elapsed_wall| elapsed_wall.abs_diff(elapsed) <= error)
     }
 }
 
-/// What is known of the clocks.
+/// The offset between the two clocks.
 #[derive(Clone, Copy, Debug)]
-struct Known {
-    same: Same,
-    /// From when on the clock of the stamps was not set: earlier ones mean nothing.
-    since: Instant,
+struct ClockOffset {
+    pair: ClockPair,
+    /// When the system clock was last set, as far as this process knows. Earlier timestamps are
+    /// invalid.
+    valid_from: Instant,
 }
 
-impl Known {
-    const fn first(same: Same) -> Self {
-        Self { same, since: same.instant }
+impl ClockOffset {
+    const fn starting_at(pair: ClockPair) -> Self {
+        Self { pair, valid_from: pair.instant }
     }
 
-    fn next(self, same: Same) -> Self {
-        if same.follows(self.same) { Self { same, ..self } } else { Self::first(same) }
+    fn update(self, pair: ClockPair) -> Self {
+        if pair.is_steady_since(self.pair) {
+            Self { pair, ..self }
+        } else {
+            Self::starting_at(pair)
+        }
     }
 
-    fn moment(self, stamp: Duration) -> Option<Instant> {
-        self.same.moment(stamp).filter(|at| *at >= self.since)
+    fn instant_of(self, timestamp: Duration) -> Option<Instant> {
+        self.pair.instant_of(timestamp).filter(|at| *at >= self.valid_from)
     }
 }
 
-/// When bytes came that were read at `now`, by their stamp; and what is known now.
+/// Returns when bytes arrived that were read at `now`, by their `timestamp`, and the updated
+/// offset.
 ///
-/// The clocks are looked at anew when the last look, or the stamp, is old. The stamp is that of
-/// the packet with the last of the bytes: one that has waited for a lost packet before it says
-/// too early a moment. An old one is believed if it is of after packets last came out of order.
-fn came(
-    known: Known,
-    stamp: Duration,
+/// The clocks are read again when the offset or the timestamp is older than [`MAX_AGE`]. The
+/// timestamp is that of the packet with the last of the bytes. A packet that waited for a
+/// retransmission of an earlier packet has a timestamp that is too early. So a timestamp older than
+/// [`MAX_AGE`] is used only if the connection has had no reordering since.
+fn arrival_time(
+    offset: ClockOffset,
+    timestamp: Duration,
     now: Instant,
-    look: impl FnOnce() -> Same,
-    disordered: impl FnOnce() -> Instant,
-) -> (Known, Instant) {
-    let old = |at: Instant| now.saturating_duration_since(at) > FRESH;
-    let stale = old(known.same.instant) || known.moment(stamp).is_none_or(old);
-    let known = if stale { known.next(look()) } else { known };
-    let at = match known.moment(stamp) {
-        Some(at) if at > now || old(at) && at <= disordered() => now,
+    read_clocks: impl FnOnce() -> ClockPair,
+    last_reordering: impl FnOnce() -> Instant,
+) -> (ClockOffset, Instant) {
+    let is_old = |at: Instant| now.saturating_duration_since(at) > MAX_AGE;
+    let is_stale = is_old(offset.pair.instant) || offset.instant_of(timestamp).is_none_or(is_old);
+    let offset = if is_stale { offset.update(read_clocks()) } else { offset };
+    let at = match offset.instant_of(timestamp) {
+        Some(at) if at > now || is_old(at) && at <= last_reordering() => now,
         Some(at) => at,
         None => now,
     };
-    (known, at)
+    (offset, at)
 }
 
-/// Whether a kernel of this release counts packets out of order.
-fn counts_disorder(release: &str) -> bool {
+/// Returns true if a kernel of this release counts reordered packets.
+fn kernel_counts_reordering(release: &str) -> bool {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     let (major, minor) = (numbers.next(), numbers.next());
-    major.zip(minor).is_some_and(|pair| matches!(pair, (Ok(a), Ok(b)) if (a, b) >= KERNEL))
+    major.zip(minor).is_some_and(|pair| matches!(pair, (Ok(a), Ok(b)) if (a, b) >= MIN_KERNEL))
 }
 
-/// What is known of the order of a connection's packets.
+/// The number of reordered packets of a connection.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Order {
-    /// Packets that had come out of it.
-    disordered: u32,
-    /// When that was last found to have grown, or its connection's beginning.
-    until: Instant,
+pub(crate) struct ReorderCount {
+    /// Reordered packets at the last check.
+    packets: u32,
+    /// When the number was last found to have grown. At first, when the connection was opened.
+    last_change: Instant,
 }
 
-impl Order {
+impl ReorderCount {
     pub(crate) const fn new(now: Instant) -> Self {
-        Self { disordered: 0, until: now }
+        Self { packets: 0, last_change: now }
     }
 
-    /// The same once so many are counted; none are by who doesn't say.
-    const fn counted(self, count: Option<u32>, now: Instant) -> Self {
+    /// Updates from the kernel's count. `None` means that the kernel does not report it, so
+    /// reordering has to be assumed.
+    const fn update(self, count: Option<u32>, now: Instant) -> Self {
         match count {
-            Some(count) if count == self.disordered => self,
-            Some(disordered) => Self { disordered, until: now },
-            None => Self { until: now, ..self },
+            Some(count) if count == self.packets => self,
+            Some(packets) => Self { packets, last_change: now },
+            None => Self { last_change: now, ..self },
         }
     }
 }
 
-/// What the sockets of a load thread read by.
-pub(crate) struct Clock {
-    known: Cell<Known>,
-    /// Where bytes are read to: who waits for them needs no memory of its own until they come.
-    bytes: RefCell<Box<[u8]>>,
+/// The receive timestamps of the sockets of a load thread.
+pub(crate) struct KernelTimestamps {
+    offset: Cell<ClockOffset>,
+    /// Buffer that all sockets read into, so that a user that waits for bytes needs no memory of
+    /// its own.
+    buffer: RefCell<Box<[u8]>>,
     control: RefCell<Vec<u8>>,
-    /// A socket that wants stamps for as long as this lives: the kernel begins and ends to take
-    /// them with the first and the last one that does, and a moment late. None without stamps.
-    wants: Option<OwnedFd>,
+    /// A socket with timestamps that stays open as long as this value. The kernel turns its
+    /// timestamps on with the first such socket and off after the last, each with a delay. `None`
+    /// when there are no timestamps.
+    timestamp_socket: Option<OwnedFd>,
 }
 
-impl fmt::Debug for Clock {
+impl fmt::Debug for KernelTimestamps {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Clock").field("known", &self.known).finish_non_exhaustive()
+        f.debug_struct("KernelTimestamps").field("offset", &self.offset).finish_non_exhaustive()
     }
 }
 
-impl Clock {
+impl KernelTimestamps {
     pub(crate) fn new() -> Rc<Self> {
-        let counts = rustix::system::uname().release().to_str().is_ok_and(counts_disorder);
-        let wants = || {
+        let is_supported =
+            rustix::system::uname().release().to_str().is_ok_and(kernel_counts_reordering);
+        let timestamp_socket = || {
             let flags = SockFlag::SOCK_CLOEXEC;
-            let any = socket(AddressFamily::Inet, SockType::Datagram, flags, None).ok()?;
-            stamps(&any).then_some(any)
+            let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, None).ok()?;
+            enable_timestamps(&socket).then_some(socket)
         };
         Rc::new(Self {
-            known: Cell::new(Known::first(Same::now())),
-            bytes: RefCell::new(vec![0; READ].into_boxed_slice()),
+            offset: Cell::new(ClockOffset::starting_at(ClockPair::read_precisely())),
+            buffer: RefCell::new(vec![0; MAX_READ].into_boxed_slice()),
             control: RefCell::new(cmsg_space!(TimeSpec)),
-            wants: counts.then(wants).flatten(),
+            timestamp_socket: is_supported.then(timestamp_socket).flatten(),
         })
     }
 
-    /// Has the packets of a connection stamped, where that is possible.
-    pub(crate) fn stamp(&self, tcp: &TcpStream) {
-        if self.wants.is_some() {
-            stamps(tcp);
+    /// Asks the kernel for timestamps on a connection, if they are available.
+    pub(crate) fn enable_for(&self, tcp: &TcpStream) {
+        if self.timestamp_socket.is_some() {
+            enable_timestamps(tcp);
         }
     }
 
-    /// Reads what is there, `room` bytes at most: hands it to `take`; how much it was, and when it
-    /// had come.
+    /// Reads at most `room` bytes and hands them to `on_data`. Returns their number and when they
+    /// arrived.
     pub(crate) fn read(
         &self,
         tcp: &TcpStream,
         room: usize,
-        order: &Cell<Order>,
-        take: impl FnOnce(&[u8]),
+        reordering: &Cell<ReorderCount>,
+        on_data: impl FnOnce(&[u8]),
     ) -> io::Result<(usize, Instant)> {
-        let mut bytes = self.bytes.borrow_mut();
+        let mut bytes = self.buffer.borrow_mut();
         let mut control = self.control.borrow_mut();
         let room = room.min(bytes.len());
         let mut parts = [IoSliceMut::new(&mut bytes[..room])];
         let flags = MsgFlags::empty();
         let message = recvmsg::<()>(tcp.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
         let n = message.bytes;
-        // One that can't be read is none.
-        let stamp = message.cmsgs().ok().into_iter().flatten().find_map(|it| match it {
-            ControlMessageOwned::ScmTimestampns(at) => Some(Duration::from(at)),
-            _ => None,
-        });
-        take(&bytes[..n]);
+        // A control message that can't be parsed counts as no timestamp.
+        let timestamp =
+            message.cmsgs().ok().into_iter().flatten().find_map(|control| match control {
+                ControlMessageOwned::ScmTimestampns(at) => Some(Duration::from(at)),
+                _ => None,
+            });
+        on_data(&bytes[..n]);
         let now = Instant::now();
-        let Some(stamp) = stamp else { return Ok((n, now)) };
-        let (known, at) = came(self.known.get(), stamp, now, Same::now, || {
-            let info = getsockopt(tcp, AskTcpInfo).ok();
-            let count = info.and_then(|info| info.last_chunk().copied()).map(u32::from_ne_bytes);
-            order.set(order.get().counted(count, now));
-            order.get().until
-        });
-        self.known.set(known);
+        let Some(timestamp) = timestamp else { return Ok((n, now)) };
+        let (offset, at) =
+            arrival_time(self.offset.get(), timestamp, now, ClockPair::read_precisely, || {
+                let info = getsockopt(tcp, GetTcpInfo).ok();
+                let count =
+                    info.and_then(|info| info.last_chunk().copied()).map(u32::from_ne_bytes);
+                reordering.set(reordering.get().update(count, now));
+                reordering.get().last_change
+            });
+        self.offset.set(offset);
         Ok((n, at))
     }
 }
 
-/// Has what a socket receives stamped; false where that is not to be had.
-fn stamps(socket: &impl AsFd) -> bool {
+/// Asks the kernel for timestamps on a socket. Returns false if it refuses.
+fn enable_timestamps(socket: &impl AsFd) -> bool {
     setsockopt(socket, ReceiveTimestampns, &true).is_ok()
 }
 
@@ -254,118 +271,134 @@ mod tests {
     use super::*;
 
     const MICRO: Duration = Duration::from_micros(1);
-    const REAL: Duration = Duration::from_hours(500_000);
+    const WALL_CLOCK: Duration = Duration::from_hours(500_000);
 
-    /// Some moment, long after another.
+    /// Returns a moment that has a past of some hours.
     fn now() -> Instant {
         Instant::now() + Duration::from_hours(2)
     }
 
-    /// What is known by a look so long ago, when the other clock said `real`.
-    fn looked(now: Instant, ago: Duration, real: Duration) -> Known {
+    /// Returns an offset that was read `ago` before `now`, when the system clock showed
+    /// `wall_clock`.
+    fn offset_from(now: Instant, ago: Duration, wall_clock: Duration) -> ClockOffset {
         let instant = now.checked_sub(ago).unwrap();
-        let since = now.checked_sub(Duration::from_hours(1)).unwrap();
-        Known { same: Same { instant, real, apart: Duration::ZERO }, since }
+        let valid_from = now.checked_sub(Duration::from_hours(1)).unwrap();
+        ClockOffset {
+            pair: ClockPair { instant, wall_clock, reading_time: Duration::ZERO },
+            valid_from,
+        }
     }
 
-    /// A stamp of so long before `REAL`.
-    fn stamp(ago: Duration) -> Duration {
-        REAL.checked_sub(ago).unwrap()
+    /// Returns a timestamp from `ago` before `WALL_CLOCK`.
+    fn timestamp(ago: Duration) -> Duration {
+        WALL_CLOCK.checked_sub(ago).unwrap()
     }
 
-    fn must_not_look() -> Same {
-        panic!("looked at the clocks anew")
+    fn no_clock_reading() -> ClockPair {
+        panic!("the clocks were read again")
     }
 
-    fn must_not_ask() -> Instant {
-        panic!("asked for the order of packets")
+    fn no_order_check() -> Instant {
+        panic!("the order of packets was checked")
     }
 
     #[test]
-    fn bytes_came_when_their_stamp_says() {
+    fn bytes_arrive_at_their_timestamp() {
         let now = now();
-        let known = looked(now, 400 * MICRO, stamp(400 * MICRO));
+        let offset = offset_from(now, 400 * MICRO, timestamp(400 * MICRO));
         for ago in [0, 1, 399, 400, 401, 999] {
-            let (_, at) = came(known, stamp(ago * MICRO), now, must_not_look, must_not_ask);
+            let (_, at) =
+                arrival_time(offset, timestamp(ago * MICRO), now, no_clock_reading, no_order_check);
             assert_eq!(now - at, ago * MICRO);
         }
     }
 
     #[test]
-    fn the_clocks_are_looked_at_anew_when_the_look_or_the_stamp_is_old() {
+    fn an_old_offset_or_timestamp_makes_the_clocks_be_read_again() {
         let now = now();
-        let look = || looked(now, Duration::ZERO, REAL).same;
-        let old = looked(now, 2 * FRESH, stamp(2 * FRESH));
-        let (known, at) = came(old, stamp(10 * MICRO), now, look, must_not_ask);
-        assert_eq!((now - at, known.same.instant, known.since), (10 * MICRO, now, old.since));
-        // One that lay there for a second.
+        let read_clocks = || offset_from(now, Duration::ZERO, WALL_CLOCK).pair;
+        let old = offset_from(now, 2 * MAX_AGE, timestamp(2 * MAX_AGE));
+        let (offset, at) =
+            arrival_time(old, timestamp(10 * MICRO), now, read_clocks, no_order_check);
+        assert_eq!(
+            (now - at, offset.pair.instant, offset.valid_from),
+            (10 * MICRO, now, old.valid_from)
+        );
+        // Bytes that lay in the socket for a second.
         let second = Duration::from_secs(1);
-        let known = looked(now, 10 * MICRO, stamp(10 * MICRO));
-        let order = || known.since;
-        assert_eq!(now - came(known, stamp(second), now, look, order).1, second);
+        let offset = offset_from(now, 10 * MICRO, timestamp(10 * MICRO));
+        let last_reordering = || offset.valid_from;
+        assert_eq!(
+            now - arrival_time(offset, timestamp(second), now, read_clocks, last_reordering).1,
+            second
+        );
     }
 
     #[test]
-    fn a_stamp_that_may_have_waited_for_a_lost_packet_is_not_believed() {
+    fn timestamps_are_ignored_after_possible_reordering() {
         let read = now();
-        let look = || looked(read, Duration::ZERO, REAL).same;
-        let known = looked(read, 10 * MICRO, stamp(10 * MICRO));
-        let (beginning, stamped) = (known.since, 5 * FRESH);
-        let at = |order: Order| came(known, stamp(stamped), read, look, || order.until).1;
-        let order = Order::new(beginning);
-        assert_eq!(read - at(order.counted(Some(0), read)), stamped);
-        // Two were found to be out of order when this was read: one of them may be this.
-        let two = order.counted(Some(2), read);
-        assert_eq!(at(two), read);
-        // Or when something before it was, after this one had come.
-        let before = read.checked_sub(FRESH).unwrap();
-        assert_eq!(at(order.counted(Some(2), before).counted(Some(2), read)), read);
-        // It came after all that.
-        let before = read.checked_sub(2 * stamped).unwrap();
-        assert_eq!(read - at(order.counted(Some(2), before).counted(Some(2), read)), stamped);
-        assert_eq!(at(order.counted(None, read)), read);
+        let read_clocks = || offset_from(read, Duration::ZERO, WALL_CLOCK).pair;
+        let offset = offset_from(read, 10 * MICRO, timestamp(10 * MICRO));
+        let (beginning, age) = (offset.valid_from, 5 * MAX_AGE);
+        let at = |reordering: ReorderCount| {
+            arrival_time(offset, timestamp(age), read, read_clocks, || reordering.last_change).1
+        };
+        let reordering = ReorderCount::new(beginning);
+        assert_eq!(read - at(reordering.update(Some(0), read)), age);
+        // Two reordered packets were found by this read, and this packet may be one of them.
+        let reordered = reordering.update(Some(2), read);
+        assert_eq!(at(reordered), read);
+        // Reordering was found by an earlier read, after this packet had arrived.
+        let before = read.checked_sub(MAX_AGE).unwrap();
+        assert_eq!(at(reordering.update(Some(2), before).update(Some(2), read)), read);
+        // The packet arrived after all reordering.
+        let before = read.checked_sub(2 * age).unwrap();
+        assert_eq!(read - at(reordering.update(Some(2), before).update(Some(2), read)), age);
+        assert_eq!(at(reordering.update(None, read)), read);
     }
 
     #[test]
-    fn nothing_came_later_than_it_was_read() {
+    fn timestamps_from_the_future_are_ignored() {
         let now = now();
-        let known = looked(now, Duration::ZERO, REAL);
-        for stamp in [REAL + 20 * MICRO, REAL + Duration::from_hours(1), Duration::MAX] {
-            assert_eq!(came(known, stamp, now, || known.same, must_not_ask).1, now);
+        let offset = offset_from(now, Duration::ZERO, WALL_CLOCK);
+        for timestamp in
+            [WALL_CLOCK + 20 * MICRO, WALL_CLOCK + Duration::from_hours(1), Duration::MAX]
+        {
+            assert_eq!(arrival_time(offset, timestamp, now, || offset.pair, no_order_check).1, now);
         }
     }
 
     #[test]
-    fn stamps_of_before_the_clock_was_set_mean_nothing() {
+    fn timestamps_from_before_a_clock_change_are_ignored() {
         let now = now();
-        let look = || looked(now, Duration::ZERO, REAL).same;
-        for set in [Duration::from_secs(2), Duration::from_hours(1)] {
-            for (told, stamped) in [
-                // Set back: the stamp is of later.
-                (REAL + set, REAL + set),
-                // Set forward: the stamp is of long ago.
-                (stamp(set), stamp(set + 5 * MICRO)),
+        let read_clocks = || offset_from(now, Duration::ZERO, WALL_CLOCK).pair;
+        for change in [Duration::from_secs(2), Duration::from_hours(1)] {
+            for (wall_clock, stamp) in [
+                // The clock was set back: the timestamp is from the future.
+                (WALL_CLOCK + change, WALL_CLOCK + change),
+                // The clock was set forward: the timestamp is from long ago.
+                (timestamp(change), timestamp(change + 5 * MICRO)),
             ] {
-                let old = looked(now, 2 * FRESH, told);
-                let (known, at) = came(old, stamped, now, look, must_not_ask);
-                assert_eq!((at, known.since), (now, now), "{set:?}");
-                // The next one that was stamped before is no better.
-                let (_, at) = came(known, stamped, now, look, must_not_ask);
-                assert_eq!(at, now, "{set:?}");
+                let old = offset_from(now, 2 * MAX_AGE, wall_clock);
+                let (offset, at) = arrival_time(old, stamp, now, read_clocks, no_order_check);
+                assert_eq!((at, offset.valid_from), (now, now), "{change:?}");
+                // The next timestamp from before the change is not used either.
+                let (_, at) = arrival_time(offset, stamp, now, read_clocks, no_order_check);
+                assert_eq!(at, now, "{change:?}");
             }
         }
-        // One that was never seen.
-        let known = looked(now, Duration::ZERO, REAL);
-        assert_eq!(came(known, Duration::ZERO, now, look, must_not_ask).1, now);
+        // A timestamp of zero.
+        let offset = offset_from(now, Duration::ZERO, WALL_CLOCK);
+        assert_eq!(arrival_time(offset, Duration::ZERO, now, read_clocks, no_order_check).1, now);
     }
 
     #[test]
-    fn kernels_that_count_are_told_from_others() {
+    fn kernels_that_count_reordering_are_recognized() {
         for release in ["5.4.0-150-generic", "5.10", "6.18.44-fc-v657", "10.0.1"] {
-            assert!(counts_disorder(release), "{release}");
+            assert!(kernel_counts_reordering(release), "{release}");
         }
         for release in ["4.4.0", "5.3.18", "5", "", "gVisor"] {
-            assert!(!counts_disorder(release), "{release}");
+            assert!(!kernel_counts_reordering(release), "{release}");
         }
     }
 }

@@ -1,4 +1,6 @@
-//! Connections, and when their bytes came.
+//! Connections to the target, and the times at which their bytes arrived.
+//!
+//! Nothing here knows about HTTP, WebSocket or users.
 
 pub(crate) mod connector;
 pub(crate) mod kernel_timestamps;

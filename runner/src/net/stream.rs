@@ -10,28 +10,28 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::client::TlsStream;
 
-use crate::net::timestamped_socket::{Socket, Stamps};
+use crate::net::timestamped_socket::{ConnectionStats, TimestampedSocket};
 
 #[derive(Debug)]
-pub(crate) enum Stream {
-    Plain(Socket),
-    Tls(Box<TlsStream<Socket>>),
+pub(crate) enum MaybeTlsStream {
+    Plain(TimestampedSocket),
+    Tls(Box<TlsStream<TimestampedSocket>>),
 }
 
-/// A connection whose bytes are counted.
+/// A connection that counts the bytes of its protocol: after decryption, before encryption.
 #[derive(Debug)]
-pub(crate) struct Wire {
-    stream: Stream,
-    stamps: Rc<Stamps>,
+pub(crate) struct MeteredStream {
+    stream: MaybeTlsStream,
+    stats: Rc<ConnectionStats>,
 }
 
-impl Wire {
-    pub(crate) const fn new(stream: Stream, stamps: Rc<Stamps>) -> Self {
-        Self { stream, stamps }
+impl MeteredStream {
+    pub(crate) const fn new(stream: MaybeTlsStream, stats: Rc<ConnectionStats>) -> Self {
+        Self { stream, stats }
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for MeteredStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -39,28 +39,28 @@ impl AsyncRead for Wire {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+            MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
+            MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
         };
         ready!(read)?;
         let n = buffer.filled().len() - before;
-        self.stamps.received.set(self.stamps.received.get() + n as u64);
+        self.stats.bytes_received.set(self.stats.bytes_received.get() + n as u64);
         Poll::Ready(Ok(()))
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for MeteredStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_write(context, buffer),
-            Stream::Tls(stream) => Pin::new(stream).poll_write(context, buffer),
+            MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_write(context, buffer),
+            MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_write(context, buffer),
         };
         let n = ready!(written)?;
-        self.stamps.sent.set(self.stamps.sent.get() + n as u64);
+        self.stats.bytes_sent.set(self.stats.bytes_sent.get() + n as u64);
         Poll::Ready(Ok(n))
     }
 
@@ -70,32 +70,32 @@ impl AsyncWrite for Wire {
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
-            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
+            MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
+            MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_write_vectored(context, buffers),
         };
         let n = ready!(written)?;
-        self.stamps.sent.set(self.stamps.sent.get() + n as u64);
+        self.stats.bytes_sent.set(self.stats.bytes_sent.get() + n as u64);
         Poll::Ready(Ok(n))
     }
 
     fn is_write_vectored(&self) -> bool {
         match &self.stream {
-            Stream::Plain(stream) => stream.is_write_vectored(),
-            Stream::Tls(stream) => stream.is_write_vectored(),
+            MaybeTlsStream::Plain(stream) => stream.is_write_vectored(),
+            MaybeTlsStream::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Stream::Tls(stream) => Pin::new(stream).poll_flush(context),
+            MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_flush(context),
+            MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.stream {
-            Stream::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+            MaybeTlsStream::Plain(stream) => Pin::new(stream).poll_shutdown(context),
+            MaybeTlsStream::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 }

@@ -1,8 +1,8 @@
-//! A TCP connection whose reads know when their bytes came: by the stamp the kernel puts on a
-//! packet as it receives it.
+//! A TCP connection that records when the bytes of each read arrived, by the timestamp of the
+//! kernel.
 //!
-//! What this process was doing meanwhile, or whether it had the CPU, is not in a latency then.
-//! Where the kernel has no stamp, or one that can't be right, a read came when it returned.
+//! So a latency excludes the time that this process spent on other work or without a CPU. When the
+//! kernel has no usable timestamp, the time of the read counts.
 
 use std::{
     cell::Cell,
@@ -18,77 +18,81 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::net::kernel_timestamps::{Clock, Order, READ};
+use crate::net::kernel_timestamps::{KernelTimestamps, MAX_READ, ReorderCount};
 
-/// What a connection has seen.
+/// Times and byte counts of a connection.
 #[derive(Debug)]
-pub(crate) struct Stamps {
-    /// When the bytes of the latest read that brought some had come.
+pub(crate) struct ConnectionStats {
+    /// When the bytes of the latest read arrived. Reads without bytes don't count.
     pub(crate) last_read: Cell<Instant>,
-    /// Bytes read, as the protocol sees them.
-    pub(crate) received: Cell<u64>,
-    /// Bytes written, as the protocol sees them.
-    pub(crate) sent: Cell<u64>,
-    /// What of them was counted already.
-    counted: Cell<(u64, u64)>,
-    order: Cell<Order>,
-    /// The next read looks for itself, whatever was told of the socket.
-    looks: Cell<bool>,
+    /// Bytes read, after decryption.
+    pub(crate) bytes_received: Cell<u64>,
+    /// Bytes written, before encryption.
+    pub(crate) bytes_sent: Cell<u64>,
+    /// Bytes that [`Self::take_bytes`] has reported already: sent, received.
+    bytes_reported: Cell<(u64, u64)>,
+    reordering: Cell<ReorderCount>,
+    /// True when the next read must try the socket, even if no readiness event has come.
+    force_read: Cell<bool>,
 }
 
-impl Stamps {
-    /// Bytes sent and received since this was last asked.
+impl ConnectionStats {
+    /// Returns the bytes sent and received since the last call.
     pub(crate) fn take_bytes(&self) -> (u64, u64) {
-        let now = (self.sent.get(), self.received.get());
-        let before = self.counted.replace(now);
+        let now = (self.bytes_sent.get(), self.bytes_received.get());
+        let before = self.bytes_reported.replace(now);
         (now.0 - before.0, now.1 - before.1)
     }
 
-    /// Has the next read look for itself: what came since the thread last waited for its sockets
-    /// is there, though nobody was told yet.
-    pub(crate) fn look(&self) {
-        self.looks.set(true);
+    /// Makes the next read try the socket. Bytes may have arrived since the thread last polled for
+    /// events.
+    pub(crate) fn force_next_read(&self) {
+        self.force_read.set(true);
     }
 }
 
-/// A connection that stamps what it reads.
+/// A TCP connection that records when its bytes arrived.
 #[derive(Debug)]
-pub(crate) struct Socket {
+pub(crate) struct TimestampedSocket {
     tcp: TcpStream,
-    clock: Rc<Clock>,
-    stamps: Rc<Stamps>,
+    timestamps: Rc<KernelTimestamps>,
+    stats: Rc<ConnectionStats>,
 }
 
-impl Socket {
-    pub(crate) fn new(tcp: TcpStream, clock: Rc<Clock>) -> (Self, Rc<Stamps>) {
-        clock.stamp(&tcp);
+impl TimestampedSocket {
+    pub(crate) fn new(
+        tcp: TcpStream,
+        timestamps: Rc<KernelTimestamps>,
+    ) -> (Self, Rc<ConnectionStats>) {
+        timestamps.enable_for(&tcp);
         let now = Instant::now();
-        let stamps = Rc::new(Stamps {
+        let stats = Rc::new(ConnectionStats {
             last_read: Cell::new(now),
-            received: Cell::new(0),
-            sent: Cell::new(0),
-            counted: Cell::new((0, 0)),
-            order: Cell::new(Order::new(now)),
-            looks: Cell::new(false),
+            bytes_received: Cell::new(0),
+            bytes_sent: Cell::new(0),
+            bytes_reported: Cell::new((0, 0)),
+            reordering: Cell::new(ReorderCount::new(now)),
+            force_read: Cell::new(false),
         });
-        (Self { tcp, clock, stamps: Rc::clone(&stamps) }, stamps)
+        (Self { tcp, timestamps, stats: Rc::clone(&stats) }, stats)
     }
 
-    /// Reads what is there; how much.
-    fn receive(&self, buffer: &mut ReadBuf<'_>) -> io::Result<usize> {
-        let Self { tcp, clock, stamps } = self;
+    /// Reads the bytes that are there. Returns their number.
+    fn receive_bytes(&self, buffer: &mut ReadBuf<'_>) -> io::Result<usize> {
+        let Self { tcp, timestamps, stats } = self;
         let room = buffer.remaining();
-        let put = |bytes: &[u8]| buffer.put_slice(bytes);
-        let (n, at) = clock.read(tcp, room, &stamps.order, put)?;
+        let append = |bytes: &[u8]| buffer.put_slice(bytes);
+        let (n, at) = timestamps.read(tcp, room, &stats.reordering, append)?;
         if n > 0 {
-            // Two looks at the clocks may differ by less than a microsecond.
-            stamps.last_read.set(stamps.last_read.get().max(at));
+            // Two readings of the clocks may differ by less than a microsecond, so the time must
+            // not go back.
+            stats.last_read.set(stats.last_read.get().max(at));
         }
         Ok(n)
     }
 }
 
-impl AsyncRead for Socket {
+impl AsyncRead for TimestampedSocket {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -98,33 +102,33 @@ impl AsyncRead for Socket {
         if buffer.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
-        if this.stamps.looks.take() {
-            match this.receive(buffer) {
+        if this.stats.force_read.take() {
+            match this.receive_bytes(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                done => return Poll::Ready(done.map(drop)),
+                result => return Poll::Ready(result.map(drop)),
             }
         }
         loop {
             ready!(this.tcp.poll_read_ready(context))?;
             let mut read = None;
-            let done = this.tcp.try_io(Interest::READABLE, || {
-                let room = buffer.remaining().min(READ);
-                let n = this.receive(buffer)?;
+            let result = this.tcp.try_io(Interest::READABLE, || {
+                let room = buffer.remaining().min(MAX_READ);
+                let n = this.receive_bytes(buffer)?;
                 read = Some(n);
-                // A read that had room left has taken all there was: the next one waits for the
-                // kernel to say there is more, without asking it.
+                // A short read has emptied the socket. `WouldBlock` makes the next read wait for a
+                // readiness event without another system call.
                 if n > 0 && n < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
-            match done {
+            match result {
                 _ if read.is_some() => return Poll::Ready(Ok(())),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                done => return Poll::Ready(done),
+                result => return Poll::Ready(result),
             }
         }
     }
 }
 
-impl AsyncWrite for Socket {
+impl AsyncWrite for TimestampedSocket {
     fn poll_write(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -163,17 +167,17 @@ mod tests {
 
     use super::*;
 
-    /// What an exact moment may be off: two looks at two clocks.
-    const OFF: Duration = Duration::from_micros(10);
+    /// Error of an exact time: two readings of two clocks.
+    const MAX_ERROR: Duration = Duration::from_micros(10);
 
     #[tokio::test]
-    async fn what_keeps_the_thread_is_not_in_the_moment_bytes_came() {
+    async fn a_busy_thread_does_not_delay_the_arrival_time() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut peer, _) = listener.accept().await.unwrap();
-        let (mut socket, stamps) = Socket::new(tcp, Clock::new());
-        // The kernel begins to stamp a moment after it was asked to; and packets are received in
-        // the call that sends them, but on a machine that has no time for it.
+        let (mut socket, stats) = TimestampedSocket::new(tcp, KernelTimestamps::new());
+        // The kernel starts to take timestamps a moment after the socket asks for them. A packet on
+        // loopback is received within the call that sends it, unless the machine is busy.
         for attempt in 1.. {
             let before = Instant::now();
             peer.write_all(b"hello").await.unwrap();
@@ -181,28 +185,28 @@ mod tests {
             while sent.elapsed() < Duration::from_millis(20) {}
             let mut text = [0; 5];
             socket.read_exact(&mut text).await.unwrap();
-            let came = stamps.last_read.get();
-            assert!(came + OFF >= before, "{:?} too early", before - came);
-            if came <= sent + OFF {
+            let arrived = stats.last_read.get();
+            assert!(arrived + MAX_ERROR >= before, "{:?} too early", before - arrived);
+            if arrived <= sent + MAX_ERROR {
                 return;
             }
-            assert!(attempt < 50, "{:?} too late", came - sent);
+            assert!(attempt < 50, "{:?} too late", arrived - sent);
         }
     }
 
     #[tokio::test]
-    async fn a_read_that_looks_finds_what_nobody_was_told_of() {
+    async fn a_forced_read_finds_bytes_without_a_readiness_event() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut peer, _) = listener.accept().unwrap();
-        let (mut socket, stamps) = Socket::new(tcp, Clock::new());
+        let (mut socket, stats) = TimestampedSocket::new(tcp, KernelTimestamps::new());
         let mut text = [0; 5];
         assert!(socket.read(&mut text).now_or_never().is_none());
         std::io::Write::write_all(&mut peer, b"hello").unwrap();
         assert!(socket.read(&mut text).now_or_never().is_none());
-        stamps.look();
+        stats.force_next_read();
         assert_eq!(socket.read(&mut text).now_or_never().unwrap().unwrap(), 5);
-        stamps.look();
+        stats.force_next_read();
         assert!(socket.read(&mut text).now_or_never().is_none());
         std::io::Write::write_all(&mut peer, b"again").unwrap();
         assert_eq!(socket.read(&mut text).await.unwrap(), 5);
