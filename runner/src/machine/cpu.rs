@@ -1,25 +1,25 @@
-//! What CPU this process gets: how long a thread ran, and how long a limit kept it from it.
+//! CPU time: how long a thread ran, and how long a CPU limit throttled this container.
 
 use std::{fs, time::Duration};
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// How long the calling thread has been on a CPU.
-pub(crate) fn of_this_thread() -> Duration {
+/// Returns how long the calling thread has run on a CPU.
+pub(crate) fn thread_cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
-/// How long this container's CPU limit has kept it from running; zero without a limit, or where
-/// the kernel does not say.
-pub(crate) fn throttled() -> Duration {
+/// Returns how long the CPU limit has throttled this container. Zero without a limit, or when the
+/// kernel does not report it.
+pub(crate) fn throttled_time() -> Duration {
     // cgroup v2, then v1.
     let files = ["/sys/fs/cgroup/cpu.stat", "/sys/fs/cgroup/cpu/cpu.stat"];
     let text = files.iter().find_map(|file| fs::read_to_string(file).ok()).unwrap_or_default();
-    read(&text)
+    parse_throttled_time(&text)
 }
 
-fn read(text: &str) -> Duration {
+fn parse_throttled_time(text: &str) -> Duration {
     let field = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
         line.trim().parse::<u64>().ok()
@@ -34,18 +34,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_forms_of_cgroup_are_read() {
-        let two = "usage_usec 5\nnr_throttled 3\nthrottled_usec 1500\n";
-        assert_eq!(read(two), Duration::from_micros(1500));
-        assert_eq!(read("nr_periods 9\nthrottled_time 2500\n"), Duration::from_nanos(2500));
-        assert_eq!(read(""), Duration::ZERO);
+    fn both_versions_of_cgroup_are_parsed() {
+        let version_2 = "usage_usec 5\nnr_throttled 3\nthrottled_usec 1500\n";
+        assert_eq!(parse_throttled_time(version_2), Duration::from_micros(1500));
+        assert_eq!(
+            parse_throttled_time("nr_periods 9\nthrottled_time 2500\n"),
+            Duration::from_nanos(2500)
+        );
+        assert_eq!(parse_throttled_time(""), Duration::ZERO);
     }
 
     #[test]
-    fn a_thread_that_works_uses_cpu() {
-        let before = of_this_thread();
+    fn a_busy_thread_uses_cpu_time() {
+        let before = thread_cpu_time();
         let mut sum = 0_u64;
-        while of_this_thread().saturating_sub(before) < Duration::from_millis(2) {
+        while thread_cpu_time().saturating_sub(before) < Duration::from_millis(2) {
             sum = std::hint::black_box(sum + 1);
         }
         assert!(sum > 0);

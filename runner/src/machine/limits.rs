@@ -1,28 +1,31 @@
-//! What this process may open, sockets being files; and who of its threads comes first.
+//! Limits of this process: open files (a socket is a file), and the priority of its threads.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setpriority_process, setrlimit};
 
-/// How far everything else stands behind load threads.
-const NICE: i32 = 10;
+/// Niceness of threads that are not load threads.
+const NICENESS: i32 = 10;
 
-/// Raises the limit of open files as far as this process may.
+/// Raises the limit of open files to the hard limit.
 ///
-/// Programs that use `select` need a low soft limit, which is why it is often 1,024; this one
-/// does not.
+/// The soft limit is often 1,024 because programs that use `select` need a low limit. This program
+/// does not use `select`.
 pub(crate) fn raise_file_limit() {
     let maximum = getrlimit(Resource::Nofile).maximum;
-    // A system that refuses leaves what there was.
+    // If the system refuses, the old limit stays.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
-/// Files that this process may have open; `None` for any number.
+/// Returns how many files this process may have open. `None` without a limit.
 pub(crate) fn file_limit() -> Option<u64> {
     getrlimit(Resource::Nofile).current
 }
 
-/// Lets load threads go before the calling one, and before those that it starts from now on: on a
-/// core that they share, adding numbers up must not keep a request waiting.
-pub fn step_back() {
-    // Of a thread, in Linux; and whoever may not, shares evenly.
-    let _ = setpriority_process(None, NICE);
+/// Lowers the priority of the calling thread and of the threads that it starts later.
+///
+/// Load threads keep their priority, so that work such as merging metrics does not delay a request
+/// on the same core.
+pub fn lower_priority() {
+    // Linux applies the niceness to the calling thread. If the system refuses, threads share the
+    // CPU equally.
+    let _ = setpriority_process(None, NICENESS);
 }

@@ -1,4 +1,4 @@
-//! This machine: CPU, memory and limits of this process.
+//! The machine under this process: CPU time, memory and limits. Nothing here knows about load.
 
 pub(crate) mod cpu;
 pub(crate) mod limits;
