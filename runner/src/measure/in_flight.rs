@@ -1,5 +1,7 @@
-//! The request a user has open: visible from outside, so that a timeout knows its phase
-//! and an interruption is still counted.
+//! The in-flight request of a user: its phase, its times and its deadline.
+//!
+//! The load thread sees it from outside, so that a timeout knows the phase of the request, and an
+//! interrupted request is still counted.
 
 use std::{
     cell::{Cell, RefCell},
@@ -13,225 +15,232 @@ use loadtest_core::{metrics::Outcome, resource::Timeouts};
 
 use crate::{
     failure::ErrorKind,
-    measure::recorder::{Opened, Sample},
-    prepare::PreparedKind,
+    measure::recorder::{OpenedConnection, RequestTimes},
+    prepare::plan::PreparedKind,
 };
 
-/// The part of a request that is under way.
+/// A phase of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// Resolving, connecting, TLS.
-    Connect,
-    /// Waiting until its connection takes one more.
-    Turn,
-    /// Sent; the answer has not begun.
-    Response,
-    /// The answer has begun.
-    Body,
+pub(crate) enum RequestPhase {
+    /// Resolving the name, connecting, TLS handshake.
+    Connecting,
+    /// Waiting until the HTTP/2 connection accepts another stream.
+    AwaitingStream,
+    /// The request is sent and the response has not begun.
+    AwaitingResponse,
+    /// The response has begun.
+    ReadingBody,
 }
 
-impl Part {
-    /// The kind of a timeout in this part.
-    pub(crate) const fn timeout(self) -> ErrorKind {
+impl RequestPhase {
+    /// Returns the kind of a timeout in this phase.
+    pub(crate) const fn timeout_kind(self) -> ErrorKind {
         match self {
-            Self::Connect => ErrorKind::TimeoutConnect,
-            Self::Turn | Self::Response => ErrorKind::TimeoutResponse,
-            Self::Body => ErrorKind::TimeoutBody,
+            Self::Connecting => ErrorKind::TimeoutConnect,
+            Self::AwaitingStream | Self::AwaitingResponse => ErrorKind::TimeoutResponse,
+            Self::ReadingBody => ErrorKind::TimeoutBody,
         }
     }
 }
 
-/// One user's open request, if it has one.
+/// The in-flight request of one user, if the user has one.
 #[derive(Debug)]
-pub(crate) struct Flight {
-    /// How long its parts may take.
+pub(crate) struct InFlightRequest {
+    /// Timeouts of single phases.
     timeouts: Timeouts,
-    /// The task's index and when it was planned.
-    open: Cell<Option<(usize, Instant)>>,
+    /// The index of the task, and when the request was planned. `None` between requests.
+    current: Cell<Option<(usize, Instant)>>,
     sent: Cell<Option<Instant>>,
-    /// When the first byte of its answer was read.
+    /// When the first byte of the response was read.
     first_byte: Cell<Option<Instant>>,
-    /// When its first content token was read; chat only.
-    first: Cell<Option<Instant>>,
-    /// When the message was sent whose replies are awaited; WebSocket only.
-    awaited: Cell<Option<Instant>>,
-    /// When its WebSocket began to connect, and when it was upgraded.
-    upgrade: Cell<(Option<Instant>, Option<Instant>)>,
-    part: Cell<Part>,
-    /// When the whole of it has taken too long.
-    whole: Cell<Instant>,
-    /// When it, or its part, has taken too long, and who is to be told.
+    /// When the first content token was read; chat only.
+    first_token: Cell<Option<Instant>>,
+    /// When the message was sent that waits for replies; WebSocket only.
+    message_sent: Cell<Option<Instant>>,
+    /// When the WebSocket began to connect, and when it was upgraded.
+    connect_and_upgrade: Cell<(Option<Instant>, Option<Instant>)>,
+    phase: Cell<RequestPhase>,
+    /// Deadline of the whole request.
+    request_deadline: Cell<Instant>,
+    /// The earlier of the deadlines of the request and of its phase. `None` after it has passed.
     deadline: Cell<Option<Instant>>,
     waker: RefCell<Waker>,
-    /// Connections opened for it.
-    opened: RefCell<Vec<Opened>>,
+    /// Connections that were opened for the request.
+    opened_connections: RefCell<Vec<OpenedConnection>>,
 }
 
-impl Flight {
+impl InFlightRequest {
     pub(crate) fn new(timeouts: Timeouts) -> Self {
         Self {
             timeouts,
-            open: Cell::new(None),
+            current: Cell::new(None),
             sent: Cell::new(None),
             first_byte: Cell::new(None),
-            first: Cell::new(None),
-            awaited: Cell::new(None),
-            upgrade: Cell::new((None, None)),
-            part: Cell::new(Part::Connect),
-            whole: Cell::new(Instant::now()),
+            first_token: Cell::new(None),
+            message_sent: Cell::new(None),
+            connect_and_upgrade: Cell::new((None, None)),
+            phase: Cell::new(RequestPhase::Connecting),
+            request_deadline: Cell::new(Instant::now()),
             deadline: Cell::new(None),
             waker: RefCell::new(Waker::noop().clone()),
-            opened: RefCell::default(),
+            opened_connections: RefCell::default(),
         }
     }
 
-    /// A request begins, and may take so long from when it was planned.
-    pub(crate) fn begin(&self, task: usize, planned: Instant, timeout: Duration) {
-        self.open.set(Some((task, planned)));
-        self.whole.set(planned + timeout);
+    /// Begins a request. Its timeout counts from `planned`.
+    pub(crate) fn begin_request(&self, task: usize, planned: Instant, timeout: Duration) {
+        self.current.set(Some((task, planned)));
+        self.request_deadline.set(planned + timeout);
         self.deadline.set(Some(planned + timeout));
         self.sent.set(None);
         self.first_byte.set(None);
-        self.first.set(None);
-        self.awaited.set(None);
-        self.upgrade.set((None, None));
-        self.part.set(Part::Connect);
+        self.first_token.set(None);
+        self.message_sent.set(None);
+        self.connect_and_upgrade.set((None, None));
+        self.phase.set(RequestPhase::Connecting);
     }
 
-    /// A part of it begins.
-    pub(crate) fn enter(&self, part: Part) {
-        self.part.set(part);
-        let limit = match part {
-            Part::Connect => self.timeouts.connect,
-            Part::Response => self.timeouts.first_byte,
-            Part::Turn | Part::Body => None,
+    /// Enters a phase, which may have a timeout of its own.
+    pub(crate) fn enter_phase(&self, phase: RequestPhase) {
+        self.phase.set(phase);
+        let timeout = match phase {
+            RequestPhase::Connecting => self.timeouts.connect,
+            RequestPhase::AwaitingResponse => self.timeouts.first_byte,
+            RequestPhase::AwaitingStream | RequestPhase::ReadingBody => None,
         };
-        // What has passed already stays so.
+        // A deadline that has passed stays passed.
         if self.deadline.get().is_some() {
-            let whole = self.whole.get();
-            let part_ends = limit.map_or(whole, |limit| Instant::now() + limit.std());
-            self.deadline.set(Some(whole.min(part_ends)));
+            let request_deadline = self.request_deadline.get();
+            let phase_deadline =
+                timeout.map_or(request_deadline, |timeout| Instant::now() + timeout.std());
+            self.deadline.set(Some(request_deadline.min(phase_deadline)));
         }
     }
 
-    /// It is sent now, unless a part of it was before.
-    pub(crate) fn send(&self) {
+    /// Marks the request as sent now, unless a part of it was sent before.
+    pub(crate) fn mark_sent(&self) {
         if self.sent.get().is_none() {
             self.sent.set(Some(Instant::now()));
         }
-        self.enter(Part::Response);
+        self.enter_phase(RequestPhase::AwaitingResponse);
     }
 
-    /// It was not sent after all: it will be, on another connection.
-    pub(crate) fn unsend(&self) {
+    /// Marks the request as not sent. It will be sent on another connection.
+    pub(crate) fn clear_sent(&self) {
         self.sent.set(None);
     }
 
-    /// The first byte of its answer came at a moment; only the first call counts.
-    pub(crate) fn first_byte(&self, at: Instant) {
+    /// Marks the first byte of the response. Only the first call counts.
+    pub(crate) fn mark_first_byte(&self, at: Instant) {
         if self.first_byte.get().is_none() {
             self.first_byte.set(Some(at));
         }
     }
 
-    /// Its first content token came at a moment; only the first call counts.
-    pub(crate) fn first(&self, at: Instant) {
-        if self.first.get().is_none() {
-            self.first.set(Some(at));
+    /// Marks the first content token. Only the first call counts.
+    pub(crate) fn mark_first_token(&self, at: Instant) {
+        if self.first_token.get().is_none() {
+            self.first_token.set(Some(at));
         }
     }
 
-    /// A message is sent now, whose replies are awaited.
-    pub(crate) fn awaits(&self) -> Instant {
+    /// Marks that a message with replies is sent now. Returns the time.
+    pub(crate) fn begin_round_trip(&self) -> Instant {
         let now = Instant::now();
-        self.awaited.set(Some(now));
+        self.message_sent.set(Some(now));
         now
     }
 
-    /// The replies are there.
-    pub(crate) fn replied(&self) {
-        self.awaited.set(None);
+    /// Marks that all replies have arrived.
+    pub(crate) fn end_round_trip(&self) {
+        self.message_sent.set(None);
     }
 
-    /// How long replies are awaited already, if any are.
-    pub(crate) fn awaiting(&self, now: Instant) -> Option<Duration> {
-        self.awaited.get().map(|sent| now.saturating_duration_since(sent))
+    /// Returns how long replies have been awaited at `now`.
+    pub(crate) fn round_trip_age(&self, now: Instant) -> Option<Duration> {
+        self.message_sent.get().map(|sent| now.saturating_duration_since(sent))
     }
 
-    /// When it was sent, if it was.
-    pub(crate) fn sent(&self) -> Option<Instant> {
+    /// Returns when the request was sent.
+    pub(crate) fn sent_at(&self) -> Option<Instant> {
         self.sent.get()
     }
 
-    /// A connection was opened for it.
-    pub(crate) fn opened(&self, opened: Opened) {
-        self.opened.borrow_mut().push(opened);
+    /// Adds a connection that was opened for the request.
+    pub(crate) fn add_opened_connection(&self, opened: OpenedConnection) {
+        self.opened_connections.borrow_mut().push(opened);
     }
 
-    /// The connections opened for it, since this was last asked.
-    pub(crate) fn take_opened(&self) -> Vec<Opened> {
-        self.opened.take()
+    /// Takes the connections that were opened since the last call.
+    pub(crate) fn take_opened_connections(&self) -> Vec<OpenedConnection> {
+        self.opened_connections.take()
     }
 
-    /// Its WebSocket begins to connect: that is part of the service, and where sent begins.
-    pub(crate) fn connects(&self) {
-        self.send();
-        self.enter(Part::Connect);
-        self.upgrade.set((self.sent.get(), None));
+    /// Marks that a WebSocket begins to connect. The connect time is part of the service time, so
+    /// the request counts as sent.
+    pub(crate) fn begin_websocket_connect(&self) {
+        self.mark_sent();
+        self.enter_phase(RequestPhase::Connecting);
+        self.connect_and_upgrade.set((self.sent.get(), None));
     }
 
-    /// Its WebSocket was upgraded at a moment.
-    pub(crate) fn upgraded(&self, at: Instant) {
-        self.upgrade.set((self.upgrade.get().0, Some(at)));
+    /// Marks that the WebSocket was upgraded.
+    pub(crate) fn mark_upgraded(&self, at: Instant) {
+        self.connect_and_upgrade.set((self.connect_and_upgrade.get().0, Some(at)));
     }
 
-    /// The moments of a request that ended at `last`, as they are recorded.
+    /// Returns the times of a request that ended at `last`.
     ///
-    /// What a timeout or an interruption never saw lasted at least until then: a chat without
-    /// its first byte or token, a session without its upgrade.
-    pub(crate) fn sample(
+    /// After a timeout or an interruption, an event that has not happened counts as happening at
+    /// `last`: the first byte of a request, the first token of a chat, the upgrade of a WebSocket.
+    pub(crate) fn request_times(
         &self,
         kind: &PreparedKind,
         outcome: Outcome,
         planned: Instant,
         last: Instant,
-    ) -> Sample {
-        let unseen = matches!(outcome, Outcome::Timeout | Outcome::Interrupted).then_some(last);
+    ) -> RequestTimes {
+        let lower_bound =
+            matches!(outcome, Outcome::Timeout | Outcome::Interrupted).then_some(last);
         let is_chat = matches!(kind, PreparedKind::Chat(_));
-        let is_request = !matches!(kind, PreparedKind::WebSocket(_));
-        let (from, upgraded) = self.upgrade.get();
-        let connected = from.zip(upgraded.or(unseen));
-        Sample {
+        let is_http = !matches!(kind, PreparedKind::WebSocket(_));
+        let (connect_began, upgraded) = self.connect_and_upgrade.get();
+        let connect = connect_began.zip(upgraded.or(lower_bound));
+        RequestTimes {
             planned,
             sent: self.sent.get(),
-            first_byte: self.first_byte.get().or(unseen).filter(|_| is_request),
-            first: self.first.get().or(unseen).filter(|_| is_chat),
+            first_byte: self.first_byte.get().or(lower_bound).filter(|_| is_http),
+            first_token: self.first_token.get().or(lower_bound).filter(|_| is_chat),
             last,
-            connect: connected.map(|(from, to)| to.saturating_duration_since(from)),
+            connect: connect.map(|(from, to)| to.saturating_duration_since(from)),
         }
     }
 
-    /// What took too long, for people.
-    pub(crate) fn overdue(&self, timeout: Duration) -> String {
+    /// Returns the message for a timeout.
+    pub(crate) fn timeout_message(&self, timeout: Duration) -> String {
         let Timeouts { connect, first_byte } = self.timeouts;
-        let whole = loadtest_core::Duration::from(timeout);
-        // Whose deadline came first is the one that has passed.
-        match (self.part.get(), connect, first_byte) {
-            (Part::Connect, Some(limit), _) if Instant::now() < self.whole.get() => {
+        let timeout = loadtest_core::Duration::from(timeout);
+        // The deadline of the request has not passed, so the deadline of the phase has.
+        match (self.phase.get(), connect, first_byte) {
+            (RequestPhase::Connecting, Some(limit), _)
+                if Instant::now() < self.request_deadline.get() =>
+            {
                 format!("connection was not open within {limit}")
             }
-            (Part::Response, _, Some(limit)) if Instant::now() < self.whole.get() => {
-                format!("answer had not begun within {limit}")
+            (RequestPhase::AwaitingResponse, _, Some(limit))
+                if Instant::now() < self.request_deadline.get() =>
+            {
+                format!("response had not begun within {limit}")
             }
-            _ => format!("no complete answer within {whole}"),
+            _ => format!("no complete response within {timeout}"),
         }
     }
 
-    /// Awaits a part of it, unless it takes too long.
+    /// Awaits a part of the request. Returns `None` when the deadline passes first.
     ///
-    /// A timer for each request would cost more than the request's own bookkeeping, and hardly
-    /// one ever fires: a look at all open requests now and then finds those that are late.
-    pub(crate) async fn in_time<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+    /// A timer per request would cost more than the bookkeeping of the request, and almost no timer
+    /// would ever fire. So [`Self::check_deadline`] is called for all requests at intervals instead.
+    pub(crate) async fn run_until_deadline<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         let mut future = pin!(future);
         poll_fn(|context| {
             if let Poll::Ready(value) = future.as_mut().poll(context) {
@@ -246,26 +255,26 @@ impl Flight {
         .await
     }
 
-    /// Tells who awaits it that it takes too long, if it does.
-    pub(crate) fn look(&self, now: Instant) {
-        if self.open.get().is_some() && self.deadline.get().is_some_and(|at| at <= now) {
+    /// Wakes [`Self::run_until_deadline`] if the deadline has passed at `now`.
+    pub(crate) fn check_deadline(&self, now: Instant) {
+        if self.current.get().is_some() && self.deadline.get().is_some_and(|at| at <= now) {
             self.deadline.set(None);
             self.waker.borrow().wake_by_ref();
         }
     }
 
-    /// It is over.
-    pub(crate) fn end(&self) {
-        self.open.set(None);
+    /// Ends the request.
+    pub(crate) fn end_request(&self) {
+        self.current.set(None);
     }
 
-    /// The open request's task and when it was planned.
-    pub(crate) fn open(&self) -> Option<(usize, Instant)> {
-        self.open.get()
+    /// Returns the task of the request and when it was planned.
+    pub(crate) fn current_request(&self) -> Option<(usize, Instant)> {
+        self.current.get()
     }
 
-    /// The part it is in.
-    pub(crate) fn part(&self) -> Part {
-        self.part.get()
+    /// Returns the phase of the request.
+    pub(crate) fn phase(&self) -> RequestPhase {
+        self.phase.get()
     }
 }

@@ -1,5 +1,5 @@
-//! The raw record: every request with its moments, as CSV. The truth that percentiles are
-//! checked against, and for whoever wants to look at single requests.
+//! The request log: every request with its times, as CSV. It holds the exact values that
+//! percentiles can be checked against, and shows single requests.
 //!
 //! Load threads fill blocks of rows; a thread of its own writes them.
 
@@ -15,111 +15,120 @@ use std::{
 
 use loadtest_core::metrics::Outcome;
 
-use crate::{machine::limits::step_back, measure::recorder::Sample};
+use crate::{machine::limits::lower_priority, measure::recorder::RequestTimes};
 
-/// Rows that are handed over at once.
-const BLOCK: usize = 4096;
-
-/// The columns. Moments are in seconds from the start of the load; empty is what never came.
-pub const COLUMNS: &str = "task,outcome,planned,sent,first_byte,first_response,last";
+/// Number of rows that a load thread hands over at once.
+const ROWS_PER_BLOCK: usize = 4096;
 
 /// One request.
 #[derive(Clone, Copy, Debug)]
 struct Row {
     task: usize,
     outcome: Outcome,
-    sample: Sample,
+    times: RequestTimes,
 }
 
-/// Rows of one load thread, and when its load began.
+/// Rows of one load thread, and the start of its load.
 #[derive(Debug)]
-pub(crate) struct Block {
+struct RowBlock {
     start: Instant,
     rows: Vec<Row>,
 }
 
-/// Where a load thread puts its requests.
+/// The end of a request log that a load thread writes to.
 #[derive(Debug)]
-pub(crate) struct RawRecorder {
+pub(crate) struct RequestLogSender {
     rows: Vec<Row>,
-    blocks: mpsc::Sender<Block>,
+    blocks: mpsc::Sender<RowBlock>,
 }
 
-impl RawRecorder {
-    /// Keeps a request.
-    pub(crate) fn record(&mut self, start: Instant, task: usize, outcome: Outcome, sample: Sample) {
-        self.rows.push(Row { task, outcome, sample });
-        if self.rows.len() >= BLOCK {
+impl RequestLogSender {
+    /// Adds a request.
+    pub(crate) fn push(
+        &mut self,
+        start: Instant,
+        task: usize,
+        outcome: Outcome,
+        times: RequestTimes,
+    ) {
+        self.rows.push(Row { task, outcome, times });
+        if self.rows.len() >= ROWS_PER_BLOCK {
             self.flush(start);
         }
     }
 
-    /// Hands over what is kept.
+    /// Hands over all rows.
     pub(crate) fn flush(&mut self, start: Instant) {
-        let rows = std::mem::replace(&mut self.rows, Vec::with_capacity(BLOCK));
-        // A writer that has ended says why when it is asked to finish.
-        let _ = self.blocks.send(Block { start, rows });
+        let rows = std::mem::replace(&mut self.rows, Vec::with_capacity(ROWS_PER_BLOCK));
+        // A writer that has failed reports its error in `RequestLog::finish`.
+        let _ = self.blocks.send(RowBlock { start, rows });
     }
 }
 
-/// A raw record that is being written.
+/// A request log that is being written.
 #[derive(Debug)]
-pub struct RawRecord {
-    blocks: mpsc::Sender<Block>,
+pub struct RequestLog {
+    blocks: mpsc::Sender<RowBlock>,
     writer: JoinHandle<io::Result<u64>>,
 }
 
-impl RawRecord {
-    /// Begins a record in a new file. `tasks` are the names, in the plan's order.
+impl RequestLog {
+    /// The columns. Times are in seconds since the start of the load; a time that does not exist is
+    /// empty.
+    pub const COLUMNS: &str = "task,outcome,planned,sent,first_byte,first_response,last";
+
+    /// Creates a request log in a new file. `tasks` are the names of the tasks, in the plan's order.
     ///
     /// # Errors
-    /// When the file or the thread that writes it can't be had.
+    /// When the system refuses the file or the thread that writes it.
     pub fn create(path: &Path, tasks: Vec<String>) -> io::Result<Self> {
         let file = File::create(path)?;
-        let (blocks, coming) = mpsc::channel();
-        let writer = thread::Builder::new().name("raw-record".into()).spawn(move || {
-            step_back();
-            write(BufWriter::new(file), &tasks, &coming)
+        let (blocks, receiver) = mpsc::channel();
+        let writer = thread::Builder::new().name("request-log".into()).spawn(move || {
+            lower_priority();
+            write_rows(BufWriter::new(file), &tasks, &receiver)
         })?;
         Ok(Self { blocks, writer })
     }
 
-    pub(crate) fn recorder(&self) -> RawRecorder {
-        RawRecorder { rows: Vec::with_capacity(BLOCK), blocks: self.blocks.clone() }
+    pub(crate) fn new_sender(&self) -> RequestLogSender {
+        RequestLogSender { rows: Vec::with_capacity(ROWS_PER_BLOCK), blocks: self.blocks.clone() }
     }
 
-    /// Waits until all is written, which is once the engine that fills it is gone; how many
-    /// requests there were.
+    /// Waits until everything is written, and returns the number of requests. The engine that
+    /// writes to this log must be dropped before.
     ///
     /// # Errors
     /// When the file could not be written.
     pub fn finish(self) -> io::Result<u64> {
         let Self { blocks, writer } = self;
         drop(blocks);
-        writer.join().map_err(|_| io::Error::other("the raw record's writer panicked"))?
+        writer.join().map_err(|_| io::Error::other("the writer of the request log panicked"))?
     }
 }
 
-fn write(
+fn write_rows(
     mut file: impl Write,
     tasks: &[String],
-    coming: &mpsc::Receiver<Block>,
+    blocks: &mpsc::Receiver<RowBlock>,
 ) -> io::Result<u64> {
-    writeln!(file, "{COLUMNS}")?;
+    writeln!(file, "{}", RequestLog::COLUMNS)?;
     let (mut line, mut count) = (String::new(), 0);
-    while let Ok(Block { start, rows }) = coming.recv() {
+    while let Ok(RowBlock { start, rows }) = blocks.recv() {
         for row in rows {
             line.clear();
             count += 1;
             let task = tasks.get(row.task).map_or("", String::as_str);
-            // Names hold neither commas nor quotes.
+            // Names of tasks hold no commas and no quotes.
             let _ = write!(line, "{task},{}", row.outcome.as_str());
-            let Sample { planned, sent, first_byte, first, last, connect: _ } = row.sample;
-            for moment in [Some(planned), sent, first_byte, first, Some(last)] {
+            let RequestTimes { planned, sent, first_byte, first_token, last, connect: _ } =
+                row.times;
+            for time in [Some(planned), sent, first_byte, first_token, Some(last)] {
                 line.push(',');
-                if let Some(moment) = moment {
-                    let since = moment.saturating_duration_since(start);
-                    let _ = write!(line, "{}.{:09}", since.as_secs(), since.subsec_nanos());
+                if let Some(time) = time {
+                    let since_start = time.saturating_duration_since(start);
+                    let (seconds, nanos) = (since_start.as_secs(), since_start.subsec_nanos());
+                    let _ = write!(line, "{seconds}.{nanos:09}");
                 }
             }
             line.push('\n');
