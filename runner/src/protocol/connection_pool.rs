@@ -1,235 +1,234 @@
-//! HTTP connections and whose they are: one user's, all users' of a load thread, or one
-//! request's.
+//! Connections to the HTTP target, and their reuse: by one user, by all users of a load thread, or
+//! for a single request.
 
 use std::{
     cell::RefCell,
-    pin::Pin,
     rc::Rc,
-    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
 use loadtest_core::resource::{HttpVersion, Reuse};
-use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio::io::AsyncReadExt;
 
 use crate::{
     failure::Failure,
-    measure::{in_flight::Flight, recorder::Opened},
+    measure::{in_flight::InFlightRequest, recorder::OpenedConnection},
     net::{
-        connector::Connector, kernel_timestamps::Clock, stream::Wire, timestamped_socket::Stamps,
+        connector::Connector, kernel_timestamps::KernelTimestamps,
+        timestamped_socket::ConnectionStats,
     },
-    prepare::Prepared,
-    protocol::http2::Http2,
-    timer::Pacer,
+    prepare::plan::PreparedPlan,
+    protocol::{http1::Http1Connection, http2::Http2Connection},
+    timer::PreciseTimer,
 };
 
-/// How long a target that was told to close a connection may take.
-const PATIENCE: Duration = Duration::from_millis(100);
-
-/// An HTTP/1.1 connection.
-#[derive(Debug)]
-pub(crate) struct Http1 {
-    pub(crate) wire: Wire,
-    pub(crate) stamps: Rc<Stamps>,
-    /// True when it can't be used again: the target said so, or an answer ended with it.
-    pub(crate) spent: bool,
-    /// There is more on it of an answer that was given up.
-    pub(crate) unread: bool,
-}
-
-impl Http1 {
-    /// True unless the target has closed it, or said something nobody asked for. Between
-    /// requests there is nothing to read, so asking costs no system call.
-    fn is_open(&mut self) -> bool {
-        let mut byte = [0];
-        let mut buffer = ReadBuf::new(&mut byte);
-        let mut context = Context::from_waker(Waker::noop());
-        Pin::new(&mut self.wire).poll_read(&mut context, &mut buffer).is_pending()
-    }
-}
+/// Maximum time to wait until the target closes a connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// An open connection.
 #[derive(Debug)]
 pub(crate) enum Connection {
-    One(Http1),
-    Two(Rc<Http2>),
+    Http1(Http1Connection),
+    Http2(Rc<Http2Connection>),
 }
 
 impl Connection {
-    pub(crate) fn stamps(&self) -> &Rc<Stamps> {
+    fn stats(&self) -> &Rc<ConnectionStats> {
         match self {
-            Self::One(one) => &one.stamps,
-            Self::Two(two) => &two.stamps,
+            Self::Http1(connection) => &connection.stats,
+            Self::Http2(connection) => &connection.stats,
         }
     }
 
-    /// True when another request can be sent on it.
-    pub(crate) fn is_open(&mut self) -> bool {
+    /// Returns true when another request can be sent. Checks the socket of an HTTP/1.1 connection.
+    pub(crate) fn can_send(&mut self) -> bool {
         match self {
-            Self::One(one) => !one.spent && one.is_open(),
-            Self::Two(two) => two.is_open(),
+            Self::Http1(connection) => !connection.is_used_up && connection.is_open(),
+            Self::Http2(connection) => connection.can_send(),
         }
     }
 
-    /// True when it is known that none can.
-    fn is_spent(&self) -> bool {
+    /// Returns true when no other request can be sent, without a check of the socket.
+    fn is_used_up(&self) -> bool {
         match self {
-            Self::One(one) => one.spent,
-            Self::Two(two) => !two.is_open(),
+            Self::Http1(connection) => connection.is_used_up,
+            Self::Http2(connection) => !connection.can_send(),
         }
     }
 
-    /// Bytes sent and received since this was last asked. Of a connection that many share,
-    /// whoever asks has them.
+    /// Returns the bytes sent and received since the last call. Users that share a connection share
+    /// these counts: the next caller gets them.
     fn take_bytes(&self) -> (u64, u64) {
-        self.stamps().take_bytes()
+        self.stats().take_bytes()
     }
 }
 
-/// The place of one connection, which may be open.
+/// A slot for one connection, which may be empty.
 #[derive(Debug, Default)]
-pub(crate) struct Slot {
+pub(crate) struct ConnectionSlot {
     pub(crate) connection: Option<Connection>,
-    /// There was one, and it ended without us: the next one is in its place.
-    lost: bool,
+    /// True when the last connection in the slot ended by the target or a failure, so that the next
+    /// one is a reconnect.
+    is_lost: bool,
 }
 
-impl Slot {
-    /// Lets go of a connection that has ended.
-    pub(crate) fn lose(&mut self) {
-        self.lost |= self.connection.take().is_some();
+impl ConnectionSlot {
+    /// Returns when the connection in the slot last received bytes.
+    pub(crate) fn last_read(&self) -> Option<Instant> {
+        self.connection.as_ref().map(|open| open.stats().last_read.get())
     }
 
-    /// Opens one, in place of what was there.
-    pub(crate) async fn open(
+    /// Drops a connection that has ended.
+    pub(crate) fn discard(&mut self) {
+        self.is_lost |= self.connection.take().is_some();
+    }
+
+    /// Opens a connection in the slot.
+    pub(crate) async fn open_connection(
         &mut self,
-        links: &Links,
-        flight: &Flight,
+        pool: &ConnectionPool,
+        in_flight: &InFlightRequest,
     ) -> Result<&mut Connection, Failure> {
-        let opened = links.open(self.lost, flight).await?;
-        // Without one, the next attempt would be in its place too.
-        self.lost = false;
-        Ok(self.connection.insert(opened))
+        let connection = pool.open_connection(self.is_lost, in_flight).await?;
+        // Reset only after success: if the connect fails, the next attempt is a reconnect too.
+        self.is_lost = false;
+        Ok(self.connection.insert(connection))
     }
 
-    /// A request on it is over; bytes sent and received meanwhile. `broken` is true when nobody
-    /// knows what is left on the connection, `unheard` when nothing came on it since the request
-    /// was sent, which then took too long.
-    pub(crate) fn settle(&mut self, broken: bool, unheard: bool) -> (u64, u64) {
+    /// Ends a request and returns the bytes sent and received.
+    ///
+    /// `is_broken` means that the state of the protocol on the connection is unknown. `is_silent`
+    /// means that the request timed out and the target sent nothing after it.
+    pub(crate) fn finish_request(&mut self, is_broken: bool, is_silent: bool) -> (u64, u64) {
         let Some(open) = &self.connection else { return (0, 0) };
         let bytes = open.take_bytes();
-        let lost = match open {
-            Connection::One(_) => broken,
-            // Only the stream is broken; but on one that is silent, all others are too.
-            Connection::Two(two) => {
-                if unheard {
-                    two.end();
+        let is_lost = match open {
+            Connection::Http1(_) => is_broken,
+            // A failed request breaks only its stream. A silent connection, though, is broken for
+            // all streams.
+            Connection::Http2(connection) => {
+                if is_silent {
+                    connection.stop_sending();
                 }
-                unheard
+                is_silent
             }
         };
-        if lost || open.is_spent() {
-            self.lose();
+        if is_lost || open.is_used_up() {
+            self.discard();
         }
         bytes
     }
 }
 
-/// The way to the HTTP target, and its connections that no user owns.
+/// The connections of a load thread to the HTTP target.
 #[derive(Debug)]
-pub(crate) struct Links {
+pub(crate) struct ConnectionPool {
     connector: Connector,
     version: HttpVersion,
     reuse: Reuse,
-    /// Shared connections that are free; the one used last is the warmest.
-    free: RefCell<Vec<Slot>>,
-    /// The one HTTP/2 connection that all share, and a turn to open it.
-    shared: RefCell<Slot>,
-    opening: tokio::sync::Mutex<()>,
+    /// Shared connections that are idle. The one used last is the warmest, and the next to be used.
+    idle: RefCell<Vec<ConnectionSlot>>,
+    /// The HTTP/2 connection that all users share, and the lock for opening it.
+    shared_http2: RefCell<ConnectionSlot>,
+    opening_lock: tokio::sync::Mutex<()>,
 }
 
-impl Links {
-    pub(crate) fn new(prepared: &Prepared, clock: &Rc<Clock>) -> Option<Self> {
+impl ConnectionPool {
+    pub(crate) fn new(prepared: &PreparedPlan, timestamps: &Rc<KernelTimestamps>) -> Option<Self> {
         let target = &prepared.plan.target;
         Some(Self {
-            connector: Connector::new(prepared.http.clone()?, Rc::clone(clock)),
+            connector: Connector::new(prepared.http.clone()?, Rc::clone(timestamps)),
             version: target.http_version,
             reuse: target.connections,
-            free: RefCell::default(),
-            shared: RefCell::default(),
-            opening: tokio::sync::Mutex::new(()),
+            idle: RefCell::default(),
+            shared_http2: RefCell::default(),
+            opening_lock: tokio::sync::Mutex::new(()),
         })
     }
 
-    /// The slot for a user's next request: its own, or one that is free.
-    pub(crate) fn take(&self, own: &mut Slot) -> Slot {
+    /// Returns a slot for the next request of a user: the user's own slot, or an idle one.
+    pub(crate) fn checkout(&self, own: &mut ConnectionSlot) -> ConnectionSlot {
         match (self.reuse, self.version) {
             (Reuse::PerUser, _) => std::mem::take(own),
-            (Reuse::PerRequest, _) => Slot::default(),
-            (Reuse::Shared, HttpVersion::Http1) => self.free.borrow_mut().pop().unwrap_or_default(),
-            (Reuse::Shared, HttpVersion::Http2) => {
-                Slot { connection: self.live().map(Connection::Two), lost: false }
-            }
+            (Reuse::PerRequest, _) => ConnectionSlot::default(),
+            (Reuse::Shared, HttpVersion::Http1) => self.idle.borrow_mut().pop().unwrap_or_default(),
+            (Reuse::Shared, HttpVersion::Http2) => ConnectionSlot {
+                connection: self.shared_connection().map(Connection::Http2),
+                is_lost: false,
+            },
         }
     }
 
-    /// Gives the slot back.
-    pub(crate) fn give(&self, slot: Slot, own: &mut Slot) {
+    /// Returns a slot to the pool, or to the user.
+    pub(crate) fn checkin(&self, slot: ConnectionSlot, own: &mut ConnectionSlot) {
         match (self.reuse, self.version) {
             (Reuse::PerUser, _) => *own = slot,
-            (Reuse::Shared, HttpVersion::Http1) => self.free.borrow_mut().push(slot),
+            (Reuse::Shared, HttpVersion::Http1) => self.idle.borrow_mut().push(slot),
             (Reuse::PerRequest, _) | (Reuse::Shared, HttpVersion::Http2) => {}
         }
     }
 
-    /// Waits for the target to close a connection that was for one request, or that takes no other:
-    /// whoever closes first keeps the port for a minute.
-    pub(crate) async fn outlive(&self, slot: &mut Slot, pacer: &Pacer) {
-        let Some(Connection::One(open)) = &mut slot.connection else { return };
-        // What is left of an answer that was given up is not worth reading.
-        if open.unread || self.reuse != Reuse::PerRequest && !open.spent {
+    /// Waits until the target closes a connection that will not be used again. The side that closes
+    /// first keeps the port in `TIME_WAIT` for a minute.
+    pub(crate) async fn await_remote_close(&self, slot: &mut ConnectionSlot, timer: &PreciseTimer) {
+        let Some(Connection::Http1(open)) = &mut slot.connection else { return };
+        // The rest of a response that was given up is not worth reading.
+        if open.has_unread_body || self.reuse != Reuse::PerRequest && !open.is_used_up {
             return;
         }
-        let mut rest = [0; 64];
-        let ended = async { while open.wire.read(&mut rest).await.is_ok_and(|n| n > 0) {} };
+        let mut discarded = [0; 64];
+        let closed = async { while open.stream.read(&mut discarded).await.is_ok_and(|n| n > 0) {} };
         tokio::select! {
-            () = ended => {}
-            () = pacer.until(Instant::now() + PATIENCE) => {}
+            () = closed => {}
+            () = timer.sleep_until(Instant::now() + CLOSE_TIMEOUT) => {}
         }
     }
 
-    /// The HTTP/2 connection that all share, while it lives.
-    fn live(&self) -> Option<Rc<Http2>> {
-        match &self.shared.borrow().connection {
-            Some(Connection::Two(two)) if two.is_open() => Some(Rc::clone(two)),
+    /// Returns the HTTP/2 connection that all users share, while requests can be sent on it.
+    fn shared_connection(&self) -> Option<Rc<Http2Connection>> {
+        match &self.shared_http2.borrow().connection {
+            Some(Connection::Http2(shared)) if shared.can_send() => Some(Rc::clone(shared)),
             _ => None,
         }
     }
 
-    async fn open(&self, again: bool, flight: &Flight) -> Result<Connection, Failure> {
+    async fn open_connection(
+        &self,
+        is_reconnect: bool,
+        in_flight: &InFlightRequest,
+    ) -> Result<Connection, Failure> {
         if self.version == HttpVersion::Http1 {
-            let (wire, stamps, steps) = self.connector.connect().await?;
-            flight.opened(Opened { again, steps });
-            return Ok(Connection::One(Http1 { wire, stamps, spent: false, unread: false }));
+            let (stream, stats, steps) = self.connector.connect().await?;
+            in_flight.add_opened_connection(OpenedConnection { is_reconnect, steps });
+            return Ok(Connection::Http1(Http1Connection {
+                stream,
+                stats,
+                is_used_up: false,
+                has_unread_body: false,
+            }));
         }
         if self.reuse != Reuse::Shared {
-            return self.open_http2(again, flight).await.map(Connection::Two);
+            return self.open_http2(is_reconnect, in_flight).await.map(Connection::Http2);
         }
-        // Users that start together open one: the others wait for it.
-        let _turn = self.opening.lock().await;
-        if let Some(live) = self.live() {
-            return Ok(Connection::Two(live));
+        // Users that start together open a single connection: one opens it, the others wait.
+        let _lock = self.opening_lock.lock().await;
+        if let Some(shared) = self.shared_connection() {
+            return Ok(Connection::Http2(shared));
         }
-        let again = self.shared.borrow().connection.is_some();
-        let two = self.open_http2(again, flight).await?;
-        self.shared.borrow_mut().connection = Some(Connection::Two(Rc::clone(&two)));
-        Ok(Connection::Two(two))
+        let is_reconnect = self.shared_http2.borrow().connection.is_some();
+        let connection = self.open_http2(is_reconnect, in_flight).await?;
+        self.shared_http2.borrow_mut().connection = Some(Connection::Http2(Rc::clone(&connection)));
+        Ok(Connection::Http2(connection))
     }
 
-    async fn open_http2(&self, again: bool, flight: &Flight) -> Result<Rc<Http2>, Failure> {
-        let (wire, stamps, steps) = self.connector.connect().await?;
-        let two = Rc::new(Http2::open(wire, stamps).await?);
-        flight.opened(Opened { again, steps });
-        Ok(two)
+    async fn open_http2(
+        &self,
+        is_reconnect: bool,
+        in_flight: &InFlightRequest,
+    ) -> Result<Rc<Http2Connection>, Failure> {
+        let (stream, stats, steps) = self.connector.connect().await?;
+        let connection = Rc::new(Http2Connection::handshake(stream, stats).await?);
+        in_flight.add_opened_connection(OpenedConnection { is_reconnect, steps });
+        Ok(connection)
     }
 }

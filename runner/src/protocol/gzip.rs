@@ -1,4 +1,4 @@
-//! An answer's body as it comes: taken out of gzip where it is in it.
+//! Decodes the body of a response piece by piece: unchanged, or decompressed from gzip.
 
 use std::io::Write;
 
@@ -6,68 +6,71 @@ use flate2::write::GzDecoder;
 
 use crate::failure::{ErrorKind, Failure};
 
-/// What is decompressed at once: a thousand times as much may come out.
-const PIECE: usize = 1 << 10;
+/// Number of compressed bytes that are decoded at once. They may decompress to a thousand times as
+/// many.
+const MAX_INPUT: usize = 1 << 10;
 
-/// How a body is encoded.
+/// The decoder of one body.
 #[derive(Debug)]
-pub(crate) enum Body {
-    /// As it is.
+pub(crate) enum BodyDecoder {
+    /// The body is not compressed.
     Plain,
-    /// Compressed, and it has begun. What is decompressed waits in the decoder's own vector.
+    /// The decoder, and true once a byte has arrived. Decompressed bytes wait in the decoder's own
+    /// vector.
     Gzip(Box<GzDecoder<Vec<u8>>>, bool),
 }
 
-impl Body {
+impl BodyDecoder {
     pub(crate) fn new(gzip: bool) -> Self {
         if gzip { Self::Gzip(Box::new(GzDecoder::new(Vec::new())), false) } else { Self::Plain }
     }
 
-    /// Takes bytes off the wire; hands on what they hold, as far as it can be told.
-    pub(crate) fn read(
+    /// Decodes received bytes and hands the decoded bytes to `on_data`, as far as they are
+    /// complete.
+    pub(crate) fn decode(
         &mut self,
         data: &[u8],
-        mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+        mut on_data: impl FnMut(&[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let Self::Gzip(decoder, begun) = self else { return take(data) };
-        for mut piece in data.chunks(PIECE) {
-            *begun = true;
+        let Self::Gzip(decoder, has_begun) = self else { return on_data(data) };
+        for mut piece in data.chunks(MAX_INPUT) {
+            *has_begun = true;
             while !piece.is_empty() {
-                let read = decoder.write(piece).map_err(malformed)?;
-                // What follows the end belongs to nothing: browsers pass over it too.
-                if read == 0 {
+                let consumed = decoder.write(piece).map_err(gzip_failure)?;
+                // Bytes after the end of the gzip stream are ignored, as in browsers.
+                if consumed == 0 {
                     return Ok(());
                 }
-                piece = &piece[read..];
+                piece = &piece[consumed..];
             }
-            decoder.flush().map_err(malformed)?;
-            let held = decoder.get_mut();
-            if !held.is_empty() {
-                take(held)?;
-                held.clear();
+            decoder.flush().map_err(gzip_failure)?;
+            let plain = decoder.get_mut();
+            if !plain.is_empty() {
+                on_data(plain)?;
+                plain.clear();
             }
         }
         Ok(())
     }
 
-    /// The body is over; hands on what was held back.
+    /// Ends the body and hands the remaining decoded bytes to `on_data`.
     pub(crate) fn finish(
         self,
-        take: impl FnOnce(&[u8]) -> Result<(), Failure>,
+        on_data: impl FnOnce(&[u8]) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         match self {
-            // One without a byte is empty, whatever its head says.
+            // A body without a byte is empty, even if its headers say gzip.
             Self::Plain | Self::Gzip(_, false) => Ok(()),
             Self::Gzip(decoder, true) => {
-                let rest = decoder.finish().map_err(malformed)?;
-                if rest.is_empty() { Ok(()) } else { take(&rest) }
+                let rest = decoder.finish().map_err(gzip_failure)?;
+                if rest.is_empty() { Ok(()) } else { on_data(&rest) }
             }
         }
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "map_err hands it so")]
-fn malformed(error: std::io::Error) -> Failure {
+#[expect(clippy::needless_pass_by_value, reason = "`map_err` passes the error by value")]
+fn gzip_failure(error: std::io::Error) -> Failure {
     Failure::new(ErrorKind::Protocol, format!("body is not gzip: {error}"))
 }
 
@@ -78,52 +81,55 @@ mod tests {
 
     use super::*;
 
-    fn read(body: &[u8], gzip: bool, cut: usize) -> Result<Vec<u8>, ErrorKind> {
-        let (mut decoder, mut whole) = (Body::new(gzip), Vec::new());
-        let mut take = |data: &[u8]| {
-            whole.extend_from_slice(data);
+    fn decode_pieces(body: &[u8], gzip: bool, cut: usize) -> Result<Vec<u8>, ErrorKind> {
+        let (mut decoder, mut plain) = (BodyDecoder::new(gzip), Vec::new());
+        let mut on_data = |data: &[u8]| {
+            plain.extend_from_slice(data);
             Ok(())
         };
         for piece in body.chunks(cut) {
-            decoder.read(piece, &mut take).map_err(|failure| failure.kind)?;
+            decoder.decode(piece, &mut on_data).map_err(|failure| failure.kind)?;
         }
-        decoder.finish(&mut take).map_err(|failure| failure.kind)?;
-        Ok(whole)
+        decoder.finish(&mut on_data).map_err(|failure| failure.kind)?;
+        Ok(plain)
     }
 
     proptest! {
         #[test]
-        fn what_was_compressed_comes_out_wherever_the_network_cuts_it(
+        fn pieces_of_any_size_decode_to_the_same_body(
             data in prop::collection::vec(any::<u8>(), 0..2000),
             cut in 1_usize..300,
         ) {
-            let body = compressed(&data);
-            prop_assert_eq!(read(&body, true, cut).unwrap(), data.clone());
-            prop_assert_eq!(read(&data, false, cut).unwrap(), data);
+            let body = compress(&data);
+            prop_assert_eq!(decode_pieces(&body, true, cut).unwrap(), data.clone());
+            prop_assert_eq!(decode_pieces(&data, false, cut).unwrap(), data);
         }
     }
 
-    fn compressed(data: &[u8]) -> Vec<u8> {
+    fn compress(data: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
         encoder.write_all(data).unwrap();
         encoder.finish().unwrap()
     }
 
     #[test]
-    fn what_is_no_gzip_fails() {
-        assert_eq!(read(b"plain text, and long enough", true, 7), Err(ErrorKind::Protocol));
+    fn a_body_that_is_not_gzip_fails() {
+        assert_eq!(
+            decode_pieces(b"plain text, and long enough", true, 7),
+            Err(ErrorKind::Protocol)
+        );
     }
 
     #[test]
-    fn a_stream_that_breaks_off_fails() {
-        let body = compressed(b"much ado about nothing");
-        assert_eq!(read(&body[..body.len() - 3], true, 7), Err(ErrorKind::Protocol));
+    fn an_incomplete_body_fails() {
+        let body = compress(b"much ado about nothing");
+        assert_eq!(decode_pieces(&body[..body.len() - 3], true, 7), Err(ErrorKind::Protocol));
     }
 
     #[test]
-    fn what_follows_the_end_is_passed_over_and_nothing_is_nothing() {
-        let body = [compressed(b"one"), vec![0; 30]].concat();
-        assert_eq!(read(&body, true, 9).unwrap(), b"one");
-        assert_eq!(read(b"", true, 9).unwrap(), b"");
+    fn surplus_bytes_are_ignored_and_no_bytes_are_an_empty_body() {
+        let body = [compress(b"one"), vec![0; 30]].concat();
+        assert_eq!(decode_pieces(&body, true, 9).unwrap(), b"one");
+        assert_eq!(decode_pieces(b"", true, 9).unwrap(), b"");
     }
 }

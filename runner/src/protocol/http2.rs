@@ -1,4 +1,4 @@
-//! HTTP/2, by the `h2` library: requests at once on one connection.
+//! HTTP/2 by the `h2` library: concurrent requests on one connection.
 
 use std::{cell::Cell, rc::Rc, time::Instant};
 
@@ -9,185 +9,202 @@ use tokio::{sync::Notify, task::AbortHandle};
 
 use crate::{
     failure::{ErrorKind, Failure},
-    net::{stream::Wire, timestamped_socket::Stamps},
-    prepare::check::Field,
+    net::{stream::MeteredStream, timestamped_socket::ConnectionStats},
+    prepare::check::HeaderField,
     protocol::http1,
 };
 
-/// What the target may send before it is read, on one stream and on all: so much that it never
-/// waits for a load generator that is on time.
+/// Flow-control windows of a stream and of the connection. They are so large that the target never
+/// waits for a load generator that keeps up.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
-/// Requests at once before the target has said how many it takes.
-const FIRST_STREAMS: usize = 100;
+/// Maximum number of concurrent streams until the settings of the target arrive.
+const INITIAL_MAX_STREAMS: usize = 100;
 
-/// A connection, for one user or for many.
+/// An HTTP/2 connection, for one user or for many.
 #[derive(Debug)]
-pub(crate) struct Http2 {
-    send: SendRequest<Bytes>,
-    pub(crate) stamps: Rc<Stamps>,
-    /// True when no request can be sent on it any more.
-    ended: Rc<Cell<bool>>,
-    /// Requests that are open, and who waits for one of them to end.
-    open: Rc<Cell<usize>>,
-    freed: Rc<Notify>,
+pub(crate) struct Http2Connection {
+    sender: SendRequest<Bytes>,
+    pub(crate) stats: Rc<ConnectionStats>,
+    /// True when no more requests can be sent.
+    is_closed: Rc<Cell<bool>>,
+    /// Number of open streams, and the signal that one of them has ended.
+    open_streams: Rc<Cell<usize>>,
+    stream_ended: Rc<Notify>,
     driver: AbortHandle,
 }
 
-impl Drop for Http2 {
+impl Drop for Http2Connection {
     fn drop(&mut self) {
         self.driver.abort();
     }
 }
 
-/// The right to have one request open, as the target allows so many at once.
+/// Permission for one open stream. The target limits how many there may be.
 #[derive(Debug)]
-pub(crate) struct Turn {
-    open: Rc<Cell<usize>>,
-    freed: Rc<Notify>,
+pub(crate) struct StreamPermit {
+    open_streams: Rc<Cell<usize>>,
+    stream_ended: Rc<Notify>,
 }
 
-impl Drop for Turn {
+impl Drop for StreamPermit {
     fn drop(&mut self) {
-        self.open.set(self.open.get() - 1);
-        self.freed.notify_one();
+        self.open_streams.set(self.open_streams.get() - 1);
+        self.stream_ended.notify_one();
     }
 }
 
-/// An answer whose body is still to come.
+/// A response with a body that is not read yet.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Http2Response {
     pub(crate) status: u16,
-    pub(crate) gzip: bool,
-    /// All fields, if they were asked for.
-    pub(crate) fields: Vec<Field>,
+    pub(crate) is_gzip: bool,
+    /// All headers, if the caller asked for them.
+    pub(crate) headers: Vec<HeaderField>,
     body: RecvStream,
-    stamps: Rc<Stamps>,
-    _turn: Turn,
+    stats: Rc<ConnectionStats>,
+    _permit: StreamPermit,
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug)]
-pub(crate) enum Refusal {
-    /// The target has not acted on the request, and takes it on another connection.
+pub(crate) enum SendError {
+    /// The target has not processed the request. Another connection may send it again.
     Unsent(Failure),
-    /// The target has not acted on the request, as it had too many: until its settings came, we
-    /// did not know.
+    /// The target has not processed the request, because too many streams were open. The limit was
+    /// unknown until its settings arrived.
     Refused(Failure),
-    /// It may have.
+    /// The target may have processed the request.
     Failed(Failure),
 }
 
-fn failed(error: h2::Error) -> Failure {
+fn h2_failure(error: h2::Error) -> Failure {
     let kind = match error.get_io() {
-        Some(io) => Failure::kind_of_io(io),
+        Some(io) => ErrorKind::from_io_error(io),
         None if error.is_reset() || error.is_go_away() => ErrorKind::Reset,
         None => ErrorKind::Protocol,
     };
     Failure::new(kind, error)
 }
 
-impl Http2 {
-    /// Begins HTTP/2 on an open connection.
-    pub(crate) async fn open(wire: Wire, stamps: Rc<Stamps>) -> Result<Self, Failure> {
+impl Http2Connection {
+    /// Runs the HTTP/2 handshake on an open connection.
+    pub(crate) async fn handshake(
+        stream: MeteredStream,
+        stats: Rc<ConnectionStats>,
+    ) -> Result<Self, Failure> {
         let mut builder = h2::client::Builder::new();
         builder
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .initial_max_send_streams(FIRST_STREAMS)
+            .initial_max_send_streams(INITIAL_MAX_STREAMS)
             .enable_push(false);
-        let (send, connection) = builder.handshake(wire).await.map_err(failed)?;
-        let ended = Rc::new(Cell::new(false));
-        let told = Rc::clone(&ended);
+        let (sender, connection) = builder.handshake(stream).await.map_err(h2_failure)?;
+        let is_closed = Rc::new(Cell::new(false));
+        let closed = Rc::clone(&is_closed);
         let driver = tokio::task::spawn_local(async move {
-            // How it ends each of its requests is told by itself.
+            // The error is ignored: each request on the connection gets an error of its own.
             let _ = connection.await;
-            told.set(true);
+            closed.set(true);
         });
         let driver = driver.abort_handle();
-        Ok(Self { send, stamps, ended, open: Rc::default(), freed: Rc::default(), driver })
+        Ok(Self {
+            sender,
+            stats,
+            is_closed,
+            open_streams: Rc::default(),
+            stream_ended: Rc::default(),
+            driver,
+        })
     }
 
-    /// True as long as requests can be sent.
-    pub(crate) fn is_open(&self) -> bool {
-        !self.ended.get()
+    /// Returns true as long as requests can be sent.
+    pub(crate) fn can_send(&self) -> bool {
+        !self.is_closed.get()
     }
 
-    /// Nothing more is to be sent on it; what is open goes on.
-    pub(crate) fn end(&self) {
-        self.ended.set(true);
+    /// Stops sending new requests. Open streams go on.
+    pub(crate) fn stop_sending(&self) {
+        self.is_closed.set(true);
     }
 
-    /// Waits for a turn. What users wait for it is no service time.
-    pub(crate) async fn turn(&self) -> Turn {
-        while self.open.get() >= self.send.current_max_send_streams().max(1) {
-            self.freed.notified().await;
+    /// Waits until the target allows another stream. The wait is not part of the service time.
+    pub(crate) async fn acquire_stream(&self) -> StreamPermit {
+        while self.open_streams.get() >= self.sender.current_max_send_streams().max(1) {
+            self.stream_ended.notified().await;
         }
-        self.open.set(self.open.get() + 1);
-        Turn { open: Rc::clone(&self.open), freed: Rc::clone(&self.freed) }
+        self.open_streams.set(self.open_streams.get() + 1);
+        StreamPermit {
+            open_streams: Rc::clone(&self.open_streams),
+            stream_ended: Rc::clone(&self.stream_ended),
+        }
     }
 
-    /// Sends a request and reads the head of its answer. `began` is told when that is there.
-    pub(crate) async fn send(
+    /// Sends a request and reads the head of its response. Calls `on_first_byte` with the time of
+    /// the response.
+    pub(crate) async fn send_request(
         &self,
-        turn: Turn,
+        permit: StreamPermit,
         request: &Request<Bytes>,
-        keep: bool,
-        began: impl Fn(Instant),
-    ) -> Result<Answer, Refusal> {
-        let unsent = |error| Refusal::Unsent(failed(error));
+        keep_headers: bool,
+        on_first_byte: impl Fn(Instant),
+    ) -> Result<Http2Response, SendError> {
+        let unsent = |error| SendError::Unsent(h2_failure(error));
         let mut head = Request::new(());
         *head.method_mut() = request.method().clone();
         *head.uri_mut() = request.uri().clone();
         *head.headers_mut() = request.headers().clone();
         let body = request.body();
-        let mut send = self.send.clone().ready().await.map_err(unsent)?;
-        let (answer, mut sending) = send.send_request(head, body.is_empty()).map_err(unsent)?;
+        let mut sender = self.sender.clone().ready().await.map_err(unsent)?;
+        let (response, mut request_body) =
+            sender.send_request(head, body.is_empty()).map_err(unsent)?;
         if !body.is_empty() {
-            let whole = sending.send_data(body.clone(), true);
-            whole.map_err(|error| Refusal::Failed(failed(error)))?;
+            let sent = request_body.send_data(body.clone(), true);
+            sent.map_err(|error| SendError::Failed(h2_failure(error)))?;
         }
-        let (head, body) = match answer.await {
-            Ok(answer) => answer.into_parts(),
-            // So the target says that it has not looked at it (RFC 9113, 8.7).
+        let (head, body) = match response.await {
+            Ok(response) => response.into_parts(),
+            // With this error the target says that it has not processed the request (RFC 9113,
+            // 8.7).
             Err(error) if error.reason() == Some(Reason::REFUSED_STREAM) => {
-                return Err(Refusal::Refused(failed(error)));
+                return Err(SendError::Refused(h2_failure(error)));
             }
-            // Of a connection that goes away, requests beyond the last one it answers.
+            // After GOAWAY the target does not process streams beyond the last one that it names.
             Err(error) if error.is_go_away() && error.is_remote() => return Err(unsent(error)),
-            Err(error) => return Err(Refusal::Failed(failed(error))),
+            Err(error) => return Err(SendError::Failed(h2_failure(error))),
         };
-        began(self.stamps.last_read.get());
+        on_first_byte(self.stats.last_read.get());
         let encoding = head.headers.get(header::CONTENT_ENCODING);
-        let fields = head.headers.iter();
-        let kept = || fields.map(|(n, v)| (n.as_str().to_owned(), v.as_bytes().to_vec()));
-        Ok(Answer {
+        let headers = head.headers.iter();
+        let copied = || headers.map(|(n, v)| (n.as_str().to_owned(), v.as_bytes().to_vec()));
+        Ok(Http2Response {
             status: head.status.as_u16(),
-            gzip: encoding.is_some_and(|value| http1::is_gzip(value.as_bytes())),
-            fields: if keep { kept().collect() } else { Vec::new() },
+            is_gzip: encoding.is_some_and(|value| http1::is_gzip_encoding(value.as_bytes())),
+            headers: if keep_headers { copied().collect() } else { Vec::new() },
             body,
-            stamps: Rc::clone(&self.stamps),
-            _turn: turn,
+            stats: Rc::clone(&self.stats),
+            _permit: permit,
         })
     }
 }
 
-impl Answer {
-    /// Reads the body to its end; the moment its last byte was read.
-    pub(crate) async fn drain(
+impl Http2Response {
+    /// Reads the body to its end. Returns the time of the last byte.
+    pub(crate) async fn read_body(
         mut self,
-        mut take: impl FnMut(&[u8], Instant) -> Result<(), Failure>,
+        mut on_data: impl FnMut(&[u8], Instant) -> Result<(), Failure>,
     ) -> Result<Instant, Failure> {
         while let Some(data) = self.body.data().await {
             let data = match data {
                 Ok(data) => data,
-                // It answered before it had read all of the request: that is an answer.
+                // The target responded before it had read the whole request, which is a valid
+                // response.
                 Err(error) if error.reason() == Some(Reason::NO_ERROR) && error.is_reset() => break,
-                Err(error) => return Err(failed(error)),
+                Err(error) => return Err(h2_failure(error)),
             };
-            take(&data, self.stamps.last_read.get())?;
-            self.body.flow_control().release_capacity(data.len()).map_err(failed)?;
+            on_data(&data, self.stats.last_read.get())?;
+            self.body.flow_control().release_capacity(data.len()).map_err(h2_failure)?;
         }
-        Ok(self.stamps.last_read.get())
+        Ok(self.stats.last_read.get())
     }
 }

@@ -1,4 +1,6 @@
-//! The protocols that the target speaks.
+//! The protocols of the target: HTTP/1.1, HTTP/2, chat completions and WebSocket.
+//!
+//! Nothing here decides when a request is sent.
 
 pub(crate) mod chat;
 pub(crate) mod connection_pool;

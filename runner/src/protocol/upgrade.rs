@@ -1,7 +1,8 @@
-//! The handshake that makes an HTTP connection a WebSocket (RFC 6455, section 4.1).
+//! The handshake that turns an HTTP connection into a WebSocket (RFC 6455, 4.1).
 //!
-//! The library's own keeps its 4 KiB of handshake as the session's read buffer, for as long as
-//! that lives, and takes no `Connection` header but the bare word. Its parts are used here.
+//! The handshake of the library has two problems: its 4 KiB buffer stays allocated for the whole
+//! session, and it accepts a `Connection` header only with a single value. So this module runs the
+//! handshake with parts of the library.
 
 use bytes::{Buf, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
@@ -20,22 +21,22 @@ use tokio_tungstenite::{
     },
 };
 
-use crate::{net::stream::Wire, prepare::PreparedWebSocket};
+use crate::{net::stream::MeteredStream, prepare::websocket_task::PreparedWebSocket};
 
-/// Bytes of the longest answer to a handshake.
+/// Maximum length of the response to a handshake.
 const MAX_HEAD: usize = 64 << 10;
-/// Bytes a session reads at once. The library's own default is 128 KiB a socket, taken when it
-/// connects.
-const READ: usize = 1 << 10;
+/// Size of the read buffer of a session. The default of the library is 128 KiB per socket,
+/// allocated at connect.
+const READ_SIZE: usize = 1 << 10;
 
-/// Asks for the upgrade, and has a session when the target agrees.
+/// Asks for the upgrade. Returns a session when the target agrees.
 ///
 /// # Errors
-/// When the connection fails or ends, and when the target says no, or something other than yes.
-pub(crate) async fn upgrade(
-    mut wire: Wire,
+/// When the connection fails or ends, and when the response is not a valid agreement.
+pub(crate) async fn upgrade_connection(
+    mut stream: MeteredStream,
     prepared: &PreparedWebSocket,
-) -> Result<WebSocketStream<Wire>, Error> {
+) -> Result<WebSocketStream<MeteredStream>, Error> {
     let mut request = Request::new(());
     *request.uri_mut() = prepared.uri.clone();
     let headers = request.headers_mut();
@@ -45,64 +46,68 @@ pub(crate) async fn upgrade(
     headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
     headers.insert(header::SEC_WEBSOCKET_KEY, HeaderValue::try_from(generate_key())?);
     let (bytes, key) = generate_request(request)?;
-    wire.write_all(&bytes).await?;
-    wire.flush().await?;
+    stream.write_all(&bytes).await?;
+    stream.flush().await?;
 
-    let mut read = BytesMut::with_capacity(READ);
-    let answer = loop {
-        if let Some((size, answer)) = Response::try_parse(&read)? {
-            read.advance(size);
-            // Others may say that they are not done yet (103, Early Hints).
-            let status = answer.status();
+    let mut read = BytesMut::with_capacity(READ_SIZE);
+    let response = loop {
+        if let Some((length, response)) = Response::try_parse(&read)? {
+            read.advance(length);
+            // An interim response (such as 103 Early Hints) precedes the final response.
+            let status = response.status();
             if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
                 continue;
             }
-            break answer;
+            break response;
         }
         if read.len() > MAX_HEAD {
             let (size, max_size) = (read.len(), MAX_HEAD);
             return Err(CapacityError::MessageTooLong { size, max_size }.into());
         }
-        if wire.read_buf(&mut read).await? == 0 {
+        if stream.read_buf(&mut read).await? == 0 {
             return Err(ProtocolError::HandshakeIncomplete.into());
         }
     };
-    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Error::Http(answer.into()));
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(Error::Http(response.into()));
     }
-    accept(answer.headers(), &prepared.headers, &derive_accept_key(key.as_bytes()))?;
-    // Messages that came with the answer.
+    check_response(response.headers(), &prepared.headers, &derive_accept_key(key.as_bytes()))?;
+    // Messages that arrived with the response.
     let rest = read.to_vec();
-    let config = WebSocketConfig::default().read_buffer_size(READ).write_buffer_size(0);
-    Ok(WebSocketStream::from_partially_read(wire, rest, Role::Client, Some(config)).await)
+    let config = WebSocketConfig::default().read_buffer_size(READ_SIZE).write_buffer_size(0);
+    Ok(WebSocketStream::from_partially_read(stream, rest, Role::Client, Some(config)).await)
 }
 
-/// Whether the header fields of an answer agree to what was asked.
-fn accept(answer: &HeaderMap, asked: &HeaderMap, key: &str) -> Result<(), ProtocolError> {
-    if !has_token(answer, &header::UPGRADE, "websocket") {
+/// Checks that the headers of a response agree to the request.
+fn check_response(
+    response: &HeaderMap,
+    request: &HeaderMap,
+    key: &str,
+) -> Result<(), ProtocolError> {
+    if !has_token(response, &header::UPGRADE, "websocket") {
         return Err(ProtocolError::MissingUpgradeWebSocketHeader);
     }
-    if !has_token(answer, &header::CONNECTION, "upgrade") {
+    if !has_token(response, &header::CONNECTION, "upgrade") {
         return Err(ProtocolError::MissingConnectionUpgradeHeader);
     }
-    if answer.get(header::SEC_WEBSOCKET_ACCEPT).is_none_or(|accept| accept != key) {
+    if response.get(header::SEC_WEBSOCKET_ACCEPT).is_none_or(|accept| accept != key) {
         return Err(ProtocolError::SecWebSocketAcceptKeyMismatch);
     }
     let protocol = &header::SEC_WEBSOCKET_PROTOCOL;
-    let wrong = match answer.get(protocol).map(|chosen| chosen.to_str().unwrap_or("")) {
-        None => asked.contains_key(protocol).then_some(SubProtocolError::NoSubProtocol),
-        Some(_) if !asked.contains_key(protocol) => {
+    let error = match response.get(protocol).map(|chosen| chosen.to_str().unwrap_or("")) {
+        None => request.contains_key(protocol).then_some(SubProtocolError::NoSubProtocol),
+        Some(_) if !request.contains_key(protocol) => {
             Some(SubProtocolError::ServerSentSubProtocolNoneRequested)
         }
-        // Names of subprotocols are compared to the letter.
-        Some(chosen) => (!tokens(asked, protocol).any(|name| name == chosen))
+        // Names of subprotocols are case-sensitive.
+        Some(chosen) => (!list_elements(request, protocol).any(|name| name == chosen))
             .then_some(SubProtocolError::InvalidSubProtocol),
     };
-    wrong.map_or(Ok(()), |wrong| Err(ProtocolError::SecWebSocketSubProtocolError(wrong)))
+    error.map_or(Ok(()), |error| Err(ProtocolError::SecWebSocketSubProtocolError(error)))
 }
 
-/// The elements of a header field that is a list.
-fn tokens<'a>(
+/// Returns the elements of a header that is a list.
+fn list_elements<'a>(
     headers: &'a HeaderMap,
     name: &'a header::HeaderName,
 ) -> impl Iterator<Item = &'a str> {
@@ -111,7 +116,7 @@ fn tokens<'a>(
 }
 
 fn has_token(headers: &HeaderMap, name: &header::HeaderName, token: &str) -> bool {
-    tokens(headers, name).any(|element| element.eq_ignore_ascii_case(token))
+    list_elements(headers, name).any(|element| element.eq_ignore_ascii_case(token))
 }
 
 #[cfg(test)]
@@ -125,62 +130,74 @@ mod tests {
         fields.iter().map(field).collect()
     }
 
-    /// What comes of an answer, to someone who asked for the subprotocols `chat` and `bin`.
-    fn outcome(change: impl FnOnce(&mut HeaderMap)) -> Result<(), ProtocolError> {
-        let mut answer = headers(&[
+    /// Checks a response to a request for the subprotocols `chat` and `bin`.
+    fn check_changed_response(change: impl FnOnce(&mut HeaderMap)) -> Result<(), ProtocolError> {
+        let mut response = headers(&[
             ("upgrade", "websocket"),
             ("connection", "Upgrade"),
             ("sec-websocket-accept", "key"),
             ("sec-websocket-protocol", "chat"),
         ]);
-        change(&mut answer);
-        accept(&answer, &headers(&[("sec-websocket-protocol", "bin, chat")]), "key")
+        change(&mut response);
+        check_response(&response, &headers(&[("sec-websocket-protocol", "bin, chat")]), "key")
     }
 
-    fn set(name: &'static str, value: &'static str) -> impl FnOnce(&mut HeaderMap) {
+    fn set_header(name: &'static str, value: &'static str) -> impl FnOnce(&mut HeaderMap) {
         move |headers| {
             headers.insert(name, HeaderValue::from_static(value));
         }
     }
 
     #[test]
-    fn an_answer_that_agrees_is_taken_however_it_is_written() {
+    fn valid_responses_are_accepted_in_every_spelling() {
         for change in [
-            set("upgrade", "WebSocket"),
-            set("connection", "keep-alive, Upgrade"),
-            set("sec-websocket-protocol", "bin"),
+            set_header("upgrade", "WebSocket"),
+            set_header("connection", "keep-alive, Upgrade"),
+            set_header("sec-websocket-protocol", "bin"),
         ] {
-            outcome(change).unwrap();
+            check_changed_response(change).unwrap();
         }
     }
 
     #[test]
-    fn an_answer_that_does_not_agree_fails_with_what_is_wrong() {
+    fn invalid_responses_fail_with_the_cause() {
         use ProtocolError::{
             MissingConnectionUpgradeHeader, MissingUpgradeWebSocketHeader,
             SecWebSocketAcceptKeyMismatch, SecWebSocketSubProtocolError,
         };
-        assert_eq!(outcome(set("upgrade", "h2c")), Err(MissingUpgradeWebSocketHeader));
-        assert_eq!(outcome(set("connection", "close")), Err(MissingConnectionUpgradeHeader));
-        assert_eq!(outcome(set("sec-websocket-accept", "KEY")), Err(SecWebSocketAcceptKeyMismatch));
-        let wrong = SecWebSocketSubProtocolError;
         assert_eq!(
-            outcome(set("sec-websocket-protocol", "Chat")),
-            Err(wrong(SubProtocolError::InvalidSubProtocol))
+            check_changed_response(set_header("upgrade", "h2c")),
+            Err(MissingUpgradeWebSocketHeader)
         );
-        let none = |headers: &mut HeaderMap| {
+        assert_eq!(
+            check_changed_response(set_header("connection", "close")),
+            Err(MissingConnectionUpgradeHeader)
+        );
+        assert_eq!(
+            check_changed_response(set_header("sec-websocket-accept", "KEY")),
+            Err(SecWebSocketAcceptKeyMismatch)
+        );
+        let error = SecWebSocketSubProtocolError;
+        assert_eq!(
+            check_changed_response(set_header("sec-websocket-protocol", "Chat")),
+            Err(error(SubProtocolError::InvalidSubProtocol))
+        );
+        let remove_protocol = |headers: &mut HeaderMap| {
             headers.remove("sec-websocket-protocol");
         };
-        assert_eq!(outcome(none), Err(wrong(SubProtocolError::NoSubProtocol)));
-        let answer = headers(&[
+        assert_eq!(
+            check_changed_response(remove_protocol),
+            Err(error(SubProtocolError::NoSubProtocol))
+        );
+        let response = headers(&[
             ("upgrade", "websocket"),
             ("connection", "Upgrade"),
             ("sec-websocket-accept", "key"),
             ("sec-websocket-protocol", "chat"),
         ]);
         assert_eq!(
-            accept(&answer, &HeaderMap::new(), "key"),
-            Err(wrong(SubProtocolError::ServerSentSubProtocolNoneRequested))
+            check_response(&response, &HeaderMap::new(), "key"),
+            Err(error(SubProtocolError::ServerSentSubProtocolNoneRequested))
         );
     }
 }
