@@ -1,4 +1,5 @@
-//! The closed model: users who wait for their answers, each running when the profile wants it.
+//! The closed model: each user waits for a response before its next request, and runs when the
+//! load profile says.
 
 use std::{
     rc::Rc,
@@ -9,80 +10,82 @@ use loadtest_core::{metrics::Outcome, profile::Profile};
 use tokio::task::JoinSet;
 
 use crate::load::{
-    thread::{Running, Share, Worker},
-    user::{self, User},
+    partition::Partition,
+    state::{ActiveUser, ThreadState},
+    user::{User, perform_task},
 };
 
-/// Starts a worker's users one after the other, each when it first runs.
-pub(crate) async fn load(
-    worker: &Rc<Worker>,
+/// Starts the users of a load thread one after another, each at its first active interval.
+pub(super) async fn run(
+    state: &Rc<ThreadState>,
     profile: &Profile,
-    share: Share,
+    partition: Partition,
     start: Instant,
     users: &mut JoinSet<()>,
 ) {
-    let peak = u64::try_from(worker.prepared.plan.load.peak_users()).unwrap_or(0);
-    let mut number = share.first;
+    let peak = u64::try_from(state.prepared.plan.load.peak_users()).unwrap_or(0);
+    let mut number = partition.first;
     while number < peak {
-        let runs: Vec<(Instant, Instant)> = profile
+        let intervals: Vec<(Instant, Instant)> = profile
             .runs_of(number)
             .into_iter()
             .map(|(from, until)| (start + from.std(), start + until.std()))
             .collect();
-        // Users start in the order of their numbers: who follows one that never runs, doesn't.
-        let Some((first, _)) = runs.first().copied() else { return };
-        if first >= worker.end() || !worker.reaches(first).await {
+        // Users start in number order, so if one never runs, no later one does either.
+        let Some((first, _)) = intervals.first().copied() else { return };
+        if first >= state.load_end() || !state.sleep_until(first).await {
             return;
         }
-        let flight = worker.new_flight();
-        let worker = Rc::clone(worker);
+        let in_flight = state.add_in_flight_request();
+        let state = Rc::clone(state);
         users.spawn_local(async move {
-            let mut user = User::new(&worker, number, flight);
-            let mut free = start;
-            for (from, until) in runs {
-                // Who waits for an answer past its next run's beginning, or past its end, is kept
-                // by the target.
-                let from = from.max(free);
+            let mut user = User::new(&state, number, in_flight);
+            let mut free_at = start;
+            for (from, until) in intervals {
+                // A response may arrive after the start or even the end of the next interval. Then
+                // the target delays the user, and an interval that has passed is skipped.
+                let from = from.max(free_at);
                 if from >= until {
                     continue;
                 }
-                if !worker.reaches(from).await {
+                if !state.sleep_until(from).await {
                     return;
                 }
                 {
-                    let _running = Running::new(&worker, from, until);
-                    run(&worker, &mut user, from, until).await;
+                    let _active = ActiveUser::new(&state, from, until);
+                    run_interval(&state, &mut user, from, until).await;
                 }
-                user.leave(&worker).await;
-                free = Instant::now();
+                user.close_sessions(&state).await;
+                free_at = Instant::now();
             }
         });
-        number += share.step;
+        number += partition.step;
     }
 }
 
-/// A task, a pause, and again, until a user's run ends.
-async fn run(worker: &Worker, user: &mut User, from: Instant, until: Instant) {
+/// Alternates between a task and a pause until the interval ends.
+async fn run_interval(state: &ThreadState, user: &mut User, from: Instant, until: Instant) {
     let mut planned = from;
-    // A pause that outlasts the run ends with it.
-    while user.rest(worker, planned.min(until)).await && planned < until {
-        worker.lag(planned.elapsed());
-        let task = worker.prepared.mix.next_task(&mut user.choices);
-        let outcome = user::perform(worker, user, task, planned).await;
+    // A pause that is longer than the rest of the interval ends with the interval.
+    while user.wait_until(state, planned.min(until)).await && planned < until {
+        state.record_schedule_lag(planned.elapsed());
+        let task = state.prepared.mix.next_task(&mut user.choices);
+        let outcome = perform_task(state, user, task, planned).await;
         let ended = Instant::now();
-        planned = match worker.prepared.plan.scenario.pacing {
-            // A task that took longer than the pacing delays the next one: users wait.
+        planned = match state.prepared.plan.scenario.pacing {
+            // A task that took longer than the pacing delays the next task.
             Some(pacing) => (planned + pacing.std()).max(ended),
-            None => ended + pause(worker, user),
+            None => ended + next_pause(state, user),
         };
         if outcome != Outcome::Success {
-            // What fails without a system call, as a name that is known not to resolve, must
-            // not keep other users from running. Sockets see to that themselves.
+            // A request can fail without a system call, for example when a failed DNS lookup is
+            // cached. Then the user has to yield, or no other user would run. Sockets yield by
+            // themselves.
             tokio::task::yield_now().await;
         }
     }
 }
 
-fn pause(worker: &Worker, user: &mut User) -> Duration {
-    worker.prepared.mix.next_pause(&mut user.choices).std()
+fn next_pause(state: &ThreadState, user: &mut User) -> Duration {
+    state.prepared.mix.next_pause(&mut user.choices).std()
 }

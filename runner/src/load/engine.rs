@@ -1,7 +1,6 @@
-//! The load of one runner: workers on threads of their own, and their numbers together.
+//! The load of one runner: load threads, and the sum of their measurements.
 
 use std::{
-    collections::BTreeMap,
     io,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -10,112 +9,74 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loadtest_core::metrics::{Numbers, RunnerState};
+use loadtest_core::metrics::RunnerState;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    load::thread::{self, Order, Share},
+    load::{
+        completion::CompletionGuard,
+        partition::Partition,
+        thread::{ThreadCommand, run_thread},
+    },
     machine::{cpu, memory},
-    measure::request_log::RawRecord,
-    prepare::Prepared,
+    measure::{request_log::RequestLog, snapshot::Snapshot},
+    prepare::plan::PreparedPlan,
 };
 
-/// Generates one runner's share of a test's load.
+/// Generates one runner's part of a test's load.
 #[derive(Debug)]
 pub struct Engine {
-    prepared: Arc<Prepared>,
-    workers: Vec<mpsc::UnboundedSender<Order>>,
+    prepared: Arc<PreparedPlan>,
+    threads: Vec<mpsc::UnboundedSender<ThreadCommand>>,
     start: OnceLock<Instant>,
-    /// When it was told to stop before its end.
+    /// Time of the first stop order.
     stopped: OnceLock<Instant>,
-    /// Some of the load was not made, and nobody had told it to stop.
+    /// True when a part of the load is missing although no stop order came.
     cut_short: Arc<AtomicBool>,
-    /// How long a CPU limit had held this process up before its load.
-    throttled: OnceLock<Duration>,
-    /// The most memory that was seen, and of its limit.
-    memory: Mutex<(u64, f64)>,
-    /// When the numbers became final.
+    /// Time for which a CPU limit had throttled this process before its load.
+    throttled_before: OnceLock<Duration>,
+    /// The largest memory use seen, in bytes and as a ratio of the limit.
+    memory_peak: Mutex<(u64, f64)>,
+    /// Time at which the measurements became final.
     finished: watch::Receiver<Option<Instant>>,
-    done: watch::Sender<Option<Instant>>,
-}
-
-/// Held by a worker until its load is over, however it ends; the last one to go says so.
-#[derive(Debug)]
-pub(crate) struct Ending {
-    left: Arc<AtomicU32>,
-    done: watch::Sender<Option<Instant>>,
-    cut_short: Arc<AtomicBool>,
-    /// Its load was made to the end.
-    whole: bool,
-}
-
-impl Ending {
-    /// The load was made to the end: one that is let go without this was cut short.
-    pub(crate) fn whole(mut self) {
-        self.whole = true;
-    }
-}
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        self.cut_short.fetch_or(!self.whole, Ordering::AcqRel);
-        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.done.send_replace(Some(Instant::now()));
-        }
-    }
-}
-
-/// What an engine has measured so far.
-#[derive(Clone, Debug, Default)]
-pub struct Measured {
-    /// Numbers of all workers.
-    pub numbers: Numbers,
-    /// One message per task and kind of error.
-    pub examples: BTreeMap<(String, String), String>,
+    finished_sender: watch::Sender<Option<Instant>>,
 }
 
 impl Engine {
-    /// Starts the workers; they wait for [`Engine::start`].
+    /// Starts the load threads. They make no load before [`Engine::start`].
     ///
     /// # Errors
     /// When the system refuses a thread.
-    pub fn new(prepared: Arc<Prepared>, index: u32) -> io::Result<Self> {
-        Self::recorded(prepared, index, None)
+    pub fn new(prepared: Arc<PreparedPlan>, index: u32) -> io::Result<Self> {
+        Self::with_request_log(prepared, index, None)
     }
 
-    /// The same, with every request kept in a raw record.
+    /// Like [`Engine::new`], and writes every request to a request log.
     ///
     /// # Errors
     /// When the system refuses a thread.
-    pub fn recorded(
-        prepared: Arc<Prepared>,
+    pub fn with_request_log(
+        prepared: Arc<PreparedPlan>,
         index: u32,
-        record: Option<&RawRecord>,
+        request_log: Option<&RequestLog>,
     ) -> io::Result<Self> {
-        let workers = prepared.plan.workers.max(1);
-        let (done, finished) = watch::channel(None);
-        let left = Arc::new(AtomicU32::new(workers));
+        let threads = prepared.plan.workers.max(1);
+        let (finished_sender, finished) = watch::channel(None);
+        let remaining_threads = Arc::new(AtomicU32::new(threads));
         let cut_short = Arc::new(AtomicBool::new(false));
-        let senders = (0..workers)
-            .map(|worker| {
-                let (sender, orders) = mpsc::unbounded_channel();
-                // User u belongs to runner u mod n, and there to worker (u / n) mod w.
-                let (runner, runners) = (u64::from(index), u64::from(prepared.plan.runners.max(1)));
-                let share = Share {
-                    first: runner + runners * u64::from(worker),
-                    step: runners * u64::from(workers),
-                };
+        let senders = (0..threads)
+            .map(|thread| {
+                let (sender, commands) = mpsc::unbounded_channel();
+                let partition = Partition::new(index, prepared.plan.runners, thread, threads);
                 let prepared = Arc::clone(&prepared);
-                let raw = record.map(RawRecord::recorder);
-                let ending = Ending {
-                    left: Arc::clone(&left),
-                    done: done.clone(),
-                    cut_short: Arc::clone(&cut_short),
-                    whole: false,
-                };
-                std::thread::Builder::new().name(format!("worker-{worker}")).spawn(move || {
-                    if let Err(error) = thread::run(prepared, share, raw, orders, ending) {
-                        tracing::error!(%error, worker, "worker could not run");
+                let request_log = request_log.map(RequestLog::new_sender);
+                let completion =
+                    CompletionGuard::new(&remaining_threads, &finished_sender, &cut_short);
+                let builder = std::thread::Builder::new().name(format!("load-thread-{thread}"));
+                builder.spawn(move || {
+                    let run = run_thread(prepared, partition, request_log, commands, completion);
+                    if let Err(error) = run {
+                        tracing::error!(%error, thread, "load thread could not run");
                     }
                 })?;
                 Ok(sender)
@@ -123,58 +84,60 @@ impl Engine {
             .collect::<io::Result<_>>()?;
         Ok(Self {
             prepared,
-            workers: senders,
+            threads: senders,
             start: OnceLock::new(),
             stopped: OnceLock::new(),
             cut_short,
-            throttled: OnceLock::new(),
-            memory: Mutex::default(),
+            throttled_before: OnceLock::new(),
+            memory_peak: Mutex::default(),
             finished,
-            done,
+            finished_sender,
         })
     }
 
-    /// Begins the load at a moment. Only the first call counts; false for the others.
+    /// Starts the load at `at`. Returns true for the first call and false for every later call.
     ///
-    /// One that was told to stop before is over, and never starts.
+    /// An engine that was stopped before its start never starts, and returns false.
     pub fn start(&self, at: Instant) -> bool {
         if self.stopped.get().is_some() || self.start.set(at).is_err() {
             return false;
         }
-        self.throttled.get_or_init(cpu::throttled);
-        self.order(|| Order::Start(at));
+        self.throttled_before.get_or_init(cpu::throttled_time);
+        self.send_to_threads(|| ThreadCommand::Start(at));
         true
     }
 
-    /// Ends the load now; open requests may take `grace` yet.
+    /// Ends the load now. Requests in flight may take up to `grace` longer.
     pub fn stop(&self, grace: Duration) {
-        // The first stop is when load ended; a later one only shortens the grace.
+        // The first stop ends the load. A later stop can only shorten the grace period.
         let _ = self.stopped.set(Instant::now());
         if self.start.get().is_none() {
-            self.done.send_replace(Some(Instant::now()));
+            self.finished_sender.send_replace(Some(Instant::now()));
             return;
         }
-        self.order(|| Order::Stop(grace));
+        self.send_to_threads(|| ThreadCommand::Stop(grace));
     }
 
-    /// Ends the load now, though nobody told it to stop: this runner has to go. What it has not
-    /// made of its load by then is missing.
+    /// Ends the load now because this process has to exit, although no stop order came.
+    ///
+    /// Load that the plan still wants is missing then, so the state becomes
+    /// [`RunnerState::CutShort`].
     pub fn kill(&self) {
-        let over = self.elapsed(Instant::now()) >= self.prepared.plan.load.length().std();
-        if !over && self.stopped.get().is_none() {
+        let is_over = self.load_elapsed(Instant::now()) >= self.prepared.plan.load.length().std();
+        if !is_over && self.stopped.get().is_none() {
             self.cut_short.store(true, Ordering::Release);
         }
         self.stop(Duration::ZERO);
     }
 
-    fn order(&self, order: impl Fn() -> Order) {
-        for worker in &self.workers {
-            // A worker that ended has logged why.
-            let _ = worker.send(order());
+    fn send_to_threads(&self, command: impl Fn() -> ThreadCommand) {
+        for thread in &self.threads {
+            // A thread that has ended has logged the reason.
+            let _ = thread.send(command());
         }
     }
 
-    /// Waiting, running, done, or cut short.
+    /// Returns whether the load is waiting, running, done or cut short.
     pub fn state(&self) -> RunnerState {
         if self.finished.borrow().is_some() {
             if self.cut_short.load(Ordering::Acquire) {
@@ -188,65 +151,68 @@ impl Engine {
         }
     }
 
-    /// Waits until the numbers are final.
-    pub async fn finished(&self) {
+    /// Waits until the measurements are final.
+    pub async fn wait_until_finished(&self) {
         let mut finished = self.finished.clone();
-        // The sender lives as long as this does.
+        // The sender lives as long as the engine, so `wait_for` can't fail.
         let _ = finished.wait_for(Option::is_some).await;
     }
 
-    /// What was measured so far. Cumulative: a later answer includes an earlier one.
-    pub async fn measured(&self) -> Measured {
-        let mut all = Measured::default();
-        let mut answers = Vec::with_capacity(self.workers.len());
-        for worker in &self.workers {
-            let (answer, copied) = oneshot::channel();
-            if worker.send(Order::Scrape(answer)).is_ok() {
-                answers.push(copied);
+    /// Returns everything measured so far. Values are cumulative: a later snapshot includes an
+    /// earlier one.
+    pub async fn snapshot(&self) -> Snapshot {
+        let mut total = Snapshot::default();
+        let mut replies = Vec::with_capacity(self.threads.len());
+        for thread in &self.threads {
+            let (sender, reply) = oneshot::channel();
+            if thread.send(ThreadCommand::Snapshot(sender)).is_ok() {
+                replies.push(reply);
             }
         }
         let mut busiest = Duration::ZERO;
-        for copied in answers {
-            let Ok(copied) = copied.await else { continue };
-            busiest = busiest.max(copied.busy);
-            all.numbers.merge(&copied.numbers(&self.prepared));
-            for (kind, example) in copied.examples(&self.prepared) {
-                all.examples.entry(kind).or_insert(example);
+        for reply in replies {
+            let Ok(snapshot) = reply.await else { continue };
+            busiest = busiest.max(snapshot.busy);
+            total.numbers.merge(&snapshot.to_metrics(&self.prepared));
+            for (kind, example) in snapshot.error_examples(&self.prepared) {
+                total.examples.entry(kind).or_insert(example);
             }
         }
-        let elapsed = self.elapsed(Instant::now()).as_secs_f64();
-        let throttled =
-            cpu::throttled().saturating_sub(*self.throttled.get_or_init(cpu::throttled));
-        all.numbers.elapsed_seconds = elapsed;
-        all.numbers.busy_seconds = busiest.as_secs_f64();
-        all.numbers.throttled_seconds = throttled.as_secs_f64();
-        let (bytes, ratio) = self.memory_peak();
-        all.numbers.memory_bytes = bytes as f64;
-        all.numbers.memory_ratio = ratio;
-        all
+        let elapsed = self.load_elapsed(Instant::now()).as_secs_f64();
+        let throttled = cpu::throttled_time()
+            .saturating_sub(*self.throttled_before.get_or_init(cpu::throttled_time));
+        total.numbers.elapsed_seconds = elapsed;
+        total.numbers.busy_seconds = busiest.as_secs_f64();
+        total.numbers.throttled_seconds = throttled.as_secs_f64();
+        let (bytes, ratio) = self.update_memory_peak();
+        total.numbers.memory_bytes = bytes as f64;
+        total.numbers.memory_ratio = ratio;
+        total
     }
 
-    /// The most memory, and the largest share of its limit, that were ever seen: once load is over,
-    /// both say little.
-    fn memory_peak(&self) -> (u64, f64) {
-        let now = (memory::resident(), memory::share_of_limit());
-        // Poisoned by nobody: no code runs under it that could panic.
-        let mut peak = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Returns the largest memory use seen so far, in bytes and as a ratio of the limit.
+    ///
+    /// The current use says little after the load has ended, so the peak is kept.
+    fn update_memory_peak(&self) -> (u64, f64) {
+        let now = (memory::resident_bytes(), memory::usage_ratio());
+        // No code that could panic runs under this lock, so it is never poisoned.
+        let mut peak = self.memory_peak.lock().unwrap_or_else(PoisonError::into_inner);
         *peak = (peak.0.max(now.0), peak.1.max(now.1));
         *peak
     }
 
-    /// How long load has been on. It ends with the load: what open requests may take after it
-    /// is no time in which others were begun.
-    fn elapsed(&self, now: Instant) -> Duration {
+    /// Returns how long the load has run at `now`.
+    ///
+    /// The clock stops at the end of the load: no request begins in the grace period after it.
+    fn load_elapsed(&self, now: Instant) -> Duration {
         let Some(start) = self.start.get() else { return Duration::ZERO };
         let now = self.stopped.get().map_or(now, |stopped| now.min(*stopped));
         let length = self.prepared.plan.load.length().std();
         now.saturating_duration_since(*start).min(length)
     }
 
-    /// The plan being run.
-    pub fn prepared(&self) -> &Prepared {
+    /// Returns the plan of this engine.
+    pub fn prepared(&self) -> &PreparedPlan {
         &self.prepared
     }
 }

@@ -1,7 +1,6 @@
-//! The open model: arrivals that come when the profile wants them, whatever the answers do.
+//! The open model: arrivals happen when the load profile says, independent of responses.
 
 use std::{
-    cell::RefCell,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -11,95 +10,96 @@ use tokio::task::JoinSet;
 
 use crate::{
     load::{
-        thread::{Running, Share, Worker},
-        user::{self, User},
+        partition::Partition,
+        state::{ActiveUser, ThreadState},
+        user::{IdleUsers, User, perform_task},
     },
     measure::recorder::TaskRecorder,
 };
 
-/// Arrivals begun before others get a turn on this thread.
-const BATCH: u32 = 32;
+/// Number of arrivals after which the thread yields to its other tasks.
+const ARRIVALS_PER_YIELD: u32 = 32;
 
-/// An arrival that is due so soon begins now: for less the thread would hardly have gone to
-/// sleep before it was woken, and a wake-up costs more than the request.
-const SOON: Duration = Duration::from_micros(90);
+/// An arrival that is due within this time starts at once. The thread would hardly have gone to
+/// sleep before its wake-up, and a wake-up costs more than the request.
+const MIN_SLEEP: Duration = Duration::from_micros(90);
 
-/// An arrival that was due before the end begins after it when its thread was woken late, by less
-/// than this: that is not the load's doing. What is further behind is dropped.
-const OVERSLEPT: Duration = Duration::from_millis(100);
+/// Maximum delay of an arrival that starts after the end of the load.
+///
+/// Such an arrival was due before the end and is late because its thread woke up late, not because
+/// of the load. An arrival with a longer delay is dropped.
+const MAX_OVERSLEEP: Duration = Duration::from_millis(100);
 
-/// Users that wait for an arrival. The one used last is the next: its connection is the warmest.
-pub(crate) type Free = Rc<RefCell<Vec<User>>>;
-
-/// Until when an arrival that its thread has overslept may begin after the load's end.
-fn latest(planned: Instant, hard_end: Instant) -> Instant {
-    hard_end.min(planned + OVERSLEPT)
+/// Returns the latest time at which an arrival may start after the end of the load.
+fn latest_start(planned: Instant, grace_deadline: Instant) -> Instant {
+    grace_deadline.min(planned + MAX_OVERSLEEP)
 }
 
-/// Begins a worker's arrivals, each with a free user, or drops it.
-pub(crate) async fn load(
-    worker: &Rc<Worker>,
+/// Starts the arrivals of a load thread, each with an idle user. Drops an arrival without one.
+pub(super) async fn run(
+    state: &Rc<ThreadState>,
     profile: &Profile,
-    share: Share,
+    partition: Partition,
     start: Instant,
     users: &mut JoinSet<()>,
-    free: &Free,
+    idle_users: &IdleUsers,
 ) {
-    let peak = u64::try_from(worker.prepared.plan.load.peak_users()).unwrap_or(0);
-    let mut unborn = (share.first..peak).step_by(usize::try_from(share.step).unwrap_or(1));
-    let mut born = || {
-        let number = unborn.next()?;
-        Some(User::new(worker, number, worker.new_flight()))
+    let peak = u64::try_from(state.prepared.plan.load.peak_users()).unwrap_or(0);
+    let step = usize::try_from(partition.step).unwrap_or(1);
+    let mut unused_users = (partition.first..peak).step_by(step);
+    let mut next_user = || {
+        let number = unused_users.next()?;
+        Some(User::new(state, number, state.add_in_flight_request()))
     };
-    let mut batch = 0;
-    let whole = worker.end();
-    for (number, at) in profile.due(share.first, share.step) {
+    let mut arrivals = 0;
+    let planned_end = state.load_end();
+    for (number, at) in profile.due(partition.first, partition.step) {
         let planned = start + at.std();
-        // Drawn by the arrival's number: the same, whichever user is free.
-        let mut choices = worker.prepared.mix.choices_of(number);
-        let task = worker.prepared.mix.next_task(&mut choices);
+        // The arrival's number seeds the choices, so they don't depend on which user is idle.
+        let mut choices = state.prepared.mix.choices_of(number);
+        let task = state.prepared.mix.next_task(&mut choices);
         let now = Instant::now();
-        let begins = if planned > now + SOON { planned } else { now };
-        // However far behind this is, others get their turn: answers that came free their users.
-        batch += 1;
-        if batch % BATCH == 0 {
+        let starts = if planned > now + MIN_SLEEP { planned } else { now };
+        // The thread yields even when it is late, because responses make users idle again.
+        arrivals += 1;
+        if arrivals % ARRIVALS_PER_YIELD == 0 {
             tokio::task::yield_now().await;
         }
-        if !worker.reaches(begins).await {
-            let end = worker.end();
+        if !state.sleep_until(starts).await {
+            let end = state.load_end();
             if planned >= end {
                 return;
             }
-            // Due before the end, and the end was there before it could begin.
-            let stopped = end < whole;
-            if stopped || Instant::now() >= latest(planned, worker.hard_end()) {
-                worker.record(task, TaskRecorder::drop_arrival);
+            // The arrival was due before the end of the load but could not start before it.
+            let was_stopped = end < planned_end;
+            if was_stopped || Instant::now() >= latest_start(planned, state.grace_deadline()) {
+                state.with_recorder(task, TaskRecorder::count_dropped_arrival);
                 continue;
             }
         }
-        let mut user = free.borrow_mut().pop().or_else(&mut born);
-        // Before its time it is not dropped: until then a user may come free.
-        if user.is_none() && planned > Instant::now() && worker.reaches(planned).await {
-            user = free.borrow_mut().pop();
+        let mut user = idle_users.borrow_mut().pop().or_else(&mut next_user);
+        // An arrival that is not due yet is not dropped: a user may become idle before it is.
+        if user.is_none() && planned > Instant::now() && state.sleep_until(planned).await {
+            user = idle_users.borrow_mut().pop();
         }
-        // Latencies count from when it began, if that was before its time.
+        // Latencies of an arrival that starts early count from its start.
         let now = Instant::now();
-        worker.lag(now.saturating_duration_since(planned));
+        state.record_schedule_lag(now.saturating_duration_since(planned));
         let planned = planned.min(now);
         let Some(mut user) = user else {
-            worker.record(task, TaskRecorder::drop_arrival);
+            state.with_recorder(task, TaskRecorder::count_dropped_arrival);
             continue;
         };
         user.choices = choices;
-        let (worker, free) = (Rc::clone(worker), Rc::clone(free));
+        let (state, idle_users) = (Rc::clone(state), Rc::clone(idle_users));
         users.spawn_local(async move {
             {
-                let _running = Running::new(&worker, planned, worker.end());
-                user::perform(&worker, &mut user, task, planned).await;
+                let _active = ActiveUser::new(&state, planned, state.load_end());
+                perform_task(&state, &mut user, task, planned).await;
             }
-            free.borrow_mut().push(user);
+            idle_users.borrow_mut().push(user);
         });
-        // What has ended is let go of, or a long test would keep it all.
+        // Remove tasks that have ended, or a long test would keep all of them in memory.
         while users.try_join_next().is_some() {}
     }
 }
@@ -109,11 +109,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_overslept_begins_unless_it_is_far_behind_or_everything_is_over() {
+    fn late_arrivals_start_within_100_ms_of_their_due_time() {
         let end = Instant::now() + Duration::from_secs(1);
         let due = end.checked_sub(Duration::from_millis(40)).unwrap();
-        let graceful = end + Duration::from_secs(30);
-        assert_eq!(latest(due, graceful), end + Duration::from_millis(60));
-        assert_eq!(latest(due, end), end);
+        let grace_deadline = end + Duration::from_secs(30);
+        assert_eq!(latest_start(due, grace_deadline), end + Duration::from_millis(60));
+        assert_eq!(latest_start(due, end), end);
     }
 }

@@ -1,20 +1,14 @@
-//! One load-generating thread: a runtime, its users, its recorder.
+//! The driver of one load thread: a runtime, the load model, the deadlines of requests in flight
+//! and the engine's commands.
 
 use std::{
-    cell::{Cell, RefCell},
-    collections::BTreeMap,
     io,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use bytes::BytesMut;
-use loadtest_core::{
-    metrics::{Numbers, Outcome},
-    profile::Profile,
-    resource::Timeouts,
-};
+use loadtest_core::{profile::Profile, resource::Timeouts};
 use tokio::{
     runtime::LocalOptions,
     sync::{mpsc, oneshot},
@@ -23,421 +17,120 @@ use tokio::{
 
 use crate::{
     load::{
-        closed_model,
-        engine::Ending,
-        open_model::{self, Free},
+        closed_model, completion::CompletionGuard, open_model, partition::Partition,
+        state::ThreadState, user::IdleUsers,
     },
-    machine::cpu,
-    measure::{
-        in_flight::Flight,
-        recorder::{Distribution, Sample, TaskRecorder},
-        request_log::RawRecorder,
-    },
-    net::{connector::Connector, kernel_timestamps::Clock},
-    prepare::Prepared,
-    protocol::connection_pool::Links,
-    timer::Pacer,
+    measure::{request_log::RequestLogSender, snapshot::ThreadSnapshot},
+    prepare::plan::PreparedPlan,
 };
 
-/// Between looks for requests that take too long.
-const SHORTEST_LOOK: Duration = Duration::from_millis(1);
-const LONGEST_LOOK: Duration = Duration::from_millis(50);
+/// Bounds of the interval between two checks of deadlines.
+const MIN_CHECK_INTERVAL: Duration = Duration::from_millis(1);
+const MAX_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The largest read buffer that is kept.
-const KEPT_BUFFER: usize = 64 << 10;
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// What the engine tells a worker.
+/// A command from the engine to a load thread.
 #[derive(Debug)]
-pub(crate) enum Order {
-    /// Begin the ramp at a moment.
+pub(crate) enum ThreadCommand {
+    /// Starts the load at a moment.
     Start(Instant),
-    /// End the load now; open requests may take this long yet.
+    /// Ends the load now. Requests in flight may take this much longer.
     Stop(Duration),
-    /// Copy the recorder.
-    Scrape(oneshot::Sender<Copied>),
+    /// Copies the measurements.
+    Snapshot(oneshot::Sender<ThreadSnapshot>),
 }
 
-/// A copy of a worker's recorder, to be made into numbers off its thread.
-#[derive(Debug, Default)]
-pub(crate) struct Copied {
-    tasks: Vec<TaskRecorder>,
-    lag: Distribution,
-    loop_lag: Distribution,
-    users: u64,
-    users_peak: u64,
-    user_seconds: f64,
-    /// How long load has kept the thread on a CPU.
-    pub(crate) busy: Duration,
-}
-
-impl Copied {
-    /// The numbers in the form they are exposed in. Takes milliseconds: not for a load thread.
-    pub(crate) fn numbers(&self, prepared: &Prepared) -> Numbers {
-        let tasks = prepared.tasks.iter().zip(&self.tasks);
-        Numbers {
-            tasks: tasks.map(|(task, copy)| (task.name.clone(), copy.numbers())).collect(),
-            schedule_lag: self.lag.to_native(),
-            loop_lag: self.loop_lag.to_native(),
-            users: self.users,
-            users_peak: self.users_peak,
-            user_seconds: self.user_seconds,
-            // Known to the engine.
-            elapsed_seconds: 0.0,
-            busy_seconds: 0.0,
-            throttled_seconds: 0.0,
-            memory_bytes: 0.0,
-            memory_ratio: 0.0,
-        }
-    }
-
-    /// One message per task and kind of error.
-    pub(crate) fn examples(&self, prepared: &Prepared) -> BTreeMap<(String, String), String> {
-        let tasks = prepared.tasks.iter().zip(&self.tasks);
-        tasks
-            .flat_map(|(task, copy)| {
-                copy.examples()
-                    .map(|(kind, text)| ((task.name.clone(), kind.to_string()), text.to_owned()))
-            })
-            .collect()
-    }
-}
-
-/// A worker's state, shared by its users. One thread: cells, no locks.
-#[derive(Debug)]
-pub(crate) struct Worker {
-    pub(crate) prepared: Arc<Prepared>,
-    pub(crate) pacer: Rc<Pacer>,
-    http: Option<Links>,
-    web_socket: Option<Connector>,
-    tasks: RefCell<Vec<TaskRecorder>>,
-    raw: Option<RefCell<RawRecorder>>,
-    lag: RefCell<Distribution>,
-    loop_lag: RefCell<Distribution>,
-    /// One for each user that was ever needed.
-    flights: RefCell<Vec<Rc<Flight>>>,
-    /// Read buffers that nobody uses now.
-    buffers: RefCell<Vec<BytesMut>>,
-    /// When load ends, and when open requests are given up.
-    end: Cell<Instant>,
-    hard_end: Cell<Instant>,
-    users: Cell<u64>,
-    users_peak: Cell<u64>,
-    /// A user was lost to a fault of this program.
-    lost_user: Cell<bool>,
-    /// The user-seconds of users that ended, and the starts of those that run, in seconds.
-    ended_user_seconds: Cell<f64>,
-    running_starts: Cell<f64>,
-    start: Cell<Instant>,
-    /// CPU time of this thread when load began and, later, when it had ended.
-    cpu: Cell<(Duration, Option<Duration>)>,
-}
-
-impl Worker {
-    fn new(prepared: Arc<Prepared>, raw: Option<RawRecorder>) -> io::Result<Rc<Self>> {
-        let now = Instant::now();
-        let tasks = prepared.tasks.iter().map(|_| TaskRecorder::default()).collect();
-        let clock = Clock::new();
-        let web_socket = prepared.web_socket.clone();
-        Ok(Rc::new(Self {
-            pacer: Pacer::new()?,
-            http: Links::new(&prepared, &clock),
-            web_socket: web_socket.map(|endpoint| Connector::new(endpoint, clock)),
-            prepared,
-            tasks: RefCell::new(tasks),
-            raw: raw.map(RefCell::new),
-            lag: RefCell::default(),
-            loop_lag: RefCell::default(),
-            flights: RefCell::default(),
-            buffers: RefCell::default(),
-            end: Cell::new(now),
-            hard_end: Cell::new(now),
-            users: Cell::new(0),
-            users_peak: Cell::new(0),
-            lost_user: Cell::new(false),
-            ended_user_seconds: Cell::new(0.0),
-            running_starts: Cell::new(0.0),
-            start: Cell::new(now),
-            cpu: Cell::new((Duration::ZERO, None)),
-        }))
-    }
-
-    /// When the load ends.
-    pub(crate) fn end(&self) -> Instant {
-        self.end.get()
-    }
-
-    /// When what is still open is interrupted.
-    pub(crate) fn hard_end(&self) -> Instant {
-        self.hard_end.get()
-    }
-
-    /// Records how late a user acted.
-    pub(crate) fn lag(&self, lag: Duration) {
-        self.lag.borrow_mut().record(nanos(lag));
-    }
-
-    /// Keeps a request in the raw record, if there is one.
-    pub(crate) fn keep(&self, task: usize, outcome: Outcome, sample: &Sample) {
-        if let Some(raw) = &self.raw {
-            raw.borrow_mut().record(self.start.get(), task, outcome, *sample);
-        }
-    }
-
-    /// Counts bytes and WebSocket messages, sent and received, of a task.
-    pub(crate) fn count(&self, task: usize, bytes: (u64, u64), messages: (u64, u64)) {
-        self.record(task, |recorder| {
-            recorder.bytes(bytes.0, bytes.1);
-            recorder.messages(messages.0, messages.1);
-        });
-    }
-
-    /// Records something of a task.
-    pub(crate) fn record(&self, task: usize, write: impl FnOnce(&mut TaskRecorder)) {
-        if let Some(recorder) = self.tasks.borrow_mut().get_mut(task) {
-            write(recorder);
-        }
-    }
-
-    /// An empty read buffer.
-    pub(crate) fn take_buffer(&self) -> BytesMut {
-        self.buffers.borrow_mut().pop().unwrap_or_default()
-    }
-
-    /// Gives a read buffer back. Large ones, of large answers, are let go.
-    pub(crate) fn give_buffer(&self, mut buffer: BytesMut) {
-        if buffer.capacity() <= KEPT_BUFFER {
-            buffer.clear();
-            self.buffers.borrow_mut().push(buffer);
-        }
-    }
-
-    /// The way to the HTTP target, and the connections that no user owns.
-    pub(crate) const fn links(&self) -> Option<&Links> {
-        self.http.as_ref()
-    }
-
-    /// The way to the WebSocket target.
-    pub(crate) const fn web_socket(&self) -> Option<&Connector> {
-        self.web_socket.as_ref()
-    }
-
-    fn since_start(&self, at: Instant) -> f64 {
-        at.saturating_duration_since(self.start.get()).as_secs_f64()
-    }
-
-    fn user_begins(&self, at: Instant) {
-        self.users.set(self.users.get() + 1);
-        self.users_peak.set(self.users_peak.get().max(self.users.get()));
-        self.running_starts.set(self.running_starts.get() + self.since_start(at));
-    }
-
-    /// A user's load ends with its run or the test, even when its last request takes longer.
-    fn user_ends(&self, began: Instant, until: Instant) {
-        let ended = Instant::now().min(self.end.get()).min(until);
-        self.users.set(self.users.get() - 1);
-        self.running_starts.set(self.running_starts.get() - self.since_start(began));
-        let ran = ended.saturating_duration_since(began).as_secs_f64();
-        self.ended_user_seconds.set(self.ended_user_seconds.get() + ran);
-    }
-
-    fn user_seconds(&self) -> f64 {
-        let now = self.since_start(Instant::now().min(self.end.get()));
-        let running = self.users.get() as f64 * now - self.running_starts.get();
-        self.ended_user_seconds.get() + running.max(0.0)
-    }
-
-    /// Copies the recorder one task at a time, so that no user waits for all of it.
-    async fn copy(&self) -> Copied {
-        let mut tasks = Vec::with_capacity(self.prepared.tasks.len());
-        for index in 0..self.prepared.tasks.len() {
-            tasks.extend(self.tasks.borrow().get(index).cloned());
-            tokio::task::yield_now().await;
-        }
-        Copied {
-            tasks,
-            lag: self.lag.borrow().clone(),
-            loop_lag: self.loop_lag.borrow().clone(),
-            users: self.users.get(),
-            users_peak: self.users_peak.get(),
-            user_seconds: self.user_seconds(),
-            busy: {
-                let (began, ended) = self.cpu.get();
-                ended.unwrap_or_else(cpu::of_this_thread).saturating_sub(began)
-            },
-        }
-    }
-
-    fn stop(&self, grace: Duration) {
-        let now = Instant::now();
-        self.end.set(self.end.get().min(now));
-        self.hard_end.set(self.hard_end.get().min(now + grace));
-        self.pacer.wake_all();
-    }
-
-    /// Makes the load of its users, waits for them, and counts what is still open at the end
-    /// as interrupted. False when a user was lost to a fault of this program.
-    async fn load(self: &Rc<Self>, share: Share, start: Instant) -> bool {
-        let profile = Profile::of(&self.prepared.plan.load);
-        let mut users = JoinSet::new();
-        let watch = tokio::task::spawn_local(Rc::clone(self).watch_timeouts());
-        // Users that wait for an arrival; of a closed load there are none.
-        let free = Free::default();
-        if self.prepared.plan.load.is_open() {
-            open_model::load(self, &profile, share, start, &mut users, &free).await;
-        } else {
-            closed_model::load(self, &profile, share, start, &mut users).await;
-        }
-        // Load lasts to its end, even when nothing more was wanted before.
-        self.reaches(self.end.get()).await;
-        self.cpu.set((self.cpu.get().0, Some(cpu::of_this_thread())));
-        // Users that were given work a moment ago take it before they can be interrupted at it.
-        tokio::task::yield_now().await;
-        while !users.is_empty() && Instant::now() < self.hard_end.get() {
-            tokio::select! {
-                _ = users.join_next() => {}
-                () = self.pacer.until(self.hard_end.get()) => {}
-            }
-        }
-        watch.abort();
-        // All at once: each takes its time.
-        futures::future::join_all(free.take().iter_mut().map(|user| user.leave(self))).await;
-        let now = Instant::now();
-        for flight in self.flights.borrow().iter() {
-            let Some((task, planned)) = flight.open() else { continue };
-            let Some(prepared) = self.prepared.tasks.get(task) else { continue };
-            let sample = flight.sample(&prepared.kind, Outcome::Interrupted, planned, now);
-            self.keep(task, Outcome::Interrupted, &sample);
-            self.record(task, |recorder| {
-                flight.take_opened().iter().for_each(|opened| recorder.opened(opened));
-                flight.awaiting(now).into_iter().for_each(|age| recorder.round_trip(age));
-                recorder.record(Outcome::Interrupted, &sample);
-            });
-        }
-        if let Some(raw) = &self.raw {
-            raw.borrow_mut().flush(self.start.get());
-        }
-        users.shutdown().await;
-        !self.lost_user.get()
-    }
-
-    /// Looks for requests that take too long, a twentieth of the shortest timeout late at most.
-    async fn watch_timeouts(self: Rc<Self>) {
-        let Timeouts { connect, first_byte } = self.prepared.plan.target.timeouts;
-        let parts = [connect, first_byte].into_iter().flatten().map(loadtest_core::Duration::std);
-        let shortest = self.prepared.tasks.iter().map(|task| task.timeout).chain(parts).min();
-        let every = (shortest.unwrap_or_default() / 20).clamp(SHORTEST_LOOK, LONGEST_LOOK);
-        loop {
-            let due = Instant::now() + every;
-            self.pacer.until(due).await;
-            let now = Instant::now();
-            // Nobody waits for this but the thread itself: later than due, it was kept.
-            self.loop_lag.borrow_mut().record(nanos(now.saturating_duration_since(due)));
-            for flight in self.flights.borrow().iter() {
-                flight.look(now);
-            }
-        }
-    }
-
-    /// The open request of a new user.
-    pub(crate) fn new_flight(&self) -> Rc<Flight> {
-        let flight = Rc::new(Flight::new(self.prepared.plan.target.timeouts));
-        self.flights.borrow_mut().push(Rc::clone(&flight));
-        flight
-    }
-
-    /// Waits until a moment or the end of the load; false when that came first.
-    pub(crate) async fn reaches(&self, at: Instant) -> bool {
-        loop {
-            let now = Instant::now();
-            if now >= self.end.get() {
-                return false;
-            }
-            if now >= at {
-                return true;
-            }
-            self.pacer.until(at.min(self.end.get())).await;
-        }
-    }
-}
-
-/// What of a test's load one worker makes: every `step`-th of its users and arrivals.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Share {
-    pub(crate) first: u64,
-    pub(crate) step: u64,
-}
-
-/// Counts a user for as long as it runs, even when it is aborted.
-#[derive(Debug)]
-pub(crate) struct Running<'a> {
-    worker: &'a Worker,
-    began: Instant,
-    until: Instant,
-}
-
-impl<'a> Running<'a> {
-    pub(crate) fn new(worker: &'a Worker, began: Instant, until: Instant) -> Self {
-        worker.user_begins(began);
-        Self { worker, began, until }
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.worker.lost_user.set(true);
-        }
-        self.worker.user_ends(self.began, self.until);
-    }
-}
-
-/// Runs a worker on the calling thread until its orders end.
+/// Runs a load thread on the calling thread until the channel of its commands closes.
 ///
-/// `ending` is let go when its numbers are final.
+/// `completion` is dropped when the measurements are final.
 ///
 /// # Errors
 /// When the system refuses a runtime or a timer.
-pub(crate) fn run(
-    prepared: Arc<Prepared>,
-    share: Share,
-    raw: Option<RawRecorder>,
-    mut orders: mpsc::UnboundedReceiver<Order>,
-    ending: Ending,
+pub(crate) fn run_thread(
+    prepared: Arc<PreparedPlan>,
+    partition: Partition,
+    request_log: Option<RequestLogSender>,
+    mut commands: mpsc::UnboundedReceiver<ThreadCommand>,
+    completion: CompletionGuard,
 ) -> io::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build_local(LocalOptions::default())?;
     runtime.block_on(async move {
-        let worker = Worker::new(prepared, raw)?;
-        let driver = Rc::clone(&worker.pacer);
-        tokio::task::spawn_local(async move { driver.drive().await });
-        let mut start = Some(ending);
-        while let Some(order) = orders.recv().await {
-            match order {
-                Order::Start(at) => {
-                    let Some(ending) = start.take() else { continue };
-                    let plan = &worker.prepared.plan;
-                    worker.start.set(at);
-                    worker.cpu.set((cpu::of_this_thread(), None));
-                    worker.end.set(at + plan.load.length().std());
-                    worker.hard_end.set(worker.end.get() + plan.load.graceful_stop.std());
-                    let worker = Rc::clone(&worker);
+        let state = ThreadState::new(prepared, request_log)?;
+        let timer = Rc::clone(&state.timer);
+        tokio::task::spawn_local(async move { timer.drive().await });
+        let mut completion = Some(completion);
+        while let Some(command) = commands.recv().await {
+            match command {
+                ThreadCommand::Start(at) => {
+                    let Some(completion) = completion.take() else { continue };
+                    state.begin_load(at);
+                    let state = Rc::clone(&state);
                     tokio::task::spawn_local(async move {
-                        if worker.load(share, at).await {
-                            ending.whole();
+                        if run_load(&state, partition, at).await {
+                            completion.complete();
                         }
                     });
                 }
-                Order::Stop(grace) => worker.stop(grace),
-                Order::Scrape(answer) => {
-                    // Who asked may be gone by now.
-                    let _ = answer.send(worker.copy().await);
+                ThreadCommand::Stop(grace) => state.stop_load(grace),
+                ThreadCommand::Snapshot(reply) => {
+                    // The receiver may be gone by now.
+                    let _ = reply.send(state.take_snapshot().await);
                 }
             }
         }
         Ok(())
     })
+}
+
+/// Runs the load of this thread, waits for its users, and records requests that are still in
+/// flight after the grace period as interrupted.
+///
+/// Returns false when a user panicked.
+async fn run_load(state: &Rc<ThreadState>, partition: Partition, start: Instant) -> bool {
+    let profile = Profile::of(&state.prepared.plan.load);
+    let mut users = JoinSet::new();
+    let watch = tokio::task::spawn_local(watch_timeouts(Rc::clone(state)));
+    // The closed model has no idle users.
+    let idle_users = IdleUsers::default();
+    if state.prepared.plan.load.is_open() {
+        open_model::run(state, &profile, partition, start, &mut users, &idle_users).await;
+    } else {
+        closed_model::run(state, &profile, partition, start, &mut users).await;
+    }
+    // The load lasts to its end, even when the profile starts nothing more before it.
+    state.sleep_until(state.load_end()).await;
+    state.stop_cpu_clock();
+    // A user that was woken a moment ago starts its request before it can be interrupted.
+    tokio::task::yield_now().await;
+    while !users.is_empty() && Instant::now() < state.grace_deadline() {
+        tokio::select! {
+            _ = users.join_next() => {}
+            () = state.timer.sleep_until(state.grace_deadline()) => {}
+        }
+    }
+    watch.abort();
+    // Sessions of all users are closed at the same time, because each close may take a while.
+    futures::future::join_all(idle_users.take().iter_mut().map(|user| user.close_sessions(state)))
+        .await;
+    state.record_interrupted(Instant::now());
+    state.flush_request_log();
+    users.shutdown().await;
+    !state.has_user_panicked()
+}
+
+/// Checks the deadlines of requests in flight, at most a twentieth of the shortest timeout late.
+async fn watch_timeouts(state: Rc<ThreadState>) {
+    let Timeouts { connect, first_byte } = state.prepared.plan.target.timeouts;
+    let phases = [connect, first_byte].into_iter().flatten().map(loadtest_core::Duration::std);
+    let shortest = state.prepared.tasks.iter().map(|task| task.timeout).chain(phases).min();
+    let interval =
+        (shortest.unwrap_or_default() / 20).clamp(MIN_CHECK_INTERVAL, MAX_CHECK_INTERVAL);
+    loop {
+        let due = Instant::now() + interval;
+        state.timer.sleep_until(due).await;
+        let now = Instant::now();
+        // Only this thread can delay the wake-up, so the delay is the event loop lag.
+        state.record_loop_lag(now.saturating_duration_since(due));
+        state.check_deadlines(now);
+    }
 }

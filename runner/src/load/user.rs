@@ -1,6 +1,7 @@
-//! One virtual user: what it keeps between its requests, and one request from plan to record.
+//! One virtual user: its state between requests, and one request from its plan to its record.
 
 use std::{
+    cell::RefCell,
     future::poll_fn,
     rc::Rc,
     task::Poll,
@@ -12,124 +13,151 @@ use loadtest_core::{metrics::Outcome, mix::Choices};
 
 use crate::{
     failure::{ErrorKind, Failure},
-    load::thread::Worker,
-    measure::in_flight::Flight,
-    prepare::{PreparedKind, PreparedTask},
+    load::state::ThreadState,
+    measure::in_flight::InFlightRequest,
+    prepare::plan::{PreparedKind, PreparedTask},
     protocol::{
-        chat::Answer,
-        connection_pool::{Links, Slot},
-        http,
-        websocket::{self, Place},
+        chat::ChatResponse,
+        connection_pool::{ConnectionPool, ConnectionSlot},
+        http::{perform_chat, perform_http},
+        websocket::{SessionSlot, perform_websocket},
     },
 };
 
-/// What a user keeps between its requests.
+/// Users that wait for an arrival. The user that was used last is the next one, because its
+/// connection is the warmest.
+pub(super) type IdleUsers = Rc<RefCell<Vec<User>>>;
+
+/// Maximum time to write the close frames of a user's sessions.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// The state of a user between its requests.
 #[derive(Debug)]
 pub(crate) struct User {
     pub(crate) choices: Choices,
-    flight: Rc<Flight>,
-    /// Its own HTTP connection, where users have them.
-    slot: Slot,
-    /// Its WebSocket sessions that go on from task to task, by the task's index.
-    places: Vec<(usize, Place)>,
+    in_flight: Rc<InFlightRequest>,
+    /// The user's own HTTP connection. Used with `connections: PerUser`.
+    connection: ConnectionSlot,
+    /// WebSocket sessions that stay open from task to task, by the index of the task.
+    sessions: Vec<(usize, SessionSlot)>,
 }
 
-/// How long a close frame may take to be written.
-const LEAVING: Duration = Duration::from_millis(100);
-
-/// What a request runs on.
-enum Held {
-    Http(Slot),
-    Socket(Place),
+/// The connection or session that a request uses.
+enum Transport {
+    Http(ConnectionSlot),
+    WebSocket(SessionSlot),
 }
 
 impl User {
-    pub(crate) fn new(worker: &Worker, number: u64, flight: Rc<Flight>) -> Self {
-        let choices = worker.prepared.mix.choices_of(number);
-        Self { choices, flight, slot: Slot::default(), places: Vec::new() }
+    pub(super) fn new(state: &ThreadState, number: u64, in_flight: Rc<InFlightRequest>) -> Self {
+        let choices = state.prepared.mix.choices_of(number);
+        Self { choices, in_flight, connection: ConnectionSlot::default(), sessions: Vec::new() }
     }
 
-    fn take(&mut self, links: Option<&Links>, task: usize, kind: &PreparedKind) -> Held {
+    fn checkout_transport(
+        &mut self,
+        pool: Option<&ConnectionPool>,
+        task: usize,
+        kind: &PreparedKind,
+    ) -> Transport {
         match kind {
             PreparedKind::WebSocket(_) => {
-                let kept = self.places.iter().position(|(of, _)| *of == task);
-                Held::Socket(kept.map_or_else(Place::default, |i| self.places.swap_remove(i).1))
+                let kept = self.sessions.iter().position(|(of_task, _)| *of_task == task);
+                Transport::WebSocket(
+                    kept.map_or_else(SessionSlot::default, |i| self.sessions.swap_remove(i).1),
+                )
             }
-            _ => Held::Http(links.map_or_else(Slot::default, |links| links.take(&mut self.slot))),
+            _ => {
+                Transport::Http(pool.map_or_else(ConnectionSlot::default, |pool| {
+                    pool.checkout(&mut self.connection)
+                }))
+            }
         }
     }
 
-    fn give(&mut self, links: Option<&Links>, task: usize, kind: &PreparedKind, held: Held) {
-        match (held, kind, links) {
-            (Held::Socket(place), PreparedKind::WebSocket(socket), _) if socket.keep => {
-                self.places.push((task, place));
+    fn checkin_transport(
+        &mut self,
+        pool: Option<&ConnectionPool>,
+        task: usize,
+        kind: &PreparedKind,
+        transport: Transport,
+    ) {
+        match (transport, kind, pool) {
+            (Transport::WebSocket(session), PreparedKind::WebSocket(prepared), _)
+                if prepared.keep_open =>
+            {
+                self.sessions.push((task, session));
             }
-            (Held::Http(slot), _, Some(links)) => links.give(slot, &mut self.slot),
+            (Transport::Http(slot), _, Some(pool)) => pool.checkin(slot, &mut self.connection),
             _ => {}
         }
     }
 
-    /// Waits until a moment or the end of the load, and sees to its sessions meanwhile; false
-    /// when the end came first.
-    pub(crate) async fn rest(&mut self, worker: &Worker, until: Instant) -> bool {
+    /// Waits until `until`, and answers pings on the user's sessions meanwhile. Returns false when
+    /// the load ends before `until`.
+    pub(super) async fn wait_until(&mut self, state: &ThreadState, until: Instant) -> bool {
         loop {
-            if !self.places.iter().any(|(_, place)| place.is_open()) {
-                return worker.reaches(until).await;
+            if !self.sessions.iter().any(|(_, session)| session.is_open()) {
+                return state.sleep_until(until).await;
             }
-            let places = &mut self.places;
-            let ended = poll_fn(|context| {
-                let mut open = places.iter_mut().filter(|(_, place)| place.is_open());
-                let ended = open.any(|(task, place)| {
-                    let ended = place.poll_idle(context).is_ready();
-                    worker.count(*task, place.take_bytes(), place.take_messages());
-                    ended
+            let sessions = &mut self.sessions;
+            let session_ended = poll_fn(|context| {
+                let mut open = sessions.iter_mut().filter(|(_, session)| session.is_open());
+                let has_ended = open.any(|(task, session)| {
+                    let has_ended = session.poll_idle(context).is_ready();
+                    state.count_traffic(*task, session.take_bytes(), session.take_messages());
+                    has_ended
                 });
-                if ended { Poll::Ready(()) } else { Poll::Pending }
+                if has_ended { Poll::Ready(()) } else { Poll::Pending }
             });
             tokio::select! {
-                reached = worker.reaches(until) => return reached,
-                () = ended => {}
+                reached = state.sleep_until(until) => return reached,
+                () = session_ended => {}
             }
         }
     }
 
-    /// Ends what it kept open, within [`LEAVING`].
-    pub(crate) async fn leave(&mut self, worker: &Worker) {
-        if self.places.is_empty() {
+    /// Closes the user's sessions, within [`CLOSE_TIMEOUT`].
+    pub(super) async fn close_sessions(&mut self, state: &ThreadState) {
+        if self.sessions.is_empty() {
             return;
         }
-        let left = async {
-            for (task, mut place) in std::mem::take(&mut self.places) {
-                if let Some(PreparedTask { kind: PreparedKind::WebSocket(socket), .. }) =
-                    worker.prepared.tasks.get(task)
+        let closed = async {
+            for (task, mut session) in std::mem::take(&mut self.sessions) {
+                if let Some(PreparedTask { kind: PreparedKind::WebSocket(prepared), .. }) =
+                    state.prepared.tasks.get(task)
                 {
-                    place.leave(socket).await;
-                    worker.count(task, place.take_bytes(), place.take_messages());
+                    session.close_kept_session(prepared).await;
+                    state.count_traffic(task, session.take_bytes(), session.take_messages());
                 }
             }
         };
         tokio::select! {
-            () = left => {}
-            // A target that reads nothing must not hold up who comes back.
-            () = worker.pacer.until(Instant::now() + LEAVING) => {}
+            () = closed => {}
+            // A target that reads nothing must not delay the user's next interval.
+            () = state.timer.sleep_until(Instant::now() + CLOSE_TIMEOUT) => {}
         }
     }
 }
 
-/// How what a request ran on is left.
+/// The condition of a transport after a request.
 #[derive(Clone, Copy, Debug, Default)]
-struct Left {
-    /// Nobody knows what comes on it next.
-    broken: bool,
-    /// Nothing came on it since the request was sent, which then took too long.
-    unheard: bool,
+struct TransportCondition {
+    /// The state of the protocol on the connection is unknown.
+    is_broken: bool,
+    /// The request timed out, and the target sent nothing after the request.
+    is_silent: bool,
 }
 
-impl Left {
-    fn by(failure: &Failure, held: &Held, flight: &Flight) -> Self {
-        // What an answer that was not wanted leaves behind is a good connection; no other failure
-        // does. One that was not read to its end is told apart by its connection.
-        let broken = !matches!(
+impl TransportCondition {
+    fn after_failure(
+        failure: &Failure,
+        transport: &Transport,
+        in_flight: &InFlightRequest,
+    ) -> Self {
+        // After a complete but unwanted response the connection is good. After any other failure
+        // it is not. The connection itself knows whether a response was read to its end.
+        let is_broken = !matches!(
             failure.kind,
             ErrorKind::Http(_)
                 | ErrorKind::Redirect
@@ -137,153 +165,167 @@ impl Left {
                 | ErrorKind::CheckHeader
                 | ErrorKind::CheckJson
         );
-        let overdue = matches!(failure.kind, ErrorKind::TimeoutResponse | ErrorKind::TimeoutBody);
-        let last_read = match held {
-            Held::Http(slot) => slot.connection.as_ref().map(|open| open.stamps().last_read.get()),
-            Held::Socket(_) => None,
+        let timed_out = matches!(failure.kind, ErrorKind::TimeoutResponse | ErrorKind::TimeoutBody);
+        let last_read = match transport {
+            Transport::Http(slot) => slot.last_read(),
+            Transport::WebSocket(_) => None,
         };
-        let silent = last_read.zip(flight.sent()).is_some_and(|(read, sent)| read < sent);
-        Self { broken, unheard: overdue && silent }
+        let read_nothing =
+            last_read.zip(in_flight.sent_at()).is_some_and(|(read, sent)| read < sent);
+        Self { is_broken, is_silent: timed_out && read_nothing }
     }
 }
 
-/// What a request runs on while it does: counted even when the load ends before it.
-struct Use<'a> {
-    worker: &'a Worker,
+/// The transport of a request while the request runs. The guard counts the traffic even when the
+/// load ends before the request.
+struct TransportGuard<'a> {
+    state: &'a ThreadState,
     task: usize,
-    held: Held,
+    transport: Transport,
 }
 
-impl Use<'_> {
-    /// The request is over: counts what went over it.
-    fn settle(&mut self, left: Left) {
-        let (bytes, messages) = match &mut self.held {
-            Held::Http(slot) => (slot.settle(left.broken, left.unheard), (0, 0)),
-            Held::Socket(place) => {
-                let counts = (place.take_bytes(), place.take_messages());
-                if left.broken {
-                    place.lose();
+impl TransportGuard<'_> {
+    /// Counts the traffic of a request that has ended.
+    fn release(&mut self, condition: TransportCondition) {
+        let (bytes, messages) = match &mut self.transport {
+            Transport::Http(slot) => {
+                (slot.finish_request(condition.is_broken, condition.is_silent), (0, 0))
+            }
+            Transport::WebSocket(session) => {
+                let counts = (session.take_bytes(), session.take_messages());
+                if condition.is_broken {
+                    session.discard();
                 }
                 counts
             }
         };
-        self.worker.count(self.task, bytes, messages);
+        self.state.count_traffic(self.task, bytes, messages);
     }
 }
 
-impl Drop for Use<'_> {
+impl Drop for TransportGuard<'_> {
     fn drop(&mut self) {
-        self.settle(Left::default());
+        self.release(TransportCondition::default());
     }
 }
 
-/// One request: run it, within its timeout, and record it. How it ended.
-pub(crate) async fn perform(
-    worker: &Worker,
+/// Runs one request within its timeout, records it and returns its outcome.
+pub(super) async fn perform_task(
+    state: &ThreadState,
     user: &mut User,
     task: usize,
     planned: Instant,
 ) -> Outcome {
-    let Some(prepared) = worker.prepared.tasks.get(task) else { return Outcome::Failure };
-    let held = user.take(worker.links(), task, &prepared.kind);
-    let mut running = Use { worker, task, held };
-    let flight = Rc::clone(&user.flight);
-    flight.begin(task, planned, prepared.timeout);
-    // Users that wait hold none.
-    let mut buffer = worker.take_buffer();
-    let exchange = exchange(
-        worker,
+    let Some(prepared) = state.prepared.tasks.get(task) else { return Outcome::Failure };
+    let transport = user.checkout_transport(state.connection_pool(), task, &prepared.kind);
+    let mut guard = TransportGuard { state, task, transport };
+    let in_flight = Rc::clone(&user.in_flight);
+    in_flight.begin_request(task, planned, prepared.timeout);
+    // A user that waits holds no buffer.
+    let mut buffer = state.take_read_buffer();
+    let exchange = run_exchange(
+        state,
         task,
         prepared,
         &mut user.choices,
-        &flight,
-        &mut running.held,
+        &in_flight,
+        &mut guard.transport,
         &mut buffer,
     );
-    let ended = flight.in_time(exchange).await;
-    let (outcome, failure, last, answer) = match ended {
-        Some(Ok((last, answer))) => (Outcome::Success, None, last, answer),
+    let result = in_flight.run_until_deadline(exchange).await;
+    let (outcome, failure, last, response) = match result {
+        Some(Ok((last, response))) => (Outcome::Success, None, last, response),
         Some(Err(failure)) => (Outcome::Failure, Some(failure), Instant::now(), None),
         None => {
-            let kind = flight.part().timeout();
-            let failure = Failure::new(kind, flight.overdue(prepared.timeout));
+            let kind = in_flight.phase().timeout_kind();
+            let failure = Failure::new(kind, in_flight.timeout_message(prepared.timeout));
             (Outcome::Timeout, Some(failure), Instant::now(), None)
         }
     };
-    let left = failure.as_ref().map(|failure| Left::by(failure, &running.held, &flight));
-    worker.give_buffer(buffer);
-    let opened = flight.take_opened();
-    let awaited = flight.awaiting(last).filter(|_| outcome == Outcome::Timeout);
-    let sample = flight.sample(&prepared.kind, outcome, planned, last);
-    worker.keep(task, outcome, &sample);
-    worker.record(task, |recorder| {
-        opened.iter().for_each(|opened| recorder.opened(opened));
-        recorder.record(outcome, &sample);
-        let each = answer.and_then(|answer| answer.each);
-        if let Some(answer) = answer {
-            recorder.tokens(&answer.tokens, each);
+    let condition = failure
+        .as_ref()
+        .map(|failure| TransportCondition::after_failure(failure, &guard.transport, &in_flight));
+    state.return_read_buffer(buffer);
+    let opened = in_flight.take_opened_connections();
+    let waited = in_flight.round_trip_age(last).filter(|_| outcome == Outcome::Timeout);
+    let times = in_flight.request_times(&prepared.kind, outcome, planned, last);
+    state.log_request(task, outcome, &times);
+    state.with_recorder(task, |recorder| {
+        opened.iter().for_each(|opened| recorder.record_connection(opened));
+        recorder.record_request(outcome, &times);
+        let time_per_token = response.and_then(|response| response.time_per_token);
+        if let Some(response) = response {
+            recorder.record_tokens(&response.tokens, time_per_token);
         }
-        if outcome == Outcome::Success && sample.meets(&prepared.goals, each) {
-            recorder.good();
+        if outcome == Outcome::Success && times.meets_goals(&prepared.goals, time_per_token) {
+            recorder.count_good_request();
         }
-        // Replies that never came took at least so long.
-        if let Some(age) = awaited {
-            recorder.round_trip(age);
+        // Replies that never came took at least this long.
+        if let Some(age) = waited {
+            recorder.record_round_trip(age);
         }
         if let Some(failure) = failure {
-            recorder.fail(failure);
+            recorder.record_failure(failure);
         }
     });
-    flight.end();
-    // Only now, when the request is counted: what follows is for the next one.
-    let left = left.unwrap_or_default();
-    if let (Held::Http(slot), Some(links), false) = (&mut running.held, worker.links(), left.broken)
+    in_flight.end_request();
+    // The request is counted. The rest prepares the connection for the next request.
+    let condition = condition.unwrap_or_default();
+    if let (Transport::Http(slot), Some(pool), false) =
+        (&mut guard.transport, state.connection_pool(), condition.is_broken)
     {
-        links.outlive(slot, &worker.pacer).await;
+        pool.await_remote_close(slot, &state.timer).await;
     }
-    running.settle(left);
-    let held = std::mem::replace(&mut running.held, Held::Http(Slot::default()));
-    drop(running);
-    user.give(worker.links(), task, &prepared.kind, held);
+    guard.release(condition);
+    let transport =
+        std::mem::replace(&mut guard.transport, Transport::Http(ConnectionSlot::default()));
+    drop(guard);
+    user.checkin_transport(state.connection_pool(), task, &prepared.kind, transport);
     outcome
 }
 
-/// Runs a request; the moment its last byte was read and, of a chat, what it holds.
-async fn exchange(
-    worker: &Worker,
+/// Runs a request. Returns the time of its last byte and, for a chat, the response.
+async fn run_exchange(
+    state: &ThreadState,
     task: usize,
     prepared: &PreparedTask,
     choices: &mut Choices,
-    flight: &Flight,
-    held: &mut Held,
+    in_flight: &InFlightRequest,
+    transport: &mut Transport,
     buffer: &mut BytesMut,
-) -> Result<(Instant, Option<Answer>), Failure> {
+) -> Result<(Instant, Option<ChatResponse>), Failure> {
     let missing = |what| Failure::new(ErrorKind::Connect, format!("no {what}"));
-    match (&prepared.kind, held) {
-        (PreparedKind::Http(request), Held::Http(slot)) => {
-            let links = worker.links().ok_or_else(|| missing("target.http"))?;
-            let last = http::request(slot, links, request, buffer, flight).await?;
+    match (&prepared.kind, transport) {
+        (PreparedKind::Http(request), Transport::Http(slot)) => {
+            let pool = state.connection_pool().ok_or_else(|| missing("target.http"))?;
+            let last = perform_http(slot, pool, request, buffer, in_flight).await?;
             Ok((last, None))
         }
-        (PreparedKind::Chat(chat), Held::Http(slot)) => {
-            let links = worker.links().ok_or_else(|| missing("target.http"))?;
+        (PreparedKind::Chat(chat), Transport::Http(slot)) => {
+            let pool = state.connection_pool().ok_or_else(|| missing("target.http"))?;
             let body = choices.pick(chat.requests.len());
-            let gap = |gap| worker.record(task, |recorder| recorder.token_gap(gap));
-            // Its state is large next to that of a request, and costs little next to its answer.
-            let run = http::chat(slot, links, chat, body, buffer, flight, gap);
-            let (last, answer) = Box::pin(run).await?;
-            Ok((last, Some(answer)))
+            let on_token_gap =
+                |gap| state.with_recorder(task, |recorder| recorder.record_token_gap(gap));
+            // The future is boxed because its state is large beside that of a plain request. The
+            // allocation costs little beside a chat response.
+            let run = perform_chat(slot, pool, chat, body, buffer, in_flight, on_token_gap);
+            let (last, response) = Box::pin(run).await?;
+            Ok((last, Some(response)))
         }
-        (PreparedKind::WebSocket(socket), Held::Socket(place)) => {
-            let connector = worker.web_socket().ok_or_else(|| missing("target.webSocket"))?;
-            let round_trip = |time: Duration| {
-                worker.record(task, |recorder| recorder.round_trip(time));
+        (PreparedKind::WebSocket(prepared), Transport::WebSocket(session)) => {
+            let connector =
+                state.websocket_connector().ok_or_else(|| missing("target.webSocket"))?;
+            let on_round_trip = |time: Duration| {
+                state.with_recorder(task, |recorder| recorder.record_round_trip(time));
             };
-            // Its handshake's state is large, and most users never have one.
-            let run = websocket::task(place, connector, socket, flight, round_trip);
+            // The future is boxed because the state of a handshake is large, and most users never
+            // run one.
+            let run = perform_websocket(session, connector, prepared, in_flight, on_round_trip);
             Ok((Box::pin(run).await?, None))
         }
-        // Each kind takes what it runs on.
-        (_, Held::Http(_) | Held::Socket(_)) => Err(missing("connection for this task")),
+        // `checkout_transport` returns the transport that fits the kind of task.
+        (_, Transport::Http(_) | Transport::WebSocket(_)) => {
+            Err(missing("connection for this task"))
+        }
     }
 }
