@@ -1,5 +1,5 @@
-//! A target that knows exactly what happened to it: when each request came, and when it was
-//! answered. On a thread of its own, with this crate's own clock.
+//! An HTTP target that records when each request arrived and when its response was sent. It runs
+//! on a thread of its own and uses the timer of this crate.
 
 use std::{
     cell::RefCell,
@@ -16,117 +16,120 @@ use tokio::{
     sync::oneshot,
 };
 
-use crate::timer::Pacer;
+use crate::timer::PreciseTimer;
 
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
-/// When answers are given.
+/// When the target responds.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Script {
+pub(crate) enum ResponseTiming {
     /// At once.
-    AtOnce,
-    /// So long after each request.
-    After(Duration),
-    /// At once, but not between two moments: what comes then waits for the second.
+    Immediate,
+    /// This long after each request.
+    Delayed(Duration),
+    /// At once, except between two moments: a request that arrives between them gets its response
+    /// at the second.
     Frozen(Instant, Instant),
 }
 
 /// One request, as the target saw it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Seen {
+pub(crate) struct ObservedRequest {
     pub(crate) arrived: Instant,
-    pub(crate) answered: Instant,
+    pub(crate) responded: Instant,
 }
 
-/// A running oracle.
+/// A running target.
 #[derive(Debug)]
-pub(crate) struct Oracle {
+pub(crate) struct LoopbackTarget {
     pub(crate) address: SocketAddr,
     stop: oneshot::Sender<()>,
-    thread: thread::JoinHandle<io::Result<Vec<Seen>>>,
+    thread: thread::JoinHandle<io::Result<Vec<ObservedRequest>>>,
 }
 
-impl Oracle {
-    /// Starts one on a free port.
+impl LoopbackTarget {
+    /// Starts a target on a free port.
     ///
     /// # Errors
     /// When the system refuses a thread or a socket.
-    pub(crate) fn start(script: Script) -> io::Result<Self> {
+    pub(crate) fn start(timing: ResponseTiming) -> io::Result<Self> {
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
-        let thread = thread::Builder::new().name("oracle".into()).spawn(move || {
+        let thread = thread::Builder::new().name("loopback-target".into()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let local = tokio::task::LocalSet::new();
-            local.block_on(&runtime, serve(listener, script, stopped))
+            local.block_on(&runtime, serve_connections(listener, timing, stopped))
         })?;
         Ok(Self { address, stop, thread })
     }
 
-    /// Ends it; all it has seen, in the order in which requests came.
+    /// Stops the target. Returns all requests in the order of their arrival.
     ///
     /// # Errors
-    /// When it could not run.
-    pub(crate) fn finish(self) -> io::Result<Vec<Seen>> {
-        // One that failed has ended by itself.
+    /// When the target could not run.
+    pub(crate) fn finish(self) -> io::Result<Vec<ObservedRequest>> {
+        // A target that failed has stopped already.
         let _ = self.stop.send(());
-        let seen = self.thread.join().map_err(|_| io::Error::other("the oracle panicked"))?;
-        seen.map(|mut seen| {
-            seen.sort_by_key(|one| one.arrived);
-            seen
+        let requests = self.thread.join();
+        let requests = requests.map_err(|_| io::Error::other("the loopback target panicked"))?;
+        requests.map(|mut requests| {
+            requests.sort_by_key(|request| request.arrived);
+            requests
         })
     }
 }
 
-async fn serve(
+async fn serve_connections(
     listener: std::net::TcpListener,
-    script: Script,
+    timing: ResponseTiming,
     mut stopped: oneshot::Receiver<()>,
-) -> io::Result<Vec<Seen>> {
+) -> io::Result<Vec<ObservedRequest>> {
     let listener = TcpListener::from_std(listener)?;
-    let pacer = Pacer::new()?;
-    let driver = Rc::clone(&pacer);
+    let timer = PreciseTimer::new()?;
+    let driver = Rc::clone(&timer);
     tokio::task::spawn_local(async move { driver.drive().await });
-    let seen: Rc<RefCell<Vec<Seen>>> = Rc::default();
+    let requests: Rc<RefCell<Vec<ObservedRequest>>> = Rc::default();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let (socket, _) = accepted?;
-                let (pacer, seen) = (Rc::clone(&pacer), Rc::clone(&seen));
+                let (timer, requests) = (Rc::clone(&timer), Rc::clone(&requests));
                 tokio::task::spawn_local(async move {
-                    // A client that leaves is not the oracle's failure.
-                    let _ = answer(socket, script, &pacer, &seen).await;
+                    // A client that disconnects is not a failure of the target.
+                    let _ = serve_connection(socket, timing, &timer, &requests).await;
                 });
             }
-            _ = &mut stopped => return Ok(seen.take()),
+            _ = &mut stopped => return Ok(requests.take()),
         }
     }
 }
 
-/// Answers the requests of one connection: GETs, each within one read.
-async fn answer(
+/// Responds to the requests of one connection. Each request must arrive within one read.
+async fn serve_connection(
     mut socket: TcpStream,
-    script: Script,
-    pacer: &Pacer,
-    seen: &RefCell<Vec<Seen>>,
+    timing: ResponseTiming,
+    timer: &PreciseTimer,
+    requests: &RefCell<Vec<ObservedRequest>>,
 ) -> io::Result<()> {
     socket.set_nodelay(true)?;
     let mut request = [0; 4096];
     while socket.read(&mut request).await? > 0 {
         let arrived = Instant::now();
-        let due = match script {
-            Script::After(time) => arrived + time,
-            Script::Frozen(from, until) if (from..until).contains(&arrived) => until,
-            Script::AtOnce | Script::Frozen(..) => arrived,
+        let due = match timing {
+            ResponseTiming::Delayed(time) => arrived + time,
+            ResponseTiming::Frozen(from, until) if (from..until).contains(&arrived) => until,
+            ResponseTiming::Immediate | ResponseTiming::Frozen(..) => arrived,
         };
         while Instant::now() < due {
-            pacer.until(due).await;
+            timer.sleep_until(due).await;
         }
-        // Before the write, which wakes the client: after it, this thread may have to wait.
-        let answered = Instant::now();
-        socket.write_all(ANSWER).await?;
-        seen.borrow_mut().push(Seen { arrived, answered });
+        // The time is taken before the write: the write wakes the client, and this thread may have
+        // to wait for a CPU after it.
+        let responded = Instant::now();
+        socket.write_all(RESPONSE).await?;
+        requests.borrow_mut().push(ObservedRequest { arrived, responded });
     }
     Ok(())
 }
