@@ -1,7 +1,8 @@
-//! Before there is any load: does this machine let the runner make it?
+//! The preflight check: compares the limits of this machine with the needs of the load, before the
+//! load starts.
 //!
-//! What would else come as failed requests halfway up the ramp, and be taken for the target's,
-//! is told at once, with what to change.
+//! Without it, a limit shows only as failed requests during the ramp, and the failures look like
+//! those of the target. The preflight reports each problem with its remedy.
 
 use std::{fs, net::ToSocketAddrs};
 
@@ -14,87 +15,80 @@ use loadtest_core::{
 
 use crate::{
     machine::{limits, memory},
-    prepare::{Endpoint, Prepared},
-    selftest,
+    prepare::{endpoint::Endpoint, plan::PreparedPlan},
 };
 
-/// Files that a process needs besides its connections: listeners, timers, its metrics' readers.
+/// Number of open files that a process needs besides its connections: listeners, timers, scrapes.
 const SPARE_FILES: u64 = 100;
 
-/// What this machine allows.
+/// The limits of this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Files that this process may have open; `None` for any number.
+    /// Maximum number of open files of this process. `None` without a limit.
     pub files: Option<u64>,
-    /// Local ports for connections to one address and port.
+    /// Number of local ports for connections to one address and port.
     pub ports: u64,
-    /// Bytes of memory that this container may have; `None` for what there is.
+    /// Memory limit of this container in bytes. `None` without a limit.
     pub memory: Option<u64>,
 }
 
-/// Gets this process ready for load: as many open files as it may have, its program in memory,
-/// and run once.
-pub fn make_ready() {
-    limits::raise_file_limit();
-    memory::warm_up();
-    if let Err(error) = selftest::rehearse() {
-        tracing::warn!(%error, "no rehearsal: the first requests may be late");
-    }
-}
-
 impl Limits {
-    /// Reads them.
+    /// Reads the limits.
     pub fn of_this_machine() -> Self {
         let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
-        let mut ends = range.iter().flat_map(|text| text.split_whitespace()).map(str::parse::<u64>);
-        let ports = match (ends.next(), ends.next()) {
+        let mut bounds =
+            range.iter().flat_map(|text| text.split_whitespace()).map(str::parse::<u64>);
+        let ports = match (bounds.next(), bounds.next()) {
             (Some(Ok(low)), Some(Ok(high))) if low <= high => high - low + 1,
-            // A system that does not say has most of the 65,536.
+            // Used when the system does not report its range: most of the 65,536 ports.
             _ => 60_000,
         };
-        Self { files: limits::file_limit(), ports, memory: memory::limit() }
+        Self { files: limits::file_limit(), ports, memory: memory::limit_bytes() }
     }
 }
 
-/// Connections that users need at once, at most.
+/// The users of a runner, and the maximum number of connections that they have open at the same
+/// time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Need {
+struct ConnectionNeed {
     users: u64,
     http: u64,
-    web_socket: u64,
+    websocket: u64,
 }
 
-impl Need {
-    fn of(plan: &Plan, index: u32) -> Self {
+impl ConnectionNeed {
+    fn of_runner(plan: &Plan, index: u32) -> Self {
         // A task of weight 0 is never chosen.
-        let chosen = || plan.scenario.tasks.iter().filter(|task| task.weight > 0);
-        let kinds = || chosen().filter_map(Task::kind);
-        let users = (plan.users_of(index).count() as u64).min(at_once(plan, kinds()));
+        let tasks = || plan.scenario.tasks.iter().filter(|task| task.weight > 0);
+        let kinds = || tasks().filter_map(Task::kind);
+        let users = (plan.users_of(index).count() as u64).min(concurrent_users(plan, kinds()));
         let speaks_http = kinds().any(|kind| !matches!(kind, TaskKind::WebSocket(_)));
         let target = &plan.target;
         let http = match (target.connections, target.http_version) {
             _ if !speaks_http => 0,
             (Reuse::Shared, HttpVersion::Http2) => u64::from(plan.workers),
-            // At the worst all users wait for an answer at once.
+            // In the worst case all users wait for a response at the same time.
             _ => users,
         };
         let sessions = |wanted: Session| {
-            let of =
+            let is_wanted =
                 |kind: &TaskKind<'_>| matches!(kind, TaskKind::WebSocket(w) if w.session == wanted);
-            kinds().filter(of).count() as u64
+            kinds().filter(is_wanted).count() as u64
         };
-        // A user does one thing at a time, and keeps what it has open.
-        let one_at_a_time = sessions(Session::PerTask).min(1);
-        let kept = sessions(Session::PerUser);
-        Self { users, http, web_socket: users * (one_at_a_time + kept) }
+        // A user runs one task at a time, and keeps its sessions open between tasks.
+        let per_task = sessions(Session::PerTask).min(1);
+        let per_user = sessions(Session::PerUser);
+        Self { users, http, websocket: users * (per_task + per_user) }
     }
 }
 
-/// Users of one runner that can have something open at once: of arrivals those that come within
-/// the longest timeout, of users those that start before the end.
-fn at_once<'a>(plan: &Plan, kinds: impl Iterator<Item = TaskKind<'a>>) -> u64 {
+/// Returns how many users of one runner can have a connection open at the same time.
+///
+/// In the open model these are the arrivals within the longest timeout. In the closed model these
+/// are the users that start before the end.
+fn concurrent_users<'a>(plan: &Plan, kinds: impl Iterator<Item = TaskKind<'a>>) -> u64 {
     let load = &plan.load;
-    let most = if load.is_open() {
+    let total = if load.is_open() {
         let stages = load.stages.iter().filter_map(|stage| stage.rate);
         let rate = load.arrival_rate.into_iter().chain(stages).map(Rate::value).fold(0.0, f64::max);
         let timeouts = kinds.map(|kind| match kind {
@@ -114,52 +108,64 @@ fn at_once<'a>(plan: &Plan, kinds: impl Iterator<Item = TaskKind<'a>>) -> u64 {
         clippy::cast_sign_loss,
         reason = "float casts saturate, and no rate is negative"
     )]
-    let of_one = (most / f64::from(plan.runners.max(1))).ceil() as u64;
-    // Shares are even, but for one.
-    of_one.saturating_add(1)
+    let per_runner = (total / f64::from(plan.runners.max(1))).ceil() as u64;
+    // The parts of the runners differ by at most one user.
+    per_runner.saturating_add(1)
 }
 
-/// Everything that would keep a runner from making its load. `both_ends` is true when the
-/// target is in this process too.
-pub fn problems(prepared: &Prepared, index: u32, limits: &Limits, both_ends: bool) -> Vec<String> {
-    let ends = [(&prepared.http, "target.http"), (&prepared.web_socket, "target.webSocket")];
-    let addresses = |which: usize| {
-        let (endpoint, _) = ends[which];
-        endpoint.as_ref().map_or(1, addresses_of)
+/// Returns all problems that would keep a runner from making its load. `target_in_process` is true
+/// when this process also runs the target.
+pub fn find_problems(
+    prepared: &PreparedPlan,
+    index: u32,
+    limits: &Limits,
+    target_in_process: bool,
+) -> Vec<String> {
+    let endpoints = [(&prepared.http, "target.http"), (&prepared.websocket, "target.webSocket")];
+    let address_count = |endpoint_index: usize| {
+        let (endpoint, _) = endpoints[endpoint_index];
+        endpoint.as_ref().map_or(1, count_addresses)
     };
-    judge(&prepared.plan, Need::of(&prepared.plan, index), limits, both_ends, addresses)
+    check_limits(
+        &prepared.plan,
+        ConnectionNeed::of_runner(&prepared.plan, index),
+        limits,
+        target_in_process,
+        address_count,
+    )
 }
 
-/// The addresses behind an endpoint's name; one for a name that is not known.
-fn addresses_of(endpoint: &Endpoint) -> u64 {
+/// Returns the number of addresses of an endpoint. One if the name can't be resolved.
+fn count_addresses(endpoint: &Endpoint) -> u64 {
     let found = (endpoint.host.as_str(), endpoint.port).to_socket_addrs();
     found.map_or(1, |found| found.count() as u64).max(1)
 }
 
-/// Pure, but for `addresses`, asked only where one address is too few.
-fn judge(
+/// Compares needs with limits. `address_count` is called only when one address is not enough.
+fn check_limits(
     plan: &Plan,
-    need: Need,
+    need: ConnectionNeed,
     limits: &Limits,
-    both_ends: bool,
-    addresses: impl Fn(usize) -> u64,
+    target_in_process: bool,
+    address_count: impl Fn(usize) -> u64,
 ) -> Vec<String> {
-    let Need { users, http, web_socket } = need;
+    let ConnectionNeed { users, http, websocket } = need;
     let mut problems = Vec::new();
-    let files = ((http + web_socket) << u32::from(both_ends)) + SPARE_FILES;
+    let files = ((http + websocket) << u32::from(target_in_process)) + SPARE_FILES;
     if let Some(limit) = limits.files.filter(|limit| files > *limit) {
-        let fits = at_most(users, files - SPARE_FILES, limit.saturating_sub(SPARE_FILES));
+        let fits = max_users(users, files - SPARE_FILES, limit.saturating_sub(SPARE_FILES));
         problems.push(format!(
-            "{users} users need {files} open files, this process may have {limit}: use at most {fits} users per runner, or raise the hard limit of open files (ulimit -Hn)"
+            "{users} users need {files} open files, but the limit is {limit}: use at most {fits} users per runner, or raise the hard limit of open files (ulimit -Hn)"
         ));
     }
-    for (which, (name, connections)) in
-        [("target.http", http), ("target.webSocket", web_socket)].into_iter().enumerate()
+    for (endpoint_index, (name, connections)) in
+        [("target.http", http), ("target.webSocket", websocket)].into_iter().enumerate()
     {
-        if connections > limits.ports && connections > limits.ports * addresses(which) {
-            let fits = at_most(users, connections, limits.ports * addresses(which));
+        if connections > limits.ports && connections > limits.ports * address_count(endpoint_index)
+        {
+            let fits = max_users(users, connections, limits.ports * address_count(endpoint_index));
             problems.push(format!(
-                "{users} users need {connections} connections to {name}, there are {} local ports: use at most {fits} users per runner, or a wider net.ipv4.ip_local_port_range",
+                "{users} users need {connections} connections to {name}, but there are only {} local ports: use at most {fits} users per runner, or widen net.ipv4.ip_local_port_range",
                 limits.ports
             ));
         }
@@ -168,24 +174,25 @@ fn judge(
     if let Some(limit) = limits.memory.filter(|limit| bytes > *limit) {
         let mebi = |bytes: u64| bytes.div_ceil(1 << 20);
         problems.push(format!(
-            "{users} users need about {} MiB of memory, the limit is {} MiB: raise runners.resources.limits.memory, or use at most {} users per runner",
+            "{users} users need about {} MiB of memory, but the limit is {} MiB: raise runners.resources.limits.memory, or use at most {} users per runner",
             mebi(bytes),
             mebi(limit),
-            users_within(plan, users, limit)
+            max_users_in_memory(plan, users, limit)
         ));
     }
     problems
 }
 
-/// The most users of whom the memory is within a limit.
-fn users_within(plan: &Plan, users: u64, limit: u64) -> u64 {
-    let none = sizing::memory_bytes(plan, 0);
-    at_most(users, sizing::memory_bytes(plan, users) - none, limit.saturating_sub(none))
+/// Returns the maximum number of users within a memory limit.
+fn max_users_in_memory(plan: &Plan, users: u64, limit: u64) -> u64 {
+    let base = sizing::memory_bytes(plan, 0);
+    max_users(users, sizing::memory_bytes(plan, users) - base, limit.saturating_sub(base))
 }
 
-/// The most users whose needs fit, when those of `users` are `needed`.
-fn at_most(users: u64, needed: u64, there: u64) -> u64 {
-    u64::try_from(u128::from(users) * u128::from(there) / u128::from(needed.max(1))).unwrap_or(0)
+/// Returns the maximum number of users within `available`, when `users` need `needed`.
+fn max_users(users: u64, needed: u64, available: u64) -> u64 {
+    u64::try_from(u128::from(users) * u128::from(available) / u128::from(needed.max(1)))
+        .unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -194,7 +201,7 @@ mod tests {
 
     use super::*;
 
-    const ROOMY: Limits = Limits { files: None, ports: 28_232, memory: None };
+    const NO_LIMITS: Limits = Limits { files: None, ports: 28_232, memory: None };
 
     fn plan(users: u64, target: &str, tasks: &str) -> Plan {
         let spec = format!(
@@ -220,70 +227,73 @@ mod tests {
 
     const HTTP: &str = "{name: a, http: {path: /}}";
     const SOCKET: &str = "{name: b, webSocket: {}}";
-    const KEPT: &str = "{name: c, webSocket: {session: PerUser}}";
+    const KEPT_SOCKET: &str = "{name: c, webSocket: {session: PerUser}}";
 
-    fn told(plan: &Plan, limits: &Limits) -> String {
-        judge(plan, Need::of(plan, 0), limits, false, |_| 1).join("; ")
+    fn problems_of(plan: &Plan, limits: &Limits) -> String {
+        check_limits(plan, ConnectionNeed::of_runner(plan, 0), limits, false, |_| 1).join("; ")
     }
 
     #[test]
-    fn users_need_what_their_tasks_keep_open() {
-        for (target, tasks, http, web_socket) in [
+    fn users_need_connections_for_their_open_tasks() {
+        for (target, tasks, http, websocket) in [
             ("", HTTP, 100, 0),
             ("", SOCKET, 0, 100),
-            ("", &[HTTP, SOCKET, KEPT].join(", "), 100, 200),
+            ("", &[HTTP, SOCKET, KEPT_SOCKET].join(", "), 100, 200),
             (", connections: Shared, httpVersion: HTTP2", HTTP, 2, 0),
             (", connections: Shared", HTTP, 100, 0),
         ] {
-            let need = Need::of(&plan(100, target, tasks), 0);
-            assert_eq!((need.http, need.web_socket), (http, web_socket), "{target} {tasks}");
+            let need = ConnectionNeed::of_runner(&plan(100, target, tasks), 0);
+            assert_eq!((need.http, need.websocket), (http, websocket), "{target} {tasks}");
         }
     }
 
     #[test]
-    fn a_load_that_fits_has_no_problem() {
-        assert_eq!(told(&plan(20_000, "", HTTP), &ROOMY), "");
+    fn a_load_within_the_limits_has_no_problem() {
+        assert_eq!(problems_of(&plan(20_000, "", HTTP), &NO_LIMITS), "");
     }
 
     #[test]
-    fn too_few_files_are_told_with_what_fits() {
-        let limits = Limits { files: Some(1024), ..ROOMY };
-        let told = told(&plan(2000, "", HTTP), &limits);
-        assert!(told.contains("need 2100 open files, this process may have 1024"), "{told}");
-        assert!(told.contains("at most 924 users"), "{told}");
+    fn too_few_files_are_reported_with_the_possible_users() {
+        let limits = Limits { files: Some(1024), ..NO_LIMITS };
+        let problem = problems_of(&plan(2000, "", HTTP), &limits);
+        assert!(problem.contains("need 2100 open files, but the limit is 1024"), "{problem}");
+        assert!(problem.contains("at most 924 users"), "{problem}");
     }
 
     #[test]
-    fn ports_are_counted_for_each_address() {
+    fn ports_are_counted_per_address() {
         let plan = plan(50_000, "", HTTP);
-        assert!(told(&plan, &ROOMY).contains("at most 28232 users"));
-        assert_eq!(judge(&plan, Need::of(&plan, 0), &ROOMY, false, |_| 2), Vec::<String>::new());
+        assert!(problems_of(&plan, &NO_LIMITS).contains("at most 28232 users"));
+        assert_eq!(
+            check_limits(&plan, ConnectionNeed::of_runner(&plan, 0), &NO_LIMITS, false, |_| 2),
+            Vec::<String>::new()
+        );
     }
 
     #[test]
-    fn a_limit_of_memory_that_is_too_small_is_told() {
-        let limits = Limits { memory: Some(64 << 20), ..ROOMY };
-        assert!(told(&plan(10_000, "", HTTP), &limits).contains("the limit is 64 MiB"));
-        assert_eq!(told(&plan(100, "", HTTP), &limits), "");
+    fn a_low_memory_limit_is_reported() {
+        let limits = Limits { memory: Some(64 << 20), ..NO_LIMITS };
+        assert!(problems_of(&plan(10_000, "", HTTP), &limits).contains("the limit is 64 MiB"));
+        assert_eq!(problems_of(&plan(100, "", HTTP), &limits), "");
     }
 
     #[test]
-    fn what_never_happens_is_not_needed() {
+    fn only_users_and_tasks_that_run_need_connections() {
         let mut plan = plan(30_000, "", HTTP);
         plan.load =
             serde_yaml::from_str("{arrivalRate: 100/s, maxUsers: 30000, duration: 1m}").unwrap();
-        assert_eq!(Need::of(&plan, 0).http, 6001);
+        assert_eq!(ConnectionNeed::of_runner(&plan, 0).http, 6001);
         plan.load = serde_yaml::from_str("{users: 30000, spawnRate: 10, duration: 1m}").unwrap();
-        assert_eq!(Need::of(&plan, 0).http, 601);
+        assert_eq!(ConnectionNeed::of_runner(&plan, 0).http, 601);
         plan.scenario.tasks = serde_yaml::from_str(
             "[{name: a, http: {path: /}}, {name: b, weight: 0, webSocket: {}}]",
         )
         .unwrap();
-        assert_eq!(Need::of(&plan, 0).web_socket, 0);
+        assert_eq!(ConnectionNeed::of_runner(&plan, 0).websocket, 0);
     }
 
     #[test]
-    fn a_machine_has_limits() {
+    fn the_limits_of_the_machine_are_read() {
         assert!(Limits::of_this_machine().ports > 100);
     }
 }

@@ -1,4 +1,4 @@
-//! The runner's HTTP side: metrics, probes, and orders that come with the run's token.
+//! The HTTP server of a runner: metrics, probes, and orders that need the token of the run.
 
 use std::{
     io,
@@ -24,70 +24,71 @@ use tokio::{net::TcpListener, sync::watch};
 
 use crate::load::engine::Engine;
 
-/// What the server needs to answer.
+/// The state of the server.
 #[derive(Debug)]
 pub struct Control {
     /// The load.
     pub engine: Engine,
-    /// Who this runner is.
+    /// Identity of this runner.
     pub identity: Identity,
-    /// True once it was told to go.
+    /// True after a release order.
     pub released: watch::Sender<bool>,
 }
 
-/// An order to start, as the operator sends it.
+/// The body of a start order.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StartOrder {
-    /// Seconds left until the start, as of the order's sending.
+    /// Seconds from the sending of the order to the start of the load.
     pub in_seconds: f64,
 }
 
-/// An order to stop.
+/// The body of a stop order.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StopOrder {
-    /// Seconds that open requests may take yet.
+    /// Seconds that requests in flight may still take.
     pub grace_seconds: f64,
 }
 
-/// One error's example, as `/errors` lists them.
+/// An example of an error, as listed at `/errors`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ErrorExample {
-    /// The task.
+    /// Name of the task.
     pub task: String,
-    /// The kind.
+    /// Kind of the error.
     pub kind: String,
-    /// One message.
+    /// Message of the first such error.
     pub message: String,
 }
 
-/// The longest start order taken: a slip in units must not park a runner for a year.
-const LONGEST_LEAD: f64 = 3600.0;
+/// Maximum time before a start and maximum grace period, in seconds. A wrong unit must not block a
+/// runner for a year.
+const MAX_ORDER_SECONDS: f64 = 3600.0;
 
 impl Control {
-    /// Everything measured so far, with who measured it.
-    pub async fn numbers(&self) -> RunnerNumbers {
-        // The state first: numbers taken after "done" are final.
+    /// Returns the metrics measured so far, with the identity and the state of this runner.
+    async fn runner_metrics(&self) -> RunnerNumbers {
+        // The state is read first, so that metrics with the state "done" are final.
         let state = match self.engine.state() {
             RunnerState::Done if *self.released.borrow() => RunnerState::Released,
             state => state,
         };
-        let numbers = self.engine.measured().await.numbers;
+        let numbers = self.engine.snapshot().await.numbers;
         RunnerNumbers { identity: self.identity.clone(), state, numbers }
     }
 
-    /// The exposition in a format.
+    /// Returns the metrics, encoded in a format.
     ///
     /// # Errors
     /// When the encoder refuses a value.
-    pub async fn exposition(&self, format: Format) -> Result<Vec<u8>, std::fmt::Error> {
-        encode(self.numbers().await, self.shown(), format)
+    pub(crate) async fn encode_metrics(&self, format: Format) -> Result<Vec<u8>, std::fmt::Error> {
+        encode(self.runner_metrics().await, self.exposition_options(), format)
     }
 
-    fn shown(&self) -> Shown {
+    fn exposition_options(&self) -> Shown {
         let plan = self.engine.prepared().plan();
-        let names = |wanted: fn(TaskKind<'_>) -> bool| {
+        let task_names = |wanted: fn(TaskKind<'_>) -> bool| {
             let tasks = plan.scenario.tasks.iter();
             tasks
                 .filter(|task| task.kind().is_some_and(wanted))
@@ -96,13 +97,13 @@ impl Control {
         };
         Shown {
             loadtest: plan.name.clone(),
-            chat: names(|kind| matches!(kind, TaskKind::Chat(_))),
-            web_socket: names(|kind| matches!(kind, TaskKind::WebSocket(_))),
+            chat: task_names(|kind| matches!(kind, TaskKind::Chat(_))),
+            web_socket: task_names(|kind| matches!(kind, TaskKind::WebSocket(_))),
             breathe: Some(std::thread::yield_now),
         }
     }
 
-    fn allows(&self, headers: &HeaderMap) -> bool {
+    fn is_authorized(&self, headers: &HeaderMap) -> bool {
         let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = bearer.and_then(|value| value.strip_prefix("Bearer "));
         let expected = &self.engine.prepared().plan().token_sha256;
@@ -110,37 +111,37 @@ impl Control {
     }
 }
 
-/// Listens at an address. IPv6's "any", which takes IPv4 as well, gives way to IPv4's on a machine
-/// without IPv6.
+/// Listens at an address. The IPv6 address `::` also accepts IPv4. On a machine without IPv6,
+/// `0.0.0.0` replaces it.
 ///
 /// # Errors
 /// When the address can't be bound.
-pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+pub(crate) async fn bind_listener(address: SocketAddr) -> io::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
             TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
         }
-        done => done,
+        result => result,
     }
 }
 
-/// The routes of a runner.
+/// Returns the routes of a runner.
 pub fn router(control: Arc<Control>) -> Router {
     Router::new()
-        .route("/metrics", get(metrics))
-        .route("/errors", get(errors))
+        .route("/metrics", get(get_metrics))
+        .route("/errors", get(get_errors))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(|| async { "ok\n" }))
-        .route("/start", post(start))
-        .route("/stop", post(stop))
-        .route("/release", post(release))
+        .route("/start", post(post_start))
+        .route("/stop", post(post_stop))
+        .route("/release", post(post_release))
         .with_state(control)
 }
 
-async fn metrics(State(control): State<Arc<Control>>, headers: HeaderMap) -> Response {
+async fn get_metrics(State(control): State<Arc<Control>>, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
     let format = Format::accepted(accept.unwrap_or_default());
-    match control.exposition(format).await {
+    match control.encode_metrics(format).await {
         Ok(body) => ([(header::CONTENT_TYPE, format.content_type())], body).into_response(),
         Err(error) => {
             tracing::error!(%error, "exposition could not be encoded");
@@ -149,8 +150,8 @@ async fn metrics(State(control): State<Arc<Control>>, headers: HeaderMap) -> Res
     }
 }
 
-async fn errors(State(control): State<Arc<Control>>) -> Json<Vec<ErrorExample>> {
-    let examples = control.engine.measured().await.examples;
+async fn get_errors(State(control): State<Arc<Control>>) -> Json<Vec<ErrorExample>> {
+    let examples = control.engine.snapshot().await.examples;
     let examples = examples
         .into_iter()
         .map(|((task, kind), message)| ErrorExample { task, kind, message })
@@ -158,43 +159,43 @@ async fn errors(State(control): State<Arc<Control>>) -> Json<Vec<ErrorExample>> 
     Json(examples)
 }
 
-fn refused() -> Response {
-    (StatusCode::UNAUTHORIZED, "this order needs the run's token\n").into_response()
+fn unauthorized_response() -> Response {
+    (StatusCode::UNAUTHORIZED, "this order needs the token of the run\n").into_response()
 }
 
-fn seconds(value: f64) -> Option<Duration> {
-    let sane = value.is_finite() && (0.0..=LONGEST_LEAD).contains(&value);
-    sane.then(|| Duration::from_secs_f64(value))
+fn parse_seconds(value: f64) -> Option<Duration> {
+    let is_valid = value.is_finite() && (0.0..=MAX_ORDER_SECONDS).contains(&value);
+    is_valid.then(|| Duration::from_secs_f64(value))
 }
 
-async fn start(
+async fn post_start(
     State(control): State<Arc<Control>>,
     headers: HeaderMap,
     Json(order): Json<StartOrder>,
 ) -> Response {
-    if !control.allows(&headers) {
-        return refused();
+    if !control.is_authorized(&headers) {
+        return unauthorized_response();
     }
-    let Some(lead) = seconds(order.in_seconds) else {
+    let Some(lead) = parse_seconds(order.in_seconds) else {
         let message = format!("inSeconds: {} is not between 0 and 3600\n", order.in_seconds);
         return (StatusCode::BAD_REQUEST, message).into_response();
     };
-    // Sent twice, the first one stands: the second is told so and nothing more.
+    // A repeated start order changes nothing and gets the same response.
     if control.engine.start(Instant::now() + lead) {
         tracing::info!(in_seconds = order.in_seconds, "start ordered");
     }
     StatusCode::NO_CONTENT.into_response()
 }
 
-async fn stop(
+async fn post_stop(
     State(control): State<Arc<Control>>,
     headers: HeaderMap,
     Json(order): Json<StopOrder>,
 ) -> Response {
-    if !control.allows(&headers) {
-        return refused();
+    if !control.is_authorized(&headers) {
+        return unauthorized_response();
     }
-    let Some(grace) = seconds(order.grace_seconds) else {
+    let Some(grace) = parse_seconds(order.grace_seconds) else {
         let message = format!("graceSeconds: {} is not between 0 and 3600\n", order.grace_seconds);
         return (StatusCode::BAD_REQUEST, message).into_response();
     };
@@ -203,9 +204,9 @@ async fn stop(
     StatusCode::NO_CONTENT.into_response()
 }
 
-async fn release(State(control): State<Arc<Control>>, headers: HeaderMap) -> Response {
-    if !control.allows(&headers) {
-        return refused();
+async fn post_release(State(control): State<Arc<Control>>, headers: HeaderMap) -> Response {
+    if !control.is_authorized(&headers) {
+        return unauthorized_response();
     }
     tracing::info!("released");
     control.released.send_replace(true);
