@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use cell0_simulator::Simulator;
 use loadtest_core::{plan::Plan, resource::Tls};
-use loadtest_runner::Measured;
+use loadtest_runner::Snapshot;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -15,7 +15,7 @@ use crate::load::{only, plan, run, simulator};
 
 /// The kinds of error of a short run, with what was told of them.
 async fn kinds_of(plan: Plan) -> BTreeMap<String, String> {
-    let Measured { numbers, examples } = run(plan).await;
+    let Snapshot { numbers, examples } = run(plan).await;
     let task = only(&numbers);
     assert_eq!(task.completed(), task.failures(), "every request fails: {:?}", task.errors);
     let kinds = task.errors.iter().filter(|(_, count)| **count > 0);

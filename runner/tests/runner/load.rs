@@ -11,7 +11,7 @@ use loadtest_core::{
     plan::{Plan, VERSION},
     resource::LoadTestSpec,
 };
-use loadtest_runner::{Engine, Measured, Prepared};
+use loadtest_runner::{Engine, PreparedPlan, Snapshot};
 use serde_json::{Value, json};
 
 pub(crate) const RUN: &str = "run-1";
@@ -48,12 +48,12 @@ pub(crate) fn plan(simulator: &Simulator, users: u32, duration: &str, tasks: &Va
     }
 }
 
-pub(crate) async fn run(plan: Plan) -> Measured {
-    let prepared = Prepared::new(plan, |_| None).unwrap();
+pub(crate) async fn run(plan: Plan) -> Snapshot {
+    let prepared = PreparedPlan::new(plan, |_| None).unwrap();
     let engine = Engine::new(Arc::clone(&prepared), 0).unwrap();
     engine.start(Instant::now());
-    engine.finished().await;
-    engine.measured().await
+    engine.wait_until_finished().await;
+    engine.snapshot().await
 }
 
 /// Requests by outcome: success, failure, timeout, interrupted.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use loadtest_core::metrics::{Format, Identity, RunnerState, decode};
 use loadtest_runner::{
-    Engine, Prepared,
+    Engine, PreparedPlan,
     server::{Control, router},
 };
 use serde_json::json;
@@ -25,7 +25,7 @@ async fn runner() -> Runner {
     let simulator = simulator("{}").await;
     let plan = plan(&simulator, 2, "1s", &json!([{"name": "health", "http": {"path": "/health"}}]));
     let identity = Identity { run: plan.run.clone(), index: 0, pod: "pod".into() };
-    let prepared = Prepared::new(plan, |_| None).unwrap();
+    let prepared = PreparedPlan::new(plan, |_| None).unwrap();
     let engine = Engine::new(prepared, 0).unwrap();
     let control = Arc::new(Control { engine, identity, released: watch::Sender::new(false) });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -92,11 +92,11 @@ async fn a_runner_stopped_before_its_start_is_done_and_never_starts() {
     let runner = runner().await;
     let (status, _) = ask(&runner, "POST /stop", TOKEN, r#"{"graceSeconds": 0}"#).await;
     assert_eq!(status, 204);
-    runner.control.engine.finished().await;
+    runner.control.engine.wait_until_finished().await;
     assert_eq!(runner.control.engine.state(), RunnerState::Done);
     let (status, _) = ask(&runner, "POST /start", TOKEN, r#"{"inSeconds": 0}"#).await;
     assert_eq!(status, 204);
-    let numbers = runner.control.engine.measured().await.numbers;
+    let numbers = runner.control.engine.snapshot().await.numbers;
     assert_eq!((numbers.total().completed(), numbers.users_peak), (0, 0));
 }
 
@@ -107,7 +107,7 @@ async fn a_start_ordered_twice_starts_once() {
         let (status, _) = ask(&runner, "POST /start", TOKEN, r#"{"inSeconds": 0}"#).await;
         assert_eq!(status, 204);
     }
-    runner.control.engine.finished().await;
+    runner.control.engine.wait_until_finished().await;
     let (_, body) = ask(
         &runner,
         "GET /metrics",

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, sync::Arc, time::Instant};
 
 use loadtest_core::metrics::{Numbers, Outcome, judged};
-use loadtest_runner::{COLUMNS, Engine, Prepared, RawRecord};
+use loadtest_runner::{Engine, PreparedPlan, RequestLog};
 use serde_json::json;
 
 use crate::load::{plan, simulator};
@@ -18,8 +18,8 @@ type Line = BTreeMap<&'static str, String>;
 fn lines(path: &std::path::Path) -> Vec<Line> {
     let text = fs::read_to_string(path).unwrap();
     let mut lines = text.lines();
-    assert_eq!(lines.next(), Some(COLUMNS));
-    let columns = || COLUMNS.split(',');
+    assert_eq!(lines.next(), Some(RequestLog::COLUMNS));
+    let columns = || RequestLog::COLUMNS.split(',');
     lines.map(|line| columns().zip(line.split(',').map(str::to_owned)).collect()).collect()
 }
 
@@ -43,22 +43,23 @@ async fn merged_percentiles_are_within_two_per_mille_of_the_raw_record() {
     let folder = tempfile::tempdir().unwrap();
     let mut plan = plan(&simulator, 60, "2s", &tasks);
     plan.runners = 3;
-    let prepared = Prepared::new(plan, |_| None).unwrap();
+    let prepared = PreparedPlan::new(plan, |_| None).unwrap();
     let names = || vec!["health".to_owned(), "chat".to_owned()];
     let start = Instant::now();
     let runners: Vec<_> = (0..3)
         .map(|index| {
             let path = folder.path().join(format!("{index}.csv"));
-            let record = RawRecord::create(&path, names()).unwrap();
-            let engine = Engine::recorded(Arc::clone(&prepared), index, Some(&record)).unwrap();
+            let record = RequestLog::create(&path, names()).unwrap();
+            let engine =
+                Engine::with_request_log(Arc::clone(&prepared), index, Some(&record)).unwrap();
             engine.start(start);
             (path, record, engine)
         })
         .collect();
     let (mut all, mut raw) = (Numbers::default(), Vec::new());
     for (path, record, engine) in runners {
-        engine.finished().await;
-        all.merge(&engine.measured().await.numbers);
+        engine.wait_until_finished().await;
+        all.merge(&engine.snapshot().await.numbers);
         drop(engine);
         let count = record.finish().unwrap();
         let found = lines(&path);
