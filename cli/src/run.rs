@@ -22,7 +22,9 @@ use loadtest_core::{
     summary::summarise,
     timeline::Timeline,
 };
-use loadtest_runner::{Engine, Measured, Prepared, RawRecord, preflight, step_back};
+use loadtest_runner::{
+    Engine, PreparedPlan, RequestLog, Snapshot, lower_priority, preflight, warm_up,
+};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -134,27 +136,27 @@ async fn load(
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
     let plan = plan(test);
-    let prepared = match Prepared::new(plan, |variable| std::env::var(variable).ok()) {
+    let prepared = match PreparedPlan::new(plan, |variable| std::env::var(variable).ok()) {
         Ok(prepared) => prepared,
         Err(error) => {
             say(&format!("loadtest: {}: {error}", arguments.file));
             return Ok(Exit::BadInput);
         }
     };
-    preflight::make_ready();
+    warm_up();
     let limits = preflight::Limits::of_this_machine();
-    let problems = preflight::problems(&prepared, 0, &limits, arguments.simulator);
+    let problems = preflight::find_problems(&prepared, 0, &limits, arguments.simulator);
     anyhow::ensure!(
         problems.is_empty(),
         "this machine can't make the load: {}",
         problems.join("; ")
     );
     let names = prepared.plan().scenario.tasks.iter().map(|task| task.name.clone()).collect();
-    let record = arguments.record.as_ref().map(|path| RawRecord::create(path, names)).transpose();
+    let record = arguments.record.as_ref().map(|path| RequestLog::create(path, names)).transpose();
     let record = record.context("--record: the file can't be written")?;
-    let engine = Engine::recorded(Arc::clone(&prepared), 0, record.as_ref())
+    let engine = Engine::with_request_log(Arc::clone(&prepared), 0, record.as_ref())
         .context("the load can't be started")?;
-    step_back();
+    lower_priority();
     let target = [&test.spec.target.http, &test.spec.target.web_socket];
     let target: Vec<&str> = target.into_iter().flatten().map(String::as_str).collect();
     let (name, load, head) = (&prepared.plan().name, &test.spec.load, render::progress_head());
@@ -163,10 +165,10 @@ async fn load(
     engine.start(Instant::now());
     let mut timeline = Timeline::default();
     let stopped = watch(&engine, test, &mut timeline, out).await?;
-    let Measured { numbers, examples } = engine.measured().await;
+    let Snapshot { numbers, examples } = engine.snapshot().await;
     let lost = engine.state() == RunnerState::CutShort;
     drop(engine);
-    let recorded = record.map(RawRecord::finish).transpose();
+    let recorded = record.map(RequestLog::finish).transpose();
     timeline.look(&test.spec, &numbers);
     let seen = Circumstances {
         cancelled: stopped == Some(Stopped::ByUser),
@@ -213,7 +215,7 @@ async fn watch(
     let mut interrupts = signal(SignalKind::interrupt())?;
     loop {
         tokio::select! {
-            () = engine.finished() => return Ok(stopped),
+            () = engine.wait_until_finished() => return Ok(stopped),
             _ = interrupts.recv() => {
                 if interrupted {
                     anyhow::bail!("interrupted twice: the result is lost");
@@ -225,7 +227,7 @@ async fn watch(
                 engine.stop(STOP_GRACE);
             }
             () = looks.next() => {
-                let numbers = engine.measured().await.numbers;
+                let numbers = engine.snapshot().await.numbers;
                 if let (Some(aborted), None) = (timeline.look(&test.spec, &numbers), &stopped) {
                     say(&format!("{} is {}: stopping", aborted.threshold, aborted.observed));
                     engine.stop(STOP_GRACE.min(test.spec.load.graceful_stop.std()));
@@ -233,7 +235,7 @@ async fn watch(
                 }
             }
             _ = ticks.tick() => {
-                let numbers = engine.measured().await.numbers;
+                let numbers = engine.snapshot().await.numbers;
                 let summary = summarise(&numbers.total(), numbers.elapsed_seconds);
                 let progress = progress(&test.spec, &numbers, 1, numbers.users);
                 // Who reads no further wants the result all the same: see --json.

@@ -1,52 +1,52 @@
-//! Why a request failed: kinds from a closed set, each a metric label.
+//! Kinds of failures. Each kind is a metric label, so the set is closed.
 
 use std::{fmt, io};
 
-/// A kind of failure.
+/// The kind of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ErrorKind {
-    /// The target's name could not be resolved.
+    /// The name of the target could not be resolved.
     Dns,
-    /// No TCP connection.
+    /// The TCP connection failed.
     Connect,
-    /// No local port left for another connection to this target.
+    /// No local port is left for another connection to the target.
     PortExhausted,
     /// This process may not open another socket.
     FileLimit,
-    /// No TLS session.
+    /// The TLS handshake failed.
     Tls,
-    /// Timed out while connecting.
+    /// Timeout while connecting.
     TimeoutConnect,
-    /// Timed out before the answer began.
+    /// Timeout before the response began.
     TimeoutResponse,
-    /// Timed out within the answer.
+    /// Timeout while reading the response.
     TimeoutBody,
-    /// The connection ended before the answer was complete.
+    /// The connection ended before the response was complete.
     Reset,
-    /// An answer with a status that was not expected.
+    /// The response has an unexpected status.
     Http(u16),
-    /// An answer that is not in the protocol.
+    /// The response violates the protocol.
     Protocol,
-    /// A redirect that was not followed: one too many, or out of the target.
+    /// A redirect was not followed: over the limit, or out of the target.
     Redirect,
-    /// A body without what a check wants of it.
+    /// The body of the response failed a check.
     CheckBody,
-    /// A header without what a check wants of it.
+    /// A header of the response failed a check.
     CheckHeader,
-    /// A JSON body without what a check wants of it.
+    /// The JSON body of the response failed a check.
     CheckJson,
-    /// An error event inside a stream.
+    /// A stream held an error event.
     StreamError,
-    /// A stream that ended without its end mark.
+    /// A stream ended without its end mark.
     StreamCut,
-    /// An event of a stream that can't be read.
+    /// A stream held an event that can't be parsed.
     StreamMalformed,
-    /// A WebSocket closed by the target before the session was over.
+    /// The target closed a WebSocket before the end of the session.
     WebSocketClose(u16),
 }
 
 impl ErrorKind {
-    /// Kinds whose series exist at zero from the start.
+    /// Kinds that are exposed from the start, with a count of zero.
     pub const COMMON: [Self; 8] = [
         Self::Dns,
         Self::Connect,
@@ -58,17 +58,30 @@ impl ErrorKind {
         Self::Protocol,
     ];
 
-    /// The kind of a failed connect.
-    pub(crate) fn of_connect(error: &io::Error) -> Self {
+    /// Returns the kind of a failed connect.
+    pub(crate) fn from_connect_error(error: &io::Error) -> Self {
         match error.raw_os_error() {
             Some(24 | 23) => Self::FileLimit,
             _ if error.kind() == io::ErrorKind::AddrNotAvailable => Self::PortExhausted,
             _ => Self::Connect,
         }
     }
+
+    /// Returns the kind of a failed read or write on an open connection.
+    pub(crate) fn from_io_error(error: &io::Error) -> Self {
+        use io::ErrorKind::{
+            BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof,
+        };
+        match error.kind() {
+            BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof => {
+                Self::Reset
+            }
+            _ => Self::Protocol,
+        }
+    }
 }
 
-/// The label's value.
+/// Prints the value of the label.
 impl fmt::Display for ErrorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -98,28 +111,15 @@ impl fmt::Display for ErrorKind {
 /// One failed request.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
-    /// Its kind.
     pub(crate) kind: ErrorKind,
-    /// What happened, for people. Of an answer it holds the target's own error event, and what a
-    /// check has found, cut short and without what sounds like a credential.
+    /// Description for users. Parts of a response appear only as an error event of the target or as
+    /// a value that a check found. They are truncated, and values that look like credentials are
+    /// hidden.
     pub(crate) message: String,
 }
 
 impl Failure {
     pub(crate) fn new(kind: ErrorKind, message: impl fmt::Display) -> Self {
         Self { kind, message: message.to_string() }
-    }
-
-    /// A failed read or write on an open connection.
-    pub(crate) fn kind_of_io(error: &io::Error) -> ErrorKind {
-        use io::ErrorKind::{
-            BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof,
-        };
-        match error.kind() {
-            BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof => {
-                ErrorKind::Reset
-            }
-            _ => ErrorKind::Protocol,
-        }
     }
 }

@@ -1,49 +1,40 @@
 //! The load generator.
 //!
 //! ```text
-//! Plan ─▶ Prepared ─▶ Engine ─▶ worker threads: users ─▶ target
-//!                       │            └ recorder
-//!                       └─▶ Measured ─▶ /metrics, or the CLI
+//! Plan ─▶ PreparedPlan ─▶ Engine ─▶ load threads: users ─▶ target
+//!                           │            └ recorders
+//!                           └─▶ Snapshot ─▶ /metrics, or the CLI
 //! ```
 //!
-//! A worker is one single-threaded runtime with its users and its recorder; nothing on
-//! the way of a request is shared between threads. The `loadtest-runner` binary puts
-//! [`server`] and a life cycle around an [`Engine`]; the CLI runs one in its own process.
+//! A load thread is a single-threaded runtime with its users and its recorders. A request uses
+//! nothing that threads share. The `loadtest-runner` binary adds a [`server`] and a lifecycle to
+//! an [`Engine`]; the CLI runs an engine in its own process.
+//!
+//! Imports between folders go downward only: `process`, `selftest`, `loopback`, `load`,
+//! `protocol`, `measure` and `net`, `prepare`, `machine` and `timer`.
 
-mod body;
-mod chat;
-mod check;
-mod clock;
-mod closed;
-mod connect;
-mod connection;
-mod cpu;
-mod engine;
 mod failure;
-mod flight;
-mod http;
-mod http1;
-mod http2;
-pub mod lifecycle;
-mod limits;
-mod memory;
-mod open;
-mod pacer;
-pub mod preflight;
+mod load;
+mod loopback;
+mod machine;
+mod measure;
+mod net;
 mod prepare;
-mod raw;
-mod record;
+mod process;
+mod protocol;
 pub mod selftest;
-pub mod server;
-mod socket;
-mod upgrade;
-mod user;
-mod web_socket;
-mod wire;
-mod worker;
+mod timer;
 
-pub use engine::{Engine, Measured};
 pub use failure::ErrorKind;
-pub use limits::step_back;
-pub use prepare::{PrepareError, Prepared, RUN_HEADER};
-pub use raw::{COLUMNS, RawRecord};
+pub use load::engine::Engine;
+pub use loopback::run::LoopbackError;
+pub use machine::limits::lower_priority;
+pub use measure::{request_log::RequestLog, snapshot::Snapshot};
+pub use prepare::{error::PrepareError, headers::RUN_HEADER, plan::PreparedPlan};
+pub use process::{
+    preflight,
+    run::{RunError, RunOptions, run_plan},
+    server,
+    termination_message::write_termination_message,
+    warm_up::warm_up,
+};

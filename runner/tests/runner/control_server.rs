@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use loadtest_core::metrics::{Format, Identity, RunnerState, decode};
 use loadtest_runner::{
-    Engine, Prepared,
+    Engine, PreparedPlan,
     server::{Control, router},
 };
 use serde_json::json;
@@ -26,7 +26,7 @@ async fn start_runner() -> Runner {
     let tasks = json!([{"name": "health", "http": {"path": "/health"}}]);
     let plan = build_plan(&simulator, 2, "1s", &tasks);
     let identity = Identity { run: plan.run.clone(), index: 0, pod: "pod".into() };
-    let prepared = Prepared::new(plan, |_| None).unwrap();
+    let prepared = PreparedPlan::new(plan, |_| None).unwrap();
     let engine = Engine::new(prepared, 0).unwrap();
     let control = Arc::new(Control { engine, identity, released: watch::Sender::new(false) });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -94,11 +94,11 @@ async fn runner_stopped_before_its_start_never_starts() {
     let runner = start_runner().await;
     let (status, _) = send(&runner, "POST /stop", TOKEN_HEADER, r#"{"graceSeconds": 0}"#).await;
     assert_eq!(status, 204);
-    runner.control.engine.finished().await;
+    runner.control.engine.wait_until_finished().await;
     assert_eq!(runner.control.engine.state(), RunnerState::Done);
     let (status, _) = send(&runner, "POST /start", TOKEN_HEADER, r#"{"inSeconds": 0}"#).await;
     assert_eq!(status, 204);
-    let metrics = runner.control.engine.measured().await.numbers;
+    let metrics = runner.control.engine.snapshot().await.numbers;
     assert_eq!((metrics.total().completed(), metrics.users_peak), (0, 0));
 }
 
@@ -109,7 +109,7 @@ async fn repeated_start_order_starts_once() {
         let (status, _) = send(&runner, "POST /start", TOKEN_HEADER, r#"{"inSeconds": 0}"#).await;
         assert_eq!(status, 204);
     }
-    runner.control.engine.finished().await;
+    runner.control.engine.wait_until_finished().await;
     let accept = format!("accept: {}\r\n", Format::Protobuf.content_type());
     let (_, body) = send(&runner, "GET /metrics", &accept, "").await;
     let scraped = decode(&body).unwrap();

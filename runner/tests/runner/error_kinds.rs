@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use cell0_simulator::Simulator;
 use loadtest_core::{plan::Plan, resource::Tls};
-use loadtest_runner::Measured;
+use loadtest_runner::Snapshot;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -15,7 +15,7 @@ use crate::harness::{build_plan, only_task, run_plan, start_simulator};
 
 /// Runs a plan and asserts that all requests fail. Returns one message per error kind.
 async fn run_failing_plan(plan: Plan) -> BTreeMap<String, String> {
-    let Measured { numbers, examples } = run_plan(plan).await;
+    let Snapshot { numbers, examples } = run_plan(plan).await;
     let task = only_task(&numbers);
     assert_eq!(task.completed(), task.failures(), "every request must fail: {:?}", task.errors);
     let kinds = task.errors.iter().filter(|(_, count)| **count > 0);

@@ -11,7 +11,7 @@ use loadtest_core::{
     plan::{Plan, VERSION},
     resource::LoadTestSpec,
 };
-use loadtest_runner::{Engine, Measured, Prepared};
+use loadtest_runner::{Engine, Snapshot, PreparedPlan};
 use serde_json::{Value, json};
 
 /// Run UID of every plan that [`build_plan`] returns.
@@ -51,12 +51,12 @@ pub(crate) fn build_plan(simulator: &Simulator, users: u32, duration: &str, task
 }
 
 /// Runs the load of a plan to its end and returns the final metrics.
-pub(crate) async fn run_plan(plan: Plan) -> Measured {
-    let prepared = Prepared::new(plan, |_| None).unwrap();
+pub(crate) async fn run_plan(plan: Plan) -> Snapshot {
+    let prepared = PreparedPlan::new(plan, |_| None).unwrap();
     let engine = Engine::new(Arc::clone(&prepared), 0).unwrap();
     engine.start(Instant::now());
-    engine.finished().await;
-    engine.measured().await
+    engine.wait_until_finished().await;
+    engine.snapshot().await
 }
 
 /// Returns the number of requests per outcome: success, failure, timeout, interrupted.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use loadtest_core::plan::{Plan, header_variable};
-use loadtest_runner::{Engine, Prepared};
+use loadtest_runner::{Engine, PreparedPlan};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -48,11 +48,11 @@ async fn first_request(mut task_spec: Value, edit: impl FnOnce(&mut Plan)) -> St
     plan.target.http = Some(url);
     edit(&mut plan);
     let secret = |variable: &str| (variable == header_variable(0)).then(|| "s3cr3t\n".into());
-    let prepared = Prepared::new(plan, secret).unwrap();
+    let prepared = PreparedPlan::new(plan, secret).unwrap();
     let engine = Engine::new(prepared, 0).unwrap();
     engine.start(std::time::Instant::now());
-    engine.finished().await;
-    let metrics = engine.measured().await.numbers;
+    engine.wait_until_finished().await;
+    let metrics = engine.snapshot().await.numbers;
     assert_eq!(only_task(&metrics).failures(), 0, "{metrics:?}");
     requests.lock().unwrap()[0].clone()
 }
@@ -118,7 +118,7 @@ async fn invalid_port_never_becomes_the_default_port() {
     for url in ["http://127.0.0.1:188000", "http://127.0.0.1:18800o", "http://127.0.0.1:"] {
         let mut plan = build_plan(&simulator, 1, "1s", &task);
         plan.target.http = Some(url.into());
-        let error = Prepared::new(plan, |_| None).unwrap_err().to_string();
+        let error = PreparedPlan::new(plan, |_| None).unwrap_err().to_string();
         assert!(error.contains("target.http") && error.contains(url), "{error}");
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, sync::Arc, time::Instant};
 
 use loadtest_core::metrics::{Numbers, Outcome, judged};
-use loadtest_runner::{COLUMNS, Engine, Prepared, RawRecord};
+use loadtest_runner::{RequestLog::COLUMNS, Engine, PreparedPlan, RequestLog};
 use serde_json::json;
 
 use crate::harness::{build_plan, start_simulator};
@@ -18,8 +18,8 @@ type Line = BTreeMap<&'static str, String>;
 fn read_lines(path: &std::path::Path) -> Vec<Line> {
     let text = fs::read_to_string(path).unwrap();
     let mut lines = text.lines();
-    assert_eq!(lines.next(), Some(COLUMNS));
-    let columns = || COLUMNS.split(',');
+    assert_eq!(lines.next(), Some(RequestLog::COLUMNS));
+    let columns = || RequestLog::COLUMNS.split(',');
     lines.map(|line| columns().zip(line.split(',').map(str::to_owned)).collect()).collect()
 }
 
@@ -43,22 +43,22 @@ async fn merged_percentiles_match_the_request_logs_within_0_2_percent() {
     let folder = tempfile::tempdir().unwrap();
     let mut plan = build_plan(&simulator, 60, "2s", &tasks);
     plan.runners = 3;
-    let prepared = Prepared::new(plan, |_| None).unwrap();
+    let prepared = PreparedPlan::new(plan, |_| None).unwrap();
     let names = || vec!["health".to_owned(), "chat".to_owned()];
     let start = Instant::now();
     let runners: Vec<_> = (0..3)
         .map(|index| {
             let path = folder.path().join(format!("{index}.csv"));
-            let log = RawRecord::create(&path, names()).unwrap();
-            let engine = Engine::recorded(Arc::clone(&prepared), index, Some(&log)).unwrap();
+            let log = RequestLog::create(&path, names()).unwrap();
+            let engine = Engine::with_request_log(Arc::clone(&prepared), index, Some(&log)).unwrap();
             engine.start(start);
             (path, log, engine)
         })
         .collect();
     let (mut merged, mut logged) = (Numbers::default(), Vec::new());
     for (path, log, engine) in runners {
-        engine.finished().await;
-        merged.merge(&engine.measured().await.numbers);
+        engine.wait_until_finished().await;
+        merged.merge(&engine.snapshot().await.numbers);
         drop(engine);
         let count = log.finish().unwrap();
         let lines = read_lines(&path);

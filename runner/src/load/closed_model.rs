@@ -1,0 +1,91 @@
+//! The closed model: each user waits for a response before its next request, and runs when the
+//! load profile says.
+
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use loadtest_core::{metrics::Outcome, profile::Profile};
+use tokio::task::JoinSet;
+
+use crate::load::{
+    partition::Partition,
+    state::{ActiveUser, ThreadState},
+    user::{User, perform_task},
+};
+
+/// Starts the users of a load thread one after another, each at its first active interval.
+pub(super) async fn run(
+    state: &Rc<ThreadState>,
+    profile: &Profile,
+    partition: Partition,
+    start: Instant,
+    users: &mut JoinSet<()>,
+) {
+    let peak = u64::try_from(state.prepared.plan.load.peak_users()).unwrap_or(0);
+    let mut number = partition.first;
+    while number < peak {
+        let intervals: Vec<(Instant, Instant)> = profile
+            .runs_of(number)
+            .into_iter()
+            .map(|(from, until)| (start + from.std(), start + until.std()))
+            .collect();
+        // Users start in number order, so if one never runs, no later one does either.
+        let Some((first, _)) = intervals.first().copied() else { return };
+        if first >= state.load_end() || !state.sleep_until(first).await {
+            return;
+        }
+        let in_flight = state.add_in_flight_request();
+        let state = Rc::clone(state);
+        users.spawn_local(async move {
+            let mut user = User::new(&state, number, in_flight);
+            let mut free_at = start;
+            for (from, until) in intervals {
+                // A response may arrive after the start or even the end of the next interval. Then
+                // the target delays the user, and an interval that has passed is skipped.
+                let from = from.max(free_at);
+                if from >= until {
+                    continue;
+                }
+                if !state.sleep_until(from).await {
+                    return;
+                }
+                {
+                    let _active = ActiveUser::new(&state, from, until);
+                    run_interval(&state, &mut user, from, until).await;
+                }
+                user.close_sessions(&state).await;
+                free_at = Instant::now();
+            }
+        });
+        number += partition.step;
+    }
+}
+
+/// Alternates between a task and a pause until the interval ends.
+async fn run_interval(state: &ThreadState, user: &mut User, from: Instant, until: Instant) {
+    let mut planned = from;
+    // A pause that is longer than the rest of the interval ends with the interval.
+    while user.wait_until(state, planned.min(until)).await && planned < until {
+        state.record_schedule_lag(planned.elapsed());
+        let task = state.prepared.mix.next_task(&mut user.choices);
+        let outcome = perform_task(state, user, task, planned).await;
+        let ended = Instant::now();
+        planned = match state.prepared.plan.scenario.pacing {
+            // A task that took longer than the pacing delays the next task.
+            Some(pacing) => (planned + pacing.std()).max(ended),
+            None => ended + next_pause(state, user),
+        };
+        if outcome != Outcome::Success {
+            // A request can fail without a system call, for example when a failed DNS lookup is
+            // cached. Then the user has to yield, or no other user would run. Sockets yield by
+            // themselves.
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+fn next_pause(state: &ThreadState, user: &mut User) -> Duration {
+    state.prepared.mix.next_pause(&mut user.choices).std()
+}

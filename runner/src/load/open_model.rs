@@ -1,0 +1,119 @@
+//! The open model: arrivals happen when the load profile says, independent of responses.
+
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use loadtest_core::profile::Profile;
+use tokio::task::JoinSet;
+
+use crate::{
+    load::{
+        partition::Partition,
+        state::{ActiveUser, ThreadState},
+        user::{IdleUsers, User, perform_task},
+    },
+    measure::recorder::TaskRecorder,
+};
+
+/// Number of arrivals after which the thread yields to its other tasks.
+const ARRIVALS_PER_YIELD: u32 = 32;
+
+/// An arrival that is due within this time starts at once. The thread would hardly have gone to
+/// sleep before its wake-up, and a wake-up costs more than the request.
+const MIN_SLEEP: Duration = Duration::from_micros(90);
+
+/// Maximum delay of an arrival that starts after the end of the load.
+///
+/// Such an arrival was due before the end and is late because its thread woke up late, not because
+/// of the load. An arrival with a longer delay is dropped.
+const MAX_OVERSLEEP: Duration = Duration::from_millis(100);
+
+/// Returns the latest time at which an arrival may start after the end of the load.
+fn latest_start(planned: Instant, grace_deadline: Instant) -> Instant {
+    grace_deadline.min(planned + MAX_OVERSLEEP)
+}
+
+/// Starts the arrivals of a load thread, each with an idle user. Drops an arrival without one.
+pub(super) async fn run(
+    state: &Rc<ThreadState>,
+    profile: &Profile,
+    partition: Partition,
+    start: Instant,
+    users: &mut JoinSet<()>,
+    idle_users: &IdleUsers,
+) {
+    let peak = u64::try_from(state.prepared.plan.load.peak_users()).unwrap_or(0);
+    let step = usize::try_from(partition.step).unwrap_or(1);
+    let mut unused_users = (partition.first..peak).step_by(step);
+    let mut next_user = || {
+        let number = unused_users.next()?;
+        Some(User::new(state, number, state.add_in_flight_request()))
+    };
+    let mut arrivals = 0;
+    let planned_end = state.load_end();
+    for (number, at) in profile.due(partition.first, partition.step) {
+        let planned = start + at.std();
+        // The arrival's number seeds the choices, so they don't depend on which user is idle.
+        let mut choices = state.prepared.mix.choices_of(number);
+        let task = state.prepared.mix.next_task(&mut choices);
+        let now = Instant::now();
+        let starts = if planned > now + MIN_SLEEP { planned } else { now };
+        // The thread yields even when it is late, because responses make users idle again.
+        arrivals += 1;
+        if arrivals % ARRIVALS_PER_YIELD == 0 {
+            tokio::task::yield_now().await;
+        }
+        if !state.sleep_until(starts).await {
+            let end = state.load_end();
+            if planned >= end {
+                return;
+            }
+            // The arrival was due before the end of the load but could not start before it.
+            let was_stopped = end < planned_end;
+            if was_stopped || Instant::now() >= latest_start(planned, state.grace_deadline()) {
+                state.with_recorder(task, TaskRecorder::count_dropped_arrival);
+                continue;
+            }
+        }
+        let mut user = idle_users.borrow_mut().pop().or_else(&mut next_user);
+        // An arrival that is not due yet is not dropped: a user may become idle before it is.
+        if user.is_none() && planned > Instant::now() && state.sleep_until(planned).await {
+            user = idle_users.borrow_mut().pop();
+        }
+        // Latencies of an arrival that starts early count from its start.
+        let now = Instant::now();
+        state.record_schedule_lag(now.saturating_duration_since(planned));
+        let planned = planned.min(now);
+        let Some(mut user) = user else {
+            state.with_recorder(task, TaskRecorder::count_dropped_arrival);
+            continue;
+        };
+        user.choices = choices;
+        let (state, idle_users) = (Rc::clone(state), Rc::clone(idle_users));
+        users.spawn_local(async move {
+            {
+                let _active = ActiveUser::new(&state, planned, state.load_end());
+                perform_task(&state, &mut user, task, planned).await;
+            }
+            idle_users.borrow_mut().push(user);
+        });
+        // Remove tasks that have ended, or a long test would keep all of them in memory.
+        while users.try_join_next().is_some() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn late_arrivals_start_within_100_ms_of_their_due_time() {
+        let end = Instant::now() + Duration::from_secs(1);
+        let due = end.checked_sub(Duration::from_millis(40)).unwrap();
+        let grace_deadline = end + Duration::from_secs(30);
+        assert_eq!(latest_start(due, grace_deadline), end + Duration::from_millis(60));
+        assert_eq!(latest_start(due, end), end);
+    }
+}

@@ -1,0 +1,280 @@
+//! The in-flight request of a user: its phase, its times and its deadline.
+//!
+//! The load thread sees it from outside, so that a timeout knows the phase of the request, and an
+//! interrupted request is still counted.
+
+use std::{
+    cell::{Cell, RefCell},
+    future::{Future, poll_fn},
+    pin::pin,
+    task::{Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use loadtest_core::{metrics::Outcome, resource::Timeouts};
+
+use crate::{
+    failure::ErrorKind,
+    measure::recorder::{OpenedConnection, RequestTimes},
+    prepare::plan::PreparedKind,
+};
+
+/// A phase of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RequestPhase {
+    /// Resolving the name, connecting, TLS handshake.
+    Connecting,
+    /// Waiting until the HTTP/2 connection accepts another stream.
+    AwaitingStream,
+    /// The request is sent and the response has not begun.
+    AwaitingResponse,
+    /// The response has begun.
+    ReadingBody,
+}
+
+impl RequestPhase {
+    /// Returns the kind of a timeout in this phase.
+    pub(crate) const fn timeout_kind(self) -> ErrorKind {
+        match self {
+            Self::Connecting => ErrorKind::TimeoutConnect,
+            Self::AwaitingStream | Self::AwaitingResponse => ErrorKind::TimeoutResponse,
+            Self::ReadingBody => ErrorKind::TimeoutBody,
+        }
+    }
+}
+
+/// The in-flight request of one user, if the user has one.
+#[derive(Debug)]
+pub(crate) struct InFlightRequest {
+    /// Timeouts of single phases.
+    timeouts: Timeouts,
+    /// The index of the task, and when the request was planned. `None` between requests.
+    current: Cell<Option<(usize, Instant)>>,
+    sent: Cell<Option<Instant>>,
+    /// When the first byte of the response was read.
+    first_byte: Cell<Option<Instant>>,
+    /// When the first content token was read; chat only.
+    first_token: Cell<Option<Instant>>,
+    /// When the message was sent that waits for replies; WebSocket only.
+    message_sent: Cell<Option<Instant>>,
+    /// When the WebSocket began to connect, and when it was upgraded.
+    connect_and_upgrade: Cell<(Option<Instant>, Option<Instant>)>,
+    phase: Cell<RequestPhase>,
+    /// Deadline of the whole request.
+    request_deadline: Cell<Instant>,
+    /// The earlier of the deadlines of the request and of its phase. `None` after it has passed.
+    deadline: Cell<Option<Instant>>,
+    waker: RefCell<Waker>,
+    /// Connections that were opened for the request.
+    opened_connections: RefCell<Vec<OpenedConnection>>,
+}
+
+impl InFlightRequest {
+    pub(crate) fn new(timeouts: Timeouts) -> Self {
+        Self {
+            timeouts,
+            current: Cell::new(None),
+            sent: Cell::new(None),
+            first_byte: Cell::new(None),
+            first_token: Cell::new(None),
+            message_sent: Cell::new(None),
+            connect_and_upgrade: Cell::new((None, None)),
+            phase: Cell::new(RequestPhase::Connecting),
+            request_deadline: Cell::new(Instant::now()),
+            deadline: Cell::new(None),
+            waker: RefCell::new(Waker::noop().clone()),
+            opened_connections: RefCell::default(),
+        }
+    }
+
+    /// Begins a request. Its timeout counts from `planned`.
+    pub(crate) fn begin_request(&self, task: usize, planned: Instant, timeout: Duration) {
+        self.current.set(Some((task, planned)));
+        self.request_deadline.set(planned + timeout);
+        self.deadline.set(Some(planned + timeout));
+        self.sent.set(None);
+        self.first_byte.set(None);
+        self.first_token.set(None);
+        self.message_sent.set(None);
+        self.connect_and_upgrade.set((None, None));
+        self.phase.set(RequestPhase::Connecting);
+    }
+
+    /// Enters a phase, which may have a timeout of its own.
+    pub(crate) fn enter_phase(&self, phase: RequestPhase) {
+        self.phase.set(phase);
+        let timeout = match phase {
+            RequestPhase::Connecting => self.timeouts.connect,
+            RequestPhase::AwaitingResponse => self.timeouts.first_byte,
+            RequestPhase::AwaitingStream | RequestPhase::ReadingBody => None,
+        };
+        // A deadline that has passed stays passed.
+        if self.deadline.get().is_some() {
+            let request_deadline = self.request_deadline.get();
+            let phase_deadline =
+                timeout.map_or(request_deadline, |timeout| Instant::now() + timeout.std());
+            self.deadline.set(Some(request_deadline.min(phase_deadline)));
+        }
+    }
+
+    /// Marks the request as sent now, unless a part of it was sent before.
+    pub(crate) fn mark_sent(&self) {
+        if self.sent.get().is_none() {
+            self.sent.set(Some(Instant::now()));
+        }
+        self.enter_phase(RequestPhase::AwaitingResponse);
+    }
+
+    /// Marks the request as not sent. It will be sent on another connection.
+    pub(crate) fn clear_sent(&self) {
+        self.sent.set(None);
+    }
+
+    /// Marks the first byte of the response. Only the first call counts.
+    pub(crate) fn mark_first_byte(&self, at: Instant) {
+        if self.first_byte.get().is_none() {
+            self.first_byte.set(Some(at));
+        }
+    }
+
+    /// Marks the first content token. Only the first call counts.
+    pub(crate) fn mark_first_token(&self, at: Instant) {
+        if self.first_token.get().is_none() {
+            self.first_token.set(Some(at));
+        }
+    }
+
+    /// Marks that a message with replies is sent now. Returns the time.
+    pub(crate) fn begin_round_trip(&self) -> Instant {
+        let now = Instant::now();
+        self.message_sent.set(Some(now));
+        now
+    }
+
+    /// Marks that all replies have arrived.
+    pub(crate) fn end_round_trip(&self) {
+        self.message_sent.set(None);
+    }
+
+    /// Returns how long replies have been awaited at `now`.
+    pub(crate) fn round_trip_age(&self, now: Instant) -> Option<Duration> {
+        self.message_sent.get().map(|sent| now.saturating_duration_since(sent))
+    }
+
+    /// Returns when the request was sent.
+    pub(crate) fn sent_at(&self) -> Option<Instant> {
+        self.sent.get()
+    }
+
+    /// Adds a connection that was opened for the request.
+    pub(crate) fn add_opened_connection(&self, opened: OpenedConnection) {
+        self.opened_connections.borrow_mut().push(opened);
+    }
+
+    /// Takes the connections that were opened since the last call.
+    pub(crate) fn take_opened_connections(&self) -> Vec<OpenedConnection> {
+        self.opened_connections.take()
+    }
+
+    /// Marks that a WebSocket begins to connect. The connect time is part of the service time, so
+    /// the request counts as sent.
+    pub(crate) fn begin_websocket_connect(&self) {
+        self.mark_sent();
+        self.enter_phase(RequestPhase::Connecting);
+        self.connect_and_upgrade.set((self.sent.get(), None));
+    }
+
+    /// Marks that the WebSocket was upgraded.
+    pub(crate) fn mark_upgraded(&self, at: Instant) {
+        self.connect_and_upgrade.set((self.connect_and_upgrade.get().0, Some(at)));
+    }
+
+    /// Returns the times of a request that ended at `last`.
+    ///
+    /// After a timeout or an interruption, an event that has not happened counts as happening at
+    /// `last`: the first byte of a request, the first token of a chat, the upgrade of a WebSocket.
+    pub(crate) fn request_times(
+        &self,
+        kind: &PreparedKind,
+        outcome: Outcome,
+        planned: Instant,
+        last: Instant,
+    ) -> RequestTimes {
+        let lower_bound =
+            matches!(outcome, Outcome::Timeout | Outcome::Interrupted).then_some(last);
+        let is_chat = matches!(kind, PreparedKind::Chat(_));
+        let is_http = !matches!(kind, PreparedKind::WebSocket(_));
+        let (connect_began, upgraded) = self.connect_and_upgrade.get();
+        let connect = connect_began.zip(upgraded.or(lower_bound));
+        RequestTimes {
+            planned,
+            sent: self.sent.get(),
+            first_byte: self.first_byte.get().or(lower_bound).filter(|_| is_http),
+            first_token: self.first_token.get().or(lower_bound).filter(|_| is_chat),
+            last,
+            connect: connect.map(|(from, to)| to.saturating_duration_since(from)),
+        }
+    }
+
+    /// Returns the message for a timeout.
+    pub(crate) fn timeout_message(&self, timeout: Duration) -> String {
+        let Timeouts { connect, first_byte } = self.timeouts;
+        let timeout = loadtest_core::Duration::from(timeout);
+        // The deadline of the request has not passed, so the deadline of the phase has.
+        match (self.phase.get(), connect, first_byte) {
+            (RequestPhase::Connecting, Some(limit), _)
+                if Instant::now() < self.request_deadline.get() =>
+            {
+                format!("connection was not open within {limit}")
+            }
+            (RequestPhase::AwaitingResponse, _, Some(limit))
+                if Instant::now() < self.request_deadline.get() =>
+            {
+                format!("response had not begun within {limit}")
+            }
+            _ => format!("no complete response within {timeout}"),
+        }
+    }
+
+    /// Awaits a part of the request. Returns `None` when the deadline passes first.
+    ///
+    /// A timer per request would cost more than the bookkeeping of the request, and almost no timer
+    /// would ever fire. So [`Self::check_deadline`] is called for all requests at intervals instead.
+    pub(crate) async fn run_until_deadline<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let mut future = pin!(future);
+        poll_fn(|context| {
+            if let Poll::Ready(value) = future.as_mut().poll(context) {
+                return Poll::Ready(Some(value));
+            }
+            if self.deadline.get().is_none() {
+                return Poll::Ready(None);
+            }
+            self.waker.borrow_mut().clone_from(context.waker());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Wakes [`Self::run_until_deadline`] if the deadline has passed at `now`.
+    pub(crate) fn check_deadline(&self, now: Instant) {
+        if self.current.get().is_some() && self.deadline.get().is_some_and(|at| at <= now) {
+            self.deadline.set(None);
+            self.waker.borrow().wake_by_ref();
+        }
+    }
+
+    /// Ends the request.
+    pub(crate) fn end_request(&self) {
+        self.current.set(None);
+    }
+
+    /// Returns the task of the request and when it was planned.
+    pub(crate) fn current_request(&self) -> Option<(usize, Instant)> {
+        self.current.get()
+    }
+
+    /// Returns the phase of the request.
+    pub(crate) fn phase(&self) -> RequestPhase {
+        self.phase.get()
+    }
+}

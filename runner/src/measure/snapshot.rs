@@ -1,0 +1,69 @@
+//! Copies of measurements: [`ThreadSnapshot`] of one load thread, [`Snapshot`] of a runner.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use loadtest_core::metrics::Numbers;
+
+use crate::{
+    measure::{duration_histogram::DurationHistogram, recorder::TaskRecorder},
+    prepare::plan::PreparedPlan,
+};
+
+/// Everything that a runner has measured so far.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Metrics of all load threads.
+    pub numbers: Numbers,
+    /// One error message per task and kind of error.
+    pub examples: BTreeMap<(String, String), String>,
+}
+
+/// A copy of the measurements of one load thread. The engine's thread converts it to metrics.
+#[derive(Debug, Default)]
+pub(crate) struct ThreadSnapshot {
+    /// One recorder per task, in the plan's order.
+    pub(crate) tasks: Vec<TaskRecorder>,
+    pub(crate) schedule_lag: DurationHistogram,
+    pub(crate) loop_lag: DurationHistogram,
+    pub(crate) active_users: u64,
+    pub(crate) peak_users: u64,
+    pub(crate) user_seconds: f64,
+    /// CPU time of the thread during its load.
+    pub(crate) busy: Duration,
+}
+
+impl ThreadSnapshot {
+    /// Converts the snapshot to metrics. This takes milliseconds, so a load thread must not call
+    /// it.
+    pub(crate) fn to_metrics(&self, prepared: &PreparedPlan) -> Numbers {
+        let tasks = prepared.tasks.iter().zip(&self.tasks);
+        Numbers {
+            tasks: tasks.map(|(task, copy)| (task.name.clone(), copy.to_metrics())).collect(),
+            schedule_lag: self.schedule_lag.to_latency_histogram(),
+            loop_lag: self.loop_lag.to_latency_histogram(),
+            users: self.active_users,
+            users_peak: self.peak_users,
+            user_seconds: self.user_seconds,
+            // The engine sets these.
+            elapsed_seconds: 0.0,
+            busy_seconds: 0.0,
+            throttled_seconds: 0.0,
+            memory_bytes: 0.0,
+            memory_ratio: 0.0,
+        }
+    }
+
+    /// Returns one error message per task and kind of error.
+    pub(crate) fn error_examples(
+        &self,
+        prepared: &PreparedPlan,
+    ) -> BTreeMap<(String, String), String> {
+        let tasks = prepared.tasks.iter().zip(&self.tasks);
+        tasks
+            .flat_map(|(task, copy)| {
+                copy.error_examples()
+                    .map(|(kind, text)| ((task.name.clone(), kind.to_string()), text.to_owned()))
+            })
+            .collect()
+    }
+}

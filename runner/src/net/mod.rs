@@ -1,0 +1,8 @@
+//! Connections to the target, and the times at which their bytes arrived.
+//!
+//! Nothing here knows about HTTP, WebSocket or users.
+
+pub(crate) mod connector;
+pub(crate) mod kernel_timestamps;
+pub(crate) mod stream;
+pub(crate) mod timestamped_socket;

@@ -1,0 +1,80 @@
+//! Chat tasks, prepared.
+
+use std::collections::BTreeMap;
+
+use http::{HeaderMap, Method};
+use loadtest_core::resource::{ChatTask, HttpVersion};
+
+use crate::prepare::{
+    endpoint::Endpoint,
+    error::PrepareError,
+    headers::{insert_header, insert_headers, task_headers},
+    http_task::PreparedHttp,
+    request::{EncodedRequest, RequestTemplate},
+};
+
+/// A chat completion. There is one request for each pair of a model and a message.
+#[derive(Debug)]
+pub(crate) struct PreparedChat {
+    pub(crate) http: PreparedHttp,
+    pub(crate) requests: Vec<EncodedRequest>,
+    pub(crate) stream: bool,
+}
+
+impl PreparedChat {
+    pub(super) fn new(
+        task: &ChatTask,
+        shared: &HeaderMap,
+        version: HttpVersion,
+        endpoint: &Endpoint,
+    ) -> Result<Self, PrepareError> {
+        let mut headers = task_headers(shared, endpoint, &BTreeMap::new())?;
+        insert_header(&mut headers, "content-type", "application/json")?;
+        insert_headers(&mut headers, &task.headers)?;
+        let uri = endpoint.request_uri(&task.path)?;
+        let origin = endpoint.origin(version)?;
+        let name = format!("POST {}", uri.path());
+        let template = |body: String| RequestTemplate {
+            origin: origin.clone(),
+            method: Method::POST,
+            uri: uri.clone(),
+            headers: headers.clone(),
+            body: body.into(),
+        };
+        let requests: Vec<EncodedRequest> = task
+            .models
+            .iter()
+            .flat_map(|model| task.messages.iter().map(move |message| (model, message)))
+            .map(|(model, message)| template(request_body(task, model, message)).encode_request())
+            .collect();
+        let first = requests.first().cloned();
+        Ok(Self {
+            http: PreparedHttp {
+                // The schema requires at least one model and one message.
+                request: first.unwrap_or_else(|| template("{}".into()).encode_request()),
+                name,
+                expected_statuses: vec![200],
+                checks: Vec::new(),
+                redirects: None,
+            },
+            requests,
+            stream: task.stream,
+        })
+    }
+}
+
+fn request_body(task: &ChatTask, model: &str, message: &str) -> String {
+    let mut body = serde_json::json!({
+        "model": model,
+        "messages": [{"role": "user", "content": message}],
+        "stream": task.stream,
+    });
+    if task.stream && task.usage {
+        // Without this option a stream does not report its number of tokens.
+        body["stream_options"] = serde_json::json!({"include_usage": true});
+    }
+    if let Some(max) = task.max_tokens {
+        body["max_tokens"] = max.into();
+    }
+    body.to_string()
+}

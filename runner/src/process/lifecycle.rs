@@ -1,0 +1,140 @@
+//! The lifecycle of a runner: wait for the start order, make load, wait for the release order,
+//! linger, exit.
+
+use std::{io, process::ExitCode, sync::Arc, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use loadtest_core::metrics::{Format, RunnerState};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    time::Instant,
+};
+
+use crate::process::server::{Control, router};
+
+/// Exit code of a runner that was killed after its start. The Job must not run its load again.
+pub(crate) const EXIT_KILLED_AFTER_START: u8 = 75;
+/// Exit code of a runner that was killed before its start.
+pub(crate) const EXIT_KILLED_BEFORE_START: u8 = 76;
+
+/// Maximum time for the load threads of a killed runner to count requests in flight.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Maximum time for which a killed runner serves its metrics before it exits without a release
+/// order.
+///
+/// The log of the pod disappears with the pod, so the operator has to scrape the metrics before.
+/// The time is below the grace period of the pod, which is 10 s.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// Maximum length of a log line with metrics. Container runtimes split lines near 16 KiB.
+const MAX_LOG_LINE: usize = 8 << 10;
+
+/// Why the lifecycle ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum EndReason {
+    Released,
+    GracePassed,
+    Killed,
+}
+
+/// Runs the lifecycle on the current runtime. Returns the exit code.
+///
+/// # Errors
+/// When the signal handlers or the listener fail.
+pub(crate) async fn run_until_exit(
+    control: Control,
+    listener: TcpListener,
+) -> io::Result<ExitCode> {
+    let control = Arc::new(control);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    // Logged after the handlers are installed: an earlier signal would end the process without its
+    // cleanup.
+    tracing::info!(listen = %listener.local_addr()?, index = control.identity.index, "ready");
+    let app = router(Arc::clone(&control));
+    let serving = tokio::spawn(async move { axum::serve(listener, app).await });
+
+    let reason = tokio::select! {
+        reason = wait_for_end(&control) => reason,
+        () = wait_for_signal(&mut terminate, &mut interrupt) => EndReason::Killed,
+    };
+    let code = match reason {
+        EndReason::Killed if control.engine.state() == RunnerState::Waiting => {
+            EXIT_KILLED_BEFORE_START
+        }
+        EndReason::Killed if *control.released.borrow() => 0,
+        EndReason::Killed => {
+            let deadline = Instant::now() + DRAIN_TIMEOUT;
+            control.engine.kill();
+            // A load thread that hangs must not outlast the grace period of the pod.
+            let _ = tokio::time::timeout(COUNT_TIMEOUT, control.engine.wait_until_finished()).await;
+            let mut released = control.released.subscribe();
+            let drained = async {
+                log_final_metrics(&control).await;
+                let _ = released.wait_for(|released| *released).await;
+            };
+            tokio::select! {
+                () = drained => {}
+                () = tokio::time::sleep_until(deadline) => {}
+                // A second signal ends the wait.
+                () = wait_for_signal(&mut terminate, &mut interrupt) => {}
+            }
+            EXIT_KILLED_AFTER_START
+        }
+        EndReason::GracePassed => {
+            tracing::warn!("no release order within the grace period");
+            log_final_metrics(&control).await;
+            0
+        }
+        EndReason::Released => {
+            // A release order ends the test, even while this runner makes load.
+            if control.engine.state() == RunnerState::Running {
+                control.engine.stop(Duration::ZERO);
+            }
+            let linger = control.engine.prepared().plan().metrics_linger.std();
+            tokio::select! {
+                () = tokio::time::sleep(linger) => {}
+                () = wait_for_signal(&mut terminate, &mut interrupt) => {}
+            }
+            0
+        }
+    };
+    serving.abort();
+    tracing::info!(code, end = ?reason, "runner ends");
+    Ok(ExitCode::from(code))
+}
+
+async fn wait_for_signal(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+async fn wait_for_end(control: &Control) -> EndReason {
+    let mut released = control.released.subscribe();
+    let grace = control.engine.prepared().plan().release_grace.std();
+    tokio::select! {
+        // The test may end without this runner: a release order can come even before a start order.
+        _ = released.wait_for(|released| *released) => return EndReason::Released,
+        () = control.engine.wait_until_finished() => {}
+    }
+    tracing::info!("numbers are final");
+    tokio::select! {
+        _ = released.wait_for(|released| *released) => EndReason::Released,
+        () = tokio::time::sleep(grace) => EndReason::GracePassed,
+    }
+}
+
+/// Writes the final metrics to the log, in numbered lines that the operator joins.
+async fn log_final_metrics(control: &Control) {
+    let Ok(bytes) = control.encode_metrics(Format::Protobuf).await else { return };
+    let text = STANDARD.encode(bytes);
+    let parts = text.len().div_ceil(MAX_LOG_LINE);
+    for (part, data) in text.as_bytes().chunks(MAX_LOG_LINE).enumerate() {
+        let data = std::str::from_utf8(data).unwrap_or_default();
+        tracing::info!(part = part + 1, parts, data, "last metrics");
+    }
+}

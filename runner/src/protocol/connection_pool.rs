@@ -1,0 +1,234 @@
+//! Connections to the HTTP target, and their reuse: by one user, by all users of a load thread, or
+//! for a single request.
+
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use loadtest_core::resource::{HttpVersion, Reuse};
+use tokio::io::AsyncReadExt;
+
+use crate::{
+    failure::Failure,
+    measure::{in_flight::InFlightRequest, recorder::OpenedConnection},
+    net::{
+        connector::Connector, kernel_timestamps::KernelTimestamps,
+        timestamped_socket::ConnectionStats,
+    },
+    prepare::plan::PreparedPlan,
+    protocol::{http1::Http1Connection, http2::Http2Connection},
+    timer::PreciseTimer,
+};
+
+/// Maximum time to wait until the target closes a connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// An open connection.
+#[derive(Debug)]
+pub(crate) enum Connection {
+    Http1(Http1Connection),
+    Http2(Rc<Http2Connection>),
+}
+
+impl Connection {
+    fn stats(&self) -> &Rc<ConnectionStats> {
+        match self {
+            Self::Http1(connection) => &connection.stats,
+            Self::Http2(connection) => &connection.stats,
+        }
+    }
+
+    /// Returns true when another request can be sent. Checks the socket of an HTTP/1.1 connection.
+    pub(crate) fn can_send(&mut self) -> bool {
+        match self {
+            Self::Http1(connection) => !connection.is_used_up && connection.is_open(),
+            Self::Http2(connection) => connection.can_send(),
+        }
+    }
+
+    /// Returns true when no other request can be sent, without a check of the socket.
+    fn is_used_up(&self) -> bool {
+        match self {
+            Self::Http1(connection) => connection.is_used_up,
+            Self::Http2(connection) => !connection.can_send(),
+        }
+    }
+
+    /// Returns the bytes sent and received since the last call. Users that share a connection share
+    /// these counts: the next caller gets them.
+    fn take_bytes(&self) -> (u64, u64) {
+        self.stats().take_bytes()
+    }
+}
+
+/// A slot for one connection, which may be empty.
+#[derive(Debug, Default)]
+pub(crate) struct ConnectionSlot {
+    pub(crate) connection: Option<Connection>,
+    /// True when the last connection in the slot ended by the target or a failure, so that the next
+    /// one is a reconnect.
+    is_lost: bool,
+}
+
+impl ConnectionSlot {
+    /// Returns when the connection in the slot last received bytes.
+    pub(crate) fn last_read(&self) -> Option<Instant> {
+        self.connection.as_ref().map(|open| open.stats().last_read.get())
+    }
+
+    /// Drops a connection that has ended.
+    pub(crate) fn discard(&mut self) {
+        self.is_lost |= self.connection.take().is_some();
+    }
+
+    /// Opens a connection in the slot.
+    pub(crate) async fn open_connection(
+        &mut self,
+        pool: &ConnectionPool,
+        in_flight: &InFlightRequest,
+    ) -> Result<&mut Connection, Failure> {
+        let connection = pool.open_connection(self.is_lost, in_flight).await?;
+        // Reset only after success: if the connect fails, the next attempt is a reconnect too.
+        self.is_lost = false;
+        Ok(self.connection.insert(connection))
+    }
+
+    /// Ends a request and returns the bytes sent and received.
+    ///
+    /// `is_broken` means that the state of the protocol on the connection is unknown. `is_silent`
+    /// means that the request timed out and the target sent nothing after it.
+    pub(crate) fn finish_request(&mut self, is_broken: bool, is_silent: bool) -> (u64, u64) {
+        let Some(open) = &self.connection else { return (0, 0) };
+        let bytes = open.take_bytes();
+        let is_lost = match open {
+            Connection::Http1(_) => is_broken,
+            // A failed request breaks only its stream. A silent connection, though, is broken for
+            // all streams.
+            Connection::Http2(connection) => {
+                if is_silent {
+                    connection.stop_sending();
+                }
+                is_silent
+            }
+        };
+        if is_lost || open.is_used_up() {
+            self.discard();
+        }
+        bytes
+    }
+}
+
+/// The connections of a load thread to the HTTP target.
+#[derive(Debug)]
+pub(crate) struct ConnectionPool {
+    connector: Connector,
+    version: HttpVersion,
+    reuse: Reuse,
+    /// Shared connections that are idle. The one used last is the warmest, and the next to be used.
+    idle: RefCell<Vec<ConnectionSlot>>,
+    /// The HTTP/2 connection that all users share, and the lock for opening it.
+    shared_http2: RefCell<ConnectionSlot>,
+    opening_lock: tokio::sync::Mutex<()>,
+}
+
+impl ConnectionPool {
+    pub(crate) fn new(prepared: &PreparedPlan, timestamps: &Rc<KernelTimestamps>) -> Option<Self> {
+        let target = &prepared.plan.target;
+        Some(Self {
+            connector: Connector::new(prepared.http.clone()?, Rc::clone(timestamps)),
+            version: target.http_version,
+            reuse: target.connections,
+            idle: RefCell::default(),
+            shared_http2: RefCell::default(),
+            opening_lock: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// Returns a slot for the next request of a user: the user's own slot, or an idle one.
+    pub(crate) fn checkout(&self, own: &mut ConnectionSlot) -> ConnectionSlot {
+        match (self.reuse, self.version) {
+            (Reuse::PerUser, _) => std::mem::take(own),
+            (Reuse::PerRequest, _) => ConnectionSlot::default(),
+            (Reuse::Shared, HttpVersion::Http1) => self.idle.borrow_mut().pop().unwrap_or_default(),
+            (Reuse::Shared, HttpVersion::Http2) => ConnectionSlot {
+                connection: self.shared_connection().map(Connection::Http2),
+                is_lost: false,
+            },
+        }
+    }
+
+    /// Returns a slot to the pool, or to the user.
+    pub(crate) fn checkin(&self, slot: ConnectionSlot, own: &mut ConnectionSlot) {
+        match (self.reuse, self.version) {
+            (Reuse::PerUser, _) => *own = slot,
+            (Reuse::Shared, HttpVersion::Http1) => self.idle.borrow_mut().push(slot),
+            (Reuse::PerRequest, _) | (Reuse::Shared, HttpVersion::Http2) => {}
+        }
+    }
+
+    /// Waits until the target closes a connection that will not be used again. The side that closes
+    /// first keeps the port in `TIME_WAIT` for a minute.
+    pub(crate) async fn await_remote_close(&self, slot: &mut ConnectionSlot, timer: &PreciseTimer) {
+        let Some(Connection::Http1(open)) = &mut slot.connection else { return };
+        // The rest of a response that was given up is not worth reading.
+        if open.has_unread_body || self.reuse != Reuse::PerRequest && !open.is_used_up {
+            return;
+        }
+        let mut discarded = [0; 64];
+        let closed = async { while open.stream.read(&mut discarded).await.is_ok_and(|n| n > 0) {} };
+        tokio::select! {
+            () = closed => {}
+            () = timer.sleep_until(Instant::now() + CLOSE_TIMEOUT) => {}
+        }
+    }
+
+    /// Returns the HTTP/2 connection that all users share, while requests can be sent on it.
+    fn shared_connection(&self) -> Option<Rc<Http2Connection>> {
+        match &self.shared_http2.borrow().connection {
+            Some(Connection::Http2(shared)) if shared.can_send() => Some(Rc::clone(shared)),
+            _ => None,
+        }
+    }
+
+    async fn open_connection(
+        &self,
+        is_reconnect: bool,
+        in_flight: &InFlightRequest,
+    ) -> Result<Connection, Failure> {
+        if self.version == HttpVersion::Http1 {
+            let (stream, stats, steps) = self.connector.connect().await?;
+            in_flight.add_opened_connection(OpenedConnection { is_reconnect, steps });
+            return Ok(Connection::Http1(Http1Connection {
+                stream,
+                stats,
+                is_used_up: false,
+                has_unread_body: false,
+            }));
+        }
+        if self.reuse != Reuse::Shared {
+            return self.open_http2(is_reconnect, in_flight).await.map(Connection::Http2);
+        }
+        // Users that start together open a single connection: one opens it, the others wait.
+        let _lock = self.opening_lock.lock().await;
+        if let Some(shared) = self.shared_connection() {
+            return Ok(Connection::Http2(shared));
+        }
+        let is_reconnect = self.shared_http2.borrow().connection.is_some();
+        let connection = self.open_http2(is_reconnect, in_flight).await?;
+        self.shared_http2.borrow_mut().connection = Some(Connection::Http2(Rc::clone(&connection)));
+        Ok(Connection::Http2(connection))
+    }
+
+    async fn open_http2(
+        &self,
+        is_reconnect: bool,
+        in_flight: &InFlightRequest,
+    ) -> Result<Rc<Http2Connection>, Failure> {
+        let (stream, stats, steps) = self.connector.connect().await?;
+        let connection = Rc::new(Http2Connection::handshake(stream, stats).await?);
+        in_flight.add_opened_connection(OpenedConnection { is_reconnect, steps });
+        Ok(connection)
+    }
+}

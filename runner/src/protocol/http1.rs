@@ -1,0 +1,457 @@
+//! HTTP/1.1 for a load generator: requests are encoded before the load, and responses are read once
+//! and not kept.
+//!
+//! A general client builds each request, hands it to the task of the connection and returns the
+//! response in parts. This one needs a single write and, for a small response, a single read.
+
+use std::{
+    mem::MaybeUninit,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Waker},
+};
+
+use bytes::{Buf, BytesMut};
+use httparse::{Header, ParserConfig, Status};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+
+use crate::{
+    failure::{ErrorKind, Failure},
+    net::{stream::MeteredStream, timestamped_socket::ConnectionStats},
+    prepare::check::HeaderField,
+};
+
+/// Maximum length of the head of a response.
+const MAX_HEAD: usize = 64 << 10;
+/// Maximum number of headers of a response.
+const MAX_HEADERS: usize = 96;
+/// Number of bytes that are read at once.
+const READ_SIZE: usize = 16 << 10;
+
+/// The status and the headers of a response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ResponseHead {
+    pub(crate) status: u16,
+    /// True when the body is compressed.
+    pub(crate) is_gzip: bool,
+    /// All headers, if the caller asked for them.
+    pub(crate) headers: Vec<HeaderField>,
+    /// How the body ends.
+    framing: BodyFraming,
+    /// True when the connection can be used again after the body.
+    pub(crate) keep_alive: bool,
+}
+
+/// How the end of a body is found (RFC 9112, 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BodyFraming {
+    Length(u64),
+    Chunked,
+    UntilClose,
+}
+
+/// An HTTP/1.1 connection.
+#[derive(Debug)]
+pub(crate) struct Http1Connection {
+    pub(crate) stream: MeteredStream,
+    pub(crate) stats: Rc<ConnectionStats>,
+    /// True when no other request can be sent: the target said so, or a response ended with the
+    /// connection.
+    pub(crate) is_used_up: bool,
+    /// True when a part of a response that was given up is still unread.
+    pub(crate) has_unread_body: bool,
+}
+
+impl Http1Connection {
+    /// Returns false when the target has closed the connection or sent unexpected bytes.
+    ///
+    /// Between requests there is nothing to read, so the check needs no system call.
+    pub(super) fn is_open(&mut self) -> bool {
+        let mut byte = [0];
+        let mut buffer = ReadBuf::new(&mut byte);
+        let mut context = Context::from_waker(Waker::noop());
+        Pin::new(&mut self.stream).poll_read(&mut context, &mut buffer).is_pending()
+    }
+}
+
+fn protocol_failure(message: impl std::fmt::Display) -> Failure {
+    Failure::new(ErrorKind::Protocol, message)
+}
+
+fn early_end(what: &str) -> Failure {
+    Failure::new(ErrorKind::Reset, format!("connection ended before {what}"))
+}
+
+fn io_failure(error: &std::io::Error) -> Failure {
+    Failure::new(ErrorKind::from_io_error(error), error)
+}
+
+/// Writes a request.
+pub(crate) async fn write_request(
+    stream: &mut MeteredStream,
+    request: &[u8],
+) -> Result<(), Failure> {
+    stream.write_all(request).await.map_err(|error| io_failure(&error))?;
+    // TLS may buffer encrypted bytes until a flush. A flush of a TCP connection does nothing.
+    stream.flush().await.map_err(|error| io_failure(&error))
+}
+
+async fn read_more(stream: &mut MeteredStream, buffer: &mut BytesMut) -> Result<usize, Failure> {
+    buffer.reserve(READ_SIZE);
+    stream.read_buf(buffer).await.map_err(|error| io_failure(&error))
+}
+
+/// Reads the head of a response. Bytes of the body that arrive with it stay in the buffer.
+///
+/// `is_head_request` is true for the response to a HEAD request, which has no body. `keep_headers`
+/// returns all headers. `on_read` is called after each read; the first call means that the response
+/// has begun.
+pub(crate) async fn read_head(
+    stream: &mut MeteredStream,
+    buffer: &mut BytesMut,
+    is_head_request: bool,
+    keep_headers: bool,
+    on_read: impl Fn(),
+) -> Result<ResponseHead, Failure> {
+    loop {
+        match parse_head(buffer, is_head_request, keep_headers)? {
+            // The final response follows an interim response (RFC 9110, 15.2).
+            Some((head, length)) if (100..200).contains(&head.status) && head.status != 101 => {
+                buffer.advance(length);
+            }
+            Some((head, length)) => {
+                buffer.advance(length);
+                return Ok(head);
+            }
+            None if buffer.len() > MAX_HEAD => {
+                return Err(protocol_failure("head of the response is over 64 KiB"));
+            }
+            None => {
+                if read_more(stream, buffer).await? == 0 {
+                    return Err(early_end("the head of the response was complete"));
+                }
+                on_read();
+            }
+        }
+    }
+}
+
+/// Parses the head at the start of the buffer, and returns it with its length. `None` when the head
+/// is incomplete.
+fn parse_head(
+    buffer: &[u8],
+    is_head_request: bool,
+    keep_headers: bool,
+) -> Result<Option<(ResponseHead, usize)>, Failure> {
+    let mut fields = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_HEADERS];
+    let mut response = httparse::Response::new(&mut []);
+    let parsed = ParserConfig::default().parse_response_with_uninit_headers(
+        &mut response,
+        buffer,
+        &mut fields,
+    );
+    let length = match parsed {
+        Ok(Status::Complete(length)) => length,
+        Ok(Status::Partial) => return Ok(None),
+        Err(error) => return Err(protocol_failure(format!("response is not HTTP/1.1: {error}"))),
+    };
+    let status = response.code.unwrap_or(0);
+    // HTTP/1.0 closes the connection by default.
+    let mut keep_alive = response.version == Some(1);
+    let (mut content_length, mut is_chunked, mut is_gzip) = (None, false, false);
+    for Header { name, value } in response.headers.iter() {
+        if name.eq_ignore_ascii_case("content-length") {
+            let length = std::str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());
+            let Some(length) = length else {
+                return Err(protocol_failure("content-length is not a number"));
+            };
+            if content_length.is_some_and(|before: u64| before != length) {
+                return Err(protocol_failure("response has two different content-lengths"));
+            }
+            content_length = Some(length);
+        } else if name.eq_ignore_ascii_case("transfer-encoding") {
+            is_chunked = last_token(value).eq_ignore_ascii_case(b"chunked");
+        } else if name.eq_ignore_ascii_case("content-encoding") {
+            is_gzip = is_gzip_encoding(value);
+        } else if name.eq_ignore_ascii_case("connection") {
+            for token in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
+                if token.eq_ignore_ascii_case(b"close") {
+                    keep_alive = false;
+                } else if token.eq_ignore_ascii_case(b"keep-alive") && response.version == Some(0) {
+                    keep_alive = true;
+                }
+            }
+        }
+    }
+    let framing = match content_length {
+        _ if is_head_request || matches!(status, 100..200 | 204 | 304) => BodyFraming::Length(0),
+        _ if is_chunked => BodyFraming::Chunked,
+        Some(length) => BodyFraming::Length(length),
+        None => BodyFraming::UntilClose,
+    };
+    let keep_alive = keep_alive && framing != BodyFraming::UntilClose;
+    let copied =
+        || response.headers.iter().map(|h| (h.name.to_ascii_lowercase(), h.value.to_vec()));
+    let headers = if keep_headers { copied().collect() } else { Vec::new() };
+    Ok(Some((ResponseHead { status, is_gzip, headers, framing, keep_alive }, length)))
+}
+
+/// Returns true when the value of a `content-encoding` header means gzip.
+pub(crate) fn is_gzip_encoding(value: &[u8]) -> bool {
+    let value = value.trim_ascii();
+    value.eq_ignore_ascii_case(b"gzip") || value.eq_ignore_ascii_case(b"x-gzip")
+}
+
+fn last_token(value: &[u8]) -> &[u8] {
+    value.rsplit(|b| *b == b',').next().unwrap_or_default().trim_ascii()
+}
+
+/// Reads a body to its end and hands each piece to `on_data` as soon as it was read.
+///
+/// Returns true when surplus bytes follow the body. Then the connection can't be used again.
+pub(crate) async fn read_body(
+    stream: &mut MeteredStream,
+    buffer: &mut BytesMut,
+    head: &ResponseHead,
+    mut on_data: impl FnMut(&[u8]) -> Result<(), Failure>,
+) -> Result<bool, Failure> {
+    match head.framing {
+        BodyFraming::Length(mut remaining) => loop {
+            let available = usize::try_from(remaining).unwrap_or(usize::MAX).min(buffer.len());
+            if available > 0 {
+                on_data(&buffer[..available])?;
+                buffer.advance(available);
+                remaining -= available as u64;
+            }
+            if remaining == 0 {
+                return Ok(!buffer.is_empty());
+            }
+            if read_more(stream, buffer).await? == 0 {
+                return Err(early_end(&format!("{remaining} more bytes of the body arrived")));
+            }
+        },
+        BodyFraming::Chunked => {
+            let mut decoder = ChunkedDecoder::default();
+            loop {
+                let consumed = decoder.decode(buffer, &mut on_data)?;
+                buffer.advance(consumed);
+                if decoder.is_done() {
+                    return Ok(!buffer.is_empty());
+                }
+                if read_more(stream, buffer).await? == 0 {
+                    return Err(early_end("the last chunk arrived"));
+                }
+            }
+        }
+        BodyFraming::UntilClose => loop {
+            if !buffer.is_empty() {
+                on_data(buffer)?;
+                buffer.clear();
+            }
+            if read_more(stream, buffer).await? == 0 {
+                return Ok(false);
+            }
+        },
+    }
+}
+
+/// Decodes a chunked body (RFC 9112, 7.1) from pieces of any size.
+#[derive(Debug, Default)]
+struct ChunkedDecoder {
+    state: ChunkState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ChunkState {
+    /// In the size of a chunk: the value so far, and its number of digits.
+    Size(u64, u8),
+    /// After the size, up to the end of the line.
+    Extension(u64),
+    /// In the data of a chunk.
+    Data(u64),
+    /// After the data: CR, then LF.
+    DataEnd,
+    /// In a line of the trailer. True when the line has a character.
+    Trailer(bool),
+    Done,
+}
+
+impl Default for ChunkState {
+    fn default() -> Self {
+        Self::Size(0, 0)
+    }
+}
+
+impl ChunkedDecoder {
+    const fn is_done(&self) -> bool {
+        matches!(self.state, ChunkState::Done)
+    }
+
+    /// Decodes bytes and returns how many of them belong to the body. Only the end of the body
+    /// leaves bytes over.
+    fn decode(
+        &mut self,
+        bytes: &[u8],
+        on_data: &mut impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<usize, Failure> {
+        let mut at = 0;
+        while at < bytes.len() && !self.is_done() {
+            if let ChunkState::Data(remaining) = self.state {
+                let available =
+                    usize::try_from(remaining).unwrap_or(usize::MAX).min(bytes.len() - at);
+                on_data(&bytes[at..at + available])?;
+                at += available;
+                let remaining = remaining - available as u64;
+                self.state =
+                    if remaining == 0 { ChunkState::DataEnd } else { ChunkState::Data(remaining) };
+                continue;
+            }
+            self.state = self.next_state(bytes[at])?;
+            at += 1;
+        }
+        Ok(at)
+    }
+
+    fn next_state(&self, byte: u8) -> Result<ChunkState, Failure> {
+        let malformed = || protocol_failure(format!("chunk is malformed at byte {byte:#04x}"));
+        let after_size =
+            |size| if size == 0 { ChunkState::Trailer(false) } else { ChunkState::Data(size) };
+        Ok(match (self.state, byte) {
+            // Sixteen digits could overflow: 2^64.
+            (ChunkState::Size(size, digits @ 0..15), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+                let digit = char::from(byte).to_digit(16).unwrap_or(0);
+                ChunkState::Size(size * 16 + u64::from(digit), digits + 1)
+            }
+            (ChunkState::Size(size, 1..) | ChunkState::Extension(size), b'\n') => after_size(size),
+            (ChunkState::Size(size, 1..), b';' | b' ' | b'\t' | b'\r')
+            | (ChunkState::Extension(size), _) => ChunkState::Extension(size),
+            (ChunkState::DataEnd, b'\r') => ChunkState::DataEnd,
+            (ChunkState::DataEnd, b'\n') => ChunkState::Size(0, 0),
+            (ChunkState::Size(..) | ChunkState::DataEnd, _) => return Err(malformed()),
+            (ChunkState::Trailer(false), b'\n') => ChunkState::Done,
+            (ChunkState::Trailer(true), b'\n') => ChunkState::Trailer(false),
+            (ChunkState::Trailer(seen), b'\r') => ChunkState::Trailer(seen),
+            (ChunkState::Trailer(_), _) => ChunkState::Trailer(true),
+            (ChunkState::Data(_) | ChunkState::Done, _) => self.state,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse_text(text: &str) -> Option<ResponseHead> {
+        parse_head(text.as_bytes(), false, false).unwrap().map(|(head, _)| head)
+    }
+
+    #[test]
+    fn headers_decide_how_the_body_ends() {
+        for (headers, framing, keep_alive) in [
+            ("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n", BodyFraming::Length(5), true),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, Chunked\r\n", BodyFraming::Chunked, true),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n",
+                BodyFraming::Chunked,
+                true,
+            ),
+            ("HTTP/1.1 200 OK\r\n", BodyFraming::UntilClose, false),
+            ("HTTP/1.1 204 No Content\r\n", BodyFraming::Length(0), true),
+            ("HTTP/1.1 304 Not Modified\r\ncontent-length: 9\r\n", BodyFraming::Length(0), true),
+            (
+                "HTTP/1.1 200 OK\r\nConnection: x, Close\r\ncontent-length: 0\r\n",
+                BodyFraming::Length(0),
+                false,
+            ),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 0\r\n", BodyFraming::Length(0), false),
+            (
+                "HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 0\r\n",
+                BodyFraming::Length(0),
+                true,
+            ),
+        ] {
+            let found = parse_text(&format!("{headers}\r\n")).unwrap();
+            assert_eq!((found.framing, found.keep_alive), (framing, keep_alive), "{headers}");
+            assert_eq!(parse_text(headers), None, "{headers}");
+        }
+    }
+
+    #[test]
+    fn the_response_to_a_head_request_has_no_body() {
+        let text = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
+        let (head, length) = parse_head(text, true, false).unwrap().unwrap();
+        assert_eq!((head.framing, length), (BodyFraming::Length(0), text.len()));
+    }
+
+    #[test]
+    fn invalid_responses_are_refused() {
+        for text in [
+            "SSH-2.0-OpenSSH\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+            "HTTP/1.1 2000 OK\r\n\r\n",
+        ] {
+            let failure = parse_head(text.as_bytes(), false, false).unwrap_err();
+            assert_eq!(failure.kind, ErrorKind::Protocol, "{text}");
+        }
+    }
+
+    /// Decodes pieces of a chunked body. Returns the data, and true when the body is complete.
+    fn decode_chunked(pieces: &[&[u8]]) -> Result<(Vec<u8>, bool), Failure> {
+        let (mut decoder, mut data) = (ChunkedDecoder::default(), Vec::new());
+        for piece in pieces {
+            decoder.decode(piece, &mut |bytes| {
+                data.extend_from_slice(bytes);
+                Ok(())
+            })?;
+        }
+        Ok((data, decoder.is_done()))
+    }
+
+    #[test]
+    fn chunked_bodies_are_decoded() {
+        let body = b"5\r\nhello\r\n6;x=\"y\"\r\n world\r\n0\r\nx-trailer: 1\r\n\r\n";
+        assert_eq!(decode_chunked(&[body]).unwrap(), (b"hello world".to_vec(), true));
+        assert_eq!(decode_chunked(&[b"0\r\n\r\n"]).unwrap(), (vec![], true));
+        assert_eq!(decode_chunked(&[b"5\r\nhel"]).unwrap(), (b"hel".to_vec(), false));
+    }
+
+    #[test]
+    fn malformed_chunks_are_refused() {
+        for body in ["x\r\n", "\r\n", "5\r\nhellox", "1000000000000000\r\n", "5x\r\n"] {
+            assert!(decode_chunked(&[body.as_bytes()]).is_err(), "{body}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn chunked_bodies_may_arrive_in_pieces_of_any_size(
+            parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 0..6),
+            cuts in prop::collection::vec(1_usize..30, 0..20),
+        ) {
+            let mut body = Vec::new();
+            for part in &parts {
+                body.extend_from_slice(format!("{:x}\r\n", part.len()).as_bytes());
+                body.extend_from_slice(part);
+                body.extend_from_slice(b"\r\n");
+            }
+            body.extend_from_slice(b"0\r\n\r\n");
+            let (mut pieces, mut rest) = (Vec::new(), body.as_slice());
+            for cut in cuts {
+                let (piece, after) = rest.split_at(cut.min(rest.len()));
+                pieces.push(piece);
+                rest = after;
+            }
+            pieces.push(rest);
+            prop_assert_eq!(decode_chunked(&pieces).unwrap(), (parts.concat(), true));
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse_head(&bytes, false, true);
+            let _ = decode_chunked(&[&bytes]);
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! HTTP/2 by the `h2` library: concurrent requests on one connection.
+
+use std::{cell::Cell, rc::Rc, time::Instant};
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, client::SendRequest};
+use http::{Request, header};
+use tokio::{sync::Notify, task::AbortHandle};
+
+use crate::{
+    failure::{ErrorKind, Failure},
+    net::{stream::MeteredStream, timestamped_socket::ConnectionStats},
+    prepare::check::HeaderField,
+    protocol::http1,
+};
+
+/// Flow-control windows of a stream and of the connection. They are so large that the target never
+/// waits for a load generator that keeps up.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Maximum number of concurrent streams until the settings of the target arrive.
+const INITIAL_MAX_STREAMS: usize = 100;
+
+/// An HTTP/2 connection, for one user or for many.
+#[derive(Debug)]
+pub(crate) struct Http2Connection {
+    sender: SendRequest<Bytes>,
+    pub(crate) stats: Rc<ConnectionStats>,
+    /// True when no more requests can be sent.
+    is_closed: Rc<Cell<bool>>,
+    /// Number of open streams, and the signal that one of them has ended.
+    open_streams: Rc<Cell<usize>>,
+    stream_ended: Rc<Notify>,
+    driver: AbortHandle,
+}
+
+impl Drop for Http2Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Permission for one open stream. The target limits how many there may be.
+#[derive(Debug)]
+pub(crate) struct StreamPermit {
+    open_streams: Rc<Cell<usize>>,
+    stream_ended: Rc<Notify>,
+}
+
+impl Drop for StreamPermit {
+    fn drop(&mut self) {
+        self.open_streams.set(self.open_streams.get() - 1);
+        self.stream_ended.notify_one();
+    }
+}
+
+/// A response with a body that is not read yet.
+#[derive(Debug)]
+pub(crate) struct Http2Response {
+    pub(crate) status: u16,
+    pub(crate) is_gzip: bool,
+    /// All headers, if the caller asked for them.
+    pub(crate) headers: Vec<HeaderField>,
+    body: RecvStream,
+    stats: Rc<ConnectionStats>,
+    _permit: StreamPermit,
+}
+
+/// Why there is no response.
+#[derive(Debug)]
+pub(crate) enum SendError {
+    /// The target has not processed the request. Another connection may send it again.
+    Unsent(Failure),
+    /// The target has not processed the request, because too many streams were open. The limit was
+    /// unknown until its settings arrived.
+    Refused(Failure),
+    /// The target may have processed the request.
+    Failed(Failure),
+}
+
+fn h2_failure(error: h2::Error) -> Failure {
+    let kind = match error.get_io() {
+        Some(io) => ErrorKind::from_io_error(io),
+        None if error.is_reset() || error.is_go_away() => ErrorKind::Reset,
+        None => ErrorKind::Protocol,
+    };
+    Failure::new(kind, error)
+}
+
+impl Http2Connection {
+    /// Runs the HTTP/2 handshake on an open connection.
+    pub(crate) async fn handshake(
+        stream: MeteredStream,
+        stats: Rc<ConnectionStats>,
+    ) -> Result<Self, Failure> {
+        let mut builder = h2::client::Builder::new();
+        builder
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_max_send_streams(INITIAL_MAX_STREAMS)
+            .enable_push(false);
+        let (sender, connection) = builder.handshake(stream).await.map_err(h2_failure)?;
+        let is_closed = Rc::new(Cell::new(false));
+        let closed = Rc::clone(&is_closed);
+        let driver = tokio::task::spawn_local(async move {
+            // The error is ignored: each request on the connection gets an error of its own.
+            let _ = connection.await;
+            closed.set(true);
+        });
+        let driver = driver.abort_handle();
+        Ok(Self {
+            sender,
+            stats,
+            is_closed,
+            open_streams: Rc::default(),
+            stream_ended: Rc::default(),
+            driver,
+        })
+    }
+
+    /// Returns true as long as requests can be sent.
+    pub(crate) fn can_send(&self) -> bool {
+        !self.is_closed.get()
+    }
+
+    /// Stops sending new requests. Open streams go on.
+    pub(crate) fn stop_sending(&self) {
+        self.is_closed.set(true);
+    }
+
+    /// Waits until the target allows another stream. The wait is not part of the service time.
+    pub(crate) async fn acquire_stream(&self) -> StreamPermit {
+        while self.open_streams.get() >= self.sender.current_max_send_streams().max(1) {
+            self.stream_ended.notified().await;
+        }
+        self.open_streams.set(self.open_streams.get() + 1);
+        StreamPermit {
+            open_streams: Rc::clone(&self.open_streams),
+            stream_ended: Rc::clone(&self.stream_ended),
+        }
+    }
+
+    /// Sends a request and reads the head of its response. Calls `on_first_byte` with the time of
+    /// the response.
+    pub(crate) async fn send_request(
+        &self,
+        permit: StreamPermit,
+        request: &Request<Bytes>,
+        keep_headers: bool,
+        on_first_byte: impl Fn(Instant),
+    ) -> Result<Http2Response, SendError> {
+        let unsent = |error| SendError::Unsent(h2_failure(error));
+        let mut head = Request::new(());
+        *head.method_mut() = request.method().clone();
+        *head.uri_mut() = request.uri().clone();
+        *head.headers_mut() = request.headers().clone();
+        let body = request.body();
+        let mut sender = self.sender.clone().ready().await.map_err(unsent)?;
+        let (response, mut request_body) =
+            sender.send_request(head, body.is_empty()).map_err(unsent)?;
+        if !body.is_empty() {
+            let sent = request_body.send_data(body.clone(), true);
+            sent.map_err(|error| SendError::Failed(h2_failure(error)))?;
+        }
+        let (head, body) = match response.await {
+            Ok(response) => response.into_parts(),
+            // With this error the target says that it has not processed the request (RFC 9113,
+            // 8.7).
+            Err(error) if error.reason() == Some(Reason::REFUSED_STREAM) => {
+                return Err(SendError::Refused(h2_failure(error)));
+            }
+            // After GOAWAY the target does not process streams beyond the last one that it names.
+            Err(error) if error.is_go_away() && error.is_remote() => return Err(unsent(error)),
+            Err(error) => return Err(SendError::Failed(h2_failure(error))),
+        };
+        on_first_byte(self.stats.last_read.get());
+        let encoding = head.headers.get(header::CONTENT_ENCODING);
+        let headers = head.headers.iter();
+        let copied = || headers.map(|(n, v)| (n.as_str().to_owned(), v.as_bytes().to_vec()));
+        Ok(Http2Response {
+            status: head.status.as_u16(),
+            is_gzip: encoding.is_some_and(|value| http1::is_gzip_encoding(value.as_bytes())),
+            headers: if keep_headers { copied().collect() } else { Vec::new() },
+            body,
+            stats: Rc::clone(&self.stats),
+            _permit: permit,
+        })
+    }
+}
+
+impl Http2Response {
+    /// Reads the body to its end. Returns the time of the last byte.
+    pub(crate) async fn read_body(
+        mut self,
+        mut on_data: impl FnMut(&[u8], Instant) -> Result<(), Failure>,
+    ) -> Result<Instant, Failure> {
+        while let Some(data) = self.body.data().await {
+            let data = match data {
+                Ok(data) => data,
+                // The target responded before it had read the whole request, which is a valid
+                // response.
+                Err(error) if error.reason() == Some(Reason::NO_ERROR) && error.is_reset() => break,
+                Err(error) => return Err(h2_failure(error)),
+            };
+            on_data(&data, self.stats.last_read.get())?;
+            self.body.flow_control().release_capacity(data.len()).map_err(h2_failure)?;
+        }
+        Ok(self.stats.last_read.get())
+    }
+}
