@@ -1,4 +1,4 @@
-/* The minimal generator: sockets and a clock only. No generator can be faster on this machine.
+/* The minimal generator: sockets and a clock only. Its figures show what the machine itself adds.
  *
  *   ping PORT SECONDS                      closed model: one connection, one request at a time
  *   ping PORT SECONDS RATE CONNECTIONS     open model: requests at a constant rate
@@ -103,7 +103,8 @@ static void run_open_model(int port, uint64_t duration, double rate, int connect
         }
     }
     if (dropped)
-        fprintf(stderr, "ping: %lu arrivals were dropped: no connection was idle\n", (unsigned long)dropped);
+        fprintf(stderr, "ping: %lu arrivals were dropped: no connection was idle\n",
+                (unsigned long)dropped);
 }
 
 static int compare_ascending(const void *a, const void *b) {
