@@ -1,13 +1,13 @@
-"""Native histograms out of the protobuf exposition: as much of the format as the bench needs."""
+"""Reads native histograms from the protobuf exposition format. Other metrics are skipped."""
 
 import struct
 
 
-def fields(data):
-    """Number and value of each field of a message: an integer, or bytes."""
+def parse_fields(data):
+    """Yields number and value of each field of a message. A value is an integer, or bytes."""
     at = 0
 
-    def varint():
+    def parse_varint():
         nonlocal at
         value, shift = 0, 0
         while True:
@@ -19,18 +19,18 @@ def fields(data):
                 return value
 
     while at < len(data):
-        key = varint()
-        kind = key & 7
-        if kind == 0:
-            yield key >> 3, varint()
+        key = parse_varint()
+        wire_type = key & 7
+        if wire_type == 0:
+            yield key >> 3, parse_varint()
             continue
-        size = {1: 8, 5: 4}.get(kind) or varint()
+        size = {1: 8, 5: 4}.get(wire_type) or parse_varint()
         yield key >> 3, data[at : at + size]
         at += size
 
 
-def families(data):
-    """Name and metrics of each family of a delimited exposition."""
+def parse_families(data):
+    """Yields name and metrics of each metric family of a delimited exposition."""
     at = 0
     while at < len(data):
         size, shift = 0, 0
@@ -41,68 +41,68 @@ def families(data):
             shift += 7
             if byte < 0x80:
                 break
-        message = list(fields(data[at : at + size]))
+        message = list(parse_fields(data[at : at + size]))
         at += size
         name = next(value for number, value in message if number == 1).decode()
         yield name, [value for number, value in message if number == 4]
 
 
-def signed(value):
-    """Zigzag."""
+def decode_zigzag(value):
+    """Returns the signed integer of a zigzag encoding."""
     return (value >> 1) ^ -(value & 1)
 
 
-def varints(value):
-    """A repeated integer, packed or not."""
+def parse_repeated(value):
+    """Returns the integers of a repeated field, packed or not."""
     if isinstance(value, int):
         return [value]
-    wrapped, found, shift = 0, [], 0
+    integer, integers, shift = 0, [], 0
     for byte in value:
-        wrapped |= (byte & 0x7F) << shift
+        integer |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:
-            found.append(wrapped)
-            wrapped, shift = 0, 0
-    return found
+            integers.append(integer)
+            integer, shift = 0, 0
+    return integers
 
 
-def native_histogram(data, name):
-    """Counts by upper bound of a family's first histogram; zeros are at bound 0."""
-    metric = next(metrics[0] for found, metrics in families(data) if found == name)
-    histogram = next(value for number, value in fields(metric) if number == 7)
+def read_native_histogram(data, name):
+    """Returns the counts of a family's first histogram by upper bound; zeros have the bound 0."""
+    metric = next(metrics[0] for family, metrics in parse_families(data) if family == name)
+    histogram = next(value for number, value in parse_fields(metric) if number == 7)
     schema, spans, deltas, zeros = 0, [], [], 0
-    for number, value in fields(histogram):
+    for number, value in parse_fields(histogram):
         if number == 5:
-            schema = signed(value)
+            schema = decode_zigzag(value)
         elif number == 7:
             zeros = value
         elif number == 8:
             zeros = struct.unpack("<d", value)[0]
         elif number == 12:
-            span = dict(fields(value))
-            spans.append((signed(span.get(1, 0)), span.get(2, 0)))
+            span = dict(parse_fields(value))
+            spans.append((decode_zigzag(span.get(1, 0)), span.get(2, 0)))
         elif number == 13:
-            deltas += [signed(delta) for delta in varints(value)]
-    counts, index, count, rest = {0.0: zeros}, 0, 0, iter(deltas)
+            deltas += [decode_zigzag(delta) for delta in parse_repeated(value)]
+    counts, index, count, remaining = {0.0: zeros}, 0, 0, iter(deltas)
     for offset, length in spans:
         index += offset
         for _ in range(length):
-            count += next(rest)
+            count += next(remaining)
             counts[2 ** (index / 2**schema)] = count
             index += 1
     return counts
 
 
-def quantile(counts, q):
-    """The upper bound of the bucket that holds the quantile; None without counts."""
-    wanted, seen = q * sum(counts.values()), 0
+def find_quantile(counts, q):
+    """Returns the upper bound of the bucket with the quantile; None without counts."""
+    rank, cumulative = q * sum(counts.values()), 0
     for bound in sorted(counts):
-        seen += counts[bound]
-        if counts[bound] and seen >= wanted:
+        cumulative += counts[bound]
+        if counts[bound] and cumulative >= rank:
             return bound
     return None
 
 
-def between(later, earlier):
-    """The counts that came between two looks."""
+def subtract_counts(later, earlier):
+    """Returns the counts between two scrapes."""
     return {bound: count - earlier.get(bound, 0) for bound, count in later.items()}

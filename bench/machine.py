@@ -1,4 +1,4 @@
-"""The machine: its cores, processes on them, and what the kernel counts of both."""
+"""The machine: its cores, processes pinned to them, and the kernel's figures about both."""
 
 import os
 import pathlib
@@ -12,50 +12,52 @@ SERVER_CORE, GENERATOR_CORE = 0, 1
 PORT = 18990
 
 
-def run(command, **kwargs):
+def run_command(command, **kwargs):
+    """Runs a command and returns its output; a command that fails raises an error."""
     return subprocess.run(command, check=True, text=True, capture_output=True, **kwargs).stdout
 
 
-def say(text):
+def log_progress(text):
     print(text, flush=True)
 
 
-def take_the_machine():
-    """What else it runs comes after the benchmark, whose own work is done on the server's core.
+def claim_machine():
+    """Moves this program to the server's core and gives it a higher priority than other programs.
 
-    Servers and generators inherit the priority; as it is the same for all of them, and for this
-    program, none is kept from running by another one.
+    Servers and generators inherit the priority. It is the same for all of them and for this
+    program, so none of them keeps another one from running.
     """
     os.sched_setaffinity(0, {SERVER_CORE})
     try:
         os.setpriority(os.PRIO_PROCESS, 0, -20)
     except PermissionError:
-        say("bench: not root, so other programs disturb it more than they need to")
+        log_progress("bench: not running as root, so other programs disturb the benchmark more than necessary")
 
 
-def pinned(core, command, **kwargs):
+def start_pinned(core, command, **kwargs):
+    """Starts a command on one core."""
     return subprocess.Popen(["taskset", "-c", str(core), *command], **kwargs)
 
 
-def end(process, how=signal.SIGKILL):
-    process.send_signal(how)
+def stop_process(process, signal_number=signal.SIGKILL):
+    process.send_signal(signal_number)
     process.wait(30)
 
 
-def until(condition, seconds, what, every=0.02):
-    """Waits for a condition; what it was is the error when it does not come true."""
+def wait_until(condition, seconds, description, interval=0.02):
+    """Waits until a condition is true; raises a TimeoutError with its description otherwise."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {seconds} s: {what}")
-        time.sleep(every)
+            raise TimeoutError(f"not within {seconds} s: {description}")
+        time.sleep(interval)
 
 
-def idle_time(core):
-    """Seconds the core has been idle, which a kernel without idle ticks counts exactly.
+def read_idle_seconds(core):
+    """Returns the idle time of a core. A kernel without idle ticks counts it exactly.
 
-    User and system time are counted by ticks: work that is always on at a tick, or never, as a
-    timer's may be, comes out many times too large or too small.
+    The kernel counts user and system time by ticks. This is wrong by a large factor for work that
+    is synchronized with the ticks, as work that a timer starts can be.
     """
     for line in pathlib.Path("/proc/stat").read_text().splitlines():
         fields = line.split()
@@ -64,61 +66,64 @@ def idle_time(core):
     raise RuntimeError(f"no cpu{core}")
 
 
-class Busy:
-    """The share of time in which a core was not idle, since this was made."""
+class CoreUsage:
+    """The usage of a core since the creation of this object."""
 
     def __init__(self, core):
-        self.core, self.began, self.idle = core, time.monotonic(), idle_time(core)
+        self.core, self.start, self.idle_at_start = core, time.monotonic(), read_idle_seconds(core)
 
-    def passed(self):
-        return time.monotonic() - self.began
+    def elapsed_seconds(self):
+        return time.monotonic() - self.start
 
-    def seconds(self):
-        return self.passed() - (idle_time(self.core) - self.idle)
+    def busy_seconds(self):
+        return self.elapsed_seconds() - (read_idle_seconds(self.core) - self.idle_at_start)
 
-    def share(self):
-        return self.seconds() / self.passed()
+    def busy_share(self):
+        return self.busy_seconds() / self.elapsed_seconds()
 
 
-def resident(pid):
-    """VmRSS in bytes of a process."""
+def read_resident_bytes(pid):
+    """Returns the resident memory (VmRSS) of a process."""
     text = pathlib.Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+)", text)[1]) * 1024
 
 
-def settled_resident(pid):
-    """VmRSS once it no longer grows: half a second apart, twice within a two-hundredth."""
-    seen = []
+def wait_for_stable_memory(pid):
+    """Returns the resident memory of a process once it is stable.
 
-    def settled():
-        seen.append(resident(pid))
-        return len(seen) > 2 and max(seen[-3:]) - min(seen[-3:]) <= seen[-1] / 200
+    Stable means that three samples, half a second apart, are within 0.5 % of each other.
+    """
+    samples = []
 
-    until(settled, 60, "memory that no longer grows", every=0.5)
-    return seen[-1]
+    def is_stable():
+        samples.append(read_resident_bytes(pid))
+        return len(samples) > 2 and max(samples[-3:]) - min(samples[-3:]) <= samples[-1] / 200
+
+    wait_until(is_stable, 60, "memory that no longer grows", interval=0.5)
+    return samples[-1]
 
 
-def on_cpu(pid):
-    """Seconds on a CPU of each thread there is, to the nanosecond."""
-    found = {}
+def read_thread_cpu_seconds(pid):
+    """Returns the CPU time of each thread of a process, with a resolution of 1 ns."""
+    seconds = {}
     for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
         try:
-            found[int(task.name)] = int((task / "schedstat").read_text().split()[0]) / 1e9
-        except OSError:  # It has just ended.
+            seconds[int(task.name)] = int((task / "schedstat").read_text().split()[0]) / 1e9
+        except OSError:  # The thread has just ended.
             continue
-    return found
+    return seconds
 
 
-def connected():
-    """Established connections to the server, at the clients' side."""
-    wanted, count = f":{PORT:04X}", 0
+def count_connections():
+    """Returns the number of established connections to the server, seen from the clients."""
+    server, count = f":{PORT:04X}", 0
     for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
-        count += fields[2].endswith(wanted) and fields[3] == "01"
+        count += fields[2].endswith(server) and fields[3] == "01"
     return count
 
 
-def cpu_name():
+def read_cpu_name():
     text = pathlib.Path("/proc/cpuinfo").read_text()
-    found = re.search(r"model name\s*:\s*(.*)", text)
-    return found[1] if found else platform.machine()
+    match = re.search(r"model name\s*:\s*(.*)", text)
+    return match[1] if match else platform.machine()

@@ -1,4 +1,4 @@
-"""The two files of results: raw.json with every figure, RESULTS.md with the tables of it."""
+"""The result files: raw.json has all figures, RESULTS.md has tables of them."""
 
 import json
 import os
@@ -6,61 +6,63 @@ import platform
 import time
 
 import targets
-from machine import GENERATOR_CORE, SERVER_CORE, cpu_name
-from tables import table
-from tools import commit, versions
+from machine import GENERATOR_CORE, SERVER_CORE, read_cpu_name
+from tables import format_table
+from tools import read_commit, read_versions
 
 
-def read(folder):
-    """Records of cases by name, as earlier runs have left them."""
+def read_records(folder):
+    """Returns the records of earlier runs by the name of their case."""
     file = folder / "raw.json"
     return json.loads(file.read_text())["cases"] if file.exists() else {}
 
 
-def record(context, case, figures):
+def build_record(context, case, figures):
     paths = {tool: path for tool, path in context.paths.items() if tool in case.tools}
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": commit() + (" (binaries given)" if context.given else ""),
-        "machine": f"{cpu_name()}, {os.cpu_count()} cores, Linux {platform.release()}",
+        "commit": read_commit() + (" (binaries given)" if context.binaries_given else ""),
+        "machine": f"{read_cpu_name()}, {os.cpu_count()} cores, Linux {platform.release()}",
         "seconds": context.seconds,
         "rounds": context.rounds,
-        "versions": versions(paths),
+        "versions": read_versions(paths),
         "figures": figures,
     }
 
 
-def write(folder, records, cases):
+def write_results(folder, records, cases):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "raw.json").write_text(json.dumps({"cases": records}, indent=1) + "\n")
-    (folder / "RESULTS.md").write_text("\n".join(markdown(records, cases)))
+    (folder / "RESULTS.md").write_text("\n".join(build_markdown(records, cases)))
 
 
-def markdown(records, cases):
+def build_markdown(records, cases):
     shown = [case for case in cases if case.name in records]
     lines = [
         "# Benchmark results",
         "",
-        f"Written by `make bench`. Server on core {SERVER_CORE}, generator on core {GENERATOR_CORE}, tools in random"
-        " order. Every measurement of ours is on: response and service time, schedule lag, bytes, errors. CPU is the time"
-        " in which the generator's core was not idle, from /proc/stat. Figures are medians over rounds, ratios are of medians.",
+        f"Written by `make bench`. The server runs on core {SERVER_CORE}, the generator on core {GENERATOR_CORE}. The"
+        " tools run in random order. `loadtest` is this project's generator. All its measurements are enabled: response"
+        " and service time, schedule lag, bytes and errors. CPU time is the time during which the generator's core was"
+        " not idle, from /proc/stat. Server CPU is the share of its core that the server used. Figures are medians over"
+        " rounds. Ratios are ratios of medians.",
         "",
-        *targets.lines({name: one["figures"] for name, one in records.items()}),
+        *targets.build_table({name: record["figures"] for name, record in records.items()}),
     ]
     for case in shown:
-        one = records[case.name]
-        about = f"{one['date']}, commit {one['commit']}, {one['rounds']} rounds of {one['seconds']} s."
-        # Under its heading, which is a case's first line.
-        first, *rest = case.lines(one["figures"])
-        lines += [first, "", about, *rest]
-    return lines + provenance(records, shown)
+        record = records[case.name]
+        origin = f"{record['date']}, commit {record['commit']}, {record['rounds']} rounds of {record['seconds']} s."
+        # The first line of a case is its heading.
+        heading, *rest = case.build_lines(record["figures"])
+        lines += [heading, "", origin, *rest]
+    return lines + list_tools_and_machine(records, shown)
 
 
-def provenance(records, shown):
-    versions_seen, machines = {}, {}
+def list_tools_and_machine(records, shown):
+    versions, machines = {}, {}
     for case in shown:
         machines.setdefault(records[case.name]["machine"])
         for tool, version in records[case.name]["versions"].items():
-            versions_seen.setdefault(tool, {}).setdefault(version)
-    rows = [[tool, "; ".join(seen)] for tool, seen in versions_seen.items()]
-    return ["## Tools and machine", "", "; ".join(machines) + ".", "", *table(["tool", "version"], rows)]
+            versions.setdefault(tool, {}).setdefault(version)
+    rows = [[tool, "; ".join(tool_versions)] for tool, tool_versions in versions.items()]
+    return ["## Tools and machine", "", "; ".join(machines) + ".", "", *format_table(["tool", "version"], rows)]

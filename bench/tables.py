@@ -1,40 +1,40 @@
-"""Tables of results, and what goes into their cells."""
+"""Tables of results, and the figures in their cells."""
 
 import statistics
 
 
-def table(head, rows):
+def format_table(head, rows):
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return lines + ["| " + " | ".join(row) + " |" for row in rows] + [""]
 
 
-def values(results, tool, figure):
-    return [one[figure] for one in results.get(tool, []) if one.get(figure) is not None]
+def list_values(results, tool, figure):
+    return [result[figure] for result in results.get(tool, []) if result.get(figure) is not None]
 
 
-def median(results, tool, figure):
-    found = values(results, tool, figure)
-    return statistics.median(found) if found else None
+def compute_median(results, tool, figure):
+    values = list_values(results, tool, figure)
+    return statistics.median(values) if values else None
 
 
-def spread(results, tool, figure, shown="{:,.1f}"):
-    found = values(results, tool, figure)
-    return f"{shown.format(min(found))}–{shown.format(max(found))}" if found else "–"
+def format_range(results, tool, figure, form="{:,.1f}"):
+    values = list_values(results, tool, figure)
+    return f"{form.format(min(values))}–{form.format(max(values))}" if values else "–"
 
 
-def cell(value, shown="{:,.0f}"):
-    return "–" if value is None else shown.format(value)
+def format_value(value, form="{:,.0f}"):
+    return "–" if value is None else form.format(value)
 
 
-def ratio(results, ours, tool, figure):
-    a, b = median(results, ours, figure), median(results, tool, figure)
-    return f"{a / b:.2f}" if a and b else "–"
+def format_ratio(results, first_tool, second_tool, figure):
+    first, second = compute_median(results, first_tool, figure), compute_median(results, second_tool, figure)
+    return f"{first / second:.2f}" if first and second else "–"
 
 
-def by_rate(results, figure):
-    """Tools, the fastest first."""
-    return sorted(results, key=lambda tool: -(median(results, tool, figure) or 0))
+def sort_by_rate(results, figure):
+    """Returns the tools, fastest first."""
+    return sorted(results, key=lambda tool: -(compute_median(results, tool, figure) or 0))
 
 
-def percent(value):
-    return cell(value and value * 100, "{:.0f} %")
+def format_percent(value):
+    return format_value(value and value * 100, "{:.0f} %")

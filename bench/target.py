@@ -1,4 +1,4 @@
-"""The server that load goes to, on its core, and the C client that shows what it adds."""
+"""The server that receives the load, on its own core, and the C client."""
 
 import json
 import pathlib
@@ -6,87 +6,92 @@ import signal
 import socket
 import subprocess
 
-from machine import GENERATOR_CORE, PORT, SERVER_CORE, end, on_cpu, pinned, run, until
+from machine import (
+    GENERATOR_CORE, PORT, SERVER_CORE, read_thread_cpu_seconds, run_command, start_pinned, stop_process, wait_until,
+)
 from tools import CACHE, ROOT
 
-HTTP, HTTPS = f"http://127.0.0.1:{PORT}", f"https://127.0.0.1:{PORT}"
-WEB_SOCKET = f"ws://127.0.0.1:{PORT}"
+HTTP_URL, HTTPS_URL = f"http://127.0.0.1:{PORT}", f"https://127.0.0.1:{PORT}"
+WEB_SOCKET_URL = f"ws://127.0.0.1:{PORT}"
 
 
-def compiled(name, sources, *libraries):
+def compile_c(name, sources, *libraries):
+    """Compiles C sources and returns the path of the binary."""
     binary = CACHE / "bin" / name
     binary.parent.mkdir(parents=True, exist_ok=True)
-    run(["gcc", "-O2", "-Wall", "-Wextra", "-o", str(binary), *map(str, sources), *libraries])
+    run_command(["gcc", "-O2", "-Wall", "-Wextra", "-o", str(binary), *map(str, sources), *libraries])
     return str(binary)
 
 
-def certificate():
-    """A self-signed certificate and its key."""
+def create_certificate():
+    """Returns the paths of a self-signed certificate and its key; creates them if necessary."""
     files = CACHE / "certificate.pem", CACHE / "key.pem"
     if not all(file.exists() for file in files):
         subject = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
         new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-        run([*new, "-nodes", "-days", "3650", *subject, "-out", str(files[0]), "-keyout", str(files[1])])
+        output = ["-out", str(files[0]), "-keyout", str(files[1])]
+        run_command([*new, "-nodes", "-days", "3650", *subject, *output])
     return [str(file) for file in files]
 
 
 class Server:
-    """The target: plain, with TLS, or with the clock's options."""
+    """The server in bench/server, with its command-line options and optionally with TLS."""
 
-    current = None  # the one that runs
+    current = None  # the running server
 
     def __init__(self, *options, tls=False):
         self.options = [str(option) for option in options]
         if tls:
-            self.options += ["--tls", *certificate()]
+            self.options += ["--tls", *create_certificate()]
 
     def __enter__(self):
         sources = sorted((ROOT / "bench/server").glob("*.c"))
-        binary = compiled("server", sources, "-lssl", "-lcrypto")
-        self.process = pinned(SERVER_CORE, [binary, str(PORT), *self.options])
-        until(self.answers, 5, "a server that listens")
+        binary = compile_c("server", sources, "-lssl", "-lcrypto")
+        self.process = start_pinned(SERVER_CORE, [binary, str(PORT), *self.options])
+        wait_until(self.is_listening, 5, "a server that listens")
         Server.current = self
         return self
 
-    def answers(self):
+    def is_listening(self):
         if self.process.poll() is not None:
-            raise RuntimeError(f"the server ended with {self.process.returncode}")
+            raise RuntimeError(f"the server ended with exit code {self.process.returncode}")
         try:
             socket.create_connection(("127.0.0.1", PORT), 1).close()
             return True
         except OSError:
             return False
 
-    def cpu(self):
-        """Seconds it has been on a CPU."""
-        return sum(on_cpu(self.process.pid).values())
+    def read_cpu_seconds(self):
+        """Returns the CPU time of the server."""
+        return sum(read_thread_cpu_seconds(self.process.pid).values())
 
     def stop(self):
-        """Ends it so that it writes what it kept."""
+        """Stops the server with SIGTERM, so that it writes its reports."""
         if self.process.poll() is None:
-            end(self.process, signal.SIGTERM)
+            stop_process(self.process, signal.SIGTERM)
 
     def __exit__(self, *_):
         if self.process.poll() is None:
-            end(self.process)
+            stop_process(self.process)
 
 
-# What the machine lets a generator be that has nothing but sockets and a clock.
-FLOOR = "C client"
+# The name of bench/ping.c in results. It consists of sockets and a clock, so its errors are those
+# of the machine.
+C_CLIENT = "C client"
 
 
-def ping_command(seconds, rate=None, connections=None):
-    """The C client's: one request after the other, or at a rate."""
-    binary = compiled("ping", [ROOT / "bench/ping.c"])
+def build_c_client_command(seconds, rate=None, connections=None):
+    """Returns the command of the C client: one request after the other, or at a rate."""
+    binary = compile_c("ping", [ROOT / "bench/ping.c"])
     return [binary, str(PORT), str(seconds), *([str(rate), str(connections)] if rate else [])]
 
 
-def ping(seconds, hold_ns, folder):
-    """Round trips of the C client, and what the server held each: quantiles in nanoseconds."""
+def measure_round_trips(seconds, hold_ns, folder):
+    """Returns quantiles, in nanoseconds, of the C client's round trips and of the server's hold times."""
     report = pathlib.Path(folder) / "ping-hold.json"
-    line = ping_command(seconds)
+    command = build_c_client_command(seconds)
     with Server("--hold", hold_ns, report) as server:
-        client = pinned(GENERATOR_CORE, line, stdout=subprocess.PIPE, text=True)
-        trips = json.loads(client.communicate(timeout=seconds + 30)[0])
+        client = start_pinned(GENERATOR_CORE, command, stdout=subprocess.PIPE, text=True)
+        round_trips = json.loads(client.communicate(timeout=seconds + 30)[0])
         server.stop()
-    return trips, json.loads(report.read_text())
+    return round_trips, json.loads(report.read_text())

@@ -1,114 +1,124 @@
-"""The targets, and how far they are met: computed from the figures of the cases."""
+"""The performance targets. The measured values come from the figures of the cases."""
 
-from cases.first import ORIGINS, QUANTILES, errors, median_of, middle
-from cases.latency import SERVICE
-from tables import median, table
-from target import FLOOR
-from tools import OURS
+from cases.first_response import ORIGINS, QUANTILES, list_errors, middle_of, middle_of_rounds
+from cases.latency import LOADTEST_SERVICE_TIME
+from cases.memory import compute_bytes_per_user
+from tables import compute_median, format_table
+from target import C_CLIENT
+from tools import LOADTEST
 
-PYTHON = ("locust", "guidellm", "aiperf")
+PYTHON_TOOLS = ("locust", "guidellm", "aiperf")
 SOCKETS = "15000"
 
 
-def lines(figures):
-    """The table; figures are those of each case that has run, by its name."""
-    rows = [row for make in ALL for row in make(figures)]
-    return ["## Targets", "", *table(["what", "target", "measured", ""], [shown(*row) for row in rows])]
+def build_table(figures):
+    """Returns the lines of the table. Figures are given by the name of their case."""
+    rows = [build_row(*target) for list_targets in TARGETS for target in list_targets(figures)]
+    return ["## Targets", "", *format_table(["measure", "target", "measured", "result"], rows)]
 
 
-def shown(what, target, measured, met):
-    if met is None:
-        return [what, target, "not measured", "–"]
-    return [what, target, measured, "met" if met else "**not met**"]
+def build_row(description, target, measured, is_met):
+    if is_met is None:
+        return [description, target, "not measured", "–"]
+    return [description, target, measured, "met" if is_met else "**not met**"]
 
 
-def at_least(what, value, bound, form):
-    return what, "≥ " + form.format(bound), value and form.format(value), None if value is None else value >= bound
+def at_least(description, value, bound, form):
+    measured = value and form.format(value)
+    return description, "≥ " + form.format(bound), measured, None if value is None else value >= bound
 
 
-def at_most(what, value, bound, form):
+def at_most(description, value, bound, form):
     measured = None if value is None else form.format(value)
-    return what, "≤ " + form.format(bound), measured, None if value is None else value <= bound
+    return description, "≤ " + form.format(bound), measured, None if value is None else value <= bound
 
 
-def over(results, tool, figure):
-    """Ours divided by a tool's, of the medians; None when one of them is missing."""
-    ours, its = median(results, OURS, figure), median(results, tool, figure)
-    return ours / its if ours and its else None
+def error_at_most(description, error, bound):
+    return at_most(description, None if error is None else abs(error), bound, "{:,.0f} µs")
 
 
-def fastest(figures):
+def compute_ratio(results, tool, figure):
+    """Returns the median of `loadtest` divided by the median of a tool; None if one is missing."""
+    own, other = compute_median(results, LOADTEST, figure), compute_median(results, tool, figure)
+    return own / other if own and other else None
+
+
+def list_max_rate_targets(figures):
     results = figures.get("max", {})
     for tool, bound in (("wrk", 1.0), ("oha", 1.2), ("k6", 6.0), ("locust", 10.0)):
-        yield at_least(f"highest rate, tiny GET, beside {tool}", over(results, tool, "rps"), bound, "{:.2f} ×")
+        value = compute_ratio(results, tool, "rps")
+        yield at_least(f"highest rate, small GET, loadtest ÷ {tool}", value, bound, "{:.2f} ×")
 
 
-def cpu(figures):
-    for key, server in (("10000", "a server that sleeps"), ("awake", "one that never sleeps")):
+def list_cpu_targets(figures):
+    for key, server in (("10000", "a server that sleeps"), ("awake", "a server that never sleeps")):
         results = figures.get("rate", {}).get(key, {})
-        value = over(results, "oha", "cpu_us")
-        yield at_most(f"CPU per request at 10,000/s to {server}, beside oha", value, 1.0, "{:.2f} ×")
+        value = compute_ratio(results, "oha", "cpu_us")
+        yield at_most(f"CPU time per request at 10,000/s to {server}, loadtest ÷ oha", value, 1.0, "{:.2f} ×")
 
 
-def memory(figures):
-    steps = figures.get("idle", {}).get(OURS)
-    value = None
-    if steps:
-        low, high = min(steps, key=int), max(steps, key=int)
-        value = (steps[high]["rss"] - steps[low]["rss"]) / (int(high) - int(low)) / 1024
-    yield at_most("memory for one more user that waits", value, 8.0, "{:.2f} KiB")
+def list_memory_targets(figures):
+    steps = figures.get("idle", {}).get(LOADTEST)
+    value = compute_bytes_per_user(steps) / 1024 if steps else None
+    yield at_most("memory per additional waiting user", value, 8.0, "{:.2f} KiB")
 
 
-def sockets(figures):
-    one = figures.get("sockets", {}).get(OURS, {}).get(SOCKETS)
-    yield at_most(f"{int(SOCKETS):,} WebSockets held open", one and one["rss"] / 2**20, 150, "{:.0f} MiB")
+def list_socket_targets(figures):
+    step = figures.get("sockets", {}).get(LOADTEST, {}).get(SOCKETS)
+    yield at_most(f"memory with {int(SOCKETS):,} open WebSockets", step and step["rss"] / 2**20, 150, "{:.0f} MiB")
 
 
-def chat(figures):
+def list_chat_targets(figures):
     results = figures.get("chat", {})
-    yield at_least("events of streamed chat in a second", median(results, OURS, "eps"), 200_000, "{:,.0f}")
-    for tool in PYTHON:
-        yield at_least(f"events of streamed chat, beside {tool}", over(results, tool, "eps"), 20.0, "{:.1f} ×")
+    yield at_least("events/s of streamed chat", compute_median(results, LOADTEST, "eps"), 200_000, "{:,.0f}")
+    for tool in PYTHON_TOOLS:
+        value = compute_ratio(results, tool, "eps")
+        yield at_least(f"events/s of streamed chat, loadtest ÷ {tool}", value, 20.0, "{:.1f} ×")
 
 
-def latency(figures):
+def list_latency_targets(figures):
     levels = figures.get("latency", {}).get("levels", {})
     for level, name, bound in (("50", "half a core", 50), ("80", "80 % of a core", 200)):
-        one = levels.get(level, {"results": {}})
-        results = one["results"]
-        at = f"at {name}"
-        if busy := median(results, OURS, "busy"):
-            at += f" ({one['rate']:,}/s, {busy * 100:.0f} % busy)"
-        yield off_by(f"service time, error of p99, {at}", median(results, SERVICE, "p99"), bound)
-        if floor := median(results, FLOOR, "p99"):
-            at += f"; the C client's: {floor:,.0f} µs"
-        yield off_by(f"response time, error of p99, {at}", median(results, OURS, "p99"), bound)
+        level_figures = levels.get(level, {"results": {}})
+        results = level_figures["results"]
+        load = f"at {name}"
+        if busy := compute_median(results, LOADTEST, "busy"):
+            load += f" ({level_figures['rate']:,}/s, {busy * 100:.0f} % busy)"
+        yield error_at_most(
+            f"service time, error of p99, {load}", compute_median(results, LOADTEST_SERVICE_TIME, "p99"), bound,
+        )
+        if c_client := compute_median(results, C_CLIENT, "p99"):
+            load += f"; C client: {c_client:,.0f} µs"
+        yield error_at_most(f"response time, error of p99, {load}", compute_median(results, LOADTEST, "p99"), bound)
 
 
-def off_by(what, error, bound):
-    return at_most(what, None if error is None else abs(error), bound, "{:,.0f} µs")
-
-
-def first(figures):
+def list_first_response_targets(figures):
     figures = figures.get("first")
     for origin, name in ORIGINS.items():
-        worst = figures and max((middle(errors(figures, origin, quantile)) for quantile in QUANTILES), key=abs)
-        what = f"time to first response {name}, off the simulator's, p50 to p99, at half load"
+        worst = figures and max(
+            (middle_of(list_errors(figures, origin, quantile)) for quantile in QUANTILES), key=abs,
+        )
+        description = f"time to first response {name}, largest error of p50, p95 and p99, at half load"
         if figures:
-            share = max(median_of(figures, key) for key in ("busy", "simulator_busy"))
-            what += f" ({figures['rate']:,} chats/s, the busier of the two {share:.0%} busy)"
-        yield off_by(what, worst, 1000)
+            share = max(middle_of_rounds(figures, key) for key in ("busy", "simulator_busy"))
+            description += f" ({figures['rate']:,} chats/s, the busier core {share:.0%} busy)"
+        yield error_at_most(description, worst, 1000)
 
 
-def schedule(figures):
+def list_schedule_targets(figures):
     rates = figures.get("schedule", {})
+
+    def worst_of_rates(tool, quantile):
+        return max((compute_median(results, tool, quantile) for results in rates.values()), default=None)
+
     for quantile, bound in (("p99", 100), ("max", 1000)):
-        # The worse of the rates.
-        worst = lambda tool: max((median(results, tool, quantile) for results in rates.values()), default=None)
-        what = f"error of the schedule, {quantile}"
+        description = f"error of the schedule, {quantile}"
         if rates:
-            what += f" (the C client's: {worst(FLOOR):,.0f} µs)"
-        yield at_most(what, worst(OURS), bound, "{:,.0f} µs")
+            description += f" (C client: {worst_of_rates(C_CLIENT, quantile):,.0f} µs)"
+        yield at_most(description, worst_of_rates(LOADTEST, quantile), bound, "{:,.0f} µs")
 
 
-ALL = [fastest, cpu, memory, sockets, chat, first, latency, schedule]
+TARGETS = [
+    list_max_rate_targets, list_cpu_targets, list_memory_targets, list_socket_targets, list_chat_targets,
+    list_first_response_targets, list_latency_targets, list_schedule_targets,
+]

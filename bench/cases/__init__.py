@@ -1,4 +1,4 @@
-"""The cases: each measures, and makes its table of what it, or an earlier run, has measured."""
+"""The cases. Each case measures figures, and makes a table of these or of earlier figures."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,19 +6,19 @@ from collections.abc import Callable
 
 @dataclasses.dataclass
 class Context:
-    """What a case is given: the tools, and how long and how often to run them."""
+    """The tools, and the duration and number of their runs."""
 
     paths: dict
     seconds: int
     rounds: int
-    given: bool = False  # our binaries were, and may be of another commit
+    binaries_given: bool = False  # the binaries were not built here and may be of another commit
 
 
 @dataclasses.dataclass
 class Case:
-    """One case. Figures are what goes into raw.json."""
+    """One case. Its figures are stored in raw.json."""
 
     name: str
     tools: list
     measure: Callable[[Context], dict]
-    lines: Callable[[dict], list]
+    build_lines: Callable[[dict], list]

@@ -1,38 +1,40 @@
-"""Streamed chat: events read and parsed in a second, by one core."""
+"""Streamed chat: events per second that one core can read and parse."""
 
 import json
 
-import ours
+import load_test
 from cases import Case
-from generators import locust, locust_requests
-from runs import generate, rounds_of
-from tables import by_rate, cell, median, percent, ratio, spread, table
-from target import HTTP
-from tools import OURS, SCRIPTS, TOKENIZER
+from generators import build_locust_script_command, count_locust_requests
+from runs import run_generator, run_rounds
+from tables import compute_median, format_percent, format_range, format_ratio, format_table, format_value, sort_by_rate
+from target import HTTP_URL
+from tools import LOADTEST, SCRIPTS, TOKENIZER
 
 USERS = 16
-EVENTS = 500  # of content in each answer, as in server/chat.c
-PYTHON = ["locust", "guidellm", "aiperf"]
+EVENTS = 500  # content events per response; CONTENT_EVENTS in server/responses.c must be equal
+PYTHON_TOOLS = ["locust", "guidellm", "aiperf"]
 PROMPT = "Summarize the benefits of load testing in three sentences."
-# Neither asks the network for a tokenizer: one has no use for it here, the other one is handed one.
-OFFLINE = {"HF_HUB_OFFLINE": "1", "GUIDELLM__MAX_WORKER_PROCESSES": "1"}
+# guidellm must not download a tokenizer; it needs none here.
+GUIDELLM_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "GUIDELLM__MAX_WORKER_PROCESSES": "1"}
 
 
-def of_ours(path, folder, seconds):
+def build_loadtest_command(path, folder, seconds):
     task = {"name": "chat", "chat": {"models": ["bench"], "messages": [PROMPT], "stream": True}}
-    return ours.command(path, folder, ours.spec([task], ours.closed(USERS, seconds)))
+    load = load_test.build_closed_load(USERS, seconds)
+    return load_test.build_command(path, folder, load_test.build_load_test([task], load))
 
 
-def of_locust(path, folder, seconds):
-    return [*locust(path, folder, SCRIPTS / "locust_chat.py", USERS, seconds), "--host", HTTP]
+def build_locust_command(path, folder, seconds):
+    command = build_locust_script_command(path, folder, SCRIPTS / "locust_chat.py", USERS, seconds)
+    return [*command, "--host", HTTP_URL]
 
 
-def of_guidellm(path, folder, seconds):
-    # It stops when it has sent every row once: more than there is time for.
+def build_guidellm_command(path, folder, seconds):
+    # guidellm stops after it has sent every row once, so there are more rows than it can send.
     (folder / "prompts.jsonl").write_text((json.dumps({"prompt": PROMPT}) + "\n") * 2000 * seconds)
     return [
         path, "run", "--disable-progress",
-        "--backend", f"kind=openai_http,target={HTTP},model=bench",
+        "--backend", f"kind=openai_http,target={HTTP_URL},model=bench",
         "--profile", f"kind=concurrent,streams={USERS}",
         "--constraint", f"kind=max_duration,seconds={seconds}",
         "--data", f"kind=json_file,path={folder / 'prompts.jsonl'}",
@@ -40,9 +42,9 @@ def of_guidellm(path, folder, seconds):
     ]
 
 
-def of_aiperf(path, folder, seconds):
+def build_aiperf_command(path, folder, seconds):
     return [
-        path, "profile", "--model", "bench", "--url", HTTP, "--endpoint-type", "chat", "--streaming",
+        path, "profile", "--model", "bench", "--url", HTTP_URL, "--endpoint-type", "chat", "--streaming",
         "--concurrency", str(USERS), "--benchmark-duration", str(seconds), "--use-server-token-count",
         "--tokenizer", str(TOKENIZER), "--isl", "16", "--osl", str(EVENTS), "--num-dataset-entries", "16",
         "--workers-max", "1", "--no-gpu-telemetry", "--no-server-metrics", "--export-level", "summary",
@@ -50,56 +52,67 @@ def of_aiperf(path, folder, seconds):
     ]
 
 
-COMMANDS = {OURS: of_ours, "locust": of_locust, "guidellm": of_guidellm, "aiperf": of_aiperf}
+COMMANDS = {
+    LOADTEST: build_loadtest_command, "locust": build_locust_command,
+    "guidellm": build_guidellm_command, "aiperf": build_aiperf_command,
+}
 
 
-def answers_a_second(tool, folder, seconds):
-    """Whole answers, over the time in which the tool itself says it made load."""
-    if tool == OURS:
-        total = ours.result(folder)["total"]
+def compute_response_rate(tool, folder, seconds):
+    """Returns complete responses per second of the time in which the tool reports that it made load."""
+    if tool == LOADTEST:
+        total = load_test.read_result(folder)["total"]
         assert total["tokens"]["output"] == EVENTS * total["requests"], total["tokens"]
         return total["requests"] / seconds
     if tool == "locust":
-        return locust_requests(folder, "answer") / seconds
+        return count_locust_requests(folder, "response") / seconds
     if tool == "guidellm":
-        told = json.loads((folder / "guidellm.json").read_text())["benchmarks"][0]
-        totals = told["metrics"]["request_totals"]
+        benchmark = json.loads((folder / "guidellm.json").read_text())["benchmarks"][0]
+        totals = benchmark["metrics"]["request_totals"]
         assert totals["errored"] == 0, totals
-        return totals["successful"] / told["duration"]
-    told = json.loads((folder / "aiperf/profile_export_aiperf.json").read_text())
-    return told["request_throughput"]["avg"]
+        return totals["successful"] / benchmark["duration"]
+    profile = json.loads((folder / "aiperf/profile_export_aiperf.json").read_text())
+    return profile["request_throughput"]["avg"]
 
 
 def measure(context):
-    def one(tool, folder):
-        line = COMMANDS[tool](context.paths[tool], folder, context.seconds)
-        # A tool that first looks whether the server is there has one connection for that.
-        ran = generate(line, folder, context.seconds, OFFLINE if tool == "guidellm" else None, USERS // 2)
-        rate = answers_a_second(tool, folder, context.seconds) * EVENTS
-        return {"eps": rate, "cpu_us": ran.busy / rate * 1e6, "busy": ran.busy, "server_busy": ran.server_busy}
+    def run_once(tool, folder):
+        command = COMMANDS[tool](context.paths[tool], folder, context.seconds)
+        environment = GUIDELLM_ENVIRONMENT if tool == "guidellm" else None
+        # A tool that checks the server first opens one connection for that. Half of the users'
+        # connections show that the load has begun.
+        run = run_generator(command, folder, context.seconds, environment, connections=USERS // 2)
+        rate = compute_response_rate(tool, folder, context.seconds) * EVENTS
+        return {"eps": rate, "cpu_us": run.busy / rate * 1e6, "busy": run.busy, "server_busy": run.server_busy}
 
-    return rounds_of([OURS, *PYTHON], context, "chat", one)
+    return run_rounds([LOADTEST, *PYTHON_TOOLS], context, "chat", run_once)
 
 
-def lines(results):
-    head = ["tool", "events/s, median", "min–max", "CPU per event", "its core busy", "server's core, used by it", "ours ÷ it"]
+def build_lines(results):
+    head = [
+        "tool", "events/s, median", "min–max", "CPU time per event", "generator core busy", "server CPU",
+        "loadtest ÷ tool",
+    ]
     rows = [
         [
-            tool, cell(median(results, tool, "eps")), spread(results, tool, "eps", "{:,.0f}"),
-            cell(median(results, tool, "cpu_us"), "{:.2f} µs"), percent(median(results, tool, "busy")),
-            percent(median(results, tool, "server_busy")), ratio(results, OURS, tool, "eps"),
+            tool, format_value(compute_median(results, tool, "eps")), format_range(results, tool, "eps", "{:,.0f}"),
+            format_value(compute_median(results, tool, "cpu_us"), "{:.2f} µs"),
+            format_percent(compute_median(results, tool, "busy")),
+            format_percent(compute_median(results, tool, "server_busy")),
+            format_ratio(results, LOADTEST, tool, "eps"),
         ]
-        for tool in by_rate(results, "eps")
+        for tool in sort_by_rate(results, "eps")
     ]
     return [
-        f"## Streamed chat: {USERS} users, answers of {EVENTS} events, one core", "",
-        "The server writes events as fast as they are taken, many in one write: what is measured is reading and"
-        " parsing them, not waiting. Every tool parses the JSON of every event and takes the time to the first token;"
-        " ours, guidellm and aiperf also the times between tokens, which the script for Locust leaves out;"
-        f" events are {EVENTS} for each answer that was whole. The Python tools' processes share the one core, with one"
-        " worker; aiperf is given a tokenizer of a few words and counts tokens by the server's usage, as guidellm does.",
-        "", *table(head, rows),
+        f"## Streamed chat: {USERS} users, responses of {EVENTS} events, one core", "",
+        "The server writes events as fast as the client reads them, many events per write. This case therefore measures"
+        " reading and parsing, not waiting. Every tool parses the JSON of every event and measures the time to first"
+        " token. `loadtest`, guidellm and aiperf also measure inter-token latency; the script for Locust does not."
+        f" Only complete responses count, with {EVENTS} events each. The processes of the Python tools share one core"
+        " and use one worker. aiperf gets a tokenizer with a few words. aiperf and guidellm take the number of tokens"
+        " from the server's usage field.",
+        "", *format_table(head, rows),
     ]
 
 
-CHAT = Case("chat", [OURS, *PYTHON], measure, lines)
+CHAT = Case("chat", [LOADTEST, *PYTHON_TOOLS], measure, build_lines)

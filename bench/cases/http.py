@@ -1,85 +1,97 @@
-"""Plain requests: the highest rate, and CPU for a request at a fixed one."""
+"""Plain requests: the highest rate, and the CPU time per request at a fixed rate."""
 
 from cases import Case
-from generators import CONNECTIONS, Load, measure
-from runs import rounds_of
-from tables import by_rate, cell, median, percent, ratio, spread, table
+from generators import CONNECTIONS, Load, measure_run
+from runs import run_rounds
+from tables import compute_median, format_percent, format_range, format_ratio, format_table, format_value, sort_by_rate
 from target import Server
-from tools import OURS
+from tools import LOADTEST
 
 BODY = "x" * 2048
-ALL_OUT = ["wrk", "h2load", "oha", "k6", "locust", OURS]
-# Of the server's core: from here on it may be what holds a generator back.
-FULL = 0.85
+MAX_RATE_TOOLS = ["wrk", "h2load", "oha", "k6", "locust", LOADTEST]
+# Above this share of its core, the server may be the bottleneck instead of the generator.
+SERVER_FULL = 0.85
 RATES = (1000, 5000, 10000, 20000)
-# At one of them also to a server that never sleeps, in figures of their own.
-AWAKE = 10000
+# This rate is also measured with a server that never sleeps.
+AWAKE_RATE = 10000
 
 
-def highest(name, title, tools=ALL_OUT, note=None, **load):
-    def run(context):
-        def one(tool, folder):
-            return measure(tool, context.paths[tool], folder, Load(context.seconds, **load))
+def build_max_rate_case(name, title, tools=MAX_RATE_TOOLS, note=None, **load):
+    def measure(context):
+        def run_once(tool, folder):
+            return measure_run(tool, context.paths[tool], folder, Load(context.seconds, **load))
 
-        return rounds_of(tools, context, name, one, lambda: Server(tls=load.get("tls", False)))
+        return run_rounds(tools, context, name, run_once, lambda: Server(tls=load.get("tls", False)))
 
-    def lines(results):
-        head = ["tool", "requests/s, median", "min–max", "CPU per request", "server's core, used by it", "ours ÷ it"]
+    def build_lines(results):
+        head = [
+            "tool", "requests/s, median", "min–max", "CPU time per request", "server CPU", "loadtest ÷ tool",
+        ]
         rows = [
             [
-                tool, cell(median(results, tool, "rps")), spread(results, tool, "rps", "{:,.0f}"),
-                cell(median(results, tool, "cpu_us"), "{:.1f} µs"),
-                percent(median(results, tool, "server_busy")), ratio(results, OURS, tool, "rps"),
+                tool, format_value(compute_median(results, tool, "rps")),
+                format_range(results, tool, "rps", "{:,.0f}"),
+                format_value(compute_median(results, tool, "cpu_us"), "{:.1f} µs"),
+                format_percent(compute_median(results, tool, "server_busy")),
+                format_ratio(results, LOADTEST, tool, "rps"),
             ]
-            for tool in by_rate(results, "rps")
+            for tool in sort_by_rate(results, "rps")
         ]
-        found = [f"## {title}", "", *([note, ""] if note else []), *table(head, rows)]
-        if full := [tool for tool in results if (median(results, tool, "server_busy") or 0) > FULL]:
-            found += [f"With {', '.join(full)} the server's core is nearly full: more could not be seen here.", ""]
-        return found
+        lines = [f"## {title}", "", *([note, ""] if note else []), *format_table(head, rows)]
+        busy = {tool: compute_median(results, tool, "server_busy") or 0 for tool in results}
+        if full := [tool for tool in results if busy[tool] > SERVER_FULL]:
+            lines += [
+                f"With {', '.join(full)}, the server uses nearly its whole core, so the generator may be able to make"
+                " a higher rate than shown.", "",
+            ]
+        return lines
 
-    return Case(name, tools, run, lines)
-
-
-def tools_at(rate):
-    # k6 does not reach more on a core.
-    return [OURS, "oha", "vegeta"] + (["k6"] if rate <= 10000 else [])
-
-
-def fixed(context):
-    def at(rate, *options):
-        def one(tool, folder):
-            return measure(tool, context.paths[tool], folder, Load(context.seconds, rate=rate))
-
-        return rounds_of(tools_at(rate), context, " ".join([f"{rate}/s", *options]), one, lambda: Server(*options))
-
-    return {**{str(rate): at(rate) for rate in RATES}, "awake": at(AWAKE, "--awake")}
+    return Case(name, tools, measure, build_lines)
 
 
-def fixed_lines(figures):
+def list_tools_at(rate):
+    # k6 can't make a higher rate on one core.
+    return [LOADTEST, "oha", "vegeta"] + (["k6"] if rate <= 10000 else [])
+
+
+def measure_fixed_rates(context):
+    def measure_rate(rate, *options):
+        def run_once(tool, folder):
+            return measure_run(tool, context.paths[tool], folder, Load(context.seconds, rate=rate))
+
+        label = " ".join([f"{rate}/s", *options])
+        return run_rounds(list_tools_at(rate), context, label, run_once, lambda: Server(*options))
+
+    figures = {str(rate): measure_rate(rate) for rate in RATES}
+    return {**figures, "awake": measure_rate(AWAKE_RATE, "--awake")}
+
+
+def build_fixed_rate_lines(figures):
     lines = [
-        "## CPU per request at a fixed rate", "",
-        "Who sends to a server that sleeps pays for waking it; a tool that sends many requests at once wakes it once. At"
-        f" {AWAKE:,}/s also to a server that never sleeps.", "",
+        "## CPU time per request at a fixed rate", "",
+        "A request to a sleeping server also costs the client the CPU time for waking the server. A tool that sends"
+        f" many requests at once wakes the server once. {AWAKE_RATE:,}/s is therefore also measured with a server that"
+        " never sleeps.", "",
     ]
-    for rate, results in figures.items():
-        head = ["tool", "requests/s", "CPU per request, median", "min–max", "ours ÷ it"]
+    for key, results in figures.items():
+        head = ["tool", "requests/s", "CPU time per request, median", "min–max", "loadtest ÷ tool"]
         rows = [
             [
-                tool, cell(median(results, tool, "rps")), cell(median(results, tool, "cpu_us"), "{:.1f} µs"),
-                spread(results, tool, "cpu_us"), ratio(results, OURS, tool, "cpu_us"),
+                tool, format_value(compute_median(results, tool, "rps")),
+                format_value(compute_median(results, tool, "cpu_us"), "{:.1f} µs"),
+                format_range(results, tool, "cpu_us"), format_ratio(results, LOADTEST, tool, "cpu_us"),
             ]
-            for tool in reversed(by_rate(results, "cpu_us"))
+            for tool in reversed(sort_by_rate(results, "cpu_us"))
         ]
-        asked, server = (AWAKE, ", of a server that never sleeps") if rate == "awake" else (int(rate), "")
-        lines += [f"### {asked:,} requests/s asked for{server}", "", *table(head, rows)]
+        rate, server = (AWAKE_RATE, ", server that never sleeps") if key == "awake" else (int(key), "")
+        lines += [f"### Target rate {rate:,} requests/s{server}", "", *format_table(head, rows)]
     return lines
 
 
-MAX = highest("max", f"Highest rate: {CONNECTIONS} connections, tiny GET, one core")
-POST = highest("post", f"Highest rate: {CONNECTIONS} connections, POST of 2 KB, one core", body=BODY)
-TLS = highest(
-    "tls", f"Highest rate over TLS 1.3: {CONNECTIONS} connections kept open, tiny GET, one core", tls=True,
-    note="One cipher for all, AES-128-GCM; nobody checks the certificate, which is self-signed.",
+MAX = build_max_rate_case("max", f"Highest rate: {CONNECTIONS} connections, small GET, one core")
+POST = build_max_rate_case("post", f"Highest rate: {CONNECTIONS} connections, POST of 2 KB, one core", body=BODY)
+TLS = build_max_rate_case(
+    "tls", f"Highest rate over TLS 1.3: {CONNECTIONS} keep-alive connections, small GET, one core", tls=True,
+    note="All tools use the same cipher, AES-128-GCM. The certificate is self-signed and no tool verifies it.",
 )
-RATE = Case("rate", [OURS, "oha", "vegeta", "k6"], fixed, fixed_lines)
+RATE = Case("rate", [LOADTEST, "oha", "vegeta", "k6"], measure_fixed_rates, build_fixed_rate_lines)

@@ -1,97 +1,104 @@
-"""Latency: how far a reported quantile is from the true one, at rates that keep ours busy."""
+"""Latency: the error of reported quantiles at rates that keep `loadtest` busy."""
 
 import json
 import pathlib
 import tempfile
 
-import ours
+import load_test
 from cases import Case
-from generators import COMMANDS, Load, k6_metrics, requests_of, vegeta_report
-from machine import say
-from runs import generate, rounds_of
-from tables import cell, median, percent, spread, table
-from target import FLOOR, Server, ping, ping_command
-from tools import OURS
+from generators import COMMANDS, Load, count_requests, create_vegeta_report, read_k6_metrics
+from machine import log_progress
+from runs import run_generator, run_rounds
+from tables import compute_median, format_percent, format_range, format_table, format_value
+from target import C_CLIENT, Server, build_c_client_command, measure_round_trips
+from tools import LOADTEST
 
 HOLD_NS = 1_000_000
-# Users, or connections, for each request that is open at a rate: enough for a stall, and few
-# enough that making them is no hundredth of the requests.
-SPARE, FEWEST = 24, 64
-# The part of a rate that has to come about for it to be kept.
-KEPT = 0.98
-PINGS = 3
-# Seconds in which ours, and only it, grows to the rate: see Load.
+# Users or connections per request in flight: enough for a stall of the machine, and few enough that
+# opening the connections is less than 1 % of the requests.
+CONNECTIONS_PER_REQUEST, MIN_CONNECTIONS = 24, 64
+# A tool keeps a rate if it makes this share of the requests.
+KEPT_SHARE = 0.98
+ROUND_TRIP_RUNS = 3
+# Seconds of the ramp of `loadtest`; see Load.ramp.
 RAMP = 1
-# Shares of its core that ours is to be busy.
+# CPU usage of `loadtest` in percent of its core.
 LEVELS = (10, 50, 80)
-LADDER = (500, 1000, 2000, 5000, 10000, 15000, 20000, 30000, 40000, 60000, 80000, 100000, 120000, 150000)
-TOOLS = [OURS, "oha", "vegeta", "k6"]
-SERVICE = "loadtest, from sent"
+CALIBRATION_RATES = (
+    500, 1000, 2000, 5000, 10000, 15000, 20000, 30000, 40000, 60000, 80000, 100000, 120000, 150000,
+)
+TOOLS = [LOADTEST, "oha", "vegeta", "k6"]
+# The name of the service time of `loadtest` in results; LOADTEST is its response time.
+LOADTEST_SERVICE_TIME = "loadtest, from sent"
 QUANTILES = ("p50", "p99")
 
 
-def connections(rate):
-    return max(FEWEST, SPARE * rate * HOLD_NS // 10**9)
+def count_needed_connections(rate):
+    return max(MIN_CONNECTIONS, CONNECTIONS_PER_REQUEST * rate * HOLD_NS // 10**9)
 
 
-def busy_at(context, rate, hold_ns=HOLD_NS):
-    """The share of its core that ours needs for a rate, whatever else runs there.
+def measure_busy_share(context, rate, hold_ns=HOLD_NS):
+    """Returns the share of its core that `loadtest` uses at a rate, without other processes.
 
-    None when the rate is beyond it, or the server.
+    Returns None if `loadtest` or the server can't keep the rate.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         options = ("--hold", hold_ns, folder / "hold.json") if hold_ns is not None else ()
         with Server(*options):
-            load = Load(2, rate=rate, connections=connections(rate))
-            ran = generate(COMMANDS[OURS](context.paths[OURS], folder, load), folder, load.seconds)
-            done = requests_of(OURS, None, folder, ran.out) / load.seconds
-    say(f"calibration: {rate:,}/s keep ours {ran.own:.0%} busy, its core {ran.busy:.0%}; {done:,.0f}/s came about")
-    return ran.own if done > KEPT * rate else None
+            load = Load(2, rate=rate, connections=count_needed_connections(rate))
+            command = COMMANDS[LOADTEST](context.paths[LOADTEST], folder, load)
+            run = run_generator(command, folder, load.seconds)
+            actual_rate = count_requests(LOADTEST, None, folder, run.stdout) / load.seconds
+    log_progress(
+        f"calibration: at {rate:,}/s, loadtest uses {run.process_busy:.0%} of its core, which is {run.busy:.0%} busy;"
+        f" actual rate {actual_rate:,.0f}/s"
+    )
+    return run.process_busy if actual_rate > KEPT_SHARE * rate else None
 
 
-def rates_for(context, levels, hold_ns=HOLD_NS):
-    """Rates that keep ours so busy: between two steps of a ladder, as on a line."""
+def find_rates(context, levels, hold_ns=HOLD_NS):
+    """Returns the rate for each CPU usage, by linear interpolation between measured rates."""
     points = [(0, 0.0)]
-    for rate in LADDER:
-        # Twice, as it may not have been the rate that was too much, but the machine's other work.
-        busy = busy_at(context, rate, hold_ns) or busy_at(context, rate, hold_ns)
+    for rate in CALIBRATION_RATES:
+        # A second attempt, because other work of the machine may be why the first one failed.
+        busy = measure_busy_share(context, rate, hold_ns) or measure_busy_share(context, rate, hold_ns)
         if busy is None:
             break
-        # A core is no less busy for more requests: what a noisy neighbour takes is not believed.
+        # More requests can't use less CPU. A lower figure comes from a noisy neighbour.
         points.append((rate, max(points[-1][1], busy)))
         if busy * 100 >= max(levels):
             break
-    found = {}
+    rates = {}
     for level in levels:
         above = next((i for i, (_, busy) in enumerate(points) if busy * 100 >= level), len(points) - 1)
         (low, low_busy), (high, high_busy) = points[above - 1], points[above]
         part = min(1, (level / 100 - low_busy) / max(high_busy - low_busy, 1e-9))
-        found[level] = max(100, round((low + part * (high - low)) / 100) * 100)
-    return found
+        rates[level] = max(100, round((low + part * (high - low)) / 100) * 100)
+    return rates
 
 
-def reported(tool, path, folder, out):
-    """Quantiles as the tool tells them, in microseconds."""
-    if tool == FLOOR:
-        told = json.loads(out)
-        return {tool: {q: told[q] / 1e3 for q in QUANTILES}}
-    if tool == OURS:
-        total = ours.result(folder)["total"]
-        kinds = {OURS: "responseTime", SERVICE: "serviceTime"}
-        return {name: {q: total[kind][q] * 1e6 for q in QUANTILES} for name, kind in kinds.items()}
+def read_reported_quantiles(tool, path, folder, out):
+    """Returns the quantiles that a tool reports, in microseconds, by name in the results."""
+    if tool == C_CLIENT:
+        reported = json.loads(out)
+        return {tool: {q: reported[q] / 1e3 for q in QUANTILES}}
+    if tool == LOADTEST:
+        total = load_test.read_result(folder)["total"]
+        fields = {LOADTEST: "responseTime", LOADTEST_SERVICE_TIME: "serviceTime"}
+        return {name: {q: total[field][q] * 1e6 for q in QUANTILES} for name, field in fields.items()}
     if tool == "oha":
-        told = json.loads(out)["latencyPercentiles"]
-        return {tool: {q: told[q] * 1e6 for q in QUANTILES}}
+        reported = json.loads(out)["latencyPercentiles"]
+        return {tool: {q: reported[q] * 1e6 for q in QUANTILES}}
     if tool == "vegeta":
-        told = vegeta_report(path, folder)["latencies"]
-        return {tool: {"p50": told["50th"] / 1e3, "p99": told["99th"] / 1e3}}
-    told = k6_metrics(folder)["http_req_duration"]
-    return {tool: {"p50": told["med"] * 1e3, "p99": told["p(99)"] * 1e3}}
+        reported = create_vegeta_report(path, folder)["latencies"]
+        return {tool: {"p50": reported["50th"] / 1e3, "p99": reported["99th"] / 1e3}}
+    reported = read_k6_metrics(folder)["http_req_duration"]
+    return {tool: {"p50": reported["med"] * 1e3, "p99": reported["p(99)"] * 1e3}}
 
 
-class Holding(Server):
-    """A server that holds answers, and leaves its report for the run that it is for."""
+class HoldingServer(Server):
+    """A server that holds responses and writes a report about the hold times."""
 
     def __init__(self):
         self.folder = tempfile.TemporaryDirectory()
@@ -102,35 +109,43 @@ class Holding(Server):
         super().__exit__(*error)
         self.folder.cleanup()
 
-    def truth(self):
+    def read_hold_times(self):
         self.stop()
         return json.loads(self.report.read_text())
 
 
-def at_level(context, level, rate, baseline):
-    def one(tool, folder):
+def measure_level(context, level, rate, baseline):
+    def run_once(tool, folder):
         path = context.paths.get(tool)
-        load = Load(context.seconds, rate=rate, connections=connections(rate), corrected=True, ramp=RAMP)
-        if tool == FLOOR:
-            line = ping_command(load.seconds, rate, load.connections)
+        load = Load(
+            context.seconds, rate=rate, connections=count_needed_connections(rate), corrected=True, ramp=RAMP,
+        )
+        if tool == C_CLIENT:
+            command = build_c_client_command(load.seconds, rate, load.connections)
         else:
-            line = COMMANDS[tool](path, folder, load)
-        ran = generate(line, folder, load.seconds)
-        true = Server.current.truth()
-        done = json.loads(ran.out)["count"] if tool == FLOOR else requests_of(tool, path, folder, ran.out)
-        dropped = ours.result(folder)["total"]["dropped"] if tool == OURS else 0
-        if tool == OURS:
-            done -= rate * RAMP / 2
-        common = {"rps": done / load.seconds, "dropped": dropped, "busy": ran.busy, "own": ran.own, "true": true}
-        told = reported(tool, path, folder, ran.out)
+            command = COMMANDS[tool](path, folder, load)
+        run = run_generator(command, folder, load.seconds)
+        true = Server.current.read_hold_times()
+        if tool == C_CLIENT:
+            requests = json.loads(run.stdout)["count"]
+        else:
+            requests = count_requests(tool, path, folder, run.stdout)
+        dropped = load_test.read_result(folder)["total"]["dropped"] if tool == LOADTEST else 0
+        if tool == LOADTEST:
+            requests -= rate * RAMP / 2
+        common = {
+            "rps": requests / load.seconds, "dropped": dropped, "busy": run.busy, "own": run.process_busy,
+            "true": true,
+        }
+        reported = read_reported_quantiles(tool, path, folder, run.stdout)
         return {
             name: {**common, **{q: quantiles[q] - true[q] / 1e3 - baseline for q in QUANTILES}}
-            for name, quantiles in told.items()
+            for name, quantiles in reported.items()
         }
 
-    by_tool = rounds_of([*TOOLS, FLOOR], context, f"latency at {level} %", one, Holding)
+    rounds_by_tool = run_rounds([*TOOLS, C_CLIENT], context, f"latency at {level} %", run_once, HoldingServer)
     results = {}
-    for rounds in by_tool.values():
+    for rounds in rounds_by_tool.values():
         for one_round in rounds:
             for name, figures in one_round.items():
                 results.setdefault(name, []).append(figures)
@@ -139,49 +154,62 @@ def at_level(context, level, rate, baseline):
 
 def measure(context):
     with tempfile.TemporaryDirectory() as folder:
-        pings = [ping(context.seconds, 0, folder) for _ in range(PINGS)]
-    # What a round trip takes that is not the server's holding: sockets, the kernel, waking up. The
-    # least of them, as all that disturbs one only adds to it.
-    baseline = min(trips["p50"] - held["p50"] for trips, held in pings) / 1e3
-    say(f"latency: baseline {baseline:.1f} µs")
-    rates = rates_for(context, LEVELS)
-    say("latency: rates " + ", ".join(f"{level} %: {rate:,}/s" for level, rate in rates.items()))
+        runs = [measure_round_trips(context.seconds, 0, folder) for _ in range(ROUND_TRIP_RUNS)]
+    # The part of a round trip that is not the server's hold time: sockets, kernel and wake-ups. The
+    # smallest figure is used, because every disturbance only adds to it.
+    baseline = min(round_trips["p50"] - held["p50"] for round_trips, held in runs) / 1e3
+    log_progress(f"latency: baseline {baseline:.1f} µs")
+    rates = find_rates(context, LEVELS)
+    log_progress("latency: rates " + ", ".join(f"{level} %: {rate:,}/s" for level, rate in rates.items()))
     return {
         "baseline_us": baseline,
-        "levels": {str(level): at_level(context, level, rate, baseline) for level, rate in rates.items()},
+        "levels": {str(level): measure_level(context, level, rate, baseline) for level, rate in rates.items()},
     }
 
 
-def lines(figures):
-    found = [
+def build_lines(figures):
+    lines = [
         "## Error of reported latency", "",
-        f"The server sends each answer {HOLD_NS / 1e6:g} ms after its request arrived, by the kernel's stamp, with a loop"
-        " that never sleeps, and keeps how long each was really held. Error = reported quantile − the same quantile of"
-        f" what was held − {figures['baseline_us']:.1f} µs, which is what a round trip of a C client takes when nothing is"
-        " held. The C client in the tables has the same rate, a loop over epoll and a clock: its error is what the"
-        " machine adds, by waking a core that slept, and by all else that runs on it. It, ours, and oha with"
-        " --latency-correction count from when a request was due; vegeta and k6 from when they sent it, so they are to be"
-        f" compared with \"{SERVICE}\". That one is off by less than nothing: it ends when the kernel received the answer,"
-        f" the C client's round trip when that had woken it. Ours grows to its rate over {RAMP} s before, as an open load"
-        " that begins at once begins with a storm of connections; the C client has its connections before it begins.", "",
+        f"The server sends each response {HOLD_NS / 1e6:g} ms after the kernel's timestamp of its request. Its loop"
+        " never sleeps, and it records the actual hold time of each response. Error = reported quantile − same quantile"
+        f" of the hold times − {figures['baseline_us']:.1f} µs. The last value is the round trip of a C client without"
+        " a hold time.",
+        "",
+        "The C client in the tables makes the same rate with an epoll loop and a clock. Its error is what the machine"
+        " adds: waking a sleeping core, and other work on the core.",
+        "",
+        "The C client, `loadtest` and oha (with `--latency-correction`) measure from the time at which a request was"
+        f" due. vegeta and k6 measure from the send time, so compare them with \"{LOADTEST_SERVICE_TIME}\". The error"
+        f" of \"{LOADTEST_SERVICE_TIME}\" is negative: `loadtest` stops its clock when the kernel receives the"
+        " response, but the round trip of the C client ends when the kernel has woken the client.",
+        "",
+        f"`loadtest` first increases its rate over {RAMP} s, because an open model without a ramp opens many"
+        " connections at once. The C client opens its connections before it starts.", "",
     ]
-    for level, one in figures["levels"].items():
-        results = one["results"]
-        order = sorted(results, key=lambda tool: abs(median(results, tool, "p99")))
-        dropped = sum(one["dropped"] for one in results[OURS])
+    for level, level_figures in figures["levels"].items():
+        results = level_figures["results"]
+        order = sorted(results, key=lambda tool: abs(compute_median(results, tool, "p99")))
+        dropped = sum(result["dropped"] for result in results[LOADTEST])
         rows = [
             [
-                tool, cell(median(results, tool, "rps")), percent(median(results, tool, "busy")),
-                cell(median(results, tool, "p50"), "{:+,.0f} µs"), spread(results, tool, "p50", "{:+,.0f}"),
-                cell(median(results, tool, "p99"), "{:+,.0f} µs"), spread(results, tool, "p99", "{:+,.0f}"),
+                tool, format_value(compute_median(results, tool, "rps")),
+                format_percent(compute_median(results, tool, "busy")),
+                format_value(compute_median(results, tool, "p50"), "{:+,.0f} µs"),
+                format_range(results, tool, "p50", "{:+,.0f}"),
+                format_value(compute_median(results, tool, "p99"), "{:+,.0f} µs"),
+                format_range(results, tool, "p99", "{:+,.0f}"),
             ]
             for tool in order
         ]
-        head = ["tool", "requests/s", "its core busy", "error of p50", "min–max", "error of p99", "min–max"]
-        found += [f"### {one['rate']:,} requests/s, meant to keep ours {level} % busy", "", *table(head, rows)]
+        head = ["tool", "requests/s", "generator core busy", "error of p50", "min–max", "error of p99", "min–max"]
+        title = f"### {level_figures['rate']:,} requests/s, chosen so that loadtest uses {level} % of its core"
+        lines += [title, "", *format_table(head, rows)]
         if dropped:
-            found += [f"Ours dropped {dropped} arrivals, which found no user free: they are in no quantile here.", ""]
-    return found
+            lines += [
+                f"`loadtest` dropped {dropped} arrivals because no user was free. The quantiles do not include dropped"
+                " arrivals.", "",
+            ]
+    return lines
 
 
-LATENCY = Case("latency", TOOLS, measure, lines)
+LATENCY = Case("latency", TOOLS, measure, build_lines)

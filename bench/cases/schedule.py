@@ -1,4 +1,4 @@
-"""The schedule: how far requests arrive from when a constant rate wants them."""
+"""The schedule: the delay of requests compared with a constant rate."""
 
 import array
 import json
@@ -6,18 +6,19 @@ import pathlib
 import tempfile
 
 from cases import Case
-from generators import COMMANDS, CONNECTIONS, Load, requests_of
-from runs import generate, rounds_of
-from tables import cell, median, spread, table
-from target import FLOOR, Server, ping_command
-from tools import OURS
+from generators import COMMANDS, CONNECTIONS, Load, count_requests
+from runs import run_generator, run_rounds
+from tables import compute_median, format_range, format_table, format_value
+from target import C_CLIENT, Server, build_c_client_command
+from tools import LOADTEST
 
 RATES = (1000, 5000)
-TOOLS = [OURS, "oha", "vegeta"]
+TOOLS = [LOADTEST, "oha", "vegeta"]
+QUANTILES = {"p50": 0.5, "p99": 0.99, "max": 1}
 
 
-class Stamping(Server):
-    """A server that keeps the moments at which requests arrived."""
+class RecordingServer(Server):
+    """A server that records the arrival times of requests."""
 
     def __init__(self):
         self.folder = tempfile.TemporaryDirectory()
@@ -28,61 +29,67 @@ class Stamping(Server):
         super().__exit__(*error)
         self.folder.cleanup()
 
-    def arrivals(self):
-        """Nanoseconds, ascending."""
+    def read_arrivals(self):
+        """Returns the arrival times in nanoseconds, ascending."""
         self.stop()
-        stamps = array.array("Q")
-        stamps.frombytes(self.file.read_bytes())
-        return sorted(stamps)
+        arrivals = array.array("Q")
+        arrivals.frombytes(self.file.read_bytes())
+        return sorted(arrivals)
 
 
-def lateness(arrivals, rate):
-    """Microseconds by which each is later than the schedule that fits best, ascending.
+def compute_delays(arrivals, rate):
+    """Returns the delay of each arrival in microseconds, ascending.
 
-    The k-th is due k/rate after the first; that schedule is moved so that one arrival in a
-    hundred is early. A first arrival that was late is no excuse for all the others.
+    Arrival k is due k/rate after the first arrival. This schedule is then shifted so that 1 % of
+    the arrivals are early, because the first arrival may itself be late.
     """
-    late = sorted((at - arrivals[0]) / 1e3 - k * 1e6 / rate for k, at in enumerate(arrivals))
-    zero = late[len(late) // 100]
-    return [one - zero for one in late]
+    delays = sorted((arrival - arrivals[0]) / 1e3 - k * 1e6 / rate for k, arrival in enumerate(arrivals))
+    zero = delays[len(delays) // 100]
+    return [delay - zero for delay in delays]
 
 
 def measure(context):
-    def at(rate):
-        def one(tool, folder):
+    def measure_rate(rate):
+        def run_once(tool, folder):
             load, path = Load(context.seconds, rate=rate), context.paths.get(tool)
-            line = ping_command(load.seconds, rate, CONNECTIONS) if tool == FLOOR else COMMANDS[tool](path, folder, load)
-            ran = generate(line, folder, load.seconds)
-            done = json.loads(ran.out)["count"] if tool == FLOOR else requests_of(tool, path, folder, ran.out)
-            late = lateness(Server.current.arrivals(), rate)
-            found = {name: late[int(q * (len(late) - 1))] for name, q in [("p50", 0.5), ("p99", 0.99), ("max", 1)]}
-            return {**found, "early": -late[0], "arrivals": len(late), "rps": done / context.seconds}
+            if tool == C_CLIENT:
+                command = build_c_client_command(load.seconds, rate, CONNECTIONS)
+            else:
+                command = COMMANDS[tool](path, folder, load)
+            run = run_generator(command, folder, load.seconds)
+            if tool == C_CLIENT:
+                requests = json.loads(run.stdout)["count"]
+            else:
+                requests = count_requests(tool, path, folder, run.stdout)
+            delays = compute_delays(Server.current.read_arrivals(), rate)
+            quantiles = {name: delays[int(q * (len(delays) - 1))] for name, q in QUANTILES.items()}
+            return {**quantiles, "early": -delays[0], "arrivals": len(delays), "rps": requests / context.seconds}
 
-        return rounds_of([*TOOLS, FLOOR], context, f"schedule at {rate}/s", one, Stamping)
+        return run_rounds([*TOOLS, C_CLIENT], context, f"schedule at {rate}/s", run_once, RecordingServer)
 
-    return {str(rate): at(rate) for rate in RATES}
+    return {str(rate): measure_rate(rate) for rate in RATES}
 
 
-def lines(figures):
-    found = [
+def build_lines(figures):
+    lines = [
         "## Error of the schedule", "",
-        f"How much later than a constant rate wants it each request arrives, by the kernel's stamp, with {CONNECTIONS}"
-        " connections. The schedule is the one that fits the tool best: arrival k is due k/rate after the first, moved so"
-        " that one arrival in a hundred is early. Start-up is in it. The C client is a loop over epoll and a clock:"
-        " what it is late by, the machine is.", "",
+        "The delay of each request compared with a constant rate. Arrival times are the kernel's timestamps. Each tool"
+        f" has {CONNECTIONS} connections. Arrival k is due k/rate after the first arrival. This schedule is then"
+        " shifted so that 1 % of the arrivals are early, which is the best fit for each tool. The start of the tool is"
+        " included. The C client consists of an epoll loop and a clock, so its delay is the machine's.", "",
     ]
     for rate, results in figures.items():
         rows = [
             [
-                tool, cell(median(results, tool, "rps")),
-                *(cell(median(results, tool, q), "{:,.0f} µs") for q in ("p50", "p99", "max")),
-                spread(results, tool, "max", "{:,.0f}"),
+                tool, format_value(compute_median(results, tool, "rps")),
+                *(format_value(compute_median(results, tool, q), "{:,.0f} µs") for q in QUANTILES),
+                format_range(results, tool, "max", "{:,.0f}"),
             ]
-            for tool in sorted(results, key=lambda tool: median(results, tool, "p99"))
+            for tool in sorted(results, key=lambda tool: compute_median(results, tool, "p99"))
         ]
-        head = ["tool", "requests/s", "late, p50", "p99", "max, median of rounds", "min–max of it"]
-        found += [f"### {int(rate):,} requests/s", "", *table(head, rows)]
-    return found
+        head = ["tool", "requests/s", "delay p50", "p99", "max, median of rounds", "max, min–max of rounds"]
+        lines += [f"### {int(rate):,} requests/s", "", *format_table(head, rows)]
+    return lines
 
 
-SCHEDULE = Case("schedule", TOOLS, measure, lines)
+SCHEDULE = Case("schedule", TOOLS, measure, build_lines)

@@ -1,4 +1,5 @@
-// Users that keep their WebSocket: one message, its echo, then the next, or a long pause.
+// Each user keeps one WebSocket open: it sends a message, waits for the echo, optionally pauses, and
+// repeats.
 import { WebSocket } from 'k6/websockets';
 
 const users = parseInt(__ENV.BENCH_USERS);

@@ -1,4 +1,4 @@
-"""Streamed chats, each event read and parsed, with the time to the first token."""
+"""Streamed chats: the script parses each event and measures the time to first token."""
 
 import json
 import time
@@ -13,9 +13,9 @@ REQUEST = {
 }
 
 
-def fire(name, began, tokens):
+def report_time(name, start, tokens):
     events.request.fire(
-        request_type="chat", name=name, response_time=(time.perf_counter() - began) * 1000,
+        request_type="chat", name=name, response_time=(time.perf_counter() - start) * 1000,
         response_length=tokens, exception=None, context={},
     )
 
@@ -25,16 +25,16 @@ class Chat(FastHttpUser):
 
     @task
     def chat(self):
-        began, tokens = time.perf_counter(), 0
+        start, tokens = time.perf_counter(), 0
         for line in self.client.iter_lines("/v1/chat/completions", "POST", json=REQUEST):
             if not line.startswith("data:"):
                 continue
             data = line[5:].strip()
             if data == "[DONE]":
-                fire("answer", began, tokens)
+                report_time("response", start, tokens)
                 continue
             choices = json.loads(data)["choices"]
             if choices and choices[0]["delta"].get("content"):
                 if tokens == 0:
-                    fire("first token", began, 0)
+                    report_time("first token", start, 0)
                 tokens += 1

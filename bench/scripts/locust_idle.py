@@ -1,4 +1,4 @@
-"""Users that ask once and then wait, their connections open."""
+"""Each user sends one request and then waits with an open connection."""
 
 from locust import FastHttpUser, constant, task
 

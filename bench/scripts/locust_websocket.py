@@ -1,4 +1,4 @@
-"""A user that keeps its WebSocket: one message, its echo, then the next, or a long pause."""
+"""Each user keeps one WebSocket open: it sends a message, waits for the echo, optionally pauses, and repeats."""
 
 import os
 import time
@@ -20,10 +20,10 @@ class Echo(User):
 
     @task
     def echo(self):
-        began = time.perf_counter()
+        start = time.perf_counter()
         self.socket.send(MESSAGE)
-        answer = self.socket.recv()
+        reply = self.socket.recv()
         self.environment.events.request.fire(
-            request_type="WS", name="echo", response_time=(time.perf_counter() - began) * 1000,
-            response_length=len(answer), exception=None, context={},
+            request_type="WS", name="echo", response_time=(time.perf_counter() - start) * 1000,
+            response_length=len(reply), exception=None, context={},
         )

@@ -1,5 +1,8 @@
-"""Writes a tokenizer of a few words: aiperf wants one to make prompts, and there is no network
-to fetch a real one from. Counts of tokens come from the server."""
+"""Writes a tokenizer with a few words.
+
+aiperf needs a tokenizer to make prompts, and the benchmark can't download a real one without a
+network. The number of tokens comes from the server.
+"""
 
 import sys
 

@@ -1,79 +1,66 @@
-/* Requests: read to their blank line and past a Content-Length. It knows nothing else of HTTP. */
 #define _GNU_SOURCE
-#include "server.h"
+#include "http.h"
+
+#include "held_responses.h"
+#include "options.h"
+#include "responses.h"
+#include "websocket.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 
-#define ANSWER "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Type: text/plain\r\n\r\nok"
-const struct text plain_answer = {ANSWER, sizeof ANSWER - 1};
-
-/* The value of a header, given as "name:"; NULL when there is none. */
-const char *header(const char *head, const char *end, const char *name) {
-    size_t length = strlen(name);
-    for (const char *line = head; (line = memchr(line, '\n', (size_t)(end - line)));) {
-        line++;
-        if ((size_t)(end - line) > length && strncasecmp(line, name, length) == 0) {
-            line += length;
-            return line + strspn(line, " \t");
-        }
-    }
-    return NULL;
+static bool starts_with(const char *head, const char *end, const char *prefix) {
+    size_t length = strlen(prefix);
+    return (size_t)(end - head) >= length && memcmp(head, prefix, length) == 0;
 }
 
-static bool starts(const char *head, const char *end, const char *with) {
-    size_t length = strlen(with);
-    return (size_t)(end - head) >= length && memcmp(head, with, length) == 0;
-}
-
-/* A whole request is there. */
-static bool complete(struct connection *c, uint64_t arrived) {
+/* Responds to a complete request. */
+static bool respond(struct connection *c, uint64_t arrived) {
     if (c->chat) {
-        struct text stream = stream_answer(c->usage);
-        return send_bytes(c, stream.bytes, stream.length);
+        struct text response = chat_response(c->usage);
+        return send_bytes(c, response.bytes, response.length);
     }
     if (options.hold >= 0) {
-        hold(c, arrived);
+        hold_response(c, arrived);
         return true;
     }
-    return send_bytes(c, plain_answer.bytes, plain_answer.length);
+    return send_bytes(c, plain_response.bytes, plain_response.length);
 }
 
-bool take_http(struct connection *c, const char *data, size_t n, uint64_t arrived) {
+bool read_requests(struct connection *c, const char *data, size_t n, uint64_t arrived) {
     while (n > 0) {
-        if (c->body > 0) {
-            size_t now = c->body < n ? c->body : n;
-            /* A body of a few lines is written, and arrives, in one piece. */
+        if (c->body_remaining > 0) {
+            size_t now = c->body_remaining < n ? c->body_remaining : n;
+            /* The search sees one piece at a time. A body of a few lines arrives in one piece. */
             if (c->chat && memmem(data, now, "\"include_usage\"", 15))
                 c->usage = true;
-            c->body -= now;
+            c->body_remaining -= now;
             data += now;
             n -= now;
-            if (c->body == 0 && !complete(c, arrived))
+            if (c->body_remaining == 0 && !respond(c, arrived))
                 return false;
             continue;
         }
-        size_t room = BUFFER - c->kept;
+        size_t room = BUFFER - c->buffered;
         size_t now = n < room ? n : room;
-        memcpy(c->head + c->kept, data, now);
-        char *end = memmem(c->head, c->kept + now, "\r\n\r\n", 4);
+        memcpy(c->buffer + c->buffered, data, now);
+        char *end = memmem(c->buffer, c->buffered + now, "\r\n\r\n", 4);
         if (end == NULL) {
-            c->kept += now;
-            return c->kept < BUFFER;
+            c->buffered += now;
+            return c->buffered < BUFFER;
         }
         end += 4;
-        size_t used = (size_t)(end - c->head) - c->kept;
-        const char *length = header(c->head, end, "content-length:");
-        c->body = length ? strtoul(length, NULL, 10) : 0;
-        c->chat = starts(c->head, end, "POST /v1/chat/completions ");
+        size_t used = (size_t)(end - c->buffer) - c->buffered;
+        const char *length = find_header(c->buffer, end, "content-length:");
+        c->body_remaining = length ? strtoul(length, NULL, 10) : 0;
+        c->chat = starts_with(c->buffer, end, "POST /v1/chat/completions ");
         c->usage = false;
-        c->kept = 0;
+        c->buffered = 0;
         data += used;
         n -= used;
-        if (header(c->head, end, "sec-websocket-key:"))
-            return upgrade(c, c->head, end) && take_frames(c, data, n);
-        if (c->body == 0 && !complete(c, arrived))
+        if (find_header(c->buffer, end, "sec-websocket-key:"))
+            return accept_upgrade(c, c->buffer, end) && read_frames(c, data, n);
+        if (c->body_remaining == 0 && !respond(c, arrived))
             return false;
     }
     return true;

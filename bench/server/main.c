@@ -1,16 +1,26 @@
-/* The target of the benchmarks: one thread, epoll, answers that cost next to nothing, so that
- * the generator on the other core is the bottleneck and not this.
+/* The target of the benchmarks: one thread with epoll. Its responses need very little CPU, so the
+ * generator on the other core is the bottleneck.
  *
  *   server PORT [--tls CERTIFICATE KEY] [--awake] [--hold NANOSECONDS REPORT] [--stamps FILE]
  *
- * Every request is answered 200 with two bytes, but for POST /v1/chat/completions, which gets a
- * streamed chat, and for a WebSocket's upgrade, after which messages are sent back as they come.
- * --awake never sleeps, so that nobody pays for waking it; --hold, which never does either, sends
- * each answer that long after its request arrived; --stamps keeps when requests arrived. The last
- * two write what they kept when SIGTERM ends the server.
+ * Every request gets status 200 with a body of two bytes. There are two exceptions:
+ * POST /v1/chat/completions gets a streamed chat, and an upgrade request starts a WebSocket that
+ * echoes messages.
+ *
+ *   --awake   never sleep, so no client pays for waking the server
+ *   --hold    send each response this long after its request arrived; never sleep
+ *   --stamps  record the arrival times of requests
+ *
+ * The last two options write their file when SIGTERM ends the server.
  */
 #define _GNU_SOURCE
-#include "server.h"
+#include "connection.h"
+#include "held_responses.h"
+#include "http.h"
+#include "options.h"
+#include "responses.h"
+#include "timestamps.h"
+#include "websocket.h"
 
 #include <errno.h>
 #include <netinet/in.h>
@@ -19,77 +29,22 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { EVENTS = 256, FEW_EVENTS = 8 };
 
-struct options options = {.hold = -1};
-int poller;
-static struct connection *connections;
-static SSL_CTX *tls;
-static volatile sig_atomic_t ended;
+static volatile sig_atomic_t terminated;
 
-static void end(int signal) {
+static void handle_sigterm(int signal) {
     (void)signal;
-    ended = 1;
+    terminated = 1;
 }
 
-/* Of the clock that the kernel stamps packets by. */
-uint64_t now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-struct connection *connection_of(int fd) { return &connections[fd]; }
-
-void close_connection(struct connection *c) {
-    if (c->ssl)
-        SSL_free(c->ssl);
-    close(c->fd);
-    c->ssl = NULL;
-    c->fd = -1;
-}
-
-/* Sends bytes; those that a socket does not take at once have to last until it does. */
-bool send_bytes(struct connection *c, const char *bytes, size_t n) {
-    if (c->left > 0)
-        return false; /* A request before the last one's answer was read: no peer does that. */
-    if (c->ssl)
-        return SSL_write(c->ssl, bytes, (int)n) == (int)n;
-    ssize_t sent = write(c->fd, bytes, n);
-    if (sent == (ssize_t)n)
-        return true;
-    if (sent < 0 && errno != EAGAIN)
-        return false;
-    c->out = bytes + (sent > 0 ? sent : 0);
-    c->left = n - (size_t)(sent > 0 ? sent : 0);
-    /* Only constant text is long enough for a full socket. */
-    if (c->websocket)
-        return false;
-    struct epoll_event event = {.events = EPOLLIN | EPOLLOUT, .data.fd = c->fd};
-    return epoll_ctl(poller, EPOLL_CTL_MOD, c->fd, &event) == 0;
-}
-
-static bool send_more(struct connection *c) {
-    ssize_t sent = write(c->fd, c->out, c->left);
-    if (sent < 0)
-        return errno == EAGAIN;
-    c->out += sent;
-    c->left -= (size_t)sent;
-    if (c->left > 0)
-        return true;
-    struct epoll_event event = {.events = EPOLLIN, .data.fd = c->fd};
-    return epoll_ctl(poller, EPOLL_CTL_MOD, c->fd, &event) == 0;
-}
-
-/* Bytes that arrived; 0 at the end, or -1 with EAGAIN when there are none. */
-static ssize_t receive(struct connection *c, char *data, size_t size, uint64_t *arrived) {
+/* Returns the number of bytes received: 0 at the end, -1 with EAGAIN if none are available. */
+static ssize_t receive_bytes(struct connection *c, char *data, size_t size, uint64_t *arrived) {
     if (c->ssl) {
         int n = SSL_read(c->ssl, data, (int)size);
         if (n > 0)
@@ -101,12 +56,13 @@ static ssize_t receive(struct connection *c, char *data, size_t size, uint64_t *
         ERR_clear_error();
         return 0;
     }
-    return stamped() ? receive_stamped(c->fd, data, size, arrived) : read(c->fd, data, size);
+    return needs_timestamps() ? receive_with_timestamp(c->fd, data, size, arrived)
+                              : read(c->fd, data, size);
 }
 
-static void serve(struct connection *c, uint32_t events) {
+static void handle_events(struct connection *c, uint32_t events) {
     static char data[1 << 16];
-    if (events & EPOLLOUT && !send_more(c)) {
+    if (events & EPOLLOUT && !send_unsent_bytes(c)) {
         close_connection(c);
         return;
     }
@@ -114,19 +70,19 @@ static void serve(struct connection *c, uint32_t events) {
         return;
     do {
         uint64_t arrived = 0;
-        ssize_t n = receive(c, data, sizeof data, &arrived);
+        ssize_t n = receive_bytes(c, data, sizeof data, &arrived);
         if (n < 0 && errno == EAGAIN)
             return;
-        bool good = n > 0 && (c->websocket ? take_frames(c, data, (size_t)n)
-                                           : take_http(c, data, (size_t)n, arrived));
-        if (!good) {
+        bool valid = n > 0 && (c->websocket ? read_frames(c, data, (size_t)n)
+                                            : read_requests(c, data, (size_t)n, arrived));
+        if (!valid) {
             close_connection(c);
             return;
         }
     } while (c->ssl && SSL_has_pending(c->ssl));
 }
 
-static void take_connections(int listener) {
+static void accept_connections(int listener, SSL_CTX *tls) {
     int fd, one = 1;
     while ((fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK)) >= 0) {
         if (fd >= MAX_FDS) {
@@ -134,25 +90,14 @@ static void take_connections(int listener) {
             continue;
         }
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-        if (stamped())
-            setsockopt(fd, SOL_SOCKET, SO_TIMESTAMPNS, &one, sizeof one);
-        struct connection *c = &connections[fd];
-        c->fd = fd;
-        c->life++;
-        c->websocket = c->chat = false;
-        c->kept = c->body = c->left = 0;
-        if (tls) {
-            c->ssl = SSL_new(tls);
-            SSL_set_fd(c->ssl, fd);
-            SSL_set_accept_state(c->ssl);
-        }
-        struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
-        epoll_ctl(poller, EPOLL_CTL_ADD, fd, &event);
+        if (needs_timestamps())
+            request_timestamps(fd);
+        open_connection(fd, tls);
     }
 }
 
-/* One cipher, so that no generator has a cheaper one than another. */
-static SSL_CTX *make_tls(void) {
+/* Allows one cipher only, so all generators have the same cost for encryption. */
+static SSL_CTX *create_tls_context(void) {
     SSL_CTX *context = SSL_CTX_new(TLS_server_method());
     if (!context || SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION) != 1 ||
         SSL_CTX_set_ciphersuites(context, "TLS_AES_128_GCM_SHA256") != 1 ||
@@ -162,7 +107,7 @@ static SSL_CTX *make_tls(void) {
         exit(1);
     }
     SSL_CTX_set_num_tickets(context, 0);
-    SSL_CTX_set_read_ahead(context, 1); /* A record in one read, not in two. */
+    SSL_CTX_set_read_ahead(context, 1); /* One read per TLS record instead of two. */
     return context;
 }
 
@@ -179,66 +124,41 @@ static int listen_on(int port) {
     return listener;
 }
 
-static void read_options(int argc, char **argv) {
-    bool good = argc > 1;
-    options.port = good ? atoi(argv[1]) : 0;
-    for (int i = 2; i < argc && good;) {
-        if (strcmp(argv[i], "--tls") == 0 && i + 2 < argc) {
-            options.certificate = argv[i + 1];
-            options.key = argv[i + 2];
-            i += 3;
-        } else if (strcmp(argv[i], "--awake") == 0) {
-            options.awake = true;
-            i++;
-        } else if (strcmp(argv[i], "--hold") == 0 && i + 2 < argc) {
-            options.hold = strtoll(argv[i + 1], NULL, 10);
-            options.report = argv[i + 2];
-            i += 3;
-        } else if (strcmp(argv[i], "--stamps") == 0 && i + 1 < argc) {
-            options.stamps = argv[i + 1];
-            i += 2;
-        } else {
-            good = false;
-        }
-    }
-    if (!good) {
-        fprintf(stderr, "usage: server PORT [--tls CERTIFICATE KEY] [--awake]"
-                        " [--hold NANOSECONDS REPORT] [--stamps FILE]\n");
-        exit(2);
-    }
-}
-
-int main(int argc, char **argv) {
-    read_options(argc, argv);
+static void raise_file_limit(void) {
     struct rlimit files;
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
+}
+
+int main(int argc, char **argv) {
+    read_options(argc, argv);
+    raise_file_limit();
     signal(SIGPIPE, SIG_IGN);
-    struct sigaction on_end = {.sa_handler = end}; /* Not restarted: the wait has to end. */
-    sigaction(SIGTERM, &on_end, NULL);
-    if (options.certificate)
-        tls = make_tls();
-    make_streams();
-    connections = calloc(MAX_FDS, sizeof *connections);
+    /* No SA_RESTART: SIGTERM must interrupt epoll_wait. */
+    struct sigaction on_sigterm = {.sa_handler = handle_sigterm};
+    sigaction(SIGTERM, &on_sigterm, NULL);
+    SSL_CTX *tls = options.certificate ? create_tls_context() : NULL;
+    make_chat_responses();
+    int epoll_fd = init_connections();
     int listener = listen_on(options.port);
-    poller = epoll_create1(0);
     struct epoll_event event = {.events = EPOLLIN, .data.fd = listener}, events[EVENTS];
-    epoll_ctl(poller, EPOLL_CTL_ADD, listener, &event);
-    bool holding = options.hold >= 0;
-    while (!ended) {
-        /* A few at a time, so that no answer that is due waits for many requests to be read. */
-        int ready = epoll_wait(poller, events, holding ? FEW_EVENTS : EVENTS,
-                               holding || options.awake ? 0 : -1);
+    epoll_ctl(epoll_fd, EPOLL_CTL_ADD, listener, &event);
+    bool holds = options.hold >= 0;
+    while (!terminated) {
+        /* A few events at a time, so a due response never waits for many requests. */
+        int ready = epoll_wait(epoll_fd, events, holds ? FEW_EVENTS : EVENTS,
+                               holds || options.awake ? 0 : -1);
         for (int i = 0; i < ready; i++) {
             if (events[i].data.fd == listener)
-                take_connections(listener);
+                accept_connections(listener, tls);
             else
-                serve(&connections[events[i].data.fd], events[i].events);
+                handle_events(connection_of(events[i].data.fd), events[i].events);
         }
-        if (holding)
-            release_due();
+        if (holds)
+            send_due_responses();
     }
-    write_reports();
+    write_hold_times();
+    write_arrivals();
     return 0;
 }

@@ -1,64 +1,90 @@
-//! The simulator's time: nanoseconds since it started, which every record is in.
+//! The simulator's clock: nanoseconds since its start, the unit of all records.
+//!
+//! This module also asks the kernel to timestamp received packets and converts these timestamps.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
-/// A packet that seems to have lain there for longer was stamped by a clock that was set since.
-const LONGEST: Duration = Duration::from_secs(10);
-/// Looks at two clocks, when the thread loses its CPU in between.
-const LOOKS: u32 = 3;
-/// Looks that are so close count as one.
-const CLOSE: u64 = 10_000;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt::ReceiveTimestampns,
+};
 
-/// Counts nanoseconds from the moment it was made.
+/// Maximum age of a kernel timestamp. The system clock was set after an older one was taken.
+const MAX_TIMESTAMP_AGE: Duration = Duration::from_secs(10);
+/// Attempts to read two clocks at the same time: a thread can lose its CPU between two reads.
+const MAX_READ_ATTEMPTS: u32 = 3;
+/// Two clock reads within this many nanoseconds count as simultaneous.
+const MAX_READ_GAP: u64 = 10_000;
+
+/// Counts nanoseconds since its creation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
-    origin: Instant,
-    origin_unix: u64,
+    start: Instant,
+    start_unix: u64,
 }
 
 impl Clock {
     pub(crate) fn start() -> Self {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { origin: Instant::now(), origin_unix: whole_nanos(unix) }
+        Self { start: Instant::now(), start_unix: whole_nanos(unix) }
     }
 
-    /// Nanoseconds since the start; at least 1, so that 0 can mean "never".
+    /// Returns the nanoseconds since the start. The result is at least 1, so 0 can mean "never".
     pub(crate) fn now(&self) -> u64 {
-        whole_nanos(self.origin.elapsed()).max(1)
+        whole_nanos(self.start.elapsed()).max(1)
     }
 
-    /// The past moment of a stamp by the other clock, the one since 1970; now for one that can't be
-    /// right.
-    pub(crate) fn at(&self, stamp: Duration) -> u64 {
-        let (mut now, mut ago) = (0, None);
-        for _ in 0..LOOKS {
+    /// Converts a kernel timestamp (system clock, since 1970) to nanoseconds since the start.
+    ///
+    /// Returns the current time for a timestamp in the future and for one older than
+    /// [`MAX_TIMESTAMP_AGE`].
+    pub(crate) fn convert_timestamp(&self, timestamp: Duration) -> u64 {
+        let (mut now, mut age) = (0, None);
+        for _ in 0..MAX_READ_ATTEMPTS {
             let before = self.now();
-            let real = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let system = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             now = self.now();
-            ago = real.checked_sub(stamp).filter(|ago| *ago <= LONGEST);
-            if now - before < CLOSE {
+            age = system.checked_sub(timestamp).filter(|age| *age <= MAX_TIMESTAMP_AGE);
+            if now - before < MAX_READ_GAP {
                 break;
             }
         }
-        now.saturating_sub(ago.map_or(0, whole_nanos)).max(1)
+        now.saturating_sub(age.map_or(0, whole_nanos)).max(1)
     }
 
-    /// The start, in nanoseconds since 1970.
-    pub(crate) fn origin_unix(&self) -> u64 {
-        self.origin_unix
+    /// Returns the start in nanoseconds since 1970.
+    pub(crate) fn start_unix(&self) -> u64 {
+        self.start_unix
     }
 
-    /// The moment that is this many nanoseconds after the start.
-    pub(crate) fn instant(&self, nanos: u64) -> tokio::time::Instant {
-        (self.origin + Duration::from_nanos(nanos)).into()
+    /// Returns the tokio instant that is `nanos` nanoseconds after the start.
+    pub(crate) fn instant_at(&self, nanos: u64) -> tokio::time::Instant {
+        (self.start + Duration::from_nanos(nanos)).into()
     }
 
-    /// Waits for a moment; returns at once when it has passed.
+    /// Sleeps until `nanos` nanoseconds after the start; returns at once if this time has passed.
     pub(crate) async fn sleep_until(&self, nanos: u64) {
         if nanos > self.now() {
-            tokio::time::sleep_until(self.instant(nanos)).await;
+            tokio::time::sleep_until(self.instant_at(nanos)).await;
         }
     }
+}
+
+/// Asks the kernel to timestamp the packets that `socket` receives. Returns false on failure.
+pub(crate) fn request_kernel_timestamps(socket: &impl AsFd) -> bool {
+    setsockopt(socket, ReceiveTimestampns, &true).is_ok()
+}
+
+/// Opens a socket that keeps kernel timestamps enabled for as long as the socket is open.
+///
+/// The kernel takes timestamps only while at least one socket requests them, and starts with a
+/// short delay. With this socket open, timestamps are available from the first connection on.
+pub(crate) fn keep_kernel_timestamps_enabled() -> Option<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let keeper = socket(AddressFamily::Inet, SockType::Datagram, flags, None).ok()?;
+    request_kernel_timestamps(&keeper).then_some(keeper)
 }
 
 fn whole_nanos(duration: Duration) -> u64 {
@@ -70,20 +96,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stamp_is_a_moment_of_this_clock() {
+    fn kernel_timestamps_convert_to_simulator_time() {
         let clock = Clock::start();
-        let unix = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        let unix_time = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         std::thread::sleep(Duration::from_millis(5));
         let before = clock.now();
-        let stamp = unix();
+        let timestamp = unix_time();
         let after = clock.now();
         std::thread::sleep(Duration::from_millis(5));
-        let at = clock.at(stamp);
-        // Two looks at two clocks.
-        assert!((before - CLOSE..after + CLOSE).contains(&at), "{before} {at} {after}");
-        for wrong in [Duration::ZERO, unix() + Duration::from_mins(1)] {
+        let converted = clock.convert_timestamp(timestamp);
+        // The conversion reads two clocks, so it may be off by one read gap.
+        let expected = before - MAX_READ_GAP..after + MAX_READ_GAP;
+        assert!(expected.contains(&converted), "{before} {converted} {after}");
+        for wrong in [Duration::ZERO, unix_time() + Duration::from_mins(1)] {
             let now = clock.now();
-            assert!(clock.at(wrong) >= now);
+            assert!(clock.convert_timestamp(wrong) >= now);
         }
     }
 }

@@ -1,11 +1,12 @@
-//! A stand-in for Cell 0 OS: chat, models and health over HTTP, and an echo over WebSocket, with
-//! exactly scripted latencies, stalls, errors and limits.
+//! A simulator of Cell 0 OS: chat, models and health over HTTP, and an echo over WebSocket.
 //!
-//! It is the target of demos, and the oracle of tests: it keeps what really happened to every
-//! request, as stamped where bytes meet the socket, so that a load generator's numbers can be held
-//! against the [truth](RunTruth). It must not know any load generator beyond two headers:
-//! `x-loadtest-run` says which run a request belongs to, and `x-loadtest-preflight` that it is to
-//! be counted apart.
+//! Latencies, stalls, errors and limits are configurable. The simulator is the target of demos and
+//! the test oracle: it records the times of every request at the socket, so tests can compare a
+//! load generator's results with the [truth](RunTruth).
+//!
+//! The simulator must not know any load generator. It reads only two request headers:
+//! `x-loadtest-run` has the run's UID, and `x-loadtest-preflight` marks a request that is counted
+//! separately.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), cell0_simulator::StartError> {
@@ -21,13 +22,13 @@
 //! ```
 
 mod clock;
+mod connection;
 mod control;
 mod http;
-mod limits;
-mod line;
+mod limiter;
+mod lock;
 mod server;
 mod simulator;
-mod tap;
 mod truth;
 mod web_socket;
 
@@ -37,7 +38,7 @@ pub use self::{
     settings::{Settings, SettingsError},
     simulator::{Listen, Simulator, StartError},
     truth::{
-        Counts, Endpoint, EndpointTruth, Endpoints, Moment, Outcome, Quantiles, RunSummary,
-        RunTruth, Times,
+        Counts, Endpoint, EndpointTruth, Endpoints, Outcome, Quantiles, RunSummary, RunTruth,
+        Times, Timestamp,
     },
 };

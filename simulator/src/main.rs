@@ -1,6 +1,6 @@
-//! `cell0-simulator`: runs one simulator until it is told to stop.
+//! `cell0-simulator`: runs one simulator until SIGTERM or SIGINT.
 
-mod args;
+mod arguments;
 
 use std::{io, process::ExitCode, time::Duration};
 
@@ -9,65 +9,65 @@ use cell0_simulator::{Settings, Simulator, StartError};
 use clap::Parser;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::args::Args;
+use crate::arguments::Arguments;
 
-/// musl's own allocator takes a lock for every request.
+/// musl's allocator takes a lock for every request.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The exit code for settings that are refused, as clap has it for options.
-const BAD_SETTINGS: u8 = 2;
+/// The exit code for invalid settings, the same as clap's for invalid options.
+const INVALID_SETTINGS: u8 = 2;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    tracing_subscriber::fmt().json().with_writer(io::stderr).with_max_level(args.log).init();
-    let settings = match args.settings() {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt().json().with_writer(io::stderr).with_max_level(arguments.log).init();
+    let settings = match arguments.read_settings() {
         Ok(settings) => settings,
         Err(error) => {
             eprintln!("error: {error:#}");
-            return ExitCode::from(BAD_SETTINGS);
+            return ExitCode::from(INVALID_SETTINGS);
         }
     };
-    match run(&args, settings) {
+    match run_simulator(&arguments, settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            let refused = matches!(error.downcast_ref(), Some(StartError::Settings(_)));
-            if refused { ExitCode::from(BAD_SETTINGS) } else { ExitCode::FAILURE }
+            let is_invalid = matches!(error.downcast_ref(), Some(StartError::Settings(_)));
+            if is_invalid { ExitCode::from(INVALID_SETTINGS) } else { ExitCode::FAILURE }
         }
     }
 }
 
-fn run(args: &Args, settings: Settings) -> anyhow::Result<()> {
+fn run_simulator(arguments: &Arguments, settings: Settings) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(args.threads())
+        .worker_threads(arguments.thread_count())
         .enable_all()
         .build()
         .context("can't start threads")?;
-    let result = runtime.block_on(simulate(args, settings));
-    // Truth may still be sorted for someone: that is not worth waiting for.
+    let result = runtime.block_on(serve_until_signal(arguments, settings));
+    // A blocking thread may still sort records for a client. Don't wait for it.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
 }
 
-async fn simulate(args: &Args, settings: Settings) -> anyhow::Result<()> {
+async fn serve_until_signal(arguments: &Arguments, settings: Settings) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("can't listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for SIGINT")?;
-    let simulator = Simulator::start(settings, args.listen()).await?;
+    let simulator = Simulator::start(settings, arguments.listen_addresses()).await?;
     tracing::info!(
         http = %simulator.http_addr(),
         web_socket = %simulator.websocket_addr(),
         control = %simulator.control_addr(),
-        threads = args.threads(),
+        threads = arguments.thread_count(),
         "listening"
     );
-    let name = first(&mut terminate, &mut interrupt).await;
-    tracing::info!(signal = name, "stopping");
+    let signal = wait_for_signal(&mut terminate, &mut interrupt).await;
+    tracing::info!(signal, "stopping");
     simulator.shutdown().await;
-    for run in simulator.runs() {
+    for run in simulator.run_summaries() {
         let totals = run.totals;
         tracing::info!(
-            run = run.run,
+            run = run.run_uid,
             received = totals.received,
             completed = totals.completed,
             failed = totals.failed,
@@ -78,7 +78,7 @@ async fn simulate(args: &Args, settings: Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn first(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
+async fn wait_for_signal(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {
     tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",

@@ -1,49 +1,32 @@
-//! What all connections share, and what each draws its answers' fates from.
+//! The state that all connections of one simulator share.
 
 use std::{
     os::fd::OwnedFd,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use rand::{SeedableRng, rngs::SmallRng};
 use tokio::sync::watch;
 
 use crate::{
-    clock::Clock,
-    limits::Gate,
-    line::Line,
+    clock::{Clock, keep_kernel_timestamps_enabled},
+    limiter::Limiter,
     settings::Settings,
-    tap,
-    truth::{Endpoints, Ledger, lock},
+    truth::{Endpoints, RunStore},
 };
 
 /// The state of one simulator.
 #[derive(Debug)]
 pub(crate) struct Server {
     pub(crate) clock: Clock,
-    pub(crate) ledger: Ledger,
-    pub(crate) gates: Endpoints<Gate>,
+    pub(crate) runs: RunStore,
+    pub(crate) limiters: Endpoints<Limiter>,
     settings: watch::Sender<Arc<Settings>>,
     connections: AtomicU64,
-    /// Has the kernel stamp packets from the first connection on.
-    _stamps: Option<OwnedFd>,
-}
-
-/// One connection: its line, and what its next answers will be like.
-#[derive(Debug)]
-pub(crate) struct Connection {
-    pub(crate) line: Arc<Line>,
-    script: Mutex<Script>,
-}
-
-#[derive(Debug)]
-struct Script {
-    rng: SmallRng,
-    settings: Arc<Settings>,
-    newer: watch::Receiver<Arc<Settings>>,
+    /// Keeps kernel timestamps enabled; see [`keep_kernel_timestamps_enabled`].
+    _timestamps: Option<OwnedFd>,
 }
 
 impl Server {
@@ -51,45 +34,30 @@ impl Server {
         let clock = Clock::start();
         Self {
             clock,
-            ledger: Ledger::new(clock, max_records),
-            gates: Endpoints::default(),
+            runs: RunStore::new(clock, max_records),
+            limiters: Endpoints::default(),
             settings: watch::Sender::new(Arc::new(settings)),
             connections: AtomicU64::new(0),
-            _stamps: tap::wanted(),
+            _timestamps: keep_kernel_timestamps_enabled(),
         }
     }
 
-    pub(crate) fn settings(&self) -> Arc<Settings> {
+    pub(crate) fn current_settings(&self) -> Arc<Settings> {
         self.settings.borrow().clone()
     }
 
-    /// New settings, from each connection's next request (or message) on.
-    pub(crate) fn set(&self, settings: Settings) {
+    /// Replaces the settings; each connection uses them from its next request or message on.
+    pub(crate) fn replace_settings(&self, settings: Settings) {
         self.settings.send_replace(Arc::new(settings));
     }
 
-    pub(crate) fn connect(self: &Arc<Self>) -> Arc<Connection> {
-        let number = self.connections.fetch_add(1, Ordering::Relaxed);
-        let newer = self.settings.subscribe();
-        let settings = newer.borrow().clone();
-        // The seed's upper bits keep the generators of two nearby seeds apart.
-        let rng = SmallRng::seed_from_u64(settings.seed.rotate_left(32) ^ number);
-        Arc::new(Connection {
-            line: Arc::new(Line::new(self.clone(), number)),
-            script: Mutex::new(Script { rng, settings, newer }),
-        })
+    /// Subscribes to the settings; the receiver tells when they change.
+    pub(crate) fn subscribe_settings(&self) -> watch::Receiver<Arc<Settings>> {
+        self.settings.subscribe()
     }
-}
 
-impl Connection {
-    /// Draws from the settings in force, without copying them.
-    pub(crate) fn draw<T>(&self, choose: impl FnOnce(&Settings, &mut SmallRng) -> T) -> T {
-        let mut script = lock(&self.script);
-        let Script { rng, settings, newer } = &mut *script;
-        // A version check: the lock inside is taken only when there is something new.
-        if newer.has_changed().unwrap_or(false) {
-            *settings = newer.borrow_and_update().clone();
-        }
-        choose(settings, rng)
+    /// Returns a number that no other connection has.
+    pub(crate) fn next_connection_number(&self) -> u64 {
+        self.connections.fetch_add(1, Ordering::Relaxed)
     }
 }

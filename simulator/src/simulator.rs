@@ -1,4 +1,4 @@
-//! Starting and stopping: three ports and their accept loops.
+//! Starts and stops a simulator: its three ports and their accept loops.
 
 use std::{
     io,
@@ -21,61 +21,61 @@ use crate::{
     web_socket,
 };
 
-/// Connections that may wait to be accepted: a burst of users connects at once.
+/// Maximum number of connections that wait to be accepted. Many users may connect at once.
 const BACKLOG: u32 = 4096;
 
-/// How long [`Simulator::shutdown`] waits for control requests that are being answered.
-const GRACE: Duration = Duration::from_millis(500);
+/// Maximum time that [`Simulator::shutdown`] waits for control requests in flight.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Where to listen, and how much to remember. A port of 0 is any free one.
+/// Addresses to listen on, and the record limit. Port 0 selects any free port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listen {
     /// The address of all three ports.
     pub address: IpAddr,
-    /// Chat, health and models.
+    /// The port of chat, health and models.
     pub http_port: u16,
-    /// WebSocket.
+    /// The port of WebSocket.
     pub web_socket_port: u16,
-    /// Probes, truth and settings.
+    /// The port of probes, truth and settings.
     pub control_port: u16,
-    /// Records kept over all runs; beyond them requests are only counted.
+    /// Maximum number of records over all runs. Further requests are counted without a record.
     pub max_records: usize,
 }
 
-/// Why a simulator did not start.
+/// The reason why a simulator did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A setting is out of its bounds.
+    /// A setting is out of range.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// A port can't be listened on.
+    /// Listening on a port failed.
     #[error("can't listen on {address} for {port}")]
     Listen {
-        /// Which port it was to be.
+        /// The name of the port: HTTP, WebSocket or control.
         port: &'static str,
-        /// The address asked for.
+        /// The requested address.
         address: SocketAddr,
-        /// Why not.
+        /// The error of the system.
         source: io::Error,
     },
 }
 
-/// A running simulator. Dropping it stops it.
+/// A running simulator. Dropping it stops the simulator.
 #[derive(Debug)]
 pub struct Simulator {
     server: Arc<Server>,
     http: SocketAddr,
     web_socket: SocketAddr,
     control: SocketAddr,
-    /// Gone or true: stop. Closed once all accept loops have ended.
+    /// True, or a dropped sender, stops the ports. The channel closes when all ports have stopped.
     stop: watch::Sender<bool>,
 }
 
 impl Listen {
-    /// Records kept unless told otherwise: about 100 MB when all are used.
+    /// The default of `max_records`. This many records use about 100 MB.
     pub const MAX_RECORDS: usize = 2_000_000;
 
-    /// Any free ports on 127.0.0.1.
+    /// Returns any free ports on 127.0.0.1.
     pub const fn loopback() -> Self {
         Self {
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -87,7 +87,7 @@ impl Listen {
     }
 }
 
-/// Cell 0's own ports, on all addresses.
+/// Cell 0's ports, on all addresses.
 impl Default for Listen {
     fn default() -> Self {
         Self {
@@ -101,88 +101,99 @@ impl Default for Listen {
 }
 
 impl Simulator {
-    /// Starts a simulator on the current tokio runtime, of either kind.
+    /// Starts a simulator on the current tokio runtime, which may have one or more threads.
     ///
     /// # Errors
-    /// When a setting is out of bounds, or a port can't be listened on.
-    #[expect(clippy::unused_async, reason = "a future proves that there is a runtime to run on")]
+    /// If a setting is out of range, or listening on a port fails.
+    #[expect(clippy::unused_async, reason = "an async function requires a runtime")]
     pub async fn start(settings: Settings, listen: Listen) -> Result<Self, StartError> {
         settings.validate()?;
         let Listen { address, http_port, web_socket_port, control_port, max_records } = listen;
-        let (http_listener, http) = bind("HTTP", address, http_port)?;
-        let (socket_listener, web_socket) = bind("WebSocket", address, web_socket_port)?;
-        let (control_listener, control) = bind("control", address, control_port)?;
+        let (http_listener, http) = bind_listener("HTTP", address, http_port)?;
+        let (socket_listener, web_socket) = bind_listener("WebSocket", address, web_socket_port)?;
+        let (control_listener, control) = bind_listener("control", address, control_port)?;
         let server = Arc::new(Server::new(settings, max_records));
         let (stop, stopped) = watch::channel(false);
-        tokio::spawn(accept(http_listener, server.clone(), stopped.clone(), http::serve));
-        tokio::spawn(accept(socket_listener, server.clone(), stopped.clone(), web_socket::serve));
-        tokio::spawn(control::serve(control_listener, server.clone(), stopped));
+        tokio::spawn(accept_connections(
+            http_listener,
+            server.clone(),
+            stopped.clone(),
+            http::serve_connection,
+        ));
+        tokio::spawn(accept_connections(
+            socket_listener,
+            server.clone(),
+            stopped.clone(),
+            web_socket::serve_connection,
+        ));
+        tokio::spawn(control::serve_control(control_listener, server.clone(), stopped));
         Ok(Self { server, http, web_socket, control, stop })
     }
 
-    /// Where chat, health and models are.
+    /// Returns the address of chat, health and models.
     pub const fn http_addr(&self) -> SocketAddr {
         self.http
     }
 
-    /// Where the echo over WebSocket is.
+    /// Returns the address of WebSocket.
     pub const fn websocket_addr(&self) -> SocketAddr {
         self.web_socket
     }
 
-    /// Where probes, truth and settings are.
+    /// Returns the address of probes, truth and settings.
     pub const fn control_addr(&self) -> SocketAddr {
         self.control
     }
 
-    /// What happened in one run so far; all zero for a run that is unknown. A request whose answer
-    /// a client has just read may still be `inFlight` for some microseconds.
-    pub fn truth(&self, run: &str) -> RunTruth {
-        self.server.ledger.truth(run)
+    /// Returns the truth about one run so far; all counts of an unknown run are zero.
+    ///
+    /// A request can be `inFlight` for some microseconds after the client has read its response.
+    pub fn truth(&self, run_uid: &str) -> RunTruth {
+        self.server.runs.run_truth(run_uid)
     }
 
-    /// The counts of all runs, oldest first.
-    pub fn runs(&self) -> Vec<RunSummary> {
-        self.server.ledger.summaries()
+    /// Returns the counts of all runs, oldest run first.
+    pub fn run_summaries(&self) -> Vec<RunSummary> {
+        self.server.runs.run_summaries()
     }
 
     /// Forgets all runs.
-    pub fn forget(&self) {
-        self.server.ledger.clear();
+    pub fn forget_runs(&self) {
+        self.server.runs.forget_runs();
     }
 
-    /// The settings in force.
-    pub fn settings(&self) -> Settings {
-        self.server.settings().as_ref().clone()
+    /// Returns the settings in force.
+    pub fn current_settings(&self) -> Settings {
+        self.server.current_settings().as_ref().clone()
     }
 
-    /// Puts new settings in force, from the next request of every connection on.
+    /// Replaces the settings. Every connection uses the new ones from its next request on.
     ///
     /// # Errors
-    /// When a setting is out of bounds; the old ones then stay.
-    pub fn set(&self, settings: Settings) -> Result<(), SettingsError> {
+    /// If a setting is out of range. The old settings stay in force.
+    pub fn replace_settings(&self, settings: Settings) -> Result<(), SettingsError> {
         settings.validate()?;
-        self.server.set(settings);
+        self.server.replace_settings(settings);
         Ok(())
     }
 
-    /// Stops listening, cuts all connections and waits until that is done.
+    /// Stops listening, closes all connections, and waits for both.
     ///
-    /// The truth stays readable; what was in flight is recorded as aborted.
+    /// The truth stays readable. Requests in flight are recorded as aborted.
     pub async fn shutdown(&self) {
         self.stop.send_replace(true);
-        // A control client that never reads its answer must not hold us up.
-        let _ = tokio::time::timeout(GRACE, self.stop.closed()).await;
+        // The timeout is for control clients that never read their responses.
+        let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, self.stop.closed()).await;
     }
 }
 
-fn bind(
+fn bind_listener(
     port: &'static str,
     address: IpAddr,
     number: u16,
 ) -> Result<(TcpListener, SocketAddr), StartError> {
     let address = SocketAddr::new(address, number);
-    let bound = || {
+    let listen = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
@@ -190,11 +201,11 @@ fn bind(
         let local = listener.local_addr()?;
         Ok((listener, local))
     };
-    bound().map_err(|source| StartError::Listen { port, address, source })
+    listen().map_err(|source| StartError::Listen { port, address, source })
 }
 
-/// Accepts until told to stop, and then drops every connection it accepted.
-async fn accept<F>(
+/// Accepts connections until `stopped` is true, then drops all of them.
+async fn accept_connections<F>(
     listener: TcpListener,
     server: Arc<Server>,
     mut stopped: watch::Receiver<bool>,
@@ -202,8 +213,8 @@ async fn accept<F>(
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
-    // Connections are cut by dropping their tasks: to wait for a signal each would have to look
-    // for it at every wake-up.
+    // Dropping the tasks closes the connections. A stop signal in each task would cost a check at
+    // every wake-up.
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -213,12 +224,13 @@ async fn accept<F>(
         };
         match accepted {
             Ok((socket, _)) => {
-                // Only a socket that is closed already can refuse.
+                // Setting the option fails only if the socket is closed already.
                 let _ = socket.set_nodelay(true);
                 connections.spawn(serve(server.clone(), socket));
             }
             Err(error) => {
-                // Out of file descriptors, mostly: others must end before this can go on.
+                // The usual cause is a lack of file descriptors, so other connections must end
+                // first.
                 tracing::warn!(%error, "can't accept a connection");
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }

@@ -1,4 +1,6 @@
-//! The WebSocket port: upgrades on any path, then an echo that knows one application ping.
+//! The WebSocket port: accepts upgrades on any path, then echoes messages.
+//!
+//! The text message `{"type":"ping"}` gets the reply `{"type":"pong"}` instead of an echo.
 
 use std::{
     future::poll_fn,
@@ -22,28 +24,30 @@ use tokio_tungstenite::{
 };
 
 use crate::{
-    http::{Answer, Struck, builder, error},
-    server::{Connection, Server},
+    connection::{Connection, ObservedSocket, RequestTracker},
+    http::{InjectedFault, ResponseBody, error_response, http1_builder, injected_error},
+    server::Server,
     settings::{Failure, Latency, Settings},
-    tap::Tap,
-    truth::Endpoint,
+    truth::{Direction, Endpoint},
 };
 
-/// Small, as thousands of idle sessions must fit; the library's own default is 128 KiB to read.
-const BUFFER: usize = 4 * 1024;
-/// The largest message taken, and with it echoed.
+/// Size of the read buffer in bytes. It is small, because there can be thousands of idle sessions;
+/// the library's default is 128 KiB.
+const READ_BUFFER: usize = 4 * 1024;
+/// Maximum size of a message in bytes.
 const MAX_MESSAGE: usize = 1 << 20;
 
-/// What a session was told about its end when it began.
-type Session = Option<Failure>;
+/// The failure of a session, chosen when its upgrade is accepted.
+type SessionFailure = Option<Failure>;
 
-/// Serves one connection to its end.
-pub(crate) async fn serve(server: Arc<Server>, socket: TcpStream) {
-    let connection = server.connect();
-    let io = TokioIo::new(Tap::new(socket, connection.line.clone()));
-    let accepted = Arc::new(OnceLock::<Session>::new());
-    let service = service_fn(|request| upgrade(connection.clone(), accepted.clone(), request));
-    let mut http = builder().serve_connection(io, service);
+/// Serves one connection until it ends.
+pub(crate) async fn serve_connection(server: Arc<Server>, socket: TcpStream) {
+    let connection = Arc::new(Connection::new(&server));
+    let io = TokioIo::new(ObservedSocket::new(socket, connection.tracker.clone()));
+    let accepted = Arc::new(OnceLock::<SessionFailure>::new());
+    let service =
+        service_fn(|request| handle_upgrade(connection.clone(), accepted.clone(), request));
+    let mut http = http1_builder().serve_connection(io, service);
     let ended = poll_fn(|cx| http.poll_without_shutdown(cx)).await;
     let parts = http.into_parts();
     if let Err(error) = ended {
@@ -52,87 +56,89 @@ pub(crate) async fn serve(server: Arc<Server>, socket: TcpStream) {
     }
     let Some(&failure) = accepted.get() else { return };
     let config = WebSocketConfig::default()
-        .read_buffer_size(BUFFER)
+        .read_buffer_size(READ_BUFFER)
         .write_buffer_size(0)
         .max_message_size(Some(MAX_MESSAGE))
         .max_frame_size(Some(MAX_MESSAGE));
-    let tap = parts.io.into_inner();
-    let early = parts.read_buf.to_vec();
+    let socket = parts.io.into_inner();
+    let early_bytes = parts.read_buf.to_vec();
     let mut session =
-        WebSocketStream::from_partially_read(tap, early, Role::Server, Some(config)).await;
-    match converse(&connection, &mut session, failure).await {
-        End::Closed => connection.line.done(),
-        End::Reset => {
+        WebSocketStream::from_partially_read(socket, early_bytes, Role::Server, Some(config)).await;
+    match echo_messages(&connection, &mut session, failure).await {
+        SessionEnd::Closed => connection.tracker.mark_response_complete(),
+        SessionEnd::Reset => {
             session.into_inner().reset();
             return;
         }
-        End::Left => {}
+        SessionEnd::ClientGone => {}
     }
-    connection.line.finish();
+    connection.tracker.end_request();
 }
 
-/// How a session ended.
-enum End {
-    /// With a closing handshake.
+/// The end of a session.
+enum SessionEnd {
+    /// The session ended with a closing handshake.
     Closed,
-    /// It is to be reset.
+    /// The connection must be reset.
     Reset,
-    /// The client is gone.
-    Left,
+    /// The client closed the connection without a closing handshake.
+    ClientGone,
 }
 
-async fn converse(
+async fn echo_messages(
     connection: &Connection,
-    session: &mut WebSocketStream<Tap>,
-    mut failure: Option<Failure>,
-) -> End {
-    let line = &connection.line;
+    session: &mut WebSocketStream<ObservedSocket>,
+    mut failure: SessionFailure,
+) -> SessionEnd {
+    let tracker = &connection.tracker;
     while let Some(message) = session.next().await {
         let reply = match message {
             Ok(Message::Text(text)) if is_ping(&text) => Message::text(r#"{"type":"pong"}"#),
             Ok(message @ (Message::Text(_) | Message::Binary(_))) => message,
-            // The library answers pings and closes itself.
+            // The library itself replies to ping and close frames.
             Ok(_) => continue,
-            Err(_) => return End::Left,
+            Err(_) => return SessionEnd::ClientGone,
         };
-        line.message(true);
-        let now = line.server.clock.now();
-        let due = connection.draw(|all, rng| due(all, &all.web_socket.latency, rng, now));
-        line.server.clock.sleep_until(due).await;
+        tracker.count_message(Direction::Received);
+        let now = connection.clock().now();
+        let due = connection.choose_response(|settings, rng| {
+            choose_send_time(settings, &settings.web_socket.latency, rng, now)
+        });
+        connection.clock().sleep_until(due).await;
         match failure.take() {
             None => {
-                line.message(false);
+                tracker.count_message(Direction::Sent);
                 if session.send(reply).await.is_err() {
-                    return End::Left;
+                    return SessionEnd::ClientGone;
                 }
             }
             Some(Failure::Reset) => {
-                line.inject();
-                return End::Reset;
+                tracker.mark_injected_failure();
+                return SessionEnd::Reset;
             }
             Some(Failure::CloseCode(code)) => {
-                line.inject();
+                tracker.mark_injected_failure();
                 let reason = "injected by the simulator".into();
                 let frame = CloseFrame { code: CloseCode::from(code), reason };
                 if session.close(Some(frame)).await.is_err() {
-                    return End::Left;
+                    return SessionEnd::ClientGone;
                 }
             }
-            // A hang, and what settings keep away from here: silence.
+            // A hang. `Settings::validate` excludes the remaining kinds.
             Some(_) => {
-                line.inject();
+                tracker.mark_injected_failure();
                 while let Some(Ok(_)) = session.next().await {}
-                return End::Left;
+                return SessionEnd::ClientGone;
             }
         }
     }
-    End::Closed
+    SessionEnd::Closed
 }
 
-/// When what would take `latency` from `now` may go out.
-fn due(settings: &Settings, latency: &Latency, rng: &mut impl Rng, now: u64) -> u64 {
-    let due = now + latency.draw(rng);
-    settings.web_socket.stall.map_or(due, |stall| stall.release(due))
+/// Returns the time at which a response may be sent, with a sampled latency from `start` on.
+fn choose_send_time(settings: &Settings, latency: &Latency, rng: &mut impl Rng, start: u64) -> u64 {
+    let due = start + latency.sample_nanos(rng);
+    settings.web_socket.stall.map_or(due, |stall| stall.send_time(due))
 }
 
 fn is_ping(text: &str) -> bool {
@@ -140,75 +146,80 @@ fn is_ping(text: &str) -> bool {
     struct Typed<'a> {
         r#type: &'a str,
     }
-    // Most echoed texts are told apart by their first byte.
+    // The first byte excludes most texts without parsing them.
     text.starts_with('{')
         && serde_json::from_str::<Typed<'_>>(text).is_ok_and(|typed| typed.r#type == "ping")
 }
 
-/// Answers an upgrade; what it tells the session that follows goes into `accepted`.
+/// Responds to an upgrade request. Stores the failure of an accepted session in `accepted`.
 ///
-/// Boxed, because taking the socket back from hyper wants a future that can be moved.
-fn upgrade(
+/// The future is boxed, because taking the socket back from hyper requires a future that can be
+/// moved.
+fn handle_upgrade(
     connection: Arc<Connection>,
-    accepted: Arc<OnceLock<Session>>,
+    accepted: Arc<OnceLock<SessionFailure>>,
     request: Request<Incoming>,
-) -> BoxFuture<'static, Result<Response<Answer>, Struck>> {
+) -> BoxFuture<'static, Result<Response<ResponseBody>, InjectedFault>> {
     async move {
-        let response = answer(&connection, &accepted, &request).await;
-        connection.line.answering(response.status().as_u16());
+        let response = respond_to_upgrade(&connection, &accepted, &request).await;
+        connection.tracker.start_response(response.status().as_u16());
         Ok(response)
     }
     .boxed()
 }
 
-async fn answer(
+async fn respond_to_upgrade(
     connection: &Connection,
-    accepted: &OnceLock<Session>,
+    accepted: &OnceLock<SessionFailure>,
     request: &Request<Incoming>,
-) -> Response<Answer> {
-    let line = &connection.line;
-    let arrival = line.begin(Endpoint::WebSocket, request.headers());
-    let admitted = connection.draw(|settings, _| {
-        let gate = line.server.gates.get(Endpoint::WebSocket);
-        gate.enter(settings.web_socket.limits, line.server.clock.now())
+) -> Response<ResponseBody> {
+    let tracker = &connection.tracker;
+    let arrival = tracker.start_request(Endpoint::WebSocket, request.headers());
+    let is_admitted = connection.choose_response(|settings, _| {
+        let limiter = tracker.server.limiters.get(Endpoint::WebSocket);
+        limiter.try_acquire(settings.web_socket.limits, connection.clock().now())
     });
-    if admitted {
-        line.admitted();
+    if is_admitted {
+        tracker.mark_admitted();
     }
     let key = upgrade_key(request.method(), request.headers());
-    let well_formed = admitted && key.is_some();
-    let (failure, due) = connection.draw(|all, rng| {
-        let failure = if well_formed { all.web_socket.errors.draw(rng) } else { None };
-        // A refusal takes no time of its own, but waits for the end of a stall.
-        let latency = if well_formed { all.web_socket.connect_latency } else { Latency::millis(0) };
-        (failure, due(all, &latency, rng, arrival))
+    let is_accepted = is_admitted && key.is_some();
+    let (failure, due) = connection.choose_response(|settings, rng| {
+        let web_socket = &settings.web_socket;
+        // A refusal has no latency, but it waits for the end of a stall.
+        let (failure, latency) = if is_accepted {
+            (web_socket.errors.choose_failure(rng), web_socket.connect_latency)
+        } else {
+            (None, Latency::from_millis(0))
+        };
+        (failure, choose_send_time(settings, &latency, rng, arrival))
     });
-    line.server.clock.sleep_until(due).await;
-    if !admitted {
+    connection.clock().sleep_until(due).await;
+    if !is_admitted {
         let status = StatusCode::TOO_MANY_REQUESTS;
-        let mut response = error(connection, status, "too many sessions", "rate_limit_exceeded");
+        let mut response =
+            error_response(connection, status, "too many sessions", "rate_limit_exceeded");
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         return response;
     }
     let Some(key) = key else {
-        let message = "this port speaks WebSocket only: ask for an upgrade, version 13";
+        let message = "this port speaks WebSocket only: send an upgrade request, version 13";
         let status = StatusCode::UPGRADE_REQUIRED;
-        let mut response = error(connection, status, message, "upgrade_required");
+        let mut response = error_response(connection, status, message, "upgrade_required");
         response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         return response;
     };
     if let Some(Failure::RejectUpgrade(code)) = failure {
-        line.inject();
-        let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        return error(connection, status, "injected by the simulator", "injected");
+        tracker.mark_injected_failure();
+        return injected_error(connection, code);
     }
-    // Set once: a connection is upgraded once.
+    // `set` can't fail: a connection is upgraded at most once.
     let _ = accepted.set(failure);
-    switching(line, &key)
+    switch_protocols(tracker, &key)
 }
 
-fn switching(line: &Arc<crate::line::Line>, key: &str) -> Response<Answer> {
-    let mut response = Response::new(Answer::nothing(line));
+fn switch_protocols(tracker: &Arc<RequestTracker>, key: &str) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::empty(tracker));
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -220,7 +231,7 @@ fn switching(line: &Arc<crate::line::Line>, key: &str) -> Response<Answer> {
     response
 }
 
-/// The key of a proper upgrade request (RFC 6455, section 4.2.1).
+/// Returns the key of a valid upgrade request (RFC 6455, section 4.2.1).
 fn upgrade_key(method: &Method, headers: &HeaderMap) -> Option<String> {
     let has =
         |name, token: &str| {
@@ -228,10 +239,10 @@ fn upgrade_key(method: &Method, headers: &HeaderMap) -> Option<String> {
                 value.split(',').any(|element| element.trim().eq_ignore_ascii_case(token))
             })
         };
-    let proper = *method == Method::GET
+    let is_valid = *method == Method::GET
         && has(header::CONNECTION, "upgrade")
         && has(header::UPGRADE, "websocket")
         && has(header::SEC_WEBSOCKET_VERSION, "13");
     let key = headers.get(header::SEC_WEBSOCKET_KEY)?.to_str().ok()?;
-    proper.then(|| key.to_owned())
+    is_valid.then(|| key.to_owned())
 }

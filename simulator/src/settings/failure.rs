@@ -1,58 +1,58 @@
-//! The ways an answer can be made to fail.
+//! Injected failures: how often responses fail, and how.
 
 use loadtest_core::values::Share;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// How often answers fail, and how.
+/// The rate and the kinds of injected failures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Failures {
-    /// The share of requests (or WebSocket sessions) that fail.
+    /// The share of requests (for WebSocket: of sessions) that fail.
     pub rate: Share,
-    /// What a failure is: one of these, each as likely. A kind listed twice is twice as likely.
+    /// The kinds of failures, all equally likely. A kind that is listed twice is twice as likely.
     pub kinds: Vec<Failure>,
 }
 
-/// One way to fail. It strikes when the right answer would have gone out.
+/// A kind of failure. It happens at the time at which the normal response would be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Failure {
-    /// An answer with this HTTP status, 400 to 599.
+    /// A response with this HTTP status, 400 to 599.
     Status(u16),
-    /// A TCP reset instead of an answer.
+    /// A TCP reset instead of a response.
     Reset,
-    /// No answer, until the client leaves.
+    /// No response until the client closes the connection.
     Hang,
-    /// Bytes that are not HTTP instead of an answer; then the connection is closed.
+    /// Bytes that are not HTTP instead of a response; then the connection is closed.
     Garbage,
-    /// Chat: a stream with status 200 that ends in an event `data: {"error": …}` after half of its
-    /// tokens. An answer that is not streamed has status 500 instead.
+    /// Chat: a stream with status 200 that ends with an event `data: {"error": …}` after half of
+    /// its tokens. A response that is not streamed has status 500 instead.
     StreamError,
-    /// The connection is closed, without a reset, after half of the answer's body.
+    /// The connection is closed, without a reset, after half of the response body.
     CutShort,
-    /// Chat: an event in mid-stream whose data is not JSON; the stream then goes on and ends as
-    /// any other. An answer that is not streamed has a body that is not JSON.
+    /// Chat: an event in the middle of the stream with data that is not JSON. The stream then
+    /// continues normally. A response that is not streamed has a body that is not JSON.
     MalformedEvent,
     /// WebSocket: a close frame with this code.
     CloseCode(u16),
-    /// WebSocket: the upgrade is answered with this HTTP status, 400 to 599.
+    /// WebSocket: an upgrade response with this HTTP status, 400 to 599.
     RejectUpgrade(u16),
 }
 
 impl Failures {
-    /// No failures; `kind` once the rate is raised.
+    /// Returns failures at a rate of 0 %, with `kind` as their only kind.
     pub fn never(kind: Failure) -> Self {
         Self { rate: Share::of_one(0.0), kinds: vec![kind] }
     }
 
-    /// Every answer fails in this way.
+    /// Returns failures at a rate of 100 %, with `kind` as their only kind.
     pub fn always(kind: Failure) -> Self {
         Self { rate: Share::of_one(1.0), kinds: vec![kind] }
     }
 
-    /// Draws the fate of one request: `None` when it is to be answered well.
-    pub fn draw(&self, rng: &mut impl Rng) -> Option<Failure> {
+    /// Chooses the failure of one request; `None` if the request does not fail.
+    pub fn choose_failure(&self, rng: &mut impl Rng) -> Option<Failure> {
         if self.rate.value() <= 0.0 || rng.random::<f64>() >= self.rate.value() {
             return None;
         }
@@ -62,22 +62,22 @@ impl Failures {
 }
 
 impl Failure {
-    /// True for what a WebSocket session can do.
+    /// Returns true if a WebSocket session can fail in this way.
     pub(super) fn fits_web_socket(self) -> bool {
         matches!(self, Self::Reset | Self::Hang | Self::CloseCode(_) | Self::RejectUpgrade(_))
     }
 
-    /// True for what every HTTP answer can do.
+    /// Returns true if every HTTP response can fail in this way.
     pub(super) fn fits_http(self) -> bool {
         matches!(self, Self::Status(_) | Self::Reset | Self::Hang | Self::Garbage | Self::CutShort)
     }
 
-    /// True for what a chat answer can do.
+    /// Returns true if a chat response can fail in this way.
     pub(super) fn fits_chat(self) -> bool {
         self.fits_http() || matches!(self, Self::StreamError | Self::MalformedEvent)
     }
 
-    /// The kind as settings spell it.
+    /// Returns the name of the kind in settings.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Status(_) => "status",
@@ -100,24 +100,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_share_of_failures_is_the_rate() {
+    fn share_of_failures_matches_the_rate() {
         let failures =
             Failures { rate: Share::of_one(0.1), kinds: vec![Failure::Reset, Failure::Hang] };
         let mut rng = SmallRng::seed_from_u64(1);
-        let drawn: Vec<_> = (0..100_000).filter_map(|_| failures.draw(&mut rng)).collect();
-        assert!((9_700..10_300).contains(&drawn.len()), "{}", drawn.len());
-        let resets = drawn.iter().filter(|kind| **kind == Failure::Reset).count();
+        let chosen: Vec<_> =
+            (0..100_000).filter_map(|_| failures.choose_failure(&mut rng)).collect();
+        assert!((9_700..10_300).contains(&chosen.len()), "{}", chosen.len());
+        let resets = chosen.iter().filter(|kind| **kind == Failure::Reset).count();
         assert!((4_700..5_300).contains(&resets), "{resets}");
     }
 
     #[test]
-    fn no_rate_means_no_failure_and_a_full_one_means_nothing_else() {
+    fn rates_of_0_and_100_percent_are_exact() {
         let mut rng = SmallRng::seed_from_u64(1);
         let never = Failures::never(Failure::Reset);
         let always = Failures::always(Failure::Reset);
         for _ in 0..1_000 {
-            assert_eq!(never.draw(&mut rng), None);
-            assert_eq!(always.draw(&mut rng), Some(Failure::Reset));
+            assert_eq!(never.choose_failure(&mut rng), None);
+            assert_eq!(always.choose_failure(&mut rng), Some(Failure::Reset));
         }
     }
 }

@@ -1,31 +1,33 @@
-//! What the simulator is told to do: how fast each endpoint answers, how it fails, what it refuses.
+//! Settings of the simulator: latencies, stalls, failures and limits of each endpoint.
 //!
-//! Read with [`Settings::from_yaml`] and [`Settings::from_json`], which fill what is left out and
-//! check the rest, so that settings in use are always valid. Knows no sockets.
+//! [`Settings::from_yaml`] and [`Settings::from_json`] use the defaults for missing fields and
+//! check all values, so settings in force are always valid. This module knows no sockets.
 
+mod error;
 mod failure;
 mod latency;
-mod read;
+mod parse;
+mod validate;
 
 use loadtest_core::values::{Duration, Rate};
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    error::SettingsError,
     failure::{Failure, Failures},
     latency::{Latency, LatencyError, Stall},
-    read::SettingsError,
 };
 
-/// Everything that can be set while the simulator runs.
+/// All settings. They can change while the simulator runs.
 ///
-/// The default is a healthy Cell 0 that meets every row of its table of targets.
+/// The default is a healthy Cell 0, which meets every row of its table of targets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Settings {
-    /// What all random choices start from. Each connection draws from a generator of its own,
-    /// seeded with this and the connection's number.
+    /// The seed of all random choices. Each connection has its own random number generator, which
+    /// is seeded with this value and the connection's number.
     pub seed: u64,
-    /// The model ids that are known; any other one is answered 404.
+    /// The known model ids. Requests for another model get status 404.
     pub model_ids: Vec<String>,
     /// `POST /v1/chat/completions`.
     pub chat: ChatSettings,
@@ -37,71 +39,73 @@ pub struct Settings {
     pub web_socket: WebSocketSettings,
 }
 
-/// How chat completions are answered.
+/// Settings of chat completions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ChatSettings {
-    /// From the request's arrival to its first content token. The role-only event that precedes
-    /// the first token goes out after half of it. An answer that is not streamed goes out whole
-    /// after this and one `tokenGap` per token.
+    /// Time from the request's arrival to its first content token.
+    ///
+    /// The event with the role, which precedes the first token, is sent after half of this time.
+    /// A response that is not streamed is sent after this time plus one `tokenGap` per token.
     pub latency: Latency,
-    /// Content tokens in an answer, unless the request's `max_tokens` is less.
+    /// Number of content tokens in a response, unless the request's `max_tokens` is smaller.
     pub tokens: u32,
-    /// Between two tokens of a stream.
+    /// Time between two tokens of a stream.
     pub token_gap: Latency,
-    /// When nothing is answered at all.
+    /// Regular stalls, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall: Option<Stall>,
     /// Injected errors.
     pub errors: Failures,
-    /// What is refused with 429.
+    /// Limits of the endpoint.
     #[serde(default)]
     pub limits: Limits,
 }
 
-/// How a plain HTTP endpoint answers.
+/// Settings of a plain HTTP endpoint.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct HttpSettings {
-    /// From the request's arrival to its answer.
+    /// Time from the request's arrival to its response.
     pub latency: Latency,
-    /// When nothing is answered at all.
+    /// Regular stalls, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall: Option<Stall>,
     /// Injected errors.
     pub errors: Failures,
-    /// What is refused with 429.
+    /// Limits of the endpoint.
     #[serde(default)]
     pub limits: Limits,
 }
 
-/// How WebSocket sessions are answered.
+/// Settings of WebSocket sessions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WebSocketSettings {
-    /// From the upgrade request to its answer.
+    /// Time from the upgrade request to its response.
     pub connect_latency: Latency,
-    /// From a message to its reply. One session answers its messages one after the other.
+    /// Time from a message to its reply. A session handles its messages one after the other.
     pub latency: Latency,
-    /// When nothing is answered at all, neither upgrades nor messages.
+    /// Regular stalls, if any. They delay upgrades and messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stall: Option<Stall>,
-    /// Injected errors, at most one a session. `rejectUpgrade` takes the upgrade's place, all
-    /// others the place of the first reply.
+    /// Injected errors, at most one per session. `rejectUpgrade` replaces the upgrade; all other
+    /// kinds replace the first reply.
     pub errors: Failures,
-    /// What is refused with 429; a session counts from its upgrade request to its end.
+    /// Limits. A session counts from its upgrade request to its end.
     #[serde(default)]
     pub limits: Limits,
 }
 
-/// Where an endpoint starts to refuse with 429.
+/// Limits of an endpoint. Requests above them get status 429.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Limits {
-    /// Requests in flight at one time.
+    /// Maximum number of requests in flight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_concurrent: Option<u32>,
-    /// Requests a second, as a token bucket that holds one second's worth (at least one).
+    /// Maximum rate, enforced by a token bucket. The bucket holds the tokens of one second, and at
+    /// least one token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_rate: Option<Rate>,
 }
@@ -118,16 +122,16 @@ impl Default for Settings {
                     max: Duration::from_millis(450),
                 },
                 tokens: 16,
-                token_gap: Latency::millis(10),
+                token_gap: Latency::from_millis(10),
                 stall: None,
                 errors: Failures::never(Failure::Status(500)),
                 limits: Limits::default(),
             },
-            health: HttpSettings::healthy(5),
-            models: HttpSettings::healthy(10),
+            health: HttpSettings::with_latency_millis(5),
+            models: HttpSettings::with_latency_millis(10),
             web_socket: WebSocketSettings {
-                connect_latency: Latency::millis(5),
-                latency: Latency::millis(5),
+                connect_latency: Latency::from_millis(5),
+                latency: Latency::from_millis(5),
                 stall: None,
                 errors: Failures::never(Failure::CloseCode(1011)),
                 limits: Limits::default(),
@@ -137,23 +141,24 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The same settings with every latency zero and no stall, error or limit: the fastest answers
-    /// there are.
+    /// Returns these settings with all latencies zero and without stalls, errors and limits.
+    ///
+    /// The simulator then responds as fast as possible.
     #[must_use]
-    pub fn instant(mut self) -> Self {
-        let plain = HttpSettings::healthy(0);
-        self.health = plain.clone();
-        self.models = plain;
+    pub fn with_instant_responses(mut self) -> Self {
+        let instant = HttpSettings::with_latency_millis(0);
+        self.health = instant.clone();
+        self.models = instant;
         let Self { chat: default_chat, web_socket: default_socket, .. } = Self::default();
         self.chat = ChatSettings {
-            latency: Latency::millis(0),
-            token_gap: Latency::millis(0),
+            latency: Latency::from_millis(0),
+            token_gap: Latency::from_millis(0),
             tokens: self.chat.tokens,
             ..default_chat
         };
         self.web_socket = WebSocketSettings {
-            connect_latency: Latency::millis(0),
-            latency: Latency::millis(0),
+            connect_latency: Latency::from_millis(0),
+            latency: Latency::from_millis(0),
             ..default_socket
         };
         self
@@ -161,9 +166,9 @@ impl Settings {
 }
 
 impl HttpSettings {
-    fn healthy(millis: u64) -> Self {
+    fn with_latency_millis(millis: u64) -> Self {
         Self {
-            latency: Latency::millis(millis),
+            latency: Latency::from_millis(millis),
             stall: None,
             errors: Failures::never(Failure::Status(500)),
             limits: Limits::default(),

@@ -1,10 +1,10 @@
-//! One request, as it went.
+//! The record of one request.
 
 use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a request went.
+/// The endpoint of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Endpoint {
@@ -21,11 +21,11 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// All of them.
+    /// All endpoints.
     pub const ALL: [Self; 5] =
         [Self::Chat, Self::Health, Self::Models, Self::WebSocket, Self::Other];
 
-    /// The name that settings, JSON and CSV use.
+    /// Returns the name used in settings, JSON and CSV.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Chat => "chat",
@@ -37,26 +37,33 @@ impl Endpoint {
     }
 }
 
-/// How a request ended.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
-    /// The whole answer was written, and it was a good one.
+    /// The whole response was written, and it was no error.
     Completed,
-    /// The answer was an error: a status from 400 on, or an injected failure.
+    /// The response was an error: a status of at least 400, or an injected failure.
     Failed,
-    /// The client left before the answer was complete.
+    /// The client closed the connection before the response was complete.
     Aborted,
 }
 
-/// One request; times are nanoseconds since the simulator's start, 0 for what never happened.
+/// The direction of a WebSocket message, as the simulator sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Received,
+    Sent,
+}
+
+/// One request. Times are nanoseconds since the simulator's start; 0 means "never".
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record {
-    /// When the request had come, by the kernel's stamp of it.
+    /// The kernel's timestamp of the request's last bytes.
     pub(crate) arrival: u64,
-    /// The first byte of the answer written. For a WebSocket: the upgrade answered.
+    /// The first byte of the response was written. For a WebSocket: the upgrade response.
     pub(crate) first_byte: u64,
-    /// The first content token written. For a WebSocket: the first reply.
+    /// The first content token was written. For a WebSocket: the first reply.
     pub(crate) first_content: u64,
     pub(crate) end: u64,
     pub(crate) messages_received: u32,
@@ -68,7 +75,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// The header of [`Record::write_csv`].
+    /// The header line for [`Record::write_csv`].
     pub(crate) const CSV_HEADER: &str = "endpoint,arrival,firstByte,firstContent,end,status,\
                                          outcome,messagesReceived,messagesSent\n";
 
@@ -94,14 +101,15 @@ impl Record {
         (self.first_content > 0).then(|| self.first_content.saturating_sub(self.arrival))
     }
 
-    /// From the upgrade request to its answer: only a session that was let in has one.
-    pub(crate) fn connect(&self) -> Option<u64> {
+    /// Returns the time from the upgrade request to its response, for an accepted session only.
+    pub(crate) fn connect_time(&self) -> Option<u64> {
         let upgraded = self.endpoint == Endpoint::WebSocket && self.status == 101;
         (upgraded && self.first_byte > 0).then(|| self.first_byte.saturating_sub(self.arrival))
     }
 
-    pub(crate) fn write_csv(&self, into: &mut String) {
-        let time = |nanos: u64| if nanos == 0 { String::new() } else { nanos.to_string() };
+    /// Appends the record as one line of CSV.
+    pub(crate) fn write_csv(&self, text: &mut String) {
+        let optional = |nanos: u64| if nanos == 0 { String::new() } else { nanos.to_string() };
         let outcome = match self.outcome {
             Outcome::Completed => "completed",
             Outcome::Failed => "failed",
@@ -109,12 +117,12 @@ impl Record {
         };
         // Writing to a String can't fail.
         let _ = writeln!(
-            into,
+            text,
             "{},{},{},{},{},{},{outcome},{},{}",
             self.endpoint.name(),
             self.arrival,
-            time(self.first_byte),
-            time(self.first_content),
+            optional(self.first_byte),
+            optional(self.first_content),
             self.end,
             self.status,
             self.messages_received,

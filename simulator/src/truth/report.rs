@@ -1,34 +1,36 @@
-//! The truth as others read it: counts, and exact quantiles of all records.
+//! The truth as clients of the control port read it: counts, and exact quantiles of all records.
 
 use serde::{Deserialize, Serialize};
 
-use super::{Endpoint, Outcome, Record};
+use super::record::{Endpoint, Outcome, Record};
 
-/// What happened in one run.
+/// The truth about one run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RunTruth {
     /// The run's UID, from the header `x-loadtest-run`; empty for requests without it.
-    pub run: String,
+    #[serde(rename = "run")]
+    pub run_uid: String,
     /// When the simulator started, in nanoseconds since 1970.
     pub started_unix: u64,
-    /// True when records were left out for want of room: counts are right, quantiles are not.
+    /// True if the record limit was reached: counts are right, but quantiles are not.
     pub truncated: bool,
     /// All endpoints together.
     pub totals: EndpointTruth,
-    /// Each by itself.
+    /// Each endpoint separately.
     pub endpoints: Endpoints<EndpointTruth>,
 }
 
-/// One run in the list of runs.
+/// The counts of one run, as listed by `/truth`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RunSummary {
     /// The run's UID; empty for requests without one.
-    pub run: String,
-    /// True when records were left out for want of room.
+    #[serde(rename = "run")]
+    pub run_uid: String,
+    /// True if the record limit was reached.
     pub truncated: bool,
-    /// Counts of all endpoints together.
+    /// The counts of all endpoints together.
     pub totals: Counts,
 }
 
@@ -48,41 +50,42 @@ pub struct Endpoints<T> {
     pub other: T,
 }
 
-/// What happened at one endpoint.
+/// The truth about one endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct EndpointTruth {
-    /// How many of what.
+    /// Counts of requests and messages.
     pub counts: Counts,
     /// Times of completed requests.
     pub successful: Times,
-    /// Times of all requests that are over: completed, failed and aborted.
+    /// Times of all requests that have ended: completed, failed and aborted.
     pub all: Times,
-    /// When the first request arrived.
-    pub first_arrival: Option<Moment>,
-    /// When the last request ended.
-    pub last_end: Option<Moment>,
+    /// Arrival of the first request.
+    pub first_arrival: Option<Timestamp>,
+    /// End of the last request.
+    pub last_end: Option<Timestamp>,
 }
 
 /// Counts of requests; `received = completed + failed + aborted + inFlight` always holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Counts {
-    /// Requests that arrived, preflights not among them.
+    /// Requests that arrived, without preflights.
     pub received: u64,
-    /// Requests with the header `x-loadtest-preflight`. They are in no other count and record.
+    /// Requests with the header `x-loadtest-preflight`. No other count or record includes them.
     pub preflight: u64,
-    /// Answered well, to the last byte.
+    /// Requests with a complete response that was no error.
     pub completed: u64,
-    /// Answered with a status from 400 on, or with an injected failure.
+    /// Requests with a status of at least 400 or an injected failure.
     pub failed: u64,
-    /// The client left before the answer was complete.
+    /// Requests that ended because the client closed the connection before the response was
+    /// complete.
     pub aborted: u64,
-    /// Not over yet.
+    /// Requests that have not ended.
     pub in_flight: u64,
-    /// WebSocket messages that came in, control frames not among them.
+    /// WebSocket messages received, without control frames.
     pub messages_received: u64,
-    /// WebSocket replies that went out, control frames not among them.
+    /// WebSocket replies sent, without control frames.
     pub messages_sent: u64,
 }
 
@@ -90,56 +93,56 @@ pub struct Counts {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Times {
-    /// From when a request had come to its answer's last byte written.
+    /// Time from a request's arrival to the write of its response's last byte.
     pub service_time: Quantiles,
-    /// From when a chat request had come to its first content token written; for a WebSocket
-    /// session, to its first reply.
+    /// Time from a chat request's arrival to the write of its first content token. For a WebSocket
+    /// session: to the write of its first reply.
     pub time_to_first_response: Quantiles,
-    /// From when an upgrade request had come to its answer written. Only sessions that were let in.
+    /// Time from an upgrade request's arrival to the write of its response, for accepted sessions.
     pub connect: Quantiles,
 }
 
-/// Exact quantiles by nearest rank, in nanoseconds; all zero when `count` is.
+/// Exact quantiles by nearest rank, in nanoseconds. All are zero if `count` is zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Quantiles {
-    /// Samples.
+    /// Number of samples.
     pub count: u64,
-    /// The least.
+    /// The smallest sample.
     pub min: u64,
     /// The mean, rounded down.
     pub mean: u64,
-    /// 50 % are at most this.
+    /// 50 % of the samples are at most this.
     pub p50: u64,
-    /// 90 % are at most this.
+    /// 90 % of the samples are at most this.
     pub p90: u64,
-    /// 95 % are at most this.
+    /// 95 % of the samples are at most this.
     pub p95: u64,
-    /// 99 % are at most this.
+    /// 99 % of the samples are at most this.
     pub p99: u64,
-    /// 99.9 % are at most this.
+    /// 99.9 % of the samples are at most this.
     pub p999: u64,
-    /// The greatest.
+    /// The largest sample.
     pub max: u64,
 }
 
-/// A moment on two clocks.
+/// A point in time on two clocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Moment {
+pub struct Timestamp {
     /// Nanoseconds since the simulator's start, on the monotonic clock.
     pub since_start: u64,
-    /// The same moment in nanoseconds since 1970.
+    /// The same time in nanoseconds since 1970.
     pub unix: u64,
 }
 
 impl RunTruth {
-    pub(super) fn none(run: &str, started_unix: u64) -> Self {
-        Self { run: run.to_owned(), started_unix, ..Self::default() }
+    pub(super) fn unknown_run(run_uid: &str, started_unix: u64) -> Self {
+        Self { run_uid: run_uid.to_owned(), started_unix, ..Self::default() }
     }
 
-    pub(super) fn build(
-        run: &str,
+    pub(super) fn from_records(
+        run_uid: &str,
         started_unix: u64,
         truncated: bool,
         mut endpoints: Endpoints<EndpointTruth>,
@@ -147,20 +150,20 @@ impl RunTruth {
     ) -> Self {
         let mut totals = EndpointTruth::default();
         for endpoint in Endpoint::ALL {
-            let one = endpoints.get_mut(endpoint);
-            totals.counts.add(&one.counts);
-            totals.see_first(one.first_arrival);
-            totals.see_last(one.last_end);
-            let of_endpoint = |record: &&Record| record.endpoint == endpoint;
-            one.time(records.iter().filter(of_endpoint));
+            let truth = endpoints.get_mut(endpoint);
+            totals.counts.add(&truth.counts);
+            totals.merge_first_arrival(truth.first_arrival);
+            totals.merge_last_end(truth.last_end);
+            let at_endpoint = |record: &&Record| record.endpoint == endpoint;
+            truth.compute_times(records.iter().filter(at_endpoint));
         }
-        totals.time(records.iter());
-        Self { run: run.to_owned(), started_unix, truncated, totals, endpoints }
+        totals.compute_times(records.iter());
+        Self { run_uid: run_uid.to_owned(), started_unix, truncated, totals, endpoints }
     }
 }
 
 impl<T> Endpoints<T> {
-    /// The value of one endpoint.
+    /// Returns the value of one endpoint.
     pub const fn get(&self, endpoint: Endpoint) -> &T {
         match endpoint {
             Endpoint::Chat => &self.chat,
@@ -183,27 +186,27 @@ impl<T> Endpoints<T> {
 }
 
 impl EndpointTruth {
-    pub(super) fn see_first(&mut self, moment: Option<Moment>) {
-        self.first_arrival = match (self.first_arrival, moment) {
+    pub(super) fn merge_first_arrival(&mut self, arrival: Option<Timestamp>) {
+        self.first_arrival = match (self.first_arrival, arrival) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
     }
 
-    pub(super) fn see_last(&mut self, moment: Option<Moment>) {
-        self.last_end = self.last_end.max(moment);
+    pub(super) fn merge_last_end(&mut self, end: Option<Timestamp>) {
+        self.last_end = self.last_end.max(end);
     }
 
-    fn time<'a>(&mut self, records: impl Iterator<Item = &'a Record> + Clone) {
+    fn compute_times<'a>(&mut self, records: impl Iterator<Item = &'a Record> + Clone) {
         let completed = |record: &&Record| record.outcome == Outcome::Completed;
-        self.successful = Times::of(records.clone().filter(completed));
-        self.all = Times::of(records);
+        self.successful = Times::from_records(records.clone().filter(completed));
+        self.all = Times::from_records(records);
     }
 }
 
 impl Counts {
     pub(super) fn add(&mut self, other: &Self) {
-        // Taken apart without `..`: a new count can't be forgotten here.
+        // Without `..`, the compiler reports a new count that is missing here.
         let Self {
             received,
             preflight,
@@ -226,45 +229,47 @@ impl Counts {
 }
 
 impl Times {
-    fn of<'a>(records: impl Iterator<Item = &'a Record> + Clone) -> Self {
+    fn from_records<'a>(records: impl Iterator<Item = &'a Record> + Clone) -> Self {
         Self {
-            service_time: Quantiles::of(records.clone().map(Record::service_time).collect()),
-            time_to_first_response: Quantiles::of(
+            service_time: Quantiles::from_samples(
+                records.clone().map(Record::service_time).collect(),
+            ),
+            time_to_first_response: Quantiles::from_samples(
                 records.clone().filter_map(Record::time_to_first_response).collect(),
             ),
-            connect: Quantiles::of(records.filter_map(Record::connect).collect()),
+            connect: Quantiles::from_samples(records.filter_map(Record::connect_time).collect()),
         }
     }
 }
 
 impl Quantiles {
-    /// The quantiles of a set of samples.
-    pub fn of(mut samples: Vec<u64>) -> Self {
+    /// Returns the quantiles of a set of samples.
+    pub fn from_samples(mut samples: Vec<u64>) -> Self {
         samples.sort_unstable();
         let (Some(&min), Some(&max)) = (samples.first(), samples.last()) else {
             return Self::default();
         };
         let count = samples.len();
-        // Nearest rank: the smallest sample that at least this many in a thousand do not exceed.
-        let at = |per_mille: usize| samples[((count * per_mille).div_ceil(1000)).max(1) - 1];
+        // Nearest rank: the smallest sample that is not below `per_mille` ‰ of the samples.
+        let quantile = |per_mille: usize| samples[((count * per_mille).div_ceil(1000)).max(1) - 1];
         let sum: u128 = samples.iter().map(|&sample| u128::from(sample)).sum();
         let mean = u64::try_from(sum / count as u128).unwrap_or(u64::MAX);
         Self {
             count: count as u64,
             min,
             mean,
-            p50: at(500),
-            p90: at(900),
-            p95: at(950),
-            p99: at(990),
-            p999: at(999),
+            p50: quantile(500),
+            p90: quantile(900),
+            p95: quantile(950),
+            p99: quantile(990),
+            p999: quantile(999),
             max,
         }
     }
 }
 
-impl Moment {
-    pub(super) fn at(since_start: u64, started_unix: u64) -> Self {
+impl Timestamp {
+    pub(super) fn new(since_start: u64, started_unix: u64) -> Self {
         Self { since_start, unix: started_unix + since_start }
     }
 }
@@ -274,27 +279,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_nearest_ranks() {
-        let all = Quantiles::of((1..=1000).rev().collect());
+    fn quantiles_use_the_nearest_rank() {
+        let all = Quantiles::from_samples((1..=1000).rev().collect());
         assert_eq!((all.min, all.max, all.mean, all.count), (1, 1000, 500, 1000));
         assert_eq!([all.p50, all.p90, all.p95, all.p99, all.p999], [500, 900, 950, 990, 999]);
     }
 
     #[test]
-    fn few_samples_are_their_own_quantiles() {
-        let one = Quantiles::of(vec![7]);
+    fn quantiles_of_few_samples_are_samples() {
+        let one = Quantiles::from_samples(vec![7]);
         assert_eq!([one.p50, one.p999, one.min, one.max, one.mean], [7; 5]);
-        let two = Quantiles::of(vec![9, 3]);
+        let two = Quantiles::from_samples(vec![9, 3]);
         assert_eq!([two.p50, two.p90], [3, 9]);
-        assert_eq!(Quantiles::of(Vec::new()), Quantiles::default());
+        assert_eq!(Quantiles::from_samples(Vec::new()), Quantiles::default());
     }
 
     #[test]
-    fn truth_reads_back_as_it_prints() {
+    fn truth_survives_a_json_round_trip() {
         let truth = RunTruth {
-            run: "a".to_owned(),
+            run_uid: "a".to_owned(),
             totals: EndpointTruth {
-                first_arrival: Some(Moment::at(5, 1_800_000_000_000_000_000)),
+                first_arrival: Some(Timestamp::new(5, 1_800_000_000_000_000_000)),
                 ..EndpointTruth::default()
             },
             ..RunTruth::default()

@@ -1,4 +1,4 @@
-//! A simulator to test, and clients to test it with.
+//! Starts a simulator, sends requests to it and reads its truth.
 
 use std::{
     net::SocketAddr,
@@ -14,19 +14,20 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
-/// Longer than anything here takes, even on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Maximum time for a condition to become true. It is long enough for a busy machine.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The run that clients here belong to.
-pub(crate) const RUN: &str = "run-1";
+/// The UID of the run of all clients.
+pub(crate) const RUN_UID: &str = "run-1";
 
-pub(crate) async fn simulator(yaml: &str) -> Simulator {
-    let settings = Settings::default().instant();
+/// Starts a simulator that responds at once, except for the given settings.
+pub(crate) async fn start_simulator(yaml: &str) -> Simulator {
+    let settings = Settings::default().with_instant_responses();
     let patch = serde_yaml::from_str(if yaml.is_empty() { "{}" } else { yaml }).unwrap();
-    Simulator::start(settings.patched(patch).unwrap(), Listen::loopback()).await.unwrap()
+    Simulator::start(settings.with_patch(patch).unwrap(), Listen::loopback()).await.unwrap()
 }
 
-/// One keep-alive connection.
+/// A client with one keep-alive connection.
 pub(crate) struct Client(SendRequest<Full<Bytes>>);
 
 impl Client {
@@ -37,7 +38,7 @@ impl Client {
         Self(sender)
     }
 
-    pub(crate) async fn send(
+    pub(crate) async fn send_request(
         &mut self,
         method: &str,
         path: &str,
@@ -48,36 +49,43 @@ impl Client {
             .method(method)
             .uri(path)
             .header("host", "simulator")
-            .header("x-loadtest-run", RUN)
+            .header("x-loadtest-run", RUN_UID)
             .body(Full::from(body.to_owned()))
             .unwrap();
         self.0.send_request(request).await
     }
 
-    /// Status and whole body.
-    pub(crate) async fn ask(
+    /// Sends a request. Returns the status and the complete body.
+    pub(crate) async fn request(
         &mut self,
         method: &str,
         path: &str,
         body: &str,
     ) -> hyper::Result<(u16, String)> {
-        let response = self.send(method, path, body).await?;
+        let response = self.send_request(method, path, body).await?;
         let status = response.status().as_u16();
         let body = response.into_body().collect().await?.to_bytes();
         Ok((status, String::from_utf8(body.to_vec()).unwrap()))
     }
 
-    pub(crate) async fn json(&mut self, method: &str, path: &str, body: &str) -> (u16, Value) {
-        let (status, text) = self.ask(method, path, body).await.unwrap();
+    /// Sends a request. Returns the status and the body as JSON, or as a JSON string.
+    pub(crate) async fn request_json(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> (u16, Value) {
+        let (status, text) = self.request(method, path, body).await.unwrap();
         (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 
-    /// A chat's answer.
-    pub(crate) async fn chat(&mut self, more: Value) -> hyper::Result<(u16, String)> {
-        self.ask("POST", "/v1/chat/completions", &chat_body(more)).await
+    /// Sends a chat request with more fields. Returns the status and the complete body.
+    pub(crate) async fn request_chat(&mut self, more: Value) -> hyper::Result<(u16, String)> {
+        self.request("POST", "/v1/chat/completions", &chat_body(more)).await
     }
 }
 
+/// Returns the body of a chat request with more fields.
 pub(crate) fn chat_body(more: Value) -> String {
     let mut body = json!({
         "model": "cell0-small",
@@ -89,28 +97,28 @@ pub(crate) fn chat_body(more: Value) -> String {
     body.to_string()
 }
 
-/// The data of all server-sent events in a text.
-pub(crate) fn events(text: &str) -> Vec<&str> {
+/// Returns the data of all server-sent events in a text.
+pub(crate) fn parse_events(text: &str) -> Vec<&str> {
     text.split_terminator("\n\n").map(|event| event.strip_prefix("data: ").unwrap()).collect()
 }
 
-/// Waits until the run's truth is as wanted.
-pub(crate) async fn truth_when(
+/// Waits until `condition` is true for the run's counts. Returns the run's truth.
+pub(crate) async fn wait_for_truth(
     simulator: &Simulator,
-    wanted: impl Fn(&Counts) -> bool,
+    condition: impl Fn(&Counts) -> bool,
 ) -> RunTruth {
     let start = Instant::now();
     loop {
-        let truth = simulator.truth(RUN);
-        if wanted(&truth.totals.counts) {
+        let truth = simulator.truth(RUN_UID);
+        if condition(&truth.totals.counts) {
             return truth;
         }
-        assert!(start.elapsed() < PATIENCE, "{:?}", truth.totals.counts);
+        assert!(start.elapsed() < TIMEOUT, "{:?}", truth.totals.counts);
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
-/// The run's truth once nothing is in flight any more.
-pub(crate) async fn settled(simulator: &Simulator) -> RunTruth {
-    truth_when(simulator, |counts| counts.received > 0 && counts.in_flight == 0).await
+/// Waits until the run has requests and none is in flight. Returns the run's truth.
+pub(crate) async fn wait_until_idle(simulator: &Simulator) -> RunTruth {
+    wait_for_truth(simulator, |counts| counts.received > 0 && counts.in_flight == 0).await
 }

@@ -1,34 +1,34 @@
-//! The HTTP port when all goes well, and requests that are wrong.
+//! The HTTP port without injected failures, and invalid requests.
 
 use serde_json::{Value, json};
 
-use crate::client::{Client, events, settled, simulator};
+use crate::client::{Client, parse_events, start_simulator, wait_for_truth, wait_until_idle};
 
 #[tokio::test]
-async fn a_chat_that_is_not_streamed_is_one_completion() {
-    let simulator = simulator("{chat: {tokens: 5}}").await;
+async fn chat_without_streaming_returns_one_completion() {
+    let simulator = start_simulator("{chat: {tokens: 5}}").await;
     let mut client = Client::connect(simulator.http_addr()).await;
-    let (status, text) = client.chat(json!({})).await.unwrap();
-    let answer: Value = serde_json::from_str(&text).unwrap();
+    let (status, text) = client.request_chat(json!({})).await.unwrap();
+    let completion: Value = serde_json::from_str(&text).unwrap();
     assert_eq!(status, 200);
-    assert_eq!(answer["object"], "chat.completion");
-    assert_eq!(answer["model"], "cell0-small");
-    assert_eq!(answer["choices"][0]["message"]["role"], "assistant");
-    assert_eq!(answer["choices"][0]["message"]["content"], "Hello! This is the");
-    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    assert_eq!(completion["object"], "chat.completion");
+    assert_eq!(completion["model"], "cell0-small");
+    assert_eq!(completion["choices"][0]["message"]["role"], "assistant");
+    assert_eq!(completion["choices"][0]["message"]["content"], "Hello! This is the");
+    assert_eq!(completion["choices"][0]["finish_reason"], "stop");
     let usage = json!({"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8});
-    assert_eq!(answer["usage"], usage);
-    assert!(answer["id"].as_str().unwrap().starts_with("chatcmpl-"));
+    assert_eq!(completion["usage"], usage);
+    assert!(completion["id"].as_str().unwrap().starts_with("chatcmpl-"));
 }
 
 #[tokio::test]
-async fn a_streamed_chat_is_role_tokens_reason_usage_done() {
-    let simulator = simulator("{chat: {tokens: 4}}").await;
+async fn streamed_chat_has_role_tokens_reason_usage_and_done() {
+    let simulator = start_simulator("{chat: {tokens: 4}}").await;
     let mut client = Client::connect(simulator.http_addr()).await;
     let more = json!({"stream": true, "stream_options": {"include_usage": true}});
-    let (status, text) = client.chat(more).await.unwrap();
+    let (status, text) = client.request_chat(more).await.unwrap();
     assert_eq!(status, 200);
-    let all = events(&text);
+    let all = parse_events(&text);
     assert_eq!(all.last(), Some(&"[DONE]"));
     let chunks: Vec<Value> =
         all[..all.len() - 1].iter().map(|event| serde_json::from_str(event).unwrap()).collect();
@@ -47,32 +47,32 @@ async fn a_streamed_chat_is_role_tokens_reason_usage_done() {
 }
 
 #[tokio::test]
-async fn max_tokens_caps_an_answer() {
-    let simulator = simulator("{chat: {tokens: 9}}").await;
+async fn max_tokens_limits_the_response() {
+    let simulator = start_simulator("{chat: {tokens: 9}}").await;
     let mut client = Client::connect(simulator.http_addr()).await;
-    let (_, text) = client.chat(json!({"stream": true, "max_tokens": 2})).await.unwrap();
-    let all = events(&text);
+    let (_, text) = client.request_chat(json!({"stream": true, "max_tokens": 2})).await.unwrap();
+    let all = parse_events(&text);
     assert_eq!(all.len(), 1 + 2 + 1 + 1);
     assert!(all[3].contains(r#""finish_reason":"length""#));
 }
 
 #[tokio::test]
-async fn health_and_models_answer() {
-    let simulator = simulator("{modelIds: [one, two]}").await;
+async fn health_and_models_return_their_bodies() {
+    let simulator = start_simulator("{modelIds: [one, two]}").await;
     let mut client = Client::connect(simulator.http_addr()).await;
-    assert_eq!(client.json("GET", "/health", "").await, (200, json!({"status": "ok"})));
-    let (status, models) = client.json("GET", "/v1/models", "").await;
+    assert_eq!(client.request_json("GET", "/health", "").await, (200, json!({"status": "ok"})));
+    let (status, models) = client.request_json("GET", "/v1/models", "").await;
     assert_eq!((status, &models["object"]), (200, &json!("list")));
     assert_eq!(
         (&models["data"][0]["id"], &models["data"][1]["id"]),
         (&json!("one"), &json!("two"))
     );
-    assert_eq!(client.ask("GET", "/", "").await.unwrap().0, 200);
+    assert_eq!(client.request("GET", "/", "").await.unwrap().0, 200);
 }
 
 #[tokio::test]
-async fn wrong_requests_get_errors_like_openai_s() {
-    let simulator = simulator("").await;
+async fn invalid_requests_get_errors_in_openai_format() {
+    let simulator = start_simulator("").await;
     let mut client = Client::connect(simulator.http_addr()).await;
     let chat = "/v1/chat/completions";
     let message = r#""messages":[{"role":"user","content":"x"}]"#;
@@ -88,60 +88,61 @@ async fn wrong_requests_get_errors_like_openai_s() {
         ("GET", "/nothing", "", 404, "not_found"),
         ("POST", "/nothing", "", 404, "not_found"),
     ] {
-        let (got, answer) = client.json(method, path, body).await;
-        assert_eq!((got, &answer["error"]["code"]), (status, &json!(code)), "{method} {path}");
-        assert!(answer["error"]["message"].is_string() && answer["error"]["type"].is_string());
+        let (got, response) = client.request_json(method, path, body).await;
+        assert_eq!((got, &response["error"]["code"]), (status, &json!(code)), "{method} {path}");
+        assert!(response["error"]["message"].is_string());
+        assert!(response["error"]["type"].is_string());
         if status == 413 {
-            // A body that was not read to its end costs the connection.
+            // The simulator closes a connection after a body that was not read completely.
             client = Client::connect(simulator.http_addr()).await;
         }
     }
-    let counts = settled(&simulator).await.totals.counts;
+    let counts = wait_until_idle(&simulator).await.totals.counts;
     assert_eq!((counts.received, counts.failed, counts.completed), (10, 10, 0));
 }
 
 #[tokio::test]
-async fn content_may_be_parts_or_nothing() {
-    let simulator = simulator("").await;
+async fn message_content_may_be_parts_or_null() {
+    let simulator = start_simulator("").await;
     let mut client = Client::connect(simulator.http_addr()).await;
     let parts =
         json!([{"type": "text", "text": "one two"}, {"type": "image_url", "image_url": {}}]);
     for (content, words) in [(parts, 2), (Value::Null, 0)] {
         let messages = json!([{"role": "user", "content": content}]);
-        let (status, text) = client.chat(json!({"messages": messages})).await.unwrap();
+        let (status, text) = client.request_chat(json!({"messages": messages})).await.unwrap();
         assert_eq!(status, 200);
         assert!(text.contains(&format!(r#""prompt_tokens":{words},"#)), "{text}");
     }
 }
 
 #[tokio::test]
-async fn a_head_request_is_answered_and_counted() {
-    let simulator = simulator("").await;
+async fn head_requests_get_a_response_and_are_counted() {
+    let simulator = start_simulator("").await;
     let mut client = Client::connect(simulator.http_addr()).await;
-    assert_eq!(client.ask("HEAD", "/health", "").await.unwrap(), (405, String::new()));
-    assert_eq!(settled(&simulator).await.endpoints.health.counts.failed, 1);
+    assert_eq!(client.request("HEAD", "/health", "").await.unwrap(), (405, String::new()));
+    assert_eq!(wait_until_idle(&simulator).await.endpoints.health.counts.failed, 1);
 }
 
 #[tokio::test]
-async fn more_than_the_limits_get_429() {
-    let simulator = simulator(
+async fn requests_over_the_limits_get_429() {
+    let simulator = start_simulator(
         "{health: {limits: {maxRate: 0.01/s}}, chat: {latency: 30s, limits: {maxConcurrent: 1}}}",
     )
     .await;
     let mut client = Client::connect(simulator.http_addr()).await;
     let mut statuses = Vec::new();
     for _ in 0..4 {
-        statuses.push(client.ask("GET", "/health", "").await.unwrap().0);
+        statuses.push(client.request("GET", "/health", "").await.unwrap().0);
     }
     assert_eq!(statuses, [200, 429, 429, 429]);
 
     let mut first = Client::connect(simulator.http_addr()).await;
-    let waiting = tokio::spawn(async move { first.chat(json!({})).await });
-    crate::client::truth_when(&simulator, |counts| counts.in_flight == 1).await;
-    assert_eq!(client.chat(json!({})).await.unwrap().0, 429);
+    let waiting = tokio::spawn(async move { first.request_chat(json!({})).await });
+    wait_for_truth(&simulator, |counts| counts.in_flight == 1).await;
+    assert_eq!(client.request_chat(json!({})).await.unwrap().0, 429);
     waiting.abort();
-    settled(&simulator).await;
-    // The place of the one that left is free again.
-    simulator.set(simulator.settings().instant()).unwrap();
-    assert_eq!(client.chat(json!({})).await.unwrap().0, 200);
+    wait_until_idle(&simulator).await;
+    // The aborted request has released its place.
+    simulator.replace_settings(simulator.current_settings().with_instant_responses()).unwrap();
+    assert_eq!(client.request_chat(json!({})).await.unwrap().0, 200);
 }

@@ -1,8 +1,8 @@
-//! The simulator as its clients see it: real sockets on loopback.
+//! Tests the simulator with clients on loopback sockets.
 
 #![expect(
     clippy::unwrap_used,
-    reason = "clients and set-up here are no test functions, but only tests use them"
+    reason = "the helpers are not test functions, but only tests use them"
 )]
 
 mod binary;

@@ -10,25 +10,25 @@ use tokio_tungstenite::{
     },
 };
 
-use crate::client::{Client, RUN, settled, simulator, truth_when};
+use crate::client::{Client, RUN_UID, start_simulator, wait_for_truth, wait_until_idle};
 
 type Socket = WebSocketStream<TcpStream>;
 
-async fn connect(simulator: &Simulator) -> tungstenite::Result<Socket> {
+async fn open_session(simulator: &Simulator) -> tungstenite::Result<Socket> {
     let stream = TcpStream::connect(simulator.websocket_addr()).await.unwrap();
     let mut request = "ws://simulator/any/path".into_client_request().unwrap();
-    request.headers_mut().insert("x-loadtest-run", RUN.parse().unwrap());
+    request.headers_mut().insert("x-loadtest-run", RUN_UID.parse().unwrap());
     Ok(client_async(request, stream).await?.0)
 }
 
-async fn failing(kind: &str) -> Simulator {
-    simulator(&format!("{{webSocket: {{errors: {{rate: 100%, kinds: [{kind}]}}}}}}")).await
+async fn start_failing_simulator(kind: &str) -> Simulator {
+    start_simulator(&format!("{{webSocket: {{errors: {{rate: 100%, kinds: [{kind}]}}}}}}")).await
 }
 
 #[tokio::test]
-async fn messages_are_echoed_and_pings_answered() {
-    let simulator = simulator("").await;
-    let mut socket = connect(&simulator).await.unwrap();
+async fn messages_are_echoed_and_pings_get_pongs() {
+    let simulator = start_simulator("").await;
+    let mut socket = open_session(&simulator).await.unwrap();
     for (sent, reply) in [
         (Message::text("hello"), Message::text("hello")),
         (Message::text(r#"{"type":"ping"}"#), Message::text(r#"{"type":"pong"}"#)),
@@ -42,99 +42,99 @@ async fn messages_are_echoed_and_pings_answered() {
     socket.close(None).await.unwrap();
     assert!(matches!(socket.next().await, Some(Ok(Message::Close(_)))));
     assert!(socket.next().await.is_none());
-    let truth = settled(&simulator).await.endpoints.web_socket;
+    let truth = wait_until_idle(&simulator).await.endpoints.web_socket;
     assert_eq!((truth.counts.received, truth.counts.completed), (1, 1), "{truth:?}");
     assert_eq!((truth.counts.messages_received, truth.counts.messages_sent), (4, 4));
     assert_eq!(truth.successful.connect.count, 1);
 }
 
 #[tokio::test]
-async fn connecting_and_replying_take_their_latencies() {
-    let simulator = simulator("{webSocket: {connectLatency: 30ms, latency: 20ms}}").await;
-    let mut socket = connect(&simulator).await.unwrap();
+async fn upgrades_and_replies_have_their_latencies() {
+    let simulator = start_simulator("{webSocket: {connectLatency: 30ms, latency: 20ms}}").await;
+    let mut socket = open_session(&simulator).await.unwrap();
     socket.send(Message::text("hello")).await.unwrap();
     socket.next().await.unwrap().unwrap();
     socket.close(None).await.unwrap();
     while socket.next().await.is_some() {}
-    let times = settled(&simulator).await.endpoints.web_socket.successful;
+    let times = wait_until_idle(&simulator).await.endpoints.web_socket.successful;
     assert!(times.connect.min >= 30_000_000, "{times:?}");
     assert!(times.time_to_first_response.min >= times.connect.min + 20_000_000, "{times:?}");
     assert!(times.service_time.min >= times.time_to_first_response.min, "{times:?}");
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_without_a_close_is_aborted() {
-    let simulator = simulator("").await;
-    let socket = connect(&simulator).await.unwrap();
-    truth_when(&simulator, |counts| counts.in_flight == 1).await;
+async fn session_without_a_close_frame_is_aborted() {
+    let simulator = start_simulator("").await;
+    let socket = open_session(&simulator).await.unwrap();
+    wait_for_truth(&simulator, |counts| counts.in_flight == 1).await;
     drop(socket);
-    assert_eq!(settled(&simulator).await.endpoints.web_socket.counts.aborted, 1);
+    assert_eq!(wait_until_idle(&simulator).await.endpoints.web_socket.counts.aborted, 1);
 }
 
 #[tokio::test]
-async fn a_close_code_comes_instead_of_the_first_reply() {
-    let simulator = failing("{closeCode: 1011}").await;
-    let mut socket = connect(&simulator).await.unwrap();
+async fn close_code_replaces_the_first_reply() {
+    let simulator = start_failing_simulator("{closeCode: 1011}").await;
+    let mut socket = open_session(&simulator).await.unwrap();
     socket.send(Message::text("hello")).await.unwrap();
     let Some(Ok(Message::Close(Some(frame)))) = socket.next().await else { panic!("no close") };
     assert_eq!(frame.code, CloseCode::Error);
     while socket.next().await.is_some() {}
-    let counts = settled(&simulator).await.endpoints.web_socket.counts;
+    let counts = wait_until_idle(&simulator).await.endpoints.web_socket.counts;
     assert_eq!((counts.failed, counts.messages_sent), (1, 0));
 }
 
 #[tokio::test]
-async fn a_reset_session_is_a_tcp_reset() {
-    let simulator = failing("reset").await;
-    let mut socket = connect(&simulator).await.unwrap();
+async fn reset_session_gets_a_tcp_reset() {
+    let simulator = start_failing_simulator("reset").await;
+    let mut socket = open_session(&simulator).await.unwrap();
     socket.send(Message::text("hello")).await.unwrap();
     let error = socket.next().await.unwrap().unwrap_err();
     let tungstenite::Error::Io(error) = error else { panic!("{error}") };
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-    assert_eq!(settled(&simulator).await.endpoints.web_socket.counts.failed, 1);
+    assert_eq!(wait_until_idle(&simulator).await.endpoints.web_socket.counts.failed, 1);
 }
 
 #[tokio::test]
-async fn a_hanging_session_never_replies() {
-    let simulator = failing("hang").await;
-    let mut socket = connect(&simulator).await.unwrap();
+async fn hanging_session_sends_no_reply() {
+    let simulator = start_failing_simulator("hang").await;
+    let mut socket = open_session(&simulator).await.unwrap();
     socket.send(Message::text("hello")).await.unwrap();
-    // The session hangs as soon as the message is counted: its latency is zero.
-    truth_when(&simulator, |counts| counts.messages_received == 1).await;
+    // The latency is zero, so the session hangs as soon as the message is counted.
+    wait_for_truth(&simulator, |counts| counts.messages_received == 1).await;
     drop(socket);
-    let counts = settled(&simulator).await.endpoints.web_socket.counts;
+    let counts = wait_until_idle(&simulator).await.endpoints.web_socket.counts;
     assert_eq!((counts.failed, counts.messages_sent), (1, 0));
 }
 
 #[tokio::test]
-async fn a_rejected_upgrade_has_its_status() {
-    let simulator = failing("{rejectUpgrade: 503}").await;
-    let Err(tungstenite::Error::Http(response)) = connect(&simulator).await else {
+async fn rejected_upgrade_has_the_configured_status() {
+    let simulator = start_failing_simulator("{rejectUpgrade: 503}").await;
+    let Err(tungstenite::Error::Http(response)) = open_session(&simulator).await else {
         panic!("no HTTP error")
     };
     assert_eq!(response.status(), 503);
-    let truth = truth_when(&simulator, |counts| counts.failed == 1).await.endpoints.web_socket;
+    let truth = wait_for_truth(&simulator, |counts| counts.failed == 1).await.endpoints.web_socket;
     assert_eq!(truth.all.connect.count, 0);
 }
 
 #[tokio::test]
-async fn sessions_beyond_the_limit_get_429_until_one_ends() {
-    let simulator = simulator("{webSocket: {limits: {maxConcurrent: 1}}}").await;
-    let mut first = connect(&simulator).await.unwrap();
-    let Err(tungstenite::Error::Http(response)) = connect(&simulator).await else {
+async fn sessions_over_the_limit_get_429_until_one_ends() {
+    let simulator = start_simulator("{webSocket: {limits: {maxConcurrent: 1}}}").await;
+    let mut first = open_session(&simulator).await.unwrap();
+    let Err(tungstenite::Error::Http(response)) = open_session(&simulator).await else {
         panic!("no HTTP error")
     };
     assert_eq!(response.status(), 429);
     first.close(None).await.unwrap();
     while first.next().await.is_some() {}
-    truth_when(&simulator, |counts| counts.in_flight == 0).await;
-    connect(&simulator).await.unwrap();
+    wait_for_truth(&simulator, |counts| counts.in_flight == 0).await;
+    open_session(&simulator).await.unwrap();
 }
 
 #[tokio::test]
-async fn plain_http_is_told_to_upgrade() {
-    let simulator = simulator("").await;
+async fn plain_http_request_gets_426() {
+    let simulator = start_simulator("").await;
     let mut client = Client::connect(simulator.websocket_addr()).await;
-    assert_eq!(client.ask("GET", "/health", "").await.unwrap().0, 426);
-    assert_eq!(settled(&simulator).await.endpoints.web_socket.counts.failed, 1);
+    assert_eq!(client.request("GET", "/health", "").await.unwrap().0, 426);
+    assert_eq!(wait_until_idle(&simulator).await.endpoints.web_socket.counts.failed, 1);
 }

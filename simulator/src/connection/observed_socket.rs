@@ -1,8 +1,8 @@
-//! A socket that tells a connection's line when bytes came and went.
+//! A socket that reports to the request tracker when bytes arrived and when they were written.
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::AsRawFd,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -12,10 +12,7 @@ use std::{
 use nix::{
     cmsg_space,
     sys::{
-        socket::{
-            AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, setsockopt,
-            socket, sockopt::ReceiveTimestampns,
-        },
+        socket::{ControlMessageOwned, MsgFlags, recvmsg},
         time::TimeSpec,
     },
 };
@@ -24,71 +21,61 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::line::Line;
+use super::request_tracker::RequestTracker;
+use crate::clock::request_kernel_timestamps;
 
-/// A socket that reports what was read from it and written to it.
+/// A TCP socket that reports its reads and writes to a [`RequestTracker`].
 #[derive(Debug)]
-pub(crate) struct Tap {
+pub(crate) struct ObservedSocket {
     socket: TcpStream,
-    line: Arc<Line>,
-    /// Where the kernel's stamp is read to.
+    tracker: Arc<RequestTracker>,
+    /// Buffer for the kernel's timestamp.
     control: Vec<u8>,
 }
 
-impl Tap {
-    pub(crate) fn new(socket: TcpStream, line: Arc<Line>) -> Self {
-        // Without stamps, bytes came when they were read.
-        stamp(&socket);
-        Self { socket, line, control: cmsg_space!(TimeSpec) }
+impl ObservedSocket {
+    pub(crate) fn new(socket: TcpStream, tracker: Arc<RequestTracker>) -> Self {
+        // Without kernel timestamps, the arrival time is the time of the read.
+        request_kernel_timestamps(&socket);
+        Self { socket, tracker, control: cmsg_space!(TimeSpec) }
     }
 
     /// Ends the connection with a TCP reset.
     pub(crate) fn reset(self) {
-        // If the option can't be set the peer is gone already.
+        // Setting the option fails only if the client is gone already.
         let _ = self.socket.set_zero_linger();
     }
 }
 
-/// Reads what is there, and tells the line when it had come; how much.
-fn receive(
+/// Reads the available bytes and reports their arrival time. Returns the number of bytes.
+fn receive_bytes(
     socket: &TcpStream,
-    line: &Line,
+    tracker: &RequestTracker,
     control: &mut [u8],
     bytes: &mut [u8],
 ) -> io::Result<usize> {
     let mut parts = [IoSliceMut::new(bytes)];
     let flags = MsgFlags::empty();
     let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(control), flags)?;
-    // One that can't be read is none.
-    let stamp = message.cmsgs().ok().into_iter().flatten().find_map(|it| match it {
-        ControlMessageOwned::ScmTimestampns(at) => Some(Duration::from(at)),
+    // Control messages that can't be read count as no timestamp.
+    let timestamp = message.cmsgs().ok().into_iter().flatten().find_map(|message| match message {
+        ControlMessageOwned::ScmTimestampns(timestamp) => Some(Duration::from(timestamp)),
         _ => None,
     });
-    let clock = &line.server.clock;
-    line.came(stamp.map_or_else(|| clock.now(), |stamp| clock.at(stamp)));
+    let clock = &tracker.server.clock;
+    let arrival =
+        timestamp.map_or_else(|| clock.now(), |timestamp| clock.convert_timestamp(timestamp));
+    tracker.record_arrival(arrival);
     Ok(message.bytes)
 }
 
-/// Asks the kernel to stamp what this socket receives.
-fn stamp(socket: &impl AsFd) -> bool {
-    setsockopt(socket, ReceiveTimestampns, &true).is_ok()
-}
-
-/// A socket that wants stamps for as long as it lives: the kernel begins and ends to take them with
-/// the first and the last one that does, and a moment late.
-pub(crate) fn wanted() -> Option<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let any = socket(AddressFamily::Inet, SockType::Datagram, flags, None).ok()?;
-    stamp(&any).then_some(any)
-}
-
-impl AsyncRead for Tap {
+impl AsyncRead for ObservedSocket {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { socket, line, control } = self.get_mut();
+        let Self { socket, tracker, control } = self.get_mut();
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
@@ -98,10 +85,10 @@ impl AsyncRead for Tap {
             let room = bytes.len();
             let mut read = None;
             let done = socket.try_io(Interest::READABLE, || {
-                let n = receive(socket, line, control, bytes)?;
+                let n = receive_bytes(socket, tracker, control, bytes)?;
                 read = Some(n);
-                // A read that had room left has taken all there was: the next one waits for the
-                // kernel to say there is more, without asking it.
+                // A read that left room in the buffer has emptied the socket. `WouldBlock` makes
+                // tokio wait for the kernel's next event instead of reading once more.
                 if (1..room).contains(&n) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
             match (read, done) {
@@ -116,14 +103,14 @@ impl AsyncRead for Tap {
     }
 }
 
-impl AsyncWrite for Tap {
+impl AsyncWrite for ObservedSocket {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.socket).poll_write(cx, buf))?;
-        self.line.wrote();
+        self.tracker.record_write();
         Poll::Ready(Ok(written))
     }
 
@@ -133,7 +120,7 @@ impl AsyncWrite for Tap {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = ready!(Pin::new(&mut self.socket).poll_write_vectored(cx, bufs))?;
-        self.line.wrote();
+        self.tracker.record_write();
         Poll::Ready(Ok(written))
     }
 
@@ -143,7 +130,7 @@ impl AsyncWrite for Tap {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.socket).poll_flush(cx))?;
-        self.line.flushed();
+        self.tracker.record_flush();
         Poll::Ready(Ok(()))
     }
 
