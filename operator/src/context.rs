@@ -15,8 +15,8 @@ use kube::{
 
 use crate::{
     metrics::OperatorMetrics,
+    observe::state::RunCache,
     resources::{OPERATOR_NAME, Settings},
-    state::RunCache,
 };
 
 /// Name of the entry in the Secret that holds the token key.

@@ -15,8 +15,8 @@ use loadtest_core::{
 };
 
 use crate::{
+    observe::state::{Observed, Runner, StartRecord},
     resources::Settings,
-    state::{Observed, Runner, StartRecord},
 };
 
 /// Reason why a test could not run.

@@ -120,14 +120,14 @@ impl Collector for TestCollector {
             MetricType::Gauge,
         )?;
         for test in tests {
-            let Some(verdict) = test.status.as_ref().and_then(|status| status.verdict) else {
+            let Some(verdict) = test.status.as_ref().and_then(LoadTestStatus::known_verdict) else {
                 continue;
             };
             let (namespace, name) = (test.namespace().unwrap_or_default(), test.name_any());
             let labels = [
                 ("loadtest", name.as_str()),
                 ("namespace", namespace.as_str()),
-                ("verdict", verdict.as_str()),
+                ("verdict", verdict.name()),
             ];
             family.encode_family(&labels)?.encode_gauge(&1_i64)?;
         }

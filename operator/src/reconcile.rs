@@ -19,13 +19,13 @@ use loadtest_core::{
 
 use crate::{
     act,
+    act::events::publish_event,
     context::Context,
     decide::{Decision, decide, decide_refused},
     error::{Error, format_error_chain},
-    events::publish_event,
     observe::observe,
+    observe::state::Observed,
     resources::OPERATOR_NAME,
-    state::Observed,
     status::{self, EventDraft},
 };
 

@@ -18,7 +18,7 @@ use loadtest_core::{
 
 use crate::{
     decide::{Decision, Reason},
-    state::{Observed, StartRecord},
+    observe::state::{Observed, StartRecord},
 };
 
 /// Interval between two writes of the status if only the progress has changed.
@@ -349,7 +349,7 @@ fn set_finished(
     reason: &str,
     message: &str,
 ) {
-    status.phase = Some(phase);
+    status.phase = Some(phase.into());
     status.finish_time = Some(Time(now));
     set_condition(status, "Finished", "True", reason, message, now);
 }
@@ -361,7 +361,7 @@ fn set_failed(
     now: Timestamp,
 ) -> EventDraft {
     set_finished(status, Phase::Error, now, reason.as_str(), message);
-    status.verdict = Some(Verdict::Inconclusive);
+    status.verdict = Some(Verdict::Inconclusive.into());
     set_condition(status, "Started", "False", reason.as_str(), message, now);
     set_condition(status, "Passed", "Unknown", reason.as_str(), "the test did not run", now);
     draft_event(reason.as_str(), message, true)
@@ -370,139 +370,10 @@ fn set_failed(
 fn set_cancelled_unstarted(status: &mut LoadTestStatus, now: Timestamp) -> EventDraft {
     let message = "the test was cancelled before the load started";
     set_finished(status, Phase::Cancelled, now, "Cancelled", message);
-    status.verdict = Some(Verdict::Inconclusive);
+    status.verdict = Some(Verdict::Inconclusive.into());
     set_condition(status, "Passed", "Unknown", "Cancelled", message, now);
     draft_event("Cancelled", message, true)
 }
 
 #[cfg(test)]
-mod tests {
-    use k8s_openapi::jiff::SignedDuration;
-    use loadtest_core::sizing::size;
-
-    use super::*;
-    use crate::{
-        state::RunCache,
-        testing::{example_test, noon},
-    };
-
-    fn observed_with(status: LoadTestStatus) -> Observed {
-        let mut test = example_test();
-        test.status = Some(status);
-        Observed { test, job: None, runners: vec![], cache: RunCache::default() }
-    }
-
-    fn admitted_status() -> LoadTestStatus {
-        let decision = Decision::Admit(size(&example_test().spec));
-        next_status(&observed_with(LoadTestStatus::default()), &decision, noon()).0
-    }
-
-    fn condition_status(status: &LoadTestStatus, kind: &str) -> String {
-        status.condition(kind).unwrap().status.clone()
-    }
-
-    #[test]
-    fn waiting_changes_no_status_and_publishes_no_event() {
-        let old = admitted_status();
-        let decision = Decision::Wait(Duration::from_secs(1));
-        assert_eq!(next_status(&observed_with(old.clone()), &decision, noon()), (old, None));
-    }
-
-    #[test]
-    fn progress_shows_ready_runners_before_the_start() {
-        let mut starting = admitted_status();
-        starting.phase = Some(Phase::Starting);
-        let mut observed = observed_with(starting);
-        observed.runners = vec![crate::testing::ready_runner(0), crate::testing::ready_runner(1)];
-        observed.runners[1].ready = false;
-        let (status, event) =
-            next_status(&observed, &Decision::Wait(Duration::from_secs(1)), noon());
-        assert_eq!((status.progress.unwrap().runners, event), (1, None));
-    }
-
-    #[test]
-    fn every_end_of_a_test_sets_finished() {
-        let ends = [
-            Decision::Conclude { cancelled: false, failed: None },
-            Decision::Conclude { cancelled: true, failed: None },
-            Decision::Fail(Reason::ImagePull, "no image".into()),
-            Decision::CancelUnstarted,
-            Decision::Reject("spec.scenario: too large".into()),
-        ];
-        for end in ends {
-            let (status, event) = next_status(&observed_with(admitted_status()), &end, noon());
-            assert_eq!(condition_status(&status, "Finished"), "True", "{end:?}");
-            assert!(status.phase.unwrap().is_final() && event.is_some());
-        }
-    }
-
-    #[test]
-    fn a_run_without_traffic_is_inconclusive() {
-        let decision = Decision::Conclude { cancelled: false, failed: None };
-        let (status, _) = next_status(&observed_with(admitted_status()), &decision, noon());
-        assert_eq!(
-            (status.phase, status.verdict),
-            (Some(Phase::Finished), Some(Verdict::Inconclusive))
-        );
-        assert_eq!(condition_status(&status, "Passed"), "Unknown");
-    }
-
-    #[test]
-    fn judged_stages_survive_a_restart_of_the_operator() {
-        use loadtest_core::resource::StageRow;
-        let stage = |load: &str, missed: Option<&str>| StageRow {
-            load: load.into(),
-            requests: 100,
-            error_rate: "0%".into(),
-            throughput: "10/s".into(),
-            p95: None,
-            verdict: if missed.is_some() { Verdict::Fail } else { Verdict::Pass },
-            missed: missed.map(Into::into),
-            observed: None,
-        };
-        let mut status = admitted_status();
-        status.phase = Some(Phase::Running.into());
-        status.stages = vec![stage("5 users", None), stage("10 users", Some("errorRate"))];
-        let mut observed = observed_with(status.clone());
-        observed.test.spec.load = serde_json::from_value(serde_json::json!({"stages": [
-            {"duration": "10s", "users": 5},
-            {"duration": "10s", "users": 10},
-            {"duration": "10s", "users": 20},
-        ]}))
-        .unwrap();
-        let decision = Decision::Conclude { cancelled: false, failed: None };
-        let (concluded, _) = next_status(&observed, &decision, noon());
-        assert_eq!(concluded.stages, status.stages);
-        let point = concluded.breaking_point.unwrap();
-        assert_eq!(
-            (point.held.as_deref(), point.broke.as_deref()),
-            (Some("5 users"), Some("10 users"))
-        );
-    }
-
-    #[test]
-    fn transition_time_changes_only_with_the_condition_status() {
-        let later = noon() + SignedDuration::from_secs(60);
-        let decision = Decision::Fail(Reason::StartTimeout, "slow".into());
-        let (status, _) = next_status(&observed_with(admitted_status()), &decision, later);
-        let time = |kind: &str| status.condition(kind).unwrap().last_transition_time.0;
-        assert_eq!(time("Started"), noon());
-        assert_eq!(time("Finished"), later);
-    }
-
-    #[test]
-    fn progress_is_throttled_and_phase_changes_are_not() {
-        let mut running = admitted_status();
-        running.phase = Some(Phase::Running);
-        let decision = Decision::ReportProgress(Phase::Running, Duration::from_secs(2));
-        running.summary = Some(summarise(&loadtest_core::metrics::TaskNumbers::default(), 1.0));
-        let (progressed, _) = next_status(&observed_with(running.clone()), &decision, noon());
-        let at = |s| Some(noon() - SignedDuration::from_secs(s));
-        assert!(is_throttled(&running, &progressed, at(4), noon()));
-        assert!(!is_throttled(&running, &progressed, at(5), noon()));
-        assert!(!is_throttled(&running, &progressed, None, noon()));
-        let decision = Decision::ReportProgress(Phase::Stopping, Duration::from_secs(2));
-        let (stopping, _) = next_status(&observed_with(running.clone()), &decision, noon());
-        assert!(!is_throttled(&running, &stopping, at(1), noon()));
-    }
-}
+mod tests;

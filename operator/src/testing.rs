@@ -3,10 +3,11 @@
 use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 use loadtest_core::{
     Duration,
-    resource::{LoadTest, LoadTestSpec},
+    plan::{ValidTest, size_test, validate},
+    resource::{LoadTest, LoadTestSpec, Sizing},
 };
 
-use crate::{resources::Settings, state::Runner};
+use crate::{observe::state::Runner, resources::Settings};
 
 /// The time at which all examples were created.
 pub(crate) fn noon() -> Timestamp {
@@ -38,6 +39,16 @@ pub(crate) fn example_test() -> LoadTest {
     test.metadata.generation = Some(1);
     test.metadata.creation_timestamp = Some(Time(noon()));
     test
+}
+
+/// The validated spec of a test.
+pub(crate) fn validated(test: &LoadTest) -> ValidTest {
+    validate(&test.spec).unwrap()
+}
+
+/// The sizing of a test.
+pub(crate) fn sizing_of(test: &LoadTest) -> Sizing {
+    size_test(&validated(test))
 }
 
 /// A runner that is ready.

@@ -102,7 +102,7 @@ fn test_with_status(status: Value) -> Value {
 
 fn test_in_phase(phase: &str) -> Value {
     let sizing = json!({
-        "runners": 2, "usersPerRunner": 100, "ratePerRunner": "50/s", "workers": 1, "cpu": "100m", "memory": "64Mi",
+        "runners": 2, "usersPerRunner": 100, "ratePerRunner": "50/s", "threadsPerRunner": 1, "cpu": "100m", "memory": "64Mi",
     });
     test_with_status(json!({"observedGeneration": 1, "phase": phase, "plan": sizing}))
 }

@@ -1,8 +1,11 @@
 //! The value of a threshold's metric, with what makes the value less certain. Pure.
 
 use crate::{
-    metrics::{LatencyHistogram, LatencyMetric, Metric, Metrics, Outcome, TaskMetrics, TaskScope},
-    resource::{Statistic, Threshold},
+    metrics::{
+        LatencyHistogram, LatencyMetric, Metric, Metrics, Outcome, Statistic, TaskMetrics,
+        TaskScope,
+    },
+    resource::Threshold,
     values::{Percent, Quantity, Rate},
 };
 

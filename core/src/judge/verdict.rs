@@ -5,8 +5,8 @@ use super::{
     observation::{Observation, judged_task, observe},
 };
 use crate::{
-    metrics::{LatencyMetric, Metric, Metrics, Outcome, TaskMetrics},
-    resource::{Statistic, Threshold, ThresholdRow, Verdict},
+    metrics::{LatencyMetric, Metric, Metrics, Outcome, Statistic, TaskMetrics},
+    resource::{Threshold, ThresholdRow, Verdict},
     values::{Bound, Duration, Quantity},
 };
 

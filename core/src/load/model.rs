@@ -4,7 +4,6 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::LoadProfile;
 use crate::{
     resource::Ramp,
     values::{Duration, PositiveRate, Rate, Users},
@@ -200,17 +199,6 @@ impl LoadModel {
             }
         }
     }
-
-    /// What the load model plans: user-seconds of a closed model, arrivals of an open one.
-    pub fn planned_work(&self) -> f64 {
-        let profile = LoadProfile::of(self);
-        if self.is_open() {
-            return profile.arrival_count() as f64;
-        }
-        let users = 0..u64::from(self.peak_users().get());
-        let intervals = users.flat_map(|user| profile.active_intervals(user));
-        intervals.map(|(start, end)| end.minus(start).as_secs_f64()).sum()
-    }
 }
 
 /// Writes the load in one line: `200 users at 50/s for 2m`.
@@ -269,16 +257,6 @@ mod tests {
             let found = (load.to_string(), load.peak_users().get(), load.is_open());
             assert_eq!(found, (text.to_owned(), peak, open));
         }
-    }
-
-    #[test]
-    fn planned_user_seconds_include_the_ramp() {
-        let planned = |users: u32| {
-            load(&format!("{{users: {users}, spawnRate: 1, duration: 10s}}")).planned_work()
-        };
-        assert!((planned(3) - 27.0).abs() < 1e-9);
-        // Users that would start after the end never run.
-        assert!((planned(1000) - 55.0).abs() < 1e-9);
     }
 
     #[test]

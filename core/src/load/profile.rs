@@ -4,7 +4,7 @@
 //! (from 0) runs while the level is above *u*. Arrival *k* of an open model (from 0) is due when
 //! the integral of the rate reaches *k*.
 
-use super::{LoadModel, Stage};
+use super::model::{LoadModel, Stage};
 use crate::{resource::Ramp, values::Duration};
 
 /// One straight segment, in seconds from the test's start.
@@ -137,6 +137,19 @@ impl LoadProfile {
     }
 }
 
+impl LoadModel {
+    /// What the load model plans: user-seconds of a closed model, arrivals of an open one.
+    pub fn planned_work(&self) -> f64 {
+        let profile = LoadProfile::of(self);
+        if self.is_open() {
+            return profile.arrival_count() as f64;
+        }
+        let users = 0..u64::from(self.peak_users().get());
+        let intervals = users.flat_map(|user| profile.active_intervals(user));
+        intervals.map(|(start, end)| end.minus(start).as_secs_f64()).sum()
+    }
+}
+
 /// Iterates over arrivals in the order of their times.
 #[derive(Clone, Debug)]
 pub struct Arrivals<'a> {
@@ -184,6 +197,17 @@ mod tests {
 
     fn profile(yaml: &str) -> LoadProfile {
         LoadProfile::of(&crate::testing::load(yaml))
+    }
+
+    #[test]
+    fn planned_user_seconds_include_the_ramp() {
+        let planned = |users: u32| {
+            crate::testing::load(&format!("{{users: {users}, spawnRate: 1, duration: 10s}}"))
+                .planned_work()
+        };
+        assert!((planned(3) - 27.0).abs() < 1e-9);
+        // Users that would start after the end never run.
+        assert!((planned(1000) - 55.0).abs() < 1e-9);
     }
 
     fn to_millis(intervals: &[(Duration, Duration)]) -> Vec<(f64, f64)> {

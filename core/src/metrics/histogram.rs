@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::{resource::Statistic, values::Duration};
+use super::statistic::Statistic;
+use crate::values::Duration;
 
 /// The native histogram schema of every latency.
 pub const SCHEMA: i32 = 8;

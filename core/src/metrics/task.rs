@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    LatencyHistogram,
-    catalog::{COUNTERS, LatencyMetric},
+    catalog::{LATENCIES, LatencyMetric},
+    histogram::LatencyHistogram,
 };
 
 /// How a request ended.
@@ -123,7 +123,7 @@ impl Latencies {
     #[must_use]
     pub fn filtered(&self, keep: impl Fn(LatencyMetric) -> bool) -> Self {
         let mut kept = Self::default();
-        for info in &super::catalog::LATENCIES {
+        for info in &LATENCIES {
             let index = info.metric as usize;
             if keep(info.metric) {
                 kept.by_metric[index].clone_from(&self.by_metric[index]);
@@ -132,14 +132,16 @@ impl Latencies {
         kept
     }
 
-    fn merge(&mut self, other: &Self) {
+    /// Adds the samples of another runner.
+    pub(super) fn merge(&mut self, other: &Self) {
         let pairs = self.by_metric.as_flattened_mut().iter_mut();
         for (mine, theirs) in pairs.zip(other.by_metric.as_flattened()) {
             mine.merge(theirs);
         }
     }
 
-    fn since(&self, earlier: &Self) -> Self {
+    /// The samples since `earlier`, an older snapshot of the same latencies.
+    pub(super) fn since(&self, earlier: &Self) -> Self {
         Self {
             by_metric: std::array::from_fn(|metric| {
                 std::array::from_fn(|outcome| {
@@ -205,88 +207,20 @@ impl TaskMetrics {
     pub fn failed_or_dropped(&self) -> u64 {
         self.failed_requests() + self.dropped
     }
-
-    /// A copy without errors and without the latencies that `keep` refuses.
-    #[must_use]
-    pub fn with_latencies(&self, keep: impl Fn(LatencyMetric) -> bool) -> Self {
-        let mut copy = Self { latencies: self.latencies.filtered(keep), ..Self::default() };
-        for counter in &COUNTERS {
-            (counter.field.set)(&mut copy, (counter.field.get)(self));
-        }
-        copy
-    }
-
-    /// Adds the metrics of the same task on another runner, or of another task.
-    pub fn merge(&mut self, other: &Self) {
-        for counter in &COUNTERS {
-            let sum = (counter.field.get)(self).saturating_add((counter.field.get)(other));
-            (counter.field.set)(self, sum);
-        }
-        self.latencies.merge(&other.latencies);
-        for (kind, count) in &other.errors {
-            let sum = self.errors.entry(kind.clone()).or_default();
-            *sum = sum.saturating_add(*count);
-        }
-    }
-
-    /// The metrics since `earlier`, an older snapshot of the same metrics.
-    #[must_use]
-    pub fn since(&self, earlier: &Self) -> Self {
-        let mut difference =
-            Self { latencies: self.latencies.since(&earlier.latencies), ..Self::default() };
-        for counter in &COUNTERS {
-            let count = (counter.field.get)(self).saturating_sub((counter.field.get)(earlier));
-            (counter.field.set)(&mut difference, count);
-        }
-        for (kind, count) in &self.errors {
-            let before = earlier.errors.get(kind).copied().unwrap_or(0);
-            difference.errors.insert(kind.clone(), count.saturating_sub(before));
-        }
-        difference
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Metrics in which no number is zero. Written without `..`, so that a new field shows here.
-    fn filled() -> TaskMetrics {
-        let mut latencies = Latencies::default();
-        for info in &super::super::catalog::LATENCIES {
-            for outcome in Outcome::ALL {
-                latencies.get_mut(info.metric, outcome).record(0.1, 2);
-            }
-        }
-        TaskMetrics {
-            requests: [1, 2, 3, 4],
-            latencies,
-            tokens: Tokens { output: 5, reasoning: 6, tool: 7, prompt: 8 },
-            messages_sent: 9,
-            messages_received: 10,
-            connections: 11,
-            reconnects: 12,
-            good: 13,
-            dropped: 14,
-            errors: [("connect".to_owned(), 15)].into(),
-            sent_bytes: 16,
-            received_bytes: 17,
-        }
-    }
-
-    #[test]
-    fn merging_and_differences_leave_out_no_field() {
-        let mut doubled = filled();
-        doubled.merge(&filled());
-        assert_eq!(doubled.since(&filled()), filled());
-        let mut restored = TaskMetrics::default();
-        restored.merge(&filled());
-        assert_eq!(restored, filled());
-    }
-
     #[test]
     fn failures_are_not_latency_samples() {
-        let latencies = filled().latencies;
+        let mut latencies = Latencies::default();
+        for metric in [LatencyMetric::ResponseTime, LatencyMetric::InterTokenLatency] {
+            for outcome in Outcome::ALL {
+                latencies.get_mut(metric, outcome).record(0.1, 2);
+            }
+        }
         // Four outcomes of two samples each, without those of failures.
         assert_eq!(latencies.samples(LatencyMetric::ResponseTime).count(), 6);
         // One distribution for all outcomes.

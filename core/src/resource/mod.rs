@@ -40,7 +40,7 @@ pub use status::{
 pub use summary::{ConnectionSummary, Latency, Summary, TaskLatencies, TaskSummary, TokenSummary};
 pub use target::{ConnectionReuse, HeaderFrom, HttpVersion, SecretKey, Target, Timeouts, Tls};
 pub use task::{ChatTask, HttpTask, Method, Session, Task, WebSocketTask};
-pub use threshold::{Abort, Statistic, Threshold, ThresholdKey};
+pub use threshold::{Abort, Threshold, ThresholdKey};
 
 /// The API group of every kind.
 pub const GROUP: &str = "loadtest.cell0.io";

@@ -5,14 +5,14 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::Time,
 };
 use loadtest_core::{
-    metrics::{RunnerNumbers, RunnerState},
+    metrics::{RunnerMetrics, RunnerState},
     resource::LoadTestStatus,
 };
 
 use super::*;
 use crate::{
-    state::{RunCache, START_ANNOTATION, Termination, Waiting},
-    testing::{example_settings, example_test, noon, ready_runner},
+    observe::state::{RunCache, START_ANNOTATION, Termination, Waiting},
+    testing::{example_settings, example_test, noon, ready_runner, sizing_of, validated},
 };
 
 /// Returns the time this many seconds after the start.
@@ -21,26 +21,25 @@ fn time_after_start(seconds: i64) -> Timestamp {
 }
 
 fn example_sizing() -> Sizing {
-    sizing::size(&example_test().spec)
+    sizing_of(&example_test())
 }
 
 fn observed_in(phase: Phase) -> Observed {
     let mut test = example_test();
     test.status = Some(LoadTestStatus {
         observed_generation: Some(1),
-        phase: Some(phase),
+        phase: Some(phase.into()),
         plan: Some(example_sizing()),
         ..LoadTestStatus::default()
     });
     let mut job = Job::default();
     job.metadata.creation_timestamp = Some(Time(noon()));
     job.status = Some(JobStatus { active: Some(2), ..JobStatus::default() });
-    Observed {
-        test,
-        job: Some(job),
-        runners: vec![ready_runner(0), ready_runner(1)],
-        cache: RunCache { first_seen: Some(noon()), ..RunCache::default() },
-    }
+    let cache = RunCache { first_seen: Some(noon()), ..RunCache::default() };
+    let mut observed = Observed::new(test, cache);
+    observed.job = Some(job);
+    observed.runners = vec![ready_runner(0), ready_runner(1)];
+    observed
 }
 
 fn start_record() -> StartRecord {
@@ -63,11 +62,38 @@ fn observed_under_load() -> Observed {
 
 fn finish_runner(observed: &mut Observed, index: u32) {
     let state = RunnerState::Done;
-    observed.cache.snapshots.insert(index, RunnerNumbers { state, ..RunnerNumbers::default() });
+    observed.cache.snapshots.insert(index, RunnerMetrics { state, ..RunnerMetrics::default() });
 }
 
 fn decision_at(observed: &Observed, seconds: i64) -> Decision {
     decide(observed, &example_settings(), time_after_start(seconds))
+}
+
+#[test]
+fn suspended_test_gets_no_plan_until_it_is_resumed() {
+    let mut suspended = observed_in(Phase::Pending);
+    suspended.test.status = None;
+    suspended.test.spec.suspend = true;
+    assert_eq!(decision_at(&suspended, 0), Decision::ReportSuspended(example_sizing()));
+    suspended.test.spec.cancel = true;
+    assert_eq!(decision_at(&suspended, 0), Decision::Admit(example_sizing()));
+    suspended.test.spec.cancel = false;
+    suspended.test.spec.suspend = false;
+    assert_eq!(decision_at(&suspended, 0), Decision::Admit(example_sizing()));
+}
+
+#[test]
+fn status_of_a_newer_version_is_left_as_it_is() {
+    let mut newer = observed_under_load();
+    newer.test.status.as_mut().unwrap().phase = serde_json::from_str(r#""Draining""#).unwrap();
+    assert_eq!(decision_at(&newer, 300), Decision::NothingToDo);
+}
+
+#[test]
+fn test_with_a_plan_and_an_unknown_spec_is_left_alone() {
+    let mut running = observed_under_load();
+    running.valid = Err(vec![]);
+    assert_eq!(decision_at(&running, 10), Decision::NothingToDo);
 }
 
 #[test]
@@ -98,8 +124,7 @@ fn start_waits_for_every_runner() {
 fn preflight_failure_reports_the_message_of_the_runner() {
     let mut observed = observed_in(Phase::Starting);
     let message = "Error: 2000 users need 2100 open files".to_owned();
-    observed.runners[1].termination =
-        Some(Termination { exit_code: Some(EXIT_PREFLIGHT), message });
+    observed.runners[1].termination = Some(Termination { exit_code: Some(77), message });
     let Decision::Fail(reason, message) = decision_at(&observed, 1) else { panic!() };
     assert_eq!(reason, Reason::Preflight);
     assert!(message.contains("2100 open files"), "{message}");
@@ -210,8 +235,8 @@ fn killed_runner_is_lost_and_the_others_continue() {
 #[test]
 fn runner_killed_under_load_is_lost_despite_its_last_metrics() {
     let mut observed = observed_under_load();
-    let mut partial = RunnerNumbers { state: RunnerState::CutShort, ..RunnerNumbers::default() };
-    partial.numbers.elapsed_seconds = 10.0;
+    let mut partial = RunnerMetrics { state: RunnerState::CutShort, ..RunnerMetrics::default() };
+    partial.metrics.elapsed_seconds = 10.0;
     observed.runners[1].termination =
         Some(Termination { exit_code: Some(75), message: "evicted".into() });
     observed.cache.snapshots.insert(1, partial);
@@ -238,8 +263,8 @@ fn load_end_follows_the_elapsed_time_of_the_runners() {
         };
     assert_eq!(left(&observed), Duration::from_millis(1050));
     // The start orders came half a second late.
-    let mut snapshot = RunnerNumbers { state: RunnerState::Running, ..RunnerNumbers::default() };
-    snapshot.numbers.elapsed_seconds = 118.5;
+    let mut snapshot = RunnerMetrics { state: RunnerState::Running, ..RunnerMetrics::default() };
+    snapshot.metrics.elapsed_seconds = 118.5;
     observed.cache.snapshots.insert(0, snapshot);
     observed.cache.scraped_now.insert(0);
     assert_eq!(left(&observed), Duration::from_millis(1550));
@@ -253,7 +278,7 @@ fn disrupted_runner_is_released_after_its_final_snapshot() {
         decision_at(&observed, 10),
         Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL)
     );
-    let partial = RunnerNumbers { state: RunnerState::CutShort, ..RunnerNumbers::default() };
+    let partial = RunnerMetrics { state: RunnerState::CutShort, ..RunnerMetrics::default() };
     observed.cache.snapshots.insert(1, partial);
     assert_eq!(decision_at(&observed, 10), Decision::SendRelease(vec!["pod-1".into()]));
     observed.cache.released.insert("pod-1".into());
@@ -265,13 +290,14 @@ fn disrupted_runner_is_released_after_its_final_snapshot() {
 
 #[test]
 fn load_duration_is_zero_after_an_early_end() {
-    assert_eq!(observed_under_load().load_duration(), Duration::from_secs(120));
+    let valid = validated(&example_test());
+    assert_eq!(observed_under_load().load_duration(&valid), Duration::from_secs(120));
     let mut cancelled = observed_under_load();
     cancelled.test.spec.cancel = true;
     let mut stopping = observed_under_load();
     stopping.cache.stop_sent_at = Some(time_after_start(10));
     for ended in [cancelled, stopping] {
-        assert_eq!(ended.load_duration(), Duration::ZERO);
+        assert_eq!(ended.load_duration(&valid), Duration::ZERO);
     }
 }
 
@@ -299,8 +325,7 @@ fn cancel_stops_running_runners_and_removes_unstarted_ones() {
 #[test]
 fn abort_is_in_the_status_before_runners_are_stopped() {
     let aborted = Aborted {
-        row: 0,
-        threshold: "errorRate".into(),
+        key: example_test().spec.thresholds[0].key(),
         observed: "12%".into(),
         bound: "> 5%".parse().unwrap(),
         elapsed: Duration::from_secs(9),
@@ -319,7 +344,7 @@ fn abort_is_in_the_status_before_runners_are_stopped() {
 fn runners_that_missed_their_start_are_lost() {
     let mut missed = observed_after_start(Phase::Running);
     for index in 0..2 {
-        missed.cache.snapshots.insert(index, RunnerNumbers::default());
+        missed.cache.snapshots.insert(index, RunnerMetrics::default());
         missed.cache.last_seen.insert(index, time_after_start(119));
     }
     assert!(matches!(decision_at(&missed, 119), Decision::SendStart(..)));
@@ -396,6 +421,7 @@ fn reconciliations_happen_at_stage_ends() {
         r#"{"stages": [{"duration": "10s", "users": 1}, {"duration": "10s", "users": 2}]}"#,
     )
     .unwrap();
+    staged.valid = Ok(validated(&staged.test));
     let Decision::ReportProgress(Phase::Running, wait) = decision_at(&staged, 9) else { panic!() };
     assert_eq!(wait, Duration::from_millis(1050));
     let Decision::ReportProgress(Phase::Running, wait) = decision_at(&staged, 11) else { panic!() };

@@ -9,12 +9,16 @@ use k8s_openapi::{
 use kube::{Api, ResourceExt, api::ListParams};
 use loadtest_core::resource::Phase;
 
+pub(crate) mod collect;
+pub(crate) mod skew;
+pub(crate) mod state;
+
+use state::{Observed, Runner};
+
 use crate::{
-    collect,
     context::Context,
     error::Error,
     resources::{child_name, is_controlled_by},
-    state::{Observed, Runner},
 };
 
 /// Fills `observed` with the Job, the runner pods and the latest metrics of the runners.

@@ -21,7 +21,8 @@ use loadtest_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{resources::RUNNER_CONTAINER, skew::StartEstimates};
+use super::skew::StartEstimates;
+use crate::resources::RUNNER_CONTAINER;
 
 /// Annotation of the Job that holds the [`StartRecord`] as JSON.
 pub(crate) const START_ANNOTATION: &str = "loadtest.cell0.io/start";

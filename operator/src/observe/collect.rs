@@ -18,8 +18,8 @@ use loadtest_core::{
 use crate::{
     context::Context,
     error::format_error_chain,
+    observe::state::{Observed, RunCache, Runner, StartRecord},
     resources::RUNNER_CONTAINER,
-    state::{Observed, RunCache, Runner, StartRecord},
 };
 
 /// Maximum number of concurrent requests to runners.
@@ -304,48 +304,23 @@ async fn run_concurrently<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
 
 #[cfg(test)]
 mod tests {
-    use loadtest_core::metrics::{Identity, Shown, encode};
+    use loadtest_core::metrics::{ExpositionOptions, Identity, encode};
 
     use super::*;
 
-    fn log_lines(snapshot: RunnerMetrics) -> Vec<String> {
-        let bytes = encode(snapshot, Shown::default(), Format::Protobuf).unwrap();
-        let text = STANDARD.encode(bytes);
-        let parts = text.len().div_ceil(100);
-        text.as_bytes()
-            .chunks(100)
-            .enumerate()
-            .map(|(i, data)| {
-                let data = String::from_utf8_lossy(data);
-                serde_json::json!({"fields": {"message": "last metrics", "part": i + 1, "parts": parts, "data": data}})
-                    .to_string()
-            })
-            .collect()
-    }
-
-    fn final_snapshot() -> RunnerMetrics {
-        let identity = Identity { run: "uid".into(), index: 1, pod: "pod".into() };
+    #[test]
+    fn last_metrics_are_read_from_a_log() {
+        let identity = Identity { run_uid: "uid".into(), index: 1, pod_uid: "pod".into() };
         let mut snapshot = RunnerMetrics { identity, ..RunnerMetrics::default() };
         snapshot.state = RunnerState::Done;
         snapshot.metrics.elapsed_seconds = 12.0;
-        snapshot
-    }
-
-    #[test]
-    fn last_metrics_are_found_among_other_log_lines() {
-        let mut lines = log_lines(final_snapshot());
-        lines.insert(0, "not json".into());
-        lines.push(r#"{"fields": {"message": "runner ends"}}"#.into());
-        assert_eq!(parse_last_metrics(&lines.join("\n")).unwrap(), final_snapshot());
-    }
-
-    #[test]
-    fn incomplete_last_metrics_are_an_error() {
-        let lines = log_lines(final_snapshot());
-        assert!(lines.len() > 2);
-        assert!(parse_last_metrics(&lines[1..].join("\n")).is_err());
-        assert!(parse_last_metrics(&lines[..1].join("\n")).is_err());
-        assert!(parse_last_metrics("").is_err());
+        let bytes =
+            encode(snapshot.clone(), ExpositionOptions::default(), Format::Protobuf).unwrap();
+        let lines = control::split_last_metrics(&bytes).into_iter();
+        let log: Vec<String> =
+            lines.map(|part| serde_json::json!({"fields": part}).to_string()).collect();
+        assert_eq!(parse_last_metrics(&log.join("\n")).unwrap(), snapshot);
+        assert!(parse_last_metrics(&log[1..].join("\n")).is_err());
     }
 
     #[test]

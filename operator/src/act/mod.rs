@@ -2,6 +2,8 @@
 //!
 //! This module makes no decisions, and it does not write the status of the `LoadTest`.
 
+pub(crate) mod events;
+
 use std::fmt::Debug;
 
 use k8s_openapi::{
@@ -20,12 +22,12 @@ use loadtest_core::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    collect::{self, Order},
     context::Context,
     decide::{CANCEL_GRACE_PERIOD, Decision},
     error::Error,
+    observe::collect::{self, Order},
+    observe::state::{Observed, START_ANNOTATION, StartRecord},
     resources::{self, OPERATOR_NAME},
-    state::{Observed, START_ANNOTATION, StartRecord},
 };
 
 /// Carries out a decision. The cache in `observed` records the runners that accepted an order.

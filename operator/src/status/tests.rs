@@ -1,0 +1,159 @@
+use super::*;
+use crate::{
+    observe::state::RunCache,
+    testing::{example_test, noon, sizing_of, validated},
+};
+use k8s_openapi::jiff::SignedDuration;
+
+fn observed_with(status: LoadTestStatus) -> Observed {
+    let mut test = example_test();
+    test.status = Some(status);
+    Observed::new(test, RunCache::default())
+}
+
+fn admitted_status() -> LoadTestStatus {
+    let decision = Decision::Admit(sizing_of(&example_test()));
+    next_status(&observed_with(LoadTestStatus::default()), &decision, noon()).0
+}
+
+fn condition_status(status: &LoadTestStatus, kind: &str) -> String {
+    status.condition(kind).unwrap().status.clone()
+}
+
+#[test]
+fn waiting_changes_no_status_and_publishes_no_event() {
+    let old = admitted_status();
+    let decision = Decision::Wait(Duration::from_secs(1));
+    assert_eq!(next_status(&observed_with(old.clone()), &decision, noon()), (old, None));
+}
+
+#[test]
+fn progress_shows_ready_runners_before_the_start() {
+    let mut starting = admitted_status();
+    starting.phase = Some(Phase::Starting.into());
+    let mut observed = observed_with(starting);
+    observed.runners = vec![crate::testing::ready_runner(0), crate::testing::ready_runner(1)];
+    observed.runners[1].ready = false;
+    let (status, event) = next_status(&observed, &Decision::Wait(Duration::from_secs(1)), noon());
+    assert_eq!((status.progress.unwrap().runners, event), (1, None));
+}
+
+#[test]
+fn every_end_of_a_test_sets_finished() {
+    let ends = [
+        Decision::Conclude { cancelled: false, failed: None },
+        Decision::Conclude { cancelled: true, failed: None },
+        Decision::Fail(Reason::ImagePull, "no image".into()),
+        Decision::CancelUnstarted,
+        Decision::Reject("spec.scenario: too large".into()),
+    ];
+    for end in ends {
+        let (status, event) = next_status(&observed_with(admitted_status()), &end, noon());
+        assert_eq!(condition_status(&status, "Finished"), "True", "{end:?}");
+        assert!(status.known_phase().unwrap().is_final() && event.is_some());
+    }
+}
+
+#[test]
+fn a_run_without_traffic_is_inconclusive() {
+    let decision = Decision::Conclude { cancelled: false, failed: None };
+    let (status, _) = next_status(&observed_with(admitted_status()), &decision, noon());
+    assert_eq!(
+        (status.known_phase(), status.known_verdict()),
+        (Some(Phase::Finished), Some(Verdict::Inconclusive))
+    );
+    assert_eq!(condition_status(&status, "Passed"), "Unknown");
+}
+
+#[test]
+fn judged_stages_survive_a_restart_of_the_operator() {
+    use loadtest_core::resource::StageRow;
+    let stage = |load: &str, missed: Option<&str>| StageRow {
+        load: load.into(),
+        requests: 100,
+        error_rate: "0%".into(),
+        throughput: "10/s".into(),
+        p95: None,
+        verdict: if missed.is_some() { Verdict::Fail } else { Verdict::Pass }.into(),
+        missed: missed.map(Into::into),
+        observed: None,
+    };
+    let mut status = admitted_status();
+    status.phase = Some(Phase::Running.into());
+    status.stages = vec![stage("5 users", None), stage("10 users", Some("errorRate"))];
+    let mut observed = observed_with(status.clone());
+    observed.test.spec.load = serde_json::from_value(serde_json::json!({"stages": [
+        {"duration": "10s", "users": 5},
+        {"duration": "10s", "users": 10},
+        {"duration": "10s", "users": 20},
+    ]}))
+    .unwrap();
+    observed.valid = Ok(validated(&observed.test));
+    let decision = Decision::Conclude { cancelled: false, failed: None };
+    let (concluded, _) = next_status(&observed, &decision, noon());
+    assert_eq!(concluded.stages, status.stages);
+    let point = concluded.breaking_point.unwrap();
+    assert_eq!(
+        (point.last_passed.as_deref(), point.first_failed.as_deref()),
+        (Some("5 users"), Some("10 users"))
+    );
+}
+
+#[test]
+fn suspended_tests_are_accepted_and_have_no_plan() {
+    let decision = Decision::ReportSuspended(sizing_of(&example_test()));
+    let observed = observed_with(LoadTestStatus::default());
+    let (status, event) = next_status(&observed, &decision, noon());
+    assert_eq!((status.known_phase(), &status.plan), (Some(Phase::Pending), &None));
+    assert_eq!(condition_status(&status, "Accepted"), "True");
+    assert_eq!(status.condition("Started").unwrap().reason, "Suspended");
+    assert_eq!(event.unwrap().reason, "Suspended");
+    // The next reconciliation changes nothing and publishes no second Event.
+    let again = next_status(&observed_with(status.clone()), &decision, noon());
+    assert_eq!(again, (status, None));
+}
+
+#[test]
+fn conditions_name_the_generation_that_they_describe() {
+    let generations = |status: LoadTestStatus| -> Vec<Option<i64>> {
+        status.conditions.iter().map(|condition| condition.observed_generation).collect()
+    };
+    assert_eq!(generations(admitted_status()), [Some(1); 4]);
+}
+
+#[test]
+fn status_of_a_newer_version_is_left_as_it_is() {
+    let newer = LoadTestStatus {
+        verdict: serde_json::from_str(r#""Splendid""#).unwrap(),
+        ..admitted_status()
+    };
+    let decision = Decision::Conclude { cancelled: false, failed: None };
+    let next = next_status(&observed_with(newer.clone()), &decision, noon());
+    assert_eq!(next, (newer, None));
+}
+
+#[test]
+fn transition_time_changes_only_with_the_condition_status() {
+    let later = noon() + SignedDuration::from_secs(60);
+    let decision = Decision::Fail(Reason::StartTimeout, "slow".into());
+    let (status, _) = next_status(&observed_with(admitted_status()), &decision, later);
+    let time = |kind: &str| status.condition(kind).unwrap().last_transition_time.0;
+    assert_eq!(time("Started"), noon());
+    assert_eq!(time("Finished"), later);
+}
+
+#[test]
+fn progress_is_throttled_and_phase_changes_are_not() {
+    let mut running = admitted_status();
+    running.phase = Some(Phase::Running.into());
+    let decision = Decision::ReportProgress(Phase::Running, Duration::from_secs(2));
+    running.summary = Some(summarize(&loadtest_core::metrics::TaskMetrics::default(), 1.0));
+    let (progressed, _) = next_status(&observed_with(running.clone()), &decision, noon());
+    let at = |s| Some(noon() - SignedDuration::from_secs(s));
+    assert!(is_throttled(&running, &progressed, at(4), noon()));
+    assert!(!is_throttled(&running, &progressed, at(5), noon()));
+    assert!(!is_throttled(&running, &progressed, None, noon()));
+    let decision = Decision::ReportProgress(Phase::Stopping, Duration::from_secs(2));
+    let (stopping, _) = next_status(&observed_with(running.clone()), &decision, noon());
+    assert!(!is_throttled(&running, &stopping, at(1), noon()));
+}
