@@ -8,7 +8,7 @@ use cell0_simulator::{
     settings::{Latency, LatencyError},
 };
 use clap::Parser;
-use loadtest_core::values::Share;
+use loadtest_core::values::Percent;
 
 /// Simulates Cell 0 OS with configurable responses, and records the exact times of all requests.
 ///
@@ -67,8 +67,8 @@ pub(crate) struct Arguments {
     websocket_latency: Option<Latency>,
 
     /// Share of requests that fail at every endpoint, such as 1%.
-    #[arg(long, value_name = "SHARE", value_parser = parse_share, env = "CELL0_SIMULATOR_ERROR_RATE")]
-    error_rate: Option<Share>,
+    #[arg(long, value_name = "SHARE", value_parser = parse_percent, env = "CELL0_SIMULATOR_ERROR_RATE")]
+    error_rate: Option<Percent>,
 
     /// Seed of all random choices.
     #[arg(long, env = "CELL0_SIMULATOR_SEED")]
@@ -148,7 +148,7 @@ fn parse_latency(text: &str) -> Result<Latency, LatencyError> {
     text.parse()
 }
 
-fn parse_share(text: &str) -> Result<Share, String> {
+fn parse_percent(text: &str) -> Result<Percent, String> {
     serde_json::from_value(text.into()).map_err(|error| error.to_string())
 }
 
@@ -180,7 +180,7 @@ mod tests {
         assert_eq!((chat.latency, chat.tokens), (Latency::from_millis(200), 3));
         let settings = read_settings(&["--settings", path, "--error-rate", "1%"]).unwrap();
         assert_eq!(settings.chat.latency, Latency::from_millis(1000));
-        assert_eq!(settings.web_socket.errors.rate, Share::of_one(0.01));
+        assert_eq!(settings.web_socket.errors.rate, Percent::from_fraction(0.01));
     }
 
     #[test]

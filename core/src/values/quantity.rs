@@ -142,6 +142,22 @@ impl Serialize for Rate {
     }
 }
 
+impl Serialize for Percent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Percent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.parse() {
+            Ok(Quantity::Percent(percent)) => Ok(percent),
+            _ => Err(de::Error::custom(format!("{text:?} is not a percentage such as 0.1%"))),
+        }
+    }
+}
+
 /// Reads `50`, `"50"` and `"0.5/s"`.
 impl<'de> Deserialize<'de> for Rate {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

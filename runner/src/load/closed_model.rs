@@ -6,11 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loadtest_core::{metrics::Outcome, profile::Profile};
+use loadtest_core::{
+    load::LoadProfile,
+    metrics::Outcome,
+    plan::{Pacing, Partition},
+};
 use tokio::task::JoinSet;
 
 use crate::load::{
-    partition::Partition,
     state::{ActiveUser, ThreadState},
     user::{User, perform_task},
 };
@@ -18,18 +21,17 @@ use crate::load::{
 /// Starts the users of a load thread one after another, each at its first active interval.
 pub(super) async fn run(
     state: &Rc<ThreadState>,
-    profile: &Profile,
+    profile: &LoadProfile,
     partition: Partition,
     start: Instant,
     users: &mut JoinSet<()>,
 ) {
-    let peak = u64::try_from(state.prepared.plan.load.peak_users()).unwrap_or(0);
-    let mut number = partition.first;
-    while number < peak {
+    let peak = state.prepared.plan.test.load.peak_users();
+    for number in partition.numbers_below(u64::from(peak.get())) {
         let intervals: Vec<(Instant, Instant)> = profile
-            .runs_of(number)
+            .active_intervals(number)
             .into_iter()
-            .map(|(from, until)| (start + from.std(), start + until.std()))
+            .map(|(from, until)| (start + from.to_std(), start + until.to_std()))
             .collect();
         // Users start in number order, so if one never runs, no later one does either.
         let Some((first, _)) = intervals.first().copied() else { return };
@@ -59,7 +61,6 @@ pub(super) async fn run(
                 free_at = Instant::now();
             }
         });
-        number += partition.step;
     }
 }
 
@@ -69,13 +70,13 @@ async fn run_interval(state: &ThreadState, user: &mut User, from: Instant, until
     // A pause that is longer than the rest of the interval ends with the interval.
     while user.wait_until(state, planned.min(until)).await && planned < until {
         state.record_schedule_lag(planned.elapsed());
-        let task = state.prepared.mix.next_task(&mut user.choices);
+        let task = state.prepared.task_picker.next_task(&mut user.rng);
         let outcome = perform_task(state, user, task, planned).await;
         let ended = Instant::now();
-        planned = match state.prepared.plan.scenario.pacing {
+        planned = match state.prepared.plan.test.scenario.pacing {
             // A task that took longer than the pacing delays the next task.
-            Some(pacing) => (planned + pacing.std()).max(ended),
-            None => ended + next_pause(state, user),
+            Pacing::Interval(interval) => (planned + interval.to_std()).max(ended),
+            Pacing::None | Pacing::Pause(_) => ended + next_think_time(state, user),
         };
         if outcome != Outcome::Success {
             // A request can fail without a system call, for example when a failed DNS lookup is
@@ -86,6 +87,6 @@ async fn run_interval(state: &ThreadState, user: &mut User, from: Instant, until
     }
 }
 
-fn next_pause(state: &ThreadState, user: &mut User) -> Duration {
-    state.prepared.mix.next_pause(&mut user.choices).std()
+fn next_think_time(state: &ThreadState, user: &mut User) -> Duration {
+    state.prepared.task_picker.next_think_time(&mut user.rng).to_std()
 }

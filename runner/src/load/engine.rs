@@ -15,7 +15,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     load::{
         completion::CompletionGuard,
-        partition::Partition,
         thread::{ThreadCommand, run_thread},
     },
     machine::{cpu, memory},
@@ -60,14 +59,14 @@ impl Engine {
         index: u32,
         request_log: Option<&RequestLog>,
     ) -> io::Result<Self> {
-        let threads = prepared.plan.workers.max(1);
+        let threads = prepared.plan.threads;
         let (finished_sender, finished) = watch::channel(None);
         let remaining_threads = Arc::new(AtomicU32::new(threads));
         let cut_short = Arc::new(AtomicBool::new(false));
         let senders = (0..threads)
             .map(|thread| {
                 let (sender, commands) = mpsc::unbounded_channel();
-                let partition = Partition::new(index, prepared.plan.runners, thread, threads);
+                let partition = prepared.plan.thread_partition(index, thread);
                 let prepared = Arc::clone(&prepared);
                 let request_log = request_log.map(RequestLog::new_sender);
                 let completion =
@@ -123,7 +122,8 @@ impl Engine {
     /// Load that the plan still wants is missing then, so the state becomes
     /// [`RunnerState::CutShort`].
     pub fn kill(&self) {
-        let is_over = self.load_elapsed(Instant::now()) >= self.prepared.plan.load.length().std();
+        let is_over =
+            self.load_elapsed(Instant::now()) >= self.prepared.plan.test.load.duration().to_std();
         if !is_over && self.stopped.get().is_none() {
             self.cut_short.store(true, Ordering::Release);
         }
@@ -173,7 +173,7 @@ impl Engine {
         for reply in replies {
             let Ok(snapshot) = reply.await else { continue };
             busiest = busiest.max(snapshot.busy);
-            total.numbers.merge(&snapshot.to_metrics(&self.prepared));
+            total.metrics.merge(&snapshot.to_metrics(&self.prepared));
             for (kind, example) in snapshot.error_examples(&self.prepared) {
                 total.examples.entry(kind).or_insert(example);
             }
@@ -181,12 +181,12 @@ impl Engine {
         let elapsed = self.load_elapsed(Instant::now()).as_secs_f64();
         let throttled = cpu::throttled_time()
             .saturating_sub(*self.throttled_before.get_or_init(cpu::throttled_time));
-        total.numbers.elapsed_seconds = elapsed;
-        total.numbers.busy_seconds = busiest.as_secs_f64();
-        total.numbers.throttled_seconds = throttled.as_secs_f64();
+        total.metrics.elapsed_seconds = elapsed;
+        total.metrics.busy_seconds = busiest.as_secs_f64();
+        total.metrics.throttled_seconds = throttled.as_secs_f64();
         let (bytes, ratio) = self.update_memory_peak();
-        total.numbers.memory_bytes = bytes as f64;
-        total.numbers.memory_ratio = ratio;
+        total.metrics.memory_bytes = bytes as f64;
+        total.metrics.memory_ratio = ratio;
         total
     }
 
@@ -207,7 +207,7 @@ impl Engine {
     fn load_elapsed(&self, now: Instant) -> Duration {
         let Some(start) = self.start.get() else { return Duration::ZERO };
         let now = self.stopped.get().map_or(now, |stopped| now.min(*stopped));
-        let length = self.prepared.plan.load.length().std();
+        let length = self.prepared.plan.test.load.duration().to_std();
         now.saturating_duration_since(*start).min(length)
     }
 

@@ -8,7 +8,6 @@ pub(crate) mod closed_model;
 pub(crate) mod completion;
 pub(crate) mod engine;
 pub(crate) mod open_model;
-pub(crate) mod partition;
 pub(crate) mod state;
 pub(crate) mod thread;
 pub(crate) mod user;

@@ -5,12 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loadtest_core::profile::Profile;
+use loadtest_core::{load::LoadProfile, plan::Partition};
 use tokio::task::JoinSet;
 
 use crate::{
     load::{
-        partition::Partition,
         state::{ActiveUser, ThreadState},
         user::{IdleUsers, User, perform_task},
     },
@@ -38,26 +37,25 @@ fn latest_start(planned: Instant, grace_deadline: Instant) -> Instant {
 /// Starts the arrivals of a load thread, each with an idle user. Drops an arrival without one.
 pub(super) async fn run(
     state: &Rc<ThreadState>,
-    profile: &Profile,
+    profile: &LoadProfile,
     partition: Partition,
     start: Instant,
     users: &mut JoinSet<()>,
     idle_users: &IdleUsers,
 ) {
-    let peak = u64::try_from(state.prepared.plan.load.peak_users()).unwrap_or(0);
-    let step = usize::try_from(partition.step).unwrap_or(1);
-    let mut unused_users = (partition.first..peak).step_by(step);
+    let peak = state.prepared.plan.test.load.peak_users();
+    let mut unused_users = partition.numbers_below(u64::from(peak.get()));
     let mut next_user = || {
         let number = unused_users.next()?;
         Some(User::new(state, number, state.add_in_flight_request()))
     };
     let mut arrivals = 0;
     let planned_end = state.load_end();
-    for (number, at) in profile.due(partition.first, partition.step) {
-        let planned = start + at.std();
-        // The arrival's number seeds the choices, so they don't depend on which user is idle.
-        let mut choices = state.prepared.mix.choices_of(number);
-        let task = state.prepared.mix.next_task(&mut choices);
+    for (number, at) in profile.arrivals(partition.first(), partition.step()) {
+        let planned = start + at.to_std();
+        // The arrival's number seeds its random numbers, so they don't depend on which user is idle.
+        let mut rng = state.prepared.task_picker.rng_of_user(number);
+        let task = state.prepared.task_picker.next_task(&mut rng);
         let now = Instant::now();
         let starts = if planned > now + MIN_SLEEP { planned } else { now };
         // The thread yields even when it is late, because responses make users idle again.
@@ -90,7 +88,7 @@ pub(super) async fn run(
             state.with_recorder(task, TaskRecorder::count_dropped_arrival);
             continue;
         };
-        user.choices = choices;
+        user.rng = rng;
         let (state, idle_users) = (Rc::clone(state), Rc::clone(idle_users));
         users.spawn_local(async move {
             {

@@ -43,7 +43,7 @@ pub(crate) struct ThreadState {
     recorders: RefCell<Vec<TaskRecorder>>,
     request_log: Option<RefCell<RequestLogSender>>,
     schedule_lag: RefCell<DurationHistogram>,
-    loop_lag: RefCell<DurationHistogram>,
+    event_loop_lag: RefCell<DurationHistogram>,
     /// One entry for each user that was ever created.
     in_flight_requests: RefCell<Vec<Rc<InFlightRequest>>>,
     /// Read buffers that no request uses now.
@@ -81,7 +81,7 @@ impl ThreadState {
             recorders: RefCell::new(recorders),
             request_log: request_log.map(RefCell::new),
             schedule_lag: RefCell::default(),
-            loop_lag: RefCell::default(),
+            event_loop_lag: RefCell::default(),
             in_flight_requests: RefCell::default(),
             read_buffers: RefCell::default(),
             load_start: Cell::new(now),
@@ -101,8 +101,8 @@ impl ThreadState {
         let plan = &self.prepared.plan;
         self.load_start.set(at);
         self.cpu_times.set((cpu::thread_cpu_time(), None));
-        self.load_end.set(at + plan.load.length().std());
-        self.grace_deadline.set(self.load_end.get() + plan.load.graceful_stop.std());
+        self.load_end.set(at + plan.test.load.duration().to_std());
+        self.grace_deadline.set(self.load_end.get() + plan.test.graceful_stop.to_std());
     }
 
     /// Ends the load now, and the grace period after `grace`.
@@ -143,8 +143,8 @@ impl ThreadState {
     }
 
     /// Records how late the event loop ran a task of its own.
-    pub(super) fn record_loop_lag(&self, lag: Duration) {
-        self.loop_lag.borrow_mut().record(nanos_of(lag));
+    pub(super) fn record_event_loop_lag(&self, lag: Duration) {
+        self.event_loop_lag.borrow_mut().record(nanos_of(lag));
     }
 
     /// Writes a request to the request log, if there is one.
@@ -202,7 +202,7 @@ impl ThreadState {
 
     /// Adds the in-flight request of a new user.
     pub(super) fn add_in_flight_request(&self) -> Rc<InFlightRequest> {
-        let in_flight = Rc::new(InFlightRequest::new(self.prepared.plan.target.timeouts));
+        let in_flight = Rc::new(InFlightRequest::new(self.prepared.plan.test.target.timeouts));
         self.in_flight_requests.borrow_mut().push(Rc::clone(&in_flight));
         in_flight
     }
@@ -285,7 +285,7 @@ impl ThreadState {
         ThreadSnapshot {
             tasks,
             schedule_lag: self.schedule_lag.borrow().clone(),
-            loop_lag: self.loop_lag.borrow().clone(),
+            event_loop_lag: self.event_loop_lag.borrow().clone(),
             active_users: self.active_users.get(),
             peak_users: self.peak_users.get(),
             user_seconds: self.user_seconds(),

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loadtest_core::{profile::Profile, resource::Timeouts};
+use loadtest_core::{load::LoadProfile, plan::Partition, resource::Timeouts};
 use tokio::{
     runtime::LocalOptions,
     sync::{mpsc, oneshot},
@@ -17,8 +17,7 @@ use tokio::{
 
 use crate::{
     load::{
-        closed_model, completion::CompletionGuard, open_model, partition::Partition,
-        state::ThreadState, user::IdleUsers,
+        closed_model, completion::CompletionGuard, open_model, state::ThreadState, user::IdleUsers,
     },
     measure::{request_log::RequestLogSender, snapshot::ThreadSnapshot},
     prepare::plan::PreparedPlan,
@@ -87,12 +86,12 @@ pub(crate) fn run_thread(
 ///
 /// Returns false when a user panicked.
 async fn run_load(state: &Rc<ThreadState>, partition: Partition, start: Instant) -> bool {
-    let profile = Profile::of(&state.prepared.plan.load);
+    let profile = LoadProfile::of(&state.prepared.plan.test.load);
     let mut users = JoinSet::new();
     let watch = tokio::task::spawn_local(watch_timeouts(Rc::clone(state)));
     // The closed model has no idle users.
     let idle_users = IdleUsers::default();
-    if state.prepared.plan.load.is_open() {
+    if state.prepared.plan.test.load.is_open() {
         open_model::run(state, &profile, partition, start, &mut users, &idle_users).await;
     } else {
         closed_model::run(state, &profile, partition, start, &mut users).await;
@@ -120,8 +119,8 @@ async fn run_load(state: &Rc<ThreadState>, partition: Partition, start: Instant)
 
 /// Checks the deadlines of requests in flight, at most a twentieth of the shortest timeout late.
 async fn watch_timeouts(state: Rc<ThreadState>) {
-    let Timeouts { connect, first_byte } = state.prepared.plan.target.timeouts;
-    let phases = [connect, first_byte].into_iter().flatten().map(loadtest_core::Duration::std);
+    let Timeouts { connect, first_byte } = state.prepared.plan.test.target.timeouts;
+    let phases = [connect, first_byte].into_iter().flatten().map(loadtest_core::Duration::to_std);
     let shortest = state.prepared.tasks.iter().map(|task| task.timeout).chain(phases).min();
     let interval =
         (shortest.unwrap_or_default() / 20).clamp(MIN_CHECK_INTERVAL, MAX_CHECK_INTERVAL);
@@ -130,7 +129,7 @@ async fn watch_timeouts(state: Rc<ThreadState>) {
         state.timer.sleep_until(due).await;
         let now = Instant::now();
         // Only this thread can delay the wake-up, so the delay is the event loop lag.
-        state.record_loop_lag(now.saturating_duration_since(due));
+        state.record_event_loop_lag(now.saturating_duration_since(due));
         state.check_deadlines(now);
     }
 }

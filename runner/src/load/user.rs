@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use loadtest_core::{metrics::Outcome, mix::Choices};
+use loadtest_core::{load::UserRng, metrics::Outcome};
 
 use crate::{
     failure::{ErrorKind, Failure},
@@ -34,7 +34,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 /// The state of a user between its requests.
 #[derive(Debug)]
 pub(crate) struct User {
-    pub(crate) choices: Choices,
+    pub(crate) rng: UserRng,
     in_flight: Rc<InFlightRequest>,
     /// The user's own HTTP connection. Used with `connections: PerUser`.
     connection: ConnectionSlot,
@@ -50,8 +50,8 @@ enum Transport {
 
 impl User {
     pub(super) fn new(state: &ThreadState, number: u64, in_flight: Rc<InFlightRequest>) -> Self {
-        let choices = state.prepared.mix.choices_of(number);
-        Self { choices, in_flight, connection: ConnectionSlot::default(), sessions: Vec::new() }
+        let rng = state.prepared.task_picker.rng_of_user(number);
+        Self { rng, in_flight, connection: ConnectionSlot::default(), sessions: Vec::new() }
     }
 
     fn checkout_transport(
@@ -227,7 +227,7 @@ pub(super) async fn perform_task(
         state,
         task,
         prepared,
-        &mut user.choices,
+        &mut user.rng,
         &in_flight,
         &mut guard.transport,
         &mut buffer,
@@ -257,7 +257,7 @@ pub(super) async fn perform_task(
         if let Some(response) = response {
             recorder.record_tokens(&response.tokens, time_per_token);
         }
-        if outcome == Outcome::Success && times.meets_goals(&prepared.goals, time_per_token) {
+        if outcome == Outcome::Success && times.meets_targets(&prepared.targets, time_per_token) {
             recorder.count_good_request();
         }
         // Replies that never came took at least this long.
@@ -289,7 +289,7 @@ async fn run_exchange(
     state: &ThreadState,
     task: usize,
     prepared: &PreparedTask,
-    choices: &mut Choices,
+    rng: &mut UserRng,
     in_flight: &InFlightRequest,
     transport: &mut Transport,
     buffer: &mut BytesMut,
@@ -303,7 +303,7 @@ async fn run_exchange(
         }
         (PreparedKind::Chat(chat), Transport::Http(slot)) => {
             let pool = state.connection_pool().ok_or_else(|| missing("target.http"))?;
-            let body = choices.pick(chat.requests.len());
+            let body = rng.pick_index(chat.requests.len());
             let on_token_gap =
                 |gap| state.with_recorder(task, |recorder| recorder.record_token_gap(gap));
             // The future is boxed because its state is large beside that of a plain request. The

@@ -7,9 +7,12 @@ use std::{
 };
 
 use loadtest_core::{
-    metrics::Numbers,
-    plan::{Plan, VERSION},
-    resource::LoadTestSpec,
+    load::LoadModel,
+    metrics::Metrics,
+    plan::{
+        Pacing, Plan, RunIdentity, RunnerRequest, Scenario, Task, TaskKind, ValidTest, size_test,
+    },
+    resource::Target,
 };
 
 use crate::{
@@ -27,20 +30,20 @@ pub enum LoopbackError {
     /// The built-in plan is not valid.
     #[error("load on loopback has an invalid plan")]
     Plan(#[from] PrepareError),
-    /// The built-in spec is not valid.
-    #[error("load on loopback has an invalid spec")]
-    Spec(#[from] serde_json::Error),
+    /// The built-in load or task is not valid.
+    #[error("load on loopback is not valid")]
+    Load(#[from] serde_json::Error),
 }
 
 /// The measurements of the load generator beside the observations of the target.
 pub(crate) struct LoopbackRun {
-    pub(crate) numbers: Numbers,
+    pub(crate) metrics: Metrics,
     /// All requests that reached the target, in the order of their arrival.
     pub(crate) requests: Vec<ObservedRequest>,
     pub(crate) start: Instant,
 }
 
-/// Runs `load` against a target on loopback. The load starts after `lead_time`.
+/// Runs `load`, a [`LoadModel`] as JSON, against a target on loopback. The load starts after `lead_time`.
 ///
 /// `timing` gets the start of the load, so that it can name moments.
 pub(crate) async fn run_on_loopback(
@@ -50,28 +53,27 @@ pub(crate) async fn run_on_loopback(
 ) -> Result<LoopbackRun, LoopbackError> {
     let start = Instant::now() + lead_time;
     let target = LoopbackTarget::start(timing(start))?;
-    let spec: LoadTestSpec = serde_json::from_value(serde_json::json!({
-        "target": {"http": format!("http://{}", target.address)},
-        "load": load,
-        "scenario": {"tasks": [{"name": "get", "http": {"path": "/"}}]},
-    }))?;
-    let plan = Plan {
-        version: VERSION,
-        run: "selftest".into(),
-        name: "selftest".into(),
-        runners: 1,
-        workers: 1,
-        token_sha256: String::new(),
-        target: spec.target,
-        load: spec.load,
-        scenario: spec.scenario,
-        thresholds: spec.thresholds,
-        release_grace: loadtest_core::Duration::ZERO,
-        metrics_linger: loadtest_core::Duration::ZERO,
+    let load: LoadModel = serde_json::from_value(load)?;
+    let get = serde_json::from_value(serde_json::json!({"path": "/"}))?;
+    let users = load.peak_users();
+    let test = ValidTest {
+        target: Target { http: Some(format!("http://{}", target.address)), ..Target::default() },
+        load,
+        graceful_stop: loadtest_core::Duration::from_secs(30),
+        scenario: Scenario {
+            pacing: Pacing::None,
+            seed: 0,
+            tasks: vec![Task { name: "get".into(), weight: 1, kind: TaskKind::Http(get) }],
+        },
+        thresholds: Vec::new(),
+        runner_request: RunnerRequest { users: Some(users), ..RunnerRequest::default() },
     };
+    let sizing = size_test(&test);
+    let run = RunIdentity { uid: "selftest".into(), name: "selftest".into(), ..Default::default() };
+    let plan = Plan { threads: 1, ..Plan::new(test, &sizing, run) };
     let engine = Engine::new(Arc::clone(&PreparedPlan::new(plan, |_| None)?), 0)?;
     engine.start(start);
     engine.wait_until_finished().await;
-    let numbers = engine.snapshot().await.numbers;
-    Ok(LoopbackRun { numbers, requests: target.finish()?, start })
+    let metrics = engine.snapshot().await.metrics;
+    Ok(LoopbackRun { metrics, requests: target.finish()?, start })
 }

@@ -112,7 +112,7 @@ impl InFlightRequest {
         if self.deadline.get().is_some() {
             let request_deadline = self.request_deadline.get();
             let phase_deadline =
-                timeout.map_or(request_deadline, |timeout| Instant::now() + timeout.std());
+                timeout.map_or(request_deadline, |timeout| Instant::now() + timeout.to_std());
             self.deadline.set(Some(request_deadline.min(phase_deadline)));
         }
     }

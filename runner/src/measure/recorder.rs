@@ -7,24 +7,24 @@ use std::{
 };
 
 use loadtest_core::{
-    metrics::{Connections, LatencyHistogram, Outcome, TaskNumbers, Tokens},
-    plan::Goals,
+    metrics::{LatencyMetric, Outcome, TaskMetrics, Tokens, catalog::LATENCIES},
+    plan::LatencyTargets,
 };
 
 use crate::{
     failure::{ErrorKind, Failure},
     measure::duration_histogram::{DurationHistogram, nanos_of},
+    net::connector::ConnectSteps,
 };
 
-/// Measurements of the requests with one outcome.
-#[derive(Clone, Debug, Default)]
-struct OutcomeSeries {
-    requests: u64,
-    response_time: DurationHistogram,
-    service_time: DurationHistogram,
-    first_response: Option<DurationHistogram>,
-    websocket_connect: Option<DurationHistogram>,
-}
+/// The latencies that every request has, as far as it got.
+const REQUEST_LATENCIES: [LatencyMetric; 5] = [
+    LatencyMetric::ResponseTime,
+    LatencyMetric::ServiceTime,
+    LatencyMetric::TimeToFirstByte,
+    LatencyMetric::TimeToFirstResponse,
+    LatencyMetric::WebSocketConnect,
+];
 
 /// The times of one request.
 #[derive(Clone, Copy, Debug)]
@@ -46,18 +46,15 @@ pub(crate) struct RequestTimes {
 /// The measurements of one task.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TaskRecorder {
-    /// By outcome. Each series is boxed and made on first use, because most outcomes never happen.
-    by_outcome: [Option<Box<OutcomeSeries>>; 4],
-    first_byte: Option<DurationHistogram>,
-    round_trip: Option<DurationHistogram>,
+    /// Requests by outcome.
+    requests: [u64; 4],
+    /// By metric and, where the catalogue keeps it, by outcome. Each histogram is boxed and made on
+    /// first use, because a task has few of them.
+    latencies: [[Option<Box<DurationHistogram>>; 4]; LatencyMetric::COUNT],
     /// WebSocket messages: sent, received.
     messages: (u64, u64),
-    connections_opened: u64,
+    connections: u64,
     reconnects: u64,
-    /// Durations of the steps of opening a connection, in the order of `ConnectStep::ALL`.
-    connect_steps: [Option<DurationHistogram>; 4],
-    inter_token_latency: Option<DurationHistogram>,
-    time_per_token: Option<DurationHistogram>,
     tokens: Tokens,
     good_requests: u64,
     dropped_arrivals: u64,
@@ -68,21 +65,38 @@ pub(crate) struct TaskRecorder {
 }
 
 impl RequestTimes {
-    /// Returns true when a successful request met all goals of its task. `time_per_token` is the
-    /// mean time between its tokens.
-    pub(crate) fn meets_goals(&self, goals: &Goals, time_per_token: Option<Duration>) -> bool {
-        let is_within =
-            |goal: Option<loadtest_core::Duration>, from: Option<Instant>, to: Option<Instant>| {
-                let took = from.zip(to).map(|(from, to)| to.saturating_duration_since(from));
-                goal.is_none_or(|goal| took.is_none_or(|took| took <= goal.std()))
+    /// A latency of the request; `None` when the request did not get so far.
+    fn latency(&self, metric: LatencyMetric) -> Option<Duration> {
+        let between = |from: Option<Instant>, to: Option<Instant>| {
+            from.zip(to).map(|(from, to)| to.saturating_duration_since(from))
+        };
+        match metric {
+            LatencyMetric::ResponseTime => between(Some(self.planned), Some(self.last)),
+            LatencyMetric::ServiceTime => between(self.sent, Some(self.last)),
+            LatencyMetric::TimeToFirstByte => between(self.sent, self.first_byte),
+            LatencyMetric::TimeToFirstResponse => between(Some(self.planned), self.first_token),
+            LatencyMetric::WebSocketConnect => self.connect,
+            _ => None,
+        }
+    }
+
+    /// Returns true when a successful request met all latency targets of its task.
+    /// `time_per_token` is the mean time between its tokens.
+    pub(crate) fn meets_targets(
+        &self,
+        targets: &LatencyTargets,
+        time_per_token: Option<Duration>,
+    ) -> bool {
+        LATENCIES.iter().all(|info| {
+            let Some(target) = targets.get(info.metric) else { return true };
+            let took = match info.metric {
+                LatencyMetric::InterTokenLatency | LatencyMetric::TimePerOutputToken => {
+                    time_per_token
+                }
+                metric => self.latency(metric),
             };
-        let Goals { response, service, first_byte, first, inter_token, connect } = *goals;
-        is_within(response, Some(self.planned), Some(self.last))
-            && is_within(service, self.sent, Some(self.last))
-            && is_within(first_byte, self.sent, self.first_byte)
-            && is_within(first, Some(self.planned), self.first_token)
-            && inter_token.is_none_or(|goal| time_per_token.is_none_or(|each| each <= goal.std()))
-            && connect.is_none_or(|goal| self.connect.is_none_or(|took| took <= goal.std()))
+            took.is_none_or(|took| took <= target.to_std())
+        })
     }
 }
 
@@ -91,35 +105,26 @@ impl RequestTimes {
 pub(crate) struct OpenedConnection {
     /// True when it replaces a connection that had ended.
     pub(crate) is_reconnect: bool,
-    /// Durations of its steps, in the order of `ConnectStep::ALL`. `None` for a step that was not
-    /// needed.
-    pub(crate) steps: [Option<Duration>; 4],
-}
-
-fn nanos_between(from: Instant, to: Instant) -> u64 {
-    nanos_of(to.saturating_duration_since(from))
+    /// Durations of its steps.
+    pub(crate) steps: ConnectSteps,
 }
 
 impl TaskRecorder {
+    /// Adds a sample of a latency.
+    fn record_latency(&mut self, metric: LatencyMetric, outcome: Outcome, time: Duration) {
+        let slot = if metric.info().by_outcome { outcome.index() } else { 0 };
+        self.latencies[metric as usize][slot].get_or_insert_default().record(nanos_of(time));
+    }
+
     /// Records one request.
     pub(crate) fn record_request(&mut self, outcome: Outcome, times: &RequestTimes) {
-        let RequestTimes { planned, sent, first_byte, first_token, last, connect } = *times;
-        let series = self.by_outcome[outcome.index()].get_or_insert_default();
-        series.requests += 1;
-        series.response_time.record(nanos_between(planned, last));
-        if let Some(sent) = sent {
-            series.service_time.record(nanos_between(sent, last));
-            // A fast error must not count as a fast first byte.
-            if let Some(first_byte) = first_byte.filter(|_| outcome != Outcome::Failure) {
-                self.first_byte.get_or_insert_default().record(nanos_between(sent, first_byte));
+        self.requests[outcome.index()] += 1;
+        for metric in REQUEST_LATENCIES {
+            // Without a histogram of its own, a fast error would count as a fast response.
+            let is_sample = outcome != Outcome::Failure || metric.info().by_outcome;
+            if let Some(time) = times.latency(metric).filter(|_| is_sample) {
+                self.record_latency(metric, outcome, time);
             }
-        }
-        if let Some(first_token) = first_token {
-            let first_response = series.first_response.get_or_insert_default();
-            first_response.record(nanos_between(planned, first_token));
-        }
-        if let Some(connect) = connect {
-            series.websocket_connect.get_or_insert_default().record(nanos_of(connect));
         }
     }
 
@@ -134,12 +139,12 @@ impl TaskRecorder {
 
     /// Records the time between two tokens.
     pub(crate) fn record_token_gap(&mut self, gap: Duration) {
-        self.inter_token_latency.get_or_insert_default().record(nanos_of(gap));
+        self.record_latency(LatencyMetric::InterTokenLatency, Outcome::Success, gap);
     }
 
     /// Records the time from a WebSocket message to its last reply.
     pub(crate) fn record_round_trip(&mut self, time: Duration) {
-        self.round_trip.get_or_insert_default().record(nanos_of(time));
+        self.record_latency(LatencyMetric::WebSocketRoundTrip, Outcome::Success, time);
     }
 
     /// Counts WebSocket messages.
@@ -149,12 +154,18 @@ impl TaskRecorder {
 
     /// Records a connection that was opened.
     pub(crate) fn record_connection(&mut self, opened: &OpenedConnection) {
-        let OpenedConnection { is_reconnect, steps } = opened;
-        self.connections_opened += 1;
-        self.reconnects += u64::from(*is_reconnect);
-        for (histogram, took) in self.connect_steps.iter_mut().zip(steps) {
-            if let Some(took) = took {
-                histogram.get_or_insert_default().record(nanos_of(*took));
+        let OpenedConnection { is_reconnect, steps } = *opened;
+        let ConnectSteps { dns, tcp, tls, upgrade } = steps;
+        self.connections += 1;
+        self.reconnects += u64::from(is_reconnect);
+        for (metric, time) in [
+            (LatencyMetric::ConnectDns, dns),
+            (LatencyMetric::ConnectTcp, tcp),
+            (LatencyMetric::ConnectTls, tls),
+            (LatencyMetric::ConnectUpgrade, upgrade),
+        ] {
+            if let Some(time) = time {
+                self.record_latency(metric, Outcome::Success, time);
             }
         }
     }
@@ -163,11 +174,11 @@ impl TaskRecorder {
     pub(crate) fn record_tokens(&mut self, tokens: &Tokens, time_per_token: Option<Duration>) {
         self.tokens.add(tokens);
         if let Some(time) = time_per_token {
-            self.time_per_token.get_or_insert_default().record(nanos_of(time));
+            self.record_latency(LatencyMetric::TimePerOutputToken, Outcome::Success, time);
         }
     }
 
-    /// Counts a request that met all goals of its task.
+    /// Counts a request that met all latency targets of its task.
     pub(crate) fn count_good_request(&mut self) {
         self.good_requests += 1;
     }
@@ -184,44 +195,33 @@ impl TaskRecorder {
     }
 
     /// Converts the measurements to the metrics of the task.
-    pub(crate) fn to_metrics(&self) -> TaskNumbers {
-        let native = |histogram: &Option<DurationHistogram>| {
-            histogram
-                .as_ref()
-                .map_or_else(LatencyHistogram::default, DurationHistogram::to_latency_histogram)
-        };
-        let mut metrics = TaskNumbers {
-            first_byte: native(&self.first_byte),
-            round_trip: native(&self.round_trip),
+    pub(crate) fn to_metrics(&self) -> TaskMetrics {
+        let mut metrics = TaskMetrics {
+            requests: self.requests,
             messages_sent: self.messages.0,
             messages_received: self.messages.1,
-            connections: Connections {
-                opened: self.connections_opened,
-                again: self.reconnects,
-                steps: std::array::from_fn(|i| native(&self.connect_steps[i])),
-            },
-            inter_token: native(&self.inter_token_latency),
-            token_time: native(&self.time_per_token),
+            connections: self.connections,
+            reconnects: self.reconnects,
             tokens: self.tokens,
             good: self.good_requests,
             dropped: self.dropped_arrivals,
             sent_bytes: self.sent_bytes,
             received_bytes: self.received_bytes,
-            ..TaskNumbers::default()
+            ..TaskMetrics::default()
         };
+        for (info, by_outcome) in LATENCIES.iter().zip(&self.latencies) {
+            for (outcome, histogram) in Outcome::ALL.into_iter().zip(by_outcome) {
+                if let Some(histogram) = histogram {
+                    let latency = metrics.latencies.get_mut(info.metric, outcome);
+                    *latency = histogram.to_latency_histogram();
+                }
+            }
+        }
         for kind in ErrorKind::COMMON {
             metrics.errors.insert(kind.to_string(), 0);
         }
         for (kind, (count, _)) in &self.errors {
             metrics.errors.insert(kind.to_string(), *count);
-        }
-        for (i, series) in self.by_outcome.iter().enumerate() {
-            let Some(series) = series else { continue };
-            metrics.requests[i] = series.requests;
-            metrics.response_time[i] = series.response_time.to_latency_histogram();
-            metrics.service_time[i] = series.service_time.to_latency_histogram();
-            metrics.first_response[i] = native(&series.first_response);
-            metrics.web_socket_connect[i] = native(&series.websocket_connect);
         }
         metrics
     }
@@ -254,10 +254,10 @@ mod tests {
         );
         let metrics = recorder.to_metrics();
         assert_eq!(metrics.requests, [1, 0, 0, 0]);
-        let secs = |h: &LatencyHistogram| h.sum_seconds();
-        assert!((secs(&metrics.response_time[0]) - 0.110).abs() < 1e-9);
-        assert!((secs(&metrics.service_time[0]) - 0.100).abs() < 1e-9);
-        assert!((secs(&metrics.first_response[0]) - 0.050).abs() < 1e-9);
-        assert_eq!(metrics.web_socket_connect[0].count(), 0);
+        let seconds = |metric| metrics.latencies.get(metric, Outcome::Success).sum_seconds();
+        assert!((seconds(LatencyMetric::ResponseTime) - 0.110).abs() < 1e-9);
+        assert!((seconds(LatencyMetric::ServiceTime) - 0.100).abs() < 1e-9);
+        assert!((seconds(LatencyMetric::TimeToFirstResponse) - 0.050).abs() < 1e-9);
+        assert!(!metrics.latencies.has_samples(LatencyMetric::WebSocketConnect));
     }
 }

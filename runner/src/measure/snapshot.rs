@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use loadtest_core::metrics::Numbers;
+use loadtest_core::metrics::Metrics;
 
 use crate::{
     measure::{duration_histogram::DurationHistogram, recorder::TaskRecorder},
@@ -13,7 +13,7 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
     /// Metrics of all load threads.
-    pub numbers: Numbers,
+    pub metrics: Metrics,
     /// One error message per task and kind of error.
     pub examples: BTreeMap<(String, String), String>,
 }
@@ -24,7 +24,7 @@ pub(crate) struct ThreadSnapshot {
     /// One recorder per task, in the plan's order.
     pub(crate) tasks: Vec<TaskRecorder>,
     pub(crate) schedule_lag: DurationHistogram,
-    pub(crate) loop_lag: DurationHistogram,
+    pub(crate) event_loop_lag: DurationHistogram,
     pub(crate) active_users: u64,
     pub(crate) peak_users: u64,
     pub(crate) user_seconds: f64,
@@ -35,14 +35,14 @@ pub(crate) struct ThreadSnapshot {
 impl ThreadSnapshot {
     /// Converts the snapshot to metrics. This takes milliseconds, so a load thread must not call
     /// it.
-    pub(crate) fn to_metrics(&self, prepared: &PreparedPlan) -> Numbers {
+    pub(crate) fn to_metrics(&self, prepared: &PreparedPlan) -> Metrics {
         let tasks = prepared.tasks.iter().zip(&self.tasks);
-        Numbers {
+        Metrics {
             tasks: tasks.map(|(task, copy)| (task.name.clone(), copy.to_metrics())).collect(),
             schedule_lag: self.schedule_lag.to_latency_histogram(),
-            loop_lag: self.loop_lag.to_latency_histogram(),
-            users: self.active_users,
-            users_peak: self.peak_users,
+            event_loop_lag: self.event_loop_lag.to_latency_histogram(),
+            users: self.active_users as f64,
+            users_peak: self.peak_users as f64,
             user_seconds: self.user_seconds,
             // The engine sets these.
             elapsed_seconds: 0.0,

@@ -7,7 +7,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loadtest_core::metrics::ConnectStep;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -28,8 +27,16 @@ const DNS_TTL: Duration = Duration::from_secs(30);
 /// by one.
 const DNS_ERROR_TTL: Duration = Duration::from_secs(1);
 
-/// Durations of the steps of opening a connection, in the order of [`ConnectStep::ALL`].
-pub(crate) type StepDurations = [Option<Duration>; 4];
+/// Durations of the steps of opening a connection. `None` for a step that was not needed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ConnectSteps {
+    pub(crate) dns: Option<Duration>,
+    pub(crate) tcp: Option<Duration>,
+    pub(crate) tls: Option<Duration>,
+    /// The handshake of a WebSocket.
+    pub(crate) upgrade: Option<Duration>,
+}
+
 /// The result of a lookup.
 type LookupResult = Result<Vec<SocketAddr>, Failure>;
 
@@ -59,8 +66,8 @@ impl Connector {
     /// address (round robin).
     pub(crate) async fn connect(
         &self,
-    ) -> Result<(MeteredStream, Rc<ConnectionStats>, StepDurations), Failure> {
-        let mut steps = StepDurations::default();
+    ) -> Result<(MeteredStream, Rc<ConnectionStats>, ConnectSteps), Failure> {
+        let mut steps = ConnectSteps::default();
         let addresses = self.resolve_host(&mut steps).await?;
         let first = self.next_address.get();
         self.next_address.set(first.wrapping_add(1));
@@ -70,7 +77,7 @@ impl Connector {
             let began = Instant::now();
             match TcpStream::connect(address).await {
                 Ok(tcp) => {
-                    steps[ConnectStep::Tcp.index()] = Some(began.elapsed());
+                    steps.tcp = Some(began.elapsed());
                     let (stream, stats) = self.wrap_stream(tcp, &mut steps).await?;
                     return Ok((stream, stats, steps));
                 }
@@ -88,7 +95,7 @@ impl Connector {
     async fn wrap_stream(
         &self,
         tcp: TcpStream,
-        steps: &mut StepDurations,
+        steps: &mut ConnectSteps,
     ) -> Result<(MeteredStream, Rc<ConnectionStats>), Failure> {
         // With Nagle's algorithm, a small request may wait for the acknowledgement of the previous
         // response.
@@ -104,7 +111,7 @@ impl Connector {
         let began = Instant::now();
         let session = connector.connect(name.clone(), socket).await;
         let session = session.map_err(|error| Failure::new(ErrorKind::Tls, error))?;
-        steps[ConnectStep::Tls.index()] = Some(began.elapsed());
+        steps.tls = Some(began.elapsed());
         let protocol = config.alpn_protocols.first();
         if let Some(protocol) = protocol.filter(|p| session.get_ref().1.alpn_protocol() != Some(p))
         {
@@ -123,7 +130,7 @@ impl Connector {
         (at.elapsed() < ttl).then(|| result.clone())
     }
 
-    async fn resolve_host(&self, steps: &mut StepDurations) -> LookupResult {
+    async fn resolve_host(&self, steps: &mut ConnectSteps) -> LookupResult {
         if let Some(result) = self.valid_lookup() {
             return result;
         }
@@ -137,7 +144,7 @@ impl Connector {
             Ok(addresses) => Ok(addresses.collect()),
             Err(error) => Err(Failure::new(ErrorKind::Dns, format!("{host}: {error}"))),
         };
-        steps[ConnectStep::Dns.index()] = Some(began.elapsed());
+        steps.dns = Some(began.elapsed());
         *self.cached_lookup.borrow_mut() = Some((Instant::now(), result.clone()));
         result
     }

@@ -74,7 +74,7 @@ fn request_body(task: &ChatTask, model: &str, message: &str) -> String {
         body["stream_options"] = serde_json::json!({"include_usage": true});
     }
     if let Some(max) = task.max_tokens {
-        body["max_tokens"] = max.into();
+        body["max_tokens"] = max.get().into();
     }
     body.to_string()
 }

@@ -145,7 +145,7 @@ fn describe_value(name: &str, found: &str) -> String {
     if SECRET_WORDS.iter().any(|word| name.contains(word)) {
         return format!("the value has {} bytes", found.len());
     }
-    format!("the value is {:?}", loadtest_core::report::truncated(found, MAX_SHOWN_VALUE))
+    format!("the value is {:?}", loadtest_core::text::truncate(found, MAX_SHOWN_VALUE))
 }
 
 #[cfg(test)]
@@ -153,7 +153,7 @@ mod tests {
     use super::*;
 
     fn prepare_check(yaml: &str) -> PreparedCheck {
-        PreparedCheck::new(&serde_yaml::from_str(yaml).unwrap()).unwrap()
+        PreparedCheck::new(&serde_saphyr::from_str(yaml).unwrap()).unwrap()
     }
 
     fn failure_of(yaml: &str, headers: &[HeaderField], body: &str) -> Option<(ErrorKind, String)> {
@@ -218,7 +218,9 @@ mod tests {
 
     #[test]
     fn an_invalid_check_is_refused() {
-        assert!(PreparedCheck::new(&serde_yaml::from_str("{jsonPath: '$.['}").unwrap()).is_none());
-        assert!(PreparedCheck::new(&serde_yaml::from_str("{}").unwrap()).is_none());
+        assert!(
+            PreparedCheck::new(&serde_saphyr::from_str("{jsonPath: '$.['}").unwrap()).is_none()
+        );
+        assert!(PreparedCheck::new(&serde_saphyr::from_str("{}").unwrap()).is_none());
     }
 }

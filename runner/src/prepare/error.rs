@@ -39,12 +39,6 @@ pub enum PrepareError {
     /// The CA bundle holds no certificate that can be read.
     #[error("target.tls.caBundle: no certificate could be read from it")]
     CaBundle,
-    /// A task has no kind or several kinds.
-    #[error("task {task:?} must have exactly one of http, chat and webSocket")]
-    Kind {
-        /// The name of the task.
-        task: String,
-    },
     /// A check is not valid.
     #[error("{check}: not a valid check; jsonPath must be an RFC 9535 path such as $.data[0].id")]
     Check {

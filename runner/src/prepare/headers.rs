@@ -3,10 +3,7 @@
 use std::collections::BTreeMap;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use loadtest_core::{
-    plan::{Plan, header_variable},
-    resource::Reuse,
-};
+use loadtest_core::{control::variable, plan::Plan, resource::ConnectionReuse};
 
 use crate::prepare::{endpoint::Endpoint, error::PrepareError};
 
@@ -40,21 +37,22 @@ pub(super) fn shared_headers(
     plan: &Plan,
     secret: impl Fn(&str) -> Option<String>,
 ) -> Result<HeaderMap, PrepareError> {
+    let target = &plan.test.target;
     let mut headers = HeaderMap::new();
     let user_agent = concat!("loadtest-runner/", env!("CARGO_PKG_VERSION"));
     insert_header(&mut headers, "user-agent", user_agent)?;
     insert_header(&mut headers, "accept", "*/*")?;
-    if plan.target.connections == Reuse::PerRequest {
+    if target.connections == ConnectionReuse::PerRequest {
         // The side that closes first keeps the port in `TIME_WAIT` for a minute. With this header
         // the target closes first.
         insert_header(&mut headers, "connection", "close")?;
     }
-    if plan.target.gzip {
+    if target.gzip {
         insert_header(&mut headers, "accept-encoding", "gzip")?;
     }
-    insert_headers(&mut headers, &plan.target.headers)?;
-    for (index, from) in plan.target.headers_from.iter().enumerate() {
-        let variable = header_variable(index);
+    insert_headers(&mut headers, &target.headers)?;
+    for (index, from) in target.headers_from.iter().enumerate() {
+        let variable = variable::header(index);
         let value = secret(&variable).ok_or_else(|| PrepareError::Secret {
             name: from.header.clone(),
             variable: variable.clone(),
@@ -65,7 +63,7 @@ pub(super) fn shared_headers(
             value.set_sensitive(true);
         }
     }
-    insert_header(&mut headers, RUN_HEADER, &plan.run)?;
+    insert_header(&mut headers, RUN_HEADER, &plan.run_uid)?;
     Ok(headers)
 }
 

@@ -41,12 +41,11 @@ impl PreparedHttp {
         let body = Bytes::from(task.body.clone().unwrap_or_default());
         let origin = endpoint.origin(version)?;
         let template = RequestTemplate { origin, method, uri, headers, body };
-        let remaining = u32::try_from(task.max_redirects).unwrap_or(0);
-        let statuses = task.expect_status.iter();
+        let remaining = task.max_redirects;
         Ok(Self {
             request: template.encode_request(),
             name,
-            expected_statuses: statuses.filter_map(|s| u16::try_from(*s).ok()).collect(),
+            expected_statuses: task.expect_status.clone(),
             checks: prepare_checks(task)?,
             redirects: (remaining > 0).then_some(Redirects { remaining, template }),
         })

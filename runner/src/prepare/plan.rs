@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use http::HeaderMap;
 use loadtest_core::{
-    mix::Mix,
-    plan::{Goals, Plan},
-    resource::{HttpVersion, Task, TaskKind},
+    load::TaskPicker,
+    plan::{LatencyTargets, Plan, Task, TaskKind},
+    resource::HttpVersion,
 };
 
 use crate::prepare::{
@@ -21,7 +21,7 @@ pub struct PreparedPlan {
     pub(crate) http: Option<Endpoint>,
     pub(crate) websocket: Option<Endpoint>,
     pub(crate) tasks: Vec<PreparedTask>,
-    pub(crate) mix: Mix,
+    pub(crate) task_picker: TaskPicker,
 }
 
 /// A task, ready to run.
@@ -30,7 +30,7 @@ pub(crate) struct PreparedTask {
     pub(crate) name: String,
     pub(crate) timeout: Duration,
     /// Latency targets of a good request.
-    pub(crate) goals: Goals,
+    pub(crate) targets: LatencyTargets,
     pub(crate) kind: PreparedKind,
 }
 
@@ -51,31 +51,28 @@ impl PreparedPlan {
         secret: impl Fn(&str) -> Option<String>,
     ) -> Result<Arc<Self>, PrepareError> {
         let shared = shared_headers(&plan, secret)?;
-        let version = plan.target.http_version;
+        let target = &plan.test.target;
+        let version = target.http_version;
         let endpoint = |url: &Option<String>, version, field, example| {
             let Some(url) = url else { return Ok(None) };
             let tls = client_config(&plan, version)?;
             Endpoint::parse(url, field, example, &tls).map(Some)
         };
-        let http = endpoint(&plan.target.http, version, "target.http", "http://cell0:18800")?;
+        let http = endpoint(&target.http, version, "target.http", "http://cell0:18800")?;
         // A WebSocket connection begins as HTTP/1.1.
         let websocket = endpoint(
-            &plan.target.web_socket,
+            &target.web_socket,
             HttpVersion::Http1,
             "target.webSocket",
             "ws://cell0:18801",
         )?;
-        let tasks = plan
-            .scenario
-            .tasks
-            .iter()
-            .map(|task| {
-                let goals = Goals::of(&plan.thresholds, &task.name);
-                PreparedTask::new(task, goals, &shared, version, http.as_ref(), websocket.as_ref())
-            })
-            .collect::<Result<_, _>>()?;
-        let mix = Mix::new(&plan.scenario);
-        Ok(Arc::new(Self { plan, http, websocket, tasks, mix }))
+        let prepare = |task: &Task| {
+            let targets = LatencyTargets::of_task(&plan.test.thresholds, &task.name);
+            PreparedTask::new(task, targets, &shared, version, http.as_ref(), websocket.as_ref())
+        };
+        let tasks = plan.test.scenario.tasks.iter().map(prepare).collect::<Result<_, _>>()?;
+        let task_picker = TaskPicker::new(&plan.test.scenario);
+        Ok(Arc::new(Self { plan, http, websocket, tasks, task_picker }))
     }
 
     /// Returns the original plan.
@@ -87,15 +84,14 @@ impl PreparedPlan {
 impl PreparedTask {
     fn new(
         task: &Task,
-        goals: Goals,
+        targets: LatencyTargets,
         shared: &HeaderMap,
         version: HttpVersion,
         http: Option<&Endpoint>,
         websocket: Option<&Endpoint>,
     ) -> Result<Self, PrepareError> {
         let missing = |field| PrepareError::MissingUrl { field, task: task.name.clone() };
-        let kind = task.kind().ok_or_else(|| PrepareError::Kind { task: task.name.clone() })?;
-        let (timeout, kind) = match kind {
+        let (timeout, kind) = match &task.kind {
             TaskKind::Http(task) => {
                 let endpoint = http.ok_or_else(|| missing("target.http"))?;
                 let prepared = PreparedHttp::new(task, shared, version, endpoint)?;
@@ -112,6 +108,6 @@ impl PreparedTask {
                 (task.timeout, PreparedKind::WebSocket(prepared))
             }
         };
-        Ok(Self { name: task.name.clone(), timeout: timeout.std(), goals, kind })
+        Ok(Self { name: task.name.clone(), timeout: timeout.to_std(), targets, kind })
     }
 }

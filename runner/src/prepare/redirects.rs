@@ -29,7 +29,7 @@ impl Redirects {
         let fail = |message: String| Err(Failure::new(ErrorKind::Redirect, message));
         // The query is left out because it may hold a credential.
         let shown = location.split(['?', '#']).next().unwrap_or_default();
-        let shown = loadtest_core::report::truncated(shown, 100);
+        let shown = loadtest_core::text::truncate(shown, 100);
         let Some(remaining) = self.remaining.checked_sub(1) else {
             return fail(format!("one redirect too many, to {shown:?}: see maxRedirects"));
         };

@@ -20,7 +20,7 @@ pub(super) fn client_config(
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(PrepareError::Tls)?;
-    let tls = plan.target.tls.clone().unwrap_or_default();
+    let tls = plan.test.target.tls.clone().unwrap_or_default();
     if tls.insecure_skip_verify {
         let verifier = Arc::new(AcceptAnyCertificate(provider));
         let config = builder.dangerous().with_custom_certificate_verifier(verifier);

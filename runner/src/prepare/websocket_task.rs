@@ -38,7 +38,7 @@ impl PreparedWebSocket {
             uri,
             headers: task_headers(shared, endpoint, &task.headers)?,
             messages: task.send.iter().map(Utf8Bytes::from).collect(),
-            replies: u32::try_from(task.replies).unwrap_or(0),
+            replies: task.replies,
             keep_open: task.session == Session::PerUser,
             send_close: task.close,
         })

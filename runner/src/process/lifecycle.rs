@@ -3,8 +3,10 @@
 
 use std::{io, process::ExitCode, sync::Arc, time::Duration};
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use loadtest_core::metrics::{Format, RunnerState};
+use loadtest_core::{
+    control::{self, DRAIN_TIMEOUT, LastMetricsPart, exit_code},
+    metrics::{Format, RunnerState},
+};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -13,23 +15,8 @@ use tokio::{
 
 use crate::process::server::{Control, router};
 
-/// Exit code of a runner that was killed after its start. The Job must not run its load again.
-pub(crate) const EXIT_KILLED_AFTER_START: u8 = 75;
-/// Exit code of a runner that was killed before its start.
-pub(crate) const EXIT_KILLED_BEFORE_START: u8 = 76;
-
 /// Maximum time for the load threads of a killed runner to count requests in flight.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Maximum time for which a killed runner serves its metrics before it exits without a release
-/// order.
-///
-/// The log of the pod disappears with the pod, so the operator has to scrape the metrics before.
-/// The time is below the grace period of the pod, which is 10 s.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(7);
-
-/// Maximum length of a log line with metrics. Container runtimes split lines near 16 KiB.
-const MAX_LOG_LINE: usize = 8 << 10;
 
 /// Why the lifecycle ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +49,11 @@ pub(crate) async fn run_until_exit(
     };
     let code = match reason {
         EndReason::Killed if control.engine.state() == RunnerState::Waiting => {
-            EXIT_KILLED_BEFORE_START
+            exit_code::KILLED_BEFORE_START
         }
         EndReason::Killed if *control.released.borrow() => 0,
         EndReason::Killed => {
-            let deadline = Instant::now() + DRAIN_TIMEOUT;
+            let deadline = Instant::now() + DRAIN_TIMEOUT.to_std();
             control.engine.kill();
             // A load thread that hangs must not outlast the grace period of the pod.
             let _ = tokio::time::timeout(COUNT_TIMEOUT, control.engine.wait_until_finished()).await;
@@ -81,7 +68,7 @@ pub(crate) async fn run_until_exit(
                 // A second signal ends the wait.
                 () = wait_for_signal(&mut terminate, &mut interrupt) => {}
             }
-            EXIT_KILLED_AFTER_START
+            exit_code::KILLED_AFTER_START
         }
         EndReason::GracePassed => {
             tracing::warn!("no release order within the grace period");
@@ -93,7 +80,7 @@ pub(crate) async fn run_until_exit(
             if control.engine.state() == RunnerState::Running {
                 control.engine.stop(Duration::ZERO);
             }
-            let linger = control.engine.prepared().plan().metrics_linger.std();
+            let linger = control.engine.prepared().plan().metrics_linger.to_std();
             tokio::select! {
                 () = tokio::time::sleep(linger) => {}
                 () = wait_for_signal(&mut terminate, &mut interrupt) => {}
@@ -115,7 +102,7 @@ async fn wait_for_signal(terminate: &mut Signal, interrupt: &mut Signal) {
 
 async fn wait_for_end(control: &Control) -> EndReason {
     let mut released = control.released.subscribe();
-    let grace = control.engine.prepared().plan().release_grace.std();
+    let grace = control.engine.prepared().plan().release_grace.to_std();
     tokio::select! {
         // The test may end without this runner: a release order can come even before a start order.
         _ = released.wait_for(|released| *released) => return EndReason::Released,
@@ -131,10 +118,7 @@ async fn wait_for_end(control: &Control) -> EndReason {
 /// Writes the final metrics to the log, in numbered lines that the operator joins.
 async fn log_final_metrics(control: &Control) {
     let Ok(bytes) = control.encode_metrics(Format::Protobuf).await else { return };
-    let text = STANDARD.encode(bytes);
-    let parts = text.len().div_ceil(MAX_LOG_LINE);
-    for (part, data) in text.as_bytes().chunks(MAX_LOG_LINE).enumerate() {
-        let data = std::str::from_utf8(data).unwrap_or_default();
-        tracing::info!(part = part + 1, parts, data, "last metrics");
+    for LastMetricsPart { part, parts, data } in control::split_last_metrics(&bytes) {
+        tracing::info!(part, parts, data, "{}", control::LAST_METRICS);
     }
 }

@@ -7,10 +7,9 @@
 use std::{fs, net::ToSocketAddrs};
 
 use loadtest_core::{
-    plan::Plan,
-    resource::{HttpVersion, Reuse, Session, Task, TaskKind},
-    sizing,
-    values::Rate,
+    load::LoadModel,
+    plan::{Plan, TaskKind, memory_bytes},
+    resource::{ConnectionReuse, HttpVersion, Session},
 };
 
 use crate::{
@@ -58,22 +57,22 @@ struct ConnectionNeed {
 
 impl ConnectionNeed {
     fn of_runner(plan: &Plan, index: u32) -> Self {
-        // A task of weight 0 is never chosen.
-        let tasks = || plan.scenario.tasks.iter().filter(|task| task.weight > 0);
-        let kinds = || tasks().filter_map(Task::kind);
-        let users = (plan.users_of(index).count() as u64).min(concurrent_users(plan, kinds()));
-        let speaks_http = kinds().any(|kind| !matches!(kind, TaskKind::WebSocket(_)));
-        let target = &plan.target;
+        let scenario = &plan.test.scenario;
+        let all_users = u64::from(plan.test.load.peak_users().get());
+        let users = plan.runner_partition(index).count_below(all_users).min(concurrent_users(plan));
+        let speaks_http =
+            scenario.picked_kinds().any(|kind| !matches!(kind, TaskKind::WebSocket(_)));
+        let target = &plan.test.target;
         let http = match (target.connections, target.http_version) {
             _ if !speaks_http => 0,
-            (Reuse::Shared, HttpVersion::Http2) => u64::from(plan.workers),
+            (ConnectionReuse::Shared, HttpVersion::Http2) => u64::from(plan.threads),
             // In the worst case all users wait for a response at the same time.
             _ => users,
         };
         let sessions = |wanted: Session| {
             let is_wanted =
-                |kind: &TaskKind<'_>| matches!(kind, TaskKind::WebSocket(w) if w.session == wanted);
-            kinds().filter(is_wanted).count() as u64
+                |kind: &&TaskKind| matches!(kind, TaskKind::WebSocket(w) if w.session == wanted);
+            scenario.picked_kinds().filter(is_wanted).count() as u64
         };
         // A user runs one task at a time, and keeps its sessions open between tasks.
         let per_task = sessions(Session::PerTask).min(1);
@@ -86,29 +85,25 @@ impl ConnectionNeed {
 ///
 /// In the open model these are the arrivals within the longest timeout. In the closed model these
 /// are the users that start before the end.
-fn concurrent_users<'a>(plan: &Plan, kinds: impl Iterator<Item = TaskKind<'a>>) -> u64 {
-    let load = &plan.load;
-    let total = if load.is_open() {
-        let stages = load.stages.iter().filter_map(|stage| stage.rate);
-        let rate = load.arrival_rate.into_iter().chain(stages).map(Rate::value).fold(0.0, f64::max);
-        let timeouts = kinds.map(|kind| match kind {
-            TaskKind::Http(http) => http.timeout,
-            TaskKind::Chat(chat) => chat.timeout,
-            TaskKind::WebSocket(socket) => socket.timeout,
-        });
-        rate * timeouts.max().unwrap_or_default().as_secs_f64()
-    } else {
-        match (load.spawn_rate, load.duration) {
-            (Some(rate), Some(length)) => rate * length.as_secs_f64(),
-            _ => f64::MAX,
+fn concurrent_users(plan: &Plan) -> u64 {
+    let timeouts = plan.test.scenario.picked_kinds().map(|kind| match kind {
+        TaskKind::Http(http) => http.timeout,
+        TaskKind::Chat(chat) => chat.timeout,
+        TaskKind::WebSocket(socket) => socket.timeout,
+    });
+    let total = match (&plan.test.load, plan.test.load.peak_arrival_rate()) {
+        (_, Some(rate)) => rate.value() * timeouts.max().unwrap_or_default().as_secs_f64(),
+        (LoadModel::Users(load), None) => {
+            load.spawn_rate.get().value() * load.duration.as_secs_f64()
         }
+        (_, None) => f64::MAX,
     };
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "float casts saturate, and no rate is negative"
     )]
-    let per_runner = (total / f64::from(plan.runners.max(1))).ceil() as u64;
+    let per_runner = (total / f64::from(plan.runners)).ceil() as u64;
     // The parts of the runners differ by at most one user.
     per_runner.saturating_add(1)
 }
@@ -170,7 +165,7 @@ fn check_limits(
             ));
         }
     }
-    let bytes = sizing::memory_bytes(plan, users);
+    let bytes = memory_bytes(plan, users);
     if let Some(limit) = limits.memory.filter(|limit| bytes > *limit) {
         let mebi = |bytes: u64| bytes.div_ceil(1 << 20);
         problems.push(format!(
@@ -185,8 +180,8 @@ fn check_limits(
 
 /// Returns the maximum number of users within a memory limit.
 fn max_users_in_memory(plan: &Plan, users: u64, limit: u64) -> u64 {
-    let base = sizing::memory_bytes(plan, 0);
-    max_users(users, sizing::memory_bytes(plan, users) - base, limit.saturating_sub(base))
+    let base = memory_bytes(plan, 0);
+    max_users(users, memory_bytes(plan, users) - base, limit.saturating_sub(base))
 }
 
 /// Returns the maximum number of users within `available`, when `users` need `needed`.
@@ -197,32 +192,32 @@ fn max_users(users: u64, needed: u64, available: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use loadtest_core::{plan::VERSION, resource::LoadTestSpec};
+    use loadtest_core::{
+        plan::{RunIdentity, ValidTest, size_test, validate},
+        resource::LoadTestSpec,
+    };
 
     use super::*;
 
     const NO_LIMITS: Limits = Limits { files: None, ports: 28_232, memory: None };
 
-    fn plan(users: u64, target: &str, tasks: &str) -> Plan {
+    fn valid(target: &str, load: &str, tasks: &str) -> ValidTest {
         let spec = format!(
-            "{{target: {{http: 'http://t', webSocket: 'ws://t'{target}}}, \
-             load: {{users: {users}, spawnRate: 10000, duration: 1m}}, scenario: {{tasks: [{tasks}]}}}}"
+            "{{target: {{http: 'http://t', webSocket: 'ws://t'{target}}}, load: {load}, \
+             scenario: {{tasks: [{tasks}]}}, runners: {{usersPerRunner: 1000000}}}}"
         );
-        let spec: LoadTestSpec = serde_yaml::from_str(&spec).unwrap();
-        Plan {
-            version: VERSION,
-            run: "uid".into(),
-            name: "test".into(),
-            runners: 1,
-            workers: 2,
-            token_sha256: String::new(),
-            target: spec.target,
-            load: spec.load,
-            scenario: spec.scenario,
-            thresholds: spec.thresholds,
-            release_grace: loadtest_core::Duration::ZERO,
-            metrics_linger: loadtest_core::Duration::ZERO,
-        }
+        let spec: LoadTestSpec = serde_saphyr::from_str(&spec).unwrap();
+        validate(&spec).unwrap()
+    }
+
+    fn plan_of(test: ValidTest) -> Plan {
+        let sizing = size_test(&test);
+        Plan { threads: 2, ..Plan::new(test, &sizing, RunIdentity::default()) }
+    }
+
+    fn plan(users: u64, target: &str, tasks: &str) -> Plan {
+        let load = format!("{{users: {users}, spawnRate: 10000, duration: 1m}}");
+        plan_of(valid(target, &load, tasks))
     }
 
     const HTTP: &str = "{name: a, http: {path: /}}";
@@ -279,17 +274,15 @@ mod tests {
 
     #[test]
     fn only_users_and_tasks_that_run_need_connections() {
-        let mut plan = plan(30_000, "", HTTP);
-        plan.load =
-            serde_yaml::from_str("{arrivalRate: 100/s, maxUsers: 30000, duration: 1m}").unwrap();
-        assert_eq!(ConnectionNeed::of_runner(&plan, 0).http, 6001);
-        plan.load = serde_yaml::from_str("{users: 30000, spawnRate: 10, duration: 1m}").unwrap();
-        assert_eq!(ConnectionNeed::of_runner(&plan, 0).http, 601);
-        plan.scenario.tasks = serde_yaml::from_str(
-            "[{name: a, http: {path: /}}, {name: b, weight: 0, webSocket: {}}]",
-        )
-        .unwrap();
-        assert_eq!(ConnectionNeed::of_runner(&plan, 0).websocket, 0);
+        let need = |load: &str, tasks: &str| {
+            ConnectionNeed::of_runner(&plan_of(valid("", load, tasks)), 0)
+        };
+        let arrivals = "{arrivalRate: 100/s, maxUsers: 30000, duration: 1m}";
+        assert_eq!(need(arrivals, HTTP).http, 6001);
+        let slow_ramp = "{users: 30000, spawnRate: 10, duration: 1m}";
+        assert_eq!(need(slow_ramp, HTTP).http, 601);
+        let unused = "{name: a, http: {path: /}}, {name: b, weight: 0, webSocket: {}}";
+        assert_eq!(need(slow_ramp, unused).websocket, 0);
     }
 
     #[test]

@@ -2,10 +2,8 @@
 
 use std::{fs, io, net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use loadtest_core::{
-    metrics::Identity,
-    plan::{Plan, VERSION},
-};
+use loadtest_core::{control, metrics::Identity, plan::Plan};
+use serde::Deserialize;
 use tokio::sync::watch;
 
 use crate::{
@@ -52,11 +50,12 @@ pub enum RunError {
         /// The cause.
         source: serde_json::Error,
     },
-    /// The plan has a format that this runner does not support.
-    #[error(
-        "plan has version {0}, this runner supports {VERSION}: use the operator's runner image"
-    )]
-    PlanVersion(u32),
+    /// The operator follows another version of the contract between operator and runner.
+    #[error("the plan has contract version {found}: {}", control::version_advice())]
+    ContractVersion {
+        /// The version that the plan names.
+        found: u32,
+    },
     /// The index is too large for the plan.
     #[error("index {index} is not below the plan's {runners} runners")]
     Index {
@@ -91,13 +90,10 @@ pub enum RunError {
 pub fn run_plan(options: RunOptions) -> Result<ExitCode, RunError> {
     let RunOptions { plan: path, listen, index, pod_uid } = options;
     let plan = read_plan(path)?;
-    if plan.version != VERSION {
-        return Err(RunError::PlanVersion(plan.version));
-    }
     if index >= plan.runners {
         return Err(RunError::Index { index, runners: plan.runners });
     }
-    let identity = Identity { run: plan.run.clone(), index, pod: pod_uid };
+    let identity = Identity { run_uid: plan.run_uid.clone(), index, pod_uid };
     let prepared = PreparedPlan::new(plan, |variable| std::env::var(variable).ok())?;
     warm_up();
     let problems = find_problems(&prepared, index, &Limits::of_this_machine(), false);
@@ -121,5 +117,16 @@ fn read_plan(path: PathBuf) -> Result<Plan, RunError> {
         Ok(text) => text,
         Err(source) => return Err(RunError::ReadPlan { path, source }),
     };
-    serde_json::from_str(&text).map_err(|source| RunError::ParsePlan { path, source })
+    /// The part of a plan that every version has.
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    match serde_json::from_str::<Versioned>(&text) {
+        Ok(Versioned { version }) if version != control::VERSION => {
+            Err(RunError::ContractVersion { found: version })
+        }
+        // A plan without a version is not a plan: the error names the field.
+        _ => serde_json::from_str(&text).map_err(|source| RunError::ParsePlan { path, source }),
+    }
 }

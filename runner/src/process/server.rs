@@ -15,11 +15,11 @@ use axum::{
     routing::{get, post},
 };
 use loadtest_core::{
-    metrics::{Format, Identity, RunnerNumbers, RunnerState, Shown, encode},
-    resource::TaskKind,
+    control::{ErrorExample, MAX_ORDER_SECONDS, StartOrder, StopOrder, path},
+    metrics::{ExpositionOptions, Format, Identity, RunnerMetrics, RunnerState, encode},
+    plan::TaskKind,
     token,
 };
-use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, sync::watch};
 
 use crate::load::engine::Engine;
@@ -35,47 +35,16 @@ pub struct Control {
     pub released: watch::Sender<bool>,
 }
 
-/// The body of a start order.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct StartOrder {
-    /// Seconds from the sending of the order to the start of the load.
-    pub in_seconds: f64,
-}
-
-/// The body of a stop order.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct StopOrder {
-    /// Seconds that requests in flight may still take.
-    pub grace_seconds: f64,
-}
-
-/// An example of an error, as listed at `/errors`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ErrorExample {
-    /// Name of the task.
-    pub task: String,
-    /// Kind of the error.
-    pub kind: String,
-    /// Message of the first such error.
-    pub message: String,
-}
-
-/// Maximum time before a start and maximum grace period, in seconds. A wrong unit must not block a
-/// runner for a year.
-const MAX_ORDER_SECONDS: f64 = 3600.0;
-
 impl Control {
     /// Returns the metrics measured so far, with the identity and the state of this runner.
-    async fn runner_metrics(&self) -> RunnerNumbers {
+    async fn runner_metrics(&self) -> RunnerMetrics {
         // The state is read first, so that metrics with the state "done" are final.
         let state = match self.engine.state() {
             RunnerState::Done if *self.released.borrow() => RunnerState::Released,
             state => state,
         };
-        let numbers = self.engine.snapshot().await.numbers;
-        RunnerNumbers { identity: self.identity.clone(), state, numbers }
+        let metrics = self.engine.snapshot().await.metrics;
+        RunnerMetrics { identity: self.identity.clone(), state, metrics }
     }
 
     /// Returns the metrics, encoded in a format.
@@ -86,20 +55,17 @@ impl Control {
         encode(self.runner_metrics().await, self.exposition_options(), format)
     }
 
-    fn exposition_options(&self) -> Shown {
+    fn exposition_options(&self) -> ExpositionOptions {
         let plan = self.engine.prepared().plan();
-        let task_names = |wanted: fn(TaskKind<'_>) -> bool| {
-            let tasks = plan.scenario.tasks.iter();
-            tasks
-                .filter(|task| task.kind().is_some_and(wanted))
-                .map(|task| task.name.clone())
-                .collect()
+        let task_names = |wanted: fn(&TaskKind) -> bool| {
+            let tasks = plan.test.scenario.tasks.iter();
+            tasks.filter(|task| wanted(&task.kind)).map(|task| task.name.clone()).collect()
         };
-        Shown {
+        ExpositionOptions {
             loadtest: plan.name.clone(),
-            chat: task_names(|kind| matches!(kind, TaskKind::Chat(_))),
-            web_socket: task_names(|kind| matches!(kind, TaskKind::WebSocket(_))),
-            breathe: Some(std::thread::yield_now),
+            chat_tasks: task_names(|kind| matches!(kind, TaskKind::Chat(_))),
+            web_socket_tasks: task_names(|kind| matches!(kind, TaskKind::WebSocket(_))),
+            after_each_histogram: Some(std::thread::yield_now),
         }
     }
 
@@ -107,7 +73,7 @@ impl Control {
         let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let token = bearer.and_then(|value| value.strip_prefix("Bearer "));
         let expected = &self.engine.prepared().plan().token_sha256;
-        token.is_some_and(|token| token::matches(token, expected))
+        token.is_some_and(|token| token::matches_fingerprint(token, expected))
     }
 }
 
@@ -128,19 +94,19 @@ pub(crate) async fn bind_listener(address: SocketAddr) -> io::Result<TcpListener
 /// Returns the routes of a runner.
 pub fn router(control: Arc<Control>) -> Router {
     Router::new()
-        .route("/metrics", get(get_metrics))
-        .route("/errors", get(get_errors))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(|| async { "ok\n" }))
-        .route("/start", post(post_start))
-        .route("/stop", post(post_stop))
-        .route("/release", post(post_release))
+        .route(path::METRICS, get(get_metrics))
+        .route(path::ERRORS, get(get_errors))
+        .route(path::LIVENESS, get(|| async { "ok\n" }))
+        .route(path::READINESS, get(|| async { "ok\n" }))
+        .route(path::START, post(post_start))
+        .route(path::STOP, post(post_stop))
+        .route(path::RELEASE, post(post_release))
         .with_state(control)
 }
 
 async fn get_metrics(State(control): State<Arc<Control>>, headers: HeaderMap) -> Response {
     let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
-    let format = Format::accepted(accept.unwrap_or_default());
+    let format = Format::from_accept(accept.unwrap_or_default());
     match control.encode_metrics(format).await {
         Ok(body) => ([(header::CONTENT_TYPE, format.content_type())], body).into_response(),
         Err(error) => {
@@ -177,7 +143,8 @@ async fn post_start(
         return unauthorized_response();
     }
     let Some(lead) = parse_seconds(order.in_seconds) else {
-        let message = format!("inSeconds: {} is not between 0 and 3600\n", order.in_seconds);
+        let message =
+            format!("inSeconds: {} is not between 0 and {MAX_ORDER_SECONDS}\n", order.in_seconds);
         return (StatusCode::BAD_REQUEST, message).into_response();
     };
     // A repeated start order changes nothing and gets the same response.
@@ -196,7 +163,10 @@ async fn post_stop(
         return unauthorized_response();
     }
     let Some(grace) = parse_seconds(order.grace_seconds) else {
-        let message = format!("graceSeconds: {} is not between 0 and 3600\n", order.grace_seconds);
+        let message = format!(
+            "graceSeconds: {} is not between 0 and {MAX_ORDER_SECONDS}\n",
+            order.grace_seconds
+        );
         return (StatusCode::BAD_REQUEST, message).into_response();
     };
     tracing::info!(grace_seconds = order.grace_seconds, "stop ordered");

@@ -25,7 +25,7 @@ pub fn warm_up() {
 /// Code that runs for the first time may wait for page faults. In a virtual machine the very first
 /// request takes 10 to 40 ms longer than the next.
 fn run_warm_up_load() -> Result<(), LoopbackError> {
-    let load = serde_json::json!({"arrivalRate": "500/s", "maxUsers": 10, "duration": "100ms"});
+    let load = serde_json::json!({"arrivals": {"rate": 500, "maxUsers": 10, "duration": "100ms"}});
     // The load runs on a thread of its own, because the caller may be inside a runtime.
     let thread = thread::Builder::new().name("warm-up".into()).spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

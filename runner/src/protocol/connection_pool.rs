@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loadtest_core::resource::{HttpVersion, Reuse};
+use loadtest_core::resource::{ConnectionReuse, HttpVersion};
 use tokio::io::AsyncReadExt;
 
 use crate::{
@@ -125,7 +125,7 @@ impl ConnectionSlot {
 pub(crate) struct ConnectionPool {
     connector: Connector,
     version: HttpVersion,
-    reuse: Reuse,
+    reuse: ConnectionReuse,
     /// Shared connections that are idle. The one used last is the warmest, and the next to be used.
     idle: RefCell<Vec<ConnectionSlot>>,
     /// The HTTP/2 connection that all users share, and the lock for opening it.
@@ -135,7 +135,7 @@ pub(crate) struct ConnectionPool {
 
 impl ConnectionPool {
     pub(crate) fn new(prepared: &PreparedPlan, timestamps: &Rc<KernelTimestamps>) -> Option<Self> {
-        let target = &prepared.plan.target;
+        let target = &prepared.plan.test.target;
         Some(Self {
             connector: Connector::new(prepared.http.clone()?, Rc::clone(timestamps)),
             version: target.http_version,
@@ -149,10 +149,12 @@ impl ConnectionPool {
     /// Returns a slot for the next request of a user: the user's own slot, or an idle one.
     pub(crate) fn checkout(&self, own: &mut ConnectionSlot) -> ConnectionSlot {
         match (self.reuse, self.version) {
-            (Reuse::PerUser, _) => std::mem::take(own),
-            (Reuse::PerRequest, _) => ConnectionSlot::default(),
-            (Reuse::Shared, HttpVersion::Http1) => self.idle.borrow_mut().pop().unwrap_or_default(),
-            (Reuse::Shared, HttpVersion::Http2) => ConnectionSlot {
+            (ConnectionReuse::PerUser, _) => std::mem::take(own),
+            (ConnectionReuse::PerRequest, _) => ConnectionSlot::default(),
+            (ConnectionReuse::Shared, HttpVersion::Http1) => {
+                self.idle.borrow_mut().pop().unwrap_or_default()
+            }
+            (ConnectionReuse::Shared, HttpVersion::Http2) => ConnectionSlot {
                 connection: self.shared_connection().map(Connection::Http2),
                 is_lost: false,
             },
@@ -162,9 +164,9 @@ impl ConnectionPool {
     /// Returns a slot to the pool, or to the user.
     pub(crate) fn checkin(&self, slot: ConnectionSlot, own: &mut ConnectionSlot) {
         match (self.reuse, self.version) {
-            (Reuse::PerUser, _) => *own = slot,
-            (Reuse::Shared, HttpVersion::Http1) => self.idle.borrow_mut().push(slot),
-            (Reuse::PerRequest, _) | (Reuse::Shared, HttpVersion::Http2) => {}
+            (ConnectionReuse::PerUser, _) => *own = slot,
+            (ConnectionReuse::Shared, HttpVersion::Http1) => self.idle.borrow_mut().push(slot),
+            (ConnectionReuse::PerRequest, _) | (ConnectionReuse::Shared, HttpVersion::Http2) => {}
         }
     }
 
@@ -173,7 +175,7 @@ impl ConnectionPool {
     pub(crate) async fn await_remote_close(&self, slot: &mut ConnectionSlot, timer: &PreciseTimer) {
         let Some(Connection::Http1(open)) = &mut slot.connection else { return };
         // The rest of a response that was given up is not worth reading.
-        if open.has_unread_body || self.reuse != Reuse::PerRequest && !open.is_used_up {
+        if open.has_unread_body || self.reuse != ConnectionReuse::PerRequest && !open.is_used_up {
             return;
         }
         let mut discarded = [0; 64];
@@ -207,7 +209,7 @@ impl ConnectionPool {
                 has_unread_body: false,
             }));
         }
-        if self.reuse != Reuse::Shared {
+        if self.reuse != ConnectionReuse::Shared {
             return self.open_http2(is_reconnect, in_flight).await.map(Connection::Http2);
         }
         // Users that start together open a single connection: one opens it, the others wait.

@@ -8,7 +8,6 @@ use std::{
 };
 
 use futures::{SinkExt, StreamExt};
-use loadtest_core::metrics::ConnectStep;
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{self, Message},
@@ -131,7 +130,7 @@ impl SessionSlot {
             }
         }
         let upgraded = session.stats.last_read.get();
-        steps[ConnectStep::Upgrade.index()] = Some(upgraded.saturating_duration_since(began));
+        steps.upgrade = Some(upgraded.saturating_duration_since(began));
         in_flight.mark_upgraded(upgraded);
         in_flight.add_opened_connection(OpenedConnection {
             is_reconnect: std::mem::take(&mut self.is_lost),

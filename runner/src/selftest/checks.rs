@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use loadtest_core::metrics::{LatencyHistogram, Outcome, judged};
+use loadtest_core::metrics::{LatencyHistogram, LatencyMetric, Outcome};
 
 use crate::loopback::{
     run::{LoopbackError, LoopbackRun, run_on_loopback},
@@ -53,22 +53,24 @@ fn nearest_rank(sorted: &[Duration], p: f64) -> Duration {
 
 /// Checks with 64 users at full speed that no request is lost or counted twice.
 pub(super) async fn check_accounting() -> Result<Vec<Check>, LoopbackError> {
-    let load = serde_json::json!({"users": 64, "spawnRate": 10_000, "duration": "2s"});
-    let LoopbackRun { numbers, requests, .. } =
+    let load = serde_json::json!({"users": {"users": 64, "spawnRate": 10_000, "duration": "2s"}});
+    let LoopbackRun { metrics, requests, .. } =
         run_on_loopback(load, LEAD_TIME, |_| ResponseTiming::Immediate).await?;
-    let total = numbers.total();
-    let count = total.completed() + total.of(Outcome::Interrupted);
+    let total = metrics.all_tasks();
+    let count = total.completed_requests() + total.requests_with(Outcome::Interrupted);
     Ok(vec![Check::new(
         "requests counted, 64 users without pause",
         format!("{} at the target", requests.len()),
-        format!("{count}, {} failed", total.failures()),
-        count == requests.len() as u64 && total.completed() > 0 && total.failures() == 0,
+        format!("{count}, {} failed", total.failed_requests()),
+        count == requests.len() as u64
+            && total.completed_requests() > 0
+            && total.failed_requests() == 0,
     )])
 }
 
 /// Compares when requests reach the target with when the load model planned them.
 pub(super) async fn check_schedule() -> Result<Vec<Check>, LoopbackError> {
-    let load = serde_json::json!({"arrivalRate": "1000/s", "maxUsers": 100, "duration": "3s"});
+    let load = serde_json::json!({"arrivals": {"rate": 1000, "maxUsers": 100, "duration": "3s"}});
     let LoopbackRun { requests, start, .. } =
         run_on_loopback(load, LEAD_TIME, |_| ResponseTiming::Immediate).await?;
     let mut errors: Vec<Duration> = (0_u32..)
@@ -94,16 +96,15 @@ pub(super) async fn check_schedule() -> Result<Vec<Check>, LoopbackError> {
 /// Compares measured response times with the time that the target took. The difference is the
 /// network and the generator.
 pub(super) async fn check_latency(rate: u32) -> Result<Vec<Check>, LoopbackError> {
-    let load =
-        serde_json::json!({"arrivalRate": format!("{rate}/s"), "maxUsers": 500, "duration": "2s"});
+    let load = serde_json::json!({"arrivals": {"rate": rate, "maxUsers": 500, "duration": "2s"}});
     let delayed = |_| ResponseTiming::Delayed(Duration::from_millis(20));
-    let LoopbackRun { numbers, requests, .. } = run_on_loopback(load, LEAD_TIME, delayed).await?;
+    let LoopbackRun { metrics, requests, .. } = run_on_loopback(load, LEAD_TIME, delayed).await?;
     let mut at_target: Vec<Duration> = requests
         .iter()
         .map(|request| request.responded.saturating_duration_since(request.arrived))
         .collect();
     at_target.sort_unstable();
-    let measured = judged(&numbers.total().response_time);
+    let measured = metrics.all_tasks().latencies.samples(LatencyMetric::ResponseTime);
     let is_complete = is_almost_all(requests.len(), 2 * rate as usize);
     let count = requests.len() as u64;
     let row = |p: f64, name: &str| {
@@ -122,7 +123,7 @@ pub(super) async fn check_latency(rate: u32) -> Result<Vec<Check>, LoopbackError
 }
 
 fn quantile_of(histogram: &LatencyHistogram, p: f64) -> Duration {
-    histogram.quantile(p).map_or(Duration::ZERO, loadtest_core::Duration::std)
+    histogram.quantile(p).map_or(Duration::ZERO, loadtest_core::Duration::to_std)
 }
 
 /// Checks quantiles under a target that freezes for one second in ten (Gil Tene's test for
@@ -132,13 +133,13 @@ fn quantile_of(histogram: &LatencyHistogram, p: f64) -> Duration {
 /// quantile is 1 s × (p − 0.9) / 0.1. A generator that waits for a response before its next request
 /// sees one slow request per user, and good percentiles.
 pub(super) async fn check_stall() -> Result<Vec<Check>, LoopbackError> {
-    let load = serde_json::json!({"arrivalRate": "200/s", "maxUsers": 300, "duration": "10s"});
+    let load = serde_json::json!({"arrivals": {"rate": 200, "maxUsers": 300, "duration": "10s"}});
     let frozen = |start: Instant| {
         let from = start + Duration::from_secs(5);
         ResponseTiming::Frozen(from, from + Duration::from_secs(1))
     };
-    let LoopbackRun { numbers, .. } = run_on_loopback(load, LEAD_TIME, frozen).await?;
-    let measured = judged(&numbers.total().response_time);
+    let LoopbackRun { metrics, .. } = run_on_loopback(load, LEAD_TIME, frozen).await?;
+    let measured = metrics.all_tasks().latencies.samples(LatencyMetric::ResponseTime);
     let (is_complete, count) = (measured.count() == 2000, measured.count());
     let row = |p: f64, name: &str| {
         let expected = Duration::from_secs_f64((p - 0.9) / 0.1);

@@ -6,8 +6,8 @@ use std::sync::{
 };
 
 use loadtest_core::{
-    metrics::{ConnectStep, TaskNumbers},
-    resource::{HttpVersion, Reuse},
+    metrics::{LatencyMetric, Outcome, TaskMetrics},
+    resource::{ConnectionReuse, HttpVersion},
 };
 use serde_json::json;
 use tokio::{
@@ -16,27 +16,32 @@ use tokio::{
 };
 
 use crate::{
-    harness::{only_task, outcome_counts, run_plan},
+    harness::{load_model, only_task, outcome_counts, run_plan, think_time},
     target::{Limits, Target, Tls},
 };
 
 /// Runs eight users on one load thread for a second, and returns the metrics of their only task.
-async fn run_users(target: &Target, path: &str, reuse: Reuse, version: HttpVersion) -> TaskNumbers {
+async fn run_users(
+    target: &Target,
+    path: &str,
+    reuse: ConnectionReuse,
+    version: HttpVersion,
+) -> TaskMetrics {
     let mut plan = target.build_plan(8, json!({"path": path})).await;
-    (plan.target.connections, plan.target.http_version) = (reuse, version);
-    plan.workers = 1;
+    (plan.test.target.connections, plan.test.target.http_version) = (reuse, version);
+    plan.threads = 1;
     let result = run_plan(plan).await;
-    let task = only_task(&result.numbers).clone();
-    assert_eq!(task.failures(), 0, "{:?} {:?}", task.errors, result.examples);
-    assert!(task.completed() > 8, "{:?}", outcome_counts(&task));
+    let task = only_task(&result.metrics).clone();
+    assert_eq!(task.failed_requests(), 0, "{:?} {:?}", task.errors, result.examples);
+    assert!(task.completed_requests() > 8, "{:?}", outcome_counts(&task));
     task
 }
 
 #[tokio::test]
 async fn per_user_reuse_opens_one_connection_per_user() {
     let target = Target::start(Tls::None).await;
-    let task = run_users(&target, "/slow", Reuse::PerUser, HttpVersion::Http1).await;
-    assert_eq!((task.connections.opened, task.connections.again), (8, 0));
+    let task = run_users(&target, "/slow", ConnectionReuse::PerUser, HttpVersion::Http1).await;
+    assert_eq!((task.connections, task.reconnects), (8, 0));
     assert_eq!(target.count(|stats| &stats.connections), 8);
 }
 
@@ -44,36 +49,35 @@ async fn per_user_reuse_opens_one_connection_per_user() {
 async fn shared_pool_opens_only_as_many_connections_as_needed() {
     let target = Target::start(Tls::None).await;
     let mut plan = target.build_plan(40, json!({"path": "/ok"})).await;
-    plan.target.connections = Reuse::Shared;
-    plan.workers = 1;
+    plan.test.target.connections = ConnectionReuse::Shared;
+    plan.threads = 1;
     // Users start one after the other and pause most of the time, so few users need a connection
     // at the same moment.
-    plan.load.spawn_rate = Some(100.0);
-    plan.scenario.pause =
-        Some(serde_json::from_value(json!({"min": "400ms", "max": "600ms"})).unwrap());
+    plan.test.load = load_model(json!({"users": 40, "spawnRate": 100, "duration": "1s"}));
+    plan.test.scenario.pacing = think_time("400ms", "600ms");
     let result = run_plan(plan).await;
-    let task = only_task(&result.numbers);
+    let task = only_task(&result.metrics);
     let opened = target.count(|stats| &stats.connections);
-    assert_eq!((task.failures(), task.connections.opened), (0, opened), "{:?}", result.examples);
-    assert!(task.completed() > 15, "{:?}", outcome_counts(task));
+    assert_eq!((task.failed_requests(), task.connections), (0, opened), "{:?}", result.examples);
+    assert!(task.completed_requests() > 15, "{:?}", outcome_counts(task));
     assert!((1..40).contains(&opened), "{opened}");
 }
 
 #[tokio::test]
 async fn per_request_reuse_opens_one_connection_per_request() {
     let target = Target::start(Tls::None).await;
-    let task = run_users(&target, "/ok", Reuse::PerRequest, HttpVersion::Http1).await;
-    assert_eq!(task.connections.opened, task.completed());
-    assert_eq!(task.connections.again, 0);
-    assert_eq!(target.count(|stats| &stats.requests), task.completed());
+    let task = run_users(&target, "/ok", ConnectionReuse::PerRequest, HttpVersion::Http1).await;
+    assert_eq!(task.connections, task.completed_requests());
+    assert_eq!(task.reconnects, 0);
+    assert_eq!(target.count(|stats| &stats.requests), task.completed_requests());
 }
 
 #[tokio::test]
 async fn connection_closed_by_the_target_is_a_reconnect() {
     let target = Target::start(Tls::None).await;
-    let task = run_users(&target, "/close", Reuse::PerUser, HttpVersion::Http1).await;
-    assert_eq!(task.connections.opened, task.completed());
-    assert_eq!(task.connections.again, task.completed() - 8);
+    let task = run_users(&target, "/close", ConnectionReuse::PerUser, HttpVersion::Http1).await;
+    assert_eq!(task.connections, task.completed_requests());
+    assert_eq!(task.reconnects, task.completed_requests() - 8);
 }
 
 /// Starts a target that sends `head` as its whole response and closes the connection 20 ms later.
@@ -105,16 +109,19 @@ async fn start_closing_target(head: &'static str) -> (String, Arc<AtomicU64>) {
 #[tokio::test]
 async fn runner_lets_the_target_close_a_finished_connection() {
     for (reuse, head) in [
-        (Reuse::PerRequest, "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n"),
-        (Reuse::PerUser, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"),
-        (Reuse::Shared, "HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n"),
+        (ConnectionReuse::PerRequest, "HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n"),
+        (
+            ConnectionReuse::PerUser,
+            "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+        ),
+        (ConnectionReuse::Shared, "HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n"),
     ] {
         let (url, closed_by_runner) = start_closing_target(head).await;
         let target = Target::start(Tls::None).await;
         let mut plan = target.build_plan(4, json!({"path": "/"})).await;
-        (plan.target.http, plan.target.connections) = (Some(url), reuse);
+        (plan.test.target.http, plan.test.target.connections) = (Some(url), reuse);
         let result = run_plan(plan).await;
-        let completed = only_task(&result.numbers).completed();
+        let completed = only_task(&result.metrics).completed_requests();
         assert!(completed > 8, "{reuse:?}");
         // The runner waits up to 100 ms for the target to close, and the target closes after 20 ms.
         // When the machine stalls, both times can end at once.
@@ -127,13 +134,16 @@ async fn runner_lets_the_target_close_a_finished_connection() {
 async fn http2_multiplexes_requests_on_one_shared_connection() {
     for tls in [Tls::None, Tls::Http2] {
         let target = Target::start(tls).await;
-        let task = run_users(&target, "/slow", Reuse::Shared, HttpVersion::Http2).await;
-        assert_eq!(task.connections.opened, 1, "{tls:?}");
+        let task = run_users(&target, "/slow", ConnectionReuse::Shared, HttpVersion::Http2).await;
+        assert_eq!(task.connections, 1, "{tls:?}");
         assert_eq!(target.count(|stats| &stats.connections), 1, "{tls:?}");
         let max_in_flight = target.count(|stats| &stats.max_in_flight);
         assert!(max_in_flight > 1, "{max_in_flight} in flight, {tls:?}");
-        assert_eq!(target.count(|stats| &stats.requests), task.completed(), "{tls:?}");
-        assert_eq!(task.service_time[0].count(), task.first_byte.count());
+        assert_eq!(target.count(|stats| &stats.requests), task.completed_requests(), "{tls:?}");
+        assert_eq!(
+            task.latencies.get(LatencyMetric::ServiceTime, Outcome::Success).count(),
+            task.latencies.get(LatencyMetric::TimeToFirstByte, Outcome::Success).count()
+        );
     }
 }
 
@@ -142,23 +152,27 @@ async fn waiting_for_an_http2_stream_is_not_service_time() {
     let limits = Limits { max_streams: Some(2), max_connection_age: None };
     let target = Target::start_limited(Tls::None, limits).await;
     let mut plan = target.build_plan(60, json!({"path": "/slow"})).await;
-    (plan.target.connections, plan.target.http_version) = (Reuse::Shared, HttpVersion::Http2);
-    plan.workers = 1;
+    (plan.test.target.connections, plan.test.target.http_version) =
+        (ConnectionReuse::Shared, HttpVersion::Http2);
+    plan.threads = 1;
     // The wait for a stream must not count for the connect or first byte timeout either, not even
     // for users that wait while the connection opens: the last users wait longer than both
     // timeouts.
-    plan.load.spawn_rate = Some(100_000.0);
+    plan.test.load = load_model(json!({"users": 60, "spawnRate": 100_000, "duration": "1s"}));
     let limit = Some(loadtest_core::Duration::from_secs(1));
-    (plan.target.timeouts.connect, plan.target.timeouts.first_byte) = (limit, limit);
+    (plan.test.target.timeouts.connect, plan.test.target.timeouts.first_byte) = (limit, limit);
     let result = run_plan(plan).await;
-    let task = only_task(&result.numbers);
-    assert_eq!(task.failures(), 0, "{:?} {:?}", task.errors, result.examples);
+    let task = only_task(&result.metrics);
+    assert_eq!(task.failed_requests(), 0, "{:?} {:?}", task.errors, result.examples);
     assert_eq!(target.count(|stats| &stats.max_in_flight), 2);
     // Two requests of 50 ms run at a time, so the last of 60 users waits for 29 pairs: 1.45 s.
     let p50 = |times: &loadtest_core::metrics::LatencyHistogram| {
         times.quantile(0.5).unwrap().as_secs_f64()
     };
-    let (service, response) = (p50(&task.service_time[0]), p50(&task.response_time[0]));
+    let (service, response) = (
+        p50(task.latencies.get(LatencyMetric::ServiceTime, Outcome::Success)),
+        p50(task.latencies.get(LatencyMetric::ResponseTime, Outcome::Success)),
+    );
     assert!(service < 0.5 && response > 0.6, "{service} {response}");
 }
 
@@ -167,10 +181,10 @@ async fn http2_goaway_fails_no_request() {
     let max_connection_age = Some(std::time::Duration::from_millis(150));
     let limits = Limits { max_streams: None, max_connection_age };
     let target = Target::start_limited(Tls::None, limits).await;
-    let task = run_users(&target, "/slow", Reuse::Shared, HttpVersion::Http2).await;
+    let task = run_users(&target, "/slow", ConnectionReuse::Shared, HttpVersion::Http2).await;
     let opened = target.count(|stats| &stats.connections);
     assert!(opened > 1, "{opened}");
-    assert_eq!((task.connections.opened, task.connections.again), (opened, opened - 1));
+    assert_eq!((task.connections, task.reconnects), (opened, opened - 1));
 }
 
 #[tokio::test]
@@ -178,10 +192,10 @@ async fn http2_per_user_opens_own_connections_and_sends_bodies() {
     let target = Target::start(Tls::None).await;
     let mut plan =
         target.build_plan(3, json!({"path": "/ok", "method": "POST", "body": "hello"})).await;
-    plan.target.http_version = HttpVersion::Http2;
+    plan.test.target.http_version = HttpVersion::Http2;
     let result = run_plan(plan).await;
-    let task = only_task(&result.numbers);
-    assert_eq!((task.failures(), task.connections.opened), (0, 3), "{:?}", result.examples);
+    let task = only_task(&result.metrics);
+    assert_eq!((task.failed_requests(), task.connections), (0, 3), "{:?}", result.examples);
     assert_eq!(target.latest_request(), "POST HTTP/2.0 5 bytes");
 }
 
@@ -189,10 +203,10 @@ async fn http2_per_user_opens_own_connections_and_sends_bodies() {
 async fn missing_http2_support_names_target_http_version() {
     let target = Target::start(Tls::Http1).await;
     let mut plan = target.build_plan(1, json!({"path": "/ok"})).await;
-    plan.target.http_version = HttpVersion::Http2;
+    plan.test.target.http_version = HttpVersion::Http2;
     let result = run_plan(plan).await;
-    let task = only_task(&result.numbers);
-    assert_eq!(task.completed(), task.errors["protocol"]);
+    let task = only_task(&result.metrics);
+    assert_eq!(task.completed_requests(), task.errors["protocol"]);
     let message = &result.examples[&("it".to_owned(), "protocol".to_owned())];
     assert!(message.contains("target.httpVersion"), "{message}");
 }
@@ -200,51 +214,78 @@ async fn missing_http2_support_names_target_http_version() {
 #[tokio::test]
 async fn each_connect_step_is_measured() {
     let target = Target::start(Tls::Http1).await;
-    let task = run_users(&target, "/ok", Reuse::PerRequest, HttpVersion::Http1).await;
-    let count = |step: ConnectStep| task.connections.steps[step.index()].count();
-    assert_eq!(count(ConnectStep::Tcp), task.completed());
-    assert_eq!(count(ConnectStep::Tls), task.completed());
+    let task = run_users(&target, "/ok", ConnectionReuse::PerRequest, HttpVersion::Http1).await;
+    let histogram = |step| task.latencies.get(step, Outcome::Success);
+    let count = |step| histogram(step).count();
+    assert_eq!(count(LatencyMetric::ConnectTcp), task.completed_requests());
+    assert_eq!(count(LatencyMetric::ConnectTls), task.completed_requests());
     // The resolved address is cached, so all connections share one DNS lookup.
-    assert_eq!((count(ConnectStep::Dns), count(ConnectStep::Upgrade)), (1, 0));
-    let sum = |step: ConnectStep| task.connections.steps[step.index()].sum_seconds();
-    let response_seconds = task.response_time[0].sum_seconds();
-    let connect_seconds = sum(ConnectStep::Tcp) + sum(ConnectStep::Tls);
+    assert_eq!((count(LatencyMetric::ConnectDns), count(LatencyMetric::ConnectUpgrade)), (1, 0));
+    let sum = |step| histogram(step).sum_seconds();
+    let response_seconds =
+        task.latencies.get(LatencyMetric::ResponseTime, Outcome::Success).sum_seconds();
+    let connect_seconds = sum(LatencyMetric::ConnectTcp) + sum(LatencyMetric::ConnectTls);
     assert!(connect_seconds < response_seconds, "{connect_seconds} {response_seconds}");
 }
 
 #[tokio::test]
 async fn first_byte_comes_before_the_last_byte() {
     let target = Target::start(Tls::None).await;
-    let task = run_users(&target, "/slow", Reuse::PerUser, HttpVersion::Http1).await;
-    assert_eq!(task.first_byte.count(), task.completed());
-    let first = task.first_byte.quantile(0.0).unwrap().as_secs_f64();
+    let task = run_users(&target, "/slow", ConnectionReuse::PerUser, HttpVersion::Http1).await;
+    assert_eq!(
+        task.latencies.get(LatencyMetric::TimeToFirstByte, Outcome::Success).count(),
+        task.completed_requests()
+    );
+    let first = task
+        .latencies
+        .get(LatencyMetric::TimeToFirstByte, Outcome::Success)
+        .quantile(0.0)
+        .unwrap()
+        .as_secs_f64();
     assert!(first >= 0.0499, "{first}");
-    assert!(task.first_byte.sum_seconds() <= task.service_time[0].sum_seconds() + 1e-6);
+    assert!(
+        task.latencies.get(LatencyMetric::TimeToFirstByte, Outcome::Success).sum_seconds()
+            <= task.latencies.get(LatencyMetric::ServiceTime, Outcome::Success).sum_seconds()
+                + 1e-6
+    );
 }
 
 #[tokio::test]
 async fn failed_requests_record_no_first_byte() {
     let target = Target::start(Tls::None).await;
     let result = run_plan(target.build_plan(2, json!({"path": "/nowhere"})).await).await;
-    let task = only_task(&result.numbers);
-    assert_eq!(task.completed(), task.errors["http_404"]);
-    assert_eq!(task.first_byte.count(), task.requests[3]);
+    let task = only_task(&result.metrics);
+    assert_eq!(task.completed_requests(), task.errors["http_404"]);
+    assert_eq!(
+        task.latencies.get(LatencyMetric::TimeToFirstByte, Outcome::Success).count(),
+        task.requests[3]
+    );
 }
 
 #[tokio::test]
 async fn late_first_byte_is_a_timeout_response_error() {
     let target = Target::start(Tls::None).await;
     let mut plan = target.build_plan(2, json!({"path": "/never"})).await;
-    plan.target.timeouts.first_byte = Some(loadtest_core::Duration::from_millis(20));
+    plan.test.target.timeouts.first_byte = Some(loadtest_core::Duration::from_millis(20));
     let result = run_plan(plan).await;
-    let task = only_task(&result.numbers);
-    assert_eq!(task.completed(), task.errors["timeout_response"], "{:?}", task.errors);
+    let task = only_task(&result.metrics);
+    assert_eq!(task.completed_requests(), task.errors["timeout_response"], "{:?}", task.errors);
     let message = &result.examples[&("it".to_owned(), "timeout_response".to_owned())];
-    assert_eq!(message, "answer had not begun within 20ms");
+    assert_eq!(message, "response had not begun within 20ms");
     // A missing first byte counts with the time that the user waited.
     let waited = task.requests[2] + task.requests[3];
-    assert_eq!(task.first_byte.count(), waited);
-    assert!(task.first_byte.quantile(0.5).unwrap().as_secs_f64() >= 0.0199);
+    assert_eq!(
+        task.latencies.get(LatencyMetric::TimeToFirstByte, Outcome::Success).count(),
+        waited
+    );
+    assert!(
+        task.latencies
+            .get(LatencyMetric::TimeToFirstByte, Outcome::Success)
+            .quantile(0.5)
+            .unwrap()
+            .as_secs_f64()
+            >= 0.0199
+    );
 }
 
 #[tokio::test]
@@ -265,11 +306,11 @@ async fn slow_connect_is_a_timeout_connect_error() {
     }
     let target = Target::start(Tls::None).await;
     let mut plan = target.build_plan(2, json!({"path": "/ok"})).await;
-    plan.target.http = Some(format!("http://{address}"));
-    plan.target.timeouts.connect = Some(loadtest_core::Duration::from_millis(50));
+    plan.test.target.http = Some(format!("http://{address}"));
+    plan.test.target.timeouts.connect = Some(loadtest_core::Duration::from_millis(50));
     let result = run_plan(plan).await;
-    let task = only_task(&result.numbers);
-    assert_eq!(task.completed(), task.errors["timeout_connect"], "{:?}", task.errors);
+    let task = only_task(&result.metrics);
+    assert_eq!(task.completed_requests(), task.errors["timeout_connect"], "{:?}", task.errors);
     let message = &result.examples[&("it".to_owned(), "timeout_connect".to_owned())];
     assert_eq!(message, "connection was not open within 50ms");
 }

@@ -25,7 +25,7 @@ async fn start_runner() -> Runner {
     let simulator = start_simulator("{}").await;
     let tasks = json!([{"name": "health", "http": {"path": "/health"}}]);
     let plan = build_plan(&simulator, 2, "1s", &tasks);
-    let identity = Identity { run: plan.run.clone(), index: 0, pod: "pod".into() };
+    let identity = Identity { run_uid: plan.run_uid.clone(), index: 0, pod_uid: "pod".into() };
     let prepared = PreparedPlan::new(plan, |_| None).unwrap();
     let engine = Engine::new(prepared, 0).unwrap();
     let control = Arc::new(Control { engine, identity, released: watch::Sender::new(false) });
@@ -98,8 +98,8 @@ async fn runner_stopped_before_its_start_never_starts() {
     assert_eq!(runner.control.engine.state(), RunnerState::Done);
     let (status, _) = send(&runner, "POST /start", TOKEN_HEADER, r#"{"inSeconds": 0}"#).await;
     assert_eq!(status, 204);
-    let metrics = runner.control.engine.snapshot().await.numbers;
-    assert_eq!((metrics.total().completed(), metrics.users_peak), (0, 0));
+    let metrics = runner.control.engine.snapshot().await.metrics;
+    assert_eq!((metrics.all_tasks().completed_requests(), metrics.users_peak), (0, 0.0));
 }
 
 #[tokio::test]
@@ -114,8 +114,8 @@ async fn repeated_start_order_starts_once() {
     let (_, body) = send(&runner, "GET /metrics", &accept, "").await;
     let scraped = decode(&body).unwrap();
     assert_eq!(scraped.state, RunnerState::Done);
-    assert_eq!(scraped.numbers.users_peak, 2);
-    assert!(scraped.numbers.total().completed() > 0);
+    assert_eq!(scraped.metrics.users_peak, 2.0);
+    assert!(scraped.metrics.all_tasks().completed_requests() > 0);
 }
 
 #[tokio::test]

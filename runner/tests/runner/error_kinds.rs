@@ -15,9 +15,14 @@ use crate::harness::{build_plan, only_task, run_plan, start_simulator};
 
 /// Runs a plan and asserts that all requests fail. Returns one message per error kind.
 async fn run_failing_plan(plan: Plan) -> BTreeMap<String, String> {
-    let Snapshot { numbers, examples } = run_plan(plan).await;
-    let task = only_task(&numbers);
-    assert_eq!(task.completed(), task.failures(), "every request must fail: {:?}", task.errors);
+    let Snapshot { metrics, examples } = run_plan(plan).await;
+    let task = only_task(&metrics);
+    assert_eq!(
+        task.completed_requests(),
+        task.failed_requests(),
+        "every request must fail: {:?}",
+        task.errors
+    );
     let kinds = task.errors.iter().filter(|(_, count)| **count > 0);
     let example = |kind: &String| {
         examples
@@ -128,7 +133,7 @@ async fn unreachable_target_is_named_in_the_error() {
     ];
     for (url, kind, expected_name) in cases {
         let mut plan = plan.clone();
-        plan.target.http = Some(url);
+        plan.test.target.http = Some(url);
         let kinds = run_failing_plan(plan).await;
         assert_eq!(kinds.keys().collect::<Vec<_>>(), [kind], "{kinds:?}");
         assert!(kinds[kind].contains(&expected_name), "{kinds:?}");
@@ -140,7 +145,7 @@ async fn silent_tls_target_is_a_timeout_connect_error() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let task = json!({"http": {"path": "/health", "timeout": "300ms"}});
     let (_simulator, mut plan) = prepare_task("{}", task).await;
-    plan.target.http = Some(format!("https://{}", silent.local_addr().unwrap()));
+    plan.test.target.http = Some(format!("https://{}", silent.local_addr().unwrap()));
     assert_eq!(run_failing_plan(plan).await.into_keys().collect::<Vec<_>>(), ["timeout_connect"]);
 }
 
@@ -183,17 +188,17 @@ async fn certificate_is_verified_as_the_spec_says() {
     let (address, pem) = start_tls_server().await;
     let task = json!({"http": {"path": "/health"}});
     let (_simulator, mut plan) = prepare_task("{}", task).await;
-    plan.target.http = Some(format!("https://localhost:{}", address.port()));
+    plan.test.target.http = Some(format!("https://localhost:{}", address.port()));
     assert_eq!(run_failing_plan(plan.clone()).await.into_keys().collect::<Vec<_>>(), ["tls"]);
     let trusting_settings = [
         Tls { ca_bundle: Some(pem), ..Tls::default() },
         Tls { insecure_skip_verify: true, ..Tls::default() },
     ];
     for tls in trusting_settings {
-        plan.target.tls = Some(tls);
-        let metrics = run_plan(plan.clone()).await.numbers;
+        plan.test.target.tls = Some(tls);
+        let metrics = run_plan(plan.clone()).await.metrics;
         let task = only_task(&metrics);
-        assert!(task.completed() > 0 && task.failures() == 0, "{:?}", task.errors);
+        assert!(task.completed_requests() > 0 && task.failed_requests() == 0, "{:?}", task.errors);
     }
 }
 
@@ -201,7 +206,7 @@ async fn certificate_is_verified_as_the_spec_says() {
 async fn unresolvable_name_does_not_delay_the_end() {
     let task = json!({"http": {"path": "/health", "timeout": "20s"}});
     let (_simulator, mut plan) = prepare_task("{}", task).await;
-    plan.target.http = Some("http://nowhere.invalid".into());
+    plan.test.target.http = Some("http://nowhere.invalid".into());
     let result = tokio::time::timeout(Duration::from_secs(15), run_plan(plan)).await;
     assert!(result.is_ok(), "1 s of load and 5 s of graceful stop took longer than 15 s");
 }

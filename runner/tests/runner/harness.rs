@@ -7,11 +7,13 @@ use std::{
 
 use cell0_simulator::{Counts, Listen, Settings, Simulator};
 use loadtest_core::{
-    metrics::{Numbers, Outcome, TaskNumbers},
-    plan::{Plan, VERSION},
+    load::LoadModel,
+    metrics::{Metrics, Outcome, TaskMetrics},
+    plan::{Pacing, Plan, RunIdentity, size_test, validate},
     resource::LoadTestSpec,
+    values::Users,
 };
-use loadtest_runner::{Engine, Snapshot, PreparedPlan};
+use loadtest_runner::{Engine, PreparedPlan, Snapshot};
 use serde_json::{Value, json};
 
 /// Run UID of every plan that [`build_plan`] returns.
@@ -33,21 +35,35 @@ pub(crate) fn build_plan(simulator: &Simulator, users: u32, duration: &str, task
         "load": {"users": users, "spawnRate": 1000, "duration": duration, "gracefulStop": "5s"},
         "scenario": {"pause": {"min": "5ms", "max": "15ms"}, "tasks": tasks},
     });
-    let spec: LoadTestSpec = serde_json::from_value(spec).unwrap();
-    Plan {
-        version: VERSION,
-        run: RUN_UID.into(),
+    plan_of_spec(spec)
+}
+
+/// Builds the plan of one runner with two load threads from the JSON of a spec.
+pub(crate) fn plan_of_spec(spec: Value) -> Plan {
+    let mut spec: LoadTestSpec = serde_json::from_value(spec).unwrap();
+    spec.runners.users_per_runner = Users::new(1_000_000);
+    let test = validate(&spec).unwrap();
+    let sizing = size_test(&test);
+    let run = RunIdentity {
+        uid: RUN_UID.into(),
         name: "burst".into(),
-        runners: 1,
-        workers: 2,
-        token_sha256: loadtest_core::token::fingerprint("secret"),
-        target: spec.target,
-        load: spec.load,
-        scenario: spec.scenario,
-        thresholds: spec.thresholds,
-        release_grace: loadtest_core::Duration::from_secs(30),
-        metrics_linger: loadtest_core::Duration::ZERO,
-    }
+        token_sha256: loadtest_core::token::fingerprint_of("secret"),
+    };
+    let grace = loadtest_core::Duration::from_secs(30);
+    let plan = Plan::new(test, &sizing, run).with_grace(grace, loadtest_core::Duration::ZERO);
+    Plan { threads: 2, ..plan }
+}
+
+/// A load model from the JSON of `spec.load`.
+pub(crate) fn load_model(load: Value) -> LoadModel {
+    let tasks = json!([{"name": "health", "http": {"path": "/health"}}]);
+    let target = json!({"http": "http://unused"});
+    plan_of_spec(json!({"target": target, "load": load, "scenario": {"tasks": tasks}})).test.load
+}
+
+/// A think time between two limits, such as `20ms`.
+pub(crate) fn think_time(min: &str, max: &str) -> Pacing {
+    Pacing::Pause(serde_json::from_value(json!({"min": min, "max": max})).unwrap())
 }
 
 /// Runs the load of a plan to its end and returns the final metrics.
@@ -60,12 +76,12 @@ pub(crate) async fn run_plan(plan: Plan) -> Snapshot {
 }
 
 /// Returns the number of requests per outcome: success, failure, timeout, interrupted.
-pub(crate) fn outcome_counts(task: &TaskNumbers) -> [u64; 4] {
-    Outcome::ALL.map(|outcome| task.of(outcome))
+pub(crate) fn outcome_counts(task: &TaskMetrics) -> [u64; 4] {
+    Outcome::ALL.map(|outcome| task.requests_with(outcome))
 }
 
 /// Returns the metrics of the only task.
-pub(crate) fn only_task(metrics: &Numbers) -> &TaskNumbers {
+pub(crate) fn only_task(metrics: &Metrics) -> &TaskMetrics {
     assert_eq!(metrics.tasks.len(), 1);
     metrics.tasks.values().next().unwrap()
 }

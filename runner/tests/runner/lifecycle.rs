@@ -6,10 +6,10 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use cell0_simulator::Simulator;
 use loadtest_core::{
-    metrics::{Outcome, RunnerNumbers, RunnerState, decode},
+    control::{exit_code, join_last_metrics, path},
+    metrics::{Outcome, RunnerMetrics, RunnerState, decode},
     plan::Plan,
 };
 use serde_json::{Value, json};
@@ -101,16 +101,10 @@ fn send_sigterm(process: &RunnerProcess) {
 }
 
 /// Waits until the process ends. Returns its exit code, and the last metrics if it logged them.
-fn wait_for_exit(mut process: RunnerProcess) -> (Option<i32>, Option<RunnerNumbers>) {
-    let mut text = String::new();
-    for line in process.log.lines() {
-        let value: Value = serde_json::from_str(&line.unwrap()).unwrap();
-        if value["fields"]["message"] == "last metrics" {
-            text.push_str(value["fields"]["data"].as_str().unwrap());
-        }
-    }
+fn wait_for_exit(mut process: RunnerProcess) -> (Option<i32>, Option<RunnerMetrics>) {
+    let log: Vec<String> = process.log.lines().map(Result::unwrap).collect();
     let code = process.child.wait().unwrap().code();
-    let metrics = (!text.is_empty()).then(|| decode(&STANDARD.decode(text).unwrap()).unwrap());
+    let metrics = join_last_metrics(&log.join("\n")).map(|bytes| decode(&bytes).unwrap());
     (code, metrics)
 }
 
@@ -126,9 +120,9 @@ async fn prepare_health_task(duration: &str) -> (Simulator, Plan) {
 async fn released_runner_exits_with_code_0() {
     let (_simulator, plan) = prepare_health_task("1s").await;
     let mut process = start_runner(&plan);
-    send_order(&process, "/start", r#"{"inSeconds": 0}"#).await;
+    send_order(&process, path::START, r#"{"inSeconds": 0}"#).await;
     read_log_until(&mut process.log, "numbers are final");
-    send_order(&process, "/release", "{}").await;
+    send_order(&process, path::RELEASE, "{}").await;
     let (code, last) = wait_for_exit(process);
     assert_eq!((code, last), (Some(0), None));
 }
@@ -138,31 +132,35 @@ async fn unreleased_runner_logs_its_metrics_and_exits() {
     let (simulator, mut plan) = prepare_health_task("1s").await;
     plan.release_grace = loadtest_core::Duration::from_millis(200);
     let process = start_runner(&plan);
-    send_order(&process, "/start", r#"{"inSeconds": 0}"#).await;
+    send_order(&process, path::START, r#"{"inSeconds": 0}"#).await;
     let (code, last) = wait_for_exit(process);
     let last = last.unwrap();
     assert_eq!((code, last.state), (Some(0), RunnerState::Done));
     let received = final_counts(&simulator).await.received;
-    assert_eq!(last.numbers.total().completed(), received);
+    assert_eq!(last.metrics.all_tasks().completed_requests(), received);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn runner_terminated_under_load_exits_75_and_logs_metrics() {
     let (simulator, plan) = prepare_health_task("60s").await;
     let mut process = start_runner(&plan);
-    send_order(&process, "/start", r#"{"inSeconds": 0}"#).await;
+    send_order(&process, path::START, r#"{"inSeconds": 0}"#).await;
     read_log_until(&mut process.log, "start ordered");
     wait_for_load(&simulator).await;
     send_sigterm(&process);
     // The log may be deleted with the pod, so the runner serves its metrics until it is released.
     wait_for_metric(&process, "loadtest_runner_state{loadtest=\"burst\"} 4").await;
-    send_order(&process, "/release", "{}").await;
+    send_order(&process, path::RELEASE, "{}").await;
     let (code, last) = wait_for_exit(process);
     let last = last.unwrap();
-    assert_eq!((code, last.state), (Some(75), RunnerState::CutShort));
-    let total = last.numbers.total();
-    let (completed, interrupted) = (total.completed(), total.of(Outcome::Interrupted));
-    assert!(total.failures() == 0 && interrupted <= 2, "{total:?}");
+    assert_eq!(
+        (code, last.state),
+        (Some(i32::from(exit_code::KILLED_AFTER_START)), RunnerState::CutShort)
+    );
+    let total = last.metrics.all_tasks();
+    let (completed, interrupted) =
+        (total.completed_requests(), total.requests_with(Outcome::Interrupted));
+    assert!(total.failed_requests() == 0 && interrupted <= 2, "{total:?}");
     // A request that was interrupted during its connect did not reach the simulator.
     let possible = completed..=completed + interrupted;
     let received = final_counts(&simulator).await.received;
@@ -174,10 +172,10 @@ async fn runner_released_under_load_stops_its_load() {
     let (simulator, mut plan) = prepare_health_task("60s").await;
     plan.metrics_linger = loadtest_core::Duration::from_secs(60);
     let mut process = start_runner(&plan);
-    send_order(&process, "/start", r#"{"inSeconds": 0}"#).await;
+    send_order(&process, path::START, r#"{"inSeconds": 0}"#).await;
     read_log_until(&mut process.log, "start ordered");
     wait_for_load(&simulator).await;
-    send_order(&process, "/release", "{}").await;
+    send_order(&process, path::RELEASE, "{}").await;
     // `metrics_linger` keeps the runner alive after its release.
     wait_for_metric(&process, "loadtest_users{loadtest=\"burst\"} 0").await;
     send_sigterm(&process);
@@ -188,12 +186,15 @@ async fn runner_released_under_load_stops_its_load() {
 async fn runner_terminated_after_its_load_reports_done() {
     let (_simulator, plan) = prepare_health_task("1s").await;
     let mut process = start_runner(&plan);
-    send_order(&process, "/start", r#"{"inSeconds": 0}"#).await;
+    send_order(&process, path::START, r#"{"inSeconds": 0}"#).await;
     read_log_until(&mut process.log, "numbers are final");
     send_sigterm(&process);
     // The runner exits without a release order.
     let (code, last) = wait_for_exit(process);
-    assert_eq!((code, last.unwrap().state), (Some(75), RunnerState::Done));
+    assert_eq!(
+        (code, last.unwrap().state),
+        (Some(i32::from(exit_code::KILLED_AFTER_START)), RunnerState::Done)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -202,14 +203,18 @@ async fn runner_terminated_before_its_start_exits_76() {
     let process = start_runner(&plan);
     send_sigterm(&process);
     // With exit code 76 the pod may be replaced, because no load was sent.
-    assert_eq!(wait_for_exit(process), (Some(76), None));
+    assert_eq!(wait_for_exit(process), (Some(i32::from(exit_code::KILLED_BEFORE_START)), None));
 }
 
 #[test]
 fn invalid_plan_file_is_named_in_the_log() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("plan.json");
-    for (text, problem) in [("{", "is not a plan"), (r#"{"version": 1}"#, "is not a plan")] {
+    for (text, problem) in [
+        ("{", "is not a plan"),
+        ("{}", "is not a plan"),
+        (r#"{"version": 1}"#, "contract version 1: this program speaks"),
+    ] {
         std::fs::write(&file, text).unwrap();
         let output = Command::new(env!("CARGO_BIN_EXE_loadtest-runner"))
             .args(["run", "--index", "0", "--plan"])

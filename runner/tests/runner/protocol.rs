@@ -2,7 +2,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use loadtest_core::plan::{Plan, header_variable};
+use loadtest_core::{
+    control::variable,
+    metrics::{LatencyMetric, Outcome},
+    plan::Plan,
+};
 use loadtest_runner::{Engine, PreparedPlan};
 use serde_json::{Value, json};
 use tokio::{
@@ -45,15 +49,15 @@ async fn first_request(mut task_spec: Value, edit: impl FnOnce(&mut Plan)) -> St
     let simulator = start_simulator("{}").await;
     task_spec["name"] = "it".into();
     let mut plan = build_plan(&simulator, 1, "1s", &json!([task_spec]));
-    plan.target.http = Some(url);
+    plan.test.target.http = Some(url);
     edit(&mut plan);
-    let secret = |variable: &str| (variable == header_variable(0)).then(|| "s3cr3t\n".into());
+    let secret = |variable: &str| (variable == variable::header(0)).then(|| "s3cr3t\n".into());
     let prepared = PreparedPlan::new(plan, secret).unwrap();
     let engine = Engine::new(prepared, 0).unwrap();
     engine.start(std::time::Instant::now());
     engine.wait_until_finished().await;
-    let metrics = engine.snapshot().await.numbers;
-    assert_eq!(only_task(&metrics).failures(), 0, "{metrics:?}");
+    let metrics = engine.snapshot().await.metrics;
+    assert_eq!(only_task(&metrics).failed_requests(), 0, "{metrics:?}");
     requests.lock().unwrap()[0].clone()
 }
 
@@ -64,9 +68,9 @@ async fn method_path_headers_and_body_reach_the_target() {
         "headers": {"content-type": "text/plain", "x-shared": "task"},
     }});
     let text = first_request(task, |plan| {
-        plan.target.http = plan.target.http.take().map(|url| format!("{url}/base/"));
-        plan.target.headers = [("x-shared".into(), "target".into())].into();
-        plan.target.headers_from = serde_json::from_value(json!([
+        plan.test.target.http = plan.test.target.http.take().map(|url| format!("{url}/base/"));
+        plan.test.target.headers = [("x-shared".into(), "target".into())].into();
+        plan.test.target.headers_from = serde_json::from_value(json!([
             {"header": "Authorization", "secretKeyRef": {"name": "api", "key": "token"}}
         ]))
         .unwrap();
@@ -102,9 +106,9 @@ async fn chat_request_contains_model_and_message() {
     .await;
     let simulator = start_simulator("{}").await;
     let mut plan = build_plan(&simulator, 1, "1s", &json!([{"name": "chat", "chat": chat}]));
-    plan.target.http = Some(url);
-    let metrics = run_plan(plan).await.numbers;
-    assert_eq!(only_task(&metrics).failures(), 0, "{:?}", only_task(&metrics).errors);
+    plan.test.target.http = Some(url);
+    let metrics = run_plan(plan).await.metrics;
+    assert_eq!(only_task(&metrics).failed_requests(), 0, "{:?}", only_task(&metrics).errors);
     let text = requests.lock().unwrap()[0].clone();
     let body: Value = serde_json::from_str(text.split("\r\n\r\n").nth(1).unwrap()).unwrap();
     assert_eq!(body["messages"], json!([{"role": "user", "content": "Hi"}]));
@@ -117,7 +121,7 @@ async fn invalid_port_never_becomes_the_default_port() {
     let task = json!([{"name": "it", "http": {"path": "/"}}]);
     for url in ["http://127.0.0.1:188000", "http://127.0.0.1:18800o", "http://127.0.0.1:"] {
         let mut plan = build_plan(&simulator, 1, "1s", &task);
-        plan.target.http = Some(url.into());
+        plan.test.target.http = Some(url.into());
         let error = PreparedPlan::new(plan, |_| None).unwrap_err().to_string();
         assert!(error.contains("target.http") && error.contains(url), "{error}");
     }
@@ -140,10 +144,10 @@ async fn dropped_connection_after_close_is_a_clean_close() {
     let simulator = start_simulator("{}").await;
     let task = json!([{"name": "ws", "webSocket": {"path": "/"}}]);
     let mut plan = build_plan(&simulator, 1, "1s", &task);
-    plan.target.web_socket = Some(url);
-    let metrics = run_plan(plan).await.numbers;
+    plan.test.target.web_socket = Some(url);
+    let metrics = run_plan(plan).await.metrics;
     let task = only_task(&metrics);
-    assert!(task.completed() > 0 && task.failures() == 0, "{:?}", task.errors);
+    assert!(task.completed_requests() > 0 && task.failed_requests() == 0, "{:?}", task.errors);
 }
 
 #[tokio::test]
@@ -156,15 +160,28 @@ async fn timeouts_count_as_late_first_tokens_and_upgrades() {
         {"name": "chat", "chat": {"models": ["cell0-small"], "messages": ["Hi"], "stream": true, "timeout": "400ms"}},
         {"name": "ws", "webSocket": {"path": "/", "send": ["x"], "replies": 1, "timeout": "400ms"}},
     ]);
-    let metrics = run_plan(build_plan(&simulator, 20, "2s", &tasks)).await.numbers;
+    let metrics = run_plan(build_plan(&simulator, 20, "2s", &tasks)).await.metrics;
     let chat = &metrics.tasks["chat"];
     let timeouts = chat.requests[2];
     assert!(timeouts > 5, "{:?}", chat.requests);
-    assert_eq!(chat.first_response[2].count(), timeouts);
-    assert!(chat.first_response[2].quantile(0.0).unwrap().as_secs_f64() > 0.39);
+    assert_eq!(
+        chat.latencies.get(LatencyMetric::TimeToFirstResponse, Outcome::Timeout).count(),
+        timeouts
+    );
+    assert!(
+        chat.latencies
+            .get(LatencyMetric::TimeToFirstResponse, Outcome::Timeout)
+            .quantile(0.0)
+            .unwrap()
+            .as_secs_f64()
+            > 0.39
+    );
     // The simulator upgrades these sessions and hangs after the upgrade.
     let sessions = &metrics.tasks["ws"];
-    assert_eq!(sessions.web_socket_connect[2].count(), sessions.requests[2]);
+    assert_eq!(
+        sessions.latencies.get(LatencyMetric::WebSocketConnect, Outcome::Timeout).count(),
+        sessions.requests[2]
+    );
 }
 
 #[tokio::test]
@@ -176,11 +193,15 @@ async fn extra_bytes_after_a_response_are_not_the_next_response() {
     let simulator = start_simulator("{}").await;
     let task = json!([{"name": "it", "http": {"path": "/", "maxRedirects": 3}}]);
     let mut plan = build_plan(&simulator, 1, "1s", &task);
-    plan.target.http = Some(url);
+    plan.test.target.http = Some(url);
     let result = run_plan(plan).await;
-    let task = only_task(&result.numbers);
+    let task = only_task(&result.metrics);
     // Every request ends with one redirect too many. The extra bytes are never read as a response.
-    assert_eq!(task.completed(), task.errors["redirect"], "{:?}", task.errors);
+    assert_eq!(task.completed_requests(), task.errors["redirect"], "{:?}", task.errors);
     let count = requests.lock().unwrap().len() as u64;
-    assert!((count - 4 * task.completed()) <= 4, "{count} requests, {} tasks", task.completed());
+    assert!(
+        (count - 4 * task.completed_requests()) <= 4,
+        "{count} requests, {} tasks",
+        task.completed_requests()
+    );
 }

@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, fs, sync::Arc, time::Instant};
 
-use loadtest_core::metrics::{Numbers, Outcome, judged};
-use loadtest_runner::{RequestLog::COLUMNS, Engine, PreparedPlan, RequestLog};
+use loadtest_core::metrics::{LatencyMetric, Metrics, Outcome};
+use loadtest_runner::{Engine, PreparedPlan, RequestLog};
 use serde_json::json;
 
 use crate::harness::{build_plan, start_simulator};
@@ -50,15 +50,16 @@ async fn merged_percentiles_match_the_request_logs_within_0_2_percent() {
         .map(|index| {
             let path = folder.path().join(format!("{index}.csv"));
             let log = RequestLog::create(&path, names()).unwrap();
-            let engine = Engine::with_request_log(Arc::clone(&prepared), index, Some(&log)).unwrap();
+            let engine =
+                Engine::with_request_log(Arc::clone(&prepared), index, Some(&log)).unwrap();
             engine.start(start);
             (path, log, engine)
         })
         .collect();
-    let (mut merged, mut logged) = (Numbers::default(), Vec::new());
+    let (mut merged, mut logged) = (Metrics::default(), Vec::new());
     for (path, log, engine) in runners {
         engine.wait_until_finished().await;
-        merged.merge(&engine.snapshot().await.numbers);
+        merged.merge(&engine.snapshot().await.metrics);
         drop(engine);
         let count = log.finish().unwrap();
         let lines = read_lines(&path);
@@ -69,7 +70,7 @@ async fn merged_percentiles_match_the_request_logs_within_0_2_percent() {
         let task_lines = || logged.iter().filter(|line| line["task"] == *task);
         for outcome in Outcome::ALL {
             let count = task_lines().filter(|line| line["outcome"] == outcome.as_str()).count();
-            assert_eq!(count as u64, metrics.of(outcome), "{task} {outcome:?}");
+            assert_eq!(count as u64, metrics.requests_with(outcome), "{task} {outcome:?}");
         }
         let is_latency_sample = |line: &&Line| line["outcome"] != Outcome::Failure.as_str();
         let logged_times = |from: &str, to: &str| {
@@ -80,12 +81,12 @@ async fn merged_percentiles_match_the_request_logs_within_0_2_percent() {
             times
         };
         let rows = [
-            ("planned", "last", &metrics.response_time),
-            ("sent", "last", &metrics.service_time),
-            ("planned", "first_response", &metrics.first_response),
+            ("planned", "last", LatencyMetric::ResponseTime),
+            ("sent", "last", LatencyMetric::ServiceTime),
+            ("planned", "first_response", LatencyMetric::TimeToFirstResponse),
         ];
-        for (from, to, histograms) in rows {
-            let (exact, measured) = (logged_times(from, to), judged(histograms));
+        for (from, to, metric) in rows {
+            let (exact, measured) = (logged_times(from, to), metrics.latencies.samples(metric));
             assert_eq!(exact.len() as u64, measured.count(), "{task} {from} {to}");
             for p in [0.01, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0] {
                 let Some(value) = measured.quantile(p) else { continue };

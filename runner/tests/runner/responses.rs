@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use loadtest_core::{metrics::TaskNumbers, resource::HttpVersion};
+use loadtest_core::{metrics::TaskMetrics, resource::HttpVersion};
 use serde_json::{Value, json};
 
 use crate::{
@@ -16,12 +16,12 @@ async fn run_task(
     task_spec: Value,
     gzip: bool,
     version: HttpVersion,
-) -> (TaskNumbers, BTreeMap<String, String>) {
+) -> (TaskMetrics, BTreeMap<String, String>) {
     let mut plan = target.build_plan(2, task_spec).await;
-    (plan.target.gzip, plan.target.http_version) = (gzip, version);
+    (plan.test.target.gzip, plan.test.target.http_version) = (gzip, version);
     let result = run_plan(plan).await;
-    let task = only_task(&result.numbers).clone();
-    assert!(task.completed() > 5, "{:?}", task.requests);
+    let task = only_task(&result.metrics).clone();
+    assert!(task.completed_requests() > 5, "{:?}", task.requests);
     let messages =
         result.examples.into_iter().map(|((_, kind), message)| (kind, message)).collect();
     (task, messages)
@@ -31,7 +31,7 @@ async fn run_task(
 /// message.
 async fn run_failing_task(target: &Target, task_spec: Value) -> (String, String) {
     let (task, messages) = run_task(target, task_spec, false, HttpVersion::Http1).await;
-    assert_eq!(task.completed(), task.failures());
+    assert_eq!(task.completed_requests(), task.failed_requests());
     assert_eq!(messages.len(), 1, "{messages:?}");
     messages.into_iter().next().unwrap()
 }
@@ -44,8 +44,8 @@ async fn redirects_are_followed_up_to_max_redirects() {
             json!({"path": "/moved-for-good", "maxRedirects": 2, "expectStatus": [200]});
         let before = target.count(|stats| &stats.requests);
         let (task, messages) = run_task(&target, task_spec, false, version).await;
-        assert_eq!(task.failures(), 0, "{messages:?}");
-        assert_eq!(target.count(|stats| &stats.requests) - before, task.completed());
+        assert_eq!(task.failed_requests(), 0, "{messages:?}");
+        assert_eq!(target.count(|stats| &stats.requests) - before, task.completed_requests());
     }
     let task_spec = json!({"path": "/moved-for-good", "maxRedirects": 1});
     let (kind, message) = run_failing_task(&target, task_spec).await;
@@ -61,7 +61,7 @@ async fn redirects_are_not_followed_by_default() {
     let target = Target::start(Tls::None).await;
     let task_spec = json!({"path": "/moved", "expectStatus": [303]});
     let (task, messages) = run_task(&target, task_spec, false, HttpVersion::Http1).await;
-    assert_eq!(task.failures(), 0, "{messages:?}");
+    assert_eq!(task.failed_requests(), 0, "{messages:?}");
     assert_eq!(target.count(|stats| &stats.requests), 0);
 }
 
@@ -87,8 +87,8 @@ async fn checks_read_the_decompressed_body() {
         [(false, HttpVersion::Http1), (true, HttpVersion::Http1), (true, HttpVersion::Http2)]
     {
         let (task, messages) = run_task(&target, task_spec.clone(), gzip, version).await;
-        assert_eq!(task.failures(), 0, "{messages:?}");
-        received.push(task.received_bytes / task.completed());
+        assert_eq!(task.failed_requests(), 0, "{messages:?}");
+        received.push(task.received_bytes / task.completed_requests());
     }
     assert!(received[0] > 5000 && received[1] < 1000 && received[2] < 1000, "{received:?}");
 }
@@ -97,9 +97,9 @@ async fn checks_read_the_decompressed_body() {
 async fn failed_check_fails_the_request_and_keeps_the_connection() {
     let target = Target::start(Tls::None).await;
     for (check, expected_kind, expected_message) in [
-        (json!({"bodyContains": "nope"}), "check_body", "bodyContains \"nope\": it is not in the"),
-        (json!({"header": "etag"}), "check_header", "the answer has no such header"),
-        (json!({"jsonPath": "$.status", "equals": "no"}), "check_json", "it is \"ok\""),
+        (json!({"bodyContains": "nope"}), "check_body", "bodyContains \"nope\": not found in the"),
+        (json!({"header": "etag"}), "check_header", "the response has no such header"),
+        (json!({"jsonPath": "$.status", "equals": "no"}), "check_json", "the value is \"ok\""),
     ] {
         let task_spec = json!({"path": "/json", "checks": [check]});
         let before = target.count(|stats| &stats.connections);

@@ -115,8 +115,8 @@ impl Target {
         let simulator = start_simulator("{}").await;
         let tasks = json!([{"name": "it", "http": task_spec}]);
         let mut plan = build_plan(&simulator, users, "1s", &tasks);
-        plan.target.http = Some(self.url.clone());
-        plan.target.tls = self.certificate.clone().map(|pem| loadtest_core::resource::Tls {
+        plan.test.target.http = Some(self.url.clone());
+        plan.test.target.tls = self.certificate.clone().map(|pem| loadtest_core::resource::Tls {
             ca_bundle: Some(pem),
             insecure_skip_verify: false,
         });

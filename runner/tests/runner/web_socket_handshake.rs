@@ -1,6 +1,6 @@
 //! The WebSocket handshake, against targets with unusual or wrong responses.
 
-use loadtest_core::metrics::TaskNumbers;
+use loadtest_core::metrics::TaskMetrics;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -8,7 +8,7 @@ use tokio::{
 };
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use crate::harness::{build_plan, only_task, run_plan, start_simulator};
+use crate::harness::{build_plan, only_task, run_plan, start_simulator, think_time};
 
 /// A text frame from the server with the payload "hi".
 const HI_FRAME: &[u8] = b"\x81\x02hi";
@@ -54,16 +54,15 @@ async fn start_target(head: &'static str, body: &'static [u8], chunk_size: usize
 
 /// Runs two users against a target for a second and returns the metrics of their task. Each task
 /// sends one message and waits for one reply; users pause for 20 ms.
-async fn run_users(url: String, session: &str) -> TaskNumbers {
+async fn run_users(url: String, session: &str) -> TaskMetrics {
     let simulator = start_simulator("{}").await;
     let tasks = json!([{"name": "socket", "webSocket": {
         "send": ["hello"], "replies": 1, "close": false, "session": session, "timeout": "2s",
     }}]);
     let mut plan = build_plan(&simulator, 2, "1s", &tasks);
-    plan.target.web_socket = Some(url);
-    plan.scenario.pause =
-        Some(serde_json::from_value(json!({"min": "20ms", "max": "20ms"})).unwrap());
-    only_task(&run_plan(plan).await.numbers).clone()
+    plan.test.target.web_socket = Some(url);
+    plan.test.scenario.pacing = think_time("20ms", "20ms");
+    only_task(&run_plan(plan).await.metrics).clone()
 }
 
 /// A correct response. It follows an informational response and lists two `Connection` tokens.
@@ -76,10 +75,10 @@ async fn split_and_combined_handshake_responses_are_accepted() {
     for chunk_size in [1, 7, 1024] {
         let url = start_target(ACCEPTED, HI_FRAME, chunk_size).await;
         let task = run_users(url, "PerTask").await;
-        assert_eq!(task.failures(), 0, "{chunk_size}: {:?}", task.errors);
-        assert!(task.completed() > 2, "{chunk_size}: {:?}", task.requests);
+        assert_eq!(task.failed_requests(), 0, "{chunk_size}: {:?}", task.errors);
+        assert!(task.completed_requests() > 2, "{chunk_size}: {:?}", task.requests);
         // A frame in the same read as the handshake response is the reply to the user's message.
-        assert_eq!(task.messages_received, task.completed(), "{chunk_size}");
+        assert_eq!(task.messages_received, task.completed_requests(), "{chunk_size}");
     }
 }
 
@@ -94,10 +93,10 @@ async fn rejected_handshakes_have_their_error_kinds() {
     ] {
         for session in ["PerTask", "PerUser"] {
             let task = run_users(start_target(head, b"", 1024).await, session).await;
-            assert!(task.failures() > 2, "{kind}");
-            assert_eq!(task.errors.get(kind), Some(&task.failures()), "{:?}", task.errors);
+            assert!(task.failed_requests() > 2, "{kind}");
+            assert_eq!(task.errors.get(kind), Some(&task.failed_requests()), "{:?}", task.errors);
             // A failed handshake opens no session, so there is no reconnect either.
-            assert_eq!((task.connections.opened, task.connections.again), (0, 0));
+            assert_eq!((task.connections, task.reconnects), (0, 0));
         }
     }
 }
@@ -108,6 +107,6 @@ async fn endless_handshake_response_is_a_protocol_error() {
     let head: &'static str =
         Box::leak(format!("HTTP/1.1 101 OK\r\nx: {}", "y".repeat(100_000)).into_boxed_str());
     let task = run_users(start_target(head, b"", 1 << 20).await, "PerTask").await;
-    assert_eq!(task.errors.get("protocol"), Some(&task.failures()), "{:?}", task.errors);
-    assert!(task.failures() > 2);
+    assert_eq!(task.errors.get("protocol"), Some(&task.failed_requests()), "{:?}", task.errors);
+    assert!(task.failed_requests() > 2);
 }

@@ -7,12 +7,17 @@ use std::sync::{
 };
 
 use futures::{SinkExt, StreamExt};
-use loadtest_core::metrics::{ConnectStep, TaskNumbers};
+use loadtest_core::{
+    metrics::{LatencyMetric, Outcome, TaskMetrics},
+    plan::Pacing,
+};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::{build_plan, final_counts, only_task, run_plan, start_simulator};
+use crate::harness::{
+    build_plan, final_counts, load_model, only_task, run_plan, start_simulator, think_time,
+};
 
 /// Settings of a simulator that never fails.
 const HEALTHY: &str = "{webSocket: {connectLatency: 10ms, latency: 20ms}}";
@@ -27,18 +32,18 @@ fn socket_task(session: &str) -> Value {
 async fn per_user_session_is_opened_once_and_reused() {
     let simulator = start_simulator(HEALTHY).await;
     let result = run_plan(build_plan(&simulator, 6, "1s", &socket_task("PerUser"))).await;
-    let task = only_task(&result.numbers);
+    let task = only_task(&result.metrics);
     let target_counts = final_counts(&simulator).await;
-    assert_eq!(task.failures(), 0, "{:?}", result.examples);
-    assert!(task.completed() > 6, "{:?}", task.requests);
-    assert_eq!((task.connections.opened, task.connections.again), (6, 0));
+    assert_eq!(task.failed_requests(), 0, "{:?}", result.examples);
+    assert!(task.completed_requests() > 6, "{:?}", task.requests);
+    assert_eq!((task.connections, task.reconnects), (6, 0));
     // The simulator counts a session as one request. `completed` means a clean close.
     assert_eq!((target_counts.received, target_counts.completed), (6, 6), "{target_counts:?}");
     assert_eq!(task.messages_sent, target_counts.messages_received);
     assert_eq!(task.messages_received, target_counts.messages_sent);
-    assert_eq!(task.messages_sent, 2 * task.completed());
-    assert_eq!(task.web_socket_connect[0].count(), 6);
-    let upgrades = &task.connections.steps[ConnectStep::Upgrade.index()];
+    assert_eq!(task.messages_sent, 2 * task.completed_requests());
+    assert_eq!(task.latencies.get(LatencyMetric::WebSocketConnect, Outcome::Success).count(), 6);
+    let upgrades = task.latencies.get(LatencyMetric::ConnectUpgrade, Outcome::Success);
     assert_eq!(upgrades.count(), 6);
     assert!(upgrades.quantile(0.0).unwrap().as_secs_f64() >= 0.0099);
 }
@@ -48,9 +53,9 @@ async fn tasks_without_messages_do_not_block_the_load_thread() {
     let simulator = start_simulator(HEALTHY).await;
     let tasks = json!([{"name": "socket", "webSocket": {"path": "/", "session": "PerUser"}}]);
     let mut plan = build_plan(&simulator, 3, "500ms", &tasks);
-    (plan.workers, plan.scenario.pause) = (1, None);
-    let metrics = run_plan(plan).await.numbers;
-    assert_eq!((metrics.users_peak, only_task(&metrics).connections.opened), (3, 3));
+    (plan.threads, plan.test.scenario.pacing) = (1, Pacing::None);
+    let metrics = run_plan(plan).await.metrics;
+    assert_eq!((metrics.users_peak, only_task(&metrics).connections), (3.0, 3));
 }
 
 #[tokio::test]
@@ -58,9 +63,18 @@ async fn round_trips_are_measured_per_message() {
     let simulator = start_simulator(HEALTHY).await;
     for session in ["PerTask", "PerUser"] {
         let result = run_plan(build_plan(&simulator, 4, "1s", &socket_task(session))).await;
-        let task = only_task(&result.numbers);
-        assert_eq!(task.round_trip.count(), 2 * task.completed(), "{session}");
-        let shortest = task.round_trip.quantile(0.0).unwrap().as_secs_f64();
+        let task = only_task(&result.metrics);
+        assert_eq!(
+            task.latencies.get(LatencyMetric::WebSocketRoundTrip, Outcome::Success).count(),
+            2 * task.completed_requests(),
+            "{session}"
+        );
+        let shortest = task
+            .latencies
+            .get(LatencyMetric::WebSocketRoundTrip, Outcome::Success)
+            .quantile(0.0)
+            .unwrap()
+            .as_secs_f64();
         assert!((0.0199..0.1).contains(&shortest), "{session}: {shortest}");
     }
 }
@@ -70,10 +84,10 @@ async fn session_closed_by_the_target_is_reopened() {
     let settings = "{webSocket: {errors: {rate: 100%, kinds: [{closeCode: 1013}]}}}";
     let simulator = start_simulator(settings).await;
     let result = run_plan(build_plan(&simulator, 3, "1s", &socket_task("PerUser"))).await;
-    let task = only_task(&result.numbers);
-    assert_eq!(task.completed(), task.errors["websocket_close_1013"], "{:?}", task.errors);
-    assert_eq!(task.connections.again, task.connections.opened - 3);
-    assert!(task.connections.again > 0, "{:?}", task.connections.opened);
+    let task = only_task(&result.metrics);
+    assert_eq!(task.completed_requests(), task.errors["websocket_close_1013"], "{:?}", task.errors);
+    assert_eq!(task.reconnects, task.connections - 3);
+    assert!(task.reconnects > 0, "{:?}", task.connections);
 }
 
 /// Counters of the target that [`start_pinging_target`] starts.
@@ -131,37 +145,36 @@ async fn start_pinging_target(messages: usize) -> (String, Arc<PingStats>) {
 
 /// Runs four users for 3 s against a target that closes each session after `messages` messages. The
 /// users pause for about half a second between tasks.
-async fn run_pausing_users(messages: usize) -> (TaskNumbers, Arc<PingStats>) {
+async fn run_pausing_users(messages: usize) -> (TaskMetrics, Arc<PingStats>) {
     let simulator = start_simulator(HEALTHY).await;
     let (url, stats) = start_pinging_target(messages).await;
     let tasks = json!([{"name": "socket", "webSocket": {
         "send": ["hello"], "replies": 1, "session": "PerUser", "timeout": "2s",
     }}]);
     let mut plan = build_plan(&simulator, 4, "3s", &tasks);
-    plan.target.web_socket = Some(url);
+    plan.test.target.web_socket = Some(url);
     // A pause must be longer than the machine may stall. A user that wakes up late would send while
     // the target closes the session.
-    plan.scenario.pause =
-        Some(serde_json::from_value(json!({"min": "500ms", "max": "600ms"})).unwrap());
+    plan.test.scenario.pacing = think_time("500ms", "600ms");
     let result = run_plan(plan).await;
-    assert_eq!(only_task(&result.numbers).failures(), 0, "{:?}", result.examples);
-    (only_task(&result.numbers).clone(), stats)
+    assert_eq!(only_task(&result.metrics).failed_requests(), 0, "{:?}", result.examples);
+    (only_task(&result.metrics).clone(), stats)
 }
 
 #[tokio::test]
 async fn pings_get_pongs_while_the_user_pauses() {
     let (task, stats) = run_pausing_users(usize::MAX).await;
-    assert!(stats.pongs.load(Ordering::Relaxed) >= task.completed() - 4);
+    assert!(stats.pongs.load(Ordering::Relaxed) >= task.completed_requests() - 4);
     assert_eq!(stats.messages_before_pong.load(Ordering::Relaxed), 0);
-    assert_eq!(task.connections.opened, 4);
+    assert_eq!(task.connections, 4);
 }
 
 #[tokio::test]
 async fn session_closed_during_a_pause_reopens_without_failure() {
     let (task, stats) = run_pausing_users(2).await;
-    assert_eq!(task.connections.opened, stats.sessions.load(Ordering::Relaxed));
-    assert_eq!(task.connections.again, task.connections.opened - 4);
-    assert!(task.connections.again >= 1, "{:?}", task.connections.opened);
+    assert_eq!(task.connections, stats.sessions.load(Ordering::Relaxed));
+    assert_eq!(task.reconnects, task.connections - 4);
+    assert!(task.reconnects >= 1, "{:?}", task.connections);
 }
 
 #[tokio::test]
@@ -171,28 +184,37 @@ async fn missing_replies_count_with_the_time_waited() {
         "send": ["hello"], "replies": 1, "timeout": "1s",
     }}]);
     let result = run_plan(build_plan(&simulator, 3, "1s", &tasks)).await;
-    let task = only_task(&result.numbers);
-    assert_eq!(task.completed(), task.errors["timeout_response"], "{:?}", task.errors);
-    assert_eq!(task.round_trip.count(), task.completed() + task.requests[3]);
-    assert!(task.round_trip.quantile(0.5).unwrap().as_secs_f64() > 0.9);
+    let task = only_task(&result.metrics);
+    assert_eq!(task.completed_requests(), task.errors["timeout_response"], "{:?}", task.errors);
+    assert_eq!(
+        task.latencies.get(LatencyMetric::WebSocketRoundTrip, Outcome::Success).count(),
+        task.completed_requests() + task.requests[3]
+    );
+    assert!(
+        task.latencies
+            .get(LatencyMetric::WebSocketRoundTrip, Outcome::Success)
+            .quantile(0.5)
+            .unwrap()
+            .as_secs_f64()
+            > 0.9
+    );
 }
 
 #[tokio::test]
 async fn sessions_of_arrivals_are_closed_at_the_end() {
     let simulator = start_simulator(HEALTHY).await;
     let mut plan = build_plan(&simulator, 1, "1s", &socket_task("PerUser"));
-    plan.load =
-        serde_json::from_value(json!({"arrivalRate": "60/s", "maxUsers": 20, "duration": "1s"}))
-            .unwrap();
-    plan.scenario.pause = None;
+    let load = json!({"arrivalRate": "60/s", "maxUsers": 20, "duration": "1s"});
+    plan.test.load = load_model(load);
+    plan.test.scenario.pacing = Pacing::None;
     let result = run_plan(plan).await;
-    let task = only_task(&result.numbers);
+    let task = only_task(&result.metrics);
     let target_counts = final_counts(&simulator).await;
-    assert_eq!(task.failures(), 0, "{:?}", result.examples);
-    assert_eq!(task.completed() + task.dropped, 60);
-    assert!(task.completed() >= 50, "{}", task.completed());
-    assert!(task.connections.opened <= 20, "{}", task.connections.opened);
-    assert_eq!(target_counts.completed, task.connections.opened, "{target_counts:?}");
+    assert_eq!(task.failed_requests(), 0, "{:?}", result.examples);
+    assert_eq!(task.completed_requests() + task.dropped, 60);
+    assert!(task.completed_requests() >= 50, "{}", task.completed_requests());
+    assert!(task.connections <= 20, "{}", task.connections);
+    assert_eq!(target_counts.completed, task.connections, "{target_counts:?}");
     assert_eq!(target_counts.aborted, 0, "{target_counts:?}");
     assert_eq!(task.messages_received, target_counts.messages_sent);
 }

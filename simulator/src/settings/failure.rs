@@ -1,6 +1,6 @@
 //! Injected failures: how often responses fail, and how.
 
-use loadtest_core::values::Share;
+use loadtest_core::values::Percent;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Failures {
     /// The share of requests (for WebSocket: of sessions) that fail.
-    pub rate: Share,
+    pub rate: Percent,
     /// The kinds of failures, all equally likely. A kind that is listed twice is twice as likely.
     pub kinds: Vec<Failure>,
 }
@@ -43,17 +43,17 @@ pub enum Failure {
 impl Failures {
     /// Returns failures at a rate of 0 %, with `kind` as their only kind.
     pub fn never(kind: Failure) -> Self {
-        Self { rate: Share::of_one(0.0), kinds: vec![kind] }
+        Self { rate: Percent::from_fraction(0.0), kinds: vec![kind] }
     }
 
     /// Returns failures at a rate of 100 %, with `kind` as their only kind.
     pub fn always(kind: Failure) -> Self {
-        Self { rate: Share::of_one(1.0), kinds: vec![kind] }
+        Self { rate: Percent::from_fraction(1.0), kinds: vec![kind] }
     }
 
     /// Chooses the failure of one request; `None` if the request does not fail.
     pub fn choose_failure(&self, rng: &mut impl Rng) -> Option<Failure> {
-        if self.rate.value() <= 0.0 || rng.random::<f64>() >= self.rate.value() {
+        if self.rate.as_fraction() <= 0.0 || rng.random::<f64>() >= self.rate.as_fraction() {
             return None;
         }
         let index = rng.random_range(0..self.kinds.len().max(1));
@@ -101,8 +101,10 @@ mod tests {
 
     #[test]
     fn share_of_failures_matches_the_rate() {
-        let failures =
-            Failures { rate: Share::of_one(0.1), kinds: vec![Failure::Reset, Failure::Hang] };
+        let failures = Failures {
+            rate: Percent::from_fraction(0.1),
+            kinds: vec![Failure::Reset, Failure::Hang],
+        };
         let mut rng = SmallRng::seed_from_u64(1);
         let chosen: Vec<_> =
             (0..100_000).filter_map(|_| failures.choose_failure(&mut rng)).collect();

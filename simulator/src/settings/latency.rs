@@ -189,7 +189,7 @@ impl FromStr for Latency {
         let wrong = |cause: String| LatencyError { text: text.to_owned(), cause };
         // Settings files are converted to JSON values, too: YAML's own enums would require tags.
         let value: serde_json::Value =
-            serde_yaml::from_str(text).map_err(|error| wrong(error.to_string()))?;
+            serde_saphyr::from_str(text).map_err(|error| wrong(error.to_string()))?;
         serde_json::from_value(value).map_err(|error| wrong(error.to_string()))
     }
 }

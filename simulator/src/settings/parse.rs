@@ -13,8 +13,8 @@ impl Settings {
     /// # Errors
     /// If the text is not YAML, or a field is unknown or invalid. The message names the field.
     pub fn from_yaml(text: &str) -> Result<Self, SettingsError> {
-        let value: Value =
-            serde_yaml::from_str(text).map_err(|error| SettingsError::Syntax(error.to_string()))?;
+        let value: Value = serde_saphyr::from_str(text)
+            .map_err(|error| SettingsError::Syntax(error.to_string()))?;
         // A file that is empty or has comments only is valid: it means the defaults.
         Self::from_json(if value.is_null() { Value::Object(serde_json::Map::new()) } else { value })
     }

@@ -102,7 +102,7 @@ fn check_failures(
     fits: fn(Failure) -> bool,
 ) -> Result<(), SettingsError> {
     let Failures { rate, kinds } = failures;
-    if rate.value() > 1.0 {
+    if rate.as_fraction() > 1.0 {
         return Err(value_error(format!("{endpoint}.errors.rate"), rate, "it must be 0% to 100%"));
     }
     if kinds.is_empty() {

@@ -23,7 +23,7 @@ pub(crate) const RUN_UID: &str = "run-1";
 /// Starts a simulator that responds at once, except for the given settings.
 pub(crate) async fn start_simulator(yaml: &str) -> Simulator {
     let settings = Settings::default().with_instant_responses();
-    let patch = serde_yaml::from_str(if yaml.is_empty() { "{}" } else { yaml }).unwrap();
+    let patch = serde_saphyr::from_str(if yaml.is_empty() { "{}" } else { yaml }).unwrap();
     Simulator::start(settings.with_patch(patch).unwrap(), Listen::loopback()).await.unwrap()
 }
 
