@@ -4,7 +4,7 @@
 # A part is one file in $cache/parts, named by a hash of all that went into it.
 # $bin holds hard links to the parts of the last build.
 
-again=$here/../scripts/again
+retry=$here/../scripts/retry
 
 # A command or file that must be there, and the Debian package that brings it.
 needed=(
@@ -51,8 +51,8 @@ apt_install() (
         chmod +x "$policy"
     fi
     export DEBIAN_FRONTEND=noninteractive
-    "$again" apt-get update -qq
-    "$again" apt-get install -y -qq --no-install-recommends "$@"
+    "$retry" apt-get update -qq
+    "$retry" apt-get install -y -qq --no-install-recommends "$@"
 )
 
 # timed WHAT CMD...: runs CMD quietly, says how long it took, shows its output
@@ -112,7 +112,7 @@ build_part() {
 fetch_modules() {
     command -v go >/dev/null || die "Go is missing: install Go 1.26 or later and put it on PATH"
     cd "$here/$1"
-    GOFLAGS='' GOWORK=off "$again" go mod download
+    GOFLAGS='' GOWORK=off "$retry" go mod download
 }
 
 # go_build FOLDER OUT LDFLAGS PACKAGE
