@@ -55,8 +55,8 @@ pub(crate) fn read_manifest(
         .map_err(|problems| ManifestError::Invalid { path: path.to_owned(), problems })
 }
 
-fn parse_manifest(text: &str, overrides: &[(&str, Value)]) -> Result<Manifest, Vec<Problem>> {
-    let document = find_load_test(text).map_err(|problem| vec![problem])?;
+fn parse_manifest(yaml: &str, overrides: &[(&str, Value)]) -> Result<Manifest, Vec<Problem>> {
+    let document = find_load_test(yaml).map_err(|problem| vec![problem])?;
     let mut object = to_json(&document);
     for (field, value) in overrides {
         set_field(&mut object, field, value.clone());
