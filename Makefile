@@ -1,4 +1,4 @@
-# Every task a person runs. `make` alone lists them.
+# All tasks of this project. `make` without a task lists them.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -7,37 +7,38 @@ SHELL := /bin/bash
 help: ## Lists the tasks
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  make demo CLUSTER=current   the demo on the cluster that KUBECONFIG points to"
+	@echo "  demo, demo-down and e2e take CLUSTER=current: they then use the cluster that KUBECONFIG points to."
+	@echo "  See 'scripts/e2e --help' and the first lines of scripts/demo."
 
-demo: ## Brings up a cluster, runs examples/loadtest-burst.yaml on it, prints the verdict
+demo: ## Starts a cluster, runs examples/loadtest-burst.yaml on it, prints the verdict
 	@scripts/demo $(if $(CLUSTER),--cluster $(CLUSTER))
 
-demo-down: ## Removes what the demo brought up
+demo-down: ## Removes everything that the demo has created
 	@scripts/demo --down $(if $(CLUSTER),--cluster $(CLUSTER))
 
-test: ## Lint, unit, property, chart and real-cluster tests
+test: ## Runs all tests: lint, unit, property, chart and end-to-end tests
 	@scripts/test
 
-check: ## The tests that need no cluster
+check: ## Runs the tests that need no cluster
 	cargo test --locked
 
-e2e: ## The real-cluster tests alone, on the testbed
-	@scripts/test --only cluster
+e2e: ## Runs the end-to-end tests only, on the testbed
+	@scripts/e2e $(if $(CLUSTER),--cluster $(CLUSTER))
 
-lint: ## Formatting, clippy, licences, shell scripts
+lint: ## Checks formatting, lints, dependencies and shell scripts
 	@scripts/test --only lint
 
-build: ## The `loadtest` CLI, for this machine
+build: ## Builds the `loadtest` CLI for this machine
 	cargo build --locked --release -p loadtest
 
-bench: ## Runs ours and other load generators side by side, writes bench/RESULTS.md
+bench: ## Compares this load generator with others, writes bench/RESULTS.md
 	@python3 bench/bench.py
 
-images: ## The three images, into target/images/*.tar
+images: ## Builds the three images into target/images/*.tar
 	@scripts/images
 
 generate: ## Writes crds/ and the chart's copy of it from the Rust types
 	@scripts/generate
 
-clean: ## Removes what builds have left in this checkout
+clean: ## Removes build results from this checkout
 	cargo clean

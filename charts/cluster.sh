@@ -1,8 +1,8 @@
-# shellcheck shell=bash disable=SC2154 # the variables named below are charts/test's
-# The tests of the chart on a cluster. Reads $chart, $crd, $generated, $work; uses test_that,
-# fails_with, equal, has and die.
+# shellcheck shell=bash disable=SC2154 # charts/test sets the variables named below
+# The tests of the chart on a cluster. Reads $chart, $crd, $generated and $work. Calls run_test,
+# expect_failure, expect_equal, expect_contains and die.
 
-own_label=loadtest.cell0.io/chart-test
+test_label=loadtest.cell0.io/chart-test
 one="chart-test-one"
 two="chart-test-two"
 shop="chart-test-shop"
@@ -14,53 +14,55 @@ clean_up() {
         helm uninstall "$release" -n "$namespace" --wait --timeout 60s >/dev/null || true
     done < <(helm list -A --no-headers 2>/dev/null | awk -v own="^chart-test-" '$2 ~ own { print $1, $2 }')
     kubectl delete crd "$crd" --ignore-not-found --timeout=60s >/dev/null || true
-    kubectl delete namespace -l "$own_label" --timeout=120s >/dev/null || true
+    kubectl delete namespace -l "$test_label" --timeout=120s >/dev/null || true
 }
 
 make_namespaces() {
     local namespace
     for namespace in "$one" "$two" "$shop" "$stage"; do
         kubectl create namespace "$namespace"
-        kubectl label namespace "$namespace" "$own_label=true" \
+        kubectl label namespace "$namespace" "$test_label=true" \
             pod-security.kubernetes.io/enforce=restricted
     done >/dev/null
 }
 
-# act COMMAND RELEASE NAMESPACE ARGUMENT...: helm with the image under test.
-act() {
+# run_helm COMMAND RELEASE NAMESPACE ARGUMENT...: runs helm with the image under test.
+run_helm() {
     local command=$1 release=$2 namespace=$3
     shift 3
     helm "$command" "$release" "$used_chart" -n "$namespace" --wait --timeout 90s \
         ${IMAGE_TAG:+--set "image.tag=$IMAGE_TAG"} "$@" >"$work/helm" 2>&1 || {
         cat "$work/helm"
-        explain "$namespace"
+        print_diagnostics "$namespace"
         return 1
     }
 }
 
-# What a person would look at next.
-explain() {
+# print_diagnostics NAMESPACE
+print_diagnostics() {
     kubectl -n "$1" get pods,events 2>/dev/null | tail -n 5
     kubectl -n "$1" logs -l app.kubernetes.io/name=loadtest-operator --tail=5 2>/dev/null
 }
 
-uninstall() { helm uninstall "$1" -n "$2" --wait --timeout 60s; }
+# uninstall_release RELEASE NAMESPACE
+uninstall_release() { helm uninstall "$1" -n "$2" --wait --timeout 60s; }
 
-# Pods of an operator that was uninstalled a moment ago may still be on their way out.
-operator_ready() {
+# check_operator_ready RELEASE NAMESPACE: one pod is ready. Ignores pods that are being deleted: an
+# earlier uninstall may have left some.
+check_operator_ready() {
     local pods
     pods=$(kubectl -n "$2" get pods -l "app.kubernetes.io/instance=$1" -o \
         'jsonpath={range .items[*]}{.metadata.deletionTimestamp}/{.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}')
-    equal /True "$(grep ^/ <<<"$pods")"
+    expect_equal /True "$(grep ^/ <<<"$pods")"
 }
 
-crd_established() {
-    equal True "$(kubectl get crd "$crd" \
+check_crd_established() {
+    expect_equal True "$(kubectl get crd "$crd" \
         -o 'jsonpath={.status.conditions[?(@.type=="Established")].status}')"
 }
 
-# eventually CMD...: until CMD succeeds, half a minute at most.
-eventually() {
+# retry_until_success CMD...: repeats CMD until it succeeds, for at most 30 s.
+retry_until_success() {
     local end=$((SECONDS + 30))
     until "$@"; do
         ((SECONDS < end)) || return 1
@@ -68,23 +70,23 @@ eventually() {
     done
 }
 
-# kubectl wait gives up at once on a CRD that has no conditions yet, and discovery tells of its kind
-# a moment after it is established.
-crd_awaited() {
-    eventually kubectl wait --for=condition=Established "crd/$crd" --timeout=30s
-    eventually kubectl get loadtests -A
+# Repeats `kubectl wait` because it fails at once while the CRD has no conditions. Then waits for
+# discovery, which lists the kind a moment after the CRD is established.
+wait_for_crd() {
+    retry_until_success kubectl wait --for=condition=Established "crd/$crd" --timeout=30s
+    retry_until_success kubectl get loadtests -A
 }
 
-owner() {
+crd_owner() {
     kubectl get crd "$crd" -o 'jsonpath={.metadata.annotations.meta\.helm\.sh/release-namespace}/{.metadata.annotations.meta\.helm\.sh/release-name}'
 }
 
-columns() {
+crd_columns() {
     kubectl get crd "$crd" -o 'jsonpath={.spec.versions[0].additionalPrinterColumns[*].name}'
 }
 
-# One that nothing acts on: its target is in no DNS, and it is small.
-load_test() {
+# create_load_test NAMESPACE: creates a small LoadTest. It sends no load: its target does not resolve.
+create_load_test() {
     kubectl apply -f - <<LOADTEST
 apiVersion: loadtest.cell0.io/v1alpha1
 kind: LoadTest
@@ -96,10 +98,11 @@ spec:
 LOADTEST
 }
 
-uid() { kubectl -n "$1" get loadtest kept -o 'jsonpath={.metadata.uid}'; }
+# load_test_uid NAMESPACE
+load_test_uid() { kubectl -n "$1" get loadtest kept -o 'jsonpath={.metadata.uid}'; }
 
-# A chart whose CRD has one more column.
-changed_chart() {
+# Makes a copy of the chart with one more printer column in its CRD.
+make_changed_chart() {
     rm -rf "$work/changed"
     cp -r "$chart" "$work/changed"
     sed -i '0,/  - additionalPrinterColumns:/s//&\n    - jsonPath: .spec.load.users\n      name: Asked\n      type: integer/' \
@@ -107,246 +110,248 @@ changed_chart() {
     grep -q 'name: Asked' "$work/changed/files/loadtests.yaml"
 }
 
-changed_installs() {
-    changed_chart
-    used_chart=$work/changed act "$@"
-    has "$(columns)" Asked
+run_helm_with_changed_chart() {
+    make_changed_chart
+    used_chart=$work/changed run_helm "$@"
+    expect_contains "$(crd_columns)" Asked
 }
 
-can() {
-    local answer
-    answer=$(kubectl auth can-i "$@" 2>/dev/null) || true
-    [[ $answer == yes ]]
+is_allowed() {
+    local response
+    response=$(kubectl auth can-i "$@" 2>/dev/null) || true
+    [[ $response == yes ]]
 }
 
-# may YES|NO RELEASE NAMESPACE VERB WHAT PLACE: whether the operator may. WHAT is
-# RESOURCE, RESOURCE/NAME or RESOURCE:SUBRESOURCE.
-may() {
-    local wanted=$1 found=no what=("${5%%:*}")
-    [[ $5 != *:* ]] || what+=(--subresource "${5#*:}")
-    if can "$4" "${what[@]}" -n "$6" --as "system:serviceaccount:$3:$2-loadtest-operator"; then found=yes; fi
-    [[ $wanted == "$found" ]] || {
-        echo "may $3/$2 $4 $5 in $6: want $wanted, found $found"
+# check_right yes|no RELEASE NAMESPACE VERB OBJECT WHERE: checks if the operator of RELEASE in
+# NAMESPACE has a right in namespace WHERE. OBJECT is RESOURCE, RESOURCE/NAME or
+# RESOURCE:SUBRESOURCE.
+check_right() {
+    local expected=$1 found=no object=("${5%%:*}")
+    [[ $5 != *:* ]] || object+=(--subresource "${5#*:}")
+    if is_allowed "$4" "${object[@]}" -n "$6" --as "system:serviceaccount:$3:$2-loadtest-operator"; then found=yes; fi
+    [[ $expected == "$found" ]] || {
+        echo "right of $3/$2 to $4 $5 in $6: expected $expected, found $found"
         return 1
     }
 }
 
-rights_cluster_wide() {
-    may yes first "$one" list loadtests.loadtest.cell0.io "$shop"
-    may yes first "$one" create jobs.batch "$stage"
-    may yes first "$one" get pods:log "$shop"
-    may yes first "$one" create secrets "$one"
-    may yes first "$one" get secrets/first-loadtest-operator-token "$one"
-    may no first "$one" get secrets/other "$one"
-    may no first "$one" list secrets "$one"
-    may no first "$one" create secrets "$shop"
-    may no first "$one" get secrets/first-loadtest-operator-token "$shop"
-    may no first "$one" create pods "$shop"
-    may no first "$one" create loadtests.loadtest.cell0.io "$shop"
+check_cluster_wide_rights() {
+    check_right yes first "$one" list loadtests.loadtest.cell0.io "$shop"
+    check_right yes first "$one" create jobs.batch "$stage"
+    check_right yes first "$one" get pods:log "$shop"
+    check_right yes first "$one" create secrets "$one"
+    check_right yes first "$one" get secrets/first-loadtest-operator-token "$one"
+    check_right no first "$one" get secrets/other "$one"
+    check_right no first "$one" list secrets "$one"
+    check_right no first "$one" create secrets "$shop"
+    check_right no first "$one" get secrets/first-loadtest-operator-token "$shop"
+    check_right no first "$one" create pods "$shop"
+    check_right no first "$one" create loadtests.loadtest.cell0.io "$shop"
 }
 
-# rights_in_namespaces NAMESPACE NOT-NAMESPACE
-rights_in_namespaces() {
-    may yes first "$one" list loadtests.loadtest.cell0.io "$1"
-    may yes first "$one" create jobs.batch "$1"
-    may yes first "$one" patch loadtests.loadtest.cell0.io:status "$1"
-    may no first "$one" list loadtests.loadtest.cell0.io "$2"
-    may no first "$one" create jobs.batch "$2"
-    may no first "$one" get secrets "$1"
-    may no first "$one" list loadtests.loadtest.cell0.io "$one"
-    may yes first "$one" get secrets/first-loadtest-operator-token "$one"
+# check_namespaced_rights WATCHED OTHER: the operator has rights in WATCHED and none in OTHER.
+check_namespaced_rights() {
+    check_right yes first "$one" list loadtests.loadtest.cell0.io "$1"
+    check_right yes first "$one" create jobs.batch "$1"
+    check_right yes first "$one" patch loadtests.loadtest.cell0.io:status "$1"
+    check_right no first "$one" list loadtests.loadtest.cell0.io "$2"
+    check_right no first "$one" create jobs.batch "$2"
+    check_right no first "$one" get secrets "$1"
+    check_right no first "$one" list loadtests.loadtest.cell0.io "$one"
+    check_right yes first "$one" get secrets/first-loadtest-operator-token "$one"
 }
 
-# Aggregation takes the controller a moment.
-aggregated_for_users() {
+# Repeats the first checks: the controller aggregates roles a moment after they are created.
+check_user_rights() {
     kubectl -n "$shop" create rolebinding viewer --clusterrole view --user chart-test-viewer
     kubectl -n "$shop" create rolebinding editor --clusterrole edit --user chart-test-editor
-    eventually can create loadtests.loadtest.cell0.io -n "$shop" --as chart-test-editor || {
+    retry_until_success is_allowed create loadtests.loadtest.cell0.io -n "$shop" --as chart-test-editor || {
         echo "edit can't create LoadTests"
         return 1
     }
-    eventually can list loadtests.loadtest.cell0.io -n "$shop" --as chart-test-viewer || {
+    retry_until_success is_allowed list loadtests.loadtest.cell0.io -n "$shop" --as chart-test-viewer || {
         echo "view can't list LoadTests"
         return 1
     }
-    if can create loadtests.loadtest.cell0.io -n "$shop" --as chart-test-viewer; then
+    if is_allowed create loadtests.loadtest.cell0.io -n "$shop" --as chart-test-viewer; then
         echo "view can create LoadTests"
         return 1
     fi
 }
 
-# The command of the notes, as a person would paste it, with nothing started.
-notes_apply() {
+# check_notes_command RELEASE NAMESPACE: runs the kubectl command of the notes, as a dry run.
+check_notes_command() {
     local text command
     text=$(helm get notes "$1" -n "$2")
     command=$(sed -n '/^kubectl apply/,/^EOF$/p' <<<"$text")
-    has "$command" "kubectl apply -f -"
-    has "$(bash -c "${command/kubectl apply/kubectl apply --dry-run=server}")" \
+    expect_contains "$command" "kubectl apply -f -"
+    expect_contains "$(bash -c "${command/kubectl apply/kubectl apply --dry-run=server}")" \
         "loadtest.loadtest.cell0.io/first created (server dry run)"
 }
 
-small_release() {
+check_release_size() {
     local bytes
     bytes=$(kubectl -n "$one" get secret sh.helm.release.v1.first.v1 -o 'jsonpath={.data.release}' | wc -c)
-    # A Secret holds 1 MiB, and the CRD has room to grow.
+    # Helm stores the release in a Secret, and a Secret holds at most 1 MiB. The limit here is half
+    # of that, so the CRD has room to grow.
     ((bytes < 524288)) || {
-        echo "the release takes $bytes bytes"
+        echo "the release has $bytes bytes"
         return 1
     }
 }
 
-installs() {
-    act install "$@"
-    operator_ready "$1" "$2"
-    crd_established
+install_and_check() {
+    run_helm install "$@"
+    check_operator_ready "$1" "$2"
+    check_crd_established
 }
 
-kept_after_uninstall() {
+uninstall_keeps_load_tests() {
     local before
-    load_test "$shop"
-    before=$(uid "$shop")
-    has "$(uninstall first "$one")" "[CustomResourceDefinition] $crd"
-    crd_established
-    equal "$before" "$(uid "$shop")"
-    equal "" "$(kubectl -n "$one" get deployments,services,roles,serviceaccounts -o name \
+    create_load_test "$shop"
+    before=$(load_test_uid "$shop")
+    expect_contains "$(uninstall_release first "$one")" "[CustomResourceDefinition] $crd"
+    check_crd_established
+    expect_equal "$before" "$(load_test_uid "$shop")"
+    expect_equal "" "$(kubectl -n "$one" get deployments,services,roles,serviceaccounts -o name \
         -l app.kubernetes.io/instance=first)"
     printf '%s' "$before" >"$work/uid"
 }
 
-same_load_test() { equal "$(<"$work/uid")" "$(uid "$shop")"; }
+check_same_load_test() { expect_equal "$(<"$work/uid")" "$(load_test_uid "$shop")"; }
 
-installs_again() {
-    installs first "$one"
-    same_load_test
+reinstall_same_release() {
+    install_and_check first "$one"
+    check_same_load_test
 }
 
-# Without the flag Helm says so, and nothing has happened.
-other_release() {
-    uninstall first "$one"
-    fails_with "exists and cannot be imported into the current release" act install second "$two"
-    equal "$one/first" "$(owner)"
-    equal "" "$(helm list -n "$two" -q)"
-    installs second "$two" --take-ownership
-    equal "$two/second" "$(owner)"
-    same_load_test
+# Without --take-ownership, Helm reports the conflict and changes nothing.
+take_over_crd() {
+    uninstall_release first "$one"
+    expect_failure "exists and cannot be imported into the current release" run_helm install second "$two"
+    expect_equal "$one/first" "$(crd_owner)"
+    expect_equal "" "$(helm list -n "$two" -q)"
+    install_and_check second "$two" --take-ownership
+    expect_equal "$two/second" "$(crd_owner)"
+    check_same_load_test
 }
 
-upgrades_after_taking() {
-    changed_installs upgrade second "$two"
-    act upgrade second "$two"
-    equal "${columns_before}" "$(columns)"
+upgrade_taken_over_crd() {
+    run_helm_with_changed_chart upgrade second "$two"
+    run_helm upgrade second "$two"
+    expect_equal "${columns_before}" "$(crd_columns)"
 }
 
-beside_the_owner() {
-    installs first "$one" --set crds.install=false --set "watchNamespaces={$stage}"
-    equal "$two/second" "$(owner)"
-    uninstall first "$one"
-    crd_established
-    operator_ready second "$two"
+install_beside_owner() {
+    install_and_check first "$one" --set crds.install=false --set "watchNamespaces={$stage}"
+    expect_equal "$two/second" "$(crd_owner)"
+    uninstall_release first "$one"
+    check_crd_established
+    check_operator_ready second "$two"
 }
 
-given_up() {
-    act upgrade second "$two" --set crds.install=false
-    crd_established
-    act upgrade second "$two" --set crds.install=true
-    same_load_test
+give_up_crd() {
+    run_helm upgrade second "$two" --set crds.install=false
+    check_crd_established
+    run_helm upgrade second "$two" --set crds.install=true
+    check_same_load_test
 }
 
-over_kubectl() {
-    uninstall second "$two"
+install_over_kubectl_crd() {
+    uninstall_release second "$two"
     kubectl delete crd "$crd" --timeout=60s
     kubectl apply -f "$generated"
-    crd_awaited
-    load_test "$shop"
-    uid "$shop" >"$work/uid"
-    fails_with "exists and cannot be imported into the current release" act install first "$one"
-    installs first "$one" --set crds.install=false
-    equal "/" "$(owner)"
-    uninstall first "$one"
-    installs first "$one" --take-ownership --force-conflicts
-    equal "$one/first" "$(owner)"
-    same_load_test
+    wait_for_crd
+    create_load_test "$shop"
+    load_test_uid "$shop" >"$work/uid"
+    expect_failure "exists and cannot be imported into the current release" run_helm install first "$one"
+    install_and_check first "$one" --set crds.install=false
+    expect_equal "/" "$(crd_owner)"
+    uninstall_release first "$one"
+    install_and_check first "$one" --take-ownership --force-conflicts
+    expect_equal "$one/first" "$(crd_owner)"
+    check_same_load_test
 }
 
-# kubectl made an older one, with other content.
-over_older_kubectl() {
-    uninstall first "$one"
+# kubectl has created an older CRD with other content.
+install_over_older_kubectl_crd() {
+    uninstall_release first "$one"
     kubectl delete crd "$crd" --timeout=60s
-    changed_chart
+    make_changed_chart
     kubectl apply -f "$work/changed/files/loadtests.yaml"
-    crd_awaited
-    load_test "$shop"
-    uid "$shop" >"$work/uid"
-    installs first "$one" --take-ownership --force-conflicts
-    equal "${columns_before}" "$(columns)"
-    same_load_test
-    changed_installs upgrade first "$one"
+    wait_for_crd
+    create_load_test "$shop"
+    load_test_uid "$shop" >"$work/uid"
+    install_and_check first "$one" --take-ownership --force-conflicts
+    expect_equal "${columns_before}" "$(crd_columns)"
+    check_same_load_test
+    run_helm_with_changed_chart upgrade first "$one"
 }
 
-in_one_namespace() {
-    act upgrade first "$one" --set "watchNamespaces={$shop}"
-    operator_ready first "$one"
-    rights_in_namespaces "$shop" "$stage"
-    notes_apply first "$one"
+watch_one_namespace() {
+    run_helm upgrade first "$one" --set "watchNamespaces={$shop}"
+    check_operator_ready first "$one"
+    check_namespaced_rights "$shop" "$stage"
+    check_notes_command first "$one"
 }
 
-in_two_namespaces() {
-    act upgrade first "$one" --set "watchNamespaces={$stage,$two}"
-    operator_ready first "$one"
-    rights_in_namespaces "$stage" "$shop"
-    rights_in_namespaces "$two" "$shop"
+watch_two_namespaces() {
+    run_helm upgrade first "$one" --set "watchNamespaces={$stage,$two}"
+    check_operator_ready first "$one"
+    check_namespaced_rights "$stage" "$shop"
+    check_namespaced_rights "$two" "$shop"
 }
 
-# As the README says it: who may grant the Roles makes them, who has a namespace installs.
-by_a_namespaces_owner() {
+# The steps of the README: an administrator creates the Roles, the owner of a namespace installs.
+install_as_namespace_owner() {
     local set=(--set "watchNamespaces={$shop}" --set "crds.install=false,rbac.aggregate=false")
-    # So that nobody has rights by another release.
-    act upgrade first "$one" --set rbac.aggregate=false --set "watchNamespaces={$stage}"
+    # Removes all rights that users have through another release.
+    run_helm upgrade first "$one" --set rbac.aggregate=false --set "watchNamespaces={$stage}"
     kubectl -n "$shop" create rolebinding owner --clusterrole admin --user chart-test-owner
-    eventually can create roles.rbac.authorization.k8s.io -n "$shop" --as chart-test-owner
-    fails_with "not currently held" act install mine "$shop" "${set[@]}" --kube-as-user chart-test-owner
-    uninstall mine "$shop"
-    if can create loadtests.loadtest.cell0.io -n "$shop" --as chart-test-owner; then
-        echo "the owner can create LoadTests already"
+    retry_until_success is_allowed create roles.rbac.authorization.k8s.io -n "$shop" --as chart-test-owner
+    expect_failure "not currently held" run_helm install mine "$shop" "${set[@]}" --kube-as-user chart-test-owner
+    uninstall_release mine "$shop"
+    if is_allowed create loadtests.loadtest.cell0.io -n "$shop" --as chart-test-owner; then
+        echo "the owner can already create LoadTests"
         return 1
     fi
     helm template mine "$chart" -n "$shop" --set "watchNamespaces={$shop}" \
         --show-only templates/rbac.yaml --show-only templates/rbac-aggregate.yaml >"$work/granted.yaml"
     kubectl apply -f "$work/granted.yaml"
-    eventually can create loadtests.loadtest.cell0.io -n "$shop" --as chart-test-owner
-    installs mine "$shop" "${set[@]}" --set rbac.create=false --kube-as-user chart-test-owner
-    uninstall mine "$shop"
+    retry_until_success is_allowed create loadtests.loadtest.cell0.io -n "$shop" --as chart-test-owner
+    install_and_check mine "$shop" "${set[@]}" --set rbac.create=false --kube-as-user chart-test-owner
+    uninstall_release mine "$shop"
     kubectl delete -f "$work/granted.yaml"
 }
 
-on_cluster() {
-    command -v kubectl >/dev/null || die "kubectl is missing: run this by testbed/testbed exec --"
-    kubectl version --request-timeout=10s >/dev/null 2>&1 || die "no cluster answers"
+run_cluster_tests() {
+    command -v kubectl >/dev/null || die "kubectl is missing: run this test with testbed/testbed exec --"
+    kubectl version --request-timeout=10s >/dev/null 2>&1 || die "no cluster responds"
     if kubectl get crd "$crd" >/dev/null 2>&1 &&
-        [[ -z $(kubectl get namespaces -l "$own_label" -o name) ]]; then
-        die "the cluster has LoadTests already, and this test deletes them all: use another"
+        [[ -z $(kubectl get namespaces -l "$test_label" -o name) ]]; then
+        die "the cluster already has the CRD of LoadTests, and these tests would delete it with all LoadTests: use another cluster"
     fi
     used_chart=$chart
     trap 'clean_up; rm -rf "$work"' EXIT
     clean_up
     make_namespaces
 
-    test_that "installs into a restricted namespace" installs first "$one"
-    columns_before=$(columns) || true
-    test_that "has the rights it needs, cluster-wide" rights_cluster_wide
-    test_that "view and edit cover LoadTests" aggregated_for_users
-    test_that "the notes' LoadTest is accepted" notes_apply first "$one"
-    test_that "the release fits its Secret" small_release
-    test_that "upgrade updates the CRD" changed_installs upgrade first "$one"
-    test_that "uninstall keeps the CRD and LoadTests, and nothing else" kept_after_uninstall
-    test_that "the same release installs again" installs_again
-    test_that "another release takes the CRD over" other_release
-    test_that "upgrade updates a CRD that was taken over" upgrades_after_taking
-    test_that "a second release leaves the owner's CRD alone" beside_the_owner
-    test_that "giving the CRD up leaves it" given_up
-    test_that "installs over a CRD made by kubectl" over_kubectl
-    test_that "installs over an older CRD made by kubectl" over_older_kubectl
-    test_that "watches one namespace" in_one_namespace
-    test_that "watches two other namespaces" in_two_namespaces
-    test_that "the owner of a namespace installs it there" by_a_namespaces_owner
+    run_test "installs into a restricted namespace" install_and_check first "$one"
+    columns_before=$(crd_columns) || true
+    run_test "operator has the rights it needs, cluster-wide" check_cluster_wide_rights
+    run_test "view and edit cover LoadTests" check_user_rights
+    run_test "the API server accepts the LoadTest of the notes" check_notes_command first "$one"
+    run_test "the release fits into its Secret" check_release_size
+    run_test "upgrade updates the CRD" run_helm_with_changed_chart upgrade first "$one"
+    run_test "uninstall keeps only the CRD and LoadTests" uninstall_keeps_load_tests
+    run_test "the same release can be installed again" reinstall_same_release
+    run_test "another release takes over the CRD" take_over_crd
+    run_test "upgrade updates a CRD that was taken over" upgrade_taken_over_crd
+    run_test "a second release does not change the CRD" install_beside_owner
+    run_test "crds.install=false keeps the CRD" give_up_crd
+    run_test "installs over a CRD created by kubectl" install_over_kubectl_crd
+    run_test "installs over an older CRD created by kubectl" install_over_older_kubectl_crd
+    run_test "watches one namespace" watch_one_namespace
+    run_test "watches two other namespaces" watch_two_namespaces
+    run_test "the owner of a namespace installs the chart there" install_as_namespace_owner
 }

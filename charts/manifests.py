@@ -1,8 +1,9 @@
-"""Asserts about rendered manifests, for charts/test.
+"""Checks of rendered manifests. charts/test calls them.
 
 usage: manifests.py CHECK FILE [ARGUMENT...]
 
-FILE is what `helm template` prints. Exits 1, with the reason on stderr, when a check fails.
+FILE contains the output of `helm template`. If a check fails, prints the reason to stderr and
+exits with 1.
 """
 
 import json
@@ -13,8 +14,9 @@ import yaml
 CRD = "loadtests.loadtest.cell0.io"
 CLUSTER_WIDE = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
 
-# Exactly what the operator calls, as group/resource: verbs.
-WATCHED = {
+# The rights that the operator needs in watched namespaces, as group/resource: verbs. It must have
+# exactly these.
+WATCH_RIGHTS = {
     "loadtest.cell0.io/loadtests": {"get", "list", "watch", "delete"},
     "loadtest.cell0.io/loadtests/status": {"patch"},
     "/configmaps": {"get", "create"},
@@ -25,280 +27,310 @@ WATCHED = {
 }
 
 
-class Failed(Exception):
-    """A check that does not hold."""
+class CheckFailed(Exception):
+    """A check has failed."""
 
 
-def expect(wanted, found, what):
-    if wanted == found:
+def expect_equal(expected, found, subject):
+    if expected == found:
         return
-    if isinstance(wanted, set):
-        missing, more = sorted(wanted - found), sorted(found - wanted)
-        raise Failed(f"{what}: missing {missing}, too many {more}")
-    raise Failed(f"{what}: want {wanted}, found {found}")
+    if isinstance(expected, set):
+        missing, unexpected = sorted(expected - found), sorted(found - expected)
+        raise CheckFailed(f"{subject}: missing {missing}, unexpected {unexpected}")
+    raise CheckFailed(f"{subject}: expected {expected}, found {found}")
 
 
-def objects(path):
+def load_objects(path):
     with open(path, encoding="utf-8") as file:
         return [document for document in yaml.safe_load_all(file) if document]
 
 
-def of_kind(found, kind):
-    return [each for each in found if each["kind"] == kind]
+def select_kind(objects, kind):
+    return [each for each in objects if each["kind"] == kind]
 
 
-def only(found, kind):
-    matches = of_kind(found, kind)
-    expect(1, len(matches), f"number of {kind}s")
+def get_single(objects, kind):
+    matches = select_kind(objects, kind)
+    expect_equal(1, len(matches), f"number of {kind}s")
     return matches[0]
 
 
-def flat(rules):
-    """Rules as {group/resource[=name]: verbs}; one that is said twice is an error."""
+def list_roles(objects):
+    return select_kind(objects, "Role") + select_kind(objects, "ClusterRole")
+
+
+def list_bindings(objects):
+    return select_kind(objects, "RoleBinding") + select_kind(objects, "ClusterRoleBinding")
+
+
+def flatten_rules(rules):
+    """Returns rules as {group/resource[=name]: verbs}. Two rules for one key are an error."""
     verbs = {}
     for rule in rules:
         unknown = set(rule) - {"apiGroups", "resources", "resourceNames", "verbs"}
-        expect(set(), unknown, "unknown fields of a rule")
+        expect_equal(set(), unknown, "unknown fields of a rule")
         for group in rule["apiGroups"]:
             for resource in rule["resources"]:
                 for name in rule.get("resourceNames", [""]):
                     key = f"{group}/{resource}" + (f"={name}" if name else "")
                     if key in verbs:
-                        raise Failed(f"{key} has two rules")
+                        raise CheckFailed(f"{key} has two rules")
                     verbs[key] = set(rule["verbs"])
     return verbs
 
 
-def operators_roles(found):
-    """All Roles that some binding gives to the operator, with the namespace they hold in."""
-    account = only(found, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"]
-    namespace = only(found, "Deployment")["metadata"]["namespace"]
+def list_operator_roles(objects):
+    """Returns the operator's namespace, and all roles bound to the operator by namespace."""
+    account = get_single(objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"]
+    namespace = get_single(objects, "Deployment")["metadata"]["namespace"]
     roles = {}
-    for binding in of_kind(found, "RoleBinding") + of_kind(found, "ClusterRoleBinding"):
-        expect(
+    for binding in list_bindings(objects):
+        expect_equal(
             [{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
             binding["subjects"],
             f"subjects of {binding['kind']} {binding['metadata']['name']}",
         )
-        place = binding["metadata"].get("namespace", "*")
+        scope = binding["metadata"].get("namespace", "*")
         reference = binding["roleRef"]
         role = [
             each
-            for each in of_kind(found, reference["kind"])
+            for each in select_kind(objects, reference["kind"])
             if each["metadata"]["name"] == reference["name"]
-            and each["metadata"].get("namespace", place) == place
+            and each["metadata"].get("namespace", scope) == scope
         ]
-        expect(1, len(role), f"roles behind {binding['metadata']['name']} in {place}")
-        roles.setdefault(place, []).append((reference["kind"], flat(role[0]["rules"])))
+        expect_equal(1, len(role), f"roles of binding {binding['metadata']['name']} in {scope}")
+        roles.setdefault(scope, []).append((reference["kind"], flatten_rules(role[0]["rules"])))
     return namespace, roles
 
 
-def rbac(found, *watched):
-    """The operator's rights are exactly the expected ones; `watched` are namespaces or `*`."""
-    own, roles = operators_roles(found)
+def check_operator_rights(objects, *watched):
+    """The operator has exactly the expected rights. `watched` contains namespaces or `*`."""
+    own_namespace, roles = list_operator_roles(objects)
     secret = "".join(
         argument.removeprefix("--token-secret=")
-        for argument in container(found)["args"]
+        for argument in get_container(objects)["args"]
         if argument.startswith("--token-secret=")
     )
     token = ("Role", {"/secrets": {"create"}, f"/secrets={secret}": {"get"}})
-    wanted = {own: [token]}
-    for place in watched:
-        kind = "ClusterRole" if place == "*" else "Role"
-        wanted.setdefault(place, []).append((kind, WATCHED))
-    expect(wanted, roles, "rights of the operator by namespace")
-    bound = {
-        binding["roleRef"]["name"]
-        for binding in of_kind(found, "RoleBinding") + of_kind(found, "ClusterRoleBinding")
-    }
-    for role in of_kind(found, "Role") + of_kind(found, "ClusterRole"):
+    expected = {own_namespace: [token]}
+    for scope in watched:
+        kind = "ClusterRole" if scope == "*" else "Role"
+        expected.setdefault(scope, []).append((kind, WATCH_RIGHTS))
+    expect_equal(expected, roles, "rights of the operator by namespace")
+    bound = {binding["roleRef"]["name"] for binding in list_bindings(objects)}
+    for role in list_roles(objects):
         name = role["metadata"]["name"]
         labels = role["metadata"]["labels"]
         if name not in bound and not any("/aggregate-to-" in label for label in labels):
-            raise Failed(f"{role['kind']} {name} is neither bound nor aggregated")
+            raise CheckFailed(f"{role['kind']} {name} is neither bound nor aggregated")
 
 
-def no_secrets(found):
-    """No Secret verb but in the operator's own namespace, and no wildcard anywhere."""
-    own = only(found, "Deployment")["metadata"]["namespace"]
-    for role in of_kind(found, "Role") + of_kind(found, "ClusterRole"):
-        for key, verbs in flat(role["rules"]).items():
+def check_no_secret_access(objects):
+    """No role has a wildcard. Only roles in the operator's own namespace have rights on Secrets."""
+    own_namespace = get_single(objects, "Deployment")["metadata"]["namespace"]
+    for role in list_roles(objects):
+        for key, verbs in flatten_rules(role["rules"]).items():
             if "*" in key or "*" in verbs:
-                raise Failed(f"{role['metadata']['name']} has a wildcard: {key} {verbs}")
-            if "secrets" in key and role["metadata"].get("namespace") != own:
-                raise Failed(f"{role['kind']} {role['metadata']['name']} has {verbs} of {key}")
+                raise CheckFailed(f"{role['metadata']['name']} has a wildcard: {key} {verbs}")
+            if "secrets" in key and role["metadata"].get("namespace") != own_namespace:
+                raise CheckFailed(f"{role['kind']} {role['metadata']['name']} has {verbs} on {key}")
 
 
-def aggregated(found):
-    """view reads LoadTests; edit and admin write them too; nobody writes a status."""
+def check_aggregated_roles(objects):
+    """view may read LoadTests, edit and admin may also write them. No role may write a status."""
     rights = {"view": {}, "edit": {}, "admin": {}}
-    for role in of_kind(found, "ClusterRole"):
-        for who, verbs in rights.items():
-            label = f"rbac.authorization.k8s.io/aggregate-to-{who}"
+    for role in select_kind(objects, "ClusterRole"):
+        for role_name, verbs in rights.items():
+            label = f"rbac.authorization.k8s.io/aggregate-to-{role_name}"
             if role["metadata"]["labels"].get(label) == "true":
-                for key, more in flat(role["rules"]).items():
-                    verbs[key] = verbs.get(key, set()) | more
+                for key, more_verbs in flatten_rules(role["rules"]).items():
+                    verbs[key] = verbs.get(key, set()) | more_verbs
     read = {"get", "list", "watch"}
     write = {"create", "update", "patch", "delete", "deletecollection"}
     tests, status = "loadtest.cell0.io/loadtests", "loadtest.cell0.io/loadtests/status"
-    expect({tests: read, status: read}, rights["view"], "rights of view")
-    for who in ("edit", "admin"):
-        expect({tests: read | write, status: read}, rights[who], f"rights of {who}")
+    expect_equal({tests: read, status: read}, rights["view"], "rights of view")
+    for role_name in ("edit", "admin"):
+        expected = {tests: read | write, status: read}
+        expect_equal(expected, rights[role_name], f"rights of {role_name}")
 
 
-def pod(found):
-    return only(found, "Deployment")["spec"]["template"]["spec"]
+def get_pod_spec(objects):
+    return get_single(objects, "Deployment")["spec"]["template"]["spec"]
 
 
-def container(found):
-    containers = pod(found)["containers"]
-    expect(1, len(containers), "number of containers")
+def get_container(objects):
+    containers = get_pod_spec(objects)["containers"]
+    expect_equal(1, len(containers), "number of containers")
     return containers[0]
 
 
-def restricted(found):
-    """All that the restricted pod security standard asks for, said in so many words."""
-    expect(
+def check_restricted_security(objects):
+    """Pod and container set every field that the restricted pod security standard requires."""
+    expect_equal(
         {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
-        pod(found)["securityContext"],
+        get_pod_spec(objects)["securityContext"],
         "the pod's securityContext",
     )
-    expect(
+    expect_equal(
         {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        container(found)["securityContext"],
+        get_container(objects)["securityContext"],
         "the container's securityContext",
     )
 
 
-def operator(found):
-    """One operator, never two; probes and port as the operator has them."""
-    spec = only(found, "Deployment")["spec"]
-    expect((1, {"type": "Recreate"}), (spec["replicas"], spec["strategy"]), "replicas and strategy")
+def check_deployment(objects):
+    """There is never more than one operator pod. Probes and port match the operator."""
+    spec = get_single(objects, "Deployment")["spec"]
+    expect_equal(1, spec["replicas"], "replicas")
+    expect_equal({"type": "Recreate"}, spec["strategy"], "strategy")
     labels = spec["template"]["metadata"]["labels"]
     for key, value in spec["selector"]["matchLabels"].items():
-        expect(value, labels.get(key), f"the pod's label {key}")
-    this = container(found)
-    expect([{"name": "http", "containerPort": 8080}], this["ports"], "ports")
+        expect_equal(value, labels.get(key), f"the pod's label {key}")
+    container = get_container(objects)
+    expect_equal([{"name": "http", "containerPort": 8080}], container["ports"], "ports")
     for probe, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
-        expect({"path": path, "port": "http"}, this[probe]["httpGet"], probe)
-    expect(
+        expect_equal({"path": path, "port": "http"}, container[probe]["httpGet"], probe)
+    expect_equal(
         {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
-        this["resources"],
+        container["resources"],
         "resources",
     )
-    expect({"app.kubernetes.io/name", "app.kubernetes.io/instance"},
-           set(spec["selector"]["matchLabels"]), "the selector (it can never change)")
+    # Kubernetes rejects an upgrade that changes the selector.
+    expect_equal(
+        {"app.kubernetes.io/name", "app.kubernetes.io/instance"},
+        set(spec["selector"]["matchLabels"]),
+        "the selector",
+    )
 
 
-def arguments(found, *wanted):
-    """The operator's arguments are exactly these."""
-    expect(list(wanted), container(found)["args"], "the operator's arguments")
+def check_arguments(objects, *expected):
+    """The operator has exactly these arguments."""
+    expect_equal(list(expected), get_container(objects)["args"], "the operator's arguments")
 
 
-def image(found, wanted):
-    expect(wanted, container(found)["image"], "the operator's image")
+def check_image(objects, expected):
+    """The operator has this image."""
+    expect_equal(expected, get_container(objects)["image"], "the operator's image")
 
 
-def crd(found, generated):
-    """The CRD is the generated one, kept on uninstall, with the release's labels."""
+def check_crd(objects, generated):
+    """The CRD equals the generated file, survives an uninstall and has the release's labels."""
     with open(generated, encoding="utf-8") as file:
-        wanted = yaml.safe_load(file)
-    rendered = only(found, "CustomResourceDefinition")
-    expect(CRD, rendered["metadata"]["name"], "the CRD's name")
-    if json.dumps(wanted["spec"], sort_keys=True) != json.dumps(rendered["spec"], sort_keys=True):
-        raise Failed(f"the rendered CRD's spec differs from {generated}")
-    expect({"helm.sh/resource-policy": "keep"}, rendered["metadata"]["annotations"], "annotations")
+        expected = yaml.safe_load(file)
+    rendered = get_single(objects, "CustomResourceDefinition")
+    expect_equal(CRD, rendered["metadata"]["name"], "the CRD's name")
+    if json.dumps(expected["spec"], sort_keys=True) != json.dumps(rendered["spec"], sort_keys=True):
+        raise CheckFailed(f"the rendered CRD's spec differs from {generated}")
+    annotations = rendered["metadata"]["annotations"]
+    expect_equal({"helm.sh/resource-policy": "keep"}, annotations, "annotations")
     for label in ("app.kubernetes.io/name", "app.kubernetes.io/instance", "helm.sh/chart"):
         if label not in rendered["metadata"]["labels"]:
-            raise Failed(f"the CRD has no label {label}")
+            raise CheckFailed(f"the CRD has no label {label}")
 
 
-def kinds(found, *wanted):
-    """These kinds and no others, each as often as it is named."""
-    expect(sorted(wanted), sorted(each["kind"] for each in found), "kinds")
+def check_kinds(objects, *expected):
+    """The manifests contain exactly these kinds. A kind that occurs twice is named twice."""
+    expect_equal(sorted(expected), sorted(each["kind"] for each in objects), "kinds")
 
 
-def nothing_cluster_wide(found):
-    wide = [each["kind"] for each in found if each["kind"] in CLUSTER_WIDE]
-    expect([], wide, "cluster-wide objects")
-    for each in found:
+def check_nothing_cluster_wide(objects):
+    """All objects have a namespace."""
+    wide = [each["kind"] for each in objects if each["kind"] in CLUSTER_WIDE]
+    expect_equal([], wide, "cluster-wide objects")
+    for each in objects:
         if not each["metadata"].get("namespace"):
-            raise Failed(f"{each['kind']} {each['metadata']['name']} has no namespace")
+            raise CheckFailed(f"{each['kind']} {each['metadata']['name']} has no namespace")
 
 
-def monitors(found, *namespaces):
-    """Both monitors select what is there, in these namespaces or in `*`."""
-    service, monitor = only(found, "Service"), only(found, "ServiceMonitor")
+def check_monitors(objects, *namespaces):
+    """Both monitors select existing ports and labels, in these namespaces or in `*`."""
+    service, monitor = get_single(objects, "Service"), get_single(objects, "ServiceMonitor")
     for key, value in monitor["spec"]["selector"]["matchLabels"].items():
-        expect(value, service["metadata"]["labels"].get(key), f"the Service's label {key}")
+        expect_equal(value, service["metadata"]["labels"].get(key), f"the Service's label {key}")
     ports = [port["name"] for port in service["spec"]["ports"]]
-    expect(ports, [each["port"] for each in monitor["spec"]["endpoints"]], "scraped ports")
-    expect([True], [each["honorLabels"] for each in monitor["spec"]["endpoints"]], "honorLabels")
-    runners = only(found, "PodMonitor")["spec"]
-    expect({"app.kubernetes.io/name": "loadtest-runner"}, runners["selector"]["matchLabels"],
-           "labels of runner pods")
-    expect(["metrics"], [each["port"] for each in runners["podMetricsEndpoints"]], "runners' port")
-    wanted = {"any": True} if namespaces == ("*",) else {"matchNames": list(namespaces)}
-    expect(wanted, runners["namespaceSelector"], "namespaces of the PodMonitor")
-    for each in ("ServiceMonitor", "PodMonitor"):
-        expect("prometheus", only(found, each)["metadata"]["labels"].get("release"),
-               f"the label of the {each}")
+    endpoints = monitor["spec"]["endpoints"]
+    expect_equal(ports, [each["port"] for each in endpoints], "scraped ports")
+    expect_equal([True], [each["honorLabels"] for each in endpoints], "honorLabels")
+    runners = get_single(objects, "PodMonitor")["spec"]
+    expect_equal(
+        {"app.kubernetes.io/name": "loadtest-runner"},
+        runners["selector"]["matchLabels"],
+        "labels of runner pods",
+    )
+    runner_ports = [each["port"] for each in runners["podMetricsEndpoints"]]
+    expect_equal(["metrics"], runner_ports, "scraped ports of runners")
+    expected = {"any": True} if namespaces == ("*",) else {"matchNames": list(namespaces)}
+    expect_equal(expected, runners["namespaceSelector"], "namespaces of the PodMonitor")
+    for kind in ("ServiceMonitor", "PodMonitor"):
+        labels = get_single(objects, kind)["metadata"]["labels"]
+        expect_equal("prometheus", labels.get("release"), f"the label of the {kind}")
 
 
-def unique_names(first, second):
-    """Two releases make no object of the same kind, namespace and name, but for the CRD."""
-    def names(found):
+def check_unique_names(first, second):
+    """Two releases share no object, except the CRD. `second` is a file like FILE."""
+    def list_names(objects):
         return {
             (each["kind"], each["metadata"].get("namespace"), each["metadata"]["name"])
-            for each in found
+            for each in objects
             if each["kind"] != "CustomResourceDefinition"
         }
 
-    expect(set(), names(first) & names(objects(second)), "objects of both")
+    shared = list_names(first) & list_names(load_objects(second))
+    expect_equal(set(), shared, "objects of both releases")
 
 
-def documented(chart):
-    """values.yaml, its schema and the README's table tell of the same values."""
-    def leaves(value, path=""):
+def check_documentation(chart):
+    """values.yaml, its schema and the README's table contain the same values."""
+    def list_values(value, path=""):
         if isinstance(value, dict) and value and path not in ("resources", "nodeSelector"):
             for key, inner in value.items():
-                yield from leaves(inner, f"{path}.{key}" if path else key)
+                yield from list_values(inner, f"{path}.{key}" if path else key)
         else:
             yield path
 
-    def described(schema, path=""):
+    def list_described(schema, path=""):
         for key, inner in schema.get("properties", {}).items():
-            here = f"{path}.{key}" if path else key
+            full_path = f"{path}.{key}" if path else key
             if not inner.get("description"):
-                raise Failed(f"values.schema.json does not describe {here}")
-            if "properties" in inner and here != "resources":
+                raise CheckFailed(f"values.schema.json does not describe {full_path}")
+            if "properties" in inner and full_path != "resources":
                 if inner.get("additionalProperties") is not False:
-                    raise Failed(f"values.schema.json lets unknown values into {here}")
-                yield from described(inner, here)
-            elif here not in ("global", "enabled"):
-                yield here
+                    raise CheckFailed(f"values.schema.json accepts unknown values in {full_path}")
+                yield from list_described(inner, full_path)
+            elif full_path not in ("global", "enabled"):
+                yield full_path
 
     with open(f"{chart}/values.yaml", encoding="utf-8") as file:
-        values = set(leaves(yaml.safe_load(file)))
+        values = set(list_values(yaml.safe_load(file)))
     with open(f"{chart}/values.schema.json", encoding="utf-8") as file:
         schema = json.load(file)
-    expect(False, schema.get("additionalProperties"), "additionalProperties of the schema")
-    expect(values, set(described(schema)), "values in values.schema.json")
+    expect_equal(False, schema.get("additionalProperties"), "additionalProperties of the schema")
+    expect_equal(values, set(list_described(schema)), "values in values.schema.json")
     with open(f"{chart}/README.md", encoding="utf-8") as file:
         table = file.read().split("\n## Values\n")[1]
     rows = {line.split("`")[1] for line in table.splitlines() if line.startswith("| `")}
-    expect(values, rows, "values in README.md")
+    expect_equal(values, rows, "values in README.md")
 
 
 CHECKS = {
-    check.__name__: check
+    check.__name__.removeprefix("check_"): check
     for check in (
-        rbac, no_secrets, aggregated, restricted, operator, arguments, image, crd, kinds,
-        nothing_cluster_wide, monitors, unique_names,
+        check_aggregated_roles,
+        check_arguments,
+        check_crd,
+        check_deployment,
+        check_image,
+        check_kinds,
+        check_monitors,
+        check_no_secret_access,
+        check_nothing_cluster_wide,
+        check_operator_rights,
+        check_restricted_security,
+        check_unique_names,
     )
 }
 
@@ -306,11 +338,11 @@ CHECKS = {
 def main():
     name, path, *rest = sys.argv[1:]
     try:
-        if name == "documented":
-            documented(path)
+        if name == "documentation":
+            check_documentation(path)
         else:
-            CHECKS[name](objects(path), *rest)
-    except Failed as failed:
+            CHECKS[name](load_objects(path), *rest)
+    except CheckFailed as failed:
         print(failed, file=sys.stderr)
         return 1
     return 0

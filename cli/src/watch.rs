@@ -1,4 +1,5 @@
-//! `loadtest watch`: a LoadTest on a cluster, from now to its verdict, read from its status.
+//! `loadtest watch`: prints the progress of a LoadTest on a cluster until its verdict. Reads only
+//! the LoadTest and its status.
 
 use std::{
     io::Write,
@@ -9,72 +10,75 @@ use anyhow::Context;
 use kube::{Api, Client, Config};
 use loadtest_core::resource::{LoadTest, LoadTestStatus, Phase, Verdict};
 
-use crate::{Exit, WatchArguments, render};
+use crate::{arguments::WatchArguments, exit::Exit, render};
 
-/// Between looks at the status, which changes every 5 s at most.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time between two reads of the status. The operator changes it at most every 5 s.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long one answer of the API server may take.
-const ANSWER: Duration = Duration::from_secs(20);
+/// Time limit for one response of the API server.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How long the API server may be away.
-const PATIENCE: Duration = Duration::from_mins(2);
+/// `watch` gives up if it can't read the LoadTest for this long.
+const MAX_OUTAGE: Duration = Duration::from_mins(2);
 
-/// Prints a test's progress until it is over, then its result.
-pub(crate) fn watch(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
+/// Prints the progress of a test until it is over, then its result.
+pub(crate) fn watch_test(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         tokio::select! {
-            exit = follow(arguments, out) => exit,
+            exit = poll_status(arguments, out) => exit,
             _ = tokio::signal::ctrl_c() => {
                 let WatchArguments { name, namespace } = arguments;
-                let namespace = namespace.as_ref().map_or_else(String::new, |it| format!(" -n {it}"));
+                let namespace =
+                    namespace.as_ref().map_or_else(String::new, |name| format!(" -n {name}"));
                 anyhow::bail!(
-                    "no longer watching; the test goes on, see kubectl get loadtest {name}{namespace}"
+                    "stopped watching; the test is still running: kubectl get loadtest {name}{namespace}"
                 );
             }
         }
     })
 }
 
-async fn follow(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
+async fn poll_status(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
     let WatchArguments { name, namespace } = arguments;
     let config = Config::infer().await.context("no Kubernetes configuration was found")?;
     let namespace = namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-    let client = Client::try_from(config).context("no Kubernetes client")?;
+    let client = Client::try_from(config).context("no Kubernetes client can be made")?;
     let tests: Api<LoadTest> = Api::namespaced(client, &namespace);
-    let mut seen = LoadTestStatus::default();
-    let mut unheard: Option<Instant> = None;
+    let mut last_status = LoadTestStatus::default();
+    let mut outage_start: Option<Instant> = None;
     loop {
-        let asked = tokio::time::timeout(ANSWER, tests.get_opt(name)).await;
-        let found = match asked.map_err(anyhow::Error::from).and_then(|found| Ok(found?)) {
+        let response = tokio::time::timeout(RESPONSE_TIMEOUT, tests.get_opt(name)).await;
+        let found = match response.map_err(anyhow::Error::from).and_then(|found| Ok(found?)) {
             Ok(found) => found,
-            // The test goes on without the API server, and so does this.
-            Err(error) if unheard.get_or_insert_with(Instant::now).elapsed() < PATIENCE => {
-                tracing::warn!(%error, "the API server can't be asked; trying again");
-                tokio::time::sleep(LOOK).await;
+            // Runners don't need the API server during a test, so a short outage must not end
+            // `watch`.
+            Err(error) if outage_start.get_or_insert_with(Instant::now).elapsed() < MAX_OUTAGE => {
+                tracing::warn!(%error, "the LoadTest can't be read; trying again");
+                tokio::time::sleep(POLL_INTERVAL).await;
                 continue;
             }
-            Err(error) => return Err(error.context("the API server can't be asked")),
+            Err(error) => return Err(error.context("the LoadTest can't be read")),
         };
-        unheard = None;
+        outage_start = None;
         let test = found.with_context(|| format!("no LoadTest {name} in namespace {namespace}"))?;
         let status = test.status.clone().unwrap_or_default();
-        tell(&test, &seen, &status, out)?;
+        print_changes(&test, &last_status, &status, out)?;
         if status.phase.is_some_and(Phase::is_final) {
-            write!(out, "{}", render::result(&test, &status, None))?;
+            write!(out, "{}", render::format_result(&test, &status, None))?;
             out.flush()?;
             return Ok(match (status.phase, status.verdict) {
                 (Some(Phase::Error), _) => Exit::CouldNotRun,
-                (_, verdict) => Exit::of(verdict.unwrap_or(Verdict::Inconclusive)),
+                (_, verdict) => Exit::from_verdict(verdict.unwrap_or(Verdict::Inconclusive)),
             });
         }
-        seen = status;
-        tokio::time::sleep(LOOK).await;
+        last_status = status;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-fn tell(
+/// Prints the phase and the progress if they have changed.
+fn print_changes(
     test: &LoadTest,
     before: &LoadTestStatus,
     now: &LoadTestStatus,
@@ -83,23 +87,23 @@ fn tell(
     if now.phase != before.phase
         && let Some(phase) = now.phase
     {
-        let what = match (phase, &now.plan) {
+        let details = match (phase, &now.plan) {
             (Phase::Pending | Phase::Starting, Some(plan)) => {
                 format!("{} runners, up to {} users each", plan.runners, plan.users_per_runner)
             }
             (Phase::Running, _) => test.spec.load.to_string(),
             _ => String::new(),
         };
-        writeln!(out, "{:<10}{what}", phase.as_str())?;
+        writeln!(out, "{:<10}{details}", phase.as_str())?;
         if phase == Phase::Running {
-            writeln!(out, "{}", render::progress_head())?;
+            writeln!(out, "{}", render::progress_header())?;
         }
     }
     if now.progress != before.progress
         && let (Some(Phase::Running | Phase::Stopping), Some(progress), Some(summary)) =
             (now.phase, &now.progress, &now.summary)
     {
-        writeln!(out, "{}", render::progress(progress, summary, test.spec.load.length()))?;
+        writeln!(out, "{}", render::progress_line(progress, summary, test.spec.load.length()))?;
     }
     out.flush()
 }

@@ -1,4 +1,4 @@
-//! `loadtest run` as a person runs it: a file, a simulator, an exit code.
+//! Runs the `loadtest run` program with a file and the simulator, and checks output and exit code.
 
 #![allow(clippy::unwrap_used, reason = "a test that can't be set up has failed")]
 
@@ -10,38 +10,39 @@ use std::{
 
 use serde_json::Value;
 
-/// Runs one load test at a time: another one's work would make it late.
-fn loadtest(arguments: &[&str]) -> Output {
-    static MACHINE: Mutex<()> = Mutex::new(());
-    let _alone = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+/// Runs `loadtest run`. Runs only one load test at a time: two at once would delay each other.
+fn run_loadtest(arguments: &[&str]) -> Output {
+    static RUNNING: Mutex<()> = Mutex::new(());
+    let _guard = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
     Command::new(env!("CARGO_BIN_EXE_loadtest")).arg("run").args(arguments).output().unwrap()
 }
 
-/// The same, and again, a few times, where the machine had no time for the load generator.
-fn conclusive(arguments: &[&str]) -> Output {
+/// Runs `loadtest run` up to five times, until the load generator was not late. A busy machine makes
+/// it late now and then.
+fn run_until_conclusive(arguments: &[&str]) -> Output {
     for _ in 1..5 {
-        let output = loadtest(arguments);
+        let output = run_loadtest(arguments);
         let text = String::from_utf8_lossy(&output.stdout);
         if !text.contains("load generator was itself late") {
             return output;
         }
     }
-    loadtest(arguments)
+    run_loadtest(arguments)
 }
 
-fn example(name: &str) -> String {
+fn example_path(name: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     root.join("examples").join(name).display().to_string()
 }
 
-/// A file with an HTTP test of ten users for a second, judged by one threshold.
-fn judged(folder: &Path, threshold: &str) -> String {
+/// Writes a LoadTest with ten users for one second and one threshold. Returns the file's path.
+fn write_test(folder: &Path, threshold: &str) -> String {
     let file: PathBuf = folder.join("test.yaml");
     let text = format!(
         r#"
 apiVersion: loadtest.cell0.io/v1alpha1
 kind: LoadTest
-metadata: {{name: judged}}
+metadata: {{name: local}}
 spec:
   target: {{http: "http://127.0.0.1:9"}}
   load: {{users: 10, spawnRate: 100, duration: 1s, gracefulStop: 2s}}
@@ -56,12 +57,12 @@ spec:
 }
 
 #[test]
-fn an_example_runs_to_a_verdict_with_the_lines_that_people_know() {
+fn example_runs_to_a_verdict_with_the_legacy_summary() {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("result.json");
     let json = json.to_str().unwrap();
-    let burst = example("loadtest-burst.yaml");
-    let output = conclusive(&[&burst, "--simulator", "-t", "12s", "--json", json]);
+    let burst = example_path("loadtest-burst.yaml");
+    let output = run_until_conclusive(&[&burst, "--simulator", "-t", "12s", "--json", json]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(0), "{text}");
     for part in [
@@ -75,7 +76,7 @@ fn an_example_runs_to_a_verdict_with_the_lines_that_people_know() {
         "chat timeToFirstResponse p95",
         "VERDICT  Pass",
     ] {
-        assert!(text.contains(part), "{part} is not in {text}");
+        assert!(text.contains(part), "{part:?} is missing in {text}");
     }
     let result: Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
     assert_eq!(result["status"]["verdict"], "Pass");
@@ -83,7 +84,7 @@ fn an_example_runs_to_a_verdict_with_the_lines_that_people_know() {
 }
 
 #[test]
-fn exit_codes_tell_what_came_of_it() {
+fn exit_code_follows_the_verdict() {
     let folder = tempfile::tempdir().unwrap();
     let cases = [
         (r#"{metric: errorRate, target: "< 1%"}"#, 0),
@@ -92,48 +93,52 @@ fn exit_codes_tell_what_came_of_it() {
         (r#"{metric: responseTime, statistic: p99.9, target: "< 1s"}"#, 3),
     ];
     for (threshold, code) in cases {
-        let file = judged(folder.path(), threshold);
-        let output = conclusive(&[&file, "--simulator"]);
+        let file = write_test(folder.path(), threshold);
+        let output = run_until_conclusive(&[&file, "--simulator"]);
         assert_eq!(output.status.code(), Some(code), "{threshold}: {output:?}");
     }
-    // A result that can't be written is no verdict.
-    let file = judged(folder.path(), cases[0].0);
-    let nowhere = folder.path().join("no/such/folder.json");
-    let output = loadtest(&[&file, "--simulator", "--json", nowhere.to_str().unwrap()]);
+    // If the result can't be written, the exit code is not that of the verdict.
+    let file = write_test(folder.path(), cases[0].0);
+    let missing_folder = folder.path().join("no/such/folder.json");
+    let output = run_loadtest(&[&file, "--simulator", "--json", missing_folder.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(4), "{output:?}");
 }
 
 #[test]
-fn a_target_that_is_not_there_fails_with_its_name() {
+fn unreachable_target_fails_and_is_named() {
     let folder = tempfile::tempdir().unwrap();
-    let file = judged(folder.path(), r#"{metric: errorRate, target: "< 1%", critical: "> 5%"}"#);
-    let output = loadtest(&[&file]);
+    let file =
+        write_test(folder.path(), r#"{metric: errorRate, target: "< 1%", critical: "> 5%"}"#);
+    let output = run_loadtest(&[&file]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("connect") && text.contains("127.0.0.1:9"), "{text}");
 }
 
 #[test]
-fn a_critical_window_ends_the_run_early() {
+fn critical_window_stops_the_run_early() {
     let folder = tempfile::tempdir().unwrap();
     let threshold = r#"{metric: responseTime, statistic: p50, window: 5s, target: "< 1ms", critical: "> 2ms", abort: {}}"#;
-    let file = judged(folder.path(), threshold);
-    let began = std::time::Instant::now();
-    let output = loadtest(&[&file, "--simulator", "-t", "60s"]);
+    let file = write_test(folder.path(), threshold);
+    let start = std::time::Instant::now();
+    let output = run_loadtest(&[&file, "--simulator", "-t", "60s"]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("load was stopped"), "{text}");
-    assert!(began.elapsed().as_secs() < 45, "{text}");
+    assert!(start.elapsed().as_secs() < 45, "{text}");
 }
 
 #[test]
-fn unknown_fields_are_warned_about_and_a_file_too_large_is_refused() {
+fn unknown_field_warns_and_too_large_file_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
-    let file = judged(folder.path(), r#"{metric: errorRate, target: "< 1%", wheight: 3}"#);
-    let output = loadtest(&[&file, "--simulator"]);
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(0), "{told}");
-    assert!(told.contains("warning: ") && told.contains("spec.thresholds[0].wheight"), "{told}");
+    let file = write_test(folder.path(), r#"{metric: errorRate, target: "< 1%", wheight: 3}"#);
+    let output = run_loadtest(&[&file, "--simulator"]);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    assert!(
+        stderr.contains("warning: ") && stderr.contains("spec.thresholds[0].wheight"),
+        "{stderr}"
+    );
     let tasks: Vec<String> = (0..20)
         .map(|i| format!("{{name: t{i}, http: {{path: /, body: {}}}}}", "x".repeat(60_000)))
         .collect();
@@ -141,8 +146,8 @@ fn unknown_fields_are_warned_about_and_a_file_too_large_is_refused() {
         .unwrap()
         .replace("{name: health, http: {path: /health}}", &tasks.join(", "));
     std::fs::write(&file, text).unwrap();
-    let output = loadtest(&[&file, "--simulator"]);
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(2), "{told}");
-    assert!(told.contains("900 KiB that fit into a ConfigMap"), "{told}");
+    let output = run_loadtest(&[&file, "--simulator"]);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert!(stderr.contains("900 KiB that fit into a ConfigMap"), "{stderr}");
 }

@@ -1,5 +1,5 @@
-// CoreDNS with the few plugins a cluster's DNS needs. Leaving out the cloud
-// providers' plugins leaves out their client libraries, and half the build.
+// CoreDNS with only the plugins that cluster DNS needs. Without the plugins for
+// cloud providers, their client libraries aren't built: that halves the build time.
 package main
 
 import (

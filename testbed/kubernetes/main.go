@@ -1,6 +1,5 @@
-// Every Kubernetes program the testbed runs, in one binary: it acts as the
-// program whose name it is called by. One link instead of six keeps the build
-// short.
+// All Kubernetes programs of the testbed in one binary. The name in os.Args[0]
+// selects the program. Linking one binary instead of six keeps the build short.
 package main
 
 import (
@@ -35,10 +34,10 @@ func main() {
 	case "kube-proxy":
 		command = proxy.NewProxyCommand()
 	case "kubelet":
-		// Not SetupSignalContext: it panics when called twice.
+		// Not SetupSignalContext(): that function panics when it is called twice.
 		command = kubelet.NewKubeletCommand(context.Background())
 	case "kubectl":
-		// kubectl prints its errors itself, as its own main does it.
+		// kubectl prints its own errors. Its upstream main function does the same.
 		if err := cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()); err != nil {
 			kubectlutil.CheckErr(err)
 		}

@@ -1,13 +1,13 @@
-# shellcheck shell=bash disable=SC2154 # the variables named below are the caller's
-# Installs and builds what the cluster is made of. Reads $here, $cache, $bin.
+# shellcheck shell=bash disable=SC2154 # testbed/testbed sets the variables named below
+# Installs and builds the parts of the cluster. Reads $here, $cache and $bin.
 #
-# A part is one file in $cache/parts, named by a hash of all that went into it.
-# $bin holds hard links to the parts of the last build.
+# Each part is one file in $cache/parts. The file name contains a hash of all inputs of the
+# part. $bin holds hard links to the parts of the last build.
 
-again=$here/../scripts/again
+retry=$here/../scripts/retry
 
-# A command or file that must be there, and the Debian package that brings it.
-needed=(
+# COMMAND=PACKAGE: a required command or file and the Debian package that contains it.
+required_programs=(
     etcd=etcd-server containerd=containerd ctr=containerd runc=runc
     /usr/lib/cni/ptp=containernetworking-plugins iptables=iptables ip=iproute2
     buildah=buildah openssl=openssl musl-gcc=musl-tools gcc=gcc
@@ -15,7 +15,7 @@ needed=(
 )
 kubernetes_programs=(kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl)
 
-build() {
+build_all() {
     mkdir -p "$cache/parts" "$bin"
     local build_lock
     exec {build_lock}>"$cache/build.lock"
@@ -31,18 +31,18 @@ build() {
 
 install_packages() {
     local pair missing=()
-    for pair in "${needed[@]}"; do
+    for pair in "${required_programs[@]}"; do
         command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}")
     done
     ((${#missing[@]})) || return 0
     mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
     command -v apt-get >/dev/null ||
-        die "these Debian packages' programs are missing, and so is apt-get: ${missing[*]}"
-    timed "packages ${missing[*]}" apt_install "${missing[@]}"
+        die "these Debian packages are missing and apt-get is not available: ${missing[*]}"
+    run_timed "packages ${missing[*]}" apt_install "${missing[@]}"
 }
 
-# In a subshell of its own, so that the trap is too. The policy keeps packages
-# from starting their daemons here; one that is already there is left alone.
+# The function body is a subshell, so the EXIT trap ends with the function. The policy file keeps
+# packages from starting their daemons. If the machine already has a policy file, keep it.
 apt_install() (
     policy=/usr/sbin/policy-rc.d
     if [[ ! -e $policy ]]; then
@@ -51,17 +51,17 @@ apt_install() (
         chmod +x "$policy"
     fi
     export DEBIAN_FRONTEND=noninteractive
-    "$again" apt-get update -qq
-    "$again" apt-get install -y -qq --no-install-recommends "$@"
+    "$retry" apt-get update -qq
+    "$retry" apt-get install -y -qq --no-install-recommends "$@"
 )
 
-# timed WHAT CMD...: runs CMD quietly, says how long it took, shows its output
-# when it fails.
-timed() {
-    local what=$1 started=$EPOCHSECONDS output failed
+# run_timed LABEL CMD...: runs CMD without output, prints the time it took, and prints the end of
+# its output if it fails.
+run_timed() {
+    local label=$1 started=$EPOCHSECONDS output failed
     shift
     output=$(mktemp)
-    say "$what ..."
+    say "$label ..."
     # Not `if ! "$@"`: a condition switches errexit off inside CMD.
     set +e
     (
@@ -73,27 +73,27 @@ timed() {
     if ((failed)); then
         tail -n 20 "$output" >&2
         rm -f "$output"
-        die "$what failed after $((EPOCHSECONDS - started)) s"
+        die "$label failed after $((EPOCHSECONDS - started)) s"
     fi
     rm -f "$output"
-    say "$what: $((EPOCHSECONDS - started)) s"
+    say "$label: $((EPOCHSECONDS - started)) s"
 }
 
-# A module's version as its go.mod pins it.
-pinned() {
+# pinned_version FOLDER MODULE: prints the version of MODULE in FOLDER/go.mod.
+pinned_version() {
     local version
     version=$(sed -nE "s#^(require )?[[:space:]]*$2 (v[0-9.]+)( //.*)?\$#\\2#p" "$here/$1/go.mod")
     [[ $version ]] || die "$1/go.mod does not pin $2"
     say "$version"
 }
-helm_version() { pinned helm helm.sh/helm/v4; }
+helm_version() { pinned_version helm helm.sh/helm/v4; }
 
-# Where a part's built file is: the name changes with its sources.
+# part_file PART: prints the path of the built file. The path changes when the sources change.
 part_file() {
     local hash
     hash=$(cd "$here" && {
         uname -m
-        declare -f go_build "build_$1" # they hold the flags
+        declare -f go_build "build_$1" # these functions contain the build flags
         find "$1" -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
     } | sha256sum)
     say "$cache/parts/$1-${hash:0:16}"
@@ -103,16 +103,17 @@ build_part() {
     local part=$1 file
     file=$(part_file "$part")
     [[ ! -e $file ]] || return 0
-    if [[ -e $here/$part/go.mod ]]; then timed "modules of $part" fetch_modules "$part"; fi
-    timed "building $part" "build_$part" "$file.new"
+    if [[ -e $here/$part/go.mod ]]; then run_timed "modules of $part" fetch_modules "$part"; fi
+    run_timed "building $part" "build_$part" "$file.new"
     mv "$file.new" "$file"
 }
 
-# What go_build would fetch, one try for all, and anew each time.
+# Downloads all modules before `go build` does: a failed download is retried, and each attempt
+# covers all modules.
 fetch_modules() {
     command -v go >/dev/null || die "Go is missing: install Go 1.26 or later and put it on PATH"
     cd "$here/$1"
-    GOFLAGS='' GOWORK=off "$again" go mod download
+    GOFLAGS='' GOWORK=off "$retry" go mod download
 }
 
 # go_build FOLDER OUT LDFLAGS PACKAGE
@@ -123,11 +124,11 @@ go_build() {
         go build -mod=readonly -trimpath -buildvcs=false -ldflags "-s -w $3" -o "$2" "$4"
 }
 
-# Version reports as a release's own: Helm compares a chart's kubeVersion with
-# what the API server says.
+# Sets the version that a release build would report: Helm compares the chart's kubeVersion with
+# the version that the API server reports.
 build_kubernetes() {
     local version major minor package flags=()
-    version=$(pinned kubernetes k8s.io/kubernetes)
+    version=$(pinned_version kubernetes k8s.io/kubernetes)
     IFS=. read -r major minor _ <<<"${version#v}"
     for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
         flags+=("-X $package.gitVersion=$version" "-X $package.gitMajor=$major"
@@ -144,7 +145,7 @@ build_helm() {
         helm.sh/helm/v4/cmd/helm
 }
 
-# An image made of one static program; everything buildah keeps is thrown away.
+# Builds an image that contains one static program. The storage of buildah is deleted afterwards.
 build_pause() (
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT

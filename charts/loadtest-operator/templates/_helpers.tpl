@@ -2,7 +2,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
 {{- end }}
 
-{{/* Leaves room for the suffixes of Roles and of the token Secret. */}}
+{{/* At most 52 characters, to leave room for the suffixes of Roles and of the token Secret. */}}
 {{- define "loadtest-operator.fullname" -}}
 {{- if .Values.fullnameOverride }}
 {{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" }}
@@ -16,8 +16,8 @@
 {{- end }}
 {{- end }}
 
-{{/* Names of what lies outside the release's namespace, where other releases' objects lie too:
-     releases of one name may live in two namespaces. */}}
+{{/* Name for objects outside the release's namespace. Contains the release's namespace, because two
+     namespaces may contain releases with the same name. */}}
 {{- define "loadtest-operator.uniqueName" -}}
 {{- printf "%s:%s" .Release.Namespace (include "loadtest-operator.fullname" .) }}
 {{- end }}
@@ -46,7 +46,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- default (printf "%s-token" (include "loadtest-operator.fullname" .)) .Values.tokenSecret.name }}
 {{- end }}
 
-{{/* An image's reference, from (dict "registry" … "repository" … "tag" …). */}}
+{{/* Image reference. Takes (dict "registry" … "repository" … "tag" …). */}}
 {{- define "loadtest-operator.reference" -}}
 {{- if .registry }}{{ trimSuffix "/" .registry }}/{{ end }}{{ .repository }}:{{ .tag }}
 {{- end }}
@@ -59,7 +59,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
       "tag" (default .Chart.AppVersion $image.tag)) }}
 {{- end }}
 
-{{/* The operator's tag is for the runners' image too; its digest is not. */}}
+{{/* The default tag is that of the operator's image, without its digest: a digest identifies one image. */}}
 {{- define "loadtest-operator.runnerImage" -}}
 {{- $image := .Values.runner.image }}
 {{- $tag := regexReplaceAll "@.*$" (default "" .Values.image.tag) "" }}
@@ -69,7 +69,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
       "tag" (coalesce $image.tag $tag .Chart.AppVersion)) }}
 {{- end }}
 
-{{/* What the operator does in the namespaces it watches, and nothing more. */}}
+{{/* Exactly the rights that the operator uses in watched namespaces. */}}
 {{- define "loadtest-operator.watchRules" -}}
 - apiGroups: [loadtest.cell0.io]
   resources: [loadtests]

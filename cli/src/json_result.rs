@@ -1,5 +1,5 @@
-//! The JSON result: plain numbers for programs. Durations are in seconds, rates per second,
-//! shares are fractions of one.
+//! The result of `loadtest run --json`: plain numbers for programs. Durations are in seconds, rates
+//! are per second, and shares are fractions from 0 to 1.
 
 use loadtest_core::{
     metrics::{ConnectStep, Connections, LatencyHistogram, Numbers, Outcome, TaskNumbers, judged},
@@ -7,11 +7,15 @@ use loadtest_core::{
 };
 use serde_json::{Value, json};
 
-/// The format's version; it grows when a field changes its meaning.
-const VERSION: u32 = 1;
+/// Version of the format. Increase it when the meaning of a field changes.
+const FORMAT_VERSION: u32 = 1;
 
-/// The whole result of a run.
-pub(crate) fn result(test: &LoadTest, status: &LoadTestStatus, numbers: &Numbers) -> Value {
+/// Returns the whole result of a run.
+pub(crate) fn build_json_result(
+    test: &LoadTest,
+    status: &LoadTestStatus,
+    numbers: &Numbers,
+) -> Value {
     let elapsed = numbers.elapsed_seconds;
     let tasks: Vec<Value> = test
         .spec
@@ -19,29 +23,29 @@ pub(crate) fn result(test: &LoadTest, status: &LoadTestStatus, numbers: &Numbers
         .tasks
         .iter()
         .map(|task| {
-            let none = TaskNumbers::default();
-            let measured = numbers.tasks.get(&task.name).unwrap_or(&none);
-            let mut value = task_numbers(measured, elapsed);
+            let empty = TaskNumbers::default();
+            let measured = numbers.tasks.get(&task.name).unwrap_or(&empty);
+            let mut value = task_to_json(measured, elapsed);
             value["name"] = task.name.clone().into();
             value
         })
         .collect();
     json!({
-        "version": VERSION,
+        "version": FORMAT_VERSION,
         "name": test.metadata.name,
         "spec": test.spec,
         "status": status,
         "elapsedSeconds": elapsed,
         "userSeconds": numbers.user_seconds,
         "usersPeak": numbers.users_peak,
-        "scheduleLag": latency(&numbers.schedule_lag),
-        "eventLoopLag": latency(&numbers.loop_lag),
-        "total": task_numbers(&numbers.total(), elapsed),
+        "scheduleLag": latency_to_json(&numbers.schedule_lag),
+        "eventLoopLag": latency_to_json(&numbers.loop_lag),
+        "total": task_to_json(&numbers.total(), elapsed),
         "tasks": tasks,
     })
 }
 
-fn task_numbers(task: &TaskNumbers, elapsed: f64) -> Value {
+fn task_to_json(task: &TaskNumbers, elapsed: f64) -> Value {
     let successes = task.of(Outcome::Success);
     let share = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
     json!({
@@ -52,36 +56,36 @@ fn task_numbers(task: &TaskNumbers, elapsed: f64) -> Value {
         "dropped": task.dropped,
         "errorRate": share(task.missed(), task.wanted()),
         "throughput": if elapsed > 0.0 { successes as f64 / elapsed } else { 0.0 },
-        "responseTime": latency(&judged(&task.response_time)),
-        "serviceTime": latency(&judged(&task.service_time)),
-        "timeToFirstResponse": latency(&judged(&task.first_response)),
-        "interTokenLatency": latency(&task.inter_token),
-        "timePerOutputToken": latency(&task.token_time),
+        "responseTime": latency_to_json(&judged(&task.response_time)),
+        "serviceTime": latency_to_json(&judged(&task.service_time)),
+        "timeToFirstResponse": latency_to_json(&judged(&task.first_response)),
+        "interTokenLatency": latency_to_json(&task.inter_token),
+        "timePerOutputToken": latency_to_json(&task.token_time),
         "tokens": task.tokens.by_kind().into_iter().collect::<std::collections::BTreeMap<_, _>>(),
         "good": task.good,
-        "timeToFirstByte": latency(&task.first_byte),
-        "webSocketConnect": latency(&judged(&task.web_socket_connect)),
-        "webSocketRoundTrip": latency(&task.round_trip),
+        "timeToFirstByte": latency_to_json(&task.first_byte),
+        "webSocketConnect": latency_to_json(&judged(&task.web_socket_connect)),
+        "webSocketRoundTrip": latency_to_json(&task.round_trip),
         "messagesSent": task.messages_sent,
         "messagesReceived": task.messages_received,
-        "connections": connections(&task.connections),
+        "connections": connections_to_json(&task.connections),
         "errors": task.errors.iter().filter(|(_, n)| **n > 0).collect::<std::collections::BTreeMap<_, _>>(),
         "sentBytes": task.sent_bytes,
         "receivedBytes": task.received_bytes,
     })
 }
 
-fn connections(connections: &Connections) -> Value {
+fn connections_to_json(connections: &Connections) -> Value {
     let Connections { opened, again, steps } = connections;
     let mut value = json!({"opened": opened, "reconnects": again});
     for step in ConnectStep::ALL {
-        value[step.as_str()] = latency(&steps[step.index()]);
+        value[step.as_str()] = latency_to_json(&steps[step.index()]);
     }
     value
 }
 
-/// A distribution; null without samples.
-fn latency(histogram: &LatencyHistogram) -> Value {
+/// Returns the distribution of a latency, or null if it has no samples.
+fn latency_to_json(histogram: &LatencyHistogram) -> Value {
     let (Some(mean), Some(min)) = (histogram.mean(), histogram.quantile(0.0)) else {
         return Value::Null;
     };

@@ -1,43 +1,44 @@
-//! Paths to fields, and where a field stands in the file.
+//! Paths of fields and their positions in the file.
 
 use saphyr::{MarkedYamlOwned, YamlDataOwned};
 
-use super::key_text;
+use super::yaml::key_to_text;
 
-/// One step from an object's root to a field.
+/// One part of a path from the root of an object to a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     Key(String),
     Index(usize),
 }
 
-/// Where a field stands in the file; the nearest thing around it when it is missing.
-pub(super) fn position(node: &MarkedYamlOwned, steps: &[Step]) -> (usize, usize) {
-    let mut here = node;
-    let mut at = here.span.start;
+/// Returns the line and column of a field. If the field is missing, returns the position of the
+/// innermost field on the path that exists.
+pub(super) fn find_position(document: &MarkedYamlOwned, steps: &[Step]) -> (usize, usize) {
+    let mut node = document;
+    let mut position = node.span.start;
     for step in steps {
-        let next = match (step, &here.data) {
+        let next = match (step, &node.data) {
             (Step::Key(key), YamlDataOwned::Mapping(map)) => {
-                map.iter().find(|(name, _)| key_text(name) == *key).map(|(name, value)| {
-                    at = name.span.start;
+                map.iter().find(|(name, _)| key_to_text(name) == *key).map(|(name, value)| {
+                    position = name.span.start;
                     value
                 })
             }
             (Step::Index(index), YamlDataOwned::Sequence(items)) => {
-                items.get(*index).inspect(|item| at = item.span.start)
+                items.get(*index).inspect(|item| position = item.span.start)
             }
             _ => None,
         };
         match next {
-            Some(next) => here = next,
+            Some(next) => node = next,
             None => break,
         }
     }
-    (at.line(), at.col() + 1)
+    (position.line(), position.col() + 1)
 }
 
-/// Reads a path such as `spec.scenario.tasks[0].http.path`.
-pub(super) fn parse(path: &str) -> Vec<Step> {
+/// Parses a path such as `spec.scenario.tasks[0].http.path`.
+pub(super) fn parse_path(path: &str) -> Vec<Step> {
     let mut steps = Vec::new();
     for part in path.split('.').filter(|part| !part.is_empty()) {
         let (name, indices) = part.split_once('[').map_or((part, ""), |(n, i)| (n, i));
@@ -50,7 +51,8 @@ pub(super) fn parse(path: &str) -> Vec<Step> {
     steps
 }
 
-pub(super) fn dotted(steps: &[Step]) -> String {
+/// Formats a path in the form that [`parse_path`] takes.
+pub(super) fn format_path(steps: &[Step]) -> String {
     let mut text = String::new();
     for step in steps {
         match step {

@@ -1,0 +1,63 @@
+//! The command line of `loadtest`. This module only declares arguments and their help texts.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Runs load tests on this machine and watches load tests on a cluster.
+///
+/// Exit codes: 0 for Pass, Warning or NotJudged; 1 for Fail or Critical; 2 for invalid input;
+/// 3 for Inconclusive; 4 if the test could not run.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Runs a LoadTest on this machine, without a cluster.
+    Run(RunArguments),
+    /// Prints the progress of a LoadTest on a cluster until its verdict.
+    Watch(WatchArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArguments {
+    /// File that contains the LoadTest.
+    pub(crate) file: String,
+    /// Starts a simulator of Cell 0 in this process and sends the load to it.
+    #[arg(long)]
+    pub(crate) simulator: bool,
+    /// Number of users; overrides spec.load.users.
+    #[arg(short, long)]
+    pub(crate) users: Option<i64>,
+    /// Users started per second; overrides spec.load.spawnRate.
+    #[arg(short = 'r', long)]
+    pub(crate) spawn_rate: Option<f64>,
+    /// Duration of the test, such as 20s or 5m; overrides spec.load.duration.
+    #[arg(short = 't', long)]
+    pub(crate) duration: Option<String>,
+    /// Base URL of the target; overrides spec.target.http.
+    #[arg(long, value_name = "URL")]
+    pub(crate) host: Option<String>,
+    /// WebSocket base URL of the target; overrides spec.target.webSocket.
+    #[arg(long, value_name = "URL")]
+    pub(crate) ws_host: Option<String>,
+    /// Writes the whole result to a JSON file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Writes one line per request, with all its timestamps, to a CSV file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) request_log: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArguments {
+    /// Name of the LoadTest.
+    pub(crate) name: String,
+    /// Namespace of the LoadTest [default: the namespace of the current context].
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+}

@@ -1,0 +1,221 @@
+//! Reads a LoadTest from a YAML file and validates it as an API server would: same schema, same
+//! CEL rules, same defaults. Each [`Problem`] has its line and column in the file.
+
+mod position;
+mod problem;
+mod schema;
+mod yaml;
+
+use loadtest_core::{
+    resource::{self, GROUP, LoadTest},
+    validate,
+};
+use saphyr::{LoadableYamlNode, MarkedYamlOwned};
+use serde_json::{Map, Value};
+
+pub(crate) use self::problem::Problem;
+use self::{
+    position::{Step, find_position, format_path, parse_path},
+    problem::ProblemList,
+    schema::{check_cel_rules, check_schema, visit_unknown_fields},
+    yaml::to_json,
+};
+
+/// Error of [`read_manifest`].
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ManifestError {
+    /// The file can't be read.
+    #[error("{path} can't be read")]
+    Read {
+        path: String,
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file contains no valid LoadTest.
+    #[error("{}", ProblemList { path, problems })]
+    Invalid { path: String, problems: Vec<Problem> },
+}
+
+/// A LoadTest that an API server would accept.
+#[derive(Debug)]
+pub(crate) struct Manifest {
+    pub(crate) test: LoadTest,
+    /// Unknown fields: the API server warns about them and ignores them.
+    pub(crate) warnings: Vec<Problem>,
+}
+
+/// Reads a file, sets the fields in `overrides`, and validates the result.
+pub(crate) fn read_manifest(
+    path: &str,
+    overrides: &[(&str, Value)],
+) -> Result<Manifest, ManifestError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ManifestError::Read { path: path.to_owned(), source })?;
+    parse_manifest(&text, overrides)
+        .map_err(|problems| ManifestError::Invalid { path: path.to_owned(), problems })
+}
+
+fn parse_manifest(yaml: &str, overrides: &[(&str, Value)]) -> Result<Manifest, Vec<Problem>> {
+    let document = find_load_test(yaml).map_err(|problem| vec![problem])?;
+    let mut object = to_json(&document);
+    for (field, value) in overrides {
+        set_field(&mut object, field, value.clone());
+    }
+    let schema = resource::schema();
+    let mut warnings = Vec::new();
+    visit_unknown_fields(&schema, &object, &mut Vec::new(), &mut |steps| {
+        let message = format!("unknown field {}: it is ignored", format_path(steps));
+        warnings.push(Problem { position: Some(find_position(&document, steps)), message });
+    });
+    let object = kube_cel::apply_defaults(&schema, &object);
+    let mut problems = check_schema(&schema, &object, &document);
+    if problems.is_empty() {
+        problems = check_cel_rules(&schema, &object, &document);
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let test: LoadTest = serde_path_to_error::deserialize(&object).map_err(|error| {
+        let steps = parse_path(&error.path().to_string());
+        let message = format!("{}: {}", error.path(), error.inner());
+        vec![Problem { position: Some(find_position(&document, &steps)), message }]
+    })?;
+    let problems = validate::problems(&test.spec);
+    if problems.is_empty() {
+        return Ok(Manifest { test, warnings });
+    }
+    let with_position = |problem: validate::Problem| Problem {
+        position: Some(find_position(&document, &parse_path(&problem.field))),
+        message: problem.to_string(),
+    };
+    Err(problems.into_iter().map(with_position).collect())
+}
+
+/// Returns the only LoadTest among the documents of a file.
+fn find_load_test(text: &str) -> Result<MarkedYamlOwned, Problem> {
+    let without_position = |message: String| Problem { position: None, message };
+    let documents = MarkedYamlOwned::load_from_str(text).map_err(|error| {
+        let marker = error.marker();
+        Problem {
+            position: Some((marker.line(), marker.col() + 1)),
+            message: error.info().to_owned(),
+        }
+    })?;
+    let supported_version = format!("{GROUP}/v1alpha1");
+    let mut other_kinds = Vec::new();
+    let mut found = Vec::new();
+    for document in documents {
+        let object = to_json(&document);
+        let text_of = |field: &str| object[field].as_str().unwrap_or_default().to_owned();
+        match (text_of("kind").as_str(), text_of("apiVersion")) {
+            ("LoadTest", version) if version == supported_version => found.push(document),
+            ("LoadTest", version) => {
+                let steps = [Step::Key("apiVersion".into())];
+                return Err(Problem {
+                    position: Some(find_position(&document, &steps)),
+                    message: format!("apiVersion: {version:?} is not {supported_version}"),
+                });
+            }
+            (kind, _) => other_kinds.push(kind.to_owned()),
+        }
+    }
+    let count = found.len();
+    match found.pop() {
+        Some(document) if count == 1 => Ok(document),
+        Some(_) => Err(without_position(format!("{count} LoadTests in one file: keep one"))),
+        None if other_kinds.iter().all(String::is_empty) => Err(without_position(format!(
+            "no LoadTest found: start the file with apiVersion: {supported_version} and kind: LoadTest"
+        ))),
+        None => {
+            Err(without_position(format!("no LoadTest found, only: {}", other_kinds.join(", "))))
+        }
+    }
+}
+
+/// Sets a field given as a dotted path. Creates missing objects on the way.
+fn set_field(object: &mut Value, field: &str, value: Value) {
+    let mut target = object;
+    for key in field.split('.') {
+        if !target.is_object() {
+            *target = Value::Object(Map::new());
+        }
+        target = &mut target[key];
+    }
+    *target = value;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VALID: &str = r#"apiVersion: loadtest.cell0.io/v1alpha1
+kind: LoadTest
+metadata: {name: valid}
+spec:
+  target: {http: "http://cell0:18800", webSocket: "ws://cell0:18801"}
+  load: {users: 20, spawnRate: 5, duration: 2m}
+  scenario:
+    pause: {min: 1s, max: 3s}
+    tasks:
+      - name: chat
+        weight: 70
+        chat: {models: [cell0-small], messages: ["Hello"], stream: true}
+      - {name: health, http: {path: /health}}
+      - {name: ws, webSocket: {send: ['{"type":"ping"}'], replies: 1}}
+  thresholds:
+    - {task: chat, metric: timeToFirstResponse, statistic: p50, target: "< 500ms", warning: "< 1s", critical: "> 2s"}
+    - {metric: errorRate, target: "< 0.1%", warning: "< 1%", critical: "> 5%"}
+    - {metric: throughput, target: "> 10/s", warning: "> 5/s", critical: "< 2/s"}
+"#;
+
+    fn first_problem(text: &str) -> Problem {
+        parse_manifest(text, &[]).unwrap_err().remove(0)
+    }
+
+    #[test]
+    fn valid_file_is_read_with_defaults() {
+        let manifest = parse_manifest(VALID, &[]).unwrap();
+        assert_eq!(manifest.warnings, []);
+        assert_eq!(manifest.test.spec.runners.users_per_runner, None);
+        assert_eq!(manifest.test.spec.load.graceful_stop, loadtest_core::Duration::from_secs(30));
+        assert_eq!(manifest.test.spec.scenario.tasks[1].weight, 1);
+    }
+
+    #[test]
+    fn problems_have_line_and_column() {
+        let problem = first_problem(&VALID.replace("duration: 2m", "duration: soon"));
+        assert_eq!(problem.position, Some((6, 35)));
+        assert!(problem.message.contains("spec.load.duration"), "{}", problem.message);
+        assert!(problem.message.contains("\"soon\" is not a duration"), "{}", problem.message);
+    }
+
+    #[test]
+    fn broken_yaml_has_a_position() {
+        let problem = first_problem("apiVersion: [\nkind: LoadTest\n");
+        assert!(problem.position.is_some(), "{problem:?}");
+    }
+
+    #[test]
+    fn unknown_fields_cause_warnings() {
+        let manifest = parse_manifest(&VALID.replace("weight: 70", "weigth: 70"), &[]).unwrap();
+        assert_eq!(manifest.warnings.len(), 1);
+        assert!(manifest.warnings[0].message.contains("spec.scenario.tasks[0].weigth"));
+        assert_eq!(manifest.warnings[0].position, Some((11, 9)));
+    }
+
+    #[test]
+    fn overrides_are_applied_and_validated() {
+        let manifest = parse_manifest(VALID, &[("spec.load.users", 7.into())]).unwrap();
+        assert_eq!(manifest.test.spec.load.users, Some(7));
+        assert!(parse_manifest(VALID, &[("spec.load.users", 0.into())]).is_err());
+    }
+
+    #[test]
+    fn file_must_contain_exactly_one_load_test() {
+        let two = format!("apiVersion: v1\nkind: Service\n---\n{VALID}");
+        assert!(parse_manifest(&two, &[]).is_ok());
+        assert!(first_problem("apiVersion: v1\nkind: Service\n").message.contains("only: Service"));
+        assert!(first_problem("").message.contains("no LoadTest found"));
+        assert!(first_problem(&format!("{VALID}---\n{VALID}")).message.contains("2 LoadTests"));
+    }
+}

@@ -1,0 +1,103 @@
+//! The checks of an API server: unknown fields, the schema and the CEL rules.
+
+use saphyr::MarkedYamlOwned;
+use serde_json::Value;
+
+use super::{
+    position::{Step, find_position, format_path, parse_path},
+    problem::Problem,
+};
+
+/// Calls `visit` with the path of each field that the schema doesn't declare.
+pub(super) fn visit_unknown_fields(
+    schema: &Value,
+    value: &Value,
+    steps: &mut Vec<Step>,
+    visit: &mut impl FnMut(&[Step]),
+) {
+    match value {
+        Value::Object(fields) => {
+            let allows_any_field = !schema["additionalProperties"].is_null()
+                || schema["x-kubernetes-preserve-unknown-fields"] == true;
+            for (key, inner) in fields {
+                // The API server declares these fields itself; the schema doesn't contain them.
+                if steps.is_empty() && matches!(key.as_str(), "apiVersion" | "kind" | "metadata") {
+                    continue;
+                }
+                steps.push(Step::Key(key.clone()));
+                match schema["properties"].get(key) {
+                    Some(known) => visit_unknown_fields(known, inner, steps, visit),
+                    None if allows_any_field => {
+                        visit_unknown_fields(&schema["additionalProperties"], inner, steps, visit);
+                    }
+                    // A schema without `properties` declares nothing about fields.
+                    None if schema["properties"].is_null() => {}
+                    None => visit(steps),
+                }
+                steps.pop();
+            }
+        }
+        Value::Array(items) => {
+            for (index, inner) in items.iter().enumerate() {
+                steps.push(Step::Index(index));
+                visit_unknown_fields(&schema["items"], inner, steps, visit);
+                steps.pop();
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Checks types, bounds and enums.
+pub(super) fn check_schema(
+    schema: &Value,
+    object: &Value,
+    document: &MarkedYamlOwned,
+) -> Vec<Problem> {
+    let validator = match jsonschema::validator_for(schema) {
+        Ok(validator) => validator,
+        Err(error) => {
+            let message = format!("the schema is invalid: {error}");
+            return vec![Problem { position: None, message }];
+        }
+    };
+    validator
+        .iter_errors(object)
+        .map(|error| {
+            let pointer = error.instance_path().to_string();
+            let steps: Vec<Step> = pointer
+                .split('/')
+                .skip(1)
+                .map(|part| part.parse().map_or_else(|_| Step::Key(part.to_owned()), Step::Index))
+                .collect();
+            let message = format!("{}: {}", format_path(&steps), short_message(&error));
+            Problem { position: Some(find_position(document, &steps)), message }
+        })
+        .collect()
+}
+
+/// Returns the message of an error. The message quotes the value unless that makes it too long.
+fn short_message(error: &jsonschema::ValidationError<'_>) -> String {
+    let text = error.to_string();
+    if text.len() > 400 { error.masked_with("the value").to_string() } else { text }
+}
+
+/// Checks the CEL rules that an API server runs when an object is created.
+pub(super) fn check_cel_rules(
+    schema: &Value,
+    object: &Value,
+    document: &MarkedYamlOwned,
+) -> Vec<Problem> {
+    let Err(errors) = kube_cel::Validator::new().validate(schema, object, None) else {
+        return Vec::new();
+    };
+    let to_problem = |error: kube_cel::ValidationError| {
+        let steps = parse_path(&error.field_path);
+        let message = match error.field_path.as_str() {
+            "" => error.message,
+            path => format!("{path}: {}", error.message),
+        };
+        Problem { position: Some(find_position(document, &steps)), message }
+    };
+    errors.into_vec().into_iter().map(to_problem).collect()
+}

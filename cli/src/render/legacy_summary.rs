@@ -1,0 +1,54 @@
+//! The summary lines that users at Cell 0 know from their own load test script. Names and units are
+//! those of that script.
+
+use std::fmt::Write;
+
+use loadtest_core::{
+    Duration,
+    metrics::{LatencyHistogram, Numbers, judged},
+};
+
+/// Returns the legacy lines, one metric per line.
+pub(super) fn format_legacy_summary(numbers: &Numbers) -> String {
+    let mut chat = LatencyHistogram::default();
+    let mut connect = LatencyHistogram::default();
+    for task in numbers.tasks.values() {
+        chat.merge(&judged(&task.first_response));
+        connect.merge(&judged(&task.web_socket_connect));
+    }
+    let total = numbers.total();
+    let millis = |time: Option<Duration>| {
+        time.map_or_else(|| "-".into(), |time| format!("{:.1}", time.as_millis_f64()))
+    };
+    let error_counts: Vec<String> = total
+        .errors
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(kind, count)| format!("{kind}={count}"))
+        .collect();
+    let error_types = if error_counts.is_empty() { "none".into() } else { error_counts.join(" ") };
+    let rows = [
+        ("chat_latency_avg_ms", millis(chat.mean())),
+        ("chat_latency_p95_ms", millis(chat.quantile(0.95))),
+        ("chat_latency_p99_ms", millis(chat.quantile(0.99))),
+        ("ws_connect_avg_ms", millis(connect.mean())),
+        ("total_errors", total.failures().to_string()),
+        ("error_types", error_types),
+    ];
+    rows.iter().fold(String::new(), |mut out, (name, value)| {
+        let _ = writeln!(out, "  {name}: {value}");
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_run_has_legacy_lines_without_values() {
+        let text = format_legacy_summary(&Numbers::default());
+        assert!(text.contains("chat_latency_p95_ms: -\n"), "{text}");
+        assert!(text.contains("total_errors: 0\n") && text.contains("error_types: none\n"));
+    }
+}

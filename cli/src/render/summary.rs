@@ -1,0 +1,117 @@
+//! The summary table and the lines about each task below it.
+
+use std::fmt::Write;
+
+use loadtest_core::resource::{ConnectionSummary, LoadTestStatus, Summary, TokenSummary};
+
+use super::table::{format_table, text_or_dash, text_row};
+
+/// Returns the SUMMARY section.
+pub(super) fn format_summary(total: &Summary, status: &LoadTestStatus) -> String {
+    let mut rows = vec![text_row([
+        "task",
+        "requests",
+        "failures",
+        "interrupted",
+        "rate",
+        "mean",
+        "p50",
+        "p90",
+        "p95",
+        "p99",
+        "max",
+    ])];
+    rows.extend(status.tasks.iter().map(|task| summary_row(&task.name, &task.summary)));
+    rows.push(summary_row("all", total));
+    let mut out = format_table(&rows, 1);
+    if total.dropped > 0 {
+        let _ = writeln!(out, "  {} arrivals were dropped: no user was idle", total.dropped);
+    }
+    for task in &status.tasks {
+        for (metric, latency) in [
+            ("time to first response", &task.time_to_first_response),
+            ("inter-token latency", &task.inter_token_latency),
+            ("WebSocket connect", &task.web_socket_connect),
+            ("WebSocket round trip", &task.web_socket_round_trip),
+        ] {
+            let Some(l) = latency else { continue };
+            let _ = writeln!(
+                out,
+                "  {} {metric}: mean {}, p50 {}, p95 {}, p99 {}, max {}",
+                task.name, l.mean, l.p50, l.p95, l.p99, l.max
+            );
+        }
+        if let Some(tokens) = &task.tokens {
+            let _ = writeln!(out, "  {} tokens: {}", task.name, describe_tokens(tokens));
+        }
+        if let Some(connections) = &task.connections {
+            let _ = writeln!(out, "  {}: {}", task.name, describe_connections(connections));
+        }
+        if let Some(goodput) = &task.goodput {
+            let _ = writeln!(
+                out,
+                "  {} goodput: {goodput} of requests met every latency target",
+                task.name
+            );
+        }
+    }
+    out
+}
+
+fn summary_row(name: &str, summary: &Summary) -> Vec<String> {
+    vec![
+        name.to_owned(),
+        summary.requests.to_string(),
+        summary.failures.to_string(),
+        summary.interrupted.to_string(),
+        summary.throughput.clone(),
+        text_or_dash(summary.mean.as_ref()),
+        text_or_dash(summary.p50.as_ref()),
+        text_or_dash(summary.p90.as_ref()),
+        text_or_dash(summary.p95.as_ref()),
+        text_or_dash(summary.p99.as_ref()),
+        text_or_dash(summary.max.as_ref()),
+    ]
+}
+
+/// Returns a text such as `7578 generated, 63/s in total, 1/s per user`.
+fn describe_tokens(tokens: &TokenSummary) -> String {
+    let generated = tokens.output + tokens.reasoning + tokens.tool;
+    let per_user =
+        tokens.per_user.as_ref().map_or_else(String::new, |rate| format!(", {rate} per user"));
+    format!("{generated} generated, {} in total{per_user}", tokens.per_second)
+}
+
+/// Returns a text such as `8 connections opened, 2 reconnects; p95 tcp 0.2ms, tls 1.1ms`.
+fn describe_connections(connections: &ConnectionSummary) -> String {
+    let ConnectionSummary { opened, reconnects, dns, tcp, tls, upgrade } = connections;
+    let plural = if *opened == 1 { "" } else { "s" };
+    let mut out = format!("{opened} connection{plural} opened");
+    if *reconnects > 0 {
+        let plural = if *reconnects == 1 { "" } else { "s" };
+        let _ = write!(out, ", {reconnects} reconnect{plural}");
+    }
+    let steps = [("dns", dns), ("tcp", tcp), ("tls", tls), ("upgrade", upgrade)];
+    let times = steps.into_iter().filter_map(|(step, time)| Some((step, time.as_ref()?)));
+    let times: Vec<String> = times.map(|(step, time)| format!("{step} {time}")).collect();
+    if !times.is_empty() {
+        let _ = write!(out, "; p95 {}", times.join(", "));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_described_in_words() {
+        let mut connections = ConnectionSummary { opened: 8, ..ConnectionSummary::default() };
+        assert_eq!(describe_connections(&connections), "8 connections opened");
+        (connections.reconnects, connections.tcp) = (2, Some("0.2ms".into()));
+        assert_eq!(
+            describe_connections(&connections),
+            "8 connections opened, 2 reconnects; p95 tcp 0.2ms"
+        );
+    }
+}

@@ -1,0 +1,132 @@
+//! Follows a running load: prints progress, evaluates windows and stages, and stops the load when
+//! the user or a threshold asks for it.
+
+use std::{io::Write, time::Duration};
+
+use loadtest_core::{
+    report::progress,
+    resource::{Aborted, LoadTest},
+    summary::summarise,
+    timeline::Timeline,
+};
+use loadtest_runner::Engine;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{output::eprint_line, render};
+
+/// Time between two snapshots for threshold windows.
+const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
+/// Time that in-flight requests get to end after the user or a threshold stops the test.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// Reason for a load that stopped before its planned end.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum StopReason {
+    /// The user pressed Ctrl-C.
+    ByUser,
+    /// A threshold with `abort` was critical.
+    ByThreshold(Aborted),
+}
+
+/// Prints progress until the load is over. Returns the reason if the load stopped early.
+pub(super) async fn poll_until_finished(
+    engine: &Engine,
+    test: &LoadTest,
+    timeline: &mut Timeline,
+    out: &mut impl Write,
+) -> anyhow::Result<Option<StopReason>> {
+    let duration = test.spec.load.length();
+    let interval = Duration::from_secs_f64((duration.as_secs_f64() / 60.0).clamp(1.0, 10.0));
+    let mut progress_ticks =
+        tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
+    let mut snapshot_times = SnapshotTimes::new(test);
+    let (mut stop_reason, mut signal_received) = (None, false);
+    let mut signals = signal(SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            () = engine.finished() => return Ok(stop_reason),
+            _ = signals.recv() => {
+                if signal_received {
+                    anyhow::bail!("stopped by a second Ctrl-C: the result is lost");
+                }
+                signal_received = true;
+                // If a threshold stopped the test first, that stays the reason.
+                stop_reason.get_or_insert(StopReason::ByUser);
+                eprint_line("stopping the test; press Ctrl-C again to stop at once");
+                engine.stop(STOP_GRACE);
+            }
+            () = snapshot_times.wait_for_next() => {
+                let numbers = engine.measured().await.numbers;
+                if let (Some(aborted), None) = (timeline.look(&test.spec, &numbers), &stop_reason) {
+                    eprint_line(&format!(
+                        "stopping the test: {} is {}",
+                        aborted.threshold, aborted.observed
+                    ));
+                    engine.stop(STOP_GRACE.min(test.spec.load.graceful_stop.std()));
+                    stop_reason = Some(StopReason::ByThreshold(aborted));
+                }
+            }
+            _ = progress_ticks.tick() => {
+                let numbers = engine.measured().await.numbers;
+                let summary = summarise(&numbers.total(), numbers.elapsed_seconds);
+                let progress = progress(&test.spec, &numbers, 1, numbers.users);
+                let line = render::progress_line(&progress, &summary, duration);
+                // A closed pipe must not end the test: `--json` still needs the result.
+                let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+            }
+        }
+    }
+}
+
+/// The times at which the [`Timeline`] needs a snapshot.
+struct SnapshotTimes {
+    /// Regular snapshots; `None` if no threshold has a window or `abort`.
+    ticks: Option<tokio::time::Interval>,
+    /// Ends of the stages, latest first.
+    stage_ends: Vec<tokio::time::Instant>,
+}
+
+impl SnapshotTimes {
+    /// Computes the times for a load that starts now.
+    fn new(test: &LoadTest) -> Self {
+        let spec = &test.spec;
+        let needs_ticks = spec.thresholds.iter().any(|t| t.window.is_some() || t.abort.is_some());
+        let start = tokio::time::Instant::now();
+        let mut stage_ends: Vec<_> = spec
+            .load
+            .stages
+            .iter()
+            .scan(Duration::ZERO, |end, stage| {
+                *end += stage.duration.std();
+                Some(start + *end)
+            })
+            .collect();
+        stage_ends.reverse();
+        Self { ticks: needs_ticks.then(|| tokio::time::interval(SNAPSHOT_INTERVAL)), stage_ends }
+    }
+
+    /// Waits for the next time. Never returns if no time is left.
+    async fn wait_for_next(&mut self) {
+        let next_stage_end = self.stage_ends.last().copied();
+        let tick = async {
+            match &mut self.ticks {
+                Some(ticks) => {
+                    ticks.tick().await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let stage_end = async {
+            match next_stage_end {
+                Some(end) => tokio::time::sleep_until(end).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = tick => {}
+            () = stage_end => {
+                self.stage_ends.pop();
+            }
+        }
+    }
+}
