@@ -60,18 +60,29 @@ def read_result(folder):
 
 
 def build_plan(load, tasks, token):
-    """Returns the plan that the operator would give to a runner."""
+    """Returns the plan that the operator would give to a runner: one runner, constant rate."""
+    arrivals = {"rate": load["arrivalRate"], "maxUsers": load["maxUsers"], "duration": load["duration"]}
+    kinds = ("http", "chat", "webSocket")
+    planned = [
+        {"name": task["name"], "weight": 1, "kind": {kind: task[kind]}}
+        for task in tasks
+        for kind in kinds
+        if kind in task
+    ]
     return {
-        "version": 2,
-        "run": "bench",
+        "version": 3,
+        "runUid": "bench",
         "name": "bench",
         "runners": 1,
-        "workers": 1,
+        "threads": 1,
         "tokenSha256": hashlib.sha256(token.encode()).hexdigest(),
-        "target": {"http": HTTP_URL},
-        "load": load,
-        "scenario": {"tasks": tasks},
-        "thresholds": [],
         "releaseGrace": "30s",
         "metricsLinger": "1s",
+        "test": {
+            "target": {"http": HTTP_URL},
+            "load": {"arrivals": arrivals},
+            "gracefulStop": load["gracefulStop"],
+            "scenario": {"pacing": "none", "seed": 0, "tasks": planned},
+            "thresholds": [],
+        },
     }

@@ -32,10 +32,10 @@ pub(crate) struct RunArguments {
     pub(crate) simulator: bool,
     /// Number of users; overrides spec.load.users.
     #[arg(short, long)]
-    pub(crate) users: Option<i64>,
-    /// Users started per second; overrides spec.load.spawnRate.
+    pub(crate) users: Option<u32>,
+    /// Users started per second, such as 50 or 0.5; overrides spec.load.spawnRate.
     #[arg(short = 'r', long)]
-    pub(crate) spawn_rate: Option<f64>,
+    pub(crate) spawn_rate: Option<String>,
     /// Duration of the test, such as 20s or 5m; overrides spec.load.duration.
     #[arg(short = 't', long)]
     pub(crate) duration: Option<String>,

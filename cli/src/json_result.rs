@@ -2,7 +2,9 @@
 //! are per second, and shares are fractions from 0 to 1.
 
 use loadtest_core::{
-    metrics::{ConnectStep, Connections, LatencyHistogram, Numbers, Outcome, TaskNumbers, judged},
+    metrics::{
+        LatencyHistogram, LatencyMetric, Metrics, Outcome, TaskMetrics, Tokens, catalog::LATENCIES,
+    },
     resource::{LoadTest, LoadTestStatus},
 };
 use serde_json::{Value, json};
@@ -14,17 +16,17 @@ const FORMAT_VERSION: u32 = 1;
 pub(crate) fn build_json_result(
     test: &LoadTest,
     status: &LoadTestStatus,
-    numbers: &Numbers,
+    metrics: &Metrics,
 ) -> Value {
-    let elapsed = numbers.elapsed_seconds;
+    let elapsed = metrics.elapsed_seconds;
     let tasks: Vec<Value> = test
         .spec
         .scenario
         .tasks
         .iter()
         .map(|task| {
-            let empty = TaskNumbers::default();
-            let measured = numbers.tasks.get(&task.name).unwrap_or(&empty);
+            let empty = TaskMetrics::default();
+            let measured = metrics.tasks.get(&task.name).unwrap_or(&empty);
             let mut value = task_to_json(measured, elapsed);
             value["name"] = task.name.clone().into();
             value
@@ -36,50 +38,49 @@ pub(crate) fn build_json_result(
         "spec": test.spec,
         "status": status,
         "elapsedSeconds": elapsed,
-        "userSeconds": numbers.user_seconds,
-        "usersPeak": numbers.users_peak,
-        "scheduleLag": latency_to_json(&numbers.schedule_lag),
-        "eventLoopLag": latency_to_json(&numbers.loop_lag),
-        "total": task_to_json(&numbers.total(), elapsed),
+        "userSeconds": metrics.user_seconds,
+        "usersPeak": metrics.users_peak,
+        "scheduleLag": latency_to_json(&metrics.schedule_lag),
+        "eventLoopLag": latency_to_json(&metrics.event_loop_lag),
+        "total": task_to_json(&metrics.all_tasks(), elapsed),
         "tasks": tasks,
     })
 }
 
-fn task_to_json(task: &TaskNumbers, elapsed: f64) -> Value {
-    let successes = task.of(Outcome::Success);
+fn task_to_json(task: &TaskMetrics, elapsed: f64) -> Value {
+    let successes = task.requests_with(Outcome::Success);
     let share = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
-    json!({
-        "requests": task.completed(),
-        "failures": task.failures(),
-        "timeouts": task.of(Outcome::Timeout),
-        "interrupted": task.of(Outcome::Interrupted),
+    let errors = task.errors.iter().filter(|(_, count)| **count > 0);
+    let Tokens { output, reasoning, tool, prompt } = task.tokens;
+    let mut value = json!({
+        "requests": task.completed_requests(),
+        "failures": task.failed_requests(),
+        "timeouts": task.requests_with(Outcome::Timeout),
+        "interrupted": task.requests_with(Outcome::Interrupted),
         "dropped": task.dropped,
-        "errorRate": share(task.missed(), task.wanted()),
+        "errorRate": share(task.failed_or_dropped(), task.offered_requests()),
         "throughput": if elapsed > 0.0 { successes as f64 / elapsed } else { 0.0 },
-        "responseTime": latency_to_json(&judged(&task.response_time)),
-        "serviceTime": latency_to_json(&judged(&task.service_time)),
-        "timeToFirstResponse": latency_to_json(&judged(&task.first_response)),
-        "interTokenLatency": latency_to_json(&task.inter_token),
-        "timePerOutputToken": latency_to_json(&task.token_time),
-        "tokens": task.tokens.by_kind().into_iter().collect::<std::collections::BTreeMap<_, _>>(),
+        "tokens": {"output": output, "reasoning": reasoning, "tool": tool, "prompt": prompt},
         "good": task.good,
-        "timeToFirstByte": latency_to_json(&task.first_byte),
-        "webSocketConnect": latency_to_json(&judged(&task.web_socket_connect)),
-        "webSocketRoundTrip": latency_to_json(&task.round_trip),
         "messagesSent": task.messages_sent,
         "messagesReceived": task.messages_received,
-        "connections": connections_to_json(&task.connections),
-        "errors": task.errors.iter().filter(|(_, n)| **n > 0).collect::<std::collections::BTreeMap<_, _>>(),
+        "connections": connections_to_json(task),
+        "errors": errors.collect::<std::collections::BTreeMap<_, _>>(),
         "sentBytes": task.sent_bytes,
         "receivedBytes": task.received_bytes,
-    })
+    });
+    for (metric, judged) in LatencyMetric::all_judged() {
+        value[judged.name] = latency_to_json(&task.latencies.samples(metric));
+    }
+    value
 }
 
-fn connections_to_json(connections: &Connections) -> Value {
-    let Connections { opened, again, steps } = connections;
-    let mut value = json!({"opened": opened, "reconnects": again});
-    for step in ConnectStep::ALL {
-        value[step.as_str()] = latency_to_json(&steps[step.index()]);
+fn connections_to_json(task: &TaskMetrics) -> Value {
+    let mut value = json!({"opened": task.connections, "reconnects": task.reconnects});
+    for info in &LATENCIES {
+        if let Some(("step", step)) = info.label {
+            value[step] = latency_to_json(&task.latencies.samples(info.metric));
+        }
     }
     value
 }

@@ -7,10 +7,9 @@ mod schema;
 mod yaml;
 
 use loadtest_core::{
+    plan::{self, ValidTest, validate},
     resource::{self, GROUP, LoadTest},
-    validate,
 };
-use saphyr::{LoadableYamlNode, MarkedYamlOwned};
 use serde_json::{Map, Value};
 
 pub(crate) use self::problem::Problem;
@@ -18,7 +17,7 @@ use self::{
     position::{Step, find_position, format_path, parse_path},
     problem::ProblemList,
     schema::{check_cel_rules, check_schema, visit_unknown_fields},
-    yaml::to_json,
+    yaml::{Node, parse_documents, to_json},
 };
 
 /// Error of [`read_manifest`].
@@ -40,6 +39,8 @@ pub(crate) enum ManifestError {
 #[derive(Debug)]
 pub(crate) struct Manifest {
     pub(crate) test: LoadTest,
+    /// The validated spec of the test.
+    pub(crate) valid: ValidTest,
     /// Unknown fields: the API server warns about them and ignores them.
     pub(crate) warnings: Vec<Problem>,
 }
@@ -80,27 +81,20 @@ fn parse_manifest(yaml: &str, overrides: &[(&str, Value)]) -> Result<Manifest, V
         let message = format!("{}: {}", error.path(), error.inner());
         vec![Problem { position: Some(find_position(&document, &steps)), message }]
     })?;
-    let problems = validate::problems(&test.spec);
-    if problems.is_empty() {
-        return Ok(Manifest { test, warnings });
-    }
-    let with_position = |problem: validate::Problem| Problem {
+    let with_position = |problem: plan::Problem| Problem {
         position: Some(find_position(&document, &parse_path(&problem.field))),
         message: problem.to_string(),
     };
-    Err(problems.into_iter().map(with_position).collect())
+    match validate(&test.spec) {
+        Ok(valid) => Ok(Manifest { test, valid, warnings }),
+        Err(problems) => Err(problems.into_iter().map(with_position).collect()),
+    }
 }
 
 /// Returns the only LoadTest among the documents of a file.
-fn find_load_test(text: &str) -> Result<MarkedYamlOwned, Problem> {
+fn find_load_test(text: &str) -> Result<Node, Problem> {
     let without_position = |message: String| Problem { position: None, message };
-    let documents = MarkedYamlOwned::load_from_str(text).map_err(|error| {
-        let marker = error.marker();
-        Problem {
-            position: Some((marker.line(), marker.col() + 1)),
-            message: error.info().to_owned(),
-        }
-    })?;
+    let documents = parse_documents(text)?;
     let supported_version = format!("{GROUP}/v1alpha1");
     let mut other_kinds = Vec::new();
     let mut found = Vec::new();
@@ -206,7 +200,7 @@ spec:
     #[test]
     fn overrides_are_applied_and_validated() {
         let manifest = parse_manifest(VALID, &[("spec.load.users", 7.into())]).unwrap();
-        assert_eq!(manifest.test.spec.load.users, Some(7));
+        assert_eq!(manifest.valid.load.peak_users().get(), 7);
         assert!(parse_manifest(VALID, &[("spec.load.users", 0.into())]).is_err());
     }
 

@@ -10,8 +10,8 @@ use std::fmt::Write;
 
 use loadtest_core::{
     Duration,
-    metrics::Numbers,
-    resource::{ErrorCount, LoadTest, LoadTestStatus, Measurement, Progress, Summary, Verdict},
+    metrics::Metrics,
+    resource::{ErrorCount, LoadTest, LoadTestStatus, Measurement, Open, Progress, Summary},
 };
 
 use self::{
@@ -47,17 +47,17 @@ pub(crate) fn progress_line(progress: &Progress, summary: &Summary, duration: Du
 }
 
 /// Returns the result of a test: summary, errors, thresholds, stages, measurement and verdict.
-/// `numbers` adds the legacy summary; a local run has them, a status on a cluster does not.
+/// `metrics` adds the legacy summary; a local run has them, a status on a cluster does not.
 pub(crate) fn format_result(
     test: &LoadTest,
     status: &LoadTestStatus,
-    numbers: Option<&Numbers>,
+    metrics: Option<&Metrics>,
 ) -> String {
     let mut out = String::new();
     if let Some(total) = &status.summary {
         out.push_str("\nSUMMARY\n");
         out.push_str(&format_summary(total, status));
-        out.push_str(&numbers.map_or_else(String::new, format_legacy_summary));
+        out.push_str(&metrics.map_or_else(String::new, format_legacy_summary));
     }
     if !status.errors.is_empty() {
         out.push_str("\nERRORS\n");
@@ -78,7 +78,7 @@ pub(crate) fn format_result(
         .iter()
         .find_map(|kind| status.condition(kind))
         .map_or_else(String::new, |condition| format!(": {}", condition.message));
-    let verdict = status.verdict.map_or("none", Verdict::as_str);
+    let verdict = status.verdict.as_ref().map_or("none", Open::as_str);
     let _ = write!(out, "\nVERDICT  {verdict}{reason}\n");
     out
 }

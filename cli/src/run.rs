@@ -14,14 +14,14 @@ use anyhow::Context;
 use cell0_simulator::{Listen, Settings, Simulator};
 use k8s_openapi::jiff::Timestamp;
 use loadtest_core::{
+    judge::{RunContext, Timeline},
     metrics::RunnerState,
-    plan::{Plan, VERSION},
-    report::Circumstances,
-    resource::{LoadTest, Verdict},
-    sizing,
-    timeline::Timeline,
+    plan::{Plan, RunIdentity, ValidTest, size_test},
+    resource::{Sizing, Verdict},
 };
-use loadtest_runner::{Engine, Measured, Prepared, RawRecord, preflight, step_back};
+use loadtest_runner::{
+    Engine, PreparedPlan, RequestLog, Snapshot, lower_priority, preflight, warm_up,
+};
 use serde_json::Value;
 
 use self::{
@@ -32,7 +32,7 @@ use crate::{
     arguments::RunArguments,
     exit::Exit,
     json_result::build_json_result,
-    manifest::{ManifestError, read_manifest},
+    manifest::{Manifest, ManifestError, read_manifest},
     output::eprint_line,
     render,
 };
@@ -61,7 +61,7 @@ pub(crate) fn run_test(arguments: &RunArguments, out: &mut impl Write) -> anyhow
         eprint_line(&format!("warning: {}{position}: {}", arguments.file, warning.message));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let exit = runtime.block_on(run_load(&manifest.test, arguments, out));
+    let exit = runtime.block_on(run_load(&manifest, arguments, out));
     if let Some((simulator, runtime)) = simulator {
         runtime.block_on(simulator.shutdown());
     }
@@ -98,7 +98,7 @@ fn collect_overrides(
     let ws = ws_host.clone().or(ws);
     [
         ("spec.load.users", users.map(Value::from)),
-        ("spec.load.spawnRate", spawn_rate.map(Value::from)),
+        ("spec.load.spawnRate", spawn_rate.clone().map(Value::from)),
         ("spec.load.duration", duration.clone().map(Value::from)),
         ("spec.target.http", http.map(Value::from)),
         ("spec.target.webSocket", ws.map(Value::from)),
@@ -108,89 +108,84 @@ fn collect_overrides(
     .collect()
 }
 
-fn build_plan(test: &LoadTest) -> Plan {
-    let sizing = sizing::size(&test.spec);
+/// Builds the plan of a run in this process: one runner, even if a cluster would need several, with
+/// at most one load thread per core.
+fn build_plan(name: Option<String>, test: &ValidTest) -> Plan {
+    let sizing = size_test(test);
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let load_threads = u32::try_from(sizing.runners * sizing.workers).unwrap_or(u32::MAX);
+    let threads = sizing.runners.saturating_mul(sizing.threads_per_runner);
+    let threads_per_runner = threads.min(u32::try_from(cores).unwrap_or(u32::MAX));
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Plan {
-        version: VERSION,
-        run: format!("local-{:x}", now.as_nanos()),
-        name: test.metadata.name.clone().unwrap_or_else(|| "loadtest".into()),
-        // This process is the only runner, also if a cluster would need several.
-        runners: 1,
-        workers: load_threads.min(u32::try_from(cores).unwrap_or(1)),
+    let run = RunIdentity {
+        uid: format!("local-{:x}", now.as_nanos()),
+        name: name.unwrap_or_else(|| "loadtest".into()),
         token_sha256: String::new(),
-        target: test.spec.target.clone(),
-        load: test.spec.load.clone(),
-        scenario: test.spec.scenario.clone(),
-        thresholds: test.spec.thresholds.clone(),
-        release_grace: loadtest_core::Duration::ZERO,
-        metrics_linger: loadtest_core::Duration::ZERO,
-    }
+    };
+    Plan::new(test.clone(), &Sizing { runners: 1, threads_per_runner, ..sizing }, run)
 }
 
 async fn run_load(
-    test: &LoadTest,
+    manifest: &Manifest,
     arguments: &RunArguments,
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
-    let plan = build_plan(test);
-    let prepared = match Prepared::new(plan, |variable| std::env::var(variable).ok()) {
+    let Manifest { test, valid, .. } = manifest;
+    let plan = build_plan(test.metadata.name.clone(), valid);
+    let prepared = match PreparedPlan::new(plan, |variable| std::env::var(variable).ok()) {
         Ok(prepared) => prepared,
         Err(error) => {
             eprint_line(&format!("loadtest: {}: {error}", arguments.file));
             return Ok(Exit::BadInput);
         }
     };
-    preflight::make_ready();
+    warm_up();
     let limits = preflight::Limits::of_this_machine();
-    let problems = preflight::problems(&prepared, 0, &limits, arguments.simulator);
+    let problems = preflight::find_problems(&prepared, 0, &limits, arguments.simulator);
     anyhow::ensure!(
         problems.is_empty(),
         "this machine can't make the load: {}",
         problems.join("; ")
     );
-    let task_names = prepared.plan().scenario.tasks.iter().map(|task| task.name.clone()).collect();
+    let task_names = valid.scenario.tasks.iter().map(|task| task.name.clone()).collect();
     let request_log =
-        arguments.request_log.as_ref().map(|path| RawRecord::create(path, task_names)).transpose();
+        arguments.request_log.as_ref().map(|path| RequestLog::create(path, task_names)).transpose();
     let request_log = request_log.context("--request-log: the file can't be written")?;
-    let engine = Engine::recorded(Arc::clone(&prepared), 0, request_log.as_ref())
+    let engine = Engine::with_request_log(Arc::clone(&prepared), 0, request_log.as_ref())
         .context("the load can't be started")?;
-    step_back();
-    let urls = [&test.spec.target.http, &test.spec.target.web_socket];
+    lower_priority();
+    let urls = [&valid.target.http, &valid.target.web_socket];
     let urls: Vec<&str> = urls.into_iter().flatten().map(String::as_str).collect();
-    let (name, load) = (&prepared.plan().name, &test.spec.load);
+    let (name, load) = (&prepared.plan().name, &valid.load);
     let header = render::progress_header();
     let _ = writeln!(out, "{name}: {load} against {}\n{header}", urls.join(", "));
     let start_time = Timestamp::now();
     engine.start(Instant::now());
     let mut timeline = Timeline::default();
-    let stop_reason = poll_until_finished(&engine, test, &mut timeline, out).await?;
-    let Measured { numbers, examples } = engine.measured().await;
+    let stop_reason = poll_until_finished(&engine, valid, &mut timeline, out).await?;
+    let Snapshot { metrics, examples } = engine.snapshot().await;
     let runner_lost = engine.state() == RunnerState::CutShort;
     drop(engine);
-    let log_result = request_log.map(RawRecord::finish).transpose();
-    timeline.look(&test.spec, &numbers);
-    let circumstances = Circumstances {
+    let log_result = request_log.map(RequestLog::finish).transpose();
+    timeline.record_snapshot(valid, &metrics);
+    let context = RunContext {
         cancelled: stop_reason == Some(StopReason::ByUser),
         aborted: match stop_reason {
             Some(StopReason::ByThreshold(aborted)) => Some(aborted),
             _ => None,
         },
-        runners_lost: i64::from(runner_lost),
+        runners_lost: u64::from(runner_lost),
         examples,
-        ..Circumstances::default()
+        ..RunContext::default()
     };
-    let status = build_status(test, &numbers, &timeline, &circumstances, start_time);
+    let status = build_status(valid, &metrics, &timeline, &context, start_time);
     if let Some(path) = &arguments.json {
-        let value = build_json_result(test, &status, &numbers);
+        let value = build_json_result(test, &status, &metrics);
         std::fs::write(path, format!("{value:#}\n"))
             .with_context(|| format!("the result can't be written to {}", path.display()))?;
     }
-    write!(out, "{}", render::format_result(test, &status, Some(&numbers)))?;
+    write!(out, "{}", render::format_result(test, &status, Some(&metrics)))?;
     out.flush()?;
     // Checked after the result is printed, so that a full disk does not lose the result.
     log_result.context("--request-log: the file can't be written")?;
-    Ok(Exit::from_verdict(status.verdict.unwrap_or(Verdict::Inconclusive)))
+    Ok(Exit::from_verdict(status.known_verdict().unwrap_or(Verdict::Inconclusive)))
 }

@@ -8,7 +8,11 @@ use std::{
 
 use anyhow::Context;
 use kube::{Api, Client, Config};
-use loadtest_core::resource::{LoadTest, LoadTestStatus, Phase, Verdict};
+use loadtest_core::{
+    load::LoadModel,
+    plan::validate,
+    resource::{LoadTest, LoadTestStatus, Phase, Verdict},
+};
 
 use crate::{arguments::WatchArguments, exit::Exit, render};
 
@@ -64,10 +68,10 @@ async fn poll_status(arguments: &WatchArguments, out: &mut impl Write) -> anyhow
         let test = found.with_context(|| format!("no LoadTest {name} in namespace {namespace}"))?;
         let status = test.status.clone().unwrap_or_default();
         print_changes(&test, &last_status, &status, out)?;
-        if status.phase.is_some_and(Phase::is_final) {
+        if status.known_phase().is_some_and(Phase::is_final) {
             write!(out, "{}", render::format_result(&test, &status, None))?;
             out.flush()?;
-            return Ok(match (status.phase, status.verdict) {
+            return Ok(match (status.known_phase(), status.known_verdict()) {
                 (Some(Phase::Error), _) => Exit::CouldNotRun,
                 (_, verdict) => Exit::from_verdict(verdict.unwrap_or(Verdict::Inconclusive)),
             });
@@ -84,26 +88,33 @@ fn print_changes(
     now: &LoadTestStatus,
     out: &mut impl Write,
 ) -> std::io::Result<()> {
+    // A spec of a newer version may not be valid for this one; its status can be shown all the same.
+    let valid = validate(&test.spec).ok();
+    let load = valid.as_ref().map(|valid| &valid.load);
+    let duration = load.map_or(loadtest_core::Duration::ZERO, LoadModel::duration);
     if now.phase != before.phase
-        && let Some(phase) = now.phase
+        && let Some(phase) = &now.phase
     {
-        let details = match (phase, &now.plan) {
-            (Phase::Pending | Phase::Starting, Some(plan)) => {
+        let details = match (phase.known(), &now.plan) {
+            (Some(Phase::Pending | Phase::Starting), Some(plan)) if plan.runners == 1 => {
+                format!("1 runner, up to {} users", plan.users_per_runner)
+            }
+            (Some(Phase::Pending | Phase::Starting), Some(plan)) => {
                 format!("{} runners, up to {} users each", plan.runners, plan.users_per_runner)
             }
-            (Phase::Running, _) => test.spec.load.to_string(),
+            (Some(Phase::Running), _) => load.map(ToString::to_string).unwrap_or_default(),
             _ => String::new(),
         };
         writeln!(out, "{:<10}{details}", phase.as_str())?;
-        if phase == Phase::Running {
+        if *phase == Phase::Running {
             writeln!(out, "{}", render::progress_header())?;
         }
     }
     if now.progress != before.progress
         && let (Some(Phase::Running | Phase::Stopping), Some(progress), Some(summary)) =
-            (now.phase, &now.progress, &now.summary)
+            (now.known_phase(), &now.progress, &now.summary)
     {
-        writeln!(out, "{}", render::progress_line(progress, summary, test.spec.load.length()))?;
+        writeln!(out, "{}", render::progress_line(progress, summary, duration))?;
     }
     out.flush()
 }

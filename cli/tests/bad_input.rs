@@ -30,14 +30,14 @@ fn run_loadtest(file: &std::path::Path) -> (Option<i32>, String) {
 #[test]
 fn every_bad_input_is_rejected_with_line_and_column() {
     let text = include_str!("../../e2e/bad-input.yaml").replace("%1MB%", &"x".repeat(1 << 20));
-    let Cases { base, cases } = serde_yaml::from_str(&text).unwrap();
+    let Cases { base, cases } = serde_saphyr::from_str(&text).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let mut failures = Vec::new();
     for Case { name, patch, says } in &cases {
         let mut object = base.clone();
         json_patch::merge(&mut object, patch);
         let file = folder.path().join("bad.yaml");
-        std::fs::write(&file, serde_yaml::to_string(&object).unwrap()).unwrap();
+        std::fs::write(&file, serde_saphyr::to_string(&object).unwrap()).unwrap();
         let (code, stderr) = run_loadtest(&file);
         let message =
             stderr.lines().find_map(|line| line.split_once("bad.yaml:")).map(|(_, rest)| rest);

@@ -252,13 +252,7 @@ fn set_ready_runners(status: &mut LoadTestStatus, observed: &Observed) -> Option
 }
 
 /// Returns the progress of a run. `users` is the number of users to show.
-fn run_progress(observed: &Observed, valid: &ValidTest, merged: &Metrics, users: f64) -> Progress {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a number of users is a small whole number"
-    )]
-    let users = users as u64;
+fn run_progress(observed: &Observed, valid: &ValidTest, merged: &Metrics, users: u64) -> Progress {
     progress_of(valid, merged, observed.cache.snapshots.len() as u64, users)
 }
 

@@ -1,8 +1,6 @@
 //! Paths of fields and their positions in the file.
 
-use saphyr::{MarkedYamlOwned, YamlDataOwned};
-
-use super::yaml::key_to_text;
+use super::yaml::{Content, Node, Position};
 
 /// One part of a path from the root of an object to a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,19 +11,19 @@ pub(super) enum Step {
 
 /// Returns the line and column of a field. If the field is missing, returns the position of the
 /// innermost field on the path that exists.
-pub(super) fn find_position(document: &MarkedYamlOwned, steps: &[Step]) -> (usize, usize) {
+pub(super) fn find_position(document: &Node, steps: &[Step]) -> Position {
     let mut node = document;
-    let mut position = node.span.start;
+    let mut position = node.position;
     for step in steps {
-        let next = match (step, &node.data) {
-            (Step::Key(key), YamlDataOwned::Mapping(map)) => {
-                map.iter().find(|(name, _)| key_to_text(name) == *key).map(|(name, value)| {
-                    position = name.span.start;
+        let next = match (step, &node.content) {
+            (Step::Key(key), Content::Mapping(entries)) => {
+                entries.iter().find(|(name, ..)| name == key).map(|(_, key_position, value)| {
+                    position = *key_position;
                     value
                 })
             }
-            (Step::Index(index), YamlDataOwned::Sequence(items)) => {
-                items.get(*index).inspect(|item| position = item.span.start)
+            (Step::Index(index), Content::Sequence(items)) => {
+                items.get(*index).inspect(|item| position = item.position)
             }
             _ => None,
         };
@@ -34,7 +32,7 @@ pub(super) fn find_position(document: &MarkedYamlOwned, steps: &[Step]) -> (usiz
             None => break,
         }
     }
-    (position.line(), position.col() + 1)
+    position
 }
 
 /// Parses a path such as `spec.scenario.tasks[0].http.path`.

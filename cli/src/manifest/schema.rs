@@ -1,11 +1,11 @@
 //! The checks of an API server: unknown fields, the schema and the CEL rules.
 
-use saphyr::MarkedYamlOwned;
 use serde_json::Value;
 
 use super::{
     position::{Step, find_position, format_path, parse_path},
     problem::Problem,
+    yaml::Node,
 };
 
 /// Calls `visit` with the path of each field that the schema doesn't declare.
@@ -49,11 +49,7 @@ pub(super) fn visit_unknown_fields(
 }
 
 /// Checks types, bounds and enums.
-pub(super) fn check_schema(
-    schema: &Value,
-    object: &Value,
-    document: &MarkedYamlOwned,
-) -> Vec<Problem> {
+pub(super) fn check_schema(schema: &Value, object: &Value, document: &Node) -> Vec<Problem> {
     let validator = match jsonschema::validator_for(schema) {
         Ok(validator) => validator,
         Err(error) => {
@@ -83,11 +79,7 @@ fn short_message(error: &jsonschema::ValidationError<'_>) -> String {
 }
 
 /// Checks the CEL rules that an API server runs when an object is created.
-pub(super) fn check_cel_rules(
-    schema: &Value,
-    object: &Value,
-    document: &MarkedYamlOwned,
-) -> Vec<Problem> {
+pub(super) fn check_cel_rules(schema: &Value, object: &Value, document: &Node) -> Vec<Problem> {
     let Err(errors) = kube_cel::Validator::new().validate(schema, object, None) else {
         return Vec::new();
     };

@@ -5,18 +5,18 @@ use std::fmt::Write;
 
 use loadtest_core::{
     Duration,
-    metrics::{LatencyHistogram, Numbers, judged},
+    metrics::{LatencyHistogram, LatencyMetric, Metrics},
 };
 
 /// Returns the legacy lines, one metric per line.
-pub(super) fn format_legacy_summary(numbers: &Numbers) -> String {
+pub(super) fn format_legacy_summary(metrics: &Metrics) -> String {
     let mut chat = LatencyHistogram::default();
     let mut connect = LatencyHistogram::default();
-    for task in numbers.tasks.values() {
-        chat.merge(&judged(&task.first_response));
-        connect.merge(&judged(&task.web_socket_connect));
+    for task in metrics.tasks.values() {
+        chat.merge(&task.latencies.samples(LatencyMetric::TimeToFirstResponse));
+        connect.merge(&task.latencies.samples(LatencyMetric::WebSocketConnect));
     }
-    let total = numbers.total();
+    let total = metrics.all_tasks();
     let millis = |time: Option<Duration>| {
         time.map_or_else(|| "-".into(), |time| format!("{:.1}", time.as_millis_f64()))
     };
@@ -32,7 +32,7 @@ pub(super) fn format_legacy_summary(numbers: &Numbers) -> String {
         ("chat_latency_p95_ms", millis(chat.quantile(0.95))),
         ("chat_latency_p99_ms", millis(chat.quantile(0.99))),
         ("ws_connect_avg_ms", millis(connect.mean())),
-        ("total_errors", total.failures().to_string()),
+        ("total_errors", total.failed_requests().to_string()),
         ("error_types", error_types),
     ];
     rows.iter().fold(String::new(), |mut out, (name, value)| {
@@ -47,7 +47,7 @@ mod tests {
 
     #[test]
     fn an_empty_run_has_legacy_lines_without_values() {
-        let text = format_legacy_summary(&Numbers::default());
+        let text = format_legacy_summary(&Metrics::default());
         assert!(text.contains("chat_latency_p95_ms: -\n"), "{text}");
         assert!(text.contains("total_errors: 0\n") && text.contains("error_types: none\n"));
     }

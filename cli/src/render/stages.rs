@@ -31,19 +31,19 @@ pub(super) fn format_stages(status: &LoadTestStatus) -> String {
 }
 
 fn describe_breaking_point(point: &BreakingPoint) -> String {
-    let BreakingPoint { held, unknown, broke, threshold, observed } = point;
-    let mut text = match held {
+    let BreakingPoint { last_passed, undecided, first_failed, threshold, observed } = point;
+    let mut text = match last_passed {
         Some(load) => format!("all targets were met up to {load}"),
         None => "no load is known to meet all targets".into(),
     };
-    if let Some(load) = unknown {
+    if let Some(load) = undecided {
         let _ = write!(text, "; the result is unknown from {load} on");
     }
-    if let Some(load) = broke {
+    if let Some(load) = first_failed {
         let threshold = threshold.as_deref().unwrap_or("a threshold");
         let observed = observed.as_deref().unwrap_or("-");
         let _ = write!(text, "; at {load}, {threshold} was {observed}");
-    } else if unknown.is_none() {
+    } else if undecided.is_none() {
         text.push_str("; no target was missed");
     }
     text

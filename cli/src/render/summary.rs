@@ -2,7 +2,10 @@
 
 use std::fmt::Write;
 
-use loadtest_core::resource::{ConnectionSummary, LoadTestStatus, Summary, TokenSummary};
+use loadtest_core::{
+    metrics::LatencyMetric,
+    resource::{ConnectionSummary, LoadTestStatus, Summary, TokenSummary},
+};
 
 use super::table::{format_table, text_or_dash, text_row};
 
@@ -28,17 +31,12 @@ pub(super) fn format_summary(total: &Summary, status: &LoadTestStatus) -> String
         let _ = writeln!(out, "  {} arrivals were dropped: no user was idle", total.dropped);
     }
     for task in &status.tasks {
-        for (metric, latency) in [
-            ("time to first response", &task.time_to_first_response),
-            ("inter-token latency", &task.inter_token_latency),
-            ("WebSocket connect", &task.web_socket_connect),
-            ("WebSocket round trip", &task.web_socket_round_trip),
-        ] {
-            let Some(l) = latency else { continue };
+        for (metric, judged) in LatencyMetric::all_judged() {
+            let Some(l) = task.latencies.get(metric) else { continue };
             let _ = writeln!(
                 out,
-                "  {} {metric}: mean {}, p50 {}, p95 {}, p99 {}, max {}",
-                task.name, l.mean, l.p50, l.p95, l.p99, l.max
+                "  {} {}: mean {}, p50 {}, p95 {}, p99 {}, max {}",
+                task.name, judged.name, l.mean, l.p50, l.p95, l.p99, l.max
             );
         }
         if let Some(tokens) = &task.tokens {

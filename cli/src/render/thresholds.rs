@@ -22,21 +22,22 @@ pub(super) fn format_thresholds(test: &LoadTest, status: &LoadTestStatus) -> Str
     ])];
     let bound_or_dash =
         |bound: Option<Bound>| bound.map_or_else(|| "-".into(), |bound| bound.to_string());
-    for (threshold, row) in test.spec.thresholds.iter().zip(&status.thresholds) {
+    for row in &status.thresholds {
+        let threshold = test.spec.thresholds.iter().find(|threshold| threshold.key() == row.key);
         rows.push(vec![
             row.verdict.as_str().to_owned(),
-            threshold.label(),
+            row.key.to_string(),
             text_or_dash(row.observed.as_ref()),
-            threshold.target.to_string(),
-            bound_or_dash(threshold.warning),
-            bound_or_dash(threshold.critical),
+            bound_or_dash(threshold.map(|threshold| threshold.target)),
+            bound_or_dash(threshold.and_then(|threshold| threshold.warning)),
+            bound_or_dash(threshold.and_then(|threshold| threshold.critical)),
             row.samples.to_string(),
         ]);
     }
     let mut out = format_table(&rows, 2);
-    for (threshold, row) in test.spec.thresholds.iter().zip(&status.thresholds) {
+    for row in &status.thresholds {
         if let Some(advice) = &row.advice {
-            let _ = writeln!(out, "  {}: {advice}", threshold.label());
+            let _ = writeln!(out, "  {}: {advice}", row.key);
         }
     }
     out

@@ -4,10 +4,9 @@
 use std::{io::Write, time::Duration};
 
 use loadtest_core::{
-    report::progress,
-    resource::{Aborted, LoadTest},
-    summary::summarise,
-    timeline::Timeline,
+    judge::{Timeline, progress_of, summarize},
+    plan::ValidTest,
+    resource::Aborted,
 };
 use loadtest_runner::Engine;
 use tokio::signal::unix::{SignalKind, signal};
@@ -31,11 +30,11 @@ pub(super) enum StopReason {
 /// Prints progress until the load is over. Returns the reason if the load stopped early.
 pub(super) async fn poll_until_finished(
     engine: &Engine,
-    test: &LoadTest,
+    test: &ValidTest,
     timeline: &mut Timeline,
     out: &mut impl Write,
 ) -> anyhow::Result<Option<StopReason>> {
-    let duration = test.spec.load.length();
+    let duration = test.load.duration();
     let interval = Duration::from_secs_f64((duration.as_secs_f64() / 60.0).clamp(1.0, 10.0));
     let mut progress_ticks =
         tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
@@ -44,7 +43,7 @@ pub(super) async fn poll_until_finished(
     let mut signals = signal(SignalKind::interrupt())?;
     loop {
         tokio::select! {
-            () = engine.finished() => return Ok(stop_reason),
+            () = engine.wait_until_finished() => return Ok(stop_reason),
             _ = signals.recv() => {
                 if signal_received {
                     anyhow::bail!("stopped by a second Ctrl-C: the result is lost");
@@ -56,20 +55,20 @@ pub(super) async fn poll_until_finished(
                 engine.stop(STOP_GRACE);
             }
             () = snapshot_times.wait_for_next() => {
-                let numbers = engine.measured().await.numbers;
-                if let (Some(aborted), None) = (timeline.look(&test.spec, &numbers), &stop_reason) {
+                let metrics = engine.snapshot().await.metrics;
+                if let (Some(aborted), None) = (timeline.record_snapshot(test, &metrics), &stop_reason) {
                     eprint_line(&format!(
                         "stopping the test: {} is {}",
-                        aborted.threshold, aborted.observed
+                        aborted.key, aborted.observed
                     ));
-                    engine.stop(STOP_GRACE.min(test.spec.load.graceful_stop.std()));
+                    engine.stop(STOP_GRACE.min(test.graceful_stop.to_std()));
                     stop_reason = Some(StopReason::ByThreshold(aborted));
                 }
             }
             _ = progress_ticks.tick() => {
-                let numbers = engine.measured().await.numbers;
-                let summary = summarise(&numbers.total(), numbers.elapsed_seconds);
-                let progress = progress(&test.spec, &numbers, 1, numbers.users);
+                let metrics = engine.snapshot().await.metrics;
+                let summary = summarize(&metrics.all_tasks(), metrics.elapsed_seconds);
+                let progress = progress_of(test, &metrics, 1, metrics.users);
                 let line = render::progress_line(&progress, &summary, duration);
                 // A closed pipe must not end the test: `--json` still needs the result.
                 let _ = writeln!(out, "{line}").and_then(|()| out.flush());
@@ -88,19 +87,11 @@ struct SnapshotTimes {
 
 impl SnapshotTimes {
     /// Computes the times for a load that starts now.
-    fn new(test: &LoadTest) -> Self {
-        let spec = &test.spec;
-        let needs_ticks = spec.thresholds.iter().any(|t| t.window.is_some() || t.abort.is_some());
+    fn new(test: &ValidTest) -> Self {
+        let needs_ticks = test.thresholds.iter().any(|t| t.window.is_some() || t.abort.is_some());
         let start = tokio::time::Instant::now();
-        let mut stage_ends: Vec<_> = spec
-            .load
-            .stages
-            .iter()
-            .scan(Duration::ZERO, |end, stage| {
-                *end += stage.duration.std();
-                Some(start + *end)
-            })
-            .collect();
+        let stages = test.load.stages().into_iter();
+        let mut stage_ends: Vec<_> = stages.map(|stage| start + stage.end.to_std()).collect();
         stage_ends.reverse();
         Self { ticks: needs_ticks.then(|| tokio::time::interval(SNAPSHOT_INTERVAL)), stage_ends }
     }

@@ -5,42 +5,42 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use loadtest_core::{
-    metrics::Numbers,
-    report::{Circumstances, progress, report},
-    resource::{LoadTest, LoadTestStatus, Phase},
-    timeline::Timeline,
+    judge::{RunContext, Timeline, progress_of, report},
+    metrics::Metrics,
+    plan::ValidTest,
+    resource::{LoadTestStatus, Phase},
 };
 
 /// Judges a finished run and returns its status.
 pub(super) fn build_status(
-    test: &LoadTest,
-    numbers: &Numbers,
+    test: &ValidTest,
+    metrics: &Metrics,
     timeline: &Timeline,
-    circumstances: &Circumstances,
+    context: &RunContext,
     start_time: Timestamp,
 ) -> LoadTestStatus {
-    let report = report(&test.spec, numbers, timeline, circumstances);
+    let report = report(test, metrics, timeline, context);
     let condition = Condition {
         type_: "Passed".into(),
-        status: report.verdict.passed().into(),
+        status: report.verdict.passed_condition().into(),
         reason: report.reason.into(),
         message: report.message,
         last_transition_time: Time(Timestamp::now()),
         observed_generation: None,
     };
     LoadTestStatus {
-        phase: Some(if circumstances.cancelled { Phase::Cancelled } else { Phase::Finished }),
-        verdict: Some(report.verdict),
+        phase: Some(if context.cancelled { Phase::Cancelled } else { Phase::Finished }.into()),
+        verdict: Some(report.verdict.into()),
         conditions: vec![condition],
         start_time: Some(MicroTime(start_time)),
         finish_time: Some(Time(Timestamp::now())),
-        progress: Some(progress(&test.spec, numbers, 1, numbers.users_peak)),
+        progress: Some(progress_of(test, metrics, 1, metrics.users_peak)),
         summary: Some(report.summary),
         tasks: report.tasks,
         thresholds: report.thresholds,
         stages: report.stages,
         breaking_point: report.breaking_point,
-        aborted: circumstances.aborted.clone(),
+        aborted: context.aborted.clone(),
         errors: report.errors,
         measurement: Some(report.measurement),
         ..LoadTestStatus::default()

@@ -311,8 +311,8 @@ mod tests {
             identity: Identity { run_uid: "uid-1".into(), index: 3, pod_uid: "pod-1".into() },
             state: RunnerState::Done,
             metrics: Metrics {
-                users: 2.0,
-                users_peak: 7.0,
+                users: 2,
+                users_peak: 7,
                 user_seconds: 12.5,
                 elapsed_seconds: 3.25,
                 busy_seconds: 1.5,

@@ -15,9 +15,9 @@ pub struct Metrics {
     /// load thread was kept from running, whatever its users did.
     pub event_loop_lag: LatencyHistogram,
     /// Users running now.
-    pub users: f64,
+    pub users: u64,
     /// Maximum of users that ran at once; of several runners, the sum of their maxima.
-    pub users_peak: f64,
+    pub users_peak: u64,
     /// User-seconds of load.
     pub user_seconds: f64,
     /// Seconds of load since the start, without graceful stop; of several runners, the longest.

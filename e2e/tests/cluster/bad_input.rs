@@ -47,7 +47,7 @@ fn apply_merge_patch(base: &mut Value, patch: &Value) {
 async fn every_bad_input_is_rejected_with_a_helpful_message() -> Result<()> {
     TestNamespace::run("bad", async |namespace| {
         let text = include_str!("../../bad-input.yaml").replace("%1MB%", &"x".repeat(1 << 20));
-        let Cases { base, cases } = serde_yaml::from_str(&text)?;
+        let Cases { base, cases } = serde_saphyr::from_str(&text)?;
         let resource = ApiResource::erase::<LoadTest>(&());
         let api: Api<DynamicObject> =
             Api::namespaced_with(namespace.client.clone(), &namespace.name, &resource);
@@ -93,7 +93,7 @@ async fn oversized_spec_is_not_accepted_and_starts_no_runner() -> Result<()> {
         spec["scenario"] = json!({"tasks": tasks});
         namespace.create_test("large", spec).await?;
         let status = namespace.wait_until_finished("large", 30).await?;
-        ensure!(status.phase == Some(Phase::Error), "{status:#?}");
+        ensure!(status.known_phase() == Some(Phase::Error), "{status:#?}");
         let accepted = status.condition("Accepted").context("no condition")?;
         ensure!(accepted.status == "False" && accepted.reason == "InvalidSpec", "{accepted:?}");
         ensure!(accepted.message.contains("spec.scenario") && accepted.message.contains("900 KiB"));

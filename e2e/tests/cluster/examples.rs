@@ -1,10 +1,13 @@
 //! The API server accepts every example unchanged, and a shortened version of it passes.
 
+use std::num::NonZeroU32;
+
 use anyhow::{Result, ensure};
 use kube::api::PostParams;
 use loadtest_core::{
     Duration,
     resource::{LoadTest, Phase, Ramp, Verdict},
+    values::Rate,
 };
 use serde_json::json;
 
@@ -23,7 +26,7 @@ async fn all_examples_pass_against_a_healthy_simulator() -> Result<()> {
     TestNamespace::run_alone("examples", async |namespace| {
         namespace.deploy_simulator(json!({})).await?;
         for text in EXAMPLES {
-            let mut test: LoadTest = serde_yaml::from_str(text)?;
+            let mut test: LoadTest = serde_saphyr::from_str(text)?;
             let name = test.metadata.name.clone().unwrap_or_default();
             let dry_run = PostParams { dry_run: true, ..Default::default() };
             namespace.load_tests.create(&dry_run, &test).await?;
@@ -36,9 +39,9 @@ async fn all_examples_pass_against_a_healthy_simulator() -> Result<()> {
                 // In a stage of 3 s, a step of 50 users would dominate the latencies.
                 (stage.duration, stage.ramp) = (Duration::from_secs(3), Ramp::Linear);
             }
-            load.spawn_rate = load.spawn_rate.map(|rate| rate.max(10.0));
+            load.spawn_rate = load.spawn_rate.map(|rate| Rate::per_second(rate.value().max(10.0)));
             for threshold in &mut test.spec.thresholds {
-                threshold.min_samples = Some(20);
+                threshold.min_samples = NonZeroU32::new(20);
             }
             // A stall of one second is a large share of 12 s, so the test gets several attempts.
             let mut attempts = 0;
@@ -46,8 +49,8 @@ async fn all_examples_pass_against_a_healthy_simulator() -> Result<()> {
                 namespace.load_tests.create(&PostParams::default(), &test).await?;
                 let status = namespace.wait_until_finished(&name, 120).await?;
                 attempts += 1;
-                ensure!(status.phase == Some(Phase::Finished), "{name}: {status:#?}");
-                if status.verdict == Some(Verdict::Pass) {
+                ensure!(status.known_phase() == Some(Phase::Finished), "{name}: {status:#?}");
+                if status.known_verdict() == Some(Verdict::Pass) {
                     break status;
                 }
                 ensure!(attempts < MAX_ATTEMPTS, "{name}: {status:#?}");

@@ -32,7 +32,7 @@ async fn starved_runner_is_inconclusive_and_names_the_remedy() -> Result<()> {
         });
         namespace.create_test("starved", spec).await?;
         let status = namespace.wait_until_finished("starved", 120).await?;
-        ensure!(status.verdict == Some(Verdict::Inconclusive), "{status:#?}");
+        ensure!(status.known_verdict() == Some(Verdict::Inconclusive), "{status:#?}");
         ensure!(status.condition("Passed").is_some_and(|c| c.status == "Unknown"));
         let advice = status.thresholds[0].advice.clone().context("no advice")?;
         ensure!(advice.contains("load generator"), "{advice}");
@@ -57,7 +57,7 @@ async fn too_small_memory_limit_is_reported_before_any_load() -> Result<()> {
         }});
         let test = namespace.create_test("preflight", spec).await?;
         let status = namespace.wait_until_finished("preflight", 60).await?;
-        ensure!(status.phase == Some(Phase::Error), "{status:#?}");
+        ensure!(status.known_phase() == Some(Phase::Error), "{status:#?}");
         let finished = status.condition("Finished").context("no condition")?;
         ensure!(finished.reason == "Preflight", "{finished:?}");
         ensure!(finished.message.contains("4000 users need about"), "{finished:?}");

@@ -101,8 +101,7 @@ impl TestNamespace {
 
     /// Applies all documents of a YAML text, as `kubectl apply` does.
     pub(crate) async fn apply(&self, yaml: &str) -> Result<()> {
-        for document in serde_yaml::Deserializer::from_str(yaml) {
-            let object: DynamicObject = serde::Deserialize::deserialize(document)?;
+        for object in serde_saphyr::from_multiple::<DynamicObject>(yaml)? {
             let types = object.types.clone().context("document without kind")?;
             let kind = GroupVersionKind::try_from(&types)?;
             let resource = ApiResource::from_gvk(&kind);
@@ -215,7 +214,7 @@ impl TestNamespace {
 
     /// Waits until a load test is in a phase.
     pub(crate) async fn wait_for_phase(&self, name: &str, phase: Phase) -> Result<LoadTestStatus> {
-        self.wait_for_status(name, 60, |status| status.phase == Some(phase)).await
+        self.wait_for_status(name, 60, |status| status.known_phase() == Some(phase)).await
     }
 
     /// Returns the runner pods of a load test.

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
-use loadtest_core::resource::Verdict;
+use loadtest_core::{metrics::LatencyMetric, resource::Verdict};
 use serde_json::json;
 
 use crate::test_namespace::TestNamespace;
@@ -24,14 +24,15 @@ async fn per_user_sessions_outlive_their_tasks() -> Result<()> {
             ],
         });
         let (test, status) = namespace.run_until_judged("sessions", spec, 90).await?;
-        ensure!(status.verdict == Some(Verdict::Pass), "{status:#?}");
+        ensure!(status.known_verdict() == Some(Verdict::Pass), "{status:#?}");
         // The spec has no `usersPerRunner`, and by default one runner is enough for 20 users.
         ensure!(status.plan.as_ref().is_some_and(|plan| plan.runners == 1), "{:?}", status.plan);
         let task = status.tasks.first().context("no task")?;
         let connections = task.connections.clone().context("no connections")?;
         ensure!((connections.opened, connections.reconnects) == (20, 0), "{connections:?}");
         ensure!(connections.upgrade.is_some(), "{connections:?}");
-        let trips = task.web_socket_round_trip.clone().context("no round trips")?;
+        let trips =
+            task.latencies.get(LatencyMetric::WebSocketRoundTrip).context("no round trips")?;
         ensure!(trips.count == task.summary.requests, "{trips:?} {:?}", task.summary);
         // The simulator counts a session as one request.
         let received = target.count_received(&test.uid().context("no UID")?).await?;

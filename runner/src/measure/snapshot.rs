@@ -41,8 +41,8 @@ impl ThreadSnapshot {
             tasks: tasks.map(|(task, copy)| (task.name.clone(), copy.to_metrics())).collect(),
             schedule_lag: self.schedule_lag.to_latency_histogram(),
             event_loop_lag: self.event_loop_lag.to_latency_histogram(),
-            users: self.active_users as f64,
-            users_peak: self.peak_users as f64,
+            users: self.active_users,
+            users_peak: self.peak_users,
             user_seconds: self.user_seconds,
             // The engine sets these.
             elapsed_seconds: 0.0,

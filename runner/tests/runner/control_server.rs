@@ -99,7 +99,7 @@ async fn runner_stopped_before_its_start_never_starts() {
     let (status, _) = send(&runner, "POST /start", TOKEN_HEADER, r#"{"inSeconds": 0}"#).await;
     assert_eq!(status, 204);
     let metrics = runner.control.engine.snapshot().await.metrics;
-    assert_eq!((metrics.all_tasks().completed_requests(), metrics.users_peak), (0, 0.0));
+    assert_eq!((metrics.all_tasks().completed_requests(), metrics.users_peak), (0, 0));
 }
 
 #[tokio::test]
@@ -114,7 +114,7 @@ async fn repeated_start_order_starts_once() {
     let (_, body) = send(&runner, "GET /metrics", &accept, "").await;
     let scraped = decode(&body).unwrap();
     assert_eq!(scraped.state, RunnerState::Done);
-    assert_eq!(scraped.metrics.users_peak, 2.0);
+    assert_eq!(scraped.metrics.users_peak, 2);
     assert!(scraped.metrics.all_tasks().completed_requests() > 0);
 }
 

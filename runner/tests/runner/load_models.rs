@@ -114,6 +114,6 @@ async fn stages_remove_users_and_add_them_again() {
     let task = only_task(&metrics);
     assert_eq!(outcome_counts(task)[1..], [0, 0, 0], "{:?}", task.errors);
     assert!((95..=120).contains(&task.completed_requests()), "{}", task.completed_requests());
-    assert_eq!(metrics.users_peak, 8.0);
+    assert_eq!(metrics.users_peak, 8);
     assert!((metrics.user_seconds - 12.0).abs() < 0.2, "{} user-seconds", metrics.user_seconds);
 }

@@ -47,7 +47,7 @@ async fn request_counts_match_the_target_for_all_task_kinds() {
         .get(LatencyMetric::WebSocketConnect, Outcome::Success)
         .count();
     assert_eq!(connects, metrics.tasks["socket"].completed_requests());
-    assert_eq!(metrics.users_peak, 40.0);
+    assert_eq!(metrics.users_peak, 40);
 }
 
 #[tokio::test]

@@ -55,7 +55,7 @@ async fn tasks_without_messages_do_not_block_the_load_thread() {
     let mut plan = build_plan(&simulator, 3, "500ms", &tasks);
     (plan.threads, plan.test.scenario.pacing) = (1, Pacing::None);
     let metrics = run_plan(plan).await.metrics;
-    assert_eq!((metrics.users_peak, only_task(&metrics).connections), (3.0, 3));
+    assert_eq!((metrics.users_peak, only_task(&metrics).connections), (3, 3));
 }
 
 #[tokio::test]

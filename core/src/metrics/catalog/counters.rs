@@ -33,7 +33,7 @@ const fn requests(outcome: Outcome, field: Field<TaskMetrics, u64>) -> CounterIn
     CounterInfo {
         family: "loadtest_requests_total",
         label: Some(("outcome", outcome.as_str())),
-        description: "Requests by outcome",
+        description: "Requests by outcome: success, failure, timeout or interrupted",
         tasks: TaskScope::All,
         field,
     }
@@ -43,7 +43,7 @@ const fn tokens(kind: &'static str, field: Field<TaskMetrics, u64>) -> CounterIn
     CounterInfo {
         family: "loadtest_tokens_total",
         label: Some(("kind", kind)),
-        description: "Tokens of chat requests by kind",
+        description: "Tokens of chat responses by kind: output, reasoning, tool or prompt. The target's usage gives the count; without usage, each event counts as one token",
         tasks: TaskScope::Chats,
         field,
     }
@@ -53,7 +53,7 @@ const fn messages(direction: &'static str, field: Field<TaskMetrics, u64>) -> Co
     CounterInfo {
         family: "loadtest_websocket_messages_total",
         label: Some(("direction", direction)),
-        description: "WebSocket messages by direction",
+        description: "WebSocket messages by direction: sent or received, awaited or not",
         tasks: TaskScope::WebSockets,
         field,
     }
@@ -77,12 +77,20 @@ pub(crate) const COUNTERS: [CounterInfo; 16] = [
         field!(good),
     ),
     plain("loadtest_dropped_total", "Arrivals that found no idle user", field!(dropped)),
-    plain("loadtest_sent_bytes_total", "Bytes written to sockets", field!(sent_bytes)),
-    plain("loadtest_received_bytes_total", "Bytes read from sockets", field!(received_bytes)),
+    plain(
+        "loadtest_sent_bytes_total",
+        "Bytes written to sockets, without the overhead of TLS",
+        field!(sent_bytes),
+    ),
+    plain(
+        "loadtest_received_bytes_total",
+        "Bytes read from sockets, without the overhead of TLS",
+        field!(received_bytes),
+    ),
     plain("loadtest_connections_total", "Connections opened", field!(connections)),
     plain(
         "loadtest_reconnects_total",
-        "Connections opened to replace one that the target or a failure had ended",
+        "Connections opened to replace one that the target or a failure had ended; loadtest_connections_total includes them",
         field!(reconnects),
     ),
 ];

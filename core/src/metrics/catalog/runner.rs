@@ -36,6 +36,18 @@ pub(crate) struct RunnerInfo {
     pub field: Field<Metrics, f64>,
 }
 
+/// Converts a count that the exposition carries as a float.
+fn to_count(value: f64) -> u64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "float casts saturate; a count is neither negative nor that large"
+    )]
+    {
+        value.max(0.0).round() as u64
+    }
+}
+
 /// Every number of a whole runner.
 pub(crate) const RUNNER: [RunnerInfo; 8] = [
     RunnerInfo {
@@ -50,14 +62,17 @@ pub(crate) const RUNNER: [RunnerInfo; 8] = [
         description: "Users running now",
         merge: Merge::Sum,
         since: Since::Latest,
-        field: field!(users),
+        field: Field { get: |m| m.users as f64, set: |m, users| m.users = to_count(users) },
     },
     RunnerInfo {
         family: "loadtest_users_peak",
         description: "Maximum of users that ran at once",
         merge: Merge::Sum,
         since: Since::Latest,
-        field: field!(users_peak),
+        field: Field {
+            get: |m| m.users_peak as f64,
+            set: |m, users| m.users_peak = to_count(users),
+        },
     },
     RunnerInfo {
         family: "loadtest_user_seconds_total",
