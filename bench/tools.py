@@ -68,8 +68,8 @@ def build_binaries():
     log_progress("building loadtest ...")
     packages = ["loadtest-operator", RUNNER, SIMULATOR, LOADTEST]
     flags = [flag for package in packages for flag in ("-p", package)]
-    run_command(["cargo", "build", "--release", "--locked", "--target", target, *flags], cwd=ROOT, env=env)
-    return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / target / "release"
+    run_command(["cargo", "build", "--profile", "optimized", "--locked", "--target", target, *flags], cwd=ROOT, env=env)
+    return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / target / "optimized"
 
 
 def install_tools(wanted, binaries=None):

@@ -105,7 +105,7 @@ pub struct ErrorExample {
     pub message: String,
 }
 
-/// What to do about two versions of the contract that differ.
+/// Advice for two versions of the contract that differ.
 pub fn version_advice() -> String {
     format!(
         "this program speaks version {VERSION}; operator and runner must be of one release (chart value runner.image, or spec.runners.image)"

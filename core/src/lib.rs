@@ -1,4 +1,4 @@
-//! What a load test is: the resource, its plan, its metrics, and the verdict.
+//! The rules of a load test: the resource, its plan, its metrics, and the verdict.
 //!
 //! ```text
 //! LoadTestSpec ─▶ ValidTest ─▶ Plan ─▶ (runners) ─▶ Metrics ─▶ Report ─▶ LoadTestStatus

@@ -67,7 +67,7 @@ pub(crate) struct Arguments {
     websocket_latency: Option<Latency>,
 
     /// Share of requests that fail at every endpoint, such as 1%.
-    #[arg(long, value_name = "SHARE", value_parser = parse_percent, env = "CELL0_SIMULATOR_ERROR_RATE")]
+    #[arg(long, value_name = "PERCENT", value_parser = parse_percent, env = "CELL0_SIMULATOR_ERROR_RATE")]
     error_rate: Option<Percent>,
 
     /// Seed of all random choices.
@@ -188,7 +188,7 @@ mod tests {
         for (options, word) in [
             (["--chat-latency", "soon"], "soon"),
             (["--error-rate", "150%"], "chat.errors.rate"),
-            (["--error-rate", "1"], "a share such as"),
+            (["--error-rate", "1"], "is not a percentage"),
             (["--chat-tokens", "0"], "chat.tokens"),
             (["--threads", "0"], "--threads"),
             (["--settings", "/no/such/file"], "/no/such/file"),

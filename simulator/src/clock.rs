@@ -1,15 +1,6 @@
 //! The simulator's clock: nanoseconds since its start, the unit of all records.
-//!
-//! This module also asks the kernel to timestamp received packets and converts these timestamps.
 
-use std::{
-    os::fd::{AsFd, OwnedFd},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
-
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, setsockopt, socket, sockopt::ReceiveTimestampns,
-};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Maximum age of a kernel timestamp. The system clock was set after an older one was taken.
 const MAX_TIMESTAMP_AGE: Duration = Duration::from_secs(10);
@@ -70,21 +61,6 @@ impl Clock {
             tokio::time::sleep_until(self.instant_at(nanos)).await;
         }
     }
-}
-
-/// Asks the kernel to timestamp the packets that `socket` receives. Returns false on failure.
-pub(crate) fn request_kernel_timestamps(socket: &impl AsFd) -> bool {
-    setsockopt(socket, ReceiveTimestampns, &true).is_ok()
-}
-
-/// Opens a socket that keeps kernel timestamps enabled for as long as the socket is open.
-///
-/// The kernel takes timestamps only while at least one socket requests them, and starts with a
-/// short delay. With this socket open, timestamps are available from the first connection on.
-pub(crate) fn keep_kernel_timestamps_enabled() -> Option<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC;
-    let keeper = socket(AddressFamily::Inet, SockType::Datagram, flags, None).ok()?;
-    request_kernel_timestamps(&keeper).then_some(keeper)
 }
 
 fn whole_nanos(duration: Duration) -> u64 {

@@ -8,10 +8,11 @@ use std::{
     },
 };
 
+use kernel_timestamps::keep_timestamps_enabled;
 use tokio::sync::watch;
 
 use crate::{
-    clock::{Clock, keep_kernel_timestamps_enabled},
+    clock::Clock,
     limiter::Limiter,
     settings::Settings,
     truth::{Endpoints, RunStore},
@@ -25,7 +26,7 @@ pub(crate) struct Server {
     pub(crate) limiters: Endpoints<Limiter>,
     settings: watch::Sender<Arc<Settings>>,
     connections: AtomicU64,
-    /// Keeps kernel timestamps enabled; see [`keep_kernel_timestamps_enabled`].
+    /// Keeps kernel timestamps enabled; see [`keep_timestamps_enabled`].
     _timestamps: Option<OwnedFd>,
 }
 
@@ -38,7 +39,7 @@ impl Server {
             limiters: Endpoints::default(),
             settings: watch::Sender::new(Arc::new(settings)),
             connections: AtomicU64::new(0),
-            _timestamps: keep_kernel_timestamps_enabled(),
+            _timestamps: keep_timestamps_enabled(),
         }
     }
 

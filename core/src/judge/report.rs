@@ -25,7 +25,7 @@ const MAX_EXAMPLE_BYTES: usize = 256;
 /// Maximum length of the verdict's message, in bytes.
 const MAX_MESSAGE_BYTES: usize = 900;
 
-/// What a report needs to know of a run besides its metrics.
+/// The facts about a run that a report needs besides its metrics.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunContext {
     /// True when `spec.cancel` stopped the run.
@@ -43,7 +43,7 @@ pub struct RunContext {
 /// The report of a run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// Whether the target passed.
+    /// The result of the test.
     pub verdict: Verdict,
     /// The reason of the verdict in one word, for programs.
     pub reason: &'static str,

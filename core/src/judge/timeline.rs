@@ -24,7 +24,7 @@ const SNAPSHOTS_PER_WINDOW: f64 = 50.0;
 const MAX_WINDOW_GAP: f64 = 5.0;
 const MAX_WINDOW_GAP_SHARE: f64 = 0.2;
 
-/// What a test has shown so far.
+/// The results of a test so far.
 #[derive(Clone, Debug, Default)]
 pub struct Timeline {
     /// Time of the last snapshot, in seconds.

@@ -125,7 +125,7 @@ impl ArrivalStages {
     }
 }
 
-/// What the judge needs to know of a stage.
+/// The facts about a stage that the judge needs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageLoad {
     /// The load at the end of the stage in words: `250 users`, `40/s`.

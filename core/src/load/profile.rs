@@ -138,7 +138,7 @@ impl LoadProfile {
 }
 
 impl LoadModel {
-    /// What the load model plans: user-seconds of a closed model, arrivals of an open one.
+    /// The plan of a load model: user-seconds of a closed model, arrivals of an open one.
     pub fn planned_work(&self) -> f64 {
         let profile = LoadProfile::of(self);
         if self.is_open() {

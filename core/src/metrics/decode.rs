@@ -1,5 +1,5 @@
-//! Reads the protobuf exposition of a runner. Runner pods are not trusted: what they may send is
-//! bounded.
+//! Reads the protobuf exposition of a runner. Runner pods are not trusted, so the decoder bounds the
+//! size of everything that they send.
 
 use std::collections::BTreeMap;
 
@@ -50,7 +50,7 @@ pub enum ExpositionError {
     Histogram {
         /// The family's name.
         family: String,
-        /// What is wrong with the histogram.
+        /// The error in the histogram.
         #[source]
         source: HistogramError,
     },

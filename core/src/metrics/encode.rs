@@ -45,7 +45,7 @@ impl Format {
     }
 }
 
-/// What an exposition needs to know besides the metrics.
+/// The facts that an exposition needs besides the metrics.
 #[derive(Clone, Debug, Default)]
 pub struct ExpositionOptions {
     /// The value of the label `loadtest`.

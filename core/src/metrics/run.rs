@@ -105,6 +105,6 @@ pub struct RunnerMetrics {
     pub identity: Identity,
     /// How far that runner has come.
     pub state: RunnerState,
-    /// What it measured.
+    /// The measurements.
     pub metrics: Metrics,
 }

@@ -1,4 +1,4 @@
-//! What was measured of one task.
+//! The measurements of one task.
 
 use std::collections::BTreeMap;
 

@@ -24,7 +24,7 @@ pub use validate::{MAX_PLAN_BYTES, Problem, validate};
 
 use crate::{control, resource::Sizing, values::Duration};
 
-/// What a runner needs to know. All runners of a test have the same plan.
+/// All that a runner needs to know. All runners of a test have the same plan.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Plan {
@@ -44,7 +44,7 @@ pub struct Plan {
     pub release_grace: Duration,
     /// How long a released runner goes on serving its metrics.
     pub metrics_linger: Duration,
-    /// What to do.
+    /// The work.
     pub test: ValidTest,
 }
 

@@ -20,16 +20,16 @@ pub struct ValidTest {
     pub load: LoadModel,
     /// How long requests in flight at the end of the load may still take.
     pub graceful_stop: Duration,
-    /// What each user does.
+    /// The tasks of each user.
     pub scenario: Scenario,
-    /// What the test is judged by. The runner needs it to count good requests.
+    /// The thresholds of the test. The runner needs it to count good requests.
     pub thresholds: Vec<Threshold>,
-    /// What the spec asks of each runner.
+    /// The requests of the spec for each runner.
     #[serde(default)]
     pub runner_request: RunnerRequest,
 }
 
-/// What the spec asks of each runner, in place of what the operator would compute.
+/// Settings of the spec that replace those that the operator would compute.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct RunnerRequest {
@@ -41,7 +41,7 @@ pub struct RunnerRequest {
     pub memory: Option<String>,
 }
 
-/// What each user does, over and over.
+/// The tasks that each user repeats.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Scenario {
@@ -73,11 +73,11 @@ pub struct Task {
     pub name: String,
     /// How often the task is picked, relative to the other tasks.
     pub weight: u32,
-    /// What the task does.
+    /// The kind of the task.
     pub kind: TaskKind,
 }
 
-/// What a task does.
+/// The kind of a task.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub enum TaskKind {

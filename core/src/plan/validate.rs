@@ -24,7 +24,7 @@ pub const MAX_PLAN_BYTES: usize = 900 * 1024;
 pub struct Problem {
     /// The path to the field, from the object's root.
     pub field: String,
-    /// What is wrong, and what would be right.
+    /// The mistake, and a valid value.
     pub message: String,
 }
 

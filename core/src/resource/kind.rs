@@ -38,9 +38,9 @@ pub struct LoadTestSpec {
     pub target: Target,
     /// How much load there is, and for how long.
     pub load: Load,
-    /// What each user does.
+    /// The tasks that each user repeats.
     pub scenario: Scenario,
-    /// What must hold for the test to pass. Without thresholds, the verdict is NotJudged. The
+    /// The conditions of a passed test. Without thresholds, the verdict is NotJudged. The
     /// fields task, metric, statistic and window identify a threshold.
     #[serde(default)]
     #[schemars(
@@ -142,7 +142,7 @@ pub struct LoadTestStatus {
     /// Cancelled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub phase: Option<Open<Phase>>,
-    /// Whether the target passed: Pass, Warning, Fail, Critical, Inconclusive or NotJudged.
+    /// The result: Pass, Warning, Fail, Critical, Inconclusive or NotJudged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<Open<Verdict>>,
     /// The conditions Accepted, Started, Finished and Passed.

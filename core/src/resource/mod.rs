@@ -1,4 +1,4 @@
-//! The `LoadTest` resource: what a user writes, and what the operator writes into its status.
+//! The `LoadTest` resource: the spec of a user and the status of the operator.
 //!
 //! Schema and CEL rules stand beside the fields that they check. With the feature `crd`, `crd()`
 //! turns them into the CustomResourceDefinition. [`crate::plan::validate`] checks the rest.
@@ -9,7 +9,6 @@ mod crd;
 #[cfg(feature = "crd")]
 mod kind;
 mod load;
-mod open;
 #[cfg(feature = "crd")]
 mod pod_template;
 #[cfg(feature = "crd")]
@@ -27,7 +26,7 @@ pub use crd::{crd, crd_yaml, schema};
 #[cfg(feature = "crd")]
 pub use kind::{LoadTest, LoadTestSpec, LoadTestStatus};
 pub use load::{Load, Ramp, Stage};
-pub use open::{Named, Open};
+pub use crate::values::{Named, Open};
 #[cfg(feature = "crd")]
 pub use pod_template::PodTemplate;
 #[cfg(feature = "crd")]

@@ -1,4 +1,4 @@
-//! The scenario of a spec: what each user does, over and over.
+//! The scenario of a spec: the tasks that each user repeats.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::Task;
 use crate::values::{Duration, schema_between};
 
-/// What each user does, over and over, until the test ends.
+/// The tasks that each user repeats until the test ends.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{

@@ -56,7 +56,7 @@ impl Named for Phase {
     }
 }
 
-/// Whether the target passed.
+/// The result of the test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Every target is met.
@@ -185,7 +185,7 @@ pub struct ThresholdRow {
     pub samples: u64,
     /// The verdict of this row.
     pub verdict: Open<Verdict>,
-    /// What to look at after a missed target, or why the row is Inconclusive.
+    /// Advice after a missed target, or why the row is Inconclusive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
 }

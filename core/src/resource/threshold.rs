@@ -21,7 +21,7 @@ pub struct Threshold {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "empty_as_none")]
     #[schemars(schema_with = "task_name")]
     pub task: Option<String>,
-    /// What to judge. The documentation describes each metric: docs/loadtest.md.
+    /// The metric to judge. The documentation describes each metric: docs/loadtest.md.
     pub metric: Metric,
     /// Statistic of a latency: min, mean, max, or a percentile such as p50, p95 or p99.9. Other
     /// metrics have none.

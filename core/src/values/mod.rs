@@ -5,12 +5,14 @@
 
 mod bound;
 mod duration;
+mod open;
 mod quantity;
 mod users;
 
 pub use bound::{Bound, BoundError, Comparison, compare_quantities};
 pub use duration::{Duration, DurationError};
 pub(crate) use duration::{optional_schema_between, schema_between};
+pub use open::{Named, Open};
 pub use quantity::{Percent, PositiveRate, Quantity, QuantityError, Rate};
 pub use users::Users;
 

@@ -131,7 +131,7 @@ async fn cancelled_test_ends_soon_keeps_metrics_and_never_passes() -> Result<()>
         let undo = Patch::Merge(json!({"spec": {"cancel": false}}));
         let response = namespace.load_tests.patch("cancel", &PatchParams::default(), &undo).await;
         let error = response.err().context("spec.cancel was set back to false")?.to_string();
-        ensure!(error.contains("spec.cancel can't be taken back"), "{error}");
+        ensure!(error.contains("spec.cancel can't be set back to false"), "{error}");
         Ok(())
     })
     .await

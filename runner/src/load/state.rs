@@ -23,7 +23,7 @@ use crate::{
         request_log::RequestLogSender,
         snapshot::ThreadSnapshot,
     },
-    net::{connector::Connector, kernel_timestamps::KernelTimestamps},
+    net::{connector::Connector, arrival_clock::ArrivalClock},
     prepare::plan::PreparedPlan,
     protocol::connection_pool::ConnectionPool,
     timer::PreciseTimer,
@@ -71,7 +71,7 @@ impl ThreadState {
     ) -> io::Result<Rc<Self>> {
         let now = Instant::now();
         let recorders = prepared.tasks.iter().map(|_| TaskRecorder::default()).collect();
-        let timestamps = KernelTimestamps::new();
+        let timestamps = ArrivalClock::new();
         let websocket = prepared.websocket.clone();
         Ok(Rc::new(Self {
             timer: PreciseTimer::new()?,

@@ -13,7 +13,7 @@ use tokio_rustls::TlsConnector;
 use crate::{
     failure::{ErrorKind, Failure},
     net::{
-        kernel_timestamps::KernelTimestamps,
+        arrival_clock::ArrivalClock,
         stream::{MaybeTlsStream, MeteredStream},
         timestamped_socket::{ConnectionStats, TimestampedSocket},
     },
@@ -44,7 +44,7 @@ type LookupResult = Result<Vec<SocketAddr>, Failure>;
 #[derive(Debug)]
 pub(crate) struct Connector {
     endpoint: Endpoint,
-    timestamps: Rc<KernelTimestamps>,
+    timestamps: Rc<ArrivalClock>,
     cached_lookup: RefCell<Option<(Instant, LookupResult)>>,
     /// Held during a lookup. Users that start together share the result of one lookup.
     lookup_lock: tokio::sync::Mutex<()>,
@@ -52,7 +52,7 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    pub(crate) fn new(endpoint: Endpoint, timestamps: Rc<KernelTimestamps>) -> Self {
+    pub(crate) fn new(endpoint: Endpoint, timestamps: Rc<ArrivalClock>) -> Self {
         Self {
             endpoint,
             timestamps,

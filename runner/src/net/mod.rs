@@ -2,7 +2,7 @@
 //!
 //! Nothing here knows about HTTP, WebSocket or users.
 
+pub(crate) mod arrival_clock;
 pub(crate) mod connector;
-pub(crate) mod kernel_timestamps;
 pub(crate) mod stream;
 pub(crate) mod timestamped_socket;

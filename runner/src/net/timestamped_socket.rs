@@ -18,7 +18,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::net::kernel_timestamps::{KernelTimestamps, MAX_READ, ReorderCount};
+use crate::net::arrival_clock::{ArrivalClock, MAX_READ, ReorderCount};
 
 /// Times and byte counts of a connection.
 #[derive(Debug)]
@@ -55,14 +55,14 @@ impl ConnectionStats {
 #[derive(Debug)]
 pub(crate) struct TimestampedSocket {
     tcp: TcpStream,
-    timestamps: Rc<KernelTimestamps>,
+    timestamps: Rc<ArrivalClock>,
     stats: Rc<ConnectionStats>,
 }
 
 impl TimestampedSocket {
     pub(crate) fn new(
         tcp: TcpStream,
-        timestamps: Rc<KernelTimestamps>,
+        timestamps: Rc<ArrivalClock>,
     ) -> (Self, Rc<ConnectionStats>) {
         timestamps.enable_for(&tcp);
         let now = Instant::now();
@@ -175,7 +175,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut peer, _) = listener.accept().await.unwrap();
-        let (mut socket, stats) = TimestampedSocket::new(tcp, KernelTimestamps::new());
+        let (mut socket, stats) = TimestampedSocket::new(tcp, ArrivalClock::new());
         // The kernel starts to take timestamps a moment after the socket asks for them. A packet on
         // loopback is received within the call that sends it, unless the machine is busy.
         for attempt in 1.. {
@@ -199,7 +199,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut peer, _) = listener.accept().unwrap();
-        let (mut socket, stats) = TimestampedSocket::new(tcp, KernelTimestamps::new());
+        let (mut socket, stats) = TimestampedSocket::new(tcp, ArrivalClock::new());
         let mut text = [0; 5];
         assert!(socket.read(&mut text).now_or_never().is_none());
         std::io::Write::write_all(&mut peer, b"hello").unwrap();

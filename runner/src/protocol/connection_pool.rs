@@ -14,7 +14,7 @@ use crate::{
     failure::Failure,
     measure::{in_flight::InFlightRequest, recorder::OpenedConnection},
     net::{
-        connector::Connector, kernel_timestamps::KernelTimestamps,
+        connector::Connector, arrival_clock::ArrivalClock,
         timestamped_socket::ConnectionStats,
     },
     prepare::plan::PreparedPlan,
@@ -134,7 +134,7 @@ pub(crate) struct ConnectionPool {
 }
 
 impl ConnectionPool {
-    pub(crate) fn new(prepared: &PreparedPlan, timestamps: &Rc<KernelTimestamps>) -> Option<Self> {
+    pub(crate) fn new(prepared: &PreparedPlan, timestamps: &Rc<ArrivalClock>) -> Option<Self> {
         let target = &prepared.plan.test.target;
         Some(Self {
             connector: Connector::new(prepared.http.clone()?, Rc::clone(timestamps)),

@@ -1,43 +1,33 @@
 //! A socket that reports to the request tracker when bytes arrived and when they were written.
 
 use std::{
-    io::{self, IoSlice, IoSliceMut},
-    os::fd::AsRawFd,
+    io::{self, IoSlice},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
-use nix::{
-    cmsg_space,
-    sys::{
-        socket::{ControlMessageOwned, MsgFlags, recvmsg},
-        time::TimeSpec,
-    },
-};
+use kernel_timestamps::{TimestampReader, enable_timestamps};
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
 };
 
 use super::request_tracker::RequestTracker;
-use crate::clock::request_kernel_timestamps;
 
 /// A TCP socket that reports its reads and writes to a [`RequestTracker`].
 #[derive(Debug)]
 pub(crate) struct ObservedSocket {
     socket: TcpStream,
     tracker: Arc<RequestTracker>,
-    /// Buffer for the kernel's timestamp.
-    control: Vec<u8>,
+    reader: TimestampReader,
 }
 
 impl ObservedSocket {
     pub(crate) fn new(socket: TcpStream, tracker: Arc<RequestTracker>) -> Self {
         // Without kernel timestamps, the arrival time is the time of the read.
-        request_kernel_timestamps(&socket);
-        Self { socket, tracker, control: cmsg_space!(TimeSpec) }
+        enable_timestamps(&socket);
+        Self { socket, tracker, reader: TimestampReader::new() }
     }
 
     /// Ends the connection with a TCP reset.
@@ -51,22 +41,15 @@ impl ObservedSocket {
 fn receive_bytes(
     socket: &TcpStream,
     tracker: &RequestTracker,
-    control: &mut [u8],
+    reader: &mut TimestampReader,
     bytes: &mut [u8],
 ) -> io::Result<usize> {
-    let mut parts = [IoSliceMut::new(bytes)];
-    let flags = MsgFlags::empty();
-    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(control), flags)?;
-    // Control messages that can't be read count as no timestamp.
-    let timestamp = message.cmsgs().ok().into_iter().flatten().find_map(|message| match message {
-        ControlMessageOwned::ScmTimestampns(timestamp) => Some(Duration::from(timestamp)),
-        _ => None,
-    });
+    let (n, timestamp) = reader.receive_bytes(socket, bytes)?;
     let clock = &tracker.server.clock;
     let arrival =
         timestamp.map_or_else(|| clock.now(), |timestamp| clock.convert_timestamp(timestamp));
     tracker.record_arrival(arrival);
-    Ok(message.bytes)
+    Ok(n)
 }
 
 impl AsyncRead for ObservedSocket {
@@ -75,7 +58,7 @@ impl AsyncRead for ObservedSocket {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { socket, tracker, control } = self.get_mut();
+        let Self { socket, tracker, reader } = self.get_mut();
         if buf.remaining() == 0 {
             return Poll::Ready(Ok(()));
         }
@@ -85,7 +68,7 @@ impl AsyncRead for ObservedSocket {
             let room = bytes.len();
             let mut read = None;
             let done = socket.try_io(Interest::READABLE, || {
-                let n = receive_bytes(socket, tracker, control, bytes)?;
+                let n = receive_bytes(socket, tracker, reader, bytes)?;
                 read = Some(n);
                 // A read that left room in the buffer has emptied the socket. `WouldBlock` makes
                 // tokio wait for the kernel's next event instead of reading once more.

@@ -13,11 +13,11 @@ pub(crate) struct CounterInfo {
     pub family: &'static str,
     /// The label and value that tell apart several counters of one family.
     pub label: Option<(&'static str, &'static str)>,
-    /// What is counted.
+    /// The events that are counted.
     pub description: &'static str,
     /// The tasks that have this counter.
     pub tasks: TaskScope,
-    /// Where the count is kept.
+    /// The field with the count.
     pub field: Field<TaskMetrics, u64>,
 }
 

@@ -28,7 +28,7 @@ pub struct JudgedLatency {
     /// True when each request has exactly one sample, so that a dropped arrival counts as a
     /// sample slower than any other. False for latencies of tokens and messages.
     pub per_request: bool,
-    /// What to look at when a target of this metric is missed.
+    /// Advice to a user when a target of this metric is missed.
     pub advice: &'static str,
 }
 

@@ -111,7 +111,7 @@ impl Metric {
         latency.or_else(|| self.single().map(|info| info.name)).unwrap_or_default()
     }
 
-    /// What the metric measures, in one sentence without a period.
+    /// A description of the metric: one sentence without a period.
     pub fn description(self) -> &'static str {
         match self {
             Self::Latency(metric) => metric.info().description,
@@ -119,7 +119,7 @@ impl Metric {
         }
     }
 
-    /// What to look at when a target of this metric is missed.
+    /// Advice to a user when a target of this metric is missed.
     pub fn advice(self) -> &'static str {
         let latency = self.judged_latency().map(|judged| judged.advice);
         latency.or_else(|| self.single().map(|info| info.advice)).unwrap_or_default()

@@ -12,7 +12,7 @@ pub(crate) enum Merge {
     Max,
 }
 
-/// What a value means in the difference of two snapshots.
+/// The meaning of a value in the difference of two snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Since {
     /// The later value less the earlier one.
@@ -26,13 +26,13 @@ pub(crate) enum Since {
 pub(crate) struct RunnerInfo {
     /// The Prometheus family. A name that ends in `_total` is a counter, any other a gauge.
     pub family: &'static str,
-    /// What the number means.
+    /// The meaning of the number.
     pub description: &'static str,
     /// How runners are merged.
     pub merge: Merge,
-    /// What differences hold.
+    /// The value in a difference.
     pub since: Since,
-    /// Where the number is kept.
+    /// The field with the number.
     pub field: Field<Metrics, f64>,
 }
 
@@ -116,7 +116,7 @@ pub(crate) const RUNNER: [RunnerInfo; 8] = [
 pub(crate) struct LagInfo {
     /// The Prometheus histogram, in seconds.
     pub family: &'static str,
-    /// What was late.
+    /// The event that was late.
     pub description: &'static str,
     /// Reads the distribution.
     pub get: fn(&Metrics) -> &LatencyHistogram,

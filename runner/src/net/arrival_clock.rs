@@ -3,23 +3,13 @@
 use std::{
     cell::{Cell, RefCell},
     fmt, io,
-    io::IoSliceMut,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
     rc::Rc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use nix::{
-    cmsg_space,
-    sys::{
-        socket::{
-            AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, getsockopt, recvmsg,
-            setsockopt, socket,
-            sockopt::{GetStruct, ReceiveTimestampns},
-        },
-        time::TimeSpec,
-    },
-};
+use kernel_timestamps::{TimestampReader, enable_timestamps, keep_timestamps_enabled};
+use nix::sys::socket::{getsockopt, sockopt::GetStruct};
 use tokio::net::TcpStream;
 
 /// Maximum number of bytes of one read.
@@ -181,38 +171,31 @@ impl ReorderCount {
 }
 
 /// The receive timestamps of the sockets of a load thread.
-pub(crate) struct KernelTimestamps {
+pub(crate) struct ArrivalClock {
     offset: Cell<ClockOffset>,
     /// Buffer that all sockets read into, so that a user that waits for bytes needs no memory of
     /// its own.
     buffer: RefCell<Box<[u8]>>,
-    control: RefCell<Vec<u8>>,
-    /// A socket with timestamps that stays open as long as this value. The kernel turns its
-    /// timestamps on with the first such socket and off after the last, each with a delay. `None`
-    /// when there are no timestamps.
+    reader: RefCell<TimestampReader>,
+    /// See [`keep_timestamps_enabled`]. `None` when there are no timestamps.
     timestamp_socket: Option<OwnedFd>,
 }
 
-impl fmt::Debug for KernelTimestamps {
+impl fmt::Debug for ArrivalClock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KernelTimestamps").field("offset", &self.offset).finish_non_exhaustive()
+        f.debug_struct("ArrivalClock").field("offset", &self.offset).finish_non_exhaustive()
     }
 }
 
-impl KernelTimestamps {
+impl ArrivalClock {
     pub(crate) fn new() -> Rc<Self> {
         let is_supported =
             rustix::system::uname().release().to_str().is_ok_and(kernel_counts_reordering);
-        let timestamp_socket = || {
-            let flags = SockFlag::SOCK_CLOEXEC;
-            let socket = socket(AddressFamily::Inet, SockType::Datagram, flags, None).ok()?;
-            enable_timestamps(&socket).then_some(socket)
-        };
         Rc::new(Self {
             offset: Cell::new(ClockOffset::starting_at(ClockPair::read_precisely())),
             buffer: RefCell::new(vec![0; MAX_READ].into_boxed_slice()),
-            control: RefCell::new(cmsg_space!(TimeSpec)),
-            timestamp_socket: is_supported.then(timestamp_socket).flatten(),
+            reader: RefCell::new(TimestampReader::new()),
+            timestamp_socket: is_supported.then(keep_timestamps_enabled).flatten(),
         })
     }
 
@@ -233,18 +216,8 @@ impl KernelTimestamps {
         on_data: impl FnOnce(&[u8]),
     ) -> io::Result<(usize, Instant)> {
         let mut bytes = self.buffer.borrow_mut();
-        let mut control = self.control.borrow_mut();
         let room = room.min(bytes.len());
-        let mut parts = [IoSliceMut::new(&mut bytes[..room])];
-        let flags = MsgFlags::empty();
-        let message = recvmsg::<()>(tcp.as_raw_fd(), &mut parts, Some(&mut control), flags)?;
-        let n = message.bytes;
-        // A control message that can't be parsed counts as no timestamp.
-        let timestamp =
-            message.cmsgs().ok().into_iter().flatten().find_map(|control| match control {
-                ControlMessageOwned::ScmTimestampns(at) => Some(Duration::from(at)),
-                _ => None,
-            });
+        let (n, timestamp) = self.reader.borrow_mut().receive_bytes(tcp, &mut bytes[..room])?;
         on_data(&bytes[..n]);
         let now = Instant::now();
         let Some(timestamp) = timestamp else { return Ok((n, now)) };
@@ -259,11 +232,6 @@ impl KernelTimestamps {
         self.offset.set(offset);
         Ok((n, at))
     }
-}
-
-/// Asks the kernel for timestamps on a socket. Returns false if it refuses.
-fn enable_timestamps(socket: &impl AsFd) -> bool {
-    setsockopt(socket, ReceiveTimestampns, &true).is_ok()
 }
 
 #[cfg(test)]
