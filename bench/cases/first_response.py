@@ -61,9 +61,9 @@ class Simulator:
         self.folder.cleanup()
 
 
-def read_times_from_sent(record):
+def read_times_from_sent(request_log):
     """Returns all times from send time to first response, in microseconds, in ascending order."""
-    with record.open() as file:
+    with request_log.open() as file:
         rows = [row for row in csv.DictReader(file) if row["outcome"] == "success"]
         return sorted((float(row["first_response"]) - float(row["sent"])) * 1e6 for row in rows)
 
@@ -77,14 +77,14 @@ def measure_rate(context, rate):
     with Simulator(context.paths[SIMULATOR]) as simulator, tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         command = load_test.build_command(context.paths[LOADTEST], folder, test)
-        command += ["--record", str(folder / "record.csv")]
+        command += ["--request-log", str(folder / "requests.csv")]
         with (folder / "out").open("w") as out:
             generator_usage, simulator_usage = CoreUsage(GENERATOR_CORE), CoreUsage(SERVER_CORE)
             process = start_pinned(GENERATOR_CORE, command, stdout=out, stderr=out, cwd=folder)
             process.wait(context.seconds + 60)
             busy = {"busy": generator_usage.busy_share(), "simulator_busy": simulator_usage.busy_share()}
         measured = load_test.read_result(folder)["total"]["timeToFirstResponse"]
-        from_sent = read_times_from_sent(folder / "record.csv")
+        from_sent = read_times_from_sent(folder / "requests.csv")
         true = simulator.read_first_token_times()
     assert true["count"] == measured["count"] == len(from_sent), (true, measured, len(from_sent))
     return {
@@ -142,7 +142,7 @@ def build_lines(figures):
         " first content token is written. `loadtest` stops its clock when the first content token arrives. It reports"
         " the time from the due time, which also includes the delay between due time and send time. Most of this delay"
         " comes from short times when the machine did not run. The simulator can't know the due time. The time from the"
-        " send time, computed from the file of `--record`, is therefore the one to compare with the true time."
+        " send time, computed from the file of `--request-log`, is therefore the one to compare with the true time."
         f" The core of `loadtest` was {busy:.0%} busy, the simulator's core {simulator_busy:.0%}. Each response has 16"
         " tokens, 10 ms apart.", "",
         *format_table(head, rows),
