@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn a_log_with_a_missing_part_has_no_metrics() {
-        let mut lines = log_of(&[7; 20_000]);
+        let mut lines = log_of(&vec![7; 20_000]);
         lines.remove(1);
         assert_eq!(join_last_metrics(&lines.join("\n")), None);
         assert_eq!(join_last_metrics(""), None);

@@ -70,12 +70,11 @@ impl TimestampReader {
         let mut parts = [IoSliceMut::new(bytes)];
         let control = Some(self.control.as_mut_slice());
         let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, control, MsgFlags::empty())?;
-        let timestamp = message.cmsgs().ok().into_iter().flatten().find_map(|message| {
-            match message {
+        let timestamp =
+            message.cmsgs().ok().into_iter().flatten().find_map(|message| match message {
                 ControlMessageOwned::ScmTimestampns(timestamp) => Some(Duration::from(timestamp)),
                 _ => None,
-            }
-        });
+            });
         Ok((message.bytes, timestamp))
     }
 }

@@ -5,7 +5,10 @@
 //! the integral of the rate reaches *k*.
 
 use super::model::{LoadModel, Stage};
-use crate::{resource::Ramp, values::Duration};
+use crate::{
+    resource::Ramp,
+    values::{Duration, Rate},
+};
 
 /// One straight segment, in seconds from the test's start.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,10 +61,10 @@ impl LoadProfile {
                 profile.push_segment(load.duration.as_secs_f64(), rate, rate);
             }
             LoadModel::UserStages(load) => {
-                profile.push_stages(load.stages(), |users| f64::from(users));
+                profile.push_stages(load.stages(), f64::from);
             }
             LoadModel::ArrivalStages(load) => {
-                profile.push_stages(load.stages(), |rate| rate.value());
+                profile.push_stages(load.stages(), Rate::value);
             }
         }
         profile

@@ -160,8 +160,9 @@ fn decode_metric(
     labels: &Labels<'_>,
 ) -> Result<(), HistogramError> {
     if family == names::RUNNER_STATE {
-        let value = gauge_of(metric);
-        let found = RunnerState::ALL.into_iter().find(|state| state.value() as f64 == value);
+        #[expect(clippy::cast_possible_truncation, reason = "an unknown value matches no state")]
+        let value = gauge_of(metric) as i64;
+        let found = RunnerState::ALL.into_iter().find(|state| state.value() == value);
         decoded.state = found.unwrap_or(RunnerState::CutShort);
         return Ok(());
     }

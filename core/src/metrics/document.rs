@@ -70,23 +70,20 @@ pub fn metrics_table() -> String {
     let errors = (names::ERRORS, "counter");
     rows.push(Row::of_task(errors, Some("kind"), TaskScope::All, "Errors by kind"));
     for info in &LATENCIES {
-        match rows.last_mut().filter(|row| row.family == info.family) {
-            // Metrics of one family differ in a label: one row describes them all.
-            Some(row) => {
-                let value = info.label.map_or("", |(_, value)| value);
-                let _ = write!(row.description, "; `{value}`: {}", info.description);
-            }
-            None => {
-                let label = info.label.map(|(name, _)| name);
-                let outcome = info.by_outcome.then_some("outcome");
-                let description = match info.label {
-                    Some((_, value)) => format!("`{value}`: {}", info.description),
-                    None => info.description.to_owned(),
-                };
-                let family = (info.family, "histogram");
-                rows.push(Row::of_task(family, label.or(outcome), info.tasks, &description));
-            }
+        // Metrics of one family differ in a label: one row describes them all.
+        if let Some(row) = rows.last_mut().filter(|row| row.family == info.family) {
+            let value = info.label.map_or("", |(_, value)| value);
+            let _ = write!(row.description, "; `{value}`: {}", info.description);
+            continue;
         }
+        let label = info.label.map(|(name, _)| name);
+        let outcome = info.by_outcome.then_some("outcome");
+        let description = match info.label {
+            Some((_, value)) => format!("`{value}`: {}", info.description),
+            None => info.description.to_owned(),
+        };
+        let family = (info.family, "histogram");
+        rows.push(Row::of_task(family, label.or(outcome), info.tasks, &description));
     }
     let mut table = "| metric | type | labels | meaning |\n|---|---|---|---|\n".to_owned();
     for Row { family, kind, labels, description } in rows {

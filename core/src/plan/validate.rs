@@ -322,7 +322,8 @@ mod tests {
 
     #[test]
     fn specs_that_no_api_server_would_take_are_refused_too() {
-        let edits: [(fn(&mut LoadTestSpec), &str); 5] = [
+        type Edit = fn(&mut LoadTestSpec);
+        let edits: [(Edit, &str); 5] = [
             (|spec| spec.load.users = None, "spec.load: give exactly one of"),
             (|spec| spec.load.spawn_rate = None, "spec.load.spawnRate: is missing"),
             (|spec| spec.load.duration = None, "spec.load.duration: is missing"),

@@ -25,7 +25,7 @@ pub struct Check {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 128))]
     pub header: Option<String>,
-    /// A JSONPath (RFC 9535), such as `$.data[0].id`, that must find a value in the body.
+    /// A `JSONPath` (RFC 9535), such as `$.data[0].id`, that must find a value in the body.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512), extend("x-kubernetes-validations" = [{
         "rule": "self.startsWith('$')",

@@ -20,13 +20,13 @@ mod target;
 mod task;
 mod threshold;
 
+pub use crate::values::{Named, Open};
 pub use check::Check;
 #[cfg(feature = "crd")]
 pub use crd::{crd, crd_yaml, schema};
 #[cfg(feature = "crd")]
 pub use kind::{LoadTest, LoadTestSpec, LoadTestStatus};
 pub use load::{Load, Ramp, Stage};
-pub use crate::values::{Named, Open};
 #[cfg(feature = "crd")]
 pub use pod_template::PodTemplate;
 #[cfg(feature = "crd")]

@@ -51,8 +51,8 @@ pub struct Target {
     /// HTTP version of http and chat tasks.
     #[serde(default)]
     pub http_version: HttpVersion,
-    /// How http and chat tasks reuse connections: PerUser (each user has its own, like a browser),
-    /// Shared (a pool of each load thread) or PerRequest.
+    /// How http and chat tasks reuse connections: `PerUser` (each user has its own, like a browser),
+    /// `Shared` (a pool of each load thread) or `PerRequest`.
     #[serde(default)]
     pub connections: ConnectionReuse,
     /// Asks for responses that are compressed with gzip.

@@ -33,7 +33,8 @@ async fn suspended_test_starts_when_it_is_resumed() -> Result<()> {
         ensure!(status.known_verdict() == Some(Verdict::Pass), "{status:#?}");
 
         let suspend = Patch::Merge(json!({"spec": {"suspend": true}}));
-        let response = namespace.load_tests.patch("suspend", &PatchParams::default(), &suspend).await;
+        let response =
+            namespace.load_tests.patch("suspend", &PatchParams::default(), &suspend).await;
         ensure!(response.is_err(), "a finished test was suspended");
         Ok(())
     })
@@ -108,7 +109,8 @@ async fn server_side_apply_changes_one_threshold() -> Result<()> {
             "spec": {"thresholds": row},
         });
         let parameters = PatchParams::apply("latency-team").force();
-        let changed = namespace.load_tests.patch("apply", &parameters, &Patch::Apply(patch)).await?;
+        let changed =
+            namespace.load_tests.patch("apply", &parameters, &Patch::Apply(patch)).await?;
         let spec: Value = serde_json::to_value(&changed.spec)?;
         let targets: Vec<_> = spec["thresholds"]
             .as_array()

@@ -14,7 +14,7 @@ use k8s_openapi::{
 };
 use loadtest_core::{
     control,
-    resource::{LoadTest, Runners, Sizing},
+    resource::{LoadTest, RunnerSecurity, Runners, Sizing},
 };
 
 use super::{
@@ -91,18 +91,7 @@ fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTem
             container_port: i32::from(control::PORT),
             ..ContainerPort::default()
         }]),
-        readiness_probe: Some(Probe {
-            http_get: Some(HTTPGetAction {
-                path: Some(control::path::READINESS.into()),
-                port: IntOrString::Int(i32::from(control::PORT)),
-                ..HTTPGetAction::default()
-            }),
-            period_seconds: Some(1),
-            // A busy runner may respond slowly and must stay ready.
-            timeout_seconds: Some(5),
-            failure_threshold: Some(10),
-            ..Probe::default()
-        }),
+        readiness_probe: Some(readiness_probe()),
         resources: Some(resource_requirements(resources, sizing)),
         security_context: Some(SecurityContext {
             allow_privilege_escalation: Some(false),
@@ -140,17 +129,7 @@ fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTem
                 .filter(|list| !list.is_empty()),
             image_pull_secrets: Some(image_pull_secrets).filter(|list| !list.is_empty()),
             affinity,
-            security_context: Some(PodSecurityContext {
-                run_as_non_root: Some(true),
-                run_as_user: Some(security.run_as_user.unwrap_or(NONROOT_ID)),
-                run_as_group: Some(security.run_as_group.unwrap_or(NONROOT_ID)),
-                fs_group: security.fs_group,
-                seccomp_profile: Some(SeccompProfile {
-                    type_: "RuntimeDefault".into(),
-                    localhost_profile: None,
-                }),
-                ..PodSecurityContext::default()
-            }),
+            security_context: Some(pod_security_context(&security)),
             volumes: Some(vec![Volume {
                 name: "plan".into(),
                 config_map: Some(ConfigMapVolumeSource {
@@ -161,6 +140,35 @@ fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTem
             }]),
             ..PodSpec::default()
         }),
+    }
+}
+
+fn readiness_probe() -> Probe {
+    Probe {
+        http_get: Some(HTTPGetAction {
+            path: Some(control::path::READINESS.into()),
+            port: IntOrString::Int(i32::from(control::PORT)),
+            ..HTTPGetAction::default()
+        }),
+        period_seconds: Some(1),
+        // A busy runner may respond slowly and must stay ready.
+        timeout_seconds: Some(5),
+        failure_threshold: Some(10),
+        ..Probe::default()
+    }
+}
+
+fn pod_security_context(security: &RunnerSecurity) -> PodSecurityContext {
+    PodSecurityContext {
+        run_as_non_root: Some(true),
+        run_as_user: Some(security.run_as_user.unwrap_or(NONROOT_ID)),
+        run_as_group: Some(security.run_as_group.unwrap_or(NONROOT_ID)),
+        fs_group: security.fs_group,
+        seccomp_profile: Some(SeccompProfile {
+            type_: "RuntimeDefault".into(),
+            localhost_profile: None,
+        }),
+        ..PodSecurityContext::default()
     }
 }
 

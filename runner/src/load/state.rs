@@ -23,7 +23,7 @@ use crate::{
         request_log::RequestLogSender,
         snapshot::ThreadSnapshot,
     },
-    net::{connector::Connector, arrival_clock::ArrivalClock},
+    net::{arrival_clock::ArrivalClock, connector::Connector},
     prepare::plan::PreparedPlan,
     protocol::connection_pool::ConnectionPool,
     timer::PreciseTimer,

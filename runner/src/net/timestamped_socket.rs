@@ -60,10 +60,7 @@ pub(crate) struct TimestampedSocket {
 }
 
 impl TimestampedSocket {
-    pub(crate) fn new(
-        tcp: TcpStream,
-        timestamps: Rc<ArrivalClock>,
-    ) -> (Self, Rc<ConnectionStats>) {
+    pub(crate) fn new(tcp: TcpStream, timestamps: Rc<ArrivalClock>) -> (Self, Rc<ConnectionStats>) {
         timestamps.enable_for(&tcp);
         let now = Instant::now();
         let stats = Rc::new(ConnectionStats {

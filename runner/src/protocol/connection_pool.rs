@@ -13,10 +13,7 @@ use tokio::io::AsyncReadExt;
 use crate::{
     failure::Failure,
     measure::{in_flight::InFlightRequest, recorder::OpenedConnection},
-    net::{
-        connector::Connector, arrival_clock::ArrivalClock,
-        timestamped_socket::ConnectionStats,
-    },
+    net::{arrival_clock::ArrivalClock, connector::Connector, timestamped_socket::ConnectionStats},
     prepare::plan::PreparedPlan,
     protocol::{http1::Http1Connection, http2::Http2Connection},
     timer::PreciseTimer,

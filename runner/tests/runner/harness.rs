@@ -55,6 +55,7 @@ pub(crate) fn plan_of_spec(spec: Value) -> Plan {
 }
 
 /// A load model from the JSON of `spec.load`.
+#[expect(clippy::needless_pass_by_value, reason = "callers write `json!` without `&`")]
 pub(crate) fn load_model(load: Value) -> LoadModel {
     let tasks = json!([{"name": "health", "http": {"path": "/health"}}]);
     let target = json!({"http": "http://unused"});
