@@ -147,6 +147,7 @@ fn tokens_and_goodput_are_judged() {
     task.good = 80;
     task.tokens.output = 500;
     task.latencies.get_mut(LatencyMetric::InterTokenLatency, Outcome::Success).record(0.02, 400);
+    task.latencies.get_mut(LatencyMetric::TimePerOutputToken, Outcome::Success).record(0.03, 80);
     let mut silent = metrics.clone();
     silent.tasks.get_mut("chat").unwrap().tokens.output = 0;
     let uncounted = threshold(r#"{metric: tokensPerSecond, target: "> 10/s", critical: "< 5/s"}"#);
@@ -157,6 +158,9 @@ fn tokens_and_goodput_are_judged() {
     let gap = observed(r#"{metric: interTokenLatency, statistic: p95, target: "< 50ms"}"#);
     let gap: Duration = gap.parse().unwrap();
     assert!((gap.as_secs_f64() / 0.02 - 1.0).abs() < 0.002, "{gap}");
+    let per_token = observed(r#"{metric: timePerOutputToken, statistic: p95, target: "< 50ms"}"#);
+    let per_token: Duration = per_token.parse().unwrap();
+    assert!((per_token.as_secs_f64() / 0.03 - 1.0).abs() < 0.002, "{per_token}");
 }
 
 #[test]

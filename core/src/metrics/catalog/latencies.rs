@@ -132,7 +132,11 @@ pub const LATENCIES: [LatencyInfo; 12] = [
         tasks: TaskScope::StreamedChats,
         by_outcome: false,
         always_exposed: true,
-        judged: None,
+        judged: Some(JudgedLatency {
+            name: "timePerOutputToken",
+            per_request: false,
+            advice: SLOW_DECODING,
+        }),
     },
     LatencyInfo {
         metric: LatencyMetric::WebSocketConnect,
