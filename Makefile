@@ -22,7 +22,7 @@ test: ## Runs all tests: lint, unit, property, chart and end-to-end tests
 check: ## Runs the tests that need no cluster
 	cargo test --locked
 
-e2e: ## Runs the end-to-end tests only, on the testbed
+e2e: ## Runs the end-to-end tests only, on the testbed or on CLUSTER=current
 	@scripts/e2e $(if $(CLUSTER),--cluster $(CLUSTER))
 
 lint: ## Checks formatting, lints, dependencies and shell scripts
@@ -37,7 +37,7 @@ bench: ## Compares this load generator with others, writes bench/RESULTS.md
 images: ## Builds the three images into target/images/*.tar
 	@scripts/images
 
-generate: ## Writes crds/ and the chart's copy of it from the Rust types
+generate: ## Writes the CRD, its copy in the chart and the table of docs/metrics.md from the Rust types
 	@scripts/generate
 
 clean: ## Removes build results from this checkout

@@ -1,18 +1,20 @@
 //! `loadtest-runner`: the process of one runner pod. Maps arguments to calls, and errors to exit
 //! codes.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
+use loadtest_core::control::{self, exit_code, variable};
 use loadtest_runner::{
     RunError, RunOptions, run_plan, selftest::print_selftest, warm_up, write_termination_message,
 };
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// Exit code when the limits of the machine are too low for the load.
-const EXIT_PREFLIGHT: u8 = 77;
 
 /// Generates one runner's part of a load test.
 #[derive(Debug, Parser)]
@@ -33,16 +35,16 @@ enum Command {
 #[derive(Debug, Args)]
 struct RunArguments {
     /// Path of the plan that the operator wrote.
-    #[arg(long, default_value = "/etc/loadtest/plan.json")]
+    #[arg(long, default_value = control::PLAN_PATH)]
     plan: PathBuf,
     /// Address for metrics and orders.
-    #[arg(long, default_value = "[::]:9464")]
+    #[arg(long, default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, control::PORT)))]
     listen: SocketAddr,
     /// Index of this runner in the plan.
-    #[arg(long, env = "JOB_COMPLETION_INDEX")]
+    #[arg(long, env = variable::INDEX)]
     index: u32,
     /// UID of the pod. The operator detects by it that another pod reuses the address.
-    #[arg(long, env = "LOADTEST_POD_UID", default_value = "")]
+    #[arg(long, env = variable::POD_UID, default_value = "")]
     pod_uid: String,
 }
 
@@ -61,7 +63,7 @@ fn run(RunArguments { plan, listen, index, pod_uid }: RunArguments) -> ExitCode 
             let text = error.to_string();
             tracing::error!(error = text, "preflight failed: no load was made");
             write_termination_message(&text);
-            ExitCode::from(EXIT_PREFLIGHT)
+            ExitCode::from(exit_code::PREFLIGHT_FAILED)
         }
         Err(error) => fail(error.into()),
     }
@@ -83,5 +85,5 @@ fn fail(error: anyhow::Error) -> ExitCode {
     let text = format!("{error:#}");
     tracing::error!(error = text, "runner could not run");
     write_termination_message(&text);
-    ExitCode::from(2)
+    ExitCode::from(exit_code::CANNOT_RUN)
 }

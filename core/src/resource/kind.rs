@@ -54,8 +54,8 @@ pub struct LoadTestSpec {
     /// The pods that make the load.
     #[serde(default)]
     pub runners: Runners,
-    /// Set true to hold the test back before it starts; set false to start it. It can't change
-    /// after the start.
+    /// Set true to hold the test back, and false to start it. It can't change once status.plan is
+    /// set.
     #[serde(default)]
     pub suspend: bool,
     /// Set true to stop a running test. The test then ends as Cancelled.
