@@ -10,7 +10,7 @@ use loadtest_core::{
 use serde_json::{Value, json};
 
 /// Version of the format. Increase it when the meaning of a field changes.
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 
 /// Returns the whole result of a run.
 pub(crate) fn build_json_result(

@@ -144,10 +144,16 @@ pub(crate) fn decide(observed: &Observed, settings: &Settings, now: Timestamp) -
         // The operator has created no objects before the status has a plan.
         (None | Some(Phase::Pending | Phase::Starting), None) => admit(observed),
         (phase, plan) => match (&observed.valid, phase, plan) {
-            // Another version of the operator accepted this spec. Its runners end by themselves.
-            (Err(_), ..) => Decision::NothingToDo,
-            (Ok(_), None | Some(Phase::Pending), Some(_)) if test.spec.cancel => {
+            (_, None | Some(Phase::Pending), Some(_)) if test.spec.cancel => {
                 Decision::CancelUnstarted
+            }
+            // Another version of the operator accepted this spec, and its plan can't be read.
+            (Err(problems), ..) => {
+                let problems = join_problems(problems);
+                let message = format!(
+                    "an earlier version of the operator accepted this test; for this version the spec is invalid: {problems}"
+                );
+                Decision::Fail(Reason::InvalidSpec, truncate(&message, 900))
             }
             (Ok(_), None | Some(Phase::Pending), Some(sizing)) => Decision::Launch(sizing),
             (Ok(_), Some(Phase::Starting), Some(sizing)) => {
@@ -164,11 +170,13 @@ fn admit(observed: &Observed) -> Decision {
     match &observed.valid {
         Ok(valid) if spec.suspend && !spec.cancel => Decision::ReportSuspended(size_test(valid)),
         Ok(valid) => Decision::Admit(size_test(valid)),
-        Err(problems) => {
-            let texts: Vec<String> = problems.iter().map(Problem::to_string).collect();
-            Decision::Reject(texts.join("; "))
-        }
+        Err(problems) => Decision::Reject(join_problems(problems)),
     }
+}
+
+fn join_problems(problems: &[Problem]) -> String {
+    let texts: Vec<String> = problems.iter().map(Problem::to_string).collect();
+    texts.join("; ")
 }
 
 /// Returns true if at least `duration` has passed between `from` and `now`.

@@ -26,7 +26,7 @@ use crate::{
     observe::observe,
     observe::state::Observed,
     resources::OPERATOR_NAME,
-    status::{self, EventDraft},
+    status::{self, EventDraft, Undecodable},
 };
 
 /// Time limit of a reconciliation.
@@ -259,7 +259,7 @@ async fn write_status(
     Ok(())
 }
 
-/// Reports in the status of an object that the object can't be decoded.
+/// Reports that an object can't be decoded: in its status, if the test never ran, and as an Event.
 ///
 /// The object is read and written as a [`DynamicObject`], which needs no decoding of the spec.
 async fn reject_undecodable(
@@ -272,40 +272,35 @@ async fn reject_undecodable(
     let api: Api<DynamicObject> =
         Api::namespaced_with(context.client.clone(), namespace, &resource);
     let found = api.get_opt(name).await.map_err(|e| Error::api("get loadtest", name, e))?;
-    let Some(found) = found else { return Ok(Action::await_change()) };
+    let Some(found) = found else {
+        context.metrics.count_reconcile("gone");
+        return Ok(Action::await_change());
+    };
+    context.metrics.count_reconcile("undecodable");
     let message = truncate(
         &format!("failed to decode the LoadTest; correct its manifest and apply it again: {error}"),
         1000,
     );
-    let already_reported = found.data["status"]["conditions"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .any(|c| c["type"] == "Accepted" && c["message"] == message.as_str());
-    if already_reported {
-        return Ok(Action::await_change());
+    match status::judge_undecodable(&found, &message, Timestamp::now()) {
+        Undecodable::NothingToDo => return Ok(Action::await_change()),
+        Undecodable::OtherVersion => {}
+        Undecodable::Report(status) => {
+            let patch = serde_json::json!({
+                "apiVersion": LoadTest::api_version(&()),
+                "kind": LoadTest::kind(&()),
+                "metadata": {"name": name},
+                "status": status,
+            });
+            api.patch_status(
+                name,
+                &PatchParams::apply(OPERATOR_NAME).force(),
+                &Patch::Apply(patch),
+            )
+            .await
+            .map_err(|e| Error::api("write the status of loadtest", name, e))?;
+        }
     }
-    let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let condition = |kind: &str, status: &str| {
-        serde_json::json!({
-            "type": kind, "status": status, "reason": "Undecodable", "message": message,
-            "lastTransitionTime": now,
-        })
-    };
-    let patch = serde_json::json!({
-        "apiVersion": LoadTest::api_version(&()),
-        "kind": LoadTest::kind(&()),
-        "metadata": {"name": name},
-        "status": {
-            "phase": "Error",
-            "conditions": [condition("Accepted", "False"), condition("Finished", "True")],
-        },
-    });
-    api.patch_status(name, &PatchParams::apply(OPERATOR_NAME).force(), &Patch::Apply(patch))
-        .await
-        .map_err(|e| Error::api("write the status of loadtest", name, e))?;
     let event = EventDraft { reason: "Undecodable".into(), note: message, warning: true };
     publish_event(context, &found.object_ref(&resource), event).await;
-    context.metrics.count_reconcile("undecodable");
     Ok(Action::await_change())
 }

@@ -7,14 +7,16 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
     jiff::Timestamp,
 };
+use kube::api::DynamicObject;
 use loadtest_core::{
     Duration,
     judge::{Report, progress_of, report, summarize},
     metrics::Metrics,
     plan::ValidTest,
     resource::{Aborted, LoadTestStatus, Named, Phase, Progress, Sizing, Verdict},
-    text::truncate,
+    text::{count_of, truncate},
 };
+use serde_json::{Value, json};
 
 use crate::{
     decide::{Decision, Reason},
@@ -167,6 +169,8 @@ fn set_rejected(status: &mut LoadTestStatus, problems: &str, now: Timestamp) -> 
         "the spec is invalid; see the condition Accepted",
         now,
     );
+    // A suspended test that was edited has the reason Suspended in this condition.
+    set_condition(status, "Started", "False", reason, "the test did not run", now);
     set_condition(status, "Passed", "Unknown", reason, "the test did not run", now);
     draft_event("Rejected", problems, true)
 }
@@ -214,7 +218,8 @@ fn set_admitted(status: &mut LoadTestStatus, sizing: &Sizing, now: Timestamp) ->
 fn set_launched(status: &mut LoadTestStatus, sizing: &Sizing) -> EventDraft {
     status.phase = Some(Phase::Starting.into());
     status.progress = Some(Progress::default());
-    draft_event("RunnersCreated", format!("created a Job with {} runners", sizing.runners), false)
+    let runners = count_of(u64::from(sizing.runners), "runner");
+    draft_event("RunnersCreated", format!("created a Job with {runners}"), false)
 }
 
 fn set_started(
@@ -226,9 +231,9 @@ fn set_started(
     status.phase = Some(Phase::Running.into());
     status.start_time = Some(MicroTime(start.at));
     let note = format!(
-        "{} on {} runners, starting at {} UTC",
+        "{} on {}, starting at {} UTC",
         valid.load,
-        start.pods.len(),
+        count_of(start.pods.len() as u64, "runner"),
         start.at.strftime("%H:%M:%S%.3f"),
     );
     set_condition(status, "Started", "True", "AllRunnersReady", &note, now);
@@ -356,8 +361,13 @@ fn set_failed(
 ) -> EventDraft {
     set_finished(status, Phase::Error, now, reason.as_str(), message);
     status.verdict = Some(Verdict::Inconclusive.into());
-    set_condition(status, "Started", "False", reason.as_str(), message, now);
-    set_condition(status, "Passed", "Unknown", reason.as_str(), "the test did not run", now);
+    let note = if status.start_time.is_some() {
+        "the test could not be judged"
+    } else {
+        set_condition(status, "Started", "False", reason.as_str(), message, now);
+        "the test did not run"
+    };
+    set_condition(status, "Passed", "Unknown", reason.as_str(), note, now);
     draft_event(reason.as_str(), message, true)
 }
 
@@ -367,6 +377,47 @@ fn set_cancelled_unstarted(status: &mut LoadTestStatus, now: Timestamp) -> Event
     status.verdict = Some(Verdict::Inconclusive.into());
     set_condition(status, "Passed", "Unknown", "Cancelled", message, now);
     draft_event("Cancelled", message, true)
+}
+
+/// The result of a look at an object that this version of the operator can't decode.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Undecodable {
+    /// The test never ran: write this status and publish an Event.
+    Report(Value),
+    /// The status has this message already, or the test is over.
+    NothingToDo,
+    /// Another version of the operator runs this test: only publish an Event. A status without the
+    /// plan would make the test run a second time.
+    OtherVersion,
+}
+
+/// Decides about an object that can't be decoded, with `message` as the cause.
+pub(crate) fn judge_undecodable(
+    object: &DynamicObject,
+    message: &str,
+    now: Timestamp,
+) -> Undecodable {
+    let old = &object.data["status"];
+    let is_over = Phase::ALL.iter().any(|phase| phase.is_final() && old["phase"] == phase.name());
+    if !old["plan"].is_null() {
+        return if is_over { Undecodable::NothingToDo } else { Undecodable::OtherVersion };
+    }
+    let mut conditions = old["conditions"].as_array().into_iter().flatten();
+    if conditions.any(|c| c["type"] == "Accepted" && c["message"] == message) {
+        return Undecodable::NothingToDo;
+    }
+    let now = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let condition = |kind: &str, value: &str| {
+        json!({
+            "type": kind, "status": value, "reason": "Undecodable", "message": message,
+            "lastTransitionTime": now, "observedGeneration": object.metadata.generation,
+        })
+    };
+    Undecodable::Report(json!({
+        "phase": Phase::Error.name(),
+        "observedGeneration": object.metadata.generation,
+        "conditions": [condition("Accepted", "False"), condition("Finished", "True")],
+    }))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use loadtest_core::{
     metrics::LatencyMetric,
     resource::{ConnectionSummary, LoadTestStatus, Summary, TokenSummary},
+    text::count_of,
 };
 
 use super::table::{format_table, text_or_dash, text_row};
@@ -83,11 +84,9 @@ fn describe_tokens(tokens: &TokenSummary) -> String {
 /// Returns a text such as `8 connections opened, 2 reconnects; p95 tcp 0.2ms, tls 1.1ms`.
 fn describe_connections(connections: &ConnectionSummary) -> String {
     let ConnectionSummary { opened, reconnects, dns, tcp, tls, upgrade } = connections;
-    let plural = if *opened == 1 { "" } else { "s" };
-    let mut out = format!("{opened} connection{plural} opened");
+    let mut out = format!("{} opened", count_of(*opened, "connection"));
     if *reconnects > 0 {
-        let plural = if *reconnects == 1 { "" } else { "s" };
-        let _ = write!(out, ", {reconnects} reconnect{plural}");
+        let _ = write!(out, ", {}", count_of(*reconnects, "reconnect"));
     }
     let steps = [("dns", dns), ("tcp", tcp), ("tls", tls), ("upgrade", upgrade)];
     let times = steps.into_iter().filter_map(|(step, time)| Some((step, time.as_ref()?)));

@@ -221,7 +221,9 @@ fn latency_summary(samples: &LatencyHistogram) -> Option<Latency> {
 fn token_summary(task: &TaskMetrics, elapsed_seconds: f64) -> TokenSummary {
     let Tokens { output, reasoning, tool, prompt } = task.tokens;
     let rate = |tokens: f64| Rate::per_second(tokens).rounded();
+    // A stream that arrives in one read has no time between its tokens, so its speed is unknown.
     let time_per_token = task.latencies.samples(LatencyMetric::TimePerOutputToken).mean();
+    let time_per_token = time_per_token.filter(|time| *time > Duration::ZERO);
     TokenSummary {
         output,
         reasoning,

@@ -13,8 +13,8 @@ use crate::{
 
 /// A snapshot this many seconds before a boundary counts as taken at the boundary.
 pub(super) const BOUNDARY_TOLERANCE: f64 = 0.001;
-/// A stage whose first snapshot after its end is later than this, in seconds and as a share of the
-/// stage's length, is Inconclusive: the snapshot contains requests of the next stage.
+/// Maximum delay of the first snapshot after a stage, in seconds and as a share of the stage. A
+/// later snapshot contains requests of the next stage, so the stage is Inconclusive.
 const MAX_DELAY: f64 = 2.5;
 const MAX_DELAY_SHARE: f64 = 0.05;
 

@@ -19,8 +19,8 @@ use crate::{
 
 /// Snapshots kept per window. A window may start too early by 1/50 of its length.
 const SNAPSHOTS_PER_WINDOW: f64 = 50.0;
-/// A window whose nearest snapshot is older than its start by more than this, in seconds and as a
-/// share of its length, was not observed.
+/// Maximum age of a window's first snapshot at the start of the window, in seconds and as a share
+/// of the window. With an older snapshot, the window is not judged.
 const MAX_WINDOW_GAP: f64 = 5.0;
 const MAX_WINDOW_GAP_SHARE: f64 = 0.2;
 

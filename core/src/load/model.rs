@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     resource::Ramp,
+    text::count_of,
     values::{Duration, PositiveRate, Rate, Users},
 };
 
@@ -50,7 +51,7 @@ pub struct ArrivalLoad {
     pub duration: Duration,
 }
 
-/// A part of a test that leads to a level of load.
+/// A part of a test that changes the load to a level.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Stage<Level> {
@@ -99,10 +100,27 @@ impl From<UserStages> for Vec<Stage<u32>> {
 
 /// Stages of an open model. At least one has a rate above zero.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
+#[serde(try_from = "UncheckedArrivalStages", rename_all = "camelCase")]
 pub struct ArrivalStages {
     stages: Vec<Stage<Rate>>,
     max_users: Users,
+}
+
+/// The fields of [`ArrivalStages`] before their check.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct UncheckedArrivalStages {
+    stages: Vec<Stage<Rate>>,
+    max_users: Users,
+}
+
+impl TryFrom<UncheckedArrivalStages> for ArrivalStages {
+    type Error = &'static str;
+
+    fn try_from(unchecked: UncheckedArrivalStages) -> Result<Self, Self::Error> {
+        Self::new(unchecked.stages, unchecked.max_users)
+            .ok_or("at least one stage must have a rate above zero")
+    }
 }
 
 impl ArrivalStages {
@@ -214,8 +232,7 @@ impl fmt::Display for LoadModel {
             }
             Self::UserStages(_) | Self::ArrivalStages(_) => {
                 let stages = self.stages().len();
-                let plural = if stages == 1 { "" } else { "s" };
-                write!(f, "{stages} stage{plural} up to ")?;
+                write!(f, "{} up to ", count_of(stages as u64, "stage"))?;
                 if let Some(rate) = self.peak_arrival_rate() {
                     write!(f, "{rate} by up to ")?;
                 }
@@ -285,5 +302,7 @@ mod tests {
             ramp: Ramp::Linear,
         };
         assert_eq!(ArrivalStages::new(vec![idle], Users::ONE), None);
+        let empty = r#"{"stages": [], "maxUsers": 1}"#;
+        assert!(serde_json::from_str::<ArrivalStages>(empty).is_err());
     }
 }

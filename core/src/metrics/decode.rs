@@ -147,7 +147,7 @@ impl<'a> Labels<'a> {
         self.0.get(name).copied().unwrap_or_default()
     }
 
-    /// True when the labels hold the one that tells a row of the catalogue from its neighbours.
+    /// True when the labels contain the label that selects a row of the catalogue.
     fn contain(&self, label: Option<(&str, &str)>) -> bool {
         label.is_none_or(|(name, value)| self.get(name) == value)
     }

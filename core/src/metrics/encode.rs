@@ -109,7 +109,8 @@ impl Collector for Exposition {
         self.encode_latencies(encoder)?;
         let test = self.test_label();
         for lag in &LAGS {
-            let mut family = histogram_family(encoder, lag.family, lag.description)?;
+            let mut family =
+                start_family(encoder, lag.family, lag.description, MetricType::Histogram)?;
             let histogram = (lag.get)(&self.runner.metrics);
             self.encode_histogram(family.encode_family(&test)?, histogram)?;
         }
@@ -120,30 +121,15 @@ impl Collector for Exposition {
 /// The type parameter of encoders that could carry an exemplar. Nothing here has one.
 type NoLabels = [(&'static str, &'static str); 0];
 
-/// The encoder adds `_total` to a counter's name itself.
-fn counter_family<'a>(
+/// Starts a family of metrics. The encoder adds `_total` to a counter's name itself.
+fn start_family<'a>(
     encoder: &'a mut DescriptorEncoder<'_>,
     name: &'a str,
     help: &str,
+    kind: MetricType,
 ) -> Result<MetricEncoder<'a>, std::fmt::Error> {
     let name = name.strip_suffix("_total").unwrap_or(name);
-    encoder.encode_descriptor(name, help, None, MetricType::Counter)
-}
-
-fn gauge_family<'a>(
-    encoder: &'a mut DescriptorEncoder<'_>,
-    name: &'a str,
-    help: &str,
-) -> Result<MetricEncoder<'a>, std::fmt::Error> {
-    encoder.encode_descriptor(name, help, None, MetricType::Gauge)
-}
-
-fn histogram_family<'a>(
-    encoder: &'a mut DescriptorEncoder<'_>,
-    name: &'a str,
-    help: &str,
-) -> Result<MetricEncoder<'a>, std::fmt::Error> {
-    encoder.encode_descriptor(name, help, None, MetricType::Histogram)
+    encoder.encode_descriptor(name, help, None, kind)
 }
 
 impl Exposition {
@@ -158,21 +144,21 @@ impl Exposition {
             ("pod_uid", identity.pod_uid.as_str()),
             ("contract", contract.as_str()),
         ];
-        gauge_family(encoder, names::RUNNER_INFO, "Identifies the runner")?
+        start_family(encoder, names::RUNNER_INFO, "Identifies the runner", MetricType::Gauge)?
             .encode_family(&info)?
             .encode_gauge(&1_i64)?;
         let help = "0 waiting, 1 running, 2 done, 3 released, 4 cut short";
-        gauge_family(encoder, names::RUNNER_STATE, help)?
+        start_family(encoder, names::RUNNER_STATE, help, MetricType::Gauge)?
             .encode_family(&test)?
             .encode_gauge(&(state.value() as f64))?;
         for info in &RUNNER {
             let value = (info.field.get)(metrics);
             if info.family.ends_with("_total") {
-                counter_family(encoder, info.family, info.description)?
+                start_family(encoder, info.family, info.description, MetricType::Counter)?
                     .encode_family(&test)?
                     .encode_counter::<NoLabels, _, u64>(&value, None)?;
             } else {
-                gauge_family(encoder, info.family, info.description)?
+                start_family(encoder, info.family, info.description, MetricType::Gauge)?
                     .encode_family(&test)?
                     .encode_gauge(&value)?;
             }
@@ -183,7 +169,8 @@ impl Exposition {
     fn encode_counters(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
         for rows in COUNTERS.chunk_by(|a, b| a.family == b.family) {
             let Some(first) = rows.first() else { continue };
-            let mut family = counter_family(encoder, first.family, first.description)?;
+            let mut family =
+                start_family(encoder, first.family, first.description, MetricType::Counter)?;
             for (task, metrics) in self.tasks_in(first.tasks) {
                 for info in rows {
                     family
@@ -192,7 +179,8 @@ impl Exposition {
                 }
             }
         }
-        let mut family = counter_family(encoder, names::ERRORS, "Errors by kind")?;
+        let mut family =
+            start_family(encoder, names::ERRORS, "Errors by kind", MetricType::Counter)?;
         for (task, metrics) in &self.runner.metrics.tasks {
             for (kind, count) in &metrics.errors {
                 family
@@ -206,7 +194,8 @@ impl Exposition {
     fn encode_latencies(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
         for rows in LATENCIES.chunk_by(|a, b| a.family == b.family) {
             let Some(first) = rows.first() else { continue };
-            let mut family = histogram_family(encoder, first.family, first.description)?;
+            let mut family =
+                start_family(encoder, first.family, first.description, MetricType::Histogram)?;
             for (task, metrics) in self.tasks_in(first.tasks) {
                 for info in rows {
                     if !info.always_exposed && !metrics.latencies.has_samples(info.metric) {

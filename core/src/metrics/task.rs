@@ -80,8 +80,7 @@ impl Tokens {
 
 /// Latency distributions of a task: one for each [`LatencyMetric`] and [`Outcome`].
 ///
-/// Metrics that the catalogue does not keep by outcome have one distribution, which every outcome
-/// leads to.
+/// Metrics that the catalogue does not keep by outcome have one distribution for all outcomes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Latencies {
     by_metric: [[LatencyHistogram; 4]; LatencyMetric::COUNT],
@@ -171,7 +170,7 @@ pub struct TaskMetrics {
     pub reconnects: u64,
     /// Successful requests that met every latency target of their task.
     pub good: u64,
-    /// Arrivals that found no idle user, so that no request was sent. No other number here
+    /// Arrivals that were not sent: no idle user, or too late. No other number here
     /// includes them.
     pub dropped: u64,
     /// Errors by kind.

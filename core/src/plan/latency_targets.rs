@@ -6,9 +6,8 @@ use crate::{
     values::{Duration, Quantity},
 };
 
-/// The latencies that a good request of a task must not exceed: for each metric, the largest
-/// target of the thresholds that judge it. The target of a high percentile is the one that most
-/// requests must meet.
+/// The latencies that a good request of a task must not exceed. If several thresholds judge one
+/// metric, the largest target counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LatencyTargets {
     targets: [Option<Duration>; LatencyMetric::COUNT],

@@ -48,6 +48,20 @@ pub struct Plan {
     pub test: ValidTest,
 }
 
+/// A text is not a plan of this version.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// Another version of the contract between operator and runner.
+    #[error("the plan has contract version {found}: {}", control::version_advice())]
+    ContractVersion {
+        /// The version that the plan names.
+        found: u32,
+    },
+    /// No JSON, or not the JSON of a plan.
+    #[error("not a plan")]
+    Parse(#[from] serde_json::Error),
+}
+
 /// Identifies a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RunIdentity {
@@ -74,6 +88,23 @@ impl Plan {
             metrics_linger: Duration::ZERO,
             test,
         }
+    }
+
+    /// Parses the JSON of a plan. Checks the version first, because the other fields differ between
+    /// versions.
+    ///
+    /// # Errors
+    /// The text is a plan of another version, or not a plan.
+    pub fn parse(text: &str) -> Result<Self, PlanError> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let Versioned { version: found } = serde_json::from_str(text)?;
+        if found != control::VERSION {
+            return Err(PlanError::ContractVersion { found });
+        }
+        Ok(serde_json::from_str(text)?)
     }
 
     /// The plan with the times that a runner waits for the operator and for Prometheus.

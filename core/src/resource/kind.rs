@@ -197,12 +197,12 @@ impl LoadTestStatus {
         self.conditions.iter().find(|condition| condition.type_ == kind)
     }
 
-    /// The phase; `None` when there is none yet, or one that this version doesn't know.
+    /// The phase; `None` when it is not set yet, or when this version doesn't know its value.
     pub fn known_phase(&self) -> Option<Phase> {
         self.phase.as_ref().and_then(Open::known)
     }
 
-    /// The verdict; `None` when there is none yet, or one that this version doesn't know.
+    /// The verdict; `None` when it is not set yet, or when this version doesn't know its value.
     pub fn known_verdict(&self) -> Option<Verdict> {
         self.verdict.as_ref().and_then(Open::known)
     }

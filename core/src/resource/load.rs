@@ -81,7 +81,7 @@ pub struct Load {
     pub graceful_stop: Duration,
 }
 
-/// A part of a test that leads to a number of users or to a rate.
+/// A part of a test that changes the load to a number of users or a rate.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{

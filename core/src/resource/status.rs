@@ -130,12 +130,18 @@ pub struct Sizing {
     /// send to a target that responds as fast as the sizing assumes.
     #[serde(default)]
     pub rate_per_runner: String,
-    /// Number of load threads of one runner.
+    /// Number of load threads of one runner. The default is for plans of builds that had another
+    /// name for this field: an object that can't be decoded would lose its results.
+    #[serde(default = "one_thread")]
     pub threads_per_runner: u32,
     /// CPU request of one runner.
     pub cpu: String,
     /// Memory request of one runner.
     pub memory: String,
+}
+
+const fn one_thread() -> u32 {
+    1
 }
 
 /// How far the load has come.
@@ -271,7 +277,7 @@ pub struct Measurement {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub busiest_thread: Option<String>,
     /// How long a CPU limit kept a runner from running; absent when it never did. Above 1 % of the
-    /// test, latencies are Inconclusive.
+    /// test and 100 ms, latencies are Inconclusive.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub throttled: Option<String>,
     /// 99th percentile of the delay between timers of load threads and the moment they ran.

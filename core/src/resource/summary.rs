@@ -21,7 +21,7 @@ pub struct Summary {
     /// Number of requests that were in flight when the graceful stop ended. `requests` does not
     /// include them.
     pub interrupted: u64,
-    /// Number of arrivals that found no idle user, so that no request was sent. `requests` does
+    /// Number of arrivals that were not sent: no idle user, or too late. `requests` does
     /// not include them.
     #[serde(skip_serializing_if = "is_zero")]
     pub dropped: u64,

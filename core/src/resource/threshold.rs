@@ -30,10 +30,10 @@ pub struct Threshold {
     pub statistic: Option<Statistic>,
     /// Bound of a Pass, such as "< 500ms".
     pub target: Bound,
-    /// Bound of a Warning. It counts where the target is missed.
+    /// Bound of a Warning: the row is a Warning if it meets this bound and misses the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<Bound>,
-    /// Bound of Critical, such as "> 5s". Between warning and critical, the row is a Fail.
+    /// Bound of Critical, such as "> 5s". A row that meets no bound is a Fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub critical: Option<Bound>,
     /// Length of rolling windows, such as 30s. The row judges the worst window. Default: the row
@@ -55,7 +55,7 @@ pub struct Threshold {
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Abort {
-    /// Not before the load has run for this time.
+    /// Earliest time of an abort, from the start of the load.
     #[serde(default)]
     #[schemars(schema_with = "abort_delay")]
     pub after: Duration,

@@ -90,10 +90,16 @@ fn status_of_a_newer_version_is_left_as_it_is() {
 }
 
 #[test]
-fn test_with_a_plan_and_an_unknown_spec_is_left_alone() {
-    let mut running = observed_under_load();
-    running.valid = Err(vec![]);
-    assert_eq!(decision_at(&running, 10), Decision::NothingToDo);
+fn test_with_an_invalid_spec_and_no_plan_ends() {
+    for mut observed in [observed_in(Phase::Pending), observed_under_load()] {
+        observed.valid = Err(vec![]);
+        let decision = decision_at(&observed, 10);
+        assert!(matches!(decision, Decision::Fail(Reason::InvalidSpec, _)), "{decision:?}");
+    }
+    let mut cancelled = observed_in(Phase::Pending);
+    cancelled.valid = Err(vec![]);
+    cancelled.test.spec.cancel = true;
+    assert_eq!(decision_at(&cancelled, 10), Decision::CancelUnstarted);
 }
 
 #[test]

@@ -1,13 +1,21 @@
-//! Reads the state of a test from the API server and from the runners. Writes nothing.
+//! Reads the state of a test from the API server and from the runners. Writes nothing to the API
+//! server.
 //!
 //! All reads are live. A stale cache could make the operator create child objects twice.
 
 use k8s_openapi::{
-    api::{batch::v1::Job, core::v1::Pod},
+    api::{
+        batch::v1::Job,
+        core::v1::{ConfigMap, Pod},
+    },
     jiff::Timestamp,
 };
 use kube::{Api, ResourceExt, api::ListParams};
-use loadtest_core::resource::Phase;
+use loadtest_core::{
+    control,
+    plan::{Plan, ValidTest},
+    resource::Phase,
+};
 
 pub(crate) mod collect;
 pub(crate) mod skew;
@@ -17,7 +25,7 @@ use state::{Observed, Runner};
 
 use crate::{
     context::Context,
-    error::Error,
+    error::{Error, format_error_chain},
     resources::{child_name, is_controlled_by},
 };
 
@@ -38,8 +46,44 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
     }
     observed.cache.first_seen.get_or_insert_with(Timestamp::now);
     let is_over = observed.phase().is_some_and(Phase::is_final);
+    let has_plan = observed.test.status.as_ref().is_some_and(|status| status.plan.is_some());
+    if observed.valid.is_err()
+        && has_plan
+        && !is_over
+        && let Some(test) = read_planned_test(context, observed).await?
+    {
+        observed.valid = Ok(test);
+    }
     if let (Some(start), false) = (observed.start_record(), is_over) {
         collect::collect_snapshots(context, &pods, &run_uid, &start, observed).await;
     }
     Ok(())
+}
+
+/// Reads the validated test from the ConfigMap that holds the plan.
+///
+/// The plan counts for a test whose spec was valid when the test was admitted and is not valid for
+/// this version of the operator. Returns `None` if there is no plan of this version.
+async fn read_planned_test(
+    context: &Context,
+    observed: &Observed,
+) -> Result<Option<ValidTest>, Error> {
+    let namespace = observed.test.namespace().unwrap_or_default();
+    let config_maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &namespace);
+    let name = child_name(&observed.test);
+    let found =
+        config_maps.get_opt(&name).await.map_err(|e| Error::api("get configmap", &name, e))?;
+    let run_uid = observed.test.uid().unwrap_or_default();
+    let text = found
+        .filter(|config_map| is_controlled_by(config_map, &run_uid))
+        .and_then(|config_map| config_map.data?.remove(control::PLAN_FILE));
+    let Some(text) = text else { return Ok(None) };
+    match Plan::parse(&text) {
+        Ok(plan) => Ok(Some(plan.test)),
+        Err(error) => {
+            let error = format_error_chain(&error);
+            tracing::warn!(namespace, name, error, "plan can't be read");
+            Ok(None)
+        }
+    }
 }

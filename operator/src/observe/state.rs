@@ -200,7 +200,8 @@ impl RunCache {
 pub(crate) struct Observed {
     /// The test as the API server returned it in this reconciliation.
     pub(crate) test: LoadTest,
-    /// The validated spec of the test, or everything that is wrong with the spec.
+    /// The validated spec of the test, or everything that is wrong with the spec. For an invalid
+    /// spec of a test with a plan, the test of the plan.
     pub(crate) valid: Result<ValidTest, Vec<Problem>>,
     /// Job of the test.
     pub(crate) job: Option<Job>,

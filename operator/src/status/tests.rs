@@ -110,7 +110,20 @@ fn suspended_tests_are_accepted_and_have_no_plan() {
     assert_eq!(event.unwrap().reason, "Suspended");
     // The next reconciliation changes nothing and publishes no second Event.
     let again = next_status(&observed_with(status.clone()), &decision, noon());
-    assert_eq!(again, (status, None));
+    assert_eq!(again, (status.clone(), None));
+    // An edit that makes the spec invalid replaces the reason.
+    let rejected = Decision::Reject("spec.load: is missing".into());
+    let (status, _) = next_status(&observed_with(status), &rejected, noon());
+    assert_eq!(status.condition("Started").unwrap().reason, "InvalidSpec");
+}
+
+#[test]
+fn failed_test_that_had_started_stays_started() {
+    let started = LoadTestStatus { start_time: Some(MicroTime(noon())), ..admitted_status() };
+    let decision = Decision::Fail(Reason::InvalidSpec, "no plan".into());
+    let (status, _) = next_status(&observed_with(started), &decision, noon());
+    assert_eq!(status.condition("Started").unwrap().reason, "Pending");
+    assert_eq!(status.condition("Passed").unwrap().message, "the test could not be judged");
 }
 
 #[test]

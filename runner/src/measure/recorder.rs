@@ -183,7 +183,7 @@ impl TaskRecorder {
         self.good_requests += 1;
     }
 
-    /// Counts an arrival that found no idle user.
+    /// Counts an arrival that is not sent.
     pub(crate) fn count_dropped_arrival(&mut self) {
         self.dropped_arrivals += 1;
     }

@@ -117,7 +117,13 @@ async fn wait_for_end(control: &Control) -> EndReason {
 
 /// Writes the final metrics to the log, in numbered lines that the operator joins.
 async fn log_final_metrics(control: &Control) {
-    let Ok(bytes) = control.encode_metrics(Format::Protobuf).await else { return };
+    let bytes = match control.encode_metrics(Format::Protobuf).await {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            tracing::error!(%error, "last metrics could not be encoded");
+            return;
+        }
+    };
     for LastMetricsPart { part, parts, data } in control::split_last_metrics(&bytes) {
         tracing::info!(part, parts, data, "{}", control::LAST_METRICS);
     }

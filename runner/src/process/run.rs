@@ -2,8 +2,10 @@
 
 use std::{fs, io, net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use loadtest_core::{control, metrics::Identity, plan::Plan};
-use serde::Deserialize;
+use loadtest_core::{
+    metrics::Identity,
+    plan::{Plan, PlanError},
+};
 use tokio::sync::watch;
 
 use crate::{
@@ -42,19 +44,13 @@ pub enum RunError {
         /// The cause.
         source: io::Error,
     },
-    /// The plan file holds no plan.
-    #[error("plan {} is not a plan", path.display())]
+    /// The plan file holds no plan of this version.
+    #[error("plan {} can't be used", path.display())]
     ParsePlan {
         /// Path of the file.
         path: PathBuf,
         /// The cause.
-        source: serde_json::Error,
-    },
-    /// The operator follows another version of the contract between operator and runner.
-    #[error("the plan has contract version {found}: {}", control::version_advice())]
-    ContractVersion {
-        /// The version that the plan names.
-        found: u32,
+        source: PlanError,
     },
     /// The index is too large for the plan.
     #[error("index {index} is not below the plan's {runners} runners")]
@@ -117,16 +113,5 @@ fn read_plan(path: PathBuf) -> Result<Plan, RunError> {
         Ok(text) => text,
         Err(source) => return Err(RunError::ReadPlan { path, source }),
     };
-    /// The part of a plan that every version has.
-    #[derive(Deserialize)]
-    struct Versioned {
-        version: u32,
-    }
-    match serde_json::from_str::<Versioned>(&text) {
-        Ok(Versioned { version }) if version != control::VERSION => {
-            Err(RunError::ContractVersion { found: version })
-        }
-        // A plan without a version is not a plan: the error names the field.
-        _ => serde_json::from_str(&text).map_err(|source| RunError::ParsePlan { path, source }),
-    }
+    Plan::parse(&text).map_err(|source| RunError::ParsePlan { path, source })
 }

@@ -211,9 +211,12 @@ fn invalid_plan_file_is_named_in_the_log() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("plan.json");
     for (text, problem) in [
-        ("{", "plan.json is not a plan"),
-        ("{}", "plan.json is not a plan"),
-        (r#"{"version": 1}"#, "the plan has contract version 1: this program speaks"),
+        ("{", "plan.json can't be used: not a plan: EOF"),
+        ("{}", "plan.json can't be used: not a plan: missing field `version`"),
+        (
+            r#"{"version": 1}"#,
+            "plan.json can't be used: the plan has contract version 1: this program speaks",
+        ),
     ] {
         std::fs::write(&file, text).unwrap();
         let output = Command::new(env!("CARGO_BIN_EXE_loadtest-runner"))

@@ -76,7 +76,11 @@ pub(crate) const COUNTERS: [CounterInfo; 16] = [
         "Successful requests that met every latency target of their task",
         field!(good),
     ),
-    plain("loadtest_dropped_total", "Arrivals that found no idle user", field!(dropped)),
+    plain(
+        "loadtest_dropped_total",
+        "Arrivals that were not sent: no idle user, or too late",
+        field!(dropped),
+    ),
     plain(
         "loadtest_sent_bytes_total",
         "Bytes written to sockets, without the overhead of TLS",

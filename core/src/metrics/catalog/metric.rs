@@ -10,7 +10,8 @@ use super::{
 pub enum Metric {
     /// A statistic of a latency.
     Latency(LatencyMetric),
-    /// Failed requests as a percentage of completed requests.
+    /// Failed requests and dropped arrivals as a percentage of completed requests and dropped
+    /// arrivals.
     ErrorRate,
     /// Successful requests per second of load.
     Throughput,
