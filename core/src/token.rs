@@ -1,20 +1,20 @@
 //! The token that orders to a runner carry: HMAC-SHA256 of the run's UID under the operator's
 //! key. The plan holds only the SHA-256 of the token.
 
-use hmac::{Hmac, KeyInit, Mac};
-use sha2::{Digest, Sha256};
+use ring::{
+    digest::{SHA256, digest},
+    hmac,
+};
 
 /// The token of a run, in hex.
 pub fn token_of_run(key: &[u8], run_uid: &str) -> String {
-    // HMAC takes a key of any length; the error type exists for other MACs.
-    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else { return String::new() };
-    mac.update(run_uid.as_bytes());
-    to_hex(&mac.finalize().into_bytes())
+    let key = hmac::Key::new(hmac::HMAC_SHA256, key);
+    to_hex(hmac::sign(&key, run_uid.as_bytes()).as_ref())
 }
 
 /// The SHA-256 of a token, in hex: the plan's `tokenSha256`.
 pub fn fingerprint_of(token: &str) -> String {
-    to_hex(&Sha256::digest(token.as_bytes()))
+    to_hex(digest(&SHA256, token.as_bytes()).as_ref())
 }
 
 /// True when a token has this fingerprint.

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, future::join_all};
+use futures_util::{StreamExt, future::join_all};
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
     Api, Client, Resource,

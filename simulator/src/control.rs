@@ -2,23 +2,28 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use axum::{
-    Json, Router,
-    body::{Body, Bytes},
-    extract::{Path, Query, State},
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-    routing::get,
+use bytes::Bytes;
+use futures_util::stream;
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    service::service_fn,
 };
-use serde::Deserialize;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::net::TcpStream;
 
 use crate::{
+    http::http1_builder,
     server::Server,
     settings::{Settings, SettingsError},
     truth::{Endpoint, Record},
 };
+
+/// Maximum length of new settings.
+const MAX_SETTINGS_BYTES: usize = 2 << 20;
 
 const INDEX: &str = "Cell 0 simulator, control port
 GET    /healthz  /readyz
@@ -31,72 +36,89 @@ PUT    /settings                             replace all settings; missing field
 PATCH  /settings                             change some settings (JSON merge patch)
 ";
 
-/// Serves the control port until `stopped` is true.
-pub(crate) async fn serve_control(
-    listener: TcpListener,
-    server: Arc<Server>,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let router = Router::new()
-        .route("/", get(INDEX))
-        .route("/healthz", get("ok"))
-        .route("/readyz", get("ok"))
-        .route("/truth", get(list_runs).delete(forget_runs))
-        .route("/truth/", get(get_unnamed_truth))
-        .route("/truth/{run}", get(get_truth))
-        .route("/truth/{run}/records", get(list_records))
-        .route("/settings", get(get_settings).put(put_settings).patch(patch_settings))
-        .with_state(server);
-    // `Simulator::shutdown` waits until all receivers are dropped, so this one lives to the end.
-    let _receiver = stopped.clone();
-    let stop = async move {
-        // `wait_for` fails when the `Simulator` was dropped; the port stops in this case, too.
-        let _ = stopped.wait_for(|&stop| stop).await;
-    };
-    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(stop).await {
-        tracing::error!(%error, "the control port stopped");
+type Reply = Response<UnsyncBoxBody<Bytes, Infallible>>;
+
+/// Serves one connection until it ends.
+pub(crate) async fn serve_connection(server: Arc<Server>, socket: TcpStream) {
+    let service = service_fn(|request| {
+        let server = Arc::clone(&server);
+        async move { Ok::<_, Infallible>(respond(server, request).await) }
+    });
+    let result = http1_builder().serve_connection(TokioIo::new(socket), service).await;
+    if let Err(error) = result {
+        tracing::debug!(%error, "control connection ended");
     }
 }
 
-async fn list_runs(State(server): State<Arc<Server>>) -> Response {
-    Json(json!({"runs": server.runs.run_summaries()})).into_response()
+async fn respond(server: Arc<Server>, request: Request<Incoming>) -> Reply {
+    let (head, body) = request.into_parts();
+    let path: Vec<&str> = head.uri.path().split('/').skip(1).collect();
+    match (head.method.as_str(), path.as_slice()) {
+        ("GET", [""]) => text_reply(StatusCode::OK, INDEX),
+        ("GET", ["healthz" | "readyz"]) => text_reply(StatusCode::OK, "ok"),
+        ("GET", ["truth"]) => {
+            json_reply(StatusCode::OK, &json!({"runs": server.runs.run_summaries()}))
+        }
+        ("DELETE", ["truth"]) => {
+            server.runs.forget_runs();
+            text_reply(StatusCode::NO_CONTENT, "")
+        }
+        ("GET", ["truth", run_uid]) => truth_reply(server, (*run_uid).to_owned()).await,
+        ("GET", ["truth", run_uid, "records"]) => {
+            records_reply(&server, run_uid, head.uri.query().unwrap_or_default())
+        }
+        ("GET", ["settings"]) => json_reply(StatusCode::OK, server.current_settings().as_ref()),
+        ("PUT", ["settings"]) => change_settings(&server, body, Settings::from_json).await,
+        ("PATCH", ["settings"]) => {
+            let current = server.current_settings();
+            change_settings(&server, body, |patch| current.with_patch(patch)).await
+        }
+        _ => {
+            let problem = format!("no {} {}; this port serves:\n{INDEX}", head.method, head.uri);
+            text_reply(StatusCode::NOT_FOUND, problem)
+        }
+    }
 }
 
-async fn forget_runs(State(server): State<Arc<Server>>) -> StatusCode {
-    server.runs.forget_runs();
-    StatusCode::NO_CONTENT
+fn reply_with(
+    status: StatusCode,
+    content_type: &'static str,
+    body: UnsyncBoxBody<Bytes, Infallible>,
+) -> Reply {
+    let mut reply = Response::new(body);
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
 }
 
-async fn get_unnamed_truth(State(server): State<Arc<Server>>) -> Response {
-    respond_with_truth(server, String::new()).await
+fn text_reply(status: StatusCode, text: impl Into<Bytes>) -> Reply {
+    reply_with(status, "text/plain; charset=utf-8", Full::new(text.into()).boxed_unsync())
 }
 
-async fn get_truth(State(server): State<Arc<Server>>, Path(run_uid): Path<String>) -> Response {
-    respond_with_truth(server, run_uid).await
+fn json_reply(status: StatusCode, value: &impl Serialize) -> Reply {
+    match serde_json::to_vec(value) {
+        Ok(body) => reply_with(status, "application/json", Full::from(body).boxed_unsync()),
+        Err(error) => text_reply(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
 }
 
-async fn respond_with_truth(server: Arc<Server>, run_uid: String) -> Response {
+async fn truth_reply(server: Arc<Server>, run_uid: String) -> Reply {
     // Sorting millions of records takes long, and this runtime may have only one thread.
     match tokio::task::spawn_blocking(move || server.runs.run_truth(&run_uid)).await {
-        Ok(truth) => Json(truth).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        Ok(truth) => json_reply(StatusCode::OK, &truth),
+        Err(error) => text_reply(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
 
-#[derive(Deserialize)]
-struct RecordFilter {
-    endpoint: Option<Endpoint>,
-}
-
-async fn list_records(
-    State(server): State<Arc<Server>>,
-    Path(run_uid): Path<String>,
-    Query(filter): Query<RecordFilter>,
-) -> Response {
-    let Some(run) = server.runs.find_run(&run_uid) else {
-        return (StatusCode::NOT_FOUND, format!("no run {run_uid:?}\n")).into_response();
+/// Replies with the records of a run as CSV. The query may name one endpoint.
+fn records_reply(server: &Server, run_uid: &str, query: &str) -> Reply {
+    let Some(run) = server.runs.find_run(run_uid) else {
+        return text_reply(StatusCode::NOT_FOUND, format!("no run {run_uid:?}\n"));
     };
-    let RecordFilter { endpoint } = filter;
+    let endpoint = match parse_endpoint(query) {
+        Ok(endpoint) => endpoint,
+        Err(problem) => return text_reply(StatusCode::BAD_REQUEST, problem),
+    };
     // The response is written one block at a time: CSV can need much more memory than records.
     let blocks = (0..run.shard_count()).flat_map(move |shard| {
         let run = run.clone();
@@ -104,9 +126,22 @@ async fn list_records(
     });
     let lines = blocks.map(move |records| write_csv_lines(&records, endpoint));
     let header = std::iter::once(Record::CSV_HEADER.to_owned());
-    let chunks = header.chain(lines).map(Ok::<_, Infallible>);
-    let body = Body::from_stream(futures::stream::iter(chunks));
-    ([(header::CONTENT_TYPE, "text/csv")], body).into_response()
+    let frames = header.chain(lines).map(|chunk| Ok(Frame::data(Bytes::from(chunk))));
+    let body = StreamBody::new(stream::iter(frames));
+    reply_with(StatusCode::OK, "text/csv", body.boxed_unsync())
+}
+
+/// Parses the query of records: empty, or `endpoint=NAME`.
+fn parse_endpoint(query: &str) -> Result<Option<Endpoint>, String> {
+    if query.is_empty() {
+        return Ok(None);
+    }
+    let name = query
+        .strip_prefix("endpoint=")
+        .ok_or_else(|| format!("query {query:?} is unknown; use ?endpoint=chat\n"))?;
+    serde_json::from_value(Value::from(name))
+        .map(Some)
+        .map_err(|error| format!("endpoint: {error}\n"))
 }
 
 fn write_csv_lines(records: &[Record], endpoint: Option<Endpoint>) -> String {
@@ -118,28 +153,17 @@ fn write_csv_lines(records: &[Record], endpoint: Option<Endpoint>) -> String {
     lines
 }
 
-async fn get_settings(State(server): State<Arc<Server>>) -> Response {
-    Json(server.current_settings().as_ref()).into_response()
-}
-
-async fn put_settings(State(server): State<Arc<Server>>, body: Bytes) -> Response {
-    change_settings(&server, &body, Settings::from_json)
-}
-
-async fn patch_settings(State(server): State<Arc<Server>>, body: Bytes) -> Response {
-    let current = server.current_settings();
-    change_settings(&server, &body, |patch| current.with_patch(patch))
-}
-
-fn change_settings(
+async fn change_settings(
     server: &Server,
-    body: &[u8],
+    body: Incoming,
     parse: impl FnOnce(Value) -> Result<Settings, SettingsError>,
-) -> Response {
-    let refuse = |problem: String| {
-        (StatusCode::BAD_REQUEST, Json(json!({"error": problem}))).into_response()
+) -> Reply {
+    let refuse = |problem: String| json_reply(StatusCode::BAD_REQUEST, &json!({"error": problem}));
+    let body = match Limited::new(body, MAX_SETTINGS_BYTES).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return refuse(format!("settings can't be read: {error}")),
     };
-    let value = match serde_json::from_slice(body) {
+    let value = match serde_json::from_slice(&body) {
         Ok(value) => value,
         Err(error) => return refuse(format!("settings are not JSON: {error}")),
     };
@@ -147,7 +171,7 @@ fn change_settings(
         Ok(settings) => {
             tracing::info!("settings changed");
             server.replace_settings(settings.clone());
-            Json(settings).into_response()
+            json_reply(StatusCode::OK, &settings)
         }
         Err(error) => refuse(error.to_string()),
     }

@@ -24,9 +24,6 @@ use crate::{
 /// Maximum number of connections that wait to be accepted. Many users may connect at once.
 const BACKLOG: u32 = 4096;
 
-/// Maximum time that [`Simulator::shutdown`] waits for control requests in flight.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
-
 /// Addresses to listen on, and the record limit. Port 0 selects any free port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Listen {
@@ -126,7 +123,12 @@ impl Simulator {
             stopped.clone(),
             web_socket::serve_connection,
         ));
-        tokio::spawn(control::serve_control(control_listener, server.clone(), stopped));
+        tokio::spawn(accept_connections(
+            control_listener,
+            server.clone(),
+            stopped,
+            control::serve_connection,
+        ));
         Ok(Self { server, http, web_socket, control, stop })
     }
 
@@ -182,8 +184,7 @@ impl Simulator {
     /// The truth stays readable. Requests in flight are recorded as aborted.
     pub async fn shutdown(&self) {
         self.stop.send_replace(true);
-        // The timeout is for control clients that never read their responses.
-        let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, self.stop.closed()).await;
+        self.stop.closed().await;
     }
 }
 

@@ -2,15 +2,15 @@
 //!
 //! [`crate::load::LoadModel`] is the validated form.
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{Duration, Rate, Users, schema_between};
+use crate::values::{Duration, Rate, Users};
 
 /// How much load there is, and for how long: exactly one of `users`, `arrivalRate` and `stages`.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [
+#[cfg_attr(feature = "crd", schemars(extend("x-kubernetes-validations" = [
     {
         "rule": "(has(self.users) ? 1 : 0) + (has(self.arrivalRate) ? 1 : 0) + (has(self.stages) ? 1 : 0) == 1",
         "message": "give exactly one of users (with spawnRate and duration), arrivalRate (with maxUsers and duration) and stages",
@@ -47,7 +47,7 @@ use crate::values::{Duration, Rate, Users, schema_between};
         "rule": "!has(self.stages) || self.stages.exists(s, has(s.users) ? s.users > 0 : has(s.rate) && !string(s.rate).matches('^0*([.]0*)?(/s)?$'))",
         "message": "every stage ends at 0: give at least one users or a rate above 0",
     },
-]))]
+])))]
 pub struct Load {
     /// Closed model: the number of users at full load, over all runners. Each user waits for the
     /// response before its next request.
@@ -56,12 +56,12 @@ pub struct Load {
     /// Closed model: the number of users that start per second until all run, such as 50 or
     /// "0.5/s".
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "positive_rate")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "positive_rate"))]
     pub spawn_rate: Option<Rate>,
     /// Open model: the number of requests that start per second over all runners, such as 50 or
     /// "0.5/s", however long the responses take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "positive_rate")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "positive_rate"))]
     pub arrival_rate: Option<Rate>,
     /// Open model: the maximum of requests in flight at once, over all runners. An arrival that
     /// finds no idle user is dropped and counted.
@@ -69,32 +69,33 @@ pub struct Load {
     pub max_users: Option<Users>,
     /// The length of the test, from the start of the first user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "test_length")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "test_length"))]
     pub duration: Option<Duration>,
     /// Load that changes: stages that follow each other, the first from a load of 0.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(min = 1, max = 64))]
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 64)))]
     pub stages: Vec<Stage>,
     /// How long requests in flight at the end may still take. After that they are interrupted.
     #[serde(default = "default_graceful_stop")]
-    #[schemars(schema_with = "graceful_stop_length")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "graceful_stop_length"))]
     pub graceful_stop: Duration,
 }
 
 /// A part of a test that changes the load to a number of users or a rate.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{
+#[cfg_attr(feature = "crd", schemars(extend("x-kubernetes-validations" = [{
     "rule": "has(self.users) != has(self.rate)",
     "message": "a stage has either users or a rate",
-}]))]
+}])))]
 pub struct Stage {
     /// How long the stage takes.
-    #[schemars(schema_with = "test_length")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "test_length"))]
     pub duration: Duration,
     /// Closed model: the number of users at the end of the stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 1_000_000))]
+    #[cfg_attr(feature = "crd", schemars(range(min = 0, max = 1_000_000)))]
     pub users: Option<u32>,
     /// Open model: the number of requests that start per second at the end of the stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -105,7 +106,8 @@ pub struct Stage {
 }
 
 /// How a stage changes the load.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 pub enum Ramp {
     /// Evenly, from the previous load at the start of the stage to its own load at the end.
     #[default]
@@ -115,8 +117,9 @@ pub enum Ramp {
 }
 
 /// The schema of a rate above zero.
+#[cfg(feature = "crd")]
 fn positive_rate(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    let mut schema = Rate::json_schema(generator);
+    let mut schema = <Rate as schemars::JsonSchema>::json_schema(generator);
     if let Some(serde_json::Value::Array(rules)) = schema.get_mut("x-kubernetes-validations") {
         rules.push(serde_json::json!({
             "rule": "!string(self).matches('^0*([.]0*)?(/s)?$')",
@@ -126,12 +129,14 @@ fn positive_rate(generator: &mut schemars::SchemaGenerator) -> schemars::Schema 
     schema
 }
 
+#[cfg(feature = "crd")]
 fn test_length(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schema_between("1s", "168h")
+    crate::values::schema_between("1s", "168h")
 }
 
+#[cfg(feature = "crd")]
 fn graceful_stop_length(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schema_between("0s", "1h")
+    crate::values::schema_between("0s", "1h")
 }
 
 fn default_graceful_stop() -> Duration {

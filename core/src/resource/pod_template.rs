@@ -1,7 +1,6 @@
 //! The pod template that a spec merges over the runner pod.
 
 use k8s_openapi::api::core::v1::PodTemplateSpec;
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -68,7 +67,8 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-impl JsonSchema for PodTemplate {
+#[cfg(feature = "crd")]
+impl schemars::JsonSchema for PodTemplate {
     fn inline_schema() -> bool {
         true
     }

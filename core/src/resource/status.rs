@@ -1,6 +1,5 @@
 //! The status of a `LoadTest`. Numbers are texts in the notation of the spec's bounds.
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Named, Open, ThresholdKey};
@@ -119,7 +118,8 @@ impl Named for Verdict {
 }
 
 /// The runners that a test gets.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Sizing {
     /// Number of runner pods.
@@ -145,7 +145,8 @@ const fn one_thread() -> u32 {
 }
 
 /// How far the load has come.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Progress {
     /// Number of runners that are ready or running.
@@ -159,7 +160,8 @@ pub struct Progress {
 }
 
 /// The threshold that stopped a test.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Aborted {
     /// Identifies the threshold in spec.thresholds.
@@ -176,7 +178,8 @@ pub struct Aborted {
 }
 
 /// One threshold, judged.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ThresholdRow {
     /// Identifies the threshold in spec.thresholds.
@@ -197,7 +200,8 @@ pub struct ThresholdRow {
 }
 
 /// One stage of the load, judged by the requests that ended in it.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct StageRow {
     /// The load at the end of the stage: `250 users`, `40/s`.
@@ -223,7 +227,8 @@ pub struct StageRow {
 }
 
 /// The load at which a target was missed first. Only a test with growing stages has one.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct BreakingPoint {
     /// The highest load below firstFailed that met every target; absent when no load did.
@@ -245,7 +250,8 @@ pub struct BreakingPoint {
 }
 
 /// How often an error occurred.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ErrorCount {
     /// Name of the task.
@@ -260,7 +266,8 @@ pub struct ErrorCount {
 }
 
 /// How good the measurement is.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Measurement {
     /// Maximum relative error of a percentile.

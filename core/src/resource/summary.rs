@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::LatencyMetric;
@@ -11,7 +10,8 @@ use crate::metrics::LatencyMetric;
 ///
 /// A response time counts from the planned start of a request. Latencies include successful
 /// requests, and timed-out and interrupted requests at their age.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Summary {
     /// Number of completed requests, failed ones included.
@@ -62,7 +62,8 @@ const fn is_zero(count: &u64) -> bool {
 }
 
 /// One latency of a task.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Latency {
     /// Number of samples.
@@ -121,7 +122,8 @@ impl TaskLatencies {
     }
 }
 
-impl JsonSchema for TaskLatencies {
+#[cfg(feature = "crd")]
+impl schemars::JsonSchema for TaskLatencies {
     fn inline_schema() -> bool {
         true
     }
@@ -144,7 +146,8 @@ impl JsonSchema for TaskLatencies {
 }
 
 /// The numbers of one task, over all runners.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct TaskSummary {
     /// Name of the task.
@@ -169,7 +172,8 @@ pub struct TaskSummary {
 
 /// Tokens of chat requests, as the target's `usage` counts them. Where the target sends no
 /// `usage`, each event of a stream counts as one token.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct TokenSummary {
     /// Tokens of content.
@@ -192,7 +196,8 @@ pub struct TokenSummary {
 }
 
 /// Connections that a task's requests opened. The times are 95th percentiles.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct ConnectionSummary {
     /// Number of connections opened.

@@ -2,18 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{Duration, schema_between};
+use crate::values::Duration;
 
 /// The system under test: its base URLs, and settings of all requests to it.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Target {
     /// Base URL of http and chat tasks, such as `http://cell0:18800`. Tasks add paths.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 2048), extend("x-kubernetes-validations" = [
+    #[cfg_attr(feature = "crd", schemars(length(max = 2048), extend("x-kubernetes-validations" = [
         {
             "rule": "self.matches('^https?://.')",
             "messageExpression": "'\"' + self + '\" must start with http:// or https://, as in http://cell0:18800'",
@@ -22,11 +22,11 @@ pub struct Target {
             "rule": r"!self.matches('^[a-z]+://') || self.matches('^[a-z]+://([A-Za-z0-9._~-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?(/[A-Za-z0-9._~:@!$&()*+,;=%/-]*)?$')",
             "message": "must be a base URL of host, port and path, without credentials, query or fragment, as in http://cell0:18800; give credentials in target.headersFrom",
         },
-    ]))]
+    ])))]
     pub http: Option<String>,
     /// Base URL of webSocket tasks, such as `ws://cell0:18801`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 2048), extend("x-kubernetes-validations" = [
+    #[cfg_attr(feature = "crd", schemars(length(max = 2048), extend("x-kubernetes-validations" = [
         {
             "rule": "self.matches('^wss?://.')",
             "messageExpression": "'\"' + self + '\" must start with ws:// or wss://, as in ws://cell0:18801'",
@@ -35,15 +35,15 @@ pub struct Target {
             "rule": r"!self.matches('^[a-z]+://') || self.matches('^[a-z]+://([A-Za-z0-9._~-]+|\\[[0-9A-Fa-f:.]+\\])(:[0-9]{1,5})?(/[A-Za-z0-9._~:@!$&()*+,;=%/-]*)?$')",
             "message": "must be a base URL of host, port and path, without credentials, query or fragment, as in ws://cell0:18801; give credentials in target.headersFrom",
         },
-    ]))]
+    ])))]
     pub web_socket: Option<String>,
     /// Headers of every request. Tasks can add their own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "super::target::header_map")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "super::target::header_map"))]
     pub headers: BTreeMap<String, String>,
     /// Headers of every request with values from Secrets in the test's namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[cfg_attr(feature = "crd", schemars(length(max = 16)))]
     pub headers_from: Vec<HeaderFrom>,
     /// How the target's certificate is verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -64,7 +64,8 @@ pub struct Target {
 }
 
 /// A version of HTTP.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "UPPERCASE")]
 pub enum HttpVersion {
     /// HTTP/1.1: one request at a time on a connection.
@@ -76,7 +77,8 @@ pub enum HttpVersion {
 }
 
 /// How requests reuse connections.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 pub enum ConnectionReuse {
     /// Each user keeps its own connections between its requests, like a browser.
     #[default]
@@ -89,67 +91,72 @@ pub enum ConnectionReuse {
 }
 
 /// Timeouts of the parts of a request.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Timeouts {
     /// Maximum time to open a connection: DNS, TCP and TLS, and the upgrade of a WebSocket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "part_length")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "part_length"))]
     pub connect: Option<Duration>,
     /// Maximum time from the sending of a request to the first byte of its response. For a
     /// WebSocket: from the sending of a message to its last awaited reply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "part_length")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "part_length"))]
     pub first_byte: Option<Duration>,
 }
 
+#[cfg(feature = "crd")]
 fn part_length(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schema_between("1ms", "1h")
+    crate::values::schema_between("1ms", "1h")
 }
 
 /// A header with a value from a Secret.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct HeaderFrom {
     /// The header's name, such as `authorization`.
-    #[schemars(length(min = 1, max = 128), extend("x-kubernetes-validations" = [{
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 128), extend("x-kubernetes-validations" = [{
         "rule": "self.matches('^[A-Za-z0-9!#$%&*+.^_|~-]+$')",
         "messageExpression": "'\"' + self + '\" is not a header name'",
     }, {
         "rule": "!self.lowerAscii().startsWith('x-loadtest-') && !(self.lowerAscii() in ['connection', 'content-length', 'transfer-encoding', 'upgrade'])",
         "messageExpression": "'\"' + self + '\" is set by the runner, as connection, content-length, transfer-encoding, upgrade and x-loadtest-* are: choose another name'",
-    }]))]
+    }])))]
     pub header: String,
     /// The Secret's name and key. The kubelet puts the value into the runner's environment.
     pub secret_key_ref: SecretKey,
 }
 
 /// A key of a Secret in the test's namespace.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct SecretKey {
     /// The Secret's name.
-    #[schemars(length(min = 1, max = 253))]
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 253)))]
     pub name: String,
     /// The key in its data.
-    #[schemars(length(min = 1, max = 253))]
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 253)))]
     pub key: String,
 }
 
 /// How the target's certificate is verified.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{
+#[cfg_attr(feature = "crd", schemars(extend("x-kubernetes-validations" = [{
     "rule": "!(self.insecureSkipVerify && has(self.caBundle))",
     "message": "caBundle and insecureSkipVerify exclude each other: remove one",
-}]))]
+}])))]
 pub struct Tls {
     /// PEM certificates to trust instead of the public certificate authorities.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 65_536), extend("x-kubernetes-validations" = [{
+    #[cfg_attr(feature = "crd", schemars(length(max = 65_536), extend("x-kubernetes-validations" = [{
         "rule": "self.contains('-----BEGIN CERTIFICATE-----')",
         "message": "must hold at least one PEM block that starts with -----BEGIN CERTIFICATE-----",
-    }]))]
+    }])))]
     pub ca_bundle: Option<String>,
     /// Accepts any certificate. The test then does not verify the target's TLS.
     #[serde(default)]
@@ -157,6 +164,7 @@ pub struct Tls {
 }
 
 /// The schema of a map of headers. It refuses invalid names, and names that the runner sets.
+#[cfg(feature = "crd")]
 pub(super) fn header_map(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
         "type": "object",

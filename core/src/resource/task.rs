@@ -4,29 +4,29 @@
 
 use std::{collections::BTreeMap, num::NonZeroU32};
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Check;
-use crate::values::{Duration, schema_between};
+use crate::values::Duration;
 
 /// One thing that a user does, picked by weight.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{
+#[cfg_attr(feature = "crd", schemars(extend("x-kubernetes-validations" = [{
     "rule": "(has(self.http) ? 1 : 0) + (has(self.chat) ? 1 : 0) + (has(self.webSocket) ? 1 : 0) == 1",
     "messageExpression": "'task \"' + self.name + '\" must have exactly one of http, chat and webSocket'",
-}]))]
+}])))]
 pub struct Task {
     /// The name of the task in thresholds, metrics and the status.
-    #[schemars(length(min = 1, max = 63), extend("x-kubernetes-validations" = [{
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 63), extend("x-kubernetes-validations" = [{
         "rule": "self.matches('^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$')",
         "messageExpression": "'\"' + self + '\" is not a task name: use letters, digits, and -, _ or . between them'",
-    }]))]
+    }])))]
     pub name: String,
     /// How often the task is picked, relative to the weights of the other tasks; 0 is never.
     #[serde(default = "default_weight")]
-    #[schemars(range(min = 0, max = 1_000_000))]
+    #[cfg_attr(feature = "crd", schemars(range(min = 0, max = 1_000_000)))]
     pub weight: u32,
     /// An HTTP request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -44,7 +44,8 @@ const fn default_weight() -> u32 {
 }
 
 /// An HTTP method.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Method {
     /// GET
@@ -80,55 +81,63 @@ impl Method {
 }
 
 /// An HTTP request, and which responses are successes.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct HttpTask {
     /// The method. Default: GET.
     #[serde(default)]
     pub method: Method,
     /// Path and query, appended to the base URL.
-    #[schemars(schema_with = "path")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "path"))]
     pub path: String,
     /// Headers in addition to those of the target.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "super::target::header_map")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "super::target::header_map"))]
     pub headers: BTreeMap<String, String>,
     /// The body, sent unchanged.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 65_536))]
+    #[cfg_attr(feature = "crd", schemars(length(max = 65_536)))]
     pub body: Option<String>,
     /// Statuses that are successes. Default: any status below 400.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), inner(range(min = 100, max = 599)))]
+    #[cfg_attr(feature = "crd", schemars(length(max = 32), inner(range(min = 100, max = 599))))]
     pub expect_status: Vec<u16>,
     /// Checks of the response. They run after the last byte was timed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[cfg_attr(feature = "crd", schemars(length(max = 16)))]
     pub checks: Vec<Check>,
     /// Maximum of redirects to follow, within the target only. With 0, a redirect is a response
     /// like any other.
     #[serde(default)]
-    #[schemars(range(min = 0, max = 20))]
+    #[cfg_attr(feature = "crd", schemars(range(min = 0, max = 20)))]
     pub max_redirects: u32,
     /// Maximum time of a request, from its planned start to its last byte.
     #[serde(default = "default_timeout")]
-    #[schemars(schema_with = "timeout")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "timeout"))]
     pub timeout: Duration,
 }
 
 /// An OpenAI-compatible chat completion.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ChatTask {
     /// Path, appended to the base URL.
     #[serde(default = "default_chat_path")]
-    #[schemars(schema_with = "path")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "path"))]
     pub path: String,
     /// Model ids. Each request picks one at random.
-    #[schemars(length(min = 1, max = 32), inner(length(min = 1, max = 256)))]
+    #[cfg_attr(
+        feature = "crd",
+        schemars(length(min = 1, max = 32), inner(length(min = 1, max = 256)))
+    )]
     pub models: Vec<String>,
     /// User messages. Each request picks one at random.
-    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 16_384)))]
+    #[cfg_attr(
+        feature = "crd",
+        schemars(length(min = 1, max = 64), inner(length(min = 1, max = 16_384)))
+    )]
     pub messages: Vec<String>,
     /// Asks for a streamed response, so that timeToFirstResponse ends at the first content token.
     #[serde(default)]
@@ -139,33 +148,34 @@ pub struct ChatTask {
     pub usage: bool,
     /// `max_tokens` of the request. Default: that of the server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 1_000_000))]
+    #[cfg_attr(feature = "crd", schemars(range(min = 1, max = 1_000_000)))]
     pub max_tokens: Option<NonZeroU32>,
     /// Headers in addition to those of the target.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "super::target::header_map")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "super::target::header_map"))]
     pub headers: BTreeMap<String, String>,
     /// Maximum time of a request, from its planned start to its last byte.
     #[serde(default = "default_timeout")]
-    #[schemars(schema_with = "timeout")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "timeout"))]
     pub timeout: Duration,
 }
 
 /// Uses a WebSocket session: connects, sends messages, awaits replies, closes.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct WebSocketTask {
     /// Path and query, appended to the base URL.
     #[serde(default = "default_web_socket_path")]
-    #[schemars(schema_with = "path")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "path"))]
     pub path: String,
     /// Text messages, sent one after the other.
     #[serde(default)]
-    #[schemars(length(max = 64), inner(length(max = 16_384)))]
+    #[cfg_attr(feature = "crd", schemars(length(max = 64), inner(length(max = 16_384))))]
     pub send: Vec<String>,
     /// Number of replies to await after each message before the next one is sent.
     #[serde(default)]
-    #[schemars(range(min = 0, max = 1000))]
+    #[cfg_attr(feature = "crd", schemars(range(min = 0, max = 1000)))]
     pub replies: u32,
     /// How long a session lives: for one task, or as long as its user runs.
     #[serde(default)]
@@ -175,16 +185,17 @@ pub struct WebSocketTask {
     pub close: bool,
     /// Headers in addition to those of the target.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(schema_with = "super::target::header_map")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "super::target::header_map"))]
     pub headers: BTreeMap<String, String>,
     /// Maximum time of the task, from its planned start.
     #[serde(default = "default_timeout")]
-    #[schemars(schema_with = "timeout")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "timeout"))]
     pub timeout: Duration,
 }
 
 /// How long a WebSocket session lives.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 pub enum Session {
     /// For one task: each task opens a new connection.
     #[default]
@@ -210,6 +221,7 @@ fn default_timeout() -> Duration {
     Duration::from_secs(60)
 }
 
+#[cfg(feature = "crd")]
 fn path(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
         "type": "string",
@@ -221,6 +233,7 @@ fn path(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     })
 }
 
+#[cfg(feature = "crd")]
 fn timeout(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schema_between("1ms", "1h")
+    crate::values::schema_between("1ms", "1h")
 }

@@ -2,31 +2,31 @@
 
 use std::{fmt, num::NonZeroU32, str::FromStr};
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::{
-    metrics::{Metric, Statistic, Unit},
-    values::{Bound, Duration, optional_schema_between, schema_between},
+    metrics::{Metric, Statistic},
+    values::{Bound, Duration},
 };
 
 /// One row of the table that a test is judged by.
 ///
 /// The fields `task`, `metric`, `statistic` and `window` identify a row.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = rules()))]
+#[cfg_attr(feature = "crd", schemars(extend("x-kubernetes-validations" = rules())))]
 pub struct Threshold {
     /// Name of the task to judge. Default: all tasks together.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "empty_as_none")]
-    #[schemars(schema_with = "task_name")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "task_name"))]
     pub task: Option<String>,
     /// The metric to judge. The documentation describes each metric: docs/loadtest.md.
     pub metric: Metric,
     /// Statistic of a latency: min, mean, max, or a percentile such as p50, p95 or p99.9. Other
     /// metrics have none.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "empty_as_none")]
-    #[schemars(schema_with = "statistic_or_none")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "statistic_or_none"))]
     pub statistic: Option<Statistic>,
     /// Bound of a Pass, such as "< 500ms".
     pub target: Bound,
@@ -39,7 +39,7 @@ pub struct Threshold {
     /// Length of rolling windows, such as 30s. The row judges the worst window. Default: the row
     /// judges the whole test.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "empty_as_none")]
-    #[schemars(schema_with = "window_length")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "window_length"))]
     pub window: Option<Duration>,
     /// Stops the load on all runners once the critical bound is met.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,21 +47,22 @@ pub struct Threshold {
     /// Minimum number of samples; with fewer, the row is Inconclusive. Default: 5/(1−p) for a
     /// percentile p, else 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
+    #[cfg_attr(feature = "crd", schemars(range(min = 1)))]
     pub min_samples: Option<NonZeroU32>,
 }
 
 /// When a critical bound stops the load.
-#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct Abort {
     /// Earliest time of an abort, from the start of the load.
     #[serde(default)]
-    #[schemars(schema_with = "abort_delay")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "abort_delay"))]
     pub after: Duration,
     /// Not before the bound has been met for this time without a break.
     #[serde(default, rename = "for")]
-    #[schemars(schema_with = "abort_delay")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "abort_delay"))]
     pub lasting: Duration,
 }
 
@@ -77,10 +78,12 @@ where
     }
 }
 
+#[cfg(feature = "crd")]
 fn task_name(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({"type": "string", "maxLength": 63, "default": ""})
 }
 
+#[cfg(feature = "crd")]
 fn statistic_or_none(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
         "type": "string",
@@ -93,18 +96,23 @@ fn statistic_or_none(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     })
 }
 
+#[cfg(feature = "crd")]
 fn window_length(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    let mut schema = optional_schema_between("5s", "1h");
+    let mut schema = crate::values::optional_schema_between("5s", "1h");
     schema.insert("default".into(), "".into());
     schema
 }
 
+#[cfg(feature = "crd")]
 fn abort_delay(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    schema_between("0s", "168h")
+    crate::values::schema_between("0s", "168h")
 }
 
 /// CEL rules on several fields of a threshold. At most one of them fails for one mistake.
+#[cfg(feature = "crd")]
 fn rules() -> serde_json::Value {
+    use crate::metrics::Unit;
+
     /// The number of a bound: the bound without its comparison, spaces and unit.
     fn number_of(bound: &str) -> String {
         let kept = ["<", ">", "=", " ", "%", "/s"];
@@ -178,7 +186,8 @@ fn rules() -> serde_json::Value {
 }
 
 /// Identifies a threshold and its row in the status.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash, JsonSchema)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub struct ThresholdKey {
     /// Name of the judged task; absent for all tasks together.

@@ -117,6 +117,7 @@ impl<'de> Deserialize<'de> for Bound {
     }
 }
 
+#[cfg(feature = "crd")]
 impl schemars::JsonSchema for Bound {
     fn inline_schema() -> bool {
         true

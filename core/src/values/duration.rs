@@ -215,6 +215,7 @@ impl<'de> Deserialize<'de> for Duration {
     }
 }
 
+#[cfg(feature = "crd")]
 impl schemars::JsonSchema for Duration {
     fn inline_schema() -> bool {
         true
@@ -230,6 +231,7 @@ impl schemars::JsonSchema for Duration {
 }
 
 /// The schema of a duration within two bounds, both included, with a message that names them.
+#[cfg(feature = "crd")]
 pub(crate) fn schema_between(min: &str, max: &str) -> schemars::Schema {
     schema_with_grammar(
         r"self.matches('^(0|(([0-9]+([.][0-9]*)?|[.][0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$')",
@@ -239,6 +241,7 @@ pub(crate) fn schema_between(min: &str, max: &str) -> schemars::Schema {
 }
 
 /// Like [`schema_between`], but an empty text is valid too.
+#[cfg(feature = "crd")]
 pub(crate) fn optional_schema_between(min: &str, max: &str) -> schemars::Schema {
     let mut schema = schema_with_grammar(
         r"(self == '' || self.matches('^(0|(([0-9]+([.][0-9]*)?|[.][0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$'))",
@@ -251,6 +254,7 @@ pub(crate) fn optional_schema_between(min: &str, max: &str) -> schemars::Schema 
     schema
 }
 
+#[cfg(feature = "crd")]
 fn schema_with_grammar(grammar: &str, min: &str, max: &str) -> schemars::Schema {
     schemars::json_schema!({
         "type": "string",

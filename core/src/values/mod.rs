@@ -11,6 +11,7 @@ mod users;
 
 pub use bound::{Bound, BoundError, Comparison, compare_quantities};
 pub use duration::{Duration, DurationError};
+#[cfg(feature = "crd")]
 pub(crate) use duration::{optional_schema_between, schema_between};
 pub use open::{Named, Open};
 pub use quantity::{Percent, PositiveRate, Quantity, QuantityError, Rate};

@@ -1,8 +1,7 @@
 //! Values of an enumeration that a newer version may have extended.
 
-use std::{borrow::Cow, fmt};
+use std::fmt;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// An enumeration with names for its values.
@@ -76,12 +75,13 @@ impl<'de, T: Named> Deserialize<'de> for Open<T> {
     }
 }
 
-impl<T> JsonSchema for Open<T> {
+#[cfg(feature = "crd")]
+impl<T> schemars::JsonSchema for Open<T> {
     fn inline_schema() -> bool {
         true
     }
 
-    fn schema_name() -> Cow<'static, str> {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
         "OpenString".into()
     }
 

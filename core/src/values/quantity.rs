@@ -194,6 +194,7 @@ impl<'de> Deserialize<'de> for Rate {
 }
 
 /// An integer or a text, as the API server's `x-kubernetes-int-or-string` takes it.
+#[cfg(feature = "crd")]
 impl schemars::JsonSchema for Rate {
     fn inline_schema() -> bool {
         true

@@ -42,6 +42,7 @@ impl fmt::Display for Users {
     }
 }
 
+#[cfg(feature = "crd")]
 impl schemars::JsonSchema for Users {
     fn inline_schema() -> bool {
         true

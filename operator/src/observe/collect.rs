@@ -6,7 +6,7 @@
 
 use std::time::Instant;
 
-use futures::{StreamExt, stream};
+use futures_util::{StreamExt, stream};
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::{Api, api::LogParams};
 use loadtest_core::{

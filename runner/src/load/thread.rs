@@ -109,8 +109,10 @@ async fn run_load(state: &Rc<ThreadState>, partition: Partition, start: Instant)
     }
     watch.abort();
     // Sessions of all users are closed at the same time, because each close may take a while.
-    futures::future::join_all(idle_users.take().iter_mut().map(|user| user.close_sessions(state)))
-        .await;
+    futures_util::future::join_all(
+        idle_users.take().iter_mut().map(|user| user.close_sessions(state)),
+    )
+    .await;
     state.record_interrupted(Instant::now());
     state.flush_request_log();
     users.shutdown().await;

@@ -159,7 +159,7 @@ impl AsyncWrite for TimestampedSocket {
 mod tests {
     use std::time::Duration;
 
-    use futures::FutureExt;
+    use futures_util::FutureExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;

@@ -93,20 +93,29 @@ fn expects_body(method: &Method) -> bool {
 /// Encodes a request for HTTP/1.1 (RFC 9112, 3).
 fn encode_http1(method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Bytes {
     let mut bytes = BytesMut::with_capacity(512 + body.len());
-    let target = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-    bytes.extend_from_slice(format!("{method} {target} HTTP/1.1\r\n").as_bytes());
+    write_request_line(&mut bytes, method, uri);
     for (name, value) in headers {
-        bytes.extend_from_slice(name.as_str().as_bytes());
-        bytes.extend_from_slice(b": ");
-        bytes.extend_from_slice(value.as_bytes());
-        bytes.extend_from_slice(b"\r\n");
+        write_header(&mut bytes, name.as_str(), value.as_bytes());
     }
     if expects_body(method) || !body.is_empty() {
-        bytes.extend_from_slice(format!("content-length: {}\r\n", body.len()).as_bytes());
+        write_header(&mut bytes, "content-length", body.len().to_string().as_bytes());
     }
     bytes.extend_from_slice(b"\r\n");
     bytes.extend_from_slice(body);
     bytes.freeze()
+}
+
+/// Writes the first line of an HTTP/1.1 request.
+pub(super) fn write_request_line(bytes: &mut BytesMut, method: &Method, uri: &Uri) {
+    let target = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    bytes.extend_from_slice(format!("{method} {target} HTTP/1.1\r\n").as_bytes());
+}
+
+/// Writes a header of an HTTP/1.1 request.
+pub(super) fn write_header(bytes: &mut BytesMut, name: &str, value: &[u8]) {
+    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+        bytes.extend_from_slice(part);
+    }
 }
 
 #[cfg(test)]

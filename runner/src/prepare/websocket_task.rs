@@ -1,16 +1,24 @@
 //! WebSocket tasks, prepared.
 
-use http::{HeaderMap, Uri};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Uri, header};
 use loadtest_core::resource::{Session, WebSocketTask};
 use tokio_tungstenite::tungstenite::Utf8Bytes;
 
-use crate::prepare::{endpoint::Endpoint, error::PrepareError, headers::task_headers};
+use crate::prepare::{
+    endpoint::Endpoint,
+    error::PrepareError,
+    headers::task_headers,
+    request::{write_header, write_request_line},
+};
 
 /// A WebSocket session, ready to be opened.
-#[derive(Debug)]
 pub(crate) struct PreparedWebSocket {
-    pub(crate) uri: Uri,
-    pub(crate) headers: HeaderMap,
+    /// The request for the upgrade as it is sent, up to the header `Sec-WebSocket-Key`, which
+    /// differs from session to session.
+    pub(crate) upgrade_request: Bytes,
+    /// The subprotocols that the request offers.
+    pub(crate) subprotocols: Vec<String>,
     /// Text messages to send. All users share them.
     pub(crate) messages: Vec<Utf8Bytes>,
     /// Number of replies to each message.
@@ -21,26 +29,93 @@ pub(crate) struct PreparedWebSocket {
     pub(crate) send_close: bool,
 }
 
+/// Prints no headers, because they may hold credentials.
+impl std::fmt::Debug for PreparedWebSocket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PreparedWebSocket({} messages)", self.messages.len())
+    }
+}
+
 impl PreparedWebSocket {
     pub(super) fn new(
         task: &WebSocketTask,
         shared: &HeaderMap,
         endpoint: &Endpoint,
     ) -> Result<Self, PrepareError> {
-        let scheme = if endpoint.tls.is_some() { "wss" } else { "ws" };
-        let url = format!("{scheme}://{}{}{}", endpoint.authority, endpoint.base_path, task.path);
-        let uri = url.parse().map_err(|_| PrepareError::Url {
+        let path = format!("{}{}", endpoint.base_path, task.path);
+        let uri = path.parse().map_err(|_| PrepareError::Url {
             field: "webSocket.path",
-            value: url,
+            value: path,
             example: "/",
         })?;
+        let headers = task_headers(shared, endpoint, &task.headers)?;
+        let subprotocols = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL);
+        let subprotocols = subprotocols.iter().filter_map(|value| value.to_str().ok());
         Ok(Self {
-            uri,
-            headers: task_headers(shared, endpoint, &task.headers)?,
+            upgrade_request: encode_upgrade(&uri, &headers),
+            subprotocols: subprotocols
+                .flat_map(|value| value.split(','))
+                .map(|name| name.trim().to_owned())
+                .collect(),
             messages: task.send.iter().map(Utf8Bytes::from).collect(),
             replies: task.replies,
             keep_open: task.session == Session::PerUser,
             send_close: task.close,
         })
+    }
+}
+
+/// Encodes a request for an upgrade without its key (RFC 6455, 4.1).
+///
+/// Names of headers have no case, but some servers know these only as the standard spells them.
+fn encode_upgrade(uri: &Uri, headers: &HeaderMap) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(512);
+    write_request_line(&mut bytes, &http::Method::GET, uri);
+    for (name, value) in headers {
+        let name = match *name {
+            header::HOST => "Host",
+            header::ORIGIN => "Origin",
+            header::SEC_WEBSOCKET_PROTOCOL => "Sec-WebSocket-Protocol",
+            // The request has its own.
+            header::CONNECTION
+            | header::UPGRADE
+            | header::SEC_WEBSOCKET_VERSION
+            | header::SEC_WEBSOCKET_KEY => continue,
+            _ => name.as_str(),
+        };
+        write_header(&mut bytes, name, value.as_bytes());
+    }
+    write_header(&mut bytes, "Connection", b"Upgrade");
+    write_header(&mut bytes, "Upgrade", b"websocket");
+    write_header(&mut bytes, "Sec-WebSocket-Version", b"13");
+    bytes.freeze()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn upgrade_request_has_its_own_connection_headers() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, HeaderValue::from_static("cell0:18801"));
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        headers.insert("x-loadtest-run", HeaderValue::from_static("run-1"));
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("chat"));
+        let request = encode_upgrade(&"/a?b".parse().unwrap(), &headers);
+        let mut lines: Vec<_> = std::str::from_utf8(&request).unwrap().lines().collect();
+        assert_eq!(lines.remove(0), "GET /a?b HTTP/1.1");
+        lines.sort_unstable();
+        let expected = [
+            "Connection: Upgrade",
+            "Host: cell0:18801",
+            "Sec-WebSocket-Protocol: chat",
+            "Sec-WebSocket-Version: 13",
+            "Upgrade: websocket",
+            "x-loadtest-run: run-1",
+        ];
+        assert_eq!(lines, expected);
     }
 }

@@ -13,7 +13,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::process::server::{Control, router};
+use crate::process::server::{Control, serve_control};
 
 /// Maximum time for the load threads of a killed runner to count requests in flight.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -40,8 +40,7 @@ pub(crate) async fn run_until_exit(
     // Logged after the handlers are installed: an earlier signal would end the process without its
     // cleanup.
     tracing::info!(listen = %listener.local_addr()?, index = control.identity.index, "ready");
-    let app = router(Arc::clone(&control));
-    let serving = tokio::spawn(async move { axum::serve(listener, app).await });
+    let serving = tokio::spawn(serve_control(listener, Arc::clone(&control)));
 
     let reason = tokio::select! {
         reason = wait_for_end(&control) => reason,

@@ -1,28 +1,36 @@
 //! The HTTP server of a runner: metrics, probes, and orders that need the token of the run.
 
 use std::{
+    convert::Infallible,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use axum::{
-    Json, Router,
-    extract::State,
-    http::{HeaderMap, StatusCode, header},
-    response::{IntoResponse, Response},
-    routing::{get, post},
-};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
 use loadtest_core::{
     control::{ErrorExample, MAX_ORDER_SECONDS, StartOrder, StopOrder, path},
     metrics::{ExpositionOptions, Format, Identity, RunnerMetrics, RunnerState, encode},
     plan::TaskKind,
     token,
 };
-use tokio::{net::TcpListener, sync::watch};
+use serde::de::DeserializeOwned;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 
 use crate::load::engine::Engine;
+
+/// Maximum length of an order's body.
+const MAX_ORDER_BYTES: usize = 4 << 10;
+/// Pause after a connection that could not be accepted, such as when no file can be opened.
+const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
 /// The state of the server.
 #[derive(Debug)]
@@ -91,94 +99,151 @@ pub(crate) async fn bind_listener(address: SocketAddr) -> io::Result<TcpListener
     }
 }
 
-/// Returns the routes of a runner.
-pub fn router(control: Arc<Control>) -> Router {
-    Router::new()
-        .route(path::METRICS, get(get_metrics))
-        .route(path::ERRORS, get(get_errors))
-        .route(path::LIVENESS, get(|| async { "ok\n" }))
-        .route(path::READINESS, get(|| async { "ok\n" }))
-        .route(path::START, post(post_start))
-        .route(path::STOP, post(post_stop))
-        .route(path::RELEASE, post(post_release))
-        .with_state(control)
-}
-
-async fn get_metrics(State(control): State<Arc<Control>>, headers: HeaderMap) -> Response {
-    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
-    let format = Format::from_accept(accept.unwrap_or_default());
-    match control.encode_metrics(format).await {
-        Ok(body) => ([(header::CONTENT_TYPE, format.content_type())], body).into_response(),
-        Err(error) => {
-            tracing::error!(%error, "exposition could not be encoded");
-            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+/// Serves the control port. Never returns.
+pub async fn serve_control(listener: TcpListener, control: Arc<Control>) {
+    loop {
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                tokio::spawn(serve_connection(socket, Arc::clone(&control)));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a control connection could not be accepted");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
         }
     }
 }
 
-async fn get_errors(State(control): State<Arc<Control>>) -> Json<Vec<ErrorExample>> {
+async fn serve_connection(socket: TcpStream, control: Arc<Control>) {
+    let service = service_fn(|request| {
+        let control = Arc::clone(&control);
+        async move { Ok::<_, Infallible>(respond(&control, request).await) }
+    });
+    if let Err(error) = http1::Builder::new().serve_connection(TokioIo::new(socket), service).await
+    {
+        tracing::debug!(%error, "a control connection failed");
+    }
+}
+
+type Reply = Response<Full<Bytes>>;
+
+async fn respond(control: &Control, request: Request<Incoming>) -> Reply {
+    let (head, body) = request.into_parts();
+    let allowed = match head.uri.path() {
+        path::METRICS | path::ERRORS | path::LIVENESS | path::READINESS => "GET, HEAD",
+        path::START | path::STOP | path::RELEASE => "POST",
+        unknown => return text_reply(StatusCode::NOT_FOUND, format!("no path {unknown:?}\n")),
+    };
+    if !allowed.split(", ").any(|method| method == head.method.as_str()) {
+        let mut reply = text_reply(StatusCode::METHOD_NOT_ALLOWED, format!("use {allowed}\n"));
+        reply.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+        return reply;
+    }
+    match head.uri.path() {
+        path::METRICS => metrics_reply(control, &head.headers).await,
+        path::ERRORS => errors_reply(control).await,
+        path::LIVENESS | path::READINESS => text_reply(StatusCode::OK, "ok\n"),
+        order => match obey_order(control, order, &head.headers, body).await {
+            Ok(()) => empty_reply(StatusCode::NO_CONTENT),
+            Err((status, problem)) => text_reply(status, problem + "\n"),
+        },
+    }
+}
+
+fn empty_reply(status: StatusCode) -> Reply {
+    let mut reply = Response::new(Full::default());
+    *reply.status_mut() = status;
+    reply
+}
+
+fn reply_with(content_type: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(Full::new(body.into()));
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply
+}
+
+fn text_reply(status: StatusCode, text: impl Into<Bytes>) -> Reply {
+    let mut reply = reply_with("text/plain; charset=utf-8", text);
+    *reply.status_mut() = status;
+    reply
+}
+
+async fn metrics_reply(control: &Control, headers: &HeaderMap) -> Reply {
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let format = Format::from_accept(accept.unwrap_or_default());
+    match control.encode_metrics(format).await {
+        Ok(body) => reply_with(format.content_type(), body),
+        Err(error) => {
+            tracing::error!(%error, "exposition could not be encoded");
+            empty_reply(StatusCode::INTERNAL_SERVER_ERROR)
+        }
+    }
+}
+
+async fn errors_reply(control: &Control) -> Reply {
     let examples = control.engine.snapshot().await.examples;
-    let examples = examples
+    let examples: Vec<_> = examples
         .into_iter()
         .map(|((task, kind), message)| ErrorExample { task, kind, message })
         .collect();
-    Json(examples)
-}
-
-fn unauthorized_response() -> Response {
-    (StatusCode::UNAUTHORIZED, "this order needs the token of the run\n").into_response()
-}
-
-fn parse_seconds(value: f64) -> Option<Duration> {
-    let is_valid = value.is_finite() && (0.0..=MAX_ORDER_SECONDS).contains(&value);
-    is_valid.then(|| Duration::from_secs_f64(value))
-}
-
-async fn post_start(
-    State(control): State<Arc<Control>>,
-    headers: HeaderMap,
-    Json(order): Json<StartOrder>,
-) -> Response {
-    if !control.is_authorized(&headers) {
-        return unauthorized_response();
+    match serde_json::to_vec(&examples) {
+        Ok(body) => reply_with("application/json", body),
+        Err(error) => {
+            tracing::error!(%error, "error examples could not be encoded");
+            empty_reply(StatusCode::INTERNAL_SERVER_ERROR)
+        }
     }
-    let Some(lead) = parse_seconds(order.in_seconds) else {
-        let message =
-            format!("inSeconds: {} is not between 0 and {MAX_ORDER_SECONDS}\n", order.in_seconds);
-        return (StatusCode::BAD_REQUEST, message).into_response();
+}
+
+/// Obeys an order that carries the token of the run. A repeated order changes nothing.
+///
+/// # Errors
+/// The status and the problem of an order that is refused.
+async fn obey_order(
+    control: &Control,
+    order: &str,
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Result<(), (StatusCode, String)> {
+    if !control.is_authorized(headers) {
+        let problem = "this order needs the token of the run".to_owned();
+        return Err((StatusCode::UNAUTHORIZED, problem));
+    }
+    match order {
+        path::START => {
+            let StartOrder { in_seconds } = parse_order(body).await?;
+            let lead = parse_seconds("inSeconds", in_seconds)?;
+            if control.engine.start(Instant::now() + lead) {
+                tracing::info!(in_seconds, "start ordered");
+            }
+        }
+        path::STOP => {
+            let StopOrder { grace_seconds } = parse_order(body).await?;
+            let grace = parse_seconds("graceSeconds", grace_seconds)?;
+            tracing::info!(grace_seconds, "stop ordered");
+            control.engine.stop(grace);
+        }
+        _ => {
+            tracing::info!("released");
+            control.released.send_replace(true);
+        }
+    }
+    Ok(())
+}
+
+async fn parse_order<T: DeserializeOwned>(body: Incoming) -> Result<T, (StatusCode, String)> {
+    let problem = |error: &dyn std::fmt::Display| {
+        (StatusCode::BAD_REQUEST, format!("the order can't be read: {error}"))
     };
-    // A repeated start order changes nothing and gets the same response.
-    if control.engine.start(Instant::now() + lead) {
-        tracing::info!(in_seconds = order.in_seconds, "start ordered");
-    }
-    StatusCode::NO_CONTENT.into_response()
+    let body = Limited::new(body, MAX_ORDER_BYTES).collect().await;
+    let body = body.map_err(|error| problem(&error))?.to_bytes();
+    serde_json::from_slice(&body).map_err(|error| problem(&error))
 }
 
-async fn post_stop(
-    State(control): State<Arc<Control>>,
-    headers: HeaderMap,
-    Json(order): Json<StopOrder>,
-) -> Response {
-    if !control.is_authorized(&headers) {
-        return unauthorized_response();
+fn parse_seconds(field: &str, value: f64) -> Result<Duration, (StatusCode, String)> {
+    if (0.0..=MAX_ORDER_SECONDS).contains(&value) {
+        return Ok(Duration::from_secs_f64(value));
     }
-    let Some(grace) = parse_seconds(order.grace_seconds) else {
-        let message = format!(
-            "graceSeconds: {} is not between 0 and {MAX_ORDER_SECONDS}\n",
-            order.grace_seconds
-        );
-        return (StatusCode::BAD_REQUEST, message).into_response();
-    };
-    tracing::info!(grace_seconds = order.grace_seconds, "stop ordered");
-    control.engine.stop(grace);
-    StatusCode::NO_CONTENT.into_response()
-}
-
-async fn post_release(State(control): State<Arc<Control>>, headers: HeaderMap) -> Response {
-    if !control.is_authorized(&headers) {
-        return unauthorized_response();
-    }
-    tracing::info!("released");
-    control.released.send_replace(true);
-    StatusCode::NO_CONTENT.into_response()
+    let problem = format!("{field}: {value} is not between 0 and {MAX_ORDER_SECONDS}");
+    Err((StatusCode::BAD_REQUEST, problem))
 }

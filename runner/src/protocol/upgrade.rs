@@ -1,33 +1,27 @@
-//! The handshake that turns an HTTP connection into a WebSocket (RFC 6455, 4.1).
-//!
-//! The handshake of the library has two problems: its 4 KiB buffer stays allocated for the whole
-//! session, and it accepts a `Connection` header only with a single value. So this module runs the
-//! handshake with parts of the library.
+//! The handshake that turns an HTTP/1.1 connection into a WebSocket (RFC 6455, 4.1).
 
-use bytes::{Buf, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use std::hash::{BuildHasher, RandomState};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::BytesMut;
+use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use tokio_tungstenite::{
     WebSocketStream,
-    tungstenite::{
-        Error,
-        error::{CapacityError, ProtocolError, SubProtocolError},
-        handshake::{
-            client::{Response, generate_key, generate_request},
-            derive_accept_key,
-            machine::TryParse,
-        },
-        protocol::{Role, WebSocketConfig},
-    },
+    tungstenite::protocol::{Role, WebSocketConfig},
 };
 
-use crate::{net::stream::MeteredStream, prepare::websocket_task::PreparedWebSocket};
+use crate::{
+    failure::{ErrorKind, Failure},
+    net::stream::MeteredStream,
+    prepare::{check::HeaderField, websocket_task::PreparedWebSocket},
+    protocol::http1::{read_head, write_request},
+};
 
-/// Maximum length of the response to a handshake.
-const MAX_HEAD: usize = 64 << 10;
 /// Size of the read buffer of a session. The default of the library is 128 KiB per socket,
 /// allocated at connect.
 const READ_SIZE: usize = 1 << 10;
+/// The text that a target appends to the key of a handshake (RFC 6455, 1.3).
+const KEY_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// Asks for the upgrade. Returns a session when the target agrees.
 ///
@@ -36,168 +30,141 @@ const READ_SIZE: usize = 1 << 10;
 pub(crate) async fn upgrade_connection(
     mut stream: MeteredStream,
     prepared: &PreparedWebSocket,
-) -> Result<WebSocketStream<MeteredStream>, Error> {
-    let mut request = Request::new(());
-    *request.uri_mut() = prepared.uri.clone();
-    let headers = request.headers_mut();
-    headers.clone_from(&prepared.headers);
-    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
-    headers.insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
-    headers.insert(header::SEC_WEBSOCKET_KEY, HeaderValue::try_from(generate_key())?);
-    let (bytes, key) = generate_request(request)?;
-    stream.write_all(&bytes).await?;
-    stream.flush().await?;
+) -> Result<WebSocketStream<MeteredStream>, Failure> {
+    let key = new_key();
+    let end = format!("Sec-WebSocket-Key: {key}\r\n\r\n");
+    let request = [&prepared.upgrade_request, end.as_bytes()].concat();
+    write_request(&mut stream, &request).await?;
 
-    let mut read = BytesMut::with_capacity(READ_SIZE);
-    let response = loop {
-        if let Some((length, response)) = Response::try_parse(&read)? {
-            read.advance(length);
-            // An interim response (such as 103 Early Hints) precedes the final response.
-            let status = response.status();
-            if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
-                continue;
-            }
-            break response;
-        }
-        if read.len() > MAX_HEAD {
-            let (size, max_size) = (read.len(), MAX_HEAD);
-            return Err(CapacityError::MessageTooLong { size, max_size }.into());
-        }
-        if stream.read_buf(&mut read).await? == 0 {
-            return Err(ProtocolError::HandshakeIncomplete.into());
-        }
-    };
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Err(Error::Http(response.into()));
+    let mut buffer = BytesMut::new();
+    let head = read_head(&mut stream, &mut buffer, false, true, || ()).await?;
+    if head.status != 101 {
+        let message = format!("the handshake got status {}", head.status);
+        return Err(Failure::new(ErrorKind::Http(head.status), message));
     }
-    check_response(response.headers(), &prepared.headers, &derive_accept_key(key.as_bytes()))?;
-    // Messages that arrived with the response.
-    let rest = read.to_vec();
+    check_agreement(&head.headers, &prepared.subprotocols, &accept_key(&key))
+        .map_err(|problem| Failure::new(ErrorKind::Protocol, problem))?;
+    // Messages that arrived with the response. The copy is as small as they are: the buffer itself
+    // would stay allocated for the whole session.
+    let rest = buffer.to_vec();
     let config = WebSocketConfig::default().read_buffer_size(READ_SIZE).write_buffer_size(0);
     Ok(WebSocketStream::from_partially_read(stream, rest, Role::Client, Some(config)).await)
 }
 
+/// Returns a random key: 16 bytes in base64.
+fn new_key() -> String {
+    // Every `RandomState` has its own random seed, so hashes of a constant are random numbers.
+    let random = RandomState::new();
+    STANDARD.encode([0, 1].map(|half: u8| random.hash_one(half).to_ne_bytes()).concat())
+}
+
+/// Returns the value of `Sec-WebSocket-Accept` that agrees to a key.
+fn accept_key(key: &str) -> String {
+    let text = format!("{key}{KEY_SUFFIX}");
+    STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes()))
+}
+
 /// Checks that the headers of a response agree to the request.
-fn check_response(
-    response: &HeaderMap,
-    request: &HeaderMap,
-    key: &str,
-) -> Result<(), ProtocolError> {
-    if !has_token(response, &header::UPGRADE, "websocket") {
-        return Err(ProtocolError::MissingUpgradeWebSocketHeader);
-    }
-    if !has_token(response, &header::CONNECTION, "upgrade") {
-        return Err(ProtocolError::MissingConnectionUpgradeHeader);
-    }
-    if response.get(header::SEC_WEBSOCKET_ACCEPT).is_none_or(|accept| accept != key) {
-        return Err(ProtocolError::SecWebSocketAcceptKeyMismatch);
-    }
-    let protocol = &header::SEC_WEBSOCKET_PROTOCOL;
-    let error = match response.get(protocol).map(|chosen| chosen.to_str().unwrap_or("")) {
-        None => request.contains_key(protocol).then_some(SubProtocolError::NoSubProtocol),
-        Some(_) if !request.contains_key(protocol) => {
-            Some(SubProtocolError::ServerSentSubProtocolNoneRequested)
+///
+/// # Errors
+/// The problem, in words.
+fn check_agreement(
+    headers: &[HeaderField],
+    subprotocols: &[String],
+    accept_key: &str,
+) -> Result<(), String> {
+    for (name, token) in [("upgrade", "websocket"), ("connection", "upgrade")] {
+        let mut elements = values_of(headers, name).flat_map(|value| value.split(','));
+        if !elements.any(|element| element.trim().eq_ignore_ascii_case(token)) {
+            let found = values_of(headers, name).next().unwrap_or_default();
+            return Err(format!("the response has {name}: {found:?}, not {token:?}"));
         }
-        // Names of subprotocols are case-sensitive.
-        Some(chosen) => (!list_elements(request, protocol).any(|name| name == chosen))
-            .then_some(SubProtocolError::InvalidSubProtocol),
-    };
-    error.map_or(Ok(()), |error| Err(ProtocolError::SecWebSocketSubProtocolError(error)))
+    }
+    let accepted = values_of(headers, "sec-websocket-accept").next().unwrap_or_default();
+    if accepted != accept_key {
+        return Err("sec-websocket-accept of the response does not match the key".to_owned());
+    }
+    // Names of subprotocols are case-sensitive.
+    match values_of(headers, "sec-websocket-protocol").next() {
+        None if subprotocols.is_empty() => Ok(()),
+        None => Err(format!("the target chose none of the subprotocols {subprotocols:?}")),
+        Some(chosen) if subprotocols.iter().any(|name| name == chosen) => Ok(()),
+        Some(chosen) => {
+            Err(format!("the target chose the subprotocol {chosen:?} of {subprotocols:?}"))
+        }
+    }
 }
 
-/// Returns the elements of a header that is a list.
-fn list_elements<'a>(
-    headers: &'a HeaderMap,
-    name: &'a header::HeaderName,
-) -> impl Iterator<Item = &'a str> {
-    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(str::trim)
-}
-
-fn has_token(headers: &HeaderMap, name: &header::HeaderName, token: &str) -> bool {
-    list_elements(headers, name).any(|element| element.eq_ignore_ascii_case(token))
+/// Returns the values of a header that are text.
+fn values_of<'a>(headers: &'a [HeaderField], name: &'a str) -> impl Iterator<Item = &'a str> {
+    let values = headers.iter().filter(move |(key, _)| key == name);
+    values.filter_map(|(_, value)| std::str::from_utf8(value).ok()).map(str::trim)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
-        let field = |(name, value): &(&'static str, &'static str)| {
-            (header::HeaderName::from_static(name), HeaderValue::from_static(value))
-        };
-        fields.iter().map(field).collect()
-    }
-
-    /// Checks a response to a request for the subprotocols `chat` and `bin`.
-    fn check_changed_response(change: impl FnOnce(&mut HeaderMap)) -> Result<(), ProtocolError> {
-        let mut response = headers(&[
+    /// Checks a response to a request for the subprotocols `bin` and `chat`. The response has one
+    /// header that differs from a valid response.
+    fn check_changed(name: &str, value: &str) -> Result<(), String> {
+        let headers = [
             ("upgrade", "websocket"),
             ("connection", "Upgrade"),
             ("sec-websocket-accept", "key"),
             ("sec-websocket-protocol", "chat"),
-        ]);
-        change(&mut response);
-        check_response(&response, &headers(&[("sec-websocket-protocol", "bin, chat")]), "key")
+        ];
+        let changed = |(key, valid): (&str, &str)| {
+            let value = if key == name { value } else { valid };
+            (!value.is_empty()).then(|| (key.to_owned(), value.as_bytes().to_vec()))
+        };
+        let headers: Vec<_> = headers.into_iter().filter_map(changed).collect();
+        check_agreement(&headers, &["bin".to_owned(), "chat".to_owned()], "key")
     }
 
-    fn set_header(name: &'static str, value: &'static str) -> impl FnOnce(&mut HeaderMap) {
-        move |headers| {
-            headers.insert(name, HeaderValue::from_static(value));
-        }
+    #[test]
+    fn every_key_is_new_and_has_16_bytes() {
+        assert_ne!(new_key(), new_key());
+        assert_eq!(STANDARD.decode(new_key()).unwrap().len(), 16);
+    }
+
+    #[test]
+    fn accept_key_is_that_of_the_rfc() {
+        // RFC 6455, 1.3.
+        assert_eq!(accept_key("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 
     #[test]
     fn valid_responses_are_accepted_in_every_spelling() {
-        for change in [
-            set_header("upgrade", "WebSocket"),
-            set_header("connection", "keep-alive, Upgrade"),
-            set_header("sec-websocket-protocol", "bin"),
+        for (name, value) in [
+            ("upgrade", "WebSocket"),
+            ("connection", "keep-alive, Upgrade"),
+            ("sec-websocket-protocol", "bin"),
         ] {
-            check_changed_response(change).unwrap();
+            check_changed(name, value).unwrap();
         }
     }
 
     #[test]
     fn invalid_responses_fail_with_the_cause() {
-        use ProtocolError::{
-            MissingConnectionUpgradeHeader, MissingUpgradeWebSocketHeader,
-            SecWebSocketAcceptKeyMismatch, SecWebSocketSubProtocolError,
-        };
-        assert_eq!(
-            check_changed_response(set_header("upgrade", "h2c")),
-            Err(MissingUpgradeWebSocketHeader)
-        );
-        assert_eq!(
-            check_changed_response(set_header("connection", "close")),
-            Err(MissingConnectionUpgradeHeader)
-        );
-        assert_eq!(
-            check_changed_response(set_header("sec-websocket-accept", "KEY")),
-            Err(SecWebSocketAcceptKeyMismatch)
-        );
-        let error = SecWebSocketSubProtocolError;
-        assert_eq!(
-            check_changed_response(set_header("sec-websocket-protocol", "Chat")),
-            Err(error(SubProtocolError::InvalidSubProtocol))
-        );
-        let remove_protocol = |headers: &mut HeaderMap| {
-            headers.remove("sec-websocket-protocol");
-        };
-        assert_eq!(
-            check_changed_response(remove_protocol),
-            Err(error(SubProtocolError::NoSubProtocol))
-        );
-        let response = headers(&[
+        for (name, value, cause) in [
+            ("upgrade", "h2c", "upgrade: \"h2c\", not \"websocket\""),
+            ("upgrade", "", "upgrade: \"\", not"),
+            ("connection", "close", "connection: \"close\", not \"upgrade\""),
+            ("sec-websocket-accept", "KEY", "sec-websocket-accept of the response"),
+            ("sec-websocket-protocol", "Chat", "chose the subprotocol \"Chat\""),
+            ("sec-websocket-protocol", "", "chose none of the subprotocols"),
+        ] {
+            let problem = check_changed(name, value).unwrap_err();
+            assert!(problem.contains(cause), "{problem}");
+        }
+        let unasked = [
             ("upgrade", "websocket"),
-            ("connection", "Upgrade"),
+            ("connection", "upgrade"),
             ("sec-websocket-accept", "key"),
             ("sec-websocket-protocol", "chat"),
-        ]);
-        assert_eq!(
-            check_response(&response, &HeaderMap::new(), "key"),
-            Err(error(SubProtocolError::ServerSentSubProtocolNoneRequested))
-        );
+        ];
+        let unasked = unasked.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));
+        assert!(check_agreement(&unasked, &[], "key").unwrap_err().contains("\"chat\" of []"));
     }
 }

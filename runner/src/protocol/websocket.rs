@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{SinkExt, StreamExt};
+use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{self, Message},
@@ -124,9 +124,9 @@ impl SessionSlot {
         let began = Instant::now();
         match upgrade_connection(stream, prepared).await {
             Ok(stream) => session.stream = Some(Box::new(stream)),
-            Err(error) => {
+            Err(failure) => {
                 self.discard();
-                return Err(websocket_failure(error));
+                return Err(failure);
             }
         }
         let upgraded = session.stats.last_read.get();
@@ -261,14 +261,12 @@ pub(crate) async fn perform_websocket(
 
 fn websocket_failure(error: tungstenite::Error) -> Failure {
     let kind = match &error {
-        tungstenite::Error::Http(response) => ErrorKind::Http(response.status().as_u16()),
         tungstenite::Error::Io(io) => ErrorKind::from_io_error(io),
         tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => {
             ErrorKind::WebSocketClose(1006)
         }
         tungstenite::Error::Protocol(
-            tungstenite::error::ProtocolError::ResetWithoutClosingHandshake
-            | tungstenite::error::ProtocolError::HandshakeIncomplete,
+            tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
         ) => ErrorKind::Reset,
         _ => ErrorKind::Protocol,
     };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use loadtest_core::metrics::{Format, Identity, RunnerState, decode};
 use loadtest_runner::{
     Engine, PreparedPlan,
-    server::{Control, router},
+    server::{Control, serve_control},
 };
 use serde_json::json;
 use tokio::{
@@ -31,10 +31,10 @@ async fn start_runner() -> Runner {
     let control = Arc::new(Control { engine, identity, released: watch::Sender::new(false) });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let app = router(Arc::clone(&control));
+    let served = serve_control(listener, Arc::clone(&control));
     tokio::spawn(async move {
         let _simulator = simulator;
-        axum::serve(listener, app).await
+        served.await;
     });
     Runner { control, address }
 }

@@ -6,7 +6,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use futures::{SinkExt, StreamExt};
+use futures_util::{SinkExt, StreamExt};
 use loadtest_core::{
     metrics::{LatencyMetric, Outcome, TaskMetrics},
     plan::Pacing,

@@ -1,7 +1,7 @@
 //! The WebSocket port.
 
 use cell0_simulator::Simulator;
-use futures::{SinkExt, StreamExt};
+use futures_util::{SinkExt, StreamExt};
 use tokio::net::TcpStream;
 use tokio_tungstenite::{
     WebSocketStream, client_async,

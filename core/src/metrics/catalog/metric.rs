@@ -162,6 +162,7 @@ impl<'de> serde::Deserialize<'de> for Metric {
     }
 }
 
+#[cfg(feature = "crd")]
 impl schemars::JsonSchema for Metric {
     fn inline_schema() -> bool {
         true
