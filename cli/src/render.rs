@@ -11,7 +11,7 @@ use std::fmt::Write;
 use loadtest_core::{
     Duration,
     metrics::Metrics,
-    resource::{ErrorCount, LoadTest, LoadTestStatus, Measurement, Open, Progress, Summary},
+    resource::{ErrorCount, Extensible, LoadTest, LoadTestStatus, Measurement, Progress, Summary},
 };
 
 use self::{
@@ -78,7 +78,7 @@ pub(crate) fn format_result(
         .iter()
         .find_map(|kind| status.condition(kind))
         .map_or_else(String::new, |condition| format!(": {}", condition.message));
-    let verdict = status.verdict.as_ref().map_or("none", Open::as_str);
+    let verdict = status.verdict.as_ref().map_or("none", Extensible::as_str);
     let _ = write!(out, "\nVERDICT  {verdict}{reason}\n");
     out
 }

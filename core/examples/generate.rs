@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use loadtest_core::{metrics::document::metrics_table, resource::crd_yaml};
+use loadtest_core::{metrics::markdown_table::metrics_table, resource::crd_yaml};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let text = match std::env::args().nth(1).as_deref() {

@@ -5,7 +5,7 @@
 //!    resource        plan                load         metrics     judge        resource
 //! ```
 //!
-//! Everything here is pure: no IO, no async, no client. Where time matters, it comes in as a value.
+//! Everything here is pure: no IO, no async, no client. Functions that need the time take it as a value.
 //!
 //! The feature `crd` adds what needs Kubernetes crates: the kind `LoadTest`, its
 //! CustomResourceDefinition, and the validation of a spec. The feature `control` adds the

@@ -14,9 +14,9 @@ use kube::{
 };
 
 use crate::{
+    children::{OPERATOR_NAME, Settings},
     metrics::OperatorMetrics,
     observe::state::RunCache,
-    resources::{OPERATOR_NAME, Settings},
 };
 
 /// Name of the entry in the Secret that holds the token key.

@@ -25,10 +25,10 @@ use loadtest_core::resource::LoadTest;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    children::OPERATOR_NAME,
     context::Context,
     error::format_error_chain,
     reconcile::{object_key, on_error, reconcile},
-    resources::OPERATOR_NAME,
 };
 
 /// Maximum number of concurrent reconciliations per controller.

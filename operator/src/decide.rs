@@ -15,8 +15,8 @@ use loadtest_core::{
 };
 
 use crate::{
+    children::Settings,
     observe::state::{Observed, Runner, StartRecord},
-    resources::Settings,
 };
 
 /// Reason why a test could not run.

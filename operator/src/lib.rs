@@ -6,13 +6,15 @@
 //!
 //! | modules | task |
 //! |---|---|
-//! | `observe` | reads the Kubernetes objects and the runners into one value, and sends orders |
-//! | `decide`, `status`, [`resources`] | pure: take values and a `now`, and have no client |
+//! | `observe` | reads the Kubernetes objects and the runners into one value |
+//! | `decide`, `status`, [`children`] | pure: take values and a `now`, and have no client |
+//! | `runner_client` | scrapes the runners and sends orders to them |
 //! | `act` | writes objects and publishes Events; decides nothing |
 //! | [`controller`], [`reconcile`] | run these steps for each changed test |
 //! | [`context`], [`error`], `metrics`, [`server`] | what the steps share, and the HTTP endpoints |
 
 mod act;
+pub mod children;
 pub mod context;
 pub mod controller;
 mod decide;
@@ -20,7 +22,7 @@ pub mod error;
 mod metrics;
 mod observe;
 pub mod reconcile;
-pub mod resources;
+mod runner_client;
 pub mod server;
 mod status;
 #[cfg(test)]

@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use kube::{Client, Config};
 use loadtest_core::Duration;
-use loadtest_operator::{context::Context, controller, resources::Settings, server};
+use loadtest_operator::{children::Settings, context::Context, controller, server};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Mutex};
 
 use kube::{ResourceExt, core::DeserializeGuard, runtime::reflector::Store};
-use loadtest_core::resource::{LoadTest, LoadTestStatus, Named, Phase};
+use loadtest_core::resource::{Extensible, LoadTest, LoadTestStatus, Named, Phase};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, text},
@@ -89,8 +89,10 @@ impl Collector for TestCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let objects: Vec<_> = self.0.iter().flat_map(Store::state).collect();
         let tests: Vec<&LoadTest> = objects.iter().filter_map(|o| o.0.as_ref().ok()).collect();
+        // `None` when a newer operator wrote a phase that this one doesn't know.
         let phase_of = |test: &LoadTest| {
-            test.status.as_ref().and_then(LoadTestStatus::known_phase).unwrap_or(Phase::Pending)
+            let phase = test.status.as_ref().and_then(|status| status.phase.as_ref());
+            phase.map_or(Some(Phase::Pending), Extensible::known)
         };
         let help = "Number of LoadTests by phase";
         let mut family = encoder.encode_descriptor(
@@ -100,14 +102,15 @@ impl Collector for TestCollector {
             MetricType::Gauge,
         )?;
         for phase in PHASES {
-            let count = tests.iter().filter(|test| phase_of(test) == phase).count();
+            let count = tests.iter().filter(|test| phase_of(test) == Some(phase)).count();
             let labels = [("phase", phase.name())];
             family.encode_family(&labels)?.encode_gauge(&(count as f64))?;
         }
         let help = "Number of LoadTests in phase Starting, Running or Stopping";
         let running = tests
             .iter()
-            .filter(|t| matches!(phase_of(t), Phase::Starting | Phase::Running | Phase::Stopping))
+            .filter_map(|test| phase_of(test))
+            .filter(|phase| matches!(phase, Phase::Starting | Phase::Running | Phase::Stopping))
             .count();
         encoder
             .encode_descriptor("loadtest_operator_running_tests", help, None, MetricType::Gauge)?

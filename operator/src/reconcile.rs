@@ -13,19 +13,19 @@ use kube::{
     runtime::controller::Action,
 };
 use loadtest_core::{
-    resource::{LoadTest, LoadTestStatus, Open, Phase},
+    resource::{Extensible, LoadTest, LoadTestStatus, Phase},
     text::truncate,
 };
 
 use crate::{
     act,
     act::events::publish_event,
+    children::OPERATOR_NAME,
     context::Context,
     decide::{Decision, decide, decide_refused},
     error::{Error, format_error_chain},
     observe::observe,
     observe::state::Observed,
-    resources::OPERATOR_NAME,
     status::{self, EventDraft, Undecodable},
 };
 
@@ -223,8 +223,8 @@ async fn report_status(
         tracing::info!(
             namespace = observed.test.namespace(),
             name = observed.test.name_any(),
-            phase = next.phase.as_ref().map(Open::as_str),
-            verdict = next.verdict.as_ref().map(Open::as_str),
+            phase = next.phase.as_ref().map(Extensible::as_str),
+            verdict = next.verdict.as_ref().map(Extensible::as_str),
             "phase changed"
         );
     }

@@ -7,7 +7,7 @@ use loadtest_core::{
     resource::{LoadTest, LoadTestSpec, Sizing},
 };
 
-use crate::{observe::state::Runner, resources::Settings};
+use crate::{children::Settings, observe::state::Runner};
 
 /// The time at which all examples were created.
 pub(crate) fn noon() -> Timestamp {

@@ -10,10 +10,10 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Client, client::Body, core::DeserializeGuard, runtime::controller::Action};
 use loadtest_core::resource::LoadTest;
 use loadtest_operator::{
+    children::{Settings, child_name},
     context::Context,
     error::Error,
     reconcile::{on_error, reconcile},
-    resources::{Settings, child_name},
 };
 use serde_json::{Value, json};
 

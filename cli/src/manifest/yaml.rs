@@ -1,4 +1,4 @@
-//! YAML documents whose nodes know their place in the file.
+//! Reads YAML documents, and keeps the place of each node in the file.
 
 use std::fmt;
 

@@ -1,5 +1,6 @@
 //! From metrics to a verdict: thresholds, windows, stages, and the report of a run. All pure.
 
+mod abort;
 mod generator_health;
 mod observation;
 mod report;
@@ -7,6 +8,7 @@ mod stages;
 mod summary;
 mod timeline;
 mod verdict;
+mod windows;
 
 pub use report::{MAX_ERRORS, Report, RunContext, progress_of, report};
 pub use stages::breaking_point;

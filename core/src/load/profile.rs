@@ -1,41 +1,37 @@
-//! How load changes over time: when each user runs, and when arrivals are due. Pure.
+//! How load changes over time: the stages of a test and their ramps. Pure.
 //!
-//! A profile is a chain of straight segments, of users or of a rate. User *u* of a closed model
-//! (from 0) runs while the level is above *u*. Arrival *k* of an open model (from 0) is due when
-//! the integral of the rate reaches *k*.
+//! A profile is a chain of straight segments, of users or of a rate. The module `spawn_rate` says
+//! when each user runs, and the module `arrivals` when each arrival is due.
 
 use super::model::{LoadModel, Stage};
-use crate::{
-    resource::Ramp,
-    values::{Duration, Rate},
-};
+use crate::{resource::Ramp, values::Rate};
 
 /// One straight segment, in seconds from the test's start.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Segment {
-    start: f64,
-    end: f64,
-    start_level: f64,
-    end_level: f64,
+pub(super) struct Segment {
+    pub(super) start: f64,
+    pub(super) end: f64,
+    pub(super) start_level: f64,
+    pub(super) end_level: f64,
 }
 
 /// The level of a load over time: users of a closed model, a rate per second of an open one.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoadProfile {
-    segments: Vec<Segment>,
+    pub(super) segments: Vec<Segment>,
 }
 
 impl Segment {
-    fn slope(&self) -> f64 {
+    pub(super) fn slope(&self) -> f64 {
         (self.end_level - self.start_level) / (self.end - self.start)
     }
 
-    fn area(&self) -> f64 {
+    pub(super) fn area(&self) -> f64 {
         f64::midpoint(self.start_level, self.end_level) * (self.end - self.start)
     }
 
     /// The time at which the segment reaches a level within its range.
-    fn time_of_level(&self, level: f64) -> f64 {
+    pub(super) fn time_of_level(&self, level: f64) -> f64 {
         self.start + (level - self.start_level) / self.slope()
     }
 }
@@ -45,17 +41,7 @@ impl LoadProfile {
     pub fn of(load: &LoadModel) -> Self {
         let mut profile = Self::default();
         match load {
-            LoadModel::Users(load) => {
-                let length = load.duration.as_secs_f64();
-                let (users, rate) = (f64::from(load.users.get()), load.spawn_rate.get().value());
-                let ramp = users / rate;
-                if ramp < length {
-                    profile.push_segment(ramp, 0.0, users);
-                    profile.push_segment(length - ramp, users, users);
-                } else {
-                    profile.push_segment(length, 0.0, rate * length);
-                }
-            }
+            LoadModel::Users(load) => profile.push_users(load),
             LoadModel::Arrivals(load) => {
                 let rate = load.rate.get().value();
                 profile.push_segment(load.duration.as_secs_f64(), rate, rate);
@@ -83,7 +69,7 @@ impl LoadProfile {
         }
     }
 
-    fn push_segment(&mut self, length: f64, start_level: f64, end_level: f64) {
+    pub(super) fn push_segment(&mut self, length: f64, start_level: f64, end_level: f64) {
         let start = self.segments.last().map_or(0.0, |segment| segment.end);
         if length > 0.0 {
             self.segments.push(Segment { start, end: start + length, start_level, end_level });
@@ -92,51 +78,11 @@ impl LoadProfile {
 
     /// The level at a time: at a step the later level, and 0 after the end.
     #[cfg(test)]
-    fn level_at(&self, time: Duration) -> f64 {
+    fn level_at(&self, time: crate::values::Duration) -> f64 {
         let time = time.as_secs_f64();
         let segment = self.segments.iter().find(|segment| time < segment.end);
         segment
             .map_or(0.0, |segment| segment.start_level + segment.slope() * (time - segment.start))
-    }
-
-    /// The number of arrivals of an open model in the whole test.
-    pub fn arrival_count(&self) -> u64 {
-        let area: f64 = self.segments.iter().map(Segment::area).sum();
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "an area is not negative, and casts saturate"
-        )]
-        // An arrival that is due at the very end does not start; rounding must not add it.
-        let count = (area - 1e-6).ceil().max(0.0) as u64;
-        count
-    }
-
-    /// The arrivals `first`, `first + step`, … of an open model.
-    pub fn arrivals(&self, first: u64, step: u64) -> Arrivals<'_> {
-        Arrivals { profile: self, segment: 0, before: 0.0, next: first, step: step.max(1) }
-    }
-
-    /// The intervals in which a user of a closed model runs, in order, from the test's start.
-    pub fn active_intervals(&self, user: u64) -> Vec<(Duration, Duration)> {
-        let level = user as f64;
-        let mut intervals: Vec<(f64, f64)> = Vec::new();
-        for segment in &self.segments {
-            let above_at_start = segment.start_level > level;
-            let above_at_end = segment.end_level > level;
-            let (start, end) = match (above_at_start, above_at_end) {
-                (true, true) => (segment.start, segment.end),
-                (false, true) => (segment.time_of_level(level), segment.end),
-                (true, false) => (segment.start, segment.time_of_level(level)),
-                (false, false) => continue,
-            };
-            match intervals.last_mut() {
-                Some((_, previous_end)) if *previous_end >= start => *previous_end = end,
-                _ => intervals.push((start, end)),
-            }
-        }
-        let time = Duration::from_secs_f64;
-        intervals.into_iter().map(|(start, end)| (time(start), time(end))).collect()
     }
 }
 
@@ -153,83 +99,19 @@ impl LoadModel {
     }
 }
 
-/// Iterates over arrivals in the order of their times.
-#[derive(Clone, Debug)]
-pub struct Arrivals<'a> {
-    profile: &'a LoadProfile,
-    segment: usize,
-    /// Arrivals before the current segment.
-    before: f64,
-    next: u64,
-    step: u64,
-}
-
-impl Iterator for Arrivals<'_> {
-    /// The arrival's number, and when it is due from the test's start.
-    type Item = (u64, Duration);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let segment = self.profile.segments.get(self.segment)?;
-            let area = self.next as f64 - self.before;
-            // An arrival that is due at a segment's end belongs to the next segment.
-            if area >= segment.area() - 1e-6 {
-                self.before += segment.area();
-                self.segment += 1;
-                continue;
-            }
-            // Solve ∫₀ᵗ (start_level + slope·τ) dτ = area for t, by the form of the quadratic
-            // formula that has no cancellation.
-            let area = area.max(0.0);
-            let square = segment.start_level * segment.start_level + 2.0 * segment.slope() * area;
-            let root = square.max(0.0).sqrt();
-            let time = if area == 0.0 { 0.0 } else { 2.0 * area / (segment.start_level + root) };
-            let number = self.next;
-            self.next += self.step;
-            let due = (segment.start + time).min(segment.end);
-            return Some((number, Duration::from_secs_f64(due)));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::values::Duration;
 
     fn profile(yaml: &str) -> LoadProfile {
         LoadProfile::of(&crate::testing::load(yaml))
     }
 
-    #[test]
-    fn planned_user_seconds_include_the_ramp() {
-        let planned = |users: u32| {
-            crate::testing::load(&format!("{{users: {users}, spawnRate: 1, duration: 10s}}"))
-                .planned_work()
-        };
-        assert!((planned(3) - 27.0).abs() < 1e-9);
-        // Users that would start after the end never run.
-        assert!((planned(1000) - 55.0).abs() < 1e-9);
-    }
-
     fn to_millis(intervals: &[(Duration, Duration)]) -> Vec<(f64, f64)> {
         intervals.iter().map(|(a, b)| (a.as_millis_f64(), b.as_millis_f64())).collect()
-    }
-
-    #[test]
-    fn users_start_at_the_spawn_rate_and_run_to_the_end() {
-        let profile = profile("{users: 3, spawnRate: 2, duration: 10s}");
-        assert_eq!(to_millis(&profile.active_intervals(0)), [(0.0, 10_000.0)]);
-        assert_eq!(to_millis(&profile.active_intervals(2)), [(1000.0, 10_000.0)]);
-        assert_eq!(profile.active_intervals(3), []);
-    }
-
-    #[test]
-    fn users_that_would_start_after_the_end_never_run() {
-        let profile = profile("{users: 1000, spawnRate: 1, duration: 10s}");
-        assert_eq!(to_millis(&profile.active_intervals(9)), [(9000.0, 10_000.0)]);
-        assert_eq!(profile.active_intervals(10), []);
     }
 
     #[test]
@@ -243,21 +125,14 @@ mod tests {
     }
 
     #[test]
-    fn arrivals_of_a_constant_rate_are_evenly_spaced() {
-        let profile = profile("{arrivalRate: 50/s, maxUsers: 1, duration: 2s}");
-        let due: Vec<_> = profile.arrivals(0, 1).collect();
-        assert_eq!((due.len(), profile.arrival_count()), (100, 100));
-        assert_eq!(due[1].1.as_nanos(), 20_000_000);
-        assert_eq!(due[99].1.as_nanos(), 1_980_000_000);
-    }
-
-    #[test]
-    fn arrivals_of_a_ramp_accelerate() {
-        let profile = profile("{stages: [{duration: 10s, rate: 20/s}], maxUsers: 1}");
-        let due: Vec<_> = profile.arrivals(0, 1).map(|(_, at)| at.as_secs_f64()).collect();
-        assert_eq!((due.len(), profile.arrival_count()), (100, 100));
-        // The integral t² reaches 25 at 5 s, 81 at 9 s.
-        assert!((due[25] - 5.0).abs() < 1e-6 && (due[81] - 9.0).abs() < 1e-6);
+    fn planned_user_seconds_include_the_ramp() {
+        let planned = |users: u32| {
+            crate::testing::load(&format!("{{users: {users}, spawnRate: 1, duration: 10s}}"))
+                .planned_work()
+        };
+        assert!((planned(3) - 27.0).abs() < 1e-9);
+        // Users that would start after the end never run.
+        assert!((planned(1000) - 55.0).abs() < 1e-9);
     }
 
     fn stages() -> impl Strategy<Value = Vec<(u32, u32, bool)>> {

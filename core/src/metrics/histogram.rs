@@ -1,8 +1,8 @@
 //! Latency distributions as sparse buckets of Prometheus native histograms.
 //!
 //! Schema 8: bucket *i* holds values in (2^((i−1)/256), 2^(i/256)] seconds. A bucket is 0.27 %
-//! wide, and its geometric middle is at most 0.136 % from any value in it. Adding buckets is
-//! exact: a quantile of merged histograms is the quantile of all samples, within that bound.
+//! wide, and its geometric middle is at most 0.136 % from any value in it. The module `merge` adds
+//! histograms.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,13 @@ const BUCKETS_PER_DOUBLING: f64 = 256.0;
 /// A distribution of durations in buckets 0.27 % wide.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LatencyHistogram {
-    buckets: BTreeMap<i32, u64>,
-    zero: u64,
-    count: u64,
-    sum_seconds: f64,
+    /// Samples by the index of their bucket.
+    pub(super) buckets: BTreeMap<i32, u64>,
+    /// Samples that are zero.
+    pub(super) zero: u64,
+    /// All samples.
+    pub(super) count: u64,
+    pub(super) sum_seconds: f64,
 }
 
 /// Why an exposed histogram can't be read.
@@ -56,37 +59,6 @@ impl LatencyHistogram {
     /// Replaces the sum that was added up from buckets by the exact sum of the samples.
     pub fn set_sum(&mut self, seconds: f64) {
         self.sum_seconds = seconds;
-    }
-
-    /// Adds another distribution to this one.
-    pub fn merge(&mut self, other: &Self) {
-        let Self { buckets, zero, count, sum_seconds } = other;
-        for (bucket, n) in buckets {
-            let sum = self.buckets.entry(*bucket).or_default();
-            *sum = sum.saturating_add(*n);
-        }
-        // Counts come from runner pods, which are not trusted: saturate instead of overflowing.
-        self.zero = self.zero.saturating_add(*zero);
-        self.count = self.count.saturating_add(*count);
-        self.sum_seconds += sum_seconds;
-    }
-
-    /// The samples since `earlier`, an older snapshot of the same distribution.
-    #[must_use]
-    pub fn since(&self, earlier: &Self) -> Self {
-        let mut buckets = self.buckets.clone();
-        for (bucket, n) in &earlier.buckets {
-            if let Some(count) = buckets.get_mut(bucket) {
-                *count = count.saturating_sub(*n);
-            }
-        }
-        buckets.retain(|_, n| *n > 0);
-        Self {
-            buckets,
-            zero: self.zero.saturating_sub(earlier.zero),
-            count: self.count.saturating_sub(earlier.count),
-            sum_seconds: (self.sum_seconds - earlier.sum_seconds).max(0.0),
-        }
     }
 
     /// The number of samples.
@@ -284,22 +256,6 @@ mod tests {
 
     proptest! {
         #[test]
-        fn merging_any_split_equals_the_whole(
-            samples in prop::collection::vec(1e-5_f64..60.0, 1..400),
-            parts in 1_usize..9,
-        ) {
-            let whole = of(&samples);
-            let mut merged = LatencyHistogram::default();
-            for part in 0..parts {
-                let share: Vec<f64> = samples.iter().skip(part).step_by(parts).copied().collect();
-                merged.merge(&of(&share));
-            }
-            prop_assert_eq!(&merged.buckets, &whole.buckets);
-            prop_assert_eq!(merged.count, whole.count);
-            prop_assert!((merged.sum_seconds - whole.sum_seconds).abs() < 1e-6);
-        }
-
-        #[test]
         fn every_quantile_is_within_0_2_percent(
             samples in prop::collection::vec(1e-5_f64..60.0, 1..400),
             p in 0.0_f64..=1.0,
@@ -307,19 +263,6 @@ mod tests {
             let found = of(&samples).quantile(p).unwrap().as_secs_f64();
             let error = (found / exact(&samples, p) - 1.0).abs();
             prop_assert!(error <= 0.002, "{error}");
-        }
-
-        #[test]
-        fn since_returns_the_added_samples(
-            before in prop::collection::vec(1e-5_f64..60.0, 0..100),
-            after in prop::collection::vec(1e-5_f64..60.0, 0..100),
-        ) {
-            let (earlier, added) = (of(&before), of(&after));
-            let mut later = earlier.clone();
-            later.merge(&added);
-            let found = later.since(&earlier);
-            prop_assert_eq!((&found.buckets, found.count), (&added.buckets, added.count));
-            prop_assert!((found.sum_seconds - added.sum_seconds).abs() < 1e-6);
         }
 
         #[test]

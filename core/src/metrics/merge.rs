@@ -1,8 +1,12 @@
-//! Sums and differences of metrics, by the tables of the catalogue.
+//! Sums and differences of metrics: of runners, of tasks, and of two points in time.
+//!
+//! Latencies are merged bucket by bucket, which is exact: a percentile of the merged histogram is
+//! the percentile of all samples, within the width of a bucket. Percentiles are never averaged.
 
 use super::{
     catalog::{COUNTERS, LAGS, LatencyMetric, Merge, RUNNER, Since},
-    run::Metrics,
+    histogram::LatencyHistogram,
+    run_metrics::Metrics,
     task::TaskMetrics,
 };
 
@@ -112,15 +116,50 @@ impl TaskMetrics {
     }
 }
 
+impl LatencyHistogram {
+    /// Adds another distribution to this one.
+    pub fn merge(&mut self, other: &Self) {
+        let Self { buckets, zero, count, sum_seconds } = other;
+        for (bucket, n) in buckets {
+            let sum = self.buckets.entry(*bucket).or_default();
+            *sum = sum.saturating_add(*n);
+        }
+        // Counts come from runner pods, which are not trusted: saturate instead of overflowing.
+        self.zero = self.zero.saturating_add(*zero);
+        self.count = self.count.saturating_add(*count);
+        self.sum_seconds += sum_seconds;
+    }
+
+    /// The samples since `earlier`, an older snapshot of the same distribution.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut buckets = self.buckets.clone();
+        for (bucket, n) in &earlier.buckets {
+            if let Some(count) = buckets.get_mut(bucket) {
+                *count = count.saturating_sub(*n);
+            }
+        }
+        buckets.retain(|_, n| *n > 0);
+        Self {
+            buckets,
+            zero: self.zero.saturating_sub(earlier.zero),
+            count: self.count.saturating_sub(earlier.count),
+            sum_seconds: (self.sum_seconds - earlier.sum_seconds).max(0.0),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::metrics::{
         catalog::LATENCIES,
         task::{Latencies, Outcome, Tokens},
     };
 
-    /// Metrics in which no number is zero. Written without `..`, so that a new field shows here.
+    /// Metrics without a zero. Written without `..`, so that a new field shows here.
     fn filled() -> TaskMetrics {
         let mut latencies = Latencies::default();
         for info in &LATENCIES {
@@ -152,5 +191,44 @@ mod tests {
         let mut restored = TaskMetrics::default();
         restored.merge(&filled());
         assert_eq!(restored, filled());
+    }
+
+    fn histogram_of(samples: &[f64]) -> LatencyHistogram {
+        let mut histogram = LatencyHistogram::default();
+        for sample in samples {
+            histogram.record(*sample, 1);
+        }
+        histogram
+    }
+
+    proptest! {
+        #[test]
+        fn merging_any_split_equals_the_whole(
+            samples in prop::collection::vec(1e-5_f64..60.0, 1..400),
+            parts in 1_usize..9,
+        ) {
+            let whole = histogram_of(&samples);
+            let mut merged = LatencyHistogram::default();
+            for part in 0..parts {
+                let share: Vec<f64> = samples.iter().skip(part).step_by(parts).copied().collect();
+                merged.merge(&histogram_of(&share));
+            }
+            prop_assert_eq!(&merged.buckets, &whole.buckets);
+            prop_assert_eq!(merged.count, whole.count);
+            prop_assert!((merged.sum_seconds - whole.sum_seconds).abs() < 1e-6);
+        }
+
+        #[test]
+        fn since_returns_the_added_samples(
+            before in prop::collection::vec(1e-5_f64..60.0, 0..100),
+            after in prop::collection::vec(1e-5_f64..60.0, 0..100),
+        ) {
+            let (earlier, added) = (histogram_of(&before), histogram_of(&after));
+            let mut later = earlier.clone();
+            later.merge(&added);
+            let found = later.since(&earlier);
+            prop_assert_eq!((&found.buckets, found.count), (&added.buckets, added.count));
+            prop_assert!((found.sum_seconds - added.sum_seconds).abs() < 1e-6);
+        }
     }
 }

@@ -7,12 +7,12 @@
 pub mod catalog;
 #[cfg(feature = "control")]
 mod decode;
-pub mod document;
 #[cfg(feature = "control")]
 mod encode;
 mod histogram;
+pub mod markdown_table;
 mod merge;
-mod run;
+mod run_metrics;
 mod statistic;
 mod task;
 
@@ -22,6 +22,6 @@ pub use decode::{ExpositionError, decode};
 #[cfg(feature = "control")]
 pub use encode::{ExpositionOptions, Format, encode};
 pub use histogram::{HistogramError, LatencyHistogram, SCHEMA};
-pub use run::{Identity, Metrics, RunnerMetrics, RunnerState};
+pub use run_metrics::{Identity, Metrics, RunnerMetrics, RunnerState};
 pub use statistic::{Statistic, StatisticError};
 pub use task::{Latencies, Outcome, TaskMetrics, Tokens};

@@ -48,8 +48,8 @@ impl Outcome {
     }
 }
 
-/// Tokens of chat requests, as the target's `usage` counts them. Where the target sends no
-/// `usage`, each event of a stream counts as one token.
+/// Tokens of chat requests, as the target's `usage` counts them. Without `usage` from the target, each
+/// event of a stream counts as one token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
     /// Tokens of content.

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Aborted, BreakingPoint, ErrorCount, Load, Measurement, Open, Phase, Progress, Runners,
+    Aborted, BreakingPoint, ErrorCount, Extensible, Load, Measurement, Phase, Progress, Runners,
     Scenario, Sizing, StageRow, Summary, Target, TaskSummary, Threshold, ThresholdRow, Verdict,
 };
 use crate::metrics::{Metric, TaskScope};
@@ -141,10 +141,10 @@ pub struct LoadTestStatus {
     /// How far the test has come: Pending, Starting, Running, Stopping, then Finished, Error or
     /// Cancelled.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub phase: Option<Open<Phase>>,
+    pub phase: Option<Extensible<Phase>>,
     /// The result: Pass, Warning, Fail, Critical, Inconclusive or NotJudged.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub verdict: Option<Open<Verdict>>,
+    pub verdict: Option<Extensible<Verdict>>,
     /// The conditions Accepted, Started, Finished and Passed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
@@ -199,22 +199,23 @@ impl LoadTestStatus {
 
     /// The phase; `None` when it is not set yet, or when this version doesn't know its value.
     pub fn known_phase(&self) -> Option<Phase> {
-        self.phase.as_ref().and_then(Open::known)
+        self.phase.as_ref().and_then(Extensible::known)
     }
 
     /// The verdict; `None` when it is not set yet, or when this version doesn't know its value.
     pub fn known_verdict(&self) -> Option<Verdict> {
-        self.verdict.as_ref().and_then(Open::known)
+        self.verdict.as_ref().and_then(Extensible::known)
     }
 
     /// The first value of an enumeration that this version doesn't know. A newer version wrote
     /// such a status: leave it as it is.
     pub fn unknown_value(&self) -> Option<&str> {
-        let phase = self.phase.iter().filter(|phase| phase.known().is_none()).map(Open::as_str);
+        let phase =
+            self.phase.iter().filter(|phase| phase.known().is_none()).map(Extensible::as_str);
         let rows = self.thresholds.iter().map(|row| &row.verdict);
         let stages = self.stages.iter().map(|row| &row.verdict);
         let verdicts = self.verdict.iter().chain(rows).chain(stages);
-        let verdicts = verdicts.filter(|verdict| verdict.known().is_none()).map(Open::as_str);
+        let verdicts = verdicts.filter(|verdict| verdict.known().is_none()).map(Extensible::as_str);
         phase.chain(verdicts).next()
     }
 }

@@ -20,7 +20,7 @@ mod target;
 mod task;
 mod threshold;
 
-pub use crate::values::{Named, Open};
+pub use crate::values::{Extensible, Named};
 pub use check::Check;
 #[cfg(feature = "crd")]
 pub use crd::{crd, crd_yaml, schema};

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Named, Open, ThresholdKey};
+use super::{Extensible, Named, ThresholdKey};
 use crate::values::{Bound, Duration};
 
 /// How far a test has come.
@@ -193,7 +193,7 @@ pub struct ThresholdRow {
     /// Number of samples of the observed value.
     pub samples: u64,
     /// The verdict of this row.
-    pub verdict: Open<Verdict>,
+    pub verdict: Extensible<Verdict>,
     /// Advice after a missed target, or why the row is Inconclusive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
@@ -217,7 +217,7 @@ pub struct StageRow {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub p95: Option<String>,
     /// The worst verdict of all thresholds on this stage alone.
-    pub verdict: Open<Verdict>,
+    pub verdict: Extensible<Verdict>,
     /// The first threshold, in the order of the spec, that missed its target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missed: Option<String>,

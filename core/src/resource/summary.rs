@@ -170,8 +170,8 @@ pub struct TaskSummary {
     pub connections: Option<ConnectionSummary>,
 }
 
-/// Tokens of chat requests, as the target's `usage` counts them. Where the target sends no
-/// `usage`, each event of a stream counts as one token.
+/// Tokens of chat requests, as the target's `usage` counts them. Without `usage` from the target, each
+/// event of a stream counts as one token.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]

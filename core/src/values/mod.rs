@@ -5,7 +5,7 @@
 
 mod bound;
 mod duration;
-mod open;
+mod extensible_enum;
 mod quantity;
 mod users;
 
@@ -13,7 +13,7 @@ pub use bound::{Bound, BoundError, Comparison, compare_quantities};
 pub use duration::{Duration, DurationError};
 #[cfg(feature = "crd")]
 pub(crate) use duration::{optional_schema_between, schema_between};
-pub use open::{Named, Open};
+pub use extensible_enum::{Extensible, Named};
 pub use quantity::{Percent, PositiveRate, Quantity, QuantityError, Rate};
 pub use users::Users;
 

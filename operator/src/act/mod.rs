@@ -22,12 +22,12 @@ use loadtest_core::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
+    children::{self, OPERATOR_NAME},
     context::Context,
     decide::{CANCEL_GRACE_PERIOD, Decision},
     error::Error,
-    observe::collect::{self, Order},
     observe::state::{Observed, START_ANNOTATION, StartRecord},
-    resources::{self, OPERATOR_NAME},
+    runner_client::{self, Order},
 };
 
 /// Carries out a decision. The cache in `observed` records the runners that accepted an order.
@@ -53,20 +53,24 @@ pub(crate) async fn carry_out(
         Decision::SendStart(start, pods) => {
             let order = Order::Start(start.at);
             let accepted =
-                collect::send_order(context, &run_uid, &observed.runners, pods, &order).await;
+                runner_client::send_order(context, &run_uid, &observed.runners, pods, &order).await;
             observed.cache.start_accepted.extend(accepted);
         }
         Decision::SendStop(pods) => {
             let order = Order::Stop(CANCEL_GRACE_PERIOD.min(observed.test.spec.load.graceful_stop));
             let accepted =
-                collect::send_order(context, &run_uid, &observed.runners, pods, &order).await;
+                runner_client::send_order(context, &run_uid, &observed.runners, pods, &order).await;
             observed.cache.stop_accepted.extend(accepted);
             observed.cache.stop_sent_at.get_or_insert_with(Timestamp::now);
         }
         Decision::Conclude { .. } => {
             if observed.merge_snapshots().all_tasks().errors.values().any(|count| *count > 0) {
-                collect::collect_error_examples(context, &observed.runners, &mut observed.cache)
-                    .await;
+                runner_client::collect_error_examples(
+                    context,
+                    &observed.runners,
+                    &mut observed.cache,
+                )
+                .await;
             }
         }
         Decision::SendRelease(pods) => release_runners(context, &run_uid, observed, pods).await,
@@ -85,9 +89,9 @@ async fn release_runners(
     let runners = observed.runners.iter();
     let disrupted = runners.filter(|r| r.disrupted && pods.contains(&r.uid));
     let disrupted: Vec<_> = disrupted.cloned().collect();
-    collect::collect_error_examples(context, &disrupted, &mut observed.cache).await;
+    runner_client::collect_error_examples(context, &disrupted, &mut observed.cache).await;
     let accepted =
-        collect::send_order(context, run_uid, &observed.runners, pods, &Order::Release).await;
+        runner_client::send_order(context, run_uid, &observed.runners, pods, &Order::Release).await;
     observed.cache.released.extend(accepted);
     // A pod that is being deleted exits anyway. Send it one release order and don't wait for it.
     observed.cache.released.extend(disrupted.into_iter().map(|runner| runner.uid));
@@ -103,11 +107,11 @@ async fn create_children(
     let Ok(valid) = &observed.valid else { return Ok(()) };
     let token = context.run_token(&test.uid().unwrap_or_default());
     let fingerprint = token::fingerprint_of(&token);
-    let plan = resources::build_plan(test, valid, sizing, fingerprint, &context.settings);
-    let config_map = resources::build_config_map(test, &plan)
+    let plan = children::build_plan(test, valid, sizing, fingerprint, &context.settings);
+    let config_map = children::build_config_map(test, &plan)
         .map_err(|source| Error::Serialize { what: "the plan", source })?;
     create_once::<ConfigMap>(context, test, &config_map).await?;
-    let job = resources::build_job(test, valid, sizing, &context.settings);
+    let job = children::build_job(test, valid, sizing, &context.settings);
     create_once::<Job>(context, test, &job).await
 }
 
@@ -131,7 +135,7 @@ where
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 409 => {
             let existing = api.get(&name).await.map_err(|e| Error::api("get", &name, e))?;
-            if resources::is_controlled_by(&existing, &uid) {
+            if children::is_controlled_by(&existing, &uid) {
                 return Ok(());
             }
             Err(Error::NameTaken { kind: K::kind(&()).into_owned(), name })

@@ -17,16 +17,16 @@ use loadtest_core::{
     resource::Phase,
 };
 
-pub(crate) mod collect;
 pub(crate) mod skew;
 pub(crate) mod state;
 
 use state::{Observed, Runner};
 
 use crate::{
+    children::{child_name, is_controlled_by},
     context::Context,
     error::{Error, format_error_chain},
-    resources::{child_name, is_controlled_by},
+    runner_client,
 };
 
 /// Fills `observed` with the Job, the runner pods and the latest metrics of the runners.
@@ -55,7 +55,7 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
         observed.valid = Ok(test);
     }
     if let (Some(start), false) = (observed.start_record(), is_over) {
-        collect::collect_snapshots(context, &pods, &run_uid, &start, observed).await;
+        runner_client::collect_snapshots(context, &pods, &run_uid, &start, observed).await;
     }
     Ok(())
 }

@@ -22,7 +22,7 @@ use loadtest_core::{
 use serde::{Deserialize, Serialize};
 
 use super::skew::StartEstimates;
-use crate::resources::RUNNER_CONTAINER;
+use crate::children::RUNNER_CONTAINER;
 
 /// Annotation of the Job that holds the [`StartRecord`] as JSON.
 pub(crate) const START_ANNOTATION: &str = "loadtest.cell0.io/start";

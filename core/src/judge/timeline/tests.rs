@@ -2,7 +2,9 @@ use super::*;
 use crate::{
     judge::breaking_point,
     metrics::{LatencyMetric, Outcome},
+    resource::Verdict,
     testing::{load, valid_test},
+    values::Duration,
 };
 
 /// Metrics after a number of seconds. Each second has ten responses of the latency that
@@ -73,12 +75,24 @@ fn test_shorter_than_its_window_is_inconclusive() {
 #[test]
 fn snapshots_are_kept_only_while_windows_need_them() {
     let (timeline, _) = record_seconds(&judged_by(OVER_10_S), stall, 100);
-    assert!(timeline.snapshots.len() <= 12, "{} snapshots", timeline.snapshots.len());
+    assert!(
+        timeline.window_starts.snapshots.len() <= 12,
+        "{} snapshots",
+        timeline.window_starts.snapshots.len()
+    );
     let hour = judged_by(r#"{metric: errorRate, window: 1h, target: "< 1%"}"#);
     let (timeline, _) = record_seconds(&hour, stall, 7200);
-    assert!(timeline.snapshots.len() <= 52, "{} snapshots", timeline.snapshots.len());
+    assert!(
+        timeline.window_starts.snapshots.len() <= 52,
+        "{} snapshots",
+        timeline.window_starts.snapshots.len()
+    );
     let (timeline, _) = record_seconds(&valid_test(), stall, 100);
-    assert!(timeline.snapshots.is_empty(), "{} snapshots", timeline.snapshots.len());
+    assert!(
+        timeline.window_starts.snapshots.is_empty(),
+        "{} snapshots",
+        timeline.window_starts.snapshots.len()
+    );
 }
 
 #[test]
@@ -246,8 +260,16 @@ fn short_windows_stay_short_beside_long_ones() {
     let (timeline, _) = record_seconds(&test, stall, 7200);
     let row = &timeline.rows_at_end(&test, &metrics_after(stall, 7200), None)[1];
     assert_eq!((row.verdict.known().unwrap(), row.samples), (Verdict::Critical, 100));
-    assert!(timeline.snapshots.len() <= 65, "{} snapshots", timeline.snapshots.len());
-    let gaps = timeline.snapshots.iter().zip(timeline.snapshots.iter().skip(1));
+    assert!(
+        timeline.window_starts.snapshots.len() <= 65,
+        "{} snapshots",
+        timeline.window_starts.snapshots.len()
+    );
+    let gaps = timeline
+        .window_starts
+        .snapshots
+        .iter()
+        .zip(timeline.window_starts.snapshots.iter().skip(1));
     assert!(gaps.into_iter().all(|(a, b)| b.elapsed_seconds - a.elapsed_seconds <= 72.0));
 }
 

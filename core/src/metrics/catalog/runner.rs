@@ -1,7 +1,7 @@
 //! The catalogue of the numbers of a whole runner.
 
 use super::field::{Field, field};
-use crate::metrics::{histogram::LatencyHistogram, run::Metrics};
+use crate::metrics::{histogram::LatencyHistogram, run_metrics::Metrics};
 
 /// How the values of several runners become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -18,14 +18,14 @@ pub trait Named: Copy + 'static {
 /// Enumerations in a status are open strings: a program shows a value that it doesn't know and
 /// leaves the object as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Open<T> {
+pub enum Extensible<T> {
     /// A known value.
     Known(T),
     /// The text of an unknown value.
     Unknown(String),
 }
 
-impl<T: Named> Open<T> {
+impl<T: Named> Extensible<T> {
     /// The value, if this version knows it.
     pub const fn known(&self) -> Option<T> {
         match self {
@@ -43,31 +43,31 @@ impl<T: Named> Open<T> {
     }
 }
 
-impl<T> From<T> for Open<T> {
+impl<T> From<T> for Extensible<T> {
     fn from(value: T) -> Self {
         Self::Known(value)
     }
 }
 
-impl<T: PartialEq> PartialEq<T> for Open<T> {
+impl<T: PartialEq> PartialEq<T> for Extensible<T> {
     fn eq(&self, other: &T) -> bool {
         matches!(self, Self::Known(value) if value == other)
     }
 }
 
-impl<T: Named> fmt::Display for Open<T> {
+impl<T: Named> fmt::Display for Extensible<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-impl<T: Named> Serialize for Open<T> {
+impl<T: Named> Serialize for Extensible<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.as_str())
     }
 }
 
-impl<'de, T: Named> Deserialize<'de> for Open<T> {
+impl<'de, T: Named> Deserialize<'de> for Extensible<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let known = T::ALL.iter().copied().find(|value| value.name() == text);
@@ -76,13 +76,13 @@ impl<'de, T: Named> Deserialize<'de> for Open<T> {
 }
 
 #[cfg(feature = "crd")]
-impl<T> schemars::JsonSchema for Open<T> {
+impl<T> schemars::JsonSchema for Extensible<T> {
     fn inline_schema() -> bool {
         true
     }
 
     fn schema_name() -> std::borrow::Cow<'static, str> {
-        "OpenString".into()
+        "ExtensibleString".into()
     }
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
@@ -98,7 +98,7 @@ mod tests {
     #[test]
     fn unknown_values_are_kept_as_they_are() {
         let json = r#"["Pass","Splendid"]"#;
-        let values: Vec<Open<Verdict>> = serde_json::from_str(json).unwrap();
+        let values: Vec<Extensible<Verdict>> = serde_json::from_str(json).unwrap();
         assert_eq!(values[0], Verdict::Pass);
         assert_eq!((values[1].known(), values[1].as_str()), (None, "Splendid"));
         assert_eq!(serde_json::to_string(&values).unwrap(), json);

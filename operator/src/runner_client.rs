@@ -16,10 +16,10 @@ use loadtest_core::{
 };
 
 use crate::{
+    children::RUNNER_CONTAINER,
     context::Context,
     error::format_error_chain,
     observe::state::{Observed, RunCache, Runner, StartRecord},
-    resources::RUNNER_CONTAINER,
 };
 
 /// Maximum number of concurrent requests to runners.
