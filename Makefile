@@ -28,8 +28,8 @@ e2e: ## Runs the end-to-end tests only, on the testbed or on CLUSTER=current
 lint: ## Checks formatting, lints, dependencies and shell scripts
 	@scripts/test --only lint
 
-build: ## Builds the `loadtest` CLI for this machine
-	cargo build --locked --release -p loadtest
+build: ## Builds the optimized `loadtest` CLI: target/optimized/loadtest
+	cargo build --locked --profile optimized -p loadtest
 
 bench: ## Compares this load generator with others, writes bench/RESULTS.md
 	@python3 bench/bench.py
