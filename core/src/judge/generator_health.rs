@@ -26,20 +26,39 @@ const MIN_LOOP_SAMPLES: u64 = 500;
 /// At least this many samples of schedule lag must lie above the percentile used, so that one late
 /// request among few does not condemn the generator.
 const SAMPLES_BEYOND: f64 = 5.0;
+/// With more of the users' time lost to lateness, the load was lighter than planned.
+const MAX_LOST_TIME_SHARE: f64 = 0.01;
 /// Rows of counts tolerate a lag up to this.
 const MAX_LAG_OF_COUNTS: Duration = Duration::from_millis(100);
 
 /// Why the metrics may describe the load generator rather than the target; `None` for a healthy
 /// generator. `tightest` is the strictest duration that a latency row is judged by; `None` for a
-/// row of counts.
-pub(crate) fn generator_problem(tightest: Option<Duration>, metrics: &Metrics) -> Option<String> {
+/// row of counts. `meets_target` is true for a row that meets its target.
+///
+/// Lateness makes a latency longer, never shorter. So it does not spoil a row that meets its target
+/// all the same, if the load was really made.
+pub(crate) fn generator_problem(
+    tightest: Option<Duration>,
+    meets_target: bool,
+    metrics: &Metrics,
+) -> Option<String> {
     let limit = tightest.map_or(MAX_LAG_OF_COUNTS, |tightest| {
         MIN_LAG_LIMIT.max(Duration::from_secs_f64(MAX_LAG_SHARE * tightest.as_secs_f64()))
     });
-    lag_problem(limit, metrics)
+    let lag_spoils = !(meets_target && was_load_made(metrics));
+    lag_spoils
+        .then(|| lag_problem(limit, metrics))
+        .flatten()
         .or_else(|| cpu_problem(metrics))
         .or_else(|| throttling_problem(metrics))
         .or_else(|| memory_problem(metrics))
+}
+
+/// True when lateness took so little of the users' time, and dropped no arrival, that the target got
+/// the planned load.
+fn was_load_made(metrics: &Metrics) -> bool {
+    metrics.tasks.values().all(|task| task.dropped == 0)
+        && metrics.schedule_lag.sum_seconds() <= MAX_LOST_TIME_SHARE * metrics.user_seconds
 }
 
 const USE_MORE_CPU: &str = "use fewer users per runner or give runners more CPU";
@@ -96,8 +115,8 @@ mod tests {
 
     #[test]
     fn healthy_generators_have_no_problem() {
-        assert_eq!(generator_problem(Some(Duration::from_millis(1)), &healthy()), None);
-        assert_eq!(generator_problem(None, &healthy()), None);
+        assert_eq!(generator_problem(Some(Duration::from_millis(1)), false, &healthy()), None);
+        assert_eq!(generator_problem(None, false, &healthy()), None);
     }
 
     #[test]
@@ -105,7 +124,7 @@ mod tests {
         let problem_with = |change: fn(&mut Metrics)| {
             let mut metrics = healthy();
             change(&mut metrics);
-            generator_problem(Some(Duration::from_secs(1)), &metrics).unwrap()
+            generator_problem(Some(Duration::from_secs(1)), false, &metrics).unwrap()
         };
         assert!(problem_with(|n| n.schedule_lag.record(0.2, 1000)).contains("schedule lag"));
         assert!(problem_with(|n| n.event_loop_lag.record(0.2, 1000)).contains("event loop lag"));
@@ -120,7 +139,7 @@ mod tests {
         metrics.event_loop_lag = crate::metrics::LatencyHistogram::default();
         metrics.event_loop_lag.record(0.0001, 60);
         metrics.event_loop_lag.record(0.2, 1);
-        assert_eq!(generator_problem(Some(Duration::from_millis(50)), &metrics), None);
+        assert_eq!(generator_problem(Some(Duration::from_millis(50)), false, &metrics), None);
     }
 
     #[test]
@@ -130,7 +149,7 @@ mod tests {
             metrics.schedule_lag = crate::metrics::LatencyHistogram::default();
             metrics.schedule_lag.record(0.0001, all - late);
             metrics.schedule_lag.record(0.2, late);
-            generator_problem(Some(Duration::from_secs(1)), &metrics)
+            generator_problem(Some(Duration::from_secs(1)), false, &metrics)
         };
         assert_eq!((problem_of(1, 20), problem_of(5, 20), problem_of(5, 400)), (None, None, None));
         assert!(problem_of(6, 20).unwrap().contains("lag p75"));
@@ -141,8 +160,8 @@ mod tests {
     fn the_tolerated_lag_depends_on_the_bound() {
         let mut metrics = healthy();
         metrics.schedule_lag.record(0.02, 100_000);
-        assert_eq!(generator_problem(Some(Duration::from_secs(1)), &metrics), None);
-        assert!(generator_problem(Some(Duration::from_millis(100)), &metrics).is_some());
-        assert_eq!(generator_problem(None, &metrics), None);
+        assert_eq!(generator_problem(Some(Duration::from_secs(1)), false, &metrics), None);
+        assert!(generator_problem(Some(Duration::from_millis(100)), false, &metrics).is_some());
+        assert_eq!(generator_problem(None, false, &metrics), None);
     }
 }

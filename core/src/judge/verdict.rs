@@ -120,8 +120,9 @@ fn decide(
         matches!(metric, Metric::Throughput | Metric::TokensPerSecond | Metric::Goodput);
     let may_be_spoiled = matches!(metric, Metric::Latency(_))
         || (!meets_target(value) && (needs_pace || observed.dropped > 0));
-    let problem =
-        may_be_spoiled.then(|| generator_problem(tightest_bound(threshold), metrics)).flatten();
+    let problem = may_be_spoiled
+        .then(|| generator_problem(tightest_bound(threshold), meets_target(value), metrics))
+        .flatten();
     // A failed request has failed, even if the generator is to blame for the dropped arrivals.
     let value = match (problem, observed.without_dropped.filter(|value| !meets_target(*value))) {
         (None, _) => value,

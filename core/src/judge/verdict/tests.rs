@@ -249,6 +249,29 @@ fn late_generator_spoils_latency_but_not_errors() {
 }
 
 #[test]
+fn lateness_spoils_no_row_that_passes_under_the_full_load() {
+    /// A thousand responses within 1,000 user-seconds. Each request began too late by `lag`.
+    fn late_metrics(response_time: f64, lag: f64) -> Metrics {
+        let mut metrics = responses(response_time, Outcome::Success, 1000);
+        metrics.user_seconds = 1000.0;
+        metrics.schedule_lag.record(lag, 1000);
+        metrics
+    }
+    // The limit for lag is 5 ms. 0.9 % of the users' time was lost.
+    let strict = threshold(r#"{metric: responseTime, statistic: p95, target: "< 100ms"}"#);
+    assert_eq!(judge(&strict, &late_metrics(0.09, 0.009)).verdict, Verdict::Pass);
+    // A row that misses its target may miss it because of the lateness.
+    assert_eq!(judge(&strict, &late_metrics(0.11, 0.009)).verdict, Verdict::Inconclusive);
+    // The load was lighter than planned: 1.1 % of the users' time was lost.
+    assert_eq!(judge(&strict, &late_metrics(0.09, 0.011)).verdict, Verdict::Inconclusive);
+    let mut dropped = late_metrics(0.09, 0.009);
+    if let Some(task) = dropped.tasks.get_mut("chat") {
+        task.dropped = 1;
+    }
+    assert_eq!(judge(&strict, &dropped).verdict, Verdict::Inconclusive);
+}
+
+#[test]
 fn generator_without_cpu_spoils_latency_but_not_errors() {
     let spoilers: [fn(&mut Metrics); 2] =
         [|metrics| metrics.busy_seconds = 9.5, |metrics| metrics.throttled_seconds = 0.2];
