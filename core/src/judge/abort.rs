@@ -13,7 +13,7 @@ pub(super) struct AbortTimer {
 }
 
 impl AbortTimer {
-    /// Starts again, because nobody knows whether the bound was met in the meantime.
+    /// Starts again after a time without measurements.
     pub(super) fn reset(&mut self) {
         self.critical_since = None;
     }

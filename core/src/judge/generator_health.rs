@@ -33,19 +33,17 @@ const MAX_LAG_OF_COUNTS: Duration = Duration::from_millis(100);
 
 /// Why the metrics may describe the load generator rather than the target; `None` for a healthy
 /// generator. `tightest` is the strictest duration that a latency row is judged by; `None` for a
-/// row of counts. `meets_target` is true for a row that meets its target.
-///
-/// Lateness makes a latency longer, never shorter. So it does not spoil a row that meets its target
-/// all the same, if the load was really made.
+/// row of counts. `holds_if_late` is true for a row that meets its target, and that lateness can only
+/// make worse: lateness does not spoil this row, if the load was really made.
 pub(crate) fn generator_problem(
     tightest: Option<Duration>,
-    meets_target: bool,
+    holds_if_late: bool,
     metrics: &Metrics,
 ) -> Option<String> {
     let limit = tightest.map_or(MAX_LAG_OF_COUNTS, |tightest| {
         MIN_LAG_LIMIT.max(Duration::from_secs_f64(MAX_LAG_SHARE * tightest.as_secs_f64()))
     });
-    let lag_spoils = !(meets_target && was_load_made(metrics));
+    let lag_spoils = !(holds_if_late && was_load_made(metrics));
     lag_spoils
         .then(|| lag_problem(limit, metrics))
         .flatten()

@@ -121,7 +121,10 @@ fn decide(
     let may_be_spoiled = matches!(metric, Metric::Latency(_))
         || (!meets_target(value) && (needs_pace || observed.dropped > 0));
     let problem = may_be_spoiled
-        .then(|| generator_problem(tightest_bound(threshold), meets_target(value), metrics))
+        .then(|| {
+            let holds_if_late = meets_target(value) && lateness_only_worsens(threshold);
+            generator_problem(tightest_bound(threshold), holds_if_late, metrics)
+        })
         .flatten();
     // A failed request has failed, even if the generator is to blame for the dropped arrivals.
     let value = match (problem, observed.without_dropped.filter(|value| !meets_target(*value))) {
@@ -166,6 +169,16 @@ fn samples_needed(threshold: &Threshold) -> u64 {
         Some(Statistic::Quantile(p)) => (5.0 / (1.0 - p) - 1e-6).ceil() as u64,
         _ => 1,
     }
+}
+
+/// True when lateness of the load generator can only move the observed value away from the target.
+/// It can shorten a time between tokens: a late read returns several tokens at once.
+fn lateness_only_worsens(threshold: &Threshold) -> bool {
+    let is_between_tokens = matches!(
+        threshold.metric,
+        Metric::Latency(LatencyMetric::InterTokenLatency | LatencyMetric::TimePerOutputToken)
+    );
+    threshold.target.comparison.is_upper() && !is_between_tokens
 }
 
 /// The strictest duration among a row's bounds.

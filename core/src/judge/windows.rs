@@ -102,7 +102,7 @@ pub(super) fn is_worse(
     }
 }
 
-/// The row of a threshold of which no window was complete.
+/// The row of a threshold without a complete window.
 pub(super) fn unobserved_row(threshold: &Threshold, window: Duration) -> ThresholdRow {
     let mut row = judge(threshold, &Metrics::default());
     row.advice =
