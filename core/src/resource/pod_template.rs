@@ -67,7 +67,6 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-#[cfg(feature = "crd")]
 impl schemars::JsonSchema for PodTemplate {
     fn inline_schema() -> bool {
         true
