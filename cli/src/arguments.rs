@@ -36,7 +36,7 @@ pub(crate) struct RunArguments {
     /// Users started per second, such as 50 or 0.5; overrides spec.load.spawnRate.
     #[arg(short = 'r', long)]
     pub(crate) spawn_rate: Option<String>,
-    /// Duration of the test, such as 20s or 5m; overrides spec.load.duration.
+    /// Duration of the test, such as 20s, 5m or 90 for 90 seconds; overrides spec.load.duration.
     #[arg(short = 't', long)]
     pub(crate) duration: Option<String>,
     /// Base URL of the target; overrides spec.target.http.

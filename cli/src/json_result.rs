@@ -48,8 +48,8 @@ pub(crate) fn build_json_result(
 }
 
 fn task_to_json(task: &TaskMetrics, elapsed: f64) -> Value {
-    let successes = task.requests_with(Outcome::Success);
     let share = |part: u64, whole: u64| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+    let per_second = |count: u64| if elapsed > 0.0 { count as f64 / elapsed } else { 0.0 };
     let errors = task.errors.iter().filter(|(_, count)| **count > 0);
     let Tokens { output, reasoning, tool, prompt } = task.tokens;
     let mut value = json!({
@@ -59,13 +59,18 @@ fn task_to_json(task: &TaskMetrics, elapsed: f64) -> Value {
         "interrupted": task.requests_with(Outcome::Interrupted),
         "dropped": task.dropped,
         "errorRate": share(task.failed_or_dropped(), task.offered_requests()),
-        "throughput": if elapsed > 0.0 { successes as f64 / elapsed } else { 0.0 },
+        "throughput": per_second(task.successes_in_load),
+        "tokensPerSecond": per_second(task.tokens_in_load),
         "tokens": {"output": output, "reasoning": reasoning, "tool": tool, "prompt": prompt},
         "good": task.good,
         "messagesSent": task.messages_sent,
         "messagesReceived": task.messages_received,
         "connections": connections_to_json(task),
         "errors": errors.collect::<std::collections::BTreeMap<_, _>>(),
+        "statuses": task.statuses,
+        "finishReasons": task.finish_reasons,
+        "addresses": task.addresses,
+        "resent": task.resent,
         "sentBytes": task.sent_bytes,
         "receivedBytes": task.received_bytes,
     });
@@ -76,7 +81,11 @@ fn task_to_json(task: &TaskMetrics, elapsed: f64) -> Value {
 }
 
 fn connections_to_json(task: &TaskMetrics) -> Value {
-    let mut value = json!({"opened": task.connections, "reconnects": task.reconnects});
+    let mut value = json!({
+        "opened": task.connections,
+        "reconnects": task.reconnects,
+        "tlsResumed": task.tls_resumed,
+    });
     for info in &LATENCIES {
         if let Some(("step", step)) = info.label {
             value[step] = latency_to_json(&task.latencies.samples(info.metric));

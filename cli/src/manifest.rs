@@ -41,8 +41,6 @@ pub(crate) struct Manifest {
     pub(crate) test: LoadTest,
     /// The validated spec of the test.
     pub(crate) valid: ValidTest,
-    /// Unknown fields: the API server warns about them and ignores them.
-    pub(crate) warnings: Vec<Problem>,
 }
 
 /// Reads a file, sets the fields in `overrides`, and validates the result.
@@ -63,13 +61,14 @@ fn parse_manifest(yaml: &str, overrides: &[(&str, Value)]) -> Result<Manifest, V
         set_field(&mut object, field, value.clone());
     }
     let schema = resource::schema();
-    let mut warnings = Vec::new();
+    // `kubectl apply` refuses unknown fields too.
+    let mut problems = Vec::new();
     visit_unknown_fields(&schema, &object, &mut Vec::new(), &mut |steps| {
-        let message = format!("unknown field {}: it is ignored", format_path(steps));
-        warnings.push(Problem { position: Some(find_position(&document, steps)), message });
+        let message = format!("{}: unknown field", format_path(steps));
+        problems.push(Problem { position: Some(find_position(&document, steps)), message });
     });
     let object = kube_cel::apply_defaults(&schema, &object);
-    let mut problems = check_schema(&schema, &object, &document);
+    problems.extend(check_schema(&schema, &object, &document));
     if problems.is_empty() {
         problems = check_cel_rules(&schema, &object, &document);
     }
@@ -86,7 +85,7 @@ fn parse_manifest(yaml: &str, overrides: &[(&str, Value)]) -> Result<Manifest, V
         message: problem.to_string(),
     };
     match validate(&test.spec) {
-        Ok(valid) => Ok(Manifest { test, valid, warnings }),
+        Ok(valid) => Ok(Manifest { test, valid }),
         Err(problems) => Err(problems.into_iter().map(with_position).collect()),
     }
 }
@@ -169,7 +168,6 @@ spec:
     #[test]
     fn valid_file_is_read_with_defaults() {
         let manifest = parse_manifest(VALID, &[]).unwrap();
-        assert_eq!(manifest.warnings, []);
         assert_eq!(manifest.test.spec.runners.users_per_runner, None);
         assert_eq!(manifest.test.spec.load.graceful_stop, loadtest_core::Duration::from_secs(30));
         assert_eq!(manifest.test.spec.scenario.tasks[1].weight, 1);
@@ -190,11 +188,10 @@ spec:
     }
 
     #[test]
-    fn unknown_fields_cause_warnings() {
-        let manifest = parse_manifest(&VALID.replace("weight: 70", "weigth: 70"), &[]).unwrap();
-        assert_eq!(manifest.warnings.len(), 1);
-        assert!(manifest.warnings[0].message.contains("spec.scenario.tasks[0].weigth"));
-        assert_eq!(manifest.warnings[0].position, Some((11, 9)));
+    fn unknown_fields_are_refused() {
+        let problem = first_problem(&VALID.replace("weight: 70", "weigth: 70"));
+        assert_eq!(problem.message, "spec.scenario.tasks[0].weigth: unknown field");
+        assert_eq!(problem.position, Some((11, 9)));
     }
 
     #[test]

@@ -55,11 +55,6 @@ pub(crate) fn run_test(arguments: &RunArguments, out: &mut impl Write) -> anyhow
         Ok(manifest) => manifest,
         Err(error) => return Ok(report_bad_input(&error)),
     };
-    for warning in &manifest.warnings {
-        let position =
-            warning.position.map_or_else(String::new, |(line, column)| format!(":{line}:{column}"));
-        eprint_line(&format!("warning: {}{position}: {}", arguments.file, warning.message));
-    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let exit = runtime.block_on(run_load(&manifest, arguments, out));
     if let Some((simulator, runtime)) = simulator {
@@ -99,13 +94,18 @@ fn collect_overrides(
     [
         ("spec.load.users", users.map(Value::from)),
         ("spec.load.spawnRate", spawn_rate.clone().map(Value::from)),
-        ("spec.load.duration", duration.clone().map(Value::from)),
+        ("spec.load.duration", duration.as_deref().map(with_unit).map(Value::from)),
         ("spec.target.http", http.map(Value::from)),
         ("spec.target.webSocket", ws.map(Value::from)),
     ]
     .into_iter()
     .filter_map(|(field, value)| Some((field, value?)))
     .collect()
+}
+
+/// Adds the unit to a number without one: seconds, as in Locust.
+fn with_unit(duration: &str) -> String {
+    if duration.parse::<f64>().is_ok() { format!("{duration}s") } else { duration.to_owned() }
 }
 
 /// Builds the plan of a run in this process: one runner, even if a cluster would need several, with

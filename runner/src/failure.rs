@@ -23,6 +23,9 @@ pub enum ErrorKind {
     TimeoutBody,
     /// The connection ended before the response was complete.
     Reset,
+    /// A kept connection ended before a byte of the response came: the target may have closed it
+    /// while it was idle.
+    StaleConnection,
     /// The response has an unexpected status.
     Http(u16),
     /// The response violates the protocol.
@@ -35,7 +38,8 @@ pub enum ErrorKind {
     CheckHeader,
     /// The JSON body of the response failed a check.
     CheckJson,
-    /// A stream held an error event.
+    /// A response with status 200 reports an error: an error event, a JSON error, or a finish reason
+    /// with which the target gives up.
     StreamError,
     /// A stream ended without its end mark.
     StreamCut,
@@ -70,12 +74,12 @@ impl ErrorKind {
     /// Returns the kind of a failed read or write on an open connection.
     pub(crate) fn from_io_error(error: &io::Error) -> Self {
         use io::ErrorKind::{
-            BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof,
+            BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkDown,
+            NetworkUnreachable, NotConnected, TimedOut, UnexpectedEof,
         };
         match error.kind() {
-            BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof => {
-                Self::Reset
-            }
+            BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof
+            | TimedOut | HostUnreachable | NetworkUnreachable | NetworkDown => Self::Reset,
             _ => Self::Protocol,
         }
     }
@@ -94,6 +98,7 @@ impl fmt::Display for ErrorKind {
             Self::TimeoutResponse => f.write_str("timeout_response"),
             Self::TimeoutBody => f.write_str("timeout_body"),
             Self::Reset => f.write_str("reset"),
+            Self::StaleConnection => f.write_str("stale_connection"),
             Self::Http(status) => write!(f, "http_{status}"),
             Self::Protocol => f.write_str("protocol"),
             Self::Redirect => f.write_str("redirect"),

@@ -1,6 +1,6 @@
 //! The summary table and the lines about each task below it.
 
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 
 use loadtest_core::{
     metrics::LatencyMetric,
@@ -31,6 +31,7 @@ pub(super) fn format_summary(total: &Summary, status: &LoadTestStatus) -> String
     if total.dropped > 0 {
         let _ = writeln!(out, "  {} arrivals were dropped: no user was idle", total.dropped);
     }
+    out.push_str(&describe_statuses(&total.statuses));
     for task in &status.tasks {
         for (metric, judged) in LatencyMetric::all_judged() {
             let Some(l) = task.latencies.get(metric) else { continue };
@@ -42,6 +43,11 @@ pub(super) fn format_summary(total: &Summary, status: &LoadTestStatus) -> String
         }
         if let Some(tokens) = &task.tokens {
             let _ = writeln!(out, "  {} tokens: {}", task.name, describe_tokens(tokens));
+        }
+        if !task.summary.finish_reasons.is_empty() {
+            let reasons = task.summary.finish_reasons.iter();
+            let reasons: Vec<String> = reasons.map(|(r, count)| format!("{r} ({count})")).collect();
+            let _ = writeln!(out, "  {} finish reasons: {}", task.name, reasons.join(", "));
         }
         if let Some(connections) = &task.connections {
             let _ = writeln!(out, "  {}: {}", task.name, describe_connections(connections));
@@ -55,6 +61,24 @@ pub(super) fn format_summary(total: &Summary, status: &LoadTestStatus) -> String
         }
     }
     out
+}
+
+/// Returns a line such as `  statuses: 200 (97), 302 (3)`, and a note about redirects. Empty without
+/// responses.
+fn describe_statuses(statuses: &BTreeMap<String, u64>) -> String {
+    if statuses.is_empty() {
+        return String::new();
+    }
+    let counts: Vec<String> =
+        statuses.iter().map(|(status, count)| format!("{status} ({count})")).collect();
+    let redirects: u64 =
+        ["301", "302", "303", "307", "308"].iter().filter_map(|status| statuses.get(*status)).sum();
+    let note = if redirects > 0 {
+        format!("; {} not followed, see maxRedirects", count_of(redirects, "redirect"))
+    } else {
+        String::new()
+    };
+    format!("  statuses: {}{note}\n", counts.join(", "))
 }
 
 fn summary_row(name: &str, summary: &Summary) -> Vec<String> {
@@ -100,6 +124,15 @@ fn describe_connections(connections: &ConnectionSummary) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn redirects_that_were_not_followed_are_named() {
+        let statuses = [("200".to_owned(), 7), ("302".to_owned(), 1)].into();
+        assert_eq!(
+            describe_statuses(&statuses),
+            "  statuses: 200 (7), 302 (1); 1 redirect not followed, see maxRedirects\n"
+        );
+    }
 
     #[test]
     fn connections_are_described_in_words() {

@@ -21,7 +21,7 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 /// Reason for a load that stopped before its planned end.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum StopReason {
-    /// The user pressed Ctrl-C.
+    /// The user pressed Ctrl-C, or the process got SIGTERM.
     ByUser,
     /// A threshold with `abort` was critical.
     ByThreshold(Aborted),
@@ -40,13 +40,20 @@ pub(super) async fn poll_until_finished(
         tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
     let mut snapshot_times = SnapshotTimes::new(test);
     let (mut stop_reason, mut signal_received) = (None, false);
-    let mut signals = signal(SignalKind::interrupt())?;
+    // CI systems, `docker stop` and `timeout` end a process by SIGTERM.
+    let (mut interrupts, mut terminations) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     loop {
         tokio::select! {
             () = engine.wait_until_finished() => return Ok(stop_reason),
-            _ = signals.recv() => {
+            Some(()) = async {
+                tokio::select! {
+                    received = interrupts.recv() => received,
+                    received = terminations.recv() => received,
+                }
+            } => {
                 if signal_received {
-                    anyhow::bail!("stopped by a second Ctrl-C: the result is lost");
+                    anyhow::bail!("stopped by a second signal: the result is lost");
                 }
                 signal_received = true;
                 // If a threshold stopped the test first, that stays the reason.

@@ -34,7 +34,7 @@ pub(super) fn judged_task(threshold: &Threshold, metrics: &Metrics) -> TaskMetri
         Metric::Latency(metric) => task.latencies.has_samples(metric),
         Metric::TokensPerSecond => {
             task.tokens.generated() > 0
-                || task.latencies.has_samples(LatencyMetric::TimeToFirstResponse)
+                || task.latencies.has_samples(LatencyMetric::TimeToFirstToken)
         }
         Metric::ErrorRate | Metric::Throughput | Metric::Goodput => true,
     };
@@ -74,12 +74,9 @@ pub(super) fn observe(
         Metric::TokensPerSecond => {
             // Successful responses without tokens: the target does not count its tokens.
             let counted = task.tokens.generated() > 0 || task.requests_with(Outcome::Success) == 0;
-            observation((has_rate && counted).then(|| rate(task.tokens.generated())), offered)
+            observation((has_rate && counted).then(|| rate(task.tokens_in_load)), offered)
         }
-        Metric::Throughput => {
-            let successes = task.requests_with(Outcome::Success);
-            observation(has_rate.then(|| rate(successes)), offered)
-        }
+        Metric::Throughput => observation(has_rate.then(|| rate(task.successes_in_load)), offered),
         Metric::Goodput => {
             // An interrupted request was not a good one.
             let all = offered + task.requests_with(Outcome::Interrupted);

@@ -115,7 +115,14 @@ fn conclude(
     if let Some((reason, message)) = incomplete_run(metrics, context, duration) {
         return (Verdict::Inconclusive, reason, message);
     }
-    conclude_rows(rows)
+    let (verdict, reason, message) = conclude_rows(rows);
+    let total = metrics.all_tasks();
+    let no_success = total.requests_with(Outcome::Success) == 0;
+    if no_success && verdict.severity() <= Verdict::Inconclusive.severity() {
+        let message = "no request of the test succeeded: see the errors".to_owned();
+        return (Verdict::Inconclusive, "NoSuccess", message);
+    }
+    (verdict, reason, message)
 }
 
 fn generator_limit(metrics: &Metrics) -> Option<String> {
@@ -222,14 +229,14 @@ fn token_summary(task: &TaskMetrics, elapsed_seconds: f64) -> TokenSummary {
     let Tokens { output, reasoning, tool, prompt } = task.tokens;
     let rate = |tokens: f64| Rate::per_second(tokens).rounded();
     // A stream that arrives in one read has no time between its tokens, so its speed is unknown.
-    let time_per_token = task.latencies.samples(LatencyMetric::TimePerOutputToken).mean();
+    let time_per_token = task.latencies.samples(LatencyMetric::InterTokenLatency).mean();
     let time_per_token = time_per_token.filter(|time| *time > Duration::ZERO);
     TokenSummary {
         output,
         reasoning,
         tool,
         prompt,
-        per_second: rate(task.tokens.generated() as f64 / elapsed_seconds),
+        per_second: rate(task.tokens_in_load as f64 / elapsed_seconds),
         per_user: time_per_token.map(|time| rate(1.0 / time.as_secs_f64())),
     }
 }
@@ -352,6 +359,7 @@ mod tests {
         for task in ["chat", "health", "models", "websocket"] {
             let task = metrics.tasks.entry(task.into()).or_default();
             task.requests[Outcome::Success.index()] = 1000;
+            task.successes_in_load = 1000;
             for (metric, seconds) in
                 [(LatencyMetric::ResponseTime, 0.1), (LatencyMetric::TimeToFirstResponse, 0.05)]
             {
@@ -425,6 +433,22 @@ mod tests {
         metrics.tasks.get_mut("chat").unwrap().errors.insert("file_limit".into(), 3);
         let report = report_on(&metrics, &RunContext::default());
         assert_eq!((report.verdict, report.reason), (Verdict::Inconclusive, "GeneratorLimit"));
+    }
+
+    #[test]
+    fn no_success_is_inconclusive_unless_a_row_fails() {
+        let mut metrics = healthy();
+        for task in metrics.tasks.values_mut() {
+            task.requests = [0, 1000, 0, 0];
+        }
+        let mut test = valid_test();
+        test.thresholds.clear();
+        let context = RunContext::default();
+        let found = report(&test, &metrics, &Timeline::default(), &context);
+        assert_eq!((found.verdict, found.reason), (Verdict::Inconclusive, "NoSuccess"));
+        test.thresholds.push(crate::testing::yaml("{metric: errorRate, target: '< 1%'}"));
+        let found = report(&test, &metrics, &Timeline::default(), &context);
+        assert_eq!(found.verdict, Verdict::Fail);
     }
 
     #[test]

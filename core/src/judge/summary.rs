@@ -1,17 +1,29 @@
 //! Counts and response times as the status shows them. Pure.
 
+use std::collections::BTreeMap;
+
 use crate::{
     metrics::{LatencyMetric, Outcome, TaskMetrics},
     resource::Summary,
     values::{Duration, Percent, Rate},
 };
 
+/// Maximum of statuses and of finish reasons that a summary tells apart.
+const MAX_VALUES: usize = 16;
+
+/// The most frequent values of a label, with their counts.
+fn most_frequent(counts: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
+    let mut pairs: Vec<_> = counts.iter().filter(|(_, count)| **count > 0).collect();
+    pairs.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    pairs.into_iter().take(MAX_VALUES).map(|(value, count)| (value.clone(), *count)).collect()
+}
+
 /// The counts and response times of a task, or of all tasks merged.
 pub fn summarize(task: &TaskMetrics, elapsed_seconds: f64) -> Summary {
     let response_time = task.latencies.samples(LatencyMetric::ResponseTime);
     let quantile = |p: f64| response_time.quantile(p).map(Duration::rounded);
-    let successes = task.requests_with(Outcome::Success);
-    let rate = if elapsed_seconds > 0.0 { successes as f64 / elapsed_seconds } else { 0.0 };
+    let successes = task.successes_in_load as f64;
+    let rate = if elapsed_seconds > 0.0 { successes / elapsed_seconds } else { 0.0 };
     Summary {
         requests: task.completed_requests(),
         failures: task.failed_requests(),
@@ -27,5 +39,7 @@ pub fn summarize(task: &TaskMetrics, elapsed_seconds: f64) -> Summary {
         p99: quantile(0.99),
         p999: quantile(0.999),
         max: quantile(1.0),
+        statuses: most_frequent(&task.statuses),
+        finish_reasons: most_frequent(&task.finish_reasons),
     }
 }

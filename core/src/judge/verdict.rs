@@ -7,7 +7,7 @@ use super::{
 use crate::{
     metrics::{LatencyMetric, Metric, Metrics, Outcome, Statistic, TaskMetrics},
     resource::{Threshold, ThresholdRow, Verdict},
-    values::{Bound, Duration, Quantity},
+    values::{Bound, Duration, Percent, Quantity},
 };
 
 /// If at least this many responses were expected and none came, the target has stalled; fewer may
@@ -61,7 +61,10 @@ fn judge_value(
     let is_rate = matches!(threshold.metric, Metric::Throughput | Metric::TokensPerSecond);
     let stalled = is_rate && task.offered_requests() == 0 && has_stalled(&task);
     let mut observed = observe(threshold, &task, metrics.elapsed_seconds, stalled);
-    let (verdict, bound, advice) = decide(threshold, &mut observed, metrics);
+    let (verdict, bound, advice) = match mostly_failed(threshold, &task) {
+        Some(reason) => (Verdict::Inconclusive, threshold.target, Some(reason)),
+        None => decide(threshold, &mut observed, metrics),
+    };
     let row = ThresholdRow {
         key: threshold.key(),
         observed: observed.value.map(|value| value.rounded()),
@@ -71,6 +74,19 @@ fn judge_value(
         advice,
     };
     (row, observed.value)
+}
+
+/// Why a latency row says nothing: most requests of its task failed. Timeouts are samples of a
+/// latency, so they don't count here.
+fn mostly_failed(threshold: &Threshold, task: &TaskMetrics) -> Option<String> {
+    let (failed, all) = (task.requests_with(Outcome::Failure), task.completed_requests());
+    let is_latency = matches!(threshold.metric, Metric::Latency(_));
+    (is_latency && failed > all / 2).then(|| {
+        format!(
+            "{} of the requests failed, and the latency of the others says nothing about the target: see the errors",
+            Percent::of(failed, all).rounded()
+        )
+    })
 }
 
 /// True when a row has fewer samples than it needs.

@@ -11,16 +11,16 @@ use prost::{
 
 use super::{
     HistogramError, Identity, LatencyHistogram, Outcome, RunnerMetrics, RunnerState, TaskMetrics,
-    catalog::{COUNTERS, LAGS, LATENCIES, RUNNER, names},
+    catalog::{COUNTERS, LABELLED, LAGS, LATENCIES, RUNNER, names},
 };
 use crate::{control, resource::MAX_ROWS};
 
-/// Maximum of error kinds that are told apart for one task. A runner has about thirty, and one
-/// for each HTTP status and close code that a target sends. The rest is counted as
-/// [`OTHER_ERRORS`].
-const MAX_ERROR_KINDS: usize = 256;
-/// The kind that counts the errors beyond [`MAX_ERROR_KINDS`].
-const OTHER_ERRORS: &str = "other";
+/// Maximum of values of one label that are told apart for one task. A runner has about thirty kinds
+/// of errors, and one for each HTTP status and close code that a target sends. The rest is counted
+/// as [`OTHER_VALUES`].
+const MAX_LABEL_VALUES: usize = 256;
+/// The value that counts all values beyond [`MAX_LABEL_VALUES`].
+const OTHER_VALUES: &str = "other";
 /// Maximum of metrics in one family, and of bytes in one metric: more than a runner with the most
 /// tasks has. Decoded metrics take more memory than encoded ones.
 const MAX_METRICS: usize = 1 << 15;
@@ -177,7 +177,7 @@ fn decode_metric(
         (info.get_mut)(metrics).merge(&histogram_of(metric)?);
         return Ok(());
     }
-    let of_task = family == names::ERRORS
+    let of_task = LABELLED.iter().any(|info| info.family == family)
         || COUNTERS.iter().any(|info| info.family == family)
         || LATENCIES.iter().any(|info| info.family == family);
     if of_task {
@@ -193,8 +193,9 @@ fn decode_task_metric(
     metric: &wire::Metric,
     labels: &Labels<'_>,
 ) -> Result<(), HistogramError> {
-    if family == names::ERRORS {
-        add_errors(task, labels.get("kind"), whole_number(counter_of(metric)));
+    if let Some(info) = LABELLED.iter().find(|info| info.family == family) {
+        let count = whole_number(counter_of(metric));
+        add_labelled((info.get_mut)(task), labels.get(info.label), count);
         return Ok(());
     }
     let matches = |row_family: &str, label| row_family == family && labels.contain(label);
@@ -211,11 +212,11 @@ fn decode_task_metric(
     Ok(())
 }
 
-fn add_errors(task: &mut TaskMetrics, kind: &str, count: u64) {
+fn add_labelled(counts: &mut BTreeMap<String, u64>, value: &str, count: u64) {
     if count > 0 {
-        let known = task.errors.len() < MAX_ERROR_KINDS || task.errors.contains_key(kind);
-        let kind = if known { kind } else { OTHER_ERRORS };
-        let sum = task.errors.entry(kind.to_owned()).or_default();
+        let known = counts.len() < MAX_LABEL_VALUES || counts.contains_key(value);
+        let value = if known { value } else { OTHER_VALUES };
+        let sum = counts.entry(value.to_owned()).or_default();
         *sum = (*sum + count).min(MAX_COUNT);
     }
 }

@@ -12,7 +12,7 @@ use prometheus_client::{
 
 use super::{
     LatencyHistogram, Outcome, RunnerMetrics, SCHEMA, TaskMetrics, TaskScope,
-    catalog::{COUNTERS, LAGS, LATENCIES, RUNNER, names},
+    catalog::{COUNTERS, LABELLED, LAGS, LATENCIES, RUNNER, names},
 };
 use crate::control;
 
@@ -179,13 +179,15 @@ impl Exposition {
                 }
             }
         }
-        let mut family =
-            start_family(encoder, names::ERRORS, "Errors by kind", MetricType::Counter)?;
-        for (task, metrics) in &self.runner.metrics.tasks {
-            for (kind, count) in &metrics.errors {
-                family
-                    .encode_family(&self.task_labels(task, Some(("kind", kind))))?
-                    .encode_counter::<NoLabels, _, u64>(count, None)?;
+        for info in &LABELLED {
+            let mut family =
+                start_family(encoder, info.family, info.description, MetricType::Counter)?;
+            for (task, metrics) in self.tasks_in(info.tasks) {
+                for (value, count) in (info.get)(metrics) {
+                    family
+                        .encode_family(&self.task_labels(task, Some((info.label, value))))?
+                        .encode_counter::<NoLabels, _, u64>(count, None)?;
+                }
             }
         }
         Ok(())
@@ -356,9 +358,12 @@ mod tests {
             .map(|info| info.family)
             .chain(RUNNER.iter().map(|info| info.family))
             .chain(LAGS.iter().map(|info| info.family))
-            .chain([names::ERRORS, names::RUNNER_INFO, names::RUNNER_STATE]);
+            .chain(LABELLED.iter().map(|info| info.family))
+            .chain([names::RUNNER_INFO, names::RUNNER_STATE]);
         for family in families {
-            assert!(text.contains(family), "{family} is missing");
+            // Counters without an event have no line but their description.
+            let name = family.strip_suffix("_total").unwrap_or(family);
+            assert!(text.contains(name), "{family} is missing");
         }
         assert!(text.contains(
             "loadtest_response_time_seconds_bucket{le=\"+Inf\",loadtest=\"burst\",outcome=\"success\",task=\"chat\"} 1"

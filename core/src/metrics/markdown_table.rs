@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::catalog::{COUNTERS, LAGS, LATENCIES, RUNNER, TaskScope, names};
+use super::catalog::{COUNTERS, LABELLED, LAGS, LATENCIES, RUNNER, TaskScope, names};
 
 struct Row {
     family: &'static str,
@@ -67,8 +67,10 @@ pub fn metrics_table() -> String {
             rows.push(Row::of_task(family, label, info.tasks, info.description));
         }
     }
-    let errors = (names::ERRORS, "counter");
-    rows.push(Row::of_task(errors, Some("kind"), TaskScope::All, "Errors by kind"));
+    for info in &LABELLED {
+        let family = (info.family, "counter");
+        rows.push(Row::of_task(family, Some(info.label), info.tasks, info.description));
+    }
     for info in &LATENCIES {
         // Metrics of one family differ in a label: one row describes them all.
         if let Some(row) = rows.last_mut().filter(|row| row.family == info.family) {

@@ -4,7 +4,7 @@
 //! the percentile of all samples, within the width of a bucket. Percentiles are never averaged.
 
 use super::{
-    catalog::{COUNTERS, LAGS, LatencyMetric, Merge, RUNNER, Since},
+    catalog::{COUNTERS, LABELLED, LAGS, LatencyMetric, Merge, RUNNER, Since},
     histogram::LatencyHistogram,
     run_metrics::Metrics,
     task::TaskMetrics,
@@ -76,7 +76,7 @@ impl Metrics {
 }
 
 impl TaskMetrics {
-    /// A copy without errors and without the latencies that `keep` refuses.
+    /// A copy without labelled counts and without the latencies that `keep` refuses.
     #[must_use]
     pub fn with_latencies(&self, keep: impl Fn(LatencyMetric) -> bool) -> Self {
         let mut copy = Self { latencies: self.latencies.filtered(keep), ..Self::default() };
@@ -93,9 +93,12 @@ impl TaskMetrics {
             (counter.field.set)(self, sum);
         }
         self.latencies.merge(&other.latencies);
-        for (kind, count) in &other.errors {
-            let sum = self.errors.entry(kind.clone()).or_default();
-            *sum = sum.saturating_add(*count);
+        for info in &LABELLED {
+            let counts = (info.get_mut)(self);
+            for (value, count) in (info.get)(other) {
+                let sum = counts.entry(value.clone()).or_default();
+                *sum = sum.saturating_add(*count);
+            }
         }
     }
 
@@ -108,9 +111,12 @@ impl TaskMetrics {
             let count = (counter.field.get)(self).saturating_sub((counter.field.get)(earlier));
             (counter.field.set)(&mut difference, count);
         }
-        for (kind, count) in &self.errors {
-            let before = earlier.errors.get(kind).copied().unwrap_or(0);
-            difference.errors.insert(kind.clone(), count.saturating_sub(before));
+        for info in &LABELLED {
+            let before = (info.get)(earlier);
+            for (value, count) in (info.get)(self) {
+                let before = before.get(value).copied().unwrap_or(0);
+                (info.get_mut)(&mut difference).insert(value.clone(), count.saturating_sub(before));
+            }
         }
         difference
     }
@@ -180,6 +186,13 @@ mod tests {
             errors: [("connect".to_owned(), 15)].into(),
             sent_bytes: 16,
             received_bytes: 17,
+            successes_in_load: 18,
+            tokens_in_load: 19,
+            resent: 20,
+            tls_resumed: 21,
+            statuses: [("200".to_owned(), 22)].into(),
+            finish_reasons: [("stop".to_owned(), 23)].into(),
+            addresses: [("10.0.0.1:80".to_owned(), 24)].into(),
         }
     }
 

@@ -173,8 +173,23 @@ pub struct TaskMetrics {
     /// Arrivals that were not sent: no idle user, or too late. No other number here
     /// includes them.
     pub dropped: u64,
+    /// Successful requests that ended while load was on: the base of throughput.
+    pub successes_in_load: u64,
+    /// Generated tokens that came while load was on, of successful requests: the base of token
+    /// rates.
+    pub tokens_in_load: u64,
+    /// Requests that were sent again, because a kept connection had ended.
+    pub resent: u64,
+    /// Connections whose TLS handshake resumed an earlier session.
+    pub tls_resumed: u64,
     /// Errors by kind.
     pub errors: BTreeMap<String, u64>,
+    /// Responses by status.
+    pub statuses: BTreeMap<String, u64>,
+    /// Successful chat responses by finish reason.
+    pub finish_reasons: BTreeMap<String, u64>,
+    /// Requests by the address that they were sent to.
+    pub addresses: BTreeMap<String, u64>,
     /// Bytes written to sockets.
     pub sent_bytes: u64,
     /// Bytes read from sockets.

@@ -28,8 +28,14 @@ pub struct Summary {
     /// Failed requests and dropped arrivals as a percentage of completed requests and dropped
     /// arrivals.
     pub error_rate: String,
-    /// Successful requests per second.
+    /// Successful requests that ended while load was on, per second of load.
     pub throughput: String,
+    /// Number of responses by HTTP status; with redirects that were followed, by the last one.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub statuses: BTreeMap<String, u64>,
+    /// Number of successful chat responses by finish reason; `none` without one.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub finish_reasons: BTreeMap<String, u64>,
     /// Shortest response time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min: Option<String>,
@@ -187,10 +193,10 @@ pub struct TokenSummary {
     /// Tokens of prompts, where the target reports them.
     #[serde(skip_serializing_if = "is_zero")]
     pub prompt: u64,
-    /// Generated tokens per second of load, over all users.
+    /// Generated tokens that came while load was on, per second of load, over all users.
     pub per_second: String,
     /// Tokens per second that one user sees while its response streams: the inverse of the mean
-    /// time per output token.
+    /// time between two tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_user: Option<String>,
 }

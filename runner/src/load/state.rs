@@ -226,7 +226,8 @@ impl ThreadState {
                 opened.iter().for_each(|opened| recorder.record_connection(opened));
                 let waited = in_flight.round_trip_age(now);
                 waited.into_iter().for_each(|age| recorder.record_round_trip(age));
-                recorder.record_request(Outcome::Interrupted, &times);
+                recorder.record_request(Outcome::Interrupted, &times, self.load_end.get());
+                recorder.count_response(in_flight.status(), in_flight.resends());
             });
         }
     }

@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     future::poll_fn,
+    net::SocketAddr,
     rc::Rc,
     task::Poll,
     time::{Duration, Instant},
@@ -46,6 +47,16 @@ pub(crate) struct User {
 enum Transport {
     Http(ConnectionSlot),
     WebSocket(SessionSlot),
+}
+
+impl Transport {
+    /// Returns the address of the open connection.
+    fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Http(slot) => slot.address(),
+            Self::WebSocket(session) => session.address(),
+        }
+    }
 }
 
 impl User {
@@ -164,6 +175,8 @@ impl TransportCondition {
                 | ErrorKind::CheckBody
                 | ErrorKind::CheckHeader
                 | ErrorKind::CheckJson
+                | ErrorKind::StreamError
+                | ErrorKind::StreamMalformed
         );
         let timed_out = matches!(failure.kind, ErrorKind::TimeoutResponse | ErrorKind::TimeoutBody);
         let last_read = match transport {
@@ -185,27 +198,37 @@ struct TransportGuard<'a> {
 }
 
 impl TransportGuard<'_> {
-    /// Counts the traffic of a request that has ended.
-    fn release(&mut self, condition: TransportCondition) {
+    fn count_traffic(&mut self) {
         let (bytes, messages) = match &mut self.transport {
+            Transport::Http(slot) => (slot.take_bytes(), (0, 0)),
+            Transport::WebSocket(session) => (session.take_bytes(), session.take_messages()),
+        };
+        self.state.count_traffic(self.task, bytes, messages);
+    }
+
+    /// Counts the traffic of a request that has ended, and drops a transport that can't be used
+    /// again.
+    fn release(&mut self, condition: TransportCondition) {
+        self.count_traffic();
+        match &mut self.transport {
             Transport::Http(slot) => {
-                (slot.finish_request(condition.is_broken, condition.is_silent), (0, 0))
+                if let Some(pool) = self.state.connection_pool().filter(|_| !condition.is_broken) {
+                    pool.retire(slot);
+                }
+                slot.finish_request(condition.is_broken, condition.is_silent);
             }
             Transport::WebSocket(session) => {
-                let counts = (session.take_bytes(), session.take_messages());
                 if condition.is_broken {
                     session.discard();
                 }
-                counts
             }
-        };
-        self.state.count_traffic(self.task, bytes, messages);
+        }
     }
 }
 
 impl Drop for TransportGuard<'_> {
     fn drop(&mut self) {
-        self.release(TransportCondition::default());
+        self.count_traffic();
     }
 }
 
@@ -220,6 +243,7 @@ pub(super) async fn perform_task(
     let transport = user.checkout_transport(state.connection_pool(), task, &prepared.kind);
     let mut guard = TransportGuard { state, task, transport };
     let in_flight = Rc::clone(&user.in_flight);
+    let address = guard.transport.address();
     in_flight.begin_request(task, planned, prepared.timeout);
     // A user that waits holds no buffer.
     let mut buffer = state.take_read_buffer();
@@ -250,12 +274,18 @@ pub(super) async fn perform_task(
     let waited = in_flight.round_trip_age(last).filter(|_| outcome == Outcome::Timeout);
     let times = in_flight.request_times(&prepared.kind, outcome, planned, last);
     state.log_request(task, outcome, &times);
+    let load_end = state.load_end();
+    let address = guard.transport.address().or(address);
     state.with_recorder(task, |recorder| {
         opened.iter().for_each(|opened| recorder.record_connection(opened));
-        recorder.record_request(outcome, &times);
-        let time_per_token = response.and_then(|response| response.time_per_token);
-        if let Some(response) = response {
-            recorder.record_tokens(&response.tokens, time_per_token);
+        recorder.record_request(outcome, &times, load_end);
+        recorder.count_response(in_flight.status(), in_flight.resends());
+        if let Some(address) = address {
+            recorder.count_address(address);
+        }
+        let time_per_token = response.as_ref().and_then(ChatResponse::time_per_token);
+        if let Some(response) = &response {
+            recorder.record_chat(response, load_end);
         }
         if outcome == Outcome::Success && times.meets_targets(&prepared.targets, time_per_token) {
             recorder.count_good_request();
@@ -269,14 +299,7 @@ pub(super) async fn perform_task(
         }
     });
     in_flight.end_request();
-    // The request is counted. The rest prepares the connection for the next request.
-    let condition = condition.unwrap_or_default();
-    if let (Transport::Http(slot), Some(pool), false) =
-        (&mut guard.transport, state.connection_pool(), condition.is_broken)
-    {
-        pool.await_remote_close(slot, &state.timer).await;
-    }
-    guard.release(condition);
+    guard.release(condition.unwrap_or_default());
     let transport =
         std::mem::replace(&mut guard.transport, Transport::Http(ConnectionSlot::default()));
     drop(guard);
@@ -304,11 +327,9 @@ async fn run_exchange(
         (PreparedKind::Chat(chat), Transport::Http(slot)) => {
             let pool = state.connection_pool().ok_or_else(|| missing("target.http"))?;
             let body = rng.pick_index(chat.requests.len());
-            let on_token_gap =
-                |gap| state.with_recorder(task, |recorder| recorder.record_token_gap(gap));
             // The future is boxed because its state is large beside that of a plain request. The
             // allocation costs little beside a chat response.
-            let run = perform_chat(slot, pool, chat, body, buffer, in_flight, on_token_gap);
+            let run = perform_chat(slot, pool, chat, body, buffer, in_flight);
             let (last, response) = Box::pin(run).await?;
             Ok((last, Some(response)))
         }

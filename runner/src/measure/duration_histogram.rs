@@ -8,7 +8,7 @@ use loadtest_core::metrics::LatencyHistogram;
 /// Durations in nanoseconds, with three significant digits.
 #[derive(Clone, Debug)]
 pub(crate) struct DurationHistogram {
-    counts: Histogram<u32>,
+    counts: Histogram<u64>,
     sum_nanos: u128,
 }
 
@@ -23,9 +23,14 @@ impl Default for DurationHistogram {
 
 impl DurationHistogram {
     pub(crate) fn record(&mut self, nanos: u64) {
+        self.record_many(nanos, 1);
+    }
+
+    /// Records the same duration several times.
+    pub(crate) fn record_many(&mut self, nanos: u64, count: u64) {
         // A histogram that resizes itself refuses no value.
-        if self.counts.record(nanos).is_ok() {
-            self.sum_nanos += u128::from(nanos);
+        if self.counts.record_n(nanos, count).is_ok() {
+            self.sum_nanos += u128::from(nanos) * u128::from(count);
         }
     }
 
@@ -38,7 +43,7 @@ impl DurationHistogram {
         let mut native = LatencyHistogram::default();
         for step in self.counts.iter_recorded() {
             let middle = self.counts.median_equivalent(step.value_iterated_to());
-            native.record(middle as f64 / 1e9, u64::from(step.count_at_value()));
+            native.record(middle as f64 / 1e9, step.count_at_value());
         }
         native.set_sum(self.sum_nanos as f64 / 1e9);
         native

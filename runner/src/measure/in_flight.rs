@@ -53,8 +53,13 @@ pub(crate) struct InFlightRequest {
     sent: Cell<Option<Instant>>,
     /// When the first byte of the response was read.
     first_byte: Cell<Option<Instant>>,
-    /// When the first content token was read; chat only.
+    /// When the first token of any kind and of content was read; chat only.
     first_token: Cell<Option<Instant>>,
+    first_content: Cell<Option<Instant>>,
+    /// The status of the response; 0 before it has come.
+    status: Cell<u16>,
+    /// How often the request was sent again after a kept connection had ended.
+    resends: Cell<u32>,
     /// When the message was sent that waits for replies; WebSocket only.
     message_sent: Cell<Option<Instant>>,
     /// When the WebSocket began to connect, and when it was upgraded.
@@ -77,6 +82,9 @@ impl InFlightRequest {
             sent: Cell::new(None),
             first_byte: Cell::new(None),
             first_token: Cell::new(None),
+            first_content: Cell::new(None),
+            status: Cell::new(0),
+            resends: Cell::new(0),
             message_sent: Cell::new(None),
             connect_and_upgrade: Cell::new((None, None)),
             phase: Cell::new(RequestPhase::Connecting),
@@ -95,6 +103,9 @@ impl InFlightRequest {
         self.sent.set(None);
         self.first_byte.set(None);
         self.first_token.set(None);
+        self.first_content.set(None);
+        self.status.set(0);
+        self.resends.set(0);
         self.message_sent.set(None);
         self.connect_and_upgrade.set((None, None));
         self.phase.set(RequestPhase::Connecting);
@@ -137,11 +148,43 @@ impl InFlightRequest {
         }
     }
 
-    /// Marks the first content token. Only the first call counts.
+    /// Forgets the first byte of a redirect: the first byte is that of the final response.
+    pub(crate) fn restart_first_byte(&self) {
+        self.first_byte.set(None);
+    }
+
+    /// Marks the first token of any kind. Only the first call counts.
     pub(crate) fn mark_first_token(&self, at: Instant) {
         if self.first_token.get().is_none() {
             self.first_token.set(Some(at));
         }
+    }
+
+    /// Marks the first token of content. Only the first call counts.
+    pub(crate) fn mark_first_content(&self, at: Instant) {
+        if self.first_content.get().is_none() {
+            self.first_content.set(Some(at));
+        }
+    }
+
+    /// Sets the status of the response. With redirects, the last call counts.
+    pub(crate) fn set_status(&self, status: u16) {
+        self.status.set(status);
+    }
+
+    /// Returns the status of the response, if it has come.
+    pub(crate) fn status(&self) -> Option<u16> {
+        Some(self.status.get()).filter(|status| *status > 0)
+    }
+
+    /// Counts that the request is sent again on a new connection.
+    pub(crate) fn count_resend(&self) {
+        self.resends.set(self.resends.get() + 1);
+    }
+
+    /// Returns how often the request was sent again.
+    pub(crate) fn resends(&self) -> u32 {
+        self.resends.get()
     }
 
     /// Marks that a message with replies is sent now. Returns the time.
@@ -211,6 +254,7 @@ impl InFlightRequest {
             sent: self.sent.get(),
             first_byte: self.first_byte.get().or(lower_bound).filter(|_| is_http),
             first_token: self.first_token.get().or(lower_bound).filter(|_| is_chat),
+            first_content: self.first_content.get().or(lower_bound).filter(|_| is_chat),
             last,
             connect: connect.map(|(from, to)| to.saturating_duration_since(from)),
         }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -15,13 +16,18 @@ use crate::{
     failure::{ErrorKind, Failure},
     measure::duration_histogram::{DurationHistogram, nanos_of},
     net::connector::ConnectSteps,
+    protocol::chat::{ChatResponse, FinishReason},
 };
 
+/// Maximum number of addresses that are told apart.
+const MAX_ADDRESSES: usize = 128;
+
 /// The latencies that every request has, as far as it got.
-const REQUEST_LATENCIES: [LatencyMetric; 5] = [
+const REQUEST_LATENCIES: [LatencyMetric; 6] = [
     LatencyMetric::ResponseTime,
     LatencyMetric::ServiceTime,
     LatencyMetric::TimeToFirstByte,
+    LatencyMetric::TimeToFirstToken,
     LatencyMetric::TimeToFirstResponse,
     LatencyMetric::WebSocketConnect,
 ];
@@ -35,8 +41,10 @@ pub(crate) struct RequestTimes {
     pub(crate) sent: Option<Instant>,
     /// When the first byte of the response was read.
     pub(crate) first_byte: Option<Instant>,
-    /// When the first content token was read; chat only.
+    /// When the first token of any kind was read; chat only.
     pub(crate) first_token: Option<Instant>,
+    /// When the first token of content was read; chat only.
+    pub(crate) first_content: Option<Instant>,
     /// When the last byte was read, or when the request was given up.
     pub(crate) last: Instant,
     /// Time to connect and upgrade its WebSocket.
@@ -60,6 +68,14 @@ pub(crate) struct TaskRecorder {
     dropped_arrivals: u64,
     /// By kind: the count and the message of the first failure.
     errors: BTreeMap<ErrorKind, (u64, String)>,
+    successes_in_load: u64,
+    tokens_in_load: u64,
+    resent: u64,
+    tls_resumed: u64,
+    statuses: BTreeMap<u16, u64>,
+    /// By reason; `None` for responses without one.
+    finish_reasons: BTreeMap<Option<FinishReason>, u64>,
+    addresses: BTreeMap<SocketAddr, u64>,
     sent_bytes: u64,
     received_bytes: u64,
 }
@@ -74,7 +90,8 @@ impl RequestTimes {
             LatencyMetric::ResponseTime => between(Some(self.planned), Some(self.last)),
             LatencyMetric::ServiceTime => between(self.sent, Some(self.last)),
             LatencyMetric::TimeToFirstByte => between(self.sent, self.first_byte),
-            LatencyMetric::TimeToFirstResponse => between(Some(self.planned), self.first_token),
+            LatencyMetric::TimeToFirstToken => between(Some(self.planned), self.first_token),
+            LatencyMetric::TimeToFirstResponse => between(Some(self.planned), self.first_content),
             LatencyMetric::WebSocketConnect => self.connect,
             _ => None,
         }
@@ -116,9 +133,17 @@ impl TaskRecorder {
         self.latencies[metric as usize][slot].get_or_insert_default().record(nanos_of(time));
     }
 
-    /// Records one request.
-    pub(crate) fn record_request(&mut self, outcome: Outcome, times: &RequestTimes) {
+    /// Records one request. `load_end` is the end of the load.
+    pub(crate) fn record_request(
+        &mut self,
+        outcome: Outcome,
+        times: &RequestTimes,
+        load_end: Instant,
+    ) {
         self.requests[outcome.index()] += 1;
+        if outcome == Outcome::Success && times.last <= load_end {
+            self.successes_in_load += 1;
+        }
         for metric in REQUEST_LATENCIES {
             // Without a histogram of its own, a fast error would count as a fast response.
             let is_sample = outcome != Outcome::Failure || metric.info().by_outcome;
@@ -137,9 +162,19 @@ impl TaskRecorder {
         }
     }
 
-    /// Records the time between two tokens.
-    pub(crate) fn record_token_gap(&mut self, gap: Duration) {
-        self.record_latency(LatencyMetric::InterTokenLatency, Outcome::Success, gap);
+    /// Counts a response by its status, and how often its request was sent again.
+    pub(crate) fn count_response(&mut self, status: Option<u16>, resends: u32) {
+        if let Some(status) = status {
+            *self.statuses.entry(status).or_default() += 1;
+        }
+        self.resent += u64::from(resends);
+    }
+
+    /// Counts a request by the address that it was sent to.
+    pub(crate) fn count_address(&mut self, address: SocketAddr) {
+        if self.addresses.len() < MAX_ADDRESSES || self.addresses.contains_key(&address) {
+            *self.addresses.entry(address).or_default() += 1;
+        }
     }
 
     /// Records the time from a WebSocket message to its last reply.
@@ -155,8 +190,9 @@ impl TaskRecorder {
     /// Records a connection that was opened.
     pub(crate) fn record_connection(&mut self, opened: &OpenedConnection) {
         let OpenedConnection { is_reconnect, steps } = *opened;
-        let ConnectSteps { dns, tcp, tls, upgrade } = steps;
+        let ConnectSteps { dns, tcp, tls, upgrade, is_tls_resumed } = steps;
         self.connections += 1;
+        self.tls_resumed += u64::from(is_tls_resumed);
         self.reconnects += u64::from(is_reconnect);
         for (metric, time) in [
             (LatencyMetric::ConnectDns, dns),
@@ -170,11 +206,28 @@ impl TaskRecorder {
         }
     }
 
-    /// Records the tokens of a chat and, for a stream, the mean time of each token after the first.
-    pub(crate) fn record_tokens(&mut self, tokens: &Tokens, time_per_token: Option<Duration>) {
-        self.tokens.add(tokens);
-        if let Some(time) = time_per_token {
+    /// Records the tokens of a successful chat, and the times between them.
+    pub(crate) fn record_chat(&mut self, response: &ChatResponse, load_end: Instant) {
+        self.tokens.add(&response.tokens);
+        *self.finish_reasons.entry(response.finish_reason).or_default() += 1;
+        let generated = response.tokens.generated();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of a count"
+        )]
+        let in_load =
+            (generated as f64 * response.token_times.share_until(load_end)).round() as u64;
+        self.tokens_in_load += in_load;
+        if let Some(time) = response.time_per_token() {
             self.record_latency(LatencyMetric::TimePerOutputToken, Outcome::Success, time);
+        }
+        if response.token_times.has_gaps() {
+            let gaps = &mut self.latencies[LatencyMetric::InterTokenLatency as usize][0];
+            let gaps = gaps.get_or_insert_default();
+            response.token_times.token_gaps(generated, |gap, tokens| {
+                gaps.record_many(nanos_of(gap), tokens);
+            });
         }
     }
 
@@ -207,6 +260,12 @@ impl TaskRecorder {
             dropped: self.dropped_arrivals,
             sent_bytes: self.sent_bytes,
             received_bytes: self.received_bytes,
+            successes_in_load: self.successes_in_load,
+            tokens_in_load: self.tokens_in_load,
+            resent: self.resent,
+            tls_resumed: self.tls_resumed,
+            statuses: to_labels(&self.statuses),
+            addresses: to_labels(&self.addresses),
             ..TaskMetrics::default()
         };
         for (info, by_outcome) in LATENCIES.iter().zip(&self.latencies) {
@@ -220,6 +279,10 @@ impl TaskRecorder {
         for kind in ErrorKind::COMMON {
             metrics.errors.insert(kind.to_string(), 0);
         }
+        for (reason, count) in &self.finish_reasons {
+            let label = reason.as_ref().map_or("none", FinishReason::as_str);
+            metrics.finish_reasons.insert(label.to_owned(), *count);
+        }
         for (kind, (count, _)) in &self.errors {
             metrics.errors.insert(kind.to_string(), *count);
         }
@@ -230,6 +293,11 @@ impl TaskRecorder {
     pub(crate) fn error_examples(&self) -> impl Iterator<Item = (ErrorKind, &str)> {
         self.errors.iter().map(|(kind, (_, example))| (*kind, example.as_str()))
     }
+}
+
+/// Converts counts by a value to counts by a label.
+fn to_labels<T: ToString>(counts: &BTreeMap<T, u64>) -> BTreeMap<String, u64> {
+    counts.iter().map(|(value, count)| (value.to_string(), *count)).collect()
 }
 
 #[cfg(test)]
@@ -248,16 +316,21 @@ mod tests {
                 sent: Some(at(10)),
                 first_byte: Some(at(40)),
                 first_token: Some(at(50)),
+                first_content: Some(at(60)),
                 last: at(110),
                 connect: None,
             },
+            at(100),
         );
         let metrics = recorder.to_metrics();
         assert_eq!(metrics.requests, [1, 0, 0, 0]);
+        // It ended after the load.
+        assert_eq!(metrics.successes_in_load, 0);
         let seconds = |metric| metrics.latencies.get(metric, Outcome::Success).sum_seconds();
         assert!((seconds(LatencyMetric::ResponseTime) - 0.110).abs() < 1e-9);
         assert!((seconds(LatencyMetric::ServiceTime) - 0.100).abs() < 1e-9);
-        assert!((seconds(LatencyMetric::TimeToFirstResponse) - 0.050).abs() < 1e-9);
+        assert!((seconds(LatencyMetric::TimeToFirstToken) - 0.050).abs() < 1e-9);
+        assert!((seconds(LatencyMetric::TimeToFirstResponse) - 0.060).abs() < 1e-9);
         assert!(!metrics.latencies.has_samples(LatencyMetric::WebSocketConnect));
     }
 }

@@ -75,7 +75,8 @@ pub struct RequestLog {
 impl RequestLog {
     /// The columns. Times are in seconds since the start of the load; a time that does not exist is
     /// empty.
-    pub const COLUMNS: &str = "task,outcome,planned,sent,first_byte,first_response,last";
+    pub const COLUMNS: &str =
+        "task,outcome,planned,sent,first_byte,first_token,first_response,last";
 
     /// Creates a request log in a new file. `tasks` are the names of the tasks, in the plan's order.
     ///
@@ -121,9 +122,10 @@ fn write_rows(
             let task = tasks.get(row.task).map_or("", String::as_str);
             // Names of tasks hold no commas and no quotes.
             let _ = write!(line, "{task},{}", row.outcome.as_str());
-            let RequestTimes { planned, sent, first_byte, first_token, last, connect: _ } =
-                row.times;
-            for time in [Some(planned), sent, first_byte, first_token, Some(last)] {
+            let RequestTimes {
+                planned, sent, first_byte, first_token, first_content, last, ..
+            } = row.times;
+            for time in [Some(planned), sent, first_byte, first_token, first_content, Some(last)] {
                 line.push(',');
                 if let Some(time) = time {
                     let since_start = time.saturating_duration_since(start);

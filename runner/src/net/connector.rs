@@ -35,6 +35,8 @@ pub(crate) struct ConnectSteps {
     pub(crate) tls: Option<Duration>,
     /// The handshake of a WebSocket.
     pub(crate) upgrade: Option<Duration>,
+    /// True when the TLS handshake resumed an earlier session.
+    pub(crate) is_tls_resumed: bool,
 }
 
 /// The result of a lookup.
@@ -112,6 +114,8 @@ impl Connector {
         let session = connector.connect(name.clone(), socket).await;
         let session = session.map_err(|error| Failure::new(ErrorKind::Tls, error))?;
         steps.tls = Some(began.elapsed());
+        let kind = session.get_ref().1.handshake_kind();
+        steps.is_tls_resumed = kind == Some(rustls::HandshakeKind::Resumed);
         let protocol = config.alpn_protocols.first();
         if let Some(protocol) = protocol.filter(|p| session.get_ref().1.alpn_protocol() != Some(p))
         {

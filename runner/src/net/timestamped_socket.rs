@@ -7,6 +7,7 @@
 use std::{
     cell::Cell,
     io,
+    net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -23,6 +24,8 @@ use crate::net::arrival_clock::{ArrivalClock, MAX_READ, ReorderCount};
 /// Times and byte counts of a connection.
 #[derive(Debug)]
 pub(crate) struct ConnectionStats {
+    /// The address of the target.
+    pub(crate) address: SocketAddr,
     /// When the bytes of the latest read arrived. Reads without bytes don't count.
     pub(crate) last_read: Cell<Instant>,
     /// Bytes read, after decryption.
@@ -63,7 +66,10 @@ impl TimestampedSocket {
     pub(crate) fn new(tcp: TcpStream, timestamps: Rc<ArrivalClock>) -> (Self, Rc<ConnectionStats>) {
         timestamps.enable_for(&tcp);
         let now = Instant::now();
+        // The address of a connection that has ended already is unknown.
+        let address = tcp.peer_addr().unwrap_or_else(|_| (Ipv4Addr::UNSPECIFIED, 0).into());
         let stats = Rc::new(ConnectionStats {
+            address,
             last_read: Cell::new(now),
             bytes_received: Cell::new(0),
             bytes_sent: Cell::new(0),

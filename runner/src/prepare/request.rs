@@ -13,6 +13,8 @@ pub(crate) struct EncodedRequest {
     pub(crate) bytes: Bytes,
     /// True for a HEAD request: its response has no body, whatever its headers say.
     pub(crate) is_head: bool,
+    /// True when the request may be sent twice (RFC 9110, 9.2.2).
+    pub(crate) is_idempotent: bool,
     /// The HTTP/2 request, if the target speaks HTTP/2.
     pub(crate) http2: Option<Arc<http::Request<Bytes>>>,
 }
@@ -58,6 +60,7 @@ impl RequestTemplate {
         EncodedRequest {
             bytes: encode_http1(method, uri, headers, body),
             is_head: method == Method::HEAD,
+            is_idempotent: method.is_idempotent(),
             http2: origin.speaks_http2.then(|| self.build_http2()).flatten().map(Arc::new),
         }
     }

@@ -4,475 +4,450 @@
 //! Pure: the caller passes the bytes and the time at which they arrived.
 
 use std::{
-    borrow::Cow,
+    ops::ControlFlow,
     time::{Duration, Instant},
 };
 
 use loadtest_core::metrics::Tokens;
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
+use super::{
+    chat_event::{ChatEvent, TokenKinds, Usage},
+    event_stream::{AfterEvent, EventStream, ServerEvent, is_done},
+    target_words::{describe_body, describe_other_body, shorten},
+};
 use crate::failure::{ErrorKind, Failure};
 
-/// Maximum length of a line of a stream, and of a response without a stream.
-const MAX_LINE: usize = 4 << 20;
+/// Maximum length of a response without a stream.
+const MAX_RESPONSE: usize = 16 << 20;
+
+/// Maximum length of a finish reason, which is the value of a label.
+const MAX_FINISH_REASON: usize = 32;
 
 /// A chat response that is being read.
 #[derive(Debug)]
-pub(crate) struct ChatReader {
-    stream: bool,
-    /// The incomplete current line. Without a stream: the whole response so far.
-    pending: Vec<u8>,
-    /// When the first token of content or of a tool call arrived.
-    first_token: Option<Instant>,
-    /// When the first and the latest token of any kind arrived.
-    generation_start: Option<Instant>,
-    latest_token: Option<Instant>,
-    /// Number of events with a token, by kind.
-    event_tokens: Tokens,
-    usage: Option<Usage>,
-    /// True when the current event has the name `error`.
-    in_error_event: bool,
-    is_done: bool,
+pub(crate) enum ChatReader {
+    Streamed(Box<StreamReader>),
+    /// The bytes of a response without a stream.
+    Whole(Vec<u8>),
 }
 
 /// A complete chat response.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct ChatResponse {
-    /// When the first token of content or of a tool call arrived.
-    pub(crate) first_token: Instant,
+    /// When the first token of any kind arrived; `None` for a response without tokens.
+    pub(crate) first_token: Option<Instant>,
+    /// When the first token of content arrived; `None` for a response without content.
+    pub(crate) first_content: Option<Instant>,
     pub(crate) tokens: Tokens,
+    /// When each event with a token arrived, and how many tokens it held. Empty without a stream.
+    pub(crate) token_times: TokenTimes,
+    /// Why the model stopped, as the target says it.
+    pub(crate) finish_reason: Option<FinishReason>,
+}
+
+/// Why a model stopped: a short word such as `stop` or `length`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct FinishReason {
+    bytes: [u8; MAX_FINISH_REASON],
+    length: u8,
+}
+
+/// The times of the tokens of one stream.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct TokenTimes {
+    first: Option<Instant>,
+    latest: Option<Instant>,
+    /// Seconds from each event with a token to the next one.
+    gaps: Vec<f32>,
+    /// The number of tokens that the target had reported at each event. Empty unless it reports
+    /// the number in every event.
+    reported: Vec<u32>,
+}
+
+/// A stream that is being read.
+#[derive(Debug, Default)]
+pub(crate) struct StreamReader {
+    events: EventStream,
+    state: StreamState,
+}
+
+#[derive(Debug, Default)]
+struct StreamState {
+    first_content: Option<Instant>,
+    times: TokenTimes,
+    /// Number of events with a token, by kind.
+    event_tokens: Tokens,
+    usage: Usage,
+    finish_reason: Option<FinishReason>,
+    /// True when an event was part of a chat completion.
+    is_chat: bool,
+    is_done: bool,
+    /// The first event that says nothing about a chat, and whether it is JSON.
+    other_event: Option<OtherEvent>,
+}
+
+#[derive(Debug)]
+struct OtherEvent {
+    words: String,
+    is_json: bool,
+}
+
+impl FinishReason {
+    /// Takes the letters, digits, `_` and `-` of a reason.
+    fn new(reason: &[u8]) -> Self {
+        let mut bytes = [0; MAX_FINISH_REASON];
+        let letters = reason.iter().filter(|b| b.is_ascii_alphanumeric() || b"_-".contains(b));
+        let mut length = 0;
+        for (slot, letter) in bytes.iter_mut().zip(letters) {
+            *slot = letter.to_ascii_lowercase();
+            length += 1;
+        }
+        Self { bytes, length }
+    }
+
+    /// The reason in lower case.
+    pub(crate) fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.bytes[..usize::from(self.length)]).unwrap_or_default()
+    }
+
+    /// Returns true when the target gave up. It reports this with status 200, because the stream
+    /// had begun.
+    fn is_failure(&self) -> bool {
+        let reason = self.as_str();
+        matches!(
+            reason,
+            "error"
+                | "abort"
+                | "aborted"
+                | "cancel"
+                | "cancelled"
+                | "canceled"
+                | "fail"
+                | "failed"
+                | "failure"
+                | "timeout"
+                | "insufficient_system_resource"
+        ) || reason.ends_with("_error")
+    }
+
+    fn check(self) -> Result<(), Failure> {
+        if self.is_failure() {
+            let message = format!("target gave up: finish_reason is {:?}", self.as_str());
+            return Err(Failure::new(ErrorKind::StreamError, message));
+        }
+        Ok(())
+    }
+}
+
+impl TokenTimes {
+    fn add(&mut self, at: Instant, reported: Option<u64>) {
+        match self.latest {
+            Some(before) => self.gaps.push(at.saturating_duration_since(before).as_secs_f32()),
+            None => self.first = Some(at),
+        }
+        self.latest = Some(at);
+        // Only if every event up to this one had a number.
+        if let Some(count) = reported.filter(|_| self.reported.len() == self.gaps.len()) {
+            self.reported.push(u32::try_from(count).unwrap_or(u32::MAX));
+        }
+    }
+
+    /// Returns true when there is time between tokens.
+    pub(crate) const fn has_gaps(&self) -> bool {
+        !self.gaps.is_empty()
+    }
+
+    const fn event_count(&self) -> usize {
+        match self.first {
+            Some(_) => self.gaps.len() + 1,
+            None => 0,
+        }
+    }
+
+    /// Calls `on_gap` with the time between two tokens, and how often that time occurs.
+    ///
+    /// An event may hold several tokens. Then they share the time since the event before, so that
+    /// the sum of all times is the time from the first to the last event. How many tokens an event
+    /// holds, the target says in each event, or the `total` is spread evenly.
+    pub(crate) fn token_gaps(&self, total: u64, mut on_gap: impl FnMut(Duration, u64)) {
+        let events = self.event_count() as u64;
+        let is_reported = self.reported.len() as u64 == events
+            && self.reported.is_sorted()
+            && self.reported.last().copied().map(u64::from)
+                > self.reported.first().copied().map(u64::from);
+        // The total may count one token more than there are events: the mark of the end.
+        let is_spread = !is_reported && total > events + 1;
+        for (index, gap) in self.gaps.iter().enumerate() {
+            let tokens = if is_reported {
+                u64::from(self.reported[index + 1] - self.reported[index])
+            } else if is_spread {
+                let up_to = |event: u64| event * total / events;
+                up_to(index as u64 + 2) - up_to(index as u64 + 1)
+            } else {
+                1
+            }
+            .max(1);
+            on_gap(Duration::from_secs_f32(*gap / tokens as f32), tokens);
+        }
+    }
+
+    /// Returns the share of the tokens that had arrived at `until`, from 0 to 1.
+    pub(crate) fn share_until(&self, until: Instant) -> f64 {
+        let (Some(first), Some(latest)) = (self.first, self.latest) else { return 1.0 };
+        if latest <= until {
+            return 1.0;
+        }
+        let mut passed = until.saturating_duration_since(first).as_secs_f32();
+        let in_time = |gap: &&f32| {
+            passed -= **gap;
+            passed >= 0.0
+        };
+        let arrived = self.gaps.iter().take_while(in_time).count() + usize::from(first <= until);
+        arrived as f64 / self.event_count() as f64
+    }
+}
+
+impl ChatResponse {
     /// Mean time of each token after the first. `None` for a single token, and without a stream.
-    pub(crate) time_per_token: Option<Duration>,
-}
-
-#[derive(Deserialize)]
-struct Event<'a> {
-    /// Some servers send null for no choices.
-    #[serde(borrow, default)]
-    choices: Option<Vec<Choice<'a>>>,
-    #[serde(borrow, default)]
-    error: Option<&'a RawValue>,
-    /// Some servers send this field instead of `error`.
-    #[serde(borrow, default)]
-    error_code: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    object: Option<Cow<'a, str>>,
-    #[serde(default)]
-    usage: Option<Usage>,
-}
-
-impl Event<'_> {
-    /// Returns true when the event reports an error.
-    fn is_error(&self) -> bool {
-        let is_set =
-            |raw: Option<&RawValue>| raw.is_some_and(|raw| !matches!(raw.get(), "null" | "0"));
-        is_set(self.error) || is_set(self.error_code) || self.object.as_deref() == Some("error")
-    }
-}
-
-#[derive(Deserialize)]
-struct Choice<'a> {
-    #[serde(borrow, default)]
-    delta: Option<Delta<'a>>,
-    #[serde(borrow, default)]
-    message: Option<Delta<'a>>,
-}
-
-#[derive(Deserialize)]
-struct Delta<'a> {
-    #[serde(borrow, default)]
-    content: Option<Cow<'a, str>>,
-    /// Some servers use this name, some use the next one, and some send both.
-    #[serde(borrow, default)]
-    reasoning_content: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    reasoning: Option<Cow<'a, str>>,
-    /// The reason why the model refuses to answer. It counts as content.
-    #[serde(borrow, default)]
-    refusal: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
-    tool_calls: Option<&'a RawValue>,
-    /// The older form of tool calls.
-    #[serde(borrow, default)]
-    function_call: Option<&'a RawValue>,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-struct Usage {
-    #[serde(default)]
-    prompt_tokens: Option<u64>,
-    #[serde(default)]
-    completion_tokens: Option<u64>,
-    #[serde(default)]
-    completion_tokens_details: Option<TokenDetails>,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-struct TokenDetails {
-    #[serde(default)]
-    reasoning_tokens: Option<u64>,
-}
-
-impl Delta<'_> {
-    fn has_text(text: Option<&Cow<'_, str>>) -> bool {
-        text.is_some_and(|text| !text.is_empty())
-    }
-
-    /// Returns which kinds of tokens the delta holds: content, reasoning, tool call.
-    fn token_kinds(&self) -> (bool, bool, bool) {
-        let has_value =
-            |raw: Option<&RawValue>| raw.is_some_and(|raw| !matches!(raw.get(), "null" | "[]"));
-        let tool = has_value(self.tool_calls) || has_value(self.function_call);
-        (
-            Self::has_text(self.content.as_ref()) || Self::has_text(self.refusal.as_ref()),
-            Self::has_text(self.reasoning_content.as_ref())
-                || Self::has_text(self.reasoning.as_ref()),
-            tool,
-        )
+    pub(crate) fn time_per_token(&self) -> Option<Duration> {
+        let took = self.token_times.latest?.saturating_duration_since(self.token_times.first?);
+        let after_first = self.tokens.generated().saturating_sub(1);
+        u32::try_from(after_first).ok().and_then(|tokens| took.checked_div(tokens))
     }
 }
 
 impl ChatReader {
-    pub(crate) const fn new(stream: bool) -> Self {
-        Self {
-            stream,
-            pending: Vec::new(),
-            first_token: None,
-            generation_start: None,
-            latest_token: None,
-            event_tokens: Tokens { output: 0, reasoning: 0, tool: 0, prompt: 0 },
-            usage: None,
-            in_error_event: false,
-            is_done: false,
+    pub(crate) fn new(stream: bool) -> Self {
+        if stream { Self::Streamed(Box::default()) } else { Self::Whole(Vec::new()) }
+    }
+
+    /// Returns when the first token of any kind and the first token of content arrived.
+    pub(crate) fn first_tokens(&self) -> (Option<Instant>, Option<Instant>) {
+        match self {
+            Self::Streamed(stream) => (stream.state.times.first, stream.state.first_content),
+            Self::Whole(_) => (None, None),
         }
     }
 
-    /// Returns when the first token arrived.
-    pub(crate) const fn first_token(&self) -> Option<Instant> {
-        self.first_token
-    }
-
-    /// Reads bytes that arrived at `at`. Calls `on_token_gap` with each time between two tokens.
-    pub(crate) fn read_bytes(
-        &mut self,
-        data: &[u8],
-        at: Instant,
-        on_token_gap: &mut impl FnMut(Duration),
-    ) -> Result<(), Failure> {
-        if self.pending.len() + data.len() > MAX_LINE {
-            return Err(Failure::new(ErrorKind::Protocol, "chat response has a line over 4 MiB"));
-        }
-        if !self.stream {
-            self.pending.extend_from_slice(data);
-            return Ok(());
-        }
-        let mut rest = data;
-        while let Some(end) = rest.iter().position(|b| *b == b'\n') {
-            let (line, next) = (&rest[..end], &rest[end + 1..]);
-            if self.pending.is_empty() {
-                self.read_line(line, at, on_token_gap)?;
-            } else {
-                let mut whole = std::mem::take(&mut self.pending);
-                whole.extend_from_slice(line);
-                self.read_line(&whole, at, on_token_gap)?;
+    /// Reads bytes that arrived at `at`. Stops when the response is complete.
+    pub(crate) fn read_bytes(&mut self, bytes: &[u8], at: Instant) -> AfterEvent {
+        match self {
+            Self::Streamed(stream) => {
+                let StreamReader { events, state } = &mut **stream;
+                events.read(bytes, at, &mut |event| state.read_event(&event))
             }
-            rest = next;
-        }
-        self.pending.extend_from_slice(rest);
-        Ok(())
-    }
-
-    /// Reads one line of server-sent events. Comments, events with only a role and `[DONE]` hold no
-    /// tokens.
-    fn read_line(
-        &mut self,
-        line: &[u8],
-        at: Instant,
-        on_token_gap: &mut impl FnMut(Duration),
-    ) -> Result<(), Failure> {
-        if let Some(name) = line.strip_prefix(b"event:") {
-            self.in_error_event = name.trim_ascii() == b"error";
-            return Ok(());
-        }
-        let Some(data) = line.strip_prefix(b"data:") else {
-            // An empty line ends an event and its name.
-            self.in_error_event &= !line.trim_ascii().is_empty();
-            return Ok(());
-        };
-        let data = data.trim_ascii();
-        let error_event = |data: &[u8]| {
-            let text: String = String::from_utf8_lossy(data).chars().take(200).collect();
-            Failure::new(ErrorKind::StreamError, format!("error event: {text}"))
-        };
-        if self.in_error_event {
-            return Err(error_event(data));
-        }
-        if data == b"[DONE]" {
-            self.is_done = true;
-            return Ok(());
-        }
-        if data.is_empty() {
-            return Ok(());
-        }
-        let event: Event<'_> = serde_json::from_slice(data).map_err(|error| {
-            Failure::new(ErrorKind::StreamMalformed, format!("event is not chat JSON: {error}"))
-        })?;
-        if event.is_error() {
-            return Err(error_event(event.error.map_or(data, |error| error.get().as_bytes())));
-        }
-        // Servers send the usage once at the end, or in every event with growing numbers.
-        self.usage = event.usage.or(self.usage);
-        let deltas = event.choices.iter().flatten().filter_map(|choice| choice.delta.as_ref());
-        let (mut content, mut reasoning, mut tool) = (false, false, false);
-        for (has_content, has_reasoning, has_tool) in deltas.map(Delta::token_kinds) {
-            content |= has_content;
-            reasoning |= has_reasoning;
-            tool |= has_tool;
-        }
-        if !(content || reasoning || tool) {
-            return Ok(());
-        }
-        self.event_tokens.output += u64::from(content);
-        self.event_tokens.reasoning += u64::from(reasoning);
-        self.event_tokens.tool += u64::from(tool);
-        if self.first_token.is_none() && (content || tool) {
-            self.first_token = Some(at);
-        }
-        if let Some(before) = self.latest_token {
-            on_token_gap(at.saturating_duration_since(before));
-        }
-        self.generation_start.get_or_insert(at);
-        self.latest_token = Some(at);
-        Ok(())
-    }
-
-    /// Returns the number of tokens. The count of the target is preferred, because an event may
-    /// hold several tokens.
-    fn total_tokens(&self) -> Tokens {
-        let Some(usage) = self.usage else { return self.event_tokens };
-        let Some(completion) = usage.completion_tokens.filter(|tokens| *tokens > 0) else {
-            return Tokens { prompt: usage.prompt_tokens.unwrap_or(0), ..self.event_tokens };
-        };
-        let reported = usage.completion_tokens_details.and_then(|details| details.reasoning_tokens);
-        let reasoning = reported.unwrap_or(self.event_tokens.reasoning).min(completion);
-        let tool = self.event_tokens.tool.min(completion - reasoning);
-        Tokens {
-            output: completion - reasoning - tool,
-            reasoning,
-            tool,
-            prompt: usage.prompt_tokens.unwrap_or(0),
+            Self::Whole(body) => {
+                if body.len() + bytes.len() > MAX_RESPONSE {
+                    let message = "response is over 16 MiB, the limit of the load generator";
+                    return Err(Failure::new(ErrorKind::Protocol, message));
+                }
+                body.extend_from_slice(bytes);
+                Ok(ControlFlow::Continue(()))
+            }
         }
     }
 
     /// Ends a response that was read completely at `last`.
-    pub(crate) fn finish(mut self, last: Instant) -> Result<ChatResponse, Failure> {
-        if self.stream {
-            if !self.pending.is_empty() {
-                let line = std::mem::take(&mut self.pending);
-                self.read_line(&line, last, &mut |_| {})?;
+    pub(crate) fn finish(self, last: Instant) -> Result<ChatResponse, Failure> {
+        match self {
+            Self::Streamed(mut stream) => {
+                let StreamReader { events, state } = &mut *stream;
+                if !state.is_done {
+                    let _ = events.finish(last, &mut |event| state.read_event(&event))?;
+                }
+                state.check_complete(events.other_body())?;
+                Ok(stream.state.into_response())
             }
-            if !self.is_done {
-                let message = "stream ended without data: [DONE]";
-                return Err(Failure::new(ErrorKind::StreamCut, message));
-            }
-            let first_token = self.first_token.ok_or_else(|| {
-                Failure::new(ErrorKind::Protocol, "stream ended without a content token")
-            })?;
-            let tokens = self.total_tokens();
-            let took = self.generation_start.zip(self.latest_token).map(|(from, to)| to - from);
-            let after_first =
-                u32::try_from(tokens.generated().saturating_sub(1)).unwrap_or(u32::MAX);
-            let time_per_token =
-                took.filter(|_| after_first > 0).map(|took| took / after_first.max(1));
-            return Ok(ChatResponse { first_token, tokens, time_per_token });
-        }
-        let completion: Event<'_> = serde_json::from_slice(&self.pending).map_err(|error| {
-            Failure::new(ErrorKind::Protocol, format!("response is not chat JSON: {error}"))
-        })?;
-        self.usage = completion.usage;
-        match completion.choices.iter().flatten().next().and_then(|choice| choice.message.as_ref())
-        {
-            // Without a stream, the user sees the first token when the whole response is there.
-            Some(_) => Ok(ChatResponse {
-                first_token: last,
-                tokens: self.total_tokens(),
-                time_per_token: None,
-            }),
-            None => Err(Failure::new(ErrorKind::Protocol, "response has no choices[0].message")),
+            Self::Whole(body) => read_whole(&body, last),
         }
     }
+}
+
+impl StreamState {
+    fn read_event(&mut self, event: &ServerEvent<'_>) -> AfterEvent {
+        let data = event.data.trim_ascii();
+        if event.name.eq_ignore_ascii_case(b"error") {
+            return Err(error_event(data));
+        }
+        if is_done(data) {
+            self.is_done = true;
+            return Ok(ControlFlow::Break(()));
+        }
+        if data.first() != Some(&b'{') {
+            // Keep-alive signs and texts of gateways.
+            self.note_other_event(event, false);
+            return Ok(ControlFlow::Continue(()));
+        }
+        let chat = ChatEvent::parse(data).map_err(|error| {
+            let text = shorten(&String::from_utf8_lossy(data));
+            Failure::new(ErrorKind::StreamMalformed, format!("{error}: {text}"))
+        })?;
+        if let Some(error) = chat.error {
+            return Err(error_event(error));
+        }
+        if let Some(api) = chat.other_api.filter(|_| !chat.has_choices) {
+            let message = format!("target streams {api}, and a chat task speaks chat completions");
+            return Err(Failure::new(ErrorKind::Protocol, message));
+        }
+        if chat.has_choices || chat.usage != Usage::default() {
+            self.is_chat |= chat.has_choices;
+            self.read_chat(&chat, event.at);
+        } else if data != b"{}" {
+            self.note_other_event(event, true);
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Remembers the first event that says nothing about a chat. Events with a name of their own,
+    /// such as `ping`, are none of ours.
+    fn note_other_event(&mut self, event: &ServerEvent<'_>, is_json: bool) {
+        if self.other_event.is_none() && matches!(event.name, b"" | b"message") {
+            self.other_event = describe_body(event.data).map(|words| OtherEvent { words, is_json });
+        }
+    }
+
+    fn read_chat(&mut self, chat: &ChatEvent<'_>, at: Instant) {
+        // Servers report the usage once at the end, or in every event with growing numbers.
+        self.usage.update(chat.usage);
+        if let Some(reason) = chat.finish_reason {
+            let reason = FinishReason::new(reason);
+            // With several choices, one that failed counts.
+            if !self.finish_reason.is_some_and(|before| before.is_failure()) {
+                self.finish_reason = Some(reason);
+            }
+        }
+        let TokenKinds { content, reasoning, tool } = chat.tokens;
+        if !chat.tokens.any() {
+            return;
+        }
+        self.event_tokens.output += u64::from(content);
+        self.event_tokens.reasoning += u64::from(reasoning);
+        self.event_tokens.tool += u64::from(tool);
+        if content && self.first_content.is_none() {
+            self.first_content = Some(at);
+        }
+        self.times.add(at, chat.usage.completion);
+    }
+
+    /// Returns an error unless the stream is complete: it ended with `[DONE]`, or cleanly after a
+    /// finish reason.
+    fn check_complete(&self, other_body: &[u8]) -> Result<(), Failure> {
+        if let Some(reason) = self.finish_reason {
+            return reason.check();
+        }
+        if !self.is_chat && !other_body.is_empty() {
+            return Err(not_a_stream(other_body));
+        }
+        let is_whole = self.is_done && self.is_chat;
+        match &self.other_event {
+            // Some servers send JSON of their own beside the chat.
+            Some(OtherEvent { words, is_json }) if !(is_whole && *is_json) => {
+                let message = format!("stream ended after an event that is no chat: {words}");
+                Err(Failure::new(ErrorKind::StreamError, message))
+            }
+            _ if self.is_done => Ok(()),
+            _ => {
+                let message = "stream ended without a finish_reason and without data: [DONE]";
+                Err(Failure::new(ErrorKind::StreamCut, message))
+            }
+        }
+    }
+
+    fn into_response(self) -> ChatResponse {
+        ChatResponse {
+            first_token: self.times.first,
+            first_content: self.first_content,
+            tokens: total_tokens(&self.usage, self.event_tokens),
+            token_times: self.times,
+            finish_reason: self.finish_reason,
+        }
+    }
+}
+
+/// Returns the number of tokens. The count of the target is preferred, because an event may hold
+/// several tokens.
+fn total_tokens(usage: &Usage, events: Tokens) -> Tokens {
+    let prompt = usage.prompt.unwrap_or(0);
+    let Some(completion) = usage.completion.filter(|tokens| *tokens > 0) else {
+        return Tokens { prompt, ..events };
+    };
+    // Without a count of its own, reasoning has the share of its events.
+    let share = || {
+        let all = events.generated().max(1);
+        u64::try_from(u128::from(completion) * u128::from(events.reasoning) / u128::from(all))
+            .unwrap_or(completion)
+    };
+    let reasoning = usage.reasoning.unwrap_or_else(share).min(completion);
+    let tool = events.tool.min(completion - reasoning);
+    Tokens { output: completion - reasoning - tool, reasoning, tool, prompt }
+}
+
+/// Reads a response without a stream.
+fn read_whole(body: &[u8], last: Instant) -> Result<ChatResponse, Failure> {
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body).trim_ascii();
+    if body.starts_with(b"data:") || body.starts_with(b"event:") {
+        let message = "target sent an event stream, and the task has stream: false";
+        return Err(Failure::new(ErrorKind::Protocol, message));
+    }
+    let not_chat = |what: &str| {
+        Failure::new(ErrorKind::Protocol, super::target_words::with_words(what.to_owned(), body))
+    };
+    let chat = match ChatEvent::parse(body) {
+        Ok(chat) => chat,
+        Err(_) if body.is_empty() => return Err(not_chat("response has an empty body")),
+        Err(error) if body.starts_with(b"{") => {
+            return Err(not_chat(&format!("response is not chat JSON: {error}")));
+        }
+        Err(_) => return Err(not_chat("response is not chat JSON")),
+    };
+    if let Some(error) = chat.error {
+        let words = describe_body(error).unwrap_or_default();
+        return Err(Failure::new(
+            ErrorKind::StreamError,
+            format!("error in the response: {words}"),
+        ));
+    }
+    if !chat.has_choices {
+        return Err(match chat.other_api {
+            Some(api) => not_chat(&format!("response is of {api}, not of chat completions")),
+            None => not_chat("response has no choices"),
+        });
+    }
+    let finish_reason = chat.finish_reason.map(FinishReason::new);
+    finish_reason.map_or(Ok(()), FinishReason::check)?;
+    let TokenKinds { content, reasoning, tool } = chat.tokens;
+    let events = Tokens {
+        output: u64::from(content),
+        reasoning: u64::from(reasoning && !content),
+        tool: u64::from(tool && !content),
+        prompt: 0,
+    };
+    // Without a stream, the user sees the first token when the whole response is there.
+    Ok(ChatResponse {
+        first_token: chat.tokens.any().then_some(last),
+        first_content: content.then_some(last),
+        tokens: total_tokens(&chat.usage, events),
+        token_times: TokenTimes::default(),
+        finish_reason,
+    })
+}
+
+fn error_event(data: &[u8]) -> Failure {
+    let words = describe_body(data).unwrap_or_else(|| "without a message".to_owned());
+    Failure::new(ErrorKind::StreamError, format!("error event: {words}"))
+}
+
+/// The failure of a body that should have been a stream.
+fn not_a_stream(body: &[u8]) -> Failure {
+    let body = body.trim_ascii();
+    if let Ok(ChatEvent { error: Some(error), .. }) = ChatEvent::parse(body) {
+        let words = describe_body(error).unwrap_or_default();
+        let message = format!("target sent a JSON error in place of a stream: {words}");
+        return Failure::new(ErrorKind::StreamError, message);
+    }
+    let message = format!("response is not an event stream but {}", describe_other_body(body));
+    Failure::new(ErrorKind::Protocol, message)
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const ROLE: &str =
-        "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n";
-    const TOKEN: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"Hi\"}}]}\n\n";
-    const USAGE: &str = "data: {\"choices\":[],\"usage\":{\"completion_tokens\":1}}\n\n";
-    const DONE: &str = "data: [DONE]\n\n";
-
-    /// Reads events that arrive every 10 ms. Returns the response, the time of its first token and
-    /// the gaps between tokens, both in milliseconds.
-    fn read_stream(events: &[&str]) -> Result<(ChatResponse, u128, Vec<u128>), ErrorKind> {
-        let start = Instant::now();
-        let mut chat = ChatReader::new(true);
-        let (mut at, mut gaps) = (start, Vec::new());
-        for event in events {
-            at += Duration::from_millis(10);
-            let mut on_token_gap = |gap: Duration| gaps.push(gap.as_millis());
-            chat.read_bytes(event.as_bytes(), at, &mut on_token_gap).map_err(|f| f.kind)?;
-        }
-        let response = chat.finish(at).map_err(|f| f.kind)?;
-        Ok((response, (response.first_token - start).as_millis(), gaps))
-    }
-
-    fn first_token_millis(events: &[&str]) -> Result<u128, ErrorKind> {
-        read_stream(events).map(|(_, first, _)| first)
-    }
-
-    #[test]
-    fn gaps_are_measured_between_tokens_only() {
-        let (found, _, gaps) =
-            read_stream(&[ROLE, TOKEN, ": keep-alive\n\n", TOKEN, TOKEN, USAGE, DONE]).unwrap();
-        assert_eq!(gaps, [20, 10]);
-        // The usage says 1, and the count of the target is preferred.
-        assert_eq!((found.tokens.output, found.time_per_token), (1, None));
-        let (found, ..) = read_stream(&[ROLE, TOKEN, TOKEN, TOKEN, DONE]).unwrap();
-        assert_eq!(
-            (found.tokens.output, found.time_per_token),
-            (3, Some(Duration::from_millis(10)))
-        );
-    }
-
-    #[test]
-    fn error_events_of_every_form_are_recognized() {
-        for event in [
-            "data: {\"error\":{\"message\":\"out of memory\"}}\n\n",
-            "data: {\"error_code\":50001,\"text\":\"out of memory\"}\n\n",
-            "data: {\"object\":\"error\",\"message\":\"out of memory\"}\n\n",
-            "event: error\ndata: {\"message\":\"out of memory\"}\n\n",
-            "event:error\r\ndata: out of memory\r\n\r\n",
-        ] {
-            assert_eq!(
-                first_token_millis(&[TOKEN, event, DONE]),
-                Err(ErrorKind::StreamError),
-                "{event}"
-            );
-        }
-        // Neither of the two events is an error.
-        let no_error = "event: message\ndata: {\"error\":null,\"error_code\":0,\"object\":\"chat.completion.chunk\"}\n\n";
-        assert_eq!(first_token_millis(&[no_error, TOKEN, "event: error\n\n", TOKEN, DONE]), Ok(20));
-    }
-
-    #[test]
-    fn usage_is_preferred_to_the_number_of_events() {
-        let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":11,\"completion_tokens_details\":{\"reasoning_tokens\":4}}}\n\n";
-        let (found, ..) = read_stream(&[TOKEN, TOKEN, usage, DONE]).unwrap();
-        let expected = Tokens { output: 7, reasoning: 4, tool: 0, prompt: 7 };
-        assert_eq!(
-            (found.tokens, found.time_per_token),
-            (expected, Some(Duration::from_millis(1)))
-        );
-    }
-
-    #[test]
-    fn nulls_and_refusals_are_valid_events() {
-        let refusal = "data: {\"choices\":[{\"delta\":{\"refusal\":\"No.\"}}],\"usage\":null}\n\n";
-        let nulls = "data: {\"choices\":null,\"usage\":{\"prompt_tokens\":null,\"completion_tokens\":null}}\n\n";
-        let (found, ..) = read_stream(&[ROLE, refusal, nulls, DONE]).unwrap();
-        assert_eq!(found.tokens.output, 1);
-    }
-
-    #[test]
-    fn a_tool_call_is_a_first_token_and_reasoning_is_not() {
-        let thought = "data: {\"choices\":[{\"delta\":{\"reasoning_content\":\"Hm\"}}]}\n\n";
-        let call = "data: {\"choices\":[{\"delta\":{\"content\":null,\"tool_calls\":[{\"index\":0}]}}]}\n\n";
-        let (found, first, gaps) = read_stream(&[ROLE, thought, thought, TOKEN, DONE]).unwrap();
-        assert_eq!((first, gaps.len()), (40, 2));
-        assert_eq!((found.tokens.reasoning, found.tokens.output), (2, 1));
-        let (found, first, _) = read_stream(&[ROLE, thought, call, DONE]).unwrap();
-        assert_eq!((first, found.tokens.tool), (30, 1));
-    }
-
-    #[test]
-    fn the_first_token_is_the_first_event_with_content() {
-        assert_eq!(
-            first_token_millis(&[": keep-alive\n\n", ROLE, TOKEN, TOKEN, USAGE, DONE]),
-            Ok(30)
-        );
-    }
-
-    #[test]
-    fn a_stream_without_its_end_mark_is_cut() {
-        assert_eq!(first_token_millis(&[ROLE, TOKEN]), Err(ErrorKind::StreamCut));
-    }
-
-    #[test]
-    fn an_error_event_fails_despite_a_good_status() {
-        let error = "data: {\"error\":{\"message\":\"overloaded\"}}\n\n";
-        assert_eq!(first_token_millis(&[ROLE, TOKEN, error, DONE]), Err(ErrorKind::StreamError));
-        assert_eq!(
-            first_token_millis(&["data: {\"choices\":[],\"error\":null}\n\n", TOKEN, DONE]),
-            Ok(20)
-        );
-    }
-
-    #[test]
-    fn a_malformed_event_fails() {
-        assert_eq!(
-            first_token_millis(&[ROLE, "data: {oops\n\n", DONE]),
-            Err(ErrorKind::StreamMalformed)
-        );
-    }
-
-    #[test]
-    fn a_stream_without_tokens_fails() {
-        assert_eq!(first_token_millis(&[ROLE, DONE]), Err(ErrorKind::Protocol));
-    }
-
-    #[test]
-    fn a_response_without_a_stream_must_be_complete() {
-        let last = Instant::now();
-        let mut chat = ChatReader::new(false);
-        chat.read_bytes(b"{\"choices\":[{\"message\":{\"content\":\"Hi", last, &mut |_| {})
-            .unwrap();
-        chat.read_bytes(b" there\"}}],\"usage\":{\"completion_tokens\":5}}", last, &mut |_| {})
-            .unwrap();
-        let found = chat.finish(last).unwrap();
-        assert_eq!((found.first_token, found.tokens.output), (last, 5));
-        let mut cut = ChatReader::new(false);
-        cut.read_bytes(b"{\"choices\":[", last, &mut |_| {}).unwrap();
-        assert_eq!(cut.finish(last).unwrap_err().kind, ErrorKind::Protocol);
-    }
-
-    proptest! {
-        #[test]
-        fn a_stream_may_arrive_in_pieces_of_any_size(cuts in prop::collection::vec(1_usize..200, 0..12)) {
-            let whole = [ROLE, TOKEN, TOKEN, USAGE, DONE].concat();
-            let at = Instant::now();
-            let mut chat = ChatReader::new(true);
-            let mut rest = whole.as_bytes();
-            for cut in cuts {
-                let (now, later) = rest.split_at(cut.min(rest.len()));
-                chat.read_bytes(now, at, &mut |_| {}).unwrap();
-                rest = later;
-            }
-            chat.read_bytes(rest, at, &mut |_| {}).unwrap();
-            prop_assert!(chat.finish(at).is_ok());
-        }
-
-        #[test]
-        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), stream: bool) {
-            let mut chat = ChatReader::new(stream);
-            let at = Instant::now();
-            if chat.read_bytes(&bytes, at, &mut |_| {}).is_ok() {
-                let _ = chat.finish(at);
-            }
-        }
-    }
-}
+mod tests;

@@ -2,11 +2,13 @@
 //! for a single request.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
+    net::SocketAddr,
     rc::Rc,
     time::{Duration, Instant},
 };
 
+use bytes::BytesMut;
 use loadtest_core::resource::{ConnectionReuse, HttpVersion};
 use tokio::io::AsyncReadExt;
 
@@ -16,11 +18,16 @@ use crate::{
     net::{arrival_clock::ArrivalClock, connector::Connector, timestamped_socket::ConnectionStats},
     prepare::plan::PreparedPlan,
     protocol::{http1::Http1Connection, http2::Http2Connection},
-    timer::PreciseTimer,
 };
 
 /// Maximum time to wait until the target closes a connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Maximum number of connections that wait until the target closes them.
+const MAX_CLOSING: usize = 256;
+
+/// Maximum time to wait for the rest of a body that nobody needs. A new connection takes longer.
+const REST_TIMEOUT: Duration = Duration::from_millis(5);
 
 /// An open connection.
 #[derive(Debug)]
@@ -75,6 +82,13 @@ impl ConnectionSlot {
         self.connection.as_ref().map(|open| open.stats().last_read.get())
     }
 
+    /// Stops new requests on a connection that many users may share.
+    pub(crate) fn stop_sending(&self) {
+        if let Some(Connection::Http2(shared)) = &self.connection {
+            shared.stop_sending();
+        }
+    }
+
     /// Drops a connection that has ended.
     pub(crate) fn discard(&mut self) {
         self.is_lost |= self.connection.take().is_some();
@@ -92,13 +106,22 @@ impl ConnectionSlot {
         Ok(self.connection.insert(connection))
     }
 
-    /// Ends a request and returns the bytes sent and received.
+    /// Returns the bytes sent and received since the last call.
+    pub(crate) fn take_bytes(&self) -> (u64, u64) {
+        self.connection.as_ref().map_or((0, 0), Connection::take_bytes)
+    }
+
+    /// Returns the address of the open connection.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.connection.as_ref().map(|open| open.stats().address)
+    }
+
+    /// Ends a request.
     ///
     /// `is_broken` means that the state of the protocol on the connection is unknown. `is_silent`
     /// means that the request timed out and the target sent nothing after it.
-    pub(crate) fn finish_request(&mut self, is_broken: bool, is_silent: bool) -> (u64, u64) {
-        let Some(open) = &self.connection else { return (0, 0) };
-        let bytes = open.take_bytes();
+    pub(crate) fn finish_request(&mut self, is_broken: bool, is_silent: bool) {
+        let Some(open) = &self.connection else { return };
         let is_lost = match open {
             Connection::Http1(_) => is_broken,
             // A failed request breaks only its stream. A silent connection, though, is broken for
@@ -113,7 +136,6 @@ impl ConnectionSlot {
         if is_lost || open.is_used_up() {
             self.discard();
         }
-        bytes
     }
 }
 
@@ -128,6 +150,10 @@ pub(crate) struct ConnectionPool {
     /// The HTTP/2 connection that all users share, and the lock for opening it.
     shared_http2: RefCell<ConnectionSlot>,
     opening_lock: tokio::sync::Mutex<()>,
+    /// Number of connections that wait until the target closes them.
+    closing: Rc<Cell<usize>>,
+    /// True once a target has left a response open after its last event.
+    leaves_open: Cell<bool>,
 }
 
 impl ConnectionPool {
@@ -140,6 +166,8 @@ impl ConnectionPool {
             idle: RefCell::default(),
             shared_http2: RefCell::default(),
             opening_lock: tokio::sync::Mutex::new(()),
+            closing: Rc::default(),
+            leaves_open: Cell::new(false),
         })
     }
 
@@ -167,20 +195,49 @@ impl ConnectionPool {
         }
     }
 
-    /// Waits until the target closes a connection that will not be used again. The side that closes
-    /// first keeps the port in `TIME_WAIT` for a minute.
-    pub(crate) async fn await_remote_close(&self, slot: &mut ConnectionSlot, timer: &PreciseTimer) {
-        let Some(Connection::Http1(open)) = &mut slot.connection else { return };
+    /// Makes the connection in a slot ready for another request, or drops it.
+    pub(crate) async fn prepare_reuse(&self, slot: &mut ConnectionSlot, buffer: &mut BytesMut) {
+        if let Some(Connection::Http1(open)) = &mut slot.connection
+            && open.unread_body.is_some()
+        {
+            // A target that leaves responses open is waited for only once.
+            let limit = if self.leaves_open.get() { Duration::ZERO } else { REST_TIMEOUT };
+            let read = open.finish_unread_body(buffer);
+            let is_ready = tokio::time::timeout(limit, read).await;
+            self.leaves_open.set(self.leaves_open.get() || is_ready.is_err());
+            open.is_used_up |= !is_ready.unwrap_or(false);
+        }
+        if slot.connection.as_mut().is_some_and(|open| !open.can_send()) {
+            slot.discard();
+        }
+    }
+
+    /// Takes a connection that will not be used again out of its slot. It stays open in the
+    /// background until the target closes it, because the side that closes first keeps the port in
+    /// `TIME_WAIT` for a minute. No user waits for that.
+    pub(crate) fn retire(&self, slot: &mut ConnectionSlot) {
+        let Some(Connection::Http1(open)) = &slot.connection else { return };
+        let is_over = open.is_used_up || self.reuse == ConnectionReuse::PerRequest;
         // The rest of a response that was given up is not worth reading.
-        if open.has_unread_body || self.reuse != ConnectionReuse::PerRequest && !open.is_used_up {
+        if !is_over || open.unread_body.is_some() || self.closing.get() >= MAX_CLOSING {
             return;
         }
-        let mut discarded = [0; 64];
-        let closed = async { while open.stream.read(&mut discarded).await.is_ok_and(|n| n > 0) {} };
-        tokio::select! {
-            () = closed => {}
-            () = timer.sleep_until(Instant::now() + CLOSE_TIMEOUT) => {}
-        }
+        let Some(Connection::Http1(mut open)) = slot.connection.take() else { return };
+        slot.is_lost = true;
+        self.closing.set(self.closing.get() + 1);
+        let closing = Rc::clone(&self.closing);
+        tokio::task::spawn_local(async move {
+            let mut discarded = [0; 64];
+            let closed =
+                async { while open.stream.read(&mut discarded).await.is_ok_and(|n| n > 0) {} };
+            let _ = tokio::time::timeout(CLOSE_TIMEOUT, closed).await;
+            closing.set(closing.get() - 1);
+        });
+    }
+
+    /// Returns true when the target is called over HTTP/2.
+    pub(crate) const fn speaks_http2(&self) -> bool {
+        matches!(self.version, HttpVersion::Http2)
     }
 
     /// Returns the HTTP/2 connection that all users share, while requests can be sent on it.
@@ -203,7 +260,8 @@ impl ConnectionPool {
                 stream,
                 stats,
                 is_used_up: false,
-                has_unread_body: false,
+                unread_body: None,
+                expires: None,
             }));
         }
         if self.reuse != ConnectionReuse::Shared {

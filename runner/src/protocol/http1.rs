@@ -6,9 +6,11 @@
 
 use std::{
     mem::MaybeUninit,
+    ops::ControlFlow,
     pin::Pin,
     rc::Rc,
     task::{Context, Waker},
+    time::Instant,
 };
 
 use bytes::{Buf, BytesMut};
@@ -19,12 +21,13 @@ use crate::{
     failure::{ErrorKind, Failure},
     net::{stream::MeteredStream, timestamped_socket::ConnectionStats},
     prepare::check::HeaderField,
+    protocol::{content_encoding::ContentEncoding, event_stream::AfterEvent},
 };
 
 /// Maximum length of the head of a response.
-const MAX_HEAD: usize = 64 << 10;
+const MAX_HEAD: usize = 256 << 10;
 /// Maximum number of headers of a response.
-const MAX_HEADERS: usize = 96;
+const MAX_HEADERS: usize = 256;
 /// Number of bytes that are read at once.
 const READ_SIZE: usize = 16 << 10;
 
@@ -32,8 +35,7 @@ const READ_SIZE: usize = 16 << 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ResponseHead {
     pub(crate) status: u16,
-    /// True when the body is compressed.
-    pub(crate) is_gzip: bool,
+    pub(crate) encoding: ContentEncoding,
     /// All headers, if the caller asked for them.
     pub(crate) headers: Vec<HeaderField>,
     /// How the body ends.
@@ -58,8 +60,11 @@ pub(crate) struct Http1Connection {
     /// True when no other request can be sent: the target said so, or a response ended with the
     /// connection.
     pub(crate) is_used_up: bool,
-    /// True when a part of a response that was given up is still unread.
-    pub(crate) has_unread_body: bool,
+    /// The rest of a body of which the caller needs nothing more. It has to be read before the next
+    /// request.
+    pub(crate) unread_body: Option<BodyReader>,
+    /// When the connection is too old for another request.
+    pub(crate) expires: Option<Instant>,
 }
 
 impl Http1Connection {
@@ -67,10 +72,24 @@ impl Http1Connection {
     ///
     /// Between requests there is nothing to read, so the check needs no system call.
     pub(super) fn is_open(&mut self) -> bool {
+        if self.expires.is_some_and(|at| at <= Instant::now()) {
+            return false;
+        }
         let mut byte = [0];
         let mut buffer = ReadBuf::new(&mut byte);
         let mut context = Context::from_waker(Waker::noop());
         Pin::new(&mut self.stream).poll_read(&mut context, &mut buffer).is_pending()
+    }
+
+    /// Reads the rest of the previous body, which nobody needs. Returns false when the connection
+    /// can't be used again.
+    pub(super) async fn finish_unread_body(&mut self, buffer: &mut BytesMut) -> bool {
+        let Some(mut body) = self.unread_body.take() else { return true };
+        let ignore = |_: &[u8]| Ok(ControlFlow::Continue(()));
+        let end = read_body(&mut self.stream, buffer, &mut body, ignore).await;
+        buffer.clear();
+        self.is_used_up |= !matches!(end, Ok(BodyEnd::Complete { has_surplus: false }));
+        !self.is_used_up
     }
 }
 
@@ -104,19 +123,23 @@ async fn read_more(stream: &mut MeteredStream, buffer: &mut BytesMut) -> Result<
 /// Reads the head of a response. Bytes of the body that arrive with it stay in the buffer.
 ///
 /// `is_head_request` is true for the response to a HEAD request, which has no body. `keep_headers`
-/// returns all headers. `on_read` is called after each read; the first call means that the response
-/// has begun.
+/// returns all headers. `on_begin` is called when the response has begun. Interim responses, such as
+/// 103 (Early Hints), are stepped over: the response has not begun with them (RFC 9110, 15.2).
 pub(crate) async fn read_head(
     stream: &mut MeteredStream,
     buffer: &mut BytesMut,
     is_head_request: bool,
     keep_headers: bool,
-    on_read: impl Fn(),
+    on_begin: impl Fn(),
 ) -> Result<ResponseHead, Failure> {
+    let mut has_begun = false;
     loop {
+        if !has_begun && begins_final_response(buffer) {
+            has_begun = true;
+            on_begin();
+        }
         match parse_head(buffer, is_head_request, keep_headers)? {
-            // The final response follows an interim response (RFC 9110, 15.2).
-            Some((head, length)) if (100..200).contains(&head.status) && head.status != 101 => {
+            Some((head, length)) if is_interim(head.status) => {
                 buffer.advance(length);
             }
             Some((head, length)) => {
@@ -124,16 +147,29 @@ pub(crate) async fn read_head(
                 return Ok(head);
             }
             None if buffer.len() > MAX_HEAD => {
-                return Err(protocol_failure("head of the response is over 64 KiB"));
+                let message =
+                    "head of the response is over 256 KiB, the limit of the load generator";
+                return Err(protocol_failure(message));
             }
             None => {
                 if read_more(stream, buffer).await? == 0 {
                     return Err(early_end("the head of the response was complete"));
                 }
-                on_read();
             }
         }
     }
+}
+
+/// Returns true for the status of an interim response. 101 is final: it ends HTTP on the connection.
+const fn is_interim(status: u16) -> bool {
+    status >= 100 && status < 200 && status != 101
+}
+
+/// Returns true when the buffer holds the status of a response that is not interim.
+fn begins_final_response(buffer: &[u8]) -> bool {
+    // `HTTP/1.1 200`
+    let Some(digits) = buffer.get(9..12) else { return false };
+    !std::str::from_utf8(digits).ok().and_then(|text| text.parse().ok()).is_some_and(is_interim)
 }
 
 /// Parses the head at the start of the buffer, and returns it with its length. `None` when the head
@@ -145,34 +181,43 @@ fn parse_head(
 ) -> Result<Option<(ResponseHead, usize)>, Failure> {
     let mut fields = [const { MaybeUninit::<Header<'_>>::uninit() }; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut []);
-    let parsed = ParserConfig::default().parse_response_with_uninit_headers(
-        &mut response,
-        buffer,
-        &mut fields,
-    );
+    let mut config = ParserConfig::default();
+    // Old servers fold long headers, or put a space before the colon.
+    config.allow_obsolete_multiline_headers_in_responses(true);
+    config.allow_spaces_after_header_name_in_responses(true);
+    let parsed = config.parse_response_with_uninit_headers(&mut response, buffer, &mut fields);
     let length = match parsed {
         Ok(Status::Complete(length)) => length,
         Ok(Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => {
+            let message = "response has over 256 headers, the limit of the load generator";
+            return Err(protocol_failure(message));
+        }
         Err(error) => return Err(protocol_failure(format!("response is not HTTP/1.1: {error}"))),
     };
     let status = response.code.unwrap_or(0);
     // HTTP/1.0 closes the connection by default.
     let mut keep_alive = response.version == Some(1);
-    let (mut content_length, mut is_chunked, mut is_gzip) = (None, false, false);
+    let (mut content_length, mut is_chunked) = (None, false);
+    let mut encoding = ContentEncoding::Identity;
     for Header { name, value } in response.headers.iter() {
         if name.eq_ignore_ascii_case("content-length") {
-            let length = std::str::from_utf8(value).ok().and_then(|text| text.trim().parse().ok());
-            let Some(length) = length else {
-                return Err(protocol_failure("content-length is not a number"));
-            };
-            if content_length.is_some_and(|before: u64| before != length) {
-                return Err(protocol_failure("response has two different content-lengths"));
+            // The same length may be repeated (RFC 9112, 6.3).
+            for text in value.split(|b| *b == b',') {
+                let length =
+                    std::str::from_utf8(text).ok().and_then(|text| text.trim().parse().ok());
+                let Some(length) = length else {
+                    return Err(protocol_failure("content-length is not a number"));
+                };
+                if content_length.is_some_and(|before: u64| before != length) {
+                    return Err(protocol_failure("response has two different content-lengths"));
+                }
+                content_length = Some(length);
             }
-            content_length = Some(length);
         } else if name.eq_ignore_ascii_case("transfer-encoding") {
             is_chunked = last_token(value).eq_ignore_ascii_case(b"chunked");
         } else if name.eq_ignore_ascii_case("content-encoding") {
-            is_gzip = is_gzip_encoding(value);
+            encoding = ContentEncoding::parse(value);
         } else if name.eq_ignore_ascii_case("connection") {
             for token in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
                 if token.eq_ignore_ascii_case(b"close") {
@@ -193,65 +238,121 @@ fn parse_head(
     let copied =
         || response.headers.iter().map(|h| (h.name.to_ascii_lowercase(), h.value.to_vec()));
     let headers = if keep_headers { copied().collect() } else { Vec::new() };
-    Ok(Some((ResponseHead { status, is_gzip, headers, framing, keep_alive }, length)))
-}
-
-/// Returns true when the value of a `content-encoding` header means gzip.
-pub(crate) fn is_gzip_encoding(value: &[u8]) -> bool {
-    let value = value.trim_ascii();
-    value.eq_ignore_ascii_case(b"gzip") || value.eq_ignore_ascii_case(b"x-gzip")
+    Ok(Some((ResponseHead { status, encoding, headers, framing, keep_alive }, length)))
 }
 
 fn last_token(value: &[u8]) -> &[u8] {
     value.rsplit(|b| *b == b',').next().unwrap_or_default().trim_ascii()
 }
 
-/// Reads a body to its end and hands each piece to `on_data` as soon as it was read.
-///
-/// Returns true when surplus bytes follow the body. Then the connection can't be used again.
+/// A body that is being read.
+#[derive(Debug)]
+pub(crate) struct BodyReader {
+    framing: BodyFraming,
+    chunks: ChunkedDecoder,
+}
+
+/// How reading a body has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BodyEnd {
+    /// The whole body was read. Surplus bytes may follow it. Then the connection can't be used
+    /// again.
+    Complete { has_surplus: bool },
+    /// The caller needs nothing more, and the rest of the body has not arrived.
+    Stopped,
+}
+
+/// The state of a body after the bytes that have arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BodyState {
+    Incomplete,
+    Complete,
+    Stopped,
+}
+
+impl BodyReader {
+    pub(crate) fn new(head: &ResponseHead) -> Self {
+        Self { framing: head.framing, chunks: ChunkedDecoder::default() }
+    }
+
+    /// Hands the bytes of the body in the buffer to `on_data`, until it stops.
+    fn consume(
+        &mut self,
+        buffer: &mut BytesMut,
+        mut on_data: impl FnMut(&[u8]) -> AfterEvent,
+    ) -> Result<BodyState, Failure> {
+        let mut flow = ControlFlow::Continue(());
+        let is_complete = match &mut self.framing {
+            BodyFraming::Length(remaining) => {
+                let available = usize::try_from(*remaining).unwrap_or(usize::MAX).min(buffer.len());
+                if available > 0 {
+                    flow = on_data(&buffer[..available])?;
+                    buffer.advance(available);
+                    *remaining -= available as u64;
+                }
+                *remaining == 0
+            }
+            BodyFraming::Chunked => {
+                let (consumed, after) = self.chunks.decode(buffer, &mut on_data)?;
+                buffer.advance(consumed);
+                flow = after;
+                self.chunks.is_done()
+            }
+            BodyFraming::UntilClose => {
+                if !buffer.is_empty() {
+                    flow = on_data(buffer)?;
+                    buffer.clear();
+                }
+                false
+            }
+        };
+        Ok(match (is_complete, flow) {
+            (true, _) => BodyState::Complete,
+            (false, ControlFlow::Break(())) => BodyState::Stopped,
+            (false, ControlFlow::Continue(())) => BodyState::Incomplete,
+        })
+    }
+
+    /// Returns the end of the body at the end of the connection.
+    fn end_of_connection(&self) -> Result<BodyEnd, Failure> {
+        match self.framing {
+            BodyFraming::UntilClose => Ok(BodyEnd::Complete { has_surplus: false }),
+            BodyFraming::Chunked => Err(early_end("the last chunk arrived")),
+            BodyFraming::Length(remaining) => {
+                Err(early_end(&format!("{remaining} more bytes of the body arrived")))
+            }
+        }
+    }
+}
+
+/// Reads a body and hands each piece to `on_data` as soon as it was read, until the body ends or
+/// `on_data` stops.
 pub(crate) async fn read_body(
     stream: &mut MeteredStream,
     buffer: &mut BytesMut,
-    head: &ResponseHead,
-    mut on_data: impl FnMut(&[u8]) -> Result<(), Failure>,
-) -> Result<bool, Failure> {
-    match head.framing {
-        BodyFraming::Length(mut remaining) => loop {
-            let available = usize::try_from(remaining).unwrap_or(usize::MAX).min(buffer.len());
-            if available > 0 {
-                on_data(&buffer[..available])?;
-                buffer.advance(available);
-                remaining -= available as u64;
+    body: &mut BodyReader,
+    mut on_data: impl FnMut(&[u8]) -> AfterEvent,
+) -> Result<BodyEnd, Failure> {
+    loop {
+        match body.consume(buffer, &mut on_data)? {
+            BodyState::Incomplete => {}
+            BodyState::Complete => {
+                return Ok(BodyEnd::Complete { has_surplus: !buffer.is_empty() });
             }
-            if remaining == 0 {
-                return Ok(!buffer.is_empty());
-            }
-            if read_more(stream, buffer).await? == 0 {
-                return Err(early_end(&format!("{remaining} more bytes of the body arrived")));
-            }
-        },
-        BodyFraming::Chunked => {
-            let mut decoder = ChunkedDecoder::default();
-            loop {
-                let consumed = decoder.decode(buffer, &mut on_data)?;
-                buffer.advance(consumed);
-                if decoder.is_done() {
-                    return Ok(!buffer.is_empty());
-                }
-                if read_more(stream, buffer).await? == 0 {
-                    return Err(early_end("the last chunk arrived"));
-                }
+            BodyState::Stopped => {
+                // The end of the body often arrives together with what the caller waited for.
+                let rest = body.consume(buffer, |_| Ok(ControlFlow::Continue(())));
+                return Ok(match rest {
+                    Ok(BodyState::Complete) => {
+                        BodyEnd::Complete { has_surplus: !buffer.is_empty() }
+                    }
+                    _ => BodyEnd::Stopped,
+                });
             }
         }
-        BodyFraming::UntilClose => loop {
-            if !buffer.is_empty() {
-                on_data(buffer)?;
-                buffer.clear();
-            }
-            if read_more(stream, buffer).await? == 0 {
-                return Ok(false);
-            }
-        },
+        if read_more(stream, buffer).await? == 0 {
+            return body.end_of_connection();
+        }
     }
 }
 
@@ -287,29 +388,32 @@ impl ChunkedDecoder {
         matches!(self.state, ChunkState::Done)
     }
 
-    /// Decodes bytes and returns how many of them belong to the body. Only the end of the body
-    /// leaves bytes over.
+    /// Decodes bytes and returns how many of them belong to the body. Only the end of the body and
+    /// a stop by `on_data` leave bytes over.
     fn decode(
         &mut self,
         bytes: &[u8],
-        on_data: &mut impl FnMut(&[u8]) -> Result<(), Failure>,
-    ) -> Result<usize, Failure> {
+        on_data: &mut impl FnMut(&[u8]) -> AfterEvent,
+    ) -> Result<(usize, ControlFlow<()>), Failure> {
         let mut at = 0;
         while at < bytes.len() && !self.is_done() {
             if let ChunkState::Data(remaining) = self.state {
                 let available =
                     usize::try_from(remaining).unwrap_or(usize::MAX).min(bytes.len() - at);
-                on_data(&bytes[at..at + available])?;
+                let flow = on_data(&bytes[at..at + available])?;
                 at += available;
                 let remaining = remaining - available as u64;
                 self.state =
                     if remaining == 0 { ChunkState::DataEnd } else { ChunkState::Data(remaining) };
+                if flow.is_break() {
+                    return Ok((at, flow));
+                }
                 continue;
             }
             self.state = self.next_state(bytes[at])?;
             at += 1;
         }
-        Ok(at)
+        Ok((at, ControlFlow::Continue(())))
     }
 
     fn next_state(&self, byte: u8) -> Result<ChunkState, Failure> {
@@ -317,7 +421,8 @@ impl ChunkedDecoder {
         let after_size =
             |size| if size == 0 { ChunkState::Trailer(false) } else { ChunkState::Data(size) };
         Ok(match (self.state, byte) {
-            // Sixteen digits could overflow: 2^64.
+            // Sixteen digits without leading zeros could overflow: 2^64.
+            (ChunkState::Size(0, digits), b'0') => ChunkState::Size(0, digits.max(1)),
             (ChunkState::Size(size, digits @ 0..15), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
                 let digit = char::from(byte).to_digit(16).unwrap_or(0);
                 ChunkState::Size(size * 16 + u64::from(digit), digits + 1)
@@ -402,9 +507,9 @@ mod tests {
     fn decode_chunked(pieces: &[&[u8]]) -> Result<(Vec<u8>, bool), Failure> {
         let (mut decoder, mut data) = (ChunkedDecoder::default(), Vec::new());
         for piece in pieces {
-            decoder.decode(piece, &mut |bytes| {
+            let _ = decoder.decode(piece, &mut |bytes| {
                 data.extend_from_slice(bytes);
-                Ok(())
+                Ok(ControlFlow::Continue(()))
             })?;
         }
         Ok((data, decoder.is_done()))

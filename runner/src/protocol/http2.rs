@@ -1,6 +1,10 @@
 //! HTTP/2 by the `h2` library: concurrent requests on one connection.
 
-use std::{cell::Cell, rc::Rc, time::Instant};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, client::SendRequest};
@@ -11,7 +15,7 @@ use crate::{
     failure::{ErrorKind, Failure},
     net::{stream::MeteredStream, timestamped_socket::ConnectionStats},
     prepare::check::HeaderField,
-    protocol::http1,
+    protocol::{content_encoding::ContentEncoding, event_stream::AfterEvent, send::SendError},
 };
 
 /// Flow-control windows of a stream and of the connection. They are so large that the target never
@@ -20,6 +24,9 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Maximum number of concurrent streams until the settings of the target arrive.
 const INITIAL_MAX_STREAMS: usize = 100;
+
+/// Maximum time to read the rest of a body that nobody needs.
+const REST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// An HTTP/2 connection, for one user or for many.
 #[derive(Debug)]
@@ -58,24 +65,12 @@ impl Drop for StreamPermit {
 #[derive(Debug)]
 pub(crate) struct Http2Response {
     pub(crate) status: u16,
-    pub(crate) is_gzip: bool,
+    pub(crate) encoding: ContentEncoding,
     /// All headers, if the caller asked for them.
     pub(crate) headers: Vec<HeaderField>,
     body: RecvStream,
     stats: Rc<ConnectionStats>,
     _permit: StreamPermit,
-}
-
-/// Why there is no response.
-#[derive(Debug)]
-pub(crate) enum SendError {
-    /// The target has not processed the request. Another connection may send it again.
-    Unsent(Failure),
-    /// The target has not processed the request, because too many streams were open. The limit was
-    /// unknown until its settings arrived.
-    Refused(Failure),
-    /// The target may have processed the request.
-    Failed(Failure),
 }
 
 fn h2_failure(error: h2::Error) -> Failure {
@@ -171,7 +166,14 @@ impl Http2Connection {
             }
             // After GOAWAY the target does not process streams beyond the last one that it names.
             Err(error) if error.is_go_away() && error.is_remote() => return Err(unsent(error)),
-            Err(error) => return Err(SendError::Failed(h2_failure(error))),
+            Err(error) => {
+                let failure = h2_failure(error);
+                return Err(match failure.kind {
+                    // The connection ended, not only the stream.
+                    ErrorKind::Reset if !self.can_send() => SendError::Ended(failure),
+                    _ => SendError::Failed(failure),
+                });
+            }
         };
         on_first_byte(self.stats.last_read.get());
         let encoding = head.headers.get(header::CONTENT_ENCODING);
@@ -179,7 +181,8 @@ impl Http2Connection {
         let copied = || headers.map(|(n, v)| (n.as_str().to_owned(), v.as_bytes().to_vec()));
         Ok(Http2Response {
             status: head.status.as_u16(),
-            is_gzip: encoding.is_some_and(|value| http1::is_gzip_encoding(value.as_bytes())),
+            encoding: encoding
+                .map_or_else(ContentEncoding::default, |v| ContentEncoding::parse(v.as_bytes())),
             headers: if keep_headers { copied().collect() } else { Vec::new() },
             body,
             stats: Rc::clone(&self.stats),
@@ -189,10 +192,10 @@ impl Http2Connection {
 }
 
 impl Http2Response {
-    /// Reads the body to its end. Returns the time of the last byte.
+    /// Reads the body until it ends or `on_data` stops. Returns the time of the last byte.
     pub(crate) async fn read_body(
         mut self,
-        mut on_data: impl FnMut(&[u8], Instant) -> Result<(), Failure>,
+        mut on_data: impl FnMut(&[u8], Instant) -> AfterEvent,
     ) -> Result<Instant, Failure> {
         while let Some(data) = self.body.data().await {
             let data = match data {
@@ -202,9 +205,28 @@ impl Http2Response {
                 Err(error) if error.reason() == Some(Reason::NO_ERROR) && error.is_reset() => break,
                 Err(error) => return Err(h2_failure(error)),
             };
-            on_data(&data, self.stats.last_read.get())?;
+            let flow = on_data(&data, self.stats.last_read.get())?;
             self.body.flow_control().release_capacity(data.len()).map_err(h2_failure)?;
+            if flow.is_break() {
+                let last = self.stats.last_read.get();
+                tokio::task::spawn_local(self.read_rest());
+                return Ok(last);
+            }
         }
         Ok(self.stats.last_read.get())
+    }
+
+    /// Reads the rest of a body that nobody needs, within [`REST_TIMEOUT`]. A reset of the stream,
+    /// which most targets end at once, would look like an attack to some of them.
+    async fn read_rest(mut self) {
+        let read = async {
+            while let Some(Ok(data)) = self.body.data().await {
+                if self.body.flow_control().release_capacity(data.len()).is_err() {
+                    return;
+                }
+            }
+        };
+        // The end of the time resets the stream.
+        let _ = tokio::time::timeout(REST_TIMEOUT, read).await;
     }
 }

@@ -2,6 +2,7 @@
 //! task to task.
 
 use std::{
+    net::SocketAddr,
     rc::Rc,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
@@ -58,6 +59,11 @@ impl SessionSlot {
     /// Returns true when a session is open.
     pub(crate) fn is_open(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.stream.is_some())
+    }
+
+    /// Returns the address of the open session.
+    pub(crate) fn address(&self) -> Option<SocketAddr> {
+        self.session.as_ref().map(|session| session.stats.address)
     }
 
     /// Drops a session that has ended, or that has an unknown state.

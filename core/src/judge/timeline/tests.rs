@@ -16,6 +16,7 @@ fn metrics_after(latency_at: impl Fn(u32) -> f64, seconds: u32) -> Metrics {
     let task = metrics.tasks.entry("chat".into()).or_default();
     for second in 0..seconds {
         task.requests[Outcome::Success.index()] += 10;
+        task.successes_in_load += 10;
         for metric in [LatencyMetric::ResponseTime, LatencyMetric::ServiceTime] {
             task.latencies.get_mut(metric, Outcome::Success).record(latency_at(second), 10);
         }

@@ -14,6 +14,9 @@ fn responses(seconds: f64, outcome: Outcome, n: u64) -> Metrics {
     let mut metrics = Metrics { elapsed_seconds: 10.0, user_seconds: 10.0, ..Metrics::default() };
     let task = metrics.tasks.entry("chat".into()).or_default();
     task.requests[outcome.index()] = n;
+    if outcome == Outcome::Success {
+        task.successes_in_load = n;
+    }
     task.latencies.get_mut(LatencyMetric::ResponseTime, outcome).record(seconds, n);
     metrics
 }
@@ -145,7 +148,7 @@ fn tokens_and_goodput_are_judged() {
     let task = metrics.tasks.get_mut("chat").unwrap();
     task.requests[Outcome::Interrupted.index()] = 10;
     task.good = 80;
-    task.tokens.output = 500;
+    (task.tokens.output, task.tokens_in_load) = (500, 500);
     task.latencies.get_mut(LatencyMetric::InterTokenLatency, Outcome::Success).record(0.02, 400);
     task.latencies.get_mut(LatencyMetric::TimePerOutputToken, Outcome::Success).record(0.03, 80);
     let mut silent = metrics.clone();
@@ -161,6 +164,32 @@ fn tokens_and_goodput_are_judged() {
     let per_token = observed(r#"{metric: timePerOutputToken, statistic: p95, target: "< 50ms"}"#);
     let per_token: Duration = per_token.parse().unwrap();
     assert!((per_token.as_secs_f64() / 0.03 - 1.0).abs() < 0.002, "{per_token}");
+}
+
+#[test]
+fn rates_count_what_ended_while_load_was_on() {
+    let mut metrics = responses(0.5, Outcome::Success, 90);
+    metrics.tasks.get_mut("chat").unwrap().successes_in_load = 40;
+    let rate = threshold(r#"{metric: throughput, target: "> 5/s"}"#);
+    let row = judge(&rate, &metrics);
+    assert_eq!(
+        (row.verdict.known().unwrap(), row.observed.as_deref()),
+        (Verdict::Fail, Some("4/s"))
+    );
+}
+
+#[test]
+fn latencies_of_a_few_successes_are_inconclusive() {
+    let mut metrics = responses(0.5, Outcome::Success, 1000);
+    let failures = |n| {
+        metrics.tasks.get_mut("chat").unwrap().requests[Outcome::Failure.index()] = n;
+        judge(&p95(), &metrics)
+    };
+    let mut failures = failures;
+    assert_eq!(failures(900).verdict, Verdict::Pass);
+    let row = failures(9000);
+    assert_eq!(row.verdict, Verdict::Inconclusive);
+    assert!(row.advice.unwrap().starts_with("90% of the requests failed"));
 }
 
 #[test]

@@ -60,7 +60,7 @@ const fn messages(direction: &'static str, field: Field<TaskMetrics, u64>) -> Co
 }
 
 /// Every counter of a task, but errors. Counters of one family stand together.
-pub(crate) const COUNTERS: [CounterInfo; 16] = [
+pub(crate) const COUNTERS: [CounterInfo; 20] = [
     requests(Outcome::Success, field!(requests[0])),
     requests(Outcome::Failure, field!(requests[1])),
     requests(Outcome::Timeout, field!(requests[2])),
@@ -90,6 +90,28 @@ pub(crate) const COUNTERS: [CounterInfo; 16] = [
         "loadtest_received_bytes_total",
         "Bytes read from sockets, without the overhead of TLS",
         field!(received_bytes),
+    ),
+    plain(
+        "loadtest_load_successes_total",
+        "Successful requests that ended while load was on: divided by loadtest_elapsed_seconds, this is the throughput",
+        field!(successes_in_load),
+    ),
+    CounterInfo {
+        family: "loadtest_load_tokens_total",
+        label: None,
+        description: "Generated tokens of successful requests that came while load was on: divided by loadtest_elapsed_seconds, these are the tokens per second",
+        tasks: TaskScope::Chats,
+        field: field!(tokens_in_load),
+    },
+    plain(
+        "loadtest_resent_requests_total",
+        "Requests that were sent again on a new connection, because a kept connection had ended before the response began",
+        field!(resent),
+    ),
+    plain(
+        "loadtest_tls_resumptions_total",
+        "Connections whose TLS handshake resumed an earlier session",
+        field!(tls_resumed),
     ),
     plain("loadtest_connections_total", "Connections opened", field!(connections)),
     plain(

@@ -9,6 +9,7 @@ pub enum LatencyMetric {
     ResponseTime,
     ServiceTime,
     TimeToFirstByte,
+    TimeToFirstToken,
     TimeToFirstResponse,
     InterTokenLatency,
     TimePerOutputToken,
@@ -25,7 +26,7 @@ pub enum LatencyMetric {
 pub struct JudgedLatency {
     /// The name in `spec.thresholds[].metric` and the field in `status.tasks[]`.
     pub name: &'static str,
-    /// True when each request has exactly one sample, so that a dropped arrival counts as a
+    /// True when each request has at most one sample, so that a dropped arrival counts as a
     /// sample slower than any other. False for latencies of tokens and messages.
     pub per_request: bool,
     /// Advice to a user when a target of this metric is missed.
@@ -53,11 +54,12 @@ pub struct LatencyInfo {
     pub judged: Option<JudgedLatency>,
 }
 
+const FIRST_TOKEN: &str = "look at queueing and prompt processing in the model server; more replicas or smaller batches shorten the wait for the first token";
 const SLOW_TARGET: &str = "look at the target's CPU, queues and downstream calls at this load; a responseTime far above serviceTime means that requests waited to be sent";
 pub(super) const SLOW_DECODING: &str = "look at the model server's batch size and at the share of time it spends on prompts: decoding waits for both";
 
 /// Every latency, in the order of [`LatencyMetric`].
-pub const LATENCIES: [LatencyInfo; 12] = [
+pub const LATENCIES: [LatencyInfo; 13] = [
     LatencyInfo {
         metric: LatencyMetric::ResponseTime,
         family: "loadtest_response_time_seconds",
@@ -97,24 +99,38 @@ pub const LATENCIES: [LatencyInfo; 12] = [
         }),
     },
     LatencyInfo {
+        metric: LatencyMetric::TimeToFirstToken,
+        family: "loadtest_time_to_first_token_seconds",
+        label: None,
+        description: "Time from the planned start of a chat request to its first token of any kind: content, reasoning or tool call",
+        tasks: TaskScope::Chats,
+        by_outcome: true,
+        always_exposed: true,
+        judged: Some(JudgedLatency {
+            name: "timeToFirstToken",
+            per_request: true,
+            advice: FIRST_TOKEN,
+        }),
+    },
+    LatencyInfo {
         metric: LatencyMetric::TimeToFirstResponse,
         family: "loadtest_time_to_first_response_seconds",
         label: None,
-        description: "Time from the planned start of a chat request to its first content token",
+        description: "Time from the planned start of a chat request to its first token of content; a response without content has no sample",
         tasks: TaskScope::Chats,
         by_outcome: true,
         always_exposed: true,
         judged: Some(JudgedLatency {
             name: "timeToFirstResponse",
             per_request: true,
-            advice: "look at queueing and prompt processing in the model server; more replicas or smaller batches shorten the wait for the first token",
+            advice: FIRST_TOKEN,
         }),
     },
     LatencyInfo {
         metric: LatencyMetric::InterTokenLatency,
         family: "loadtest_inter_token_latency_seconds",
         label: None,
-        description: "Time between two tokens of a streamed chat",
+        description: "Time between two tokens of a successful streamed chat; the tokens of one event share the time since the event before",
         tasks: TaskScope::StreamedChats,
         by_outcome: false,
         always_exposed: true,

@@ -6,12 +6,14 @@
 
 mod counters;
 mod field;
+mod labelled;
 mod latencies;
 mod metric;
 mod runner;
 mod scope;
 
 pub(super) use counters::COUNTERS;
+pub(super) use labelled::LABELLED;
 pub use latencies::{JudgedLatency, LATENCIES, LatencyInfo, LatencyMetric};
 pub use metric::{Metric, Unit};
 pub(super) use runner::{LAGS, Merge, RUNNER, Since};
@@ -23,8 +25,6 @@ pub mod names {
     pub const RUNNER_INFO: &str = "loadtest_runner_info";
     /// Gauge of [`crate::metrics::RunnerState`].
     pub const RUNNER_STATE: &str = "loadtest_runner_state";
-    /// Counter of errors by task and kind. The kinds are an open set.
-    pub const ERRORS: &str = "loadtest_errors_total";
 }
 
 #[cfg(test)]
@@ -35,6 +35,7 @@ mod tests {
     fn no_two_rows_share_family_and_label() {
         let mut keys: Vec<_> = LATENCIES.iter().map(|info| (info.family, info.label)).collect();
         keys.extend(COUNTERS.iter().map(|info| (info.family, info.label)));
+        keys.extend(LABELLED.iter().map(|info| (info.family, None)));
         keys.extend(RUNNER.iter().map(|info| (info.family, None)));
         let all = keys.len();
         keys.sort_unstable();

@@ -1,0 +1,446 @@
+//! Reads one JSON object of a chat completion: an event of a stream, or a whole response.
+//!
+//! Only the members that count are read, and each of them in every form that servers send. All
+//! others are stepped over.
+
+use super::json_scanner::{JsonScanner, ScanError, is_empty_value, parse_count};
+
+/// What an object says.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ChatEvent<'a> {
+    /// True when it has the member `choices`, so that it is part of a chat completion.
+    pub(crate) has_choices: bool,
+    /// The kinds of tokens in it.
+    pub(crate) tokens: TokenKinds,
+    pub(crate) finish_reason: Option<&'a [u8]>,
+    pub(crate) usage: Usage,
+    /// What the target says about an error: JSON of any type.
+    pub(crate) error: Option<&'a [u8]>,
+    /// The name of the API, if it is not chat completions.
+    pub(crate) other_api: Option<&'static str>,
+}
+
+/// Which kinds of tokens an event holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TokenKinds {
+    /// Text for the user; a refusal too.
+    pub(crate) content: bool,
+    /// Text of a model that thinks before it responds.
+    pub(crate) reasoning: bool,
+    /// A part of a tool call.
+    pub(crate) tool: bool,
+}
+
+impl TokenKinds {
+    pub(crate) const fn any(self) -> bool {
+        self.content || self.reasoning || self.tool
+    }
+}
+
+/// Numbers of tokens, as the target reports them. `None` for numbers it does not report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub(crate) prompt: Option<u64>,
+    /// All generated tokens, those of reasoning included.
+    pub(crate) completion: Option<u64>,
+    pub(crate) reasoning: Option<u64>,
+}
+
+impl Usage {
+    /// Takes over the numbers of a later report.
+    pub(crate) fn update(&mut self, later: Self) {
+        self.prompt = later.prompt.or(self.prompt);
+        self.completion = later.completion.or(self.completion);
+        self.reasoning = later.reasoning.or(self.reasoning);
+    }
+}
+
+/// Members that report an error in an object without `choices`, beside `error`.
+#[derive(Default)]
+struct ErrorSigns<'a> {
+    /// A description of the error, which needs no other sign.
+    description: Option<&'a [u8]>,
+    /// A text that describes an error only beside a code.
+    message: Option<&'a [u8]>,
+    has_code: bool,
+    /// The object calls itself an error.
+    is_named_error: bool,
+}
+
+impl<'a> ChatEvent<'a> {
+    /// Reads an object.
+    pub(crate) fn parse(text: &'a [u8]) -> Result<Self, ScanError> {
+        let (mut event, mut signs) = (Self::default(), ErrorSigns::default());
+        let mut scanner = JsonScanner::new(text);
+        scanner.object(|name, scanner| match name {
+            b"choices" => {
+                event.has_choices = true;
+                read_list(scanner, |scanner| event.read_choice(scanner))
+            }
+            b"usage" => read_usage(scanner, &mut event.usage),
+            // Groq reports here what others report at the top.
+            b"x_groq" => read_members(scanner, |name, scanner| match name {
+                b"usage" => read_usage(scanner, &mut event.usage),
+                b"error" => event.read_error(scanner),
+                _ => scanner.value().map(drop),
+            }),
+            b"error" => event.read_error(scanner),
+            b"error_code" | b"code" | b"status" | b"status_code" | b"statusCode" => {
+                let value = scanner.value()?;
+                let is_error = !is_empty_value(value) && value != b"200" && value != b"\"success\"";
+                signs.has_code |= is_error;
+                if is_error && name == b"error_code" {
+                    signs.is_named_error = true;
+                }
+                Ok(())
+            }
+            b"detail" | b"errors" | b"error_message" | b"error_msg" => {
+                signs.description = filled(scanner.value()?).or(signs.description);
+                Ok(())
+            }
+            b"message" | b"msg" => {
+                signs.message = filled(scanner.value()?).or(signs.message);
+                Ok(())
+            }
+            b"base_resp" => read_members(scanner, |name, scanner| {
+                let value = scanner.value()?;
+                match name {
+                    b"status_code" => signs.is_named_error |= !is_empty_value(value),
+                    b"status_msg" => signs.message = filled(value),
+                    _ => {}
+                }
+                Ok(())
+            }),
+            b"object" => {
+                signs.is_named_error |= scanner.value()? == b"\"error\"";
+                Ok(())
+            }
+            b"type" => {
+                let value = scanner.value()?;
+                signs.is_named_error |= value == b"\"error\"";
+                event.other_api = api_of_type(value);
+                Ok(())
+            }
+            b"finish_reason" => event.read_finish_reason(scanner),
+            b"candidates" => {
+                event.other_api = Some("the Gemini API");
+                scanner.value().map(drop)
+            }
+            _ => scanner.value().map(drop),
+        })?;
+        scanner.end()?;
+        if event.error.is_none() {
+            event.error = signs.error(event.has_choices, text);
+        }
+        Ok(event)
+    }
+
+    fn read_error(&mut self, scanner: &mut JsonScanner<'a>) -> Result<(), ScanError> {
+        self.error = filled(scanner.value()?).or(self.error);
+        Ok(())
+    }
+
+    fn read_finish_reason(&mut self, scanner: &mut JsonScanner<'a>) -> Result<(), ScanError> {
+        if let [b'"', reason @ .., b'"'] = scanner.value()? {
+            self.finish_reason = Some(reason).filter(|r| !r.is_empty()).or(self.finish_reason);
+        }
+        Ok(())
+    }
+
+    fn read_choice(&mut self, scanner: &mut JsonScanner<'a>) -> Result<(), ScanError> {
+        read_members(scanner, |name, scanner| match name {
+            b"delta" | b"message" => {
+                read_members(scanner, |name, scanner| self.read_delta(name, scanner))
+            }
+            // The form of the older completions API.
+            b"text" => {
+                self.tokens.content |= read_has_text(scanner)?;
+                Ok(())
+            }
+            b"finish_reason" => self.read_finish_reason(scanner),
+            b"error" => self.read_error(scanner),
+            b"usage" => read_usage(scanner, &mut self.usage),
+            _ => scanner.value().map(drop),
+        })
+    }
+
+    fn read_delta(&mut self, name: &[u8], scanner: &mut JsonScanner<'a>) -> Result<(), ScanError> {
+        match name {
+            b"content" => {
+                let found = read_content(scanner)?;
+                self.tokens.content |= found.content;
+                self.tokens.reasoning |= found.reasoning;
+            }
+            b"refusal" | b"audio" => self.tokens.content |= filled(scanner.value()?).is_some(),
+            // Servers use different names, and some send several of them.
+            b"reasoning_content" | b"reasoning" | b"reasoning_details" | b"thinking"
+            | b"thinking_blocks" => {
+                self.tokens.reasoning |= filled(scanner.value()?).is_some();
+            }
+            // The second is the older form of the first.
+            b"tool_calls" | b"function_call" => {
+                self.tokens.tool |= filled(scanner.value()?).is_some();
+            }
+            _ => drop(scanner.value()?),
+        }
+        Ok(())
+    }
+}
+
+impl<'a> ErrorSigns<'a> {
+    fn error(&self, has_choices: bool, whole: &'a [u8]) -> Option<&'a [u8]> {
+        let described = self.description.or(self.message);
+        let is_error = self.is_named_error
+            || !has_choices
+                && (self.description.is_some() || self.has_code && self.message.is_some());
+        is_error.then(|| described.unwrap_or(whole))
+    }
+}
+
+/// Returns a value unless it says nothing.
+fn filled(value: &[u8]) -> Option<&[u8]> {
+    Some(value).filter(|value| !is_empty_value(value))
+}
+
+/// Reads an array; steps over a value of another type.
+fn read_list<'a>(
+    scanner: &mut JsonScanner<'a>,
+    on_item: impl FnMut(&mut JsonScanner<'a>) -> Result<(), ScanError>,
+) -> Result<(), ScanError> {
+    if scanner.peek()? == b'[' { scanner.array(on_item) } else { scanner.value().map(drop) }
+}
+
+/// Reads an object; steps over a value of another type.
+fn read_members<'a>(
+    scanner: &mut JsonScanner<'a>,
+    on_member: impl FnMut(&'a [u8], &mut JsonScanner<'a>) -> Result<(), ScanError>,
+) -> Result<(), ScanError> {
+    if scanner.peek()? == b'{' { scanner.object(on_member) } else { scanner.value().map(drop) }
+}
+
+/// Reads a text. Returns true when it is not empty. A number counts as a text too.
+fn read_has_text(scanner: &mut JsonScanner<'_>) -> Result<bool, ScanError> {
+    if scanner.peek()? == b'"' {
+        return Ok(!scanner.string()?.is_empty());
+    }
+    let value = scanner.value()?;
+    Ok(!matches!(value, b"null" | b"false") && !matches!(value.first(), Some(b'{' | b'[')))
+}
+
+/// Reads a content: a text, or a list of parts.
+fn read_content(scanner: &mut JsonScanner<'_>) -> Result<TokenKinds, ScanError> {
+    let mut found = TokenKinds::default();
+    match scanner.peek()? {
+        b'[' => scanner.array(|scanner| {
+            let part = read_part(scanner)?;
+            found.content |= part.content;
+            found.reasoning |= part.reasoning;
+            Ok(())
+        })?,
+        b'{' => found = read_part(scanner)?,
+        _ => found.content = read_has_text(scanner)?,
+    }
+    Ok(found)
+}
+
+/// Reads a part of a content, such as `{"type": "text", "text": "Hi"}`. A part of the type
+/// `thinking` is reasoning.
+fn read_part(scanner: &mut JsonScanner<'_>) -> Result<TokenKinds, ScanError> {
+    if scanner.peek()? != b'{' {
+        return Ok(TokenKinds { content: read_has_text(scanner)?, ..TokenKinds::default() });
+    }
+    let (mut has_content, mut is_reasoning) = (false, false);
+    scanner.object(|name, scanner| {
+        let value = scanner.value()?;
+        if name == b"type" {
+            is_reasoning |= matches!(value, b"\"thinking\"" | b"\"reasoning\"");
+        } else {
+            has_content |= value.len() > 2 && !is_empty_value(value);
+        }
+        Ok(())
+    })?;
+    Ok(TokenKinds {
+        content: has_content && !is_reasoning,
+        reasoning: has_content && is_reasoning,
+        tool: false,
+    })
+}
+
+fn read_usage(scanner: &mut JsonScanner<'_>, usage: &mut Usage) -> Result<(), ScanError> {
+    let mut found = Usage::default();
+    read_members(scanner, |name, scanner| match name {
+        b"prompt_tokens" | b"input_tokens" => {
+            found.prompt = parse_count(scanner.value()?);
+            Ok(())
+        }
+        b"completion_tokens" | b"output_tokens" => {
+            found.completion = parse_count(scanner.value()?);
+            Ok(())
+        }
+        b"reasoning_tokens" => {
+            found.reasoning = parse_count(scanner.value()?).or(found.reasoning);
+            Ok(())
+        }
+        b"completion_tokens_details" | b"output_tokens_details" => {
+            read_members(scanner, |name, scanner| {
+                let value = scanner.value()?;
+                if name == b"reasoning_tokens" {
+                    found.reasoning = parse_count(value).or(found.reasoning);
+                }
+                Ok(())
+            })
+        }
+        _ => scanner.value().map(drop),
+    })?;
+    usage.update(found);
+    Ok(())
+}
+
+/// Returns the name of the API whose events have this `type`.
+fn api_of_type(value: &[u8]) -> Option<&'static str> {
+    match value {
+        b"\"message_start\""
+        | b"\"content_block_start\""
+        | b"\"content_block_delta\""
+        | b"\"message_delta\""
+        | b"\"message\"" => Some("the Anthropic messages API"),
+        _ if value.starts_with(b"\"response.") => Some("the OpenAI Responses API"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: &str) -> ChatEvent<'_> {
+        ChatEvent::parse(text.as_bytes()).unwrap()
+    }
+
+    /// Returns the tokens of an event with this delta: content, reasoning, tool call.
+    fn tokens_of(delta: &str) -> (bool, bool, bool) {
+        let text = format!("{{\"choices\":[{{\"index\":0,\"delta\":{delta}}}]}}");
+        let TokenKinds { content, reasoning, tool } = parse(&text).tokens;
+        (content, reasoning, tool)
+    }
+
+    #[test]
+    fn tokens_have_many_forms() {
+        for delta in [
+            r#"{"content":"a"}"#,
+            r#"{"content":" "}"#,
+            r#"{"content":[{"type":"text","text":"a"}]}"#,
+            r#"{"content":["a"]}"#,
+            r#"{"content":4}"#,
+            r#"{"content":"\ud83d"}"#,
+            r#"{"content":"a","content":"b"}"#,
+            r#"{"refusal":"No."}"#,
+            r#"{"audio":{"transcript":"a"}}"#,
+        ] {
+            assert_eq!(tokens_of(delta), (true, false, false), "{delta}");
+        }
+        for delta in [
+            r#"{"reasoning_content":"a","content":""}"#,
+            r#"{"reasoning":"a","content":null}"#,
+            r#"{"reasoning_details":[{"type":"reasoning.text","text":"a"}]}"#,
+            r#"{"content":[{"type":"thinking","thinking":[{"type":"text","text":"a"}]}]}"#,
+        ] {
+            assert_eq!(tokens_of(delta), (false, true, false), "{delta}");
+        }
+        assert_eq!(tokens_of(r#"{"tool_calls":[{"index":0}]}"#), (false, false, true));
+        assert_eq!(tokens_of(r#"{"function_call":{"name":"f"}}"#), (false, false, true));
+        for delta in [
+            "null",
+            "{}",
+            r#"{"role":"assistant","content":""}"#,
+            r#"{"content":null}"#,
+            r#"{"content":[]}"#,
+            r#"{"tool_calls":[],"reasoning":null}"#,
+        ] {
+            assert_eq!(tokens_of(delta), (false, false, false), "{delta}");
+        }
+        assert!(parse(r#"{"choices":[{"text":"a"}]}"#).tokens.content);
+    }
+
+    #[test]
+    fn usage_is_found_in_every_place() {
+        let expected = Usage { prompt: Some(5), completion: Some(7), reasoning: Some(2) };
+        for text in [
+            r#"{"usage":{"prompt_tokens":5,"completion_tokens":7,"completion_tokens_details":{"reasoning_tokens":2}}}"#,
+            r#"{"usage":{"prompt_tokens":5.0,"completion_tokens":7.0,"reasoning_tokens":2.0}}"#,
+            r#"{"x_groq":{"id":"r","usage":{"prompt_tokens":5,"completion_tokens":7,"reasoning_tokens":2}}}"#,
+            r#"{"choices":[{"usage":{"input_tokens":5,"output_tokens":7,"output_tokens_details":{"reasoning_tokens":2}}}]}"#,
+        ] {
+            assert_eq!(parse(text).usage, expected, "{text}");
+        }
+        for text in
+            [r#"{"usage":null}"#, r#"{"usage":{"completion_tokens":-1}}"#, r#"{"usage":"x"}"#]
+        {
+            assert_eq!(parse(text).usage, Usage::default(), "{text}");
+        }
+    }
+
+    #[test]
+    fn errors_have_many_forms() {
+        let words =
+            |text| parse(text).error.map(|error| String::from_utf8_lossy(error).into_owned());
+        for (text, error) in [
+            (r#"{"error":{"message":"dead"}}"#, r#"{"message":"dead"}"#),
+            (r#"{"choices":[],"error":"dead"}"#, r#""dead""#),
+            (r#"{"choices":[{"finish_reason":"error","error":{"code":502}}]}"#, r#"{"code":502}"#),
+            (r#"{"x_groq":{"error":"dead"}}"#, r#""dead""#),
+            (r#"{"detail":"dead"}"#, r#""dead""#),
+            (r#"{"code":500,"message":"dead"}"#, r#""dead""#),
+            (r#"{"object":"error","message":"dead"}"#, r#""dead""#),
+            (r#"{"type":"error"}"#, r#"{"type":"error"}"#),
+            (r#"{"error_code":50001,"text":"dead"}"#, r#"{"error_code":50001,"text":"dead"}"#),
+            (
+                r#"{"choices":null,"base_resp":{"status_code":1002,"status_msg":"dead"}}"#,
+                r#""dead""#,
+            ),
+        ] {
+            assert_eq!(words(text).as_deref(), Some(error), "{text}");
+        }
+        for text in [
+            "{}",
+            r#"{"error":null}"#,
+            r#"{"error":""}"#,
+            r#"{"error":false}"#,
+            r#"{"error":{}}"#,
+            r#"{"error":[]}"#,
+            r#"{"error_code":"0"}"#,
+            r#"{"error_code":0,"error_msg":""}"#,
+            r#"{"choices":[],"code":200,"message":"success"}"#,
+            r#"{"choices":[],"base_resp":{"status_code":0,"status_msg":"success"}}"#,
+            r#"{"choices":[],"object":"chat.completion.chunk"}"#,
+        ] {
+            assert_eq!(words(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn other_apis_are_recognized() {
+        let api = |text| parse(text).other_api;
+        assert!(api(r#"{"type":"message_start"}"#).unwrap().contains("Anthropic"));
+        assert!(api(r#"{"type":"response.created"}"#).unwrap().contains("Responses"));
+        assert_eq!(api(r#"{"type":"ping"}"#), None);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = ChatEvent::parse(&bytes);
+        }
+
+        #[test]
+        fn members_of_any_type_are_accepted(
+            name in prop::sample::select(vec!["choices", "usage", "x_groq", "object", "type", "id", "base_resp"]),
+            value in prop::sample::select(vec!["null", "true", "[]", "{}", "1.5", "\"x\"", "[[1]]", "{\"a\":{}}"]),
+        ) {
+            let text = format!("{{\"{name}\":{value}}}");
+            prop_assert!(ChatEvent::parse(text.as_bytes()).is_ok(), "{}", text);
+        }
+    }
+}
