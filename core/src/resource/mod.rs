@@ -37,7 +37,7 @@ pub use status::{
     ThresholdRow, Verdict,
 };
 pub use summary::{ConnectionSummary, Latency, Summary, TaskLatencies, TaskSummary, TokenSummary};
-pub use target::{ConnectionReuse, HeaderFrom, HttpVersion, SecretKey, Target, Timeouts, Tls};
+pub use target::{ConnectionLimits, ConnectionReuse, HeaderFrom, HttpVersion, SecretKey, SessionResumption, Target, Timeouts, Tls};
 pub use task::{ChatTask, HttpTask, Method, Session, Task, WebSocketTask};
 pub use threshold::{Abort, Threshold, ThresholdKey};
 

@@ -1,6 +1,6 @@
 //! The target of a spec: base URLs, headers of all requests, TLS, connections.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, num::NonZeroU32};
 
 use serde::{Deserialize, Serialize};
 
@@ -55,6 +55,9 @@ pub struct Target {
     /// `Shared` (a pool of each load thread) or `PerRequest`.
     #[serde(default)]
     pub connections: ConnectionReuse,
+    /// How many connections there are, and how long they live.
+    #[serde(default)]
+    pub connection_limits: ConnectionLimits,
     /// Asks for responses that are compressed with gzip.
     #[serde(default)]
     pub gzip: bool,
@@ -88,6 +91,39 @@ pub enum ConnectionReuse {
     Shared,
     /// Each request opens a new connection.
     PerRequest,
+}
+
+/// How many connections there are, and how long they live.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+pub struct ConnectionLimits {
+    /// Maximum age of a connection of http and chat tasks. An older one is replaced before the next
+    /// request, so that pods which an autoscaler adds get load. Ages differ by up to 10 %. Default:
+    /// no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "connection_age"))]
+    pub max_age: Option<Duration>,
+    /// Number of HTTP/2 connections that the users of a load thread share with `connections:
+    /// Shared`.
+    #[serde(default = "one_connection")]
+    #[cfg_attr(feature = "crd", schemars(range(min = 1, max = 64)))]
+    pub per_thread: NonZeroU32,
+}
+
+const fn one_connection() -> NonZeroU32 {
+    NonZeroU32::MIN
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self { max_age: None, per_thread: one_connection() }
+    }
+}
+
+#[cfg(feature = "crd")]
+fn connection_age(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    crate::values::schema_between("100ms", "24h")
 }
 
 /// Timeouts of the parts of a request.
@@ -161,6 +197,32 @@ pub struct Tls {
     /// Accepts any certificate. The test then does not verify the target's TLS.
     #[serde(default)]
     pub insecure_skip_verify: bool,
+    /// The name that the target's certificate must carry, and that the handshake asks for (SNI).
+    /// Default: the host of the base URL. Set it to test an ingress by its IP address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 253), extend("x-kubernetes-validations" = [{
+        "rule": "self.matches('^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$')",
+        "messageExpression": "'\"' + self + '\" is not a host name'",
+    }])))]
+    pub server_name: Option<String>,
+    /// Who resumes TLS sessions of earlier connections, which spares the target most of the
+    /// handshake: `PerUser` (each user its own, like a browser), `Shared` (all users of a runner,
+    /// like the clients in a service) or `Never`.
+    #[serde(default)]
+    pub session_resumption: SessionResumption,
+}
+
+/// Who resumes TLS sessions.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub enum SessionResumption {
+    /// Each user resumes its own sessions.
+    #[default]
+    PerUser,
+    /// The users of a runner resume the sessions of each other.
+    Shared,
+    /// Every handshake is a full one.
+    Never,
 }
 
 /// The schema of a map of headers. It refuses invalid names, and names that the runner sets.

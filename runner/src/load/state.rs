@@ -65,9 +65,11 @@ pub(crate) struct ThreadState {
 }
 
 impl ThreadState {
+    /// Creates the state of a load thread. `thread` is its number among all threads of the run.
     pub(super) fn new(
         prepared: Arc<PreparedPlan>,
         request_log: Option<RequestLogSender>,
+        thread: usize,
     ) -> io::Result<Rc<Self>> {
         let now = Instant::now();
         let recorders = prepared.tasks.iter().map(|_| TaskRecorder::default()).collect();
@@ -75,8 +77,9 @@ impl ThreadState {
         let websocket = prepared.websocket.clone();
         Ok(Rc::new(Self {
             timer: PreciseTimer::new()?,
-            connection_pool: ConnectionPool::new(&prepared, &timestamps),
-            websocket_connector: websocket.map(|endpoint| Connector::new(endpoint, timestamps)),
+            connection_pool: ConnectionPool::new(&prepared, &timestamps, thread),
+            websocket_connector: websocket
+                .map(|endpoint| Connector::new(endpoint, timestamps, thread)),
             prepared,
             recorders: RefCell::new(recorders),
             request_log: request_log.map(RefCell::new),

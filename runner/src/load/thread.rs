@@ -53,8 +53,9 @@ pub(crate) fn run_thread(
 ) -> io::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build_local(LocalOptions::default())?;
+    let thread = usize::try_from(partition.first()).unwrap_or(0);
     runtime.block_on(async move {
-        let state = ThreadState::new(prepared, request_log)?;
+        let state = ThreadState::new(prepared, request_log, thread)?;
         let timer = Rc::clone(&state.timer);
         tokio::task::spawn_local(async move { timer.drive().await });
         let mut completion = Some(completion);

@@ -7,16 +7,18 @@ use std::{
     cell::{Cell, RefCell},
     future::{Future, poll_fn},
     pin::pin,
+    sync::Arc,
     task::{Poll, Waker},
     time::{Duration, Instant},
 };
 
 use loadtest_core::{metrics::Outcome, resource::Timeouts};
+use rustls::ClientConfig;
 
 use crate::{
     failure::ErrorKind,
     measure::recorder::{OpenedConnection, RequestTimes},
-    prepare::plan::PreparedKind,
+    prepare::{plan::PreparedKind, tls::EndpointTls},
 };
 
 /// A phase of a request.
@@ -72,6 +74,8 @@ pub(crate) struct InFlightRequest {
     waker: RefCell<Waker>,
     /// Connections that were opened for the request.
     opened_connections: RefCell<Vec<OpenedConnection>>,
+    /// The TLS settings of the user, with its sessions, by the settings that they were made from.
+    user_tls: RefCell<Vec<(*const ClientConfig, Arc<ClientConfig>)>>,
 }
 
 impl InFlightRequest {
@@ -92,6 +96,7 @@ impl InFlightRequest {
             deadline: Cell::new(None),
             waker: RefCell::new(Waker::noop().clone()),
             opened_connections: RefCell::default(),
+            user_tls: RefCell::default(),
         }
     }
 
@@ -207,6 +212,18 @@ impl InFlightRequest {
     /// Returns when the request was sent.
     pub(crate) fn sent_at(&self) -> Option<Instant> {
         self.sent.get()
+    }
+
+    /// Returns the user's TLS settings for an endpoint.
+    pub(crate) fn user_tls(&self, tls: &EndpointTls) -> Arc<ClientConfig> {
+        let origin = Arc::as_ptr(&tls.config);
+        let mut known = self.user_tls.borrow_mut();
+        if let Some((_, config)) = known.iter().find(|(of, _)| *of == origin) {
+            return Arc::clone(config);
+        }
+        let config = tls.config_for_user();
+        known.push((origin, Arc::clone(&config)));
+        config
     }
 
     /// Adds a connection that was opened for the request.

@@ -7,17 +7,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::{
     failure::{ErrorKind, Failure},
+    measure::in_flight::InFlightRequest,
     net::{
         arrival_clock::ArrivalClock,
         stream::{MaybeTlsStream, MeteredStream},
         timestamped_socket::{ConnectionStats, TimestampedSocket},
     },
-    prepare::endpoint::Endpoint,
+    prepare::{endpoint::Endpoint, tls::describe_tls_error},
 };
 
 /// How long addresses from the resolver are used. The DNS cache of Kubernetes also keeps them for
@@ -26,6 +28,11 @@ const DNS_TTL: Duration = Duration::from_secs(30);
 /// How long a failed lookup is kept, so that users that waited for it don't repeat the lookup one
 /// by one.
 const DNS_ERROR_TTL: Duration = Duration::from_secs(1);
+
+/// How long an address may be silent before the next one is tried beside it (RFC 8305, 5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// How long an address that did not answer is tried last.
+const SILENT_TTL: Duration = Duration::from_secs(30);
 
 /// Durations of the steps of opening a connection. `None` for a step that was not needed.
 #[derive(Clone, Copy, Debug, Default)]
@@ -42,6 +49,9 @@ pub(crate) struct ConnectSteps {
 /// The result of a lookup.
 type LookupResult = Result<Vec<SocketAddr>, Failure>;
 
+/// An open connection, its statistics and the durations of its steps.
+pub(crate) type OpenedStream = (MeteredStream, Rc<ConnectionStats>, ConnectSteps);
+
 /// Connects the users of one load thread to one endpoint.
 #[derive(Debug)]
 pub(crate) struct Connector {
@@ -51,42 +61,93 @@ pub(crate) struct Connector {
     /// Held during a lookup. Users that start together share the result of one lookup.
     lookup_lock: tokio::sync::Mutex<()>,
     next_address: Cell<usize>,
+    /// Addresses that did not answer, and when. They are tried last for a while.
+    silent_addresses: RefCell<Vec<(SocketAddr, Instant)>>,
 }
 
 impl Connector {
-    pub(crate) fn new(endpoint: Endpoint, timestamps: Rc<ArrivalClock>) -> Self {
+    /// Creates a connector. `first_address` is the place of the address that it begins with, which
+    /// differs from thread to thread.
+    pub(crate) fn new(
+        endpoint: Endpoint,
+        timestamps: Rc<ArrivalClock>,
+        first_address: usize,
+    ) -> Self {
         Self {
             endpoint,
             timestamps,
             cached_lookup: RefCell::new(None),
             lookup_lock: tokio::sync::Mutex::new(()),
-            next_address: Cell::new(0),
+            next_address: Cell::new(first_address),
+            silent_addresses: RefCell::default(),
         }
     }
 
-    /// Opens a connection and returns the durations of its steps. Each call starts with the next
-    /// address (round robin).
-    pub(crate) async fn connect(
-        &self,
-    ) -> Result<(MeteredStream, Rc<ConnectionStats>, ConnectSteps), Failure> {
+    /// Opens a connection for the user of a request. Each call starts with the next address (round
+    /// robin).
+    pub(crate) async fn connect(&self, in_flight: &InFlightRequest) -> Result<OpenedStream, Failure> {
         let mut steps = ConnectSteps::default();
         let addresses = self.resolve_host(&mut steps).await?;
+        let began = Instant::now();
+        let tcp = self.connect_tcp(&self.order_addresses(&addresses)).await?;
+        steps.tcp = Some(began.elapsed());
+        let (stream, stats) = self.wrap_stream(tcp, in_flight, &mut steps).await?;
+        Ok((stream, stats, steps))
+    }
+
+    /// Returns the addresses in the order in which they are tried: from the next one on, IPv4 and
+    /// IPv6 in turn, and those last that did not answer lately.
+    fn order_addresses(&self, addresses: &[SocketAddr]) -> Vec<SocketAddr> {
         let first = self.next_address.get();
         self.next_address.set(first.wrapping_add(1));
-        let mut last = None;
-        for i in 0..addresses.len() {
-            let address = addresses[first.wrapping_add(i) % addresses.len()];
-            let began = Instant::now();
-            match TcpStream::connect(address).await {
-                Ok(tcp) => {
-                    steps.tcp = Some(began.elapsed());
-                    let (stream, stats) = self.wrap_stream(tcp, &mut steps).await?;
-                    return Ok((stream, stats, steps));
+        let mut silent = self.silent_addresses.borrow_mut();
+        silent.retain(|(_, since)| since.elapsed() < SILENT_TTL);
+        let is_silent = |address: &SocketAddr| silent.iter().any(|(silent, _)| silent == address);
+        let (mut last, mut ordered): (Vec<_>, Vec<_>) = addresses.iter().partition(|a| is_silent(a));
+        if !ordered.is_empty() {
+            let first = first % ordered.len();
+            ordered.rotate_left(first);
+        }
+        let mut ordered = alternate_families(&ordered);
+        ordered.append(&mut last);
+        ordered
+    }
+
+    /// Connects to the first address that answers (RFC 8305, "happy eyeballs"): when an address has
+    /// not answered for a while, the next one is tried beside it.
+    async fn connect_tcp(&self, addresses: &[SocketAddr]) -> Result<TcpStream, Failure> {
+        let mut attempts = FuturesUnordered::new();
+        let mut waiting = addresses.iter().copied();
+        let mut pending: Vec<SocketAddr> = Vec::new();
+        let mut last_error = None;
+        loop {
+            if let Some(address) = waiting.next() {
+                pending.push(address);
+                attempts.push(async move { (address, TcpStream::connect(address).await) });
+            } else if attempts.is_empty() {
+                break;
+            }
+            let has_more = waiting.len() > 0;
+            let result = tokio::select! {
+                result = attempts.next() => result,
+                () = tokio::time::sleep(ATTEMPT_DELAY), if has_more => None,
+            };
+            match result {
+                Some((address, Ok(stream))) => {
+                    let silent = pending.into_iter().filter(|other| *other != address);
+                    let now = Instant::now();
+                    self.silent_addresses.borrow_mut().extend(silent.map(|other| (other, now)));
+                    return Ok(stream);
                 }
-                Err(error) => last = Some((address, error)),
+                Some((address, Err(error))) => {
+                    // An address that refuses is not silent: it costs no time.
+                    pending.retain(|other| *other != address);
+                    last_error = Some((address, error));
+                }
+                None => {}
             }
         }
-        Err(match last {
+        Err(match last_error {
             Some((address, error)) => {
                 Failure::new(ErrorKind::from_connect_error(&error), format!("{address}: {error}"))
             }
@@ -97,29 +158,30 @@ impl Connector {
     async fn wrap_stream(
         &self,
         tcp: TcpStream,
+        in_flight: &InFlightRequest,
         steps: &mut ConnectSteps,
     ) -> Result<(MeteredStream, Rc<ConnectionStats>), Failure> {
         // With Nagle's algorithm, a small request may wait for the acknowledgement of the previous
         // response.
         tcp.set_nodelay(true).map_err(|error| Failure::new(ErrorKind::Connect, error))?;
         let (socket, stats) = TimestampedSocket::new(tcp, Rc::clone(&self.timestamps));
-        let Some((name, config)) = &self.endpoint.tls else {
+        let Some(tls) = &self.endpoint.tls else {
             return Ok((
                 MeteredStream::new(MaybeTlsStream::Plain(socket), Rc::clone(&stats)),
                 stats,
             ));
         };
-        let connector = TlsConnector::from(std::sync::Arc::clone(config));
+        let config = in_flight.user_tls(tls);
+        let protocol = config.alpn_protocols.first().cloned();
         let began = Instant::now();
-        let session = connector.connect(name.clone(), socket).await;
-        let session = session.map_err(|error| Failure::new(ErrorKind::Tls, error))?;
+        let session = TlsConnector::from(config).connect(tls.name.clone(), socket).await;
+        let session =
+            session.map_err(|error| Failure::new(ErrorKind::Tls, describe_tls_error(&error)))?;
         steps.tls = Some(began.elapsed());
-        let kind = session.get_ref().1.handshake_kind();
-        steps.is_tls_resumed = kind == Some(rustls::HandshakeKind::Resumed);
-        let protocol = config.alpn_protocols.first();
-        if let Some(protocol) = protocol.filter(|p| session.get_ref().1.alpn_protocol() != Some(p))
-        {
-            let protocol = String::from_utf8_lossy(protocol);
+        let connection = session.get_ref().1;
+        steps.is_tls_resumed = connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
+        if let Some(protocol) = protocol.filter(|p| connection.alpn_protocol() != Some(p)) {
+            let protocol = String::from_utf8_lossy(&protocol);
             let message =
                 format!("target did not agree to speak {protocol}: see target.httpVersion");
             return Err(Failure::new(ErrorKind::Protocol, message));
@@ -151,5 +213,30 @@ impl Connector {
         steps.dns = Some(began.elapsed());
         *self.cached_lookup.borrow_mut() = Some((Instant::now(), result.clone()));
         result
+    }
+}
+
+/// Orders addresses so that IPv4 and IPv6 take turns, beginning with the family of the first one
+/// (RFC 8305, 4).
+fn alternate_families(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let begins_with_ipv4 = addresses.first().is_some_and(SocketAddr::is_ipv4);
+    let (first, second): (Vec<SocketAddr>, Vec<SocketAddr>) =
+        addresses.iter().partition(|address| address.is_ipv4() == begins_with_ipv4);
+    let turns = first.len().max(second.len());
+    (0..turns).flat_map(|turn| first.get(turn).into_iter().chain(second.get(turn))).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns() {
+        let parse = |texts: &[&str]| -> Vec<SocketAddr> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let ordered = alternate_families(&parse(&["[::1]:1", "[::2]:1", "1.1.1.1:1", "2.2.2.2:1"]));
+        assert_eq!(ordered, parse(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1"]));
+        assert_eq!(alternate_families(&[]), []);
     }
 }

@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use http::Uri;
-use loadtest_core::resource::HttpVersion;
+use loadtest_core::resource::{HttpVersion, SessionResumption, Tls};
 use rustls::{ClientConfig, pki_types::ServerName};
 
-use crate::prepare::{error::PrepareError, request::Origin};
+use crate::prepare::{error::PrepareError, request::Origin, tls::EndpointTls};
 
 /// Host, port, path and TLS settings of a base URL.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
     pub(crate) host: String,
     pub(crate) port: u16,
-    /// The name that the certificate must carry, and the TLS settings. `None` without TLS.
-    pub(crate) tls: Option<(ServerName<'static>, Arc<ClientConfig>)>,
+    /// `None` without TLS.
+    pub(crate) tls: Option<EndpointTls>,
     /// `host` or `host:port`, as in the Host header.
     pub(crate) authority: String,
     /// Path of the base URL, without a slash at its end.
@@ -26,7 +26,8 @@ impl Endpoint {
         url: &str,
         field: &'static str,
         example: &'static str,
-        tls: &Arc<ClientConfig>,
+        config: &Arc<ClientConfig>,
+        settings: &Tls,
     ) -> Result<Self, PrepareError> {
         let invalid = || PrepareError::Url { field, value: url.to_owned(), example };
         let uri: Uri = url.parse().map_err(|_| invalid())?;
@@ -45,8 +46,12 @@ impl Endpoint {
         };
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let tls = if is_secure {
-            let name = ServerName::try_from(host.clone()).map_err(|_| invalid())?;
-            Some((name, Arc::clone(tls)))
+            let name = settings.server_name.as_ref().unwrap_or(&host);
+            Some(EndpointTls {
+                name: ServerName::try_from(name.clone()).map_err(|_| invalid())?,
+                config: Arc::clone(config),
+                is_per_user: settings.session_resumption == SessionResumption::PerUser,
+            })
         } else {
             None
         };

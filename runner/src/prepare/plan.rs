@@ -56,7 +56,8 @@ impl PreparedPlan {
         let endpoint = |url: &Option<String>, version, field, example| {
             let Some(url) = url else { return Ok(None) };
             let tls = client_config(&plan, version)?;
-            Endpoint::parse(url, field, example, &tls).map(Some)
+            Endpoint::parse(url, field, example, &tls, &target.tls.clone().unwrap_or_default())
+                .map(Some)
         };
         let http = endpoint(&target.http, version, "target.http", "http://cell0:18800")?;
         // A WebSocket connection begins as HTTP/1.1.

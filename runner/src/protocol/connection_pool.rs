@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use loadtest_core::resource::{ConnectionReuse, HttpVersion};
+use loadtest_core::resource::{ConnectionLimits, ConnectionReuse, HttpVersion};
 use tokio::io::AsyncReadExt;
 
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Maximum number of connections that wait until the target closes them.
-const MAX_CLOSING: usize = 256;
+const MAX_CLOSING: usize = 48;
 
 /// Maximum time to wait for the rest of a body that nobody needs. A new connection takes longer.
 const REST_TIMEOUT: Duration = Duration::from_millis(5);
@@ -50,6 +50,15 @@ impl Connection {
             Self::Http1(connection) => !connection.is_used_up && connection.is_open(),
             Self::Http2(connection) => connection.can_send(),
         }
+    }
+
+    /// Returns true when the connection is older than the plan allows.
+    fn is_expired(&self) -> bool {
+        let expires = match self {
+            Self::Http1(connection) => connection.expires,
+            Self::Http2(connection) => connection.expires,
+        };
+        expires.is_some_and(|at| at <= Instant::now())
     }
 
     /// Returns true when no other request can be sent, without a check of the socket.
@@ -147,8 +156,11 @@ pub(crate) struct ConnectionPool {
     reuse: ConnectionReuse,
     /// Shared connections that are idle. The one used last is the warmest, and the next to be used.
     idle: RefCell<Vec<ConnectionSlot>>,
-    /// The HTTP/2 connection that all users share, and the lock for opening it.
-    shared_http2: RefCell<ConnectionSlot>,
+    limits: ConnectionLimits,
+    /// Number of connections that were opened.
+    opened: Cell<u64>,
+    /// The HTTP/2 connections that all users share, and the lock for opening one.
+    shared_http2: RefCell<Vec<ConnectionSlot>>,
     opening_lock: tokio::sync::Mutex<()>,
     /// Number of connections that wait until the target closes them.
     closing: Rc<Cell<usize>>,
@@ -157,13 +169,19 @@ pub(crate) struct ConnectionPool {
 }
 
 impl ConnectionPool {
-    pub(crate) fn new(prepared: &PreparedPlan, timestamps: &Rc<ArrivalClock>) -> Option<Self> {
+    pub(crate) fn new(
+        prepared: &PreparedPlan,
+        timestamps: &Rc<ArrivalClock>,
+        thread: usize,
+    ) -> Option<Self> {
         let target = &prepared.plan.test.target;
         Some(Self {
-            connector: Connector::new(prepared.http.clone()?, Rc::clone(timestamps)),
+            connector: Connector::new(prepared.http.clone()?, Rc::clone(timestamps), thread),
             version: target.http_version,
             reuse: target.connections,
             idle: RefCell::default(),
+            limits: target.connection_limits,
+            opened: Cell::new(0),
             shared_http2: RefCell::default(),
             opening_lock: tokio::sync::Mutex::new(()),
             closing: Rc::default(),
@@ -207,7 +225,10 @@ impl ConnectionPool {
             self.leaves_open.set(self.leaves_open.get() || is_ready.is_err());
             open.is_used_up |= !is_ready.unwrap_or(false);
         }
-        if slot.connection.as_mut().is_some_and(|open| !open.can_send()) {
+        if slot.connection.as_ref().is_some_and(Connection::is_expired) {
+            // Neither the target nor a failure has ended it.
+            slot.connection = None;
+        } else if slot.connection.as_mut().is_some_and(|open| !open.can_send()) {
             slot.discard();
         }
     }
@@ -240,12 +261,36 @@ impl ConnectionPool {
         matches!(self.version, HttpVersion::Http2)
     }
 
-    /// Returns the HTTP/2 connection that all users share, while requests can be sent on it.
+    /// Returns the HTTP/2 connection with the fewest streams among those that all users share.
+    /// `None` when there may be one more.
     fn shared_connection(&self) -> Option<Rc<Http2Connection>> {
-        match &self.shared_http2.borrow().connection {
-            Some(Connection::Http2(shared)) if shared.can_send() => Some(Rc::clone(shared)),
+        let shared = self.shared_http2.borrow();
+        let usable = shared.iter().filter_map(|slot| match &slot.connection {
+            Some(Connection::Http2(connection)) if connection.can_send() => Some(connection),
             _ => None,
+        });
+        if usable.clone().count() < self.limits.per_thread.get() as usize {
+            return None;
         }
+        usable.min_by_key(|connection| connection.open_stream_count()).map(Rc::clone)
+    }
+
+    /// Keeps a connection for all users, and drops those that have ended.
+    fn replace_shared(&self, connection: &Rc<Http2Connection>) {
+        let mut shared = self.shared_http2.borrow_mut();
+        shared.retain(|slot| slot.connection.as_ref().is_some_and(|open| !open.is_used_up()));
+        let connection = Some(Connection::Http2(Rc::clone(connection)));
+        shared.push(ConnectionSlot { connection, is_lost: false });
+    }
+
+    /// Returns when a connection that opens now is too old. Ages differ by up to 10 %, so that not
+    /// all connections are replaced at once.
+    fn new_expiry(&self) -> Option<Instant> {
+        let max_age = self.limits.max_age?.to_std();
+        let number = self.opened.replace(self.opened.get() + 1);
+        // Multiples of the golden ratio spread evenly between 0 and 1, whatever their number.
+        let spread = (number as f64 * 0.618_034).fract();
+        Some(Instant::now() + max_age.mul_f64(0.9 + 0.1 * spread))
     }
 
     async fn open_connection(
@@ -254,14 +299,14 @@ impl ConnectionPool {
         in_flight: &InFlightRequest,
     ) -> Result<Connection, Failure> {
         if self.version == HttpVersion::Http1 {
-            let (stream, stats, steps) = self.connector.connect().await?;
+            let (stream, stats, steps) = self.connector.connect(in_flight).await?;
             in_flight.add_opened_connection(OpenedConnection { is_reconnect, steps });
             return Ok(Connection::Http1(Http1Connection {
                 stream,
                 stats,
                 is_used_up: false,
                 unread_body: None,
-                expires: None,
+                expires: self.new_expiry(),
             }));
         }
         if self.reuse != ConnectionReuse::Shared {
@@ -272,9 +317,12 @@ impl ConnectionPool {
         if let Some(shared) = self.shared_connection() {
             return Ok(Connection::Http2(shared));
         }
-        let is_reconnect = self.shared_http2.borrow().connection.is_some();
+        let has_lost = |slot: &ConnectionSlot| {
+            slot.connection.as_ref().is_some_and(|open| open.is_used_up() && !open.is_expired())
+        };
+        let is_reconnect = self.shared_http2.borrow().iter().any(has_lost);
         let connection = self.open_http2(is_reconnect, in_flight).await?;
-        self.shared_http2.borrow_mut().connection = Some(Connection::Http2(Rc::clone(&connection)));
+        self.replace_shared(&connection);
         Ok(Connection::Http2(connection))
     }
 
@@ -283,8 +331,9 @@ impl ConnectionPool {
         is_reconnect: bool,
         in_flight: &InFlightRequest,
     ) -> Result<Rc<Http2Connection>, Failure> {
-        let (stream, stats, steps) = self.connector.connect().await?;
-        let connection = Rc::new(Http2Connection::handshake(stream, stats).await?);
+        let (stream, stats, steps) = self.connector.connect(in_flight).await?;
+        let expires = self.new_expiry();
+        let connection = Rc::new(Http2Connection::handshake(stream, stats, expires).await?);
         in_flight.add_opened_connection(OpenedConnection { is_reconnect, steps });
         Ok(connection)
     }

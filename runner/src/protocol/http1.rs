@@ -72,9 +72,6 @@ impl Http1Connection {
     ///
     /// Between requests there is nothing to read, so the check needs no system call.
     pub(super) fn is_open(&mut self) -> bool {
-        if self.expires.is_some_and(|at| at <= Instant::now()) {
-            return false;
-        }
         let mut byte = [0];
         let mut buffer = ReadBuf::new(&mut byte);
         let mut context = Context::from_waker(Waker::noop());

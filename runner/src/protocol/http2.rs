@@ -39,6 +39,8 @@ pub(crate) struct Http2Connection {
     open_streams: Rc<Cell<usize>>,
     stream_ended: Rc<Notify>,
     driver: AbortHandle,
+    /// When the connection is too old for another request.
+    pub(crate) expires: Option<Instant>,
 }
 
 impl Drop for Http2Connection {
@@ -87,6 +89,7 @@ impl Http2Connection {
     pub(crate) async fn handshake(
         stream: MeteredStream,
         stats: Rc<ConnectionStats>,
+        expires: Option<Instant>,
     ) -> Result<Self, Failure> {
         let mut builder = h2::client::Builder::new();
         builder
@@ -110,12 +113,18 @@ impl Http2Connection {
             open_streams: Rc::default(),
             stream_ended: Rc::default(),
             driver,
+            expires,
         })
     }
 
     /// Returns true as long as requests can be sent.
     pub(crate) fn can_send(&self) -> bool {
-        !self.is_closed.get()
+        !self.is_closed.get() && self.expires.is_none_or(|at| at > Instant::now())
+    }
+
+    /// Returns the number of open streams.
+    pub(crate) fn open_stream_count(&self) -> usize {
+        self.open_streams.get()
     }
 
     /// Stops sending new requests. Open streams go on.

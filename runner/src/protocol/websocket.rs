@@ -125,7 +125,7 @@ impl SessionSlot {
         in_flight: &InFlightRequest,
     ) -> Result<(), Failure> {
         in_flight.begin_websocket_connect();
-        let (stream, stats, mut steps) = connector.connect().await?;
+        let (stream, stats, mut steps) = connector.connect(in_flight).await?;
         let session = self.session.insert(Session { stats, stream: None });
         let began = Instant::now();
         match upgrade_connection(stream, prepared).await {
