@@ -37,8 +37,11 @@ pub use status::{
     ThresholdRow, Verdict,
 };
 pub use summary::{ConnectionSummary, Latency, Summary, TaskLatencies, TaskSummary, TokenSummary};
-pub use target::{ConnectionLimits, ConnectionReuse, HeaderFrom, HttpVersion, SecretKey, SessionResumption, Target, Timeouts, Tls};
-pub use task::{ChatTask, HttpTask, Method, Session, Task, WebSocketTask};
+pub use target::{
+    ConnectionLimits, ConnectionReuse, HeaderFrom, HttpVersion, SecretKey, SessionResumption,
+    Target, Timeouts, Tls,
+};
+pub use task::{ChatTask, HttpTask, MessageFormat, Method, Reply, Session, Task, WebSocketTask};
 pub use threshold::{Abort, Threshold, ThresholdKey};
 
 /// The API group of every kind.

@@ -164,6 +164,10 @@ pub struct ChatTask {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "crd", schemars(extend("x-kubernetes-validations" = [{
+    "rule": "!has(self.reply) || self.replies > 0",
+    "message": "reply names the messages that replies counts: set replies to 1 or more, or remove reply",
+}])))]
 pub struct WebSocketTask {
     /// Path and query, appended to the base URL.
     #[serde(default = "default_web_socket_path")]
@@ -173,10 +177,17 @@ pub struct WebSocketTask {
     #[serde(default)]
     #[cfg_attr(feature = "crd", schemars(length(max = 64), inner(length(max = 16_384))))]
     pub send: Vec<String>,
+    /// How messages are sent: as text, or as binary messages that `send` holds in base64.
+    #[serde(default)]
+    pub format: MessageFormat,
     /// Number of replies to await after each message before the next one is sent.
     #[serde(default)]
     #[cfg_attr(feature = "crd", schemars(range(min = 0, max = 1000)))]
     pub replies: u32,
+    /// Which messages of the target are replies. Default: every message after the one that was sent,
+    /// except for greetings and heartbeats.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<Reply>,
     /// How long a session lives: for one task, or as long as its user runs.
     #[serde(default)]
     pub session: Session,
@@ -191,6 +202,55 @@ pub struct WebSocketTask {
     #[serde(default = "default_timeout")]
     #[cfg_attr(feature = "crd", schemars(schema_with = "timeout"))]
     pub timeout: Duration,
+}
+
+/// How WebSocket messages are sent.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub enum MessageFormat {
+    /// As text messages.
+    #[default]
+    Text,
+    /// As binary messages.
+    Base64,
+}
+
+/// The condition that a WebSocket message must meet to be a reply. Other messages are counted, and
+/// end no round trip.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+#[serde(rename_all = "camelCase")]
+#[cfg_attr(feature = "crd", schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "(has(self.contains) ? 1 : 0) + (has(self.regex) ? 1 : 0) + (has(self.jsonPath) ? 1 : 0) == 1",
+        "message": "a reply has exactly one of contains, regex and jsonPath",
+    },
+    {
+        "rule": "!has(self.equals) || has(self.jsonPath)",
+        "message": "equals compares the value that jsonPath finds: give jsonPath too, or use contains",
+    },
+])))]
+pub struct Reply {
+    /// Text that the message must contain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 1024)))]
+    pub contains: Option<String>,
+    /// Regular expression that must match a part of the message (syntax of the Rust crate `regex`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 1024)))]
+    pub regex: Option<String>,
+    /// A `JSONPath` (RFC 9535), such as `$.id`, that must find a value in the message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 512), extend("x-kubernetes-validations" = [{
+        "rule": "self.startsWith('$')",
+        "messageExpression": "'\"' + self + '\" is not a JSONPath: start it with $, as in $.id'",
+    }])))]
+    pub json_path: Option<String>,
+    /// The expected value of one value that the path finds. A JSON text is compared without its
+    /// quotes, any other value in its JSON form.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "crd", schemars(length(max = 1024)))]
+    pub equals: Option<String>,
 }
 
 /// How long a WebSocket session lives.

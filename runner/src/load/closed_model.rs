@@ -65,6 +65,10 @@ pub(super) async fn run(
 }
 
 /// Alternates between a task and a pause until the interval ends.
+///
+/// A failed request takes its user at least as long as a successful one usually does. Otherwise
+/// users would send most of their requests in the few seconds in which the target fails fast, and
+/// one second of outage would count more than minutes of responses.
 async fn run_interval(state: &ThreadState, user: &mut User, from: Instant, until: Instant) {
     let mut planned = from;
     // A pause that is longer than the rest of the interval ends with the interval.
@@ -72,7 +76,10 @@ async fn run_interval(state: &ThreadState, user: &mut User, from: Instant, until
         state.record_schedule_lag(planned.elapsed());
         let task = state.prepared.task_picker.next_task(&mut user.rng);
         let outcome = perform_task(state, user, task, planned).await;
-        let ended = Instant::now();
+        let ended = match outcome {
+            Outcome::Success => Instant::now(),
+            _ => Instant::now().max(planned + state.usual_duration(task)),
+        };
         planned = match state.prepared.plan.test.scenario.pacing {
             // A task that took longer than the pacing delays the next task.
             Pacing::Interval(interval) => (planned + interval.to_std()).max(ended),

@@ -32,6 +32,9 @@ use crate::{
 /// Maximum capacity of a read buffer that is kept for another request.
 const MAX_KEPT_BUFFER: usize = 64 << 10;
 
+/// Maximum time that a failed request holds its user.
+const MAX_HOLD: Duration = Duration::from_secs(1);
+
 /// State of a load thread, shared by its users.
 #[derive(Debug)]
 pub(crate) struct ThreadState {
@@ -119,6 +122,14 @@ impl ThreadState {
     /// Returns when the load ends.
     pub(crate) fn load_end(&self) -> Instant {
         self.load_end.get()
+    }
+
+    /// Returns how long a successful request of a task usually takes, at most [`MAX_HOLD`]; zero
+    /// before the first success.
+    pub(crate) fn usual_duration(&self, task: usize) -> Duration {
+        let recorders = self.recorders.borrow();
+        let usual = recorders.get(task).map_or(Duration::ZERO, TaskRecorder::usual_duration);
+        usual.min(MAX_HOLD)
     }
 
     /// Returns when requests in flight are interrupted.

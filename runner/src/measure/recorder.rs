@@ -19,6 +19,9 @@ use crate::{
     protocol::chat::{ChatResponse, FinishReason},
 };
 
+/// The weight of the latest request in the usual duration.
+const USUAL_WEIGHT: f64 = 1.0 / 16.0;
+
 /// Maximum number of addresses that are told apart.
 const MAX_ADDRESSES: usize = 128;
 
@@ -68,6 +71,8 @@ pub(crate) struct TaskRecorder {
     dropped_arrivals: u64,
     /// By kind: the count and the message of the first failure.
     errors: BTreeMap<ErrorKind, (u64, String)>,
+    /// Moving average of the service times of successful requests, in seconds.
+    usual_seconds: f64,
     successes_in_load: u64,
     tokens_in_load: u64,
     resent: u64,
@@ -141,8 +146,13 @@ impl TaskRecorder {
         load_end: Instant,
     ) {
         self.requests[outcome.index()] += 1;
-        if outcome == Outcome::Success && times.last <= load_end {
-            self.successes_in_load += 1;
+        if outcome == Outcome::Success {
+            self.successes_in_load += u64::from(times.last <= load_end);
+            if let Some(took) = times.latency(LatencyMetric::ServiceTime) {
+                let latest = took.as_secs_f64();
+                let weight = if self.usual_seconds > 0.0 { USUAL_WEIGHT } else { 1.0 };
+                self.usual_seconds += weight * (latest - self.usual_seconds);
+            }
         }
         for metric in REQUEST_LATENCIES {
             // Without a histogram of its own, a fast error would count as a fast response.
@@ -160,6 +170,11 @@ impl TaskRecorder {
         if entry.1.is_empty() {
             entry.1 = failure.message;
         }
+    }
+
+    /// Returns how long a successful request usually takes; zero before the first success.
+    pub(crate) fn usual_duration(&self) -> Duration {
+        Duration::from_secs_f64(self.usual_seconds)
     }
 
     /// Counts a response by its status, and how often its request was sent again.

@@ -63,6 +63,8 @@ pub(crate) struct Connector {
     next_address: Cell<usize>,
     /// Addresses that did not answer, and when. They are tried last for a while.
     silent_addresses: RefCell<Vec<(SocketAddr, Instant)>>,
+    /// True once the target has not replied to the close frame of a WebSocket.
+    pub(crate) ignores_close: Cell<bool>,
 }
 
 impl Connector {
@@ -80,12 +82,16 @@ impl Connector {
             lookup_lock: tokio::sync::Mutex::new(()),
             next_address: Cell::new(first_address),
             silent_addresses: RefCell::default(),
+            ignores_close: Cell::new(false),
         }
     }
 
     /// Opens a connection for the user of a request. Each call starts with the next address (round
     /// robin).
-    pub(crate) async fn connect(&self, in_flight: &InFlightRequest) -> Result<OpenedStream, Failure> {
+    pub(crate) async fn connect(
+        &self,
+        in_flight: &InFlightRequest,
+    ) -> Result<OpenedStream, Failure> {
         let mut steps = ConnectSteps::default();
         let addresses = self.resolve_host(&mut steps).await?;
         let began = Instant::now();
@@ -103,7 +109,8 @@ impl Connector {
         let mut silent = self.silent_addresses.borrow_mut();
         silent.retain(|(_, since)| since.elapsed() < SILENT_TTL);
         let is_silent = |address: &SocketAddr| silent.iter().any(|(silent, _)| silent == address);
-        let (mut last, mut ordered): (Vec<_>, Vec<_>) = addresses.iter().partition(|a| is_silent(a));
+        let (mut last, mut ordered): (Vec<_>, Vec<_>) =
+            addresses.iter().partition(|a| is_silent(a));
         if !ordered.is_empty() {
             let first = first % ordered.len();
             ordered.rotate_left(first);
@@ -223,7 +230,10 @@ fn alternate_families(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
     let (first, second): (Vec<SocketAddr>, Vec<SocketAddr>) =
         addresses.iter().partition(|address| address.is_ipv4() == begins_with_ipv4);
     let turns = first.len().max(second.len());
-    (0..turns).flat_map(|turn| first.get(turn).into_iter().chain(second.get(turn))).copied().collect()
+    (0..turns)
+        .flat_map(|turn| first.get(turn).into_iter().chain(second.get(turn)))
+        .copied()
+        .collect()
 }
 
 #[cfg(test)]

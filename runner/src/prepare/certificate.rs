@@ -188,7 +188,8 @@ fn parse_time(tag: u8, text: &[u8]) -> Option<u64> {
     // Days since 1970 in the proleptic Gregorian calendar. The year begins in March, so that the
     // leap day is the last one.
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400)
+    let days = year * 365 + year.div_euclid(4) - year.div_euclid(100)
+        + year.div_euclid(400)
         + (month * 153 + 2) / 5
         + day
         - 1

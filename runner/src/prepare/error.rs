@@ -45,6 +45,18 @@ pub enum PrepareError {
         /// The check.
         check: String,
     },
+    /// The condition of a WebSocket reply is not valid.
+    #[error("webSocket.{problem}")]
+    Reply {
+        /// The field and its problem.
+        problem: String,
+    },
+    /// A binary message is not base64.
+    #[error("webSocket.send: {message:?} is not base64: encode it, or set format to Text")]
+    Base64 {
+        /// The message.
+        message: String,
+    },
     /// The TLS library refuses its settings.
     #[error("TLS can't be set up")]
     Tls(#[source] rustls::Error),

@@ -12,6 +12,7 @@ pub(crate) mod headers;
 pub(crate) mod http_task;
 pub(crate) mod plan;
 pub(crate) mod redirects;
+pub(crate) mod reply;
 pub(crate) mod request;
 pub(crate) mod tls;
 pub(crate) mod websocket_task;

@@ -165,7 +165,9 @@ pub(crate) fn describe_tls_error(error: &io::Error) -> String {
                 "CaUsedAsEndEntity" => {
                     "the certificate is one of an authority; put it into tls.caBundle to trust it"
                 }
-                _ => "the load generator can't verify this certificate; tls.insecureSkipVerify accepts it",
+                _ => {
+                    "the load generator can't verify this certificate; tls.insecureSkipVerify accepts it"
+                }
             };
             format!("{cause}: {advice}")
         }

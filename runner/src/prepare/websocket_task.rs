@@ -1,14 +1,16 @@
 //! WebSocket tasks, prepared.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Uri, header};
-use loadtest_core::resource::{Session, WebSocketTask};
-use tokio_tungstenite::tungstenite::Utf8Bytes;
+use loadtest_core::resource::{MessageFormat, Session, WebSocketTask};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::prepare::{
     endpoint::Endpoint,
     error::PrepareError,
     headers::task_headers,
+    reply::ReplyMatcher,
     request::{write_header, write_request_line},
 };
 
@@ -19,10 +21,12 @@ pub(crate) struct PreparedWebSocket {
     pub(crate) upgrade_request: Bytes,
     /// The subprotocols that the request offers.
     pub(crate) subprotocols: Vec<String>,
-    /// Text messages to send. All users share them.
-    pub(crate) messages: Vec<Utf8Bytes>,
+    /// Messages to send. All users share them.
+    pub(crate) messages: Vec<Message>,
     /// Number of replies to each message.
     pub(crate) replies: u32,
+    /// Which messages are replies.
+    pub(crate) reply: ReplyMatcher,
     /// True when the session stays open from task to task.
     pub(crate) keep_open: bool,
     /// True when the session ends with a close frame.
@@ -57,11 +61,28 @@ impl PreparedWebSocket {
                 .flat_map(|value| value.split(','))
                 .map(|name| name.trim().to_owned())
                 .collect(),
-            messages: task.send.iter().map(Utf8Bytes::from).collect(),
+            messages: task
+                .send
+                .iter()
+                .map(|text| encode_message(text, task.format))
+                .collect::<Result<_, _>>()?,
             replies: task.replies,
+            reply: ReplyMatcher::new(task.reply.as_ref())?,
             keep_open: task.session == Session::PerUser,
             send_close: task.close,
         })
+    }
+}
+
+fn encode_message(text: &str, format: MessageFormat) -> Result<Message, PrepareError> {
+    match format {
+        MessageFormat::Text => Ok(Message::text(text)),
+        MessageFormat::Base64 => {
+            let bytes = STANDARD.decode(text).map_err(|_| PrepareError::Base64 {
+                message: loadtest_core::text::truncate(text, 60),
+            })?;
+            Ok(Message::binary(bytes))
+        }
     }
 }
 

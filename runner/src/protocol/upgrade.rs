@@ -14,7 +14,10 @@ use crate::{
     failure::{ErrorKind, Failure},
     net::stream::MeteredStream,
     prepare::{check::HeaderField, websocket_task::PreparedWebSocket},
-    protocol::http1::{read_head, write_request},
+    protocol::{
+        http1::{read_head, write_request},
+        target_words::with_words,
+    },
 };
 
 /// Size of the read buffer of a session. The default of the library is 128 KiB per socket,
@@ -40,6 +43,8 @@ pub(crate) async fn upgrade_connection(
     let head = read_head(&mut stream, &mut buffer, false, true, || ()).await?;
     if head.status != 101 {
         let message = format!("the handshake got status {}", head.status);
+        // What arrived with the head is enough: a body may never end.
+        let message = with_words(message, &buffer);
         return Err(Failure::new(ErrorKind::Http(head.status), message));
     }
     check_agreement(&head.headers, &prepared.subprotocols, &accept_key(&key))

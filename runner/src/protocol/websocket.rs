@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::{
     WebSocketStream,
@@ -21,9 +22,17 @@ use crate::{
         recorder::OpenedConnection,
     },
     net::{connector::Connector, stream::MeteredStream, timestamped_socket::ConnectionStats},
-    prepare::websocket_task::PreparedWebSocket,
-    protocol::upgrade::upgrade_connection,
+    prepare::{reply::ReplyMatcher, websocket_task::PreparedWebSocket},
+    protocol::{target_words::shorten, upgrade::upgrade_connection},
 };
+
+/// Maximum time to wait for the reply to a close frame.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The code of a connection that ended without a close frame (RFC 6455, 7.1.5).
+const NO_CLOSE_FRAME: u16 = 1006;
+/// The code of a close frame without a code.
+const NO_CLOSE_CODE: u16 = 1005;
 
 /// A session that is open or being opened.
 #[derive(Debug)]
@@ -31,6 +40,8 @@ struct Session {
     stats: Rc<ConnectionStats>,
     /// `None` until the upgrade.
     stream: Option<Box<WebSocketStream<MeteredStream>>>,
+    /// True once the target has replied to a message.
+    has_replied: bool,
 }
 
 /// A slot for one session, which may be empty. It keeps counts of the session, so that a timeout
@@ -48,11 +59,17 @@ pub(crate) struct SessionSlot {
 
 /// An event of a session.
 enum SessionEvent {
-    Message,
+    Message(Bytes),
     Other,
     /// The session has ended: its close code, or 1006 when the connection ended without a close
-    /// frame.
-    Closed(u16),
+    /// frame, and the reason that the target gave.
+    Closed(u16, String),
+}
+
+/// A message that waits for replies.
+struct SentMessage<'a> {
+    message: &'a Message,
+    at: Instant,
 }
 
 impl SessionSlot {
@@ -126,7 +143,7 @@ impl SessionSlot {
     ) -> Result<(), Failure> {
         in_flight.begin_websocket_connect();
         let (stream, stats, mut steps) = connector.connect(in_flight).await?;
-        let session = self.session.insert(Session { stats, stream: None });
+        let session = self.session.insert(Session { stats, stream: None, has_replied: false });
         let began = Instant::now();
         match upgrade_connection(stream, prepared).await {
             Ok(stream) => session.stream = Some(Box::new(stream)),
@@ -145,18 +162,41 @@ impl SessionSlot {
         Ok(())
     }
 
-    /// Awaits one text or binary message.
-    async fn await_reply(&mut self) -> Result<(), Failure> {
+    /// Awaits one reply to a message.
+    async fn await_reply(
+        &mut self,
+        sent: &SentMessage<'_>,
+        matcher: &ReplyMatcher,
+    ) -> Result<(), Failure> {
+        let mut other_message = None;
         loop {
             match self.next_event().await? {
-                SessionEvent::Message => return Ok(()),
-                SessionEvent::Other => {}
-                SessionEvent::Closed(1006) => {
-                    let message = "connection ended before the reply";
-                    return Err(Failure::new(ErrorKind::WebSocketClose(1006), message));
+                SessionEvent::Message(message) => {
+                    let session = self.session.as_ref();
+                    // A message that arrived before the sending can't be a reply.
+                    let is_late = session.is_none_or(|s| s.stats.last_read.get() >= sent.at);
+                    let is_first = session.is_none_or(|session| !session.has_replied);
+                    let sent = message_bytes(sent.message);
+                    if is_late && matcher.is_reply(&message, sent, is_first) {
+                        if let Some(session) = &mut self.session {
+                            session.has_replied = true;
+                        }
+                        return Ok(());
+                    }
+                    other_message.get_or_insert(message);
                 }
-                SessionEvent::Closed(code) => {
-                    let message = format!("target closed with code {code} before the reply");
+                SessionEvent::Other => {}
+                SessionEvent::Closed(code, reason) => {
+                    let mut message = match code {
+                        NO_CLOSE_FRAME => "connection ended before the reply".to_owned(),
+                        code => format!("target closed with code {code} before the reply"),
+                    };
+                    if !reason.is_empty() {
+                        message = format!("{message}: {reason}");
+                    } else if let Some(other) = other_message {
+                        let other = shorten(&String::from_utf8_lossy(&other));
+                        message = format!("{message}, after a message that is no reply: {other}");
+                    }
                     return Err(Failure::new(ErrorKind::WebSocketClose(code), message));
                 }
             }
@@ -165,55 +205,80 @@ impl SessionSlot {
 
     async fn next_event(&mut self) -> Result<SessionEvent, Failure> {
         let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
-        let Some(stream) = stream else { return Ok(SessionEvent::Closed(1006)) };
+        let Some(stream) = stream else {
+            return Ok(SessionEvent::Closed(NO_CLOSE_FRAME, String::new()));
+        };
         Ok(match stream.next().await {
-            Some(Ok(Message::Text(_) | Message::Binary(_))) => {
+            Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) => {
                 self.uncounted_messages.1 += 1;
-                SessionEvent::Message
+                SessionEvent::Message(message.into_data())
             }
             Some(Ok(Message::Close(frame))) => {
                 // Writes the reply to the close frame. The target may be gone, so errors are
                 // ignored.
                 let _ = stream.flush().await;
-                SessionEvent::Closed(frame.map_or(1005, |frame| u16::from(frame.code)))
+                let reason = frame.as_ref().map_or_else(String::new, |f| shorten(&f.reason));
+                let code = frame.map_or(NO_CLOSE_CODE, |frame| u16::from(frame.code));
+                SessionEvent::Closed(code, reason)
             }
             Some(Ok(_)) => SessionEvent::Other,
             Some(Err(error)) => return Err(websocket_failure(error)),
-            None => SessionEvent::Closed(1006),
+            None => SessionEvent::Closed(NO_CLOSE_FRAME, String::new()),
         })
     }
 
-    async fn send_text(&mut self, text: &tungstenite::Utf8Bytes) -> Result<(), Failure> {
+    async fn send_message(&mut self, message: &Message) -> Result<(), Failure> {
         let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
-        let ended = || Failure::new(ErrorKind::WebSocketClose(1006), "connection ended");
-        stream
-            .ok_or_else(ended)?
-            .send(Message::Text(text.clone()))
-            .await
-            .map_err(websocket_failure)?;
+        let ended = || Failure::new(ErrorKind::WebSocketClose(NO_CLOSE_FRAME), "connection ended");
+        stream.ok_or_else(ended)?.send(message.clone()).await.map_err(websocket_failure)?;
         self.uncounted_messages.0 += 1;
         Ok(())
     }
 
     /// Runs the close handshake. Messages that arrive before the reply of the target are ignored.
-    async fn close_session(&mut self) -> Result<(), Failure> {
+    ///
+    /// A target that never replies is waited for only once, for [`CLOSE_TIMEOUT`].
+    async fn close_session(&mut self, connector: &Connector) -> Result<(), Failure> {
         let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
         let Some(stream) = stream else { return Ok(()) };
         WebSocketStream::close(stream, None).await.map_err(websocket_failure)?;
-        loop {
-            match stream.next().await {
-                None | Some(Ok(Message::Close(_)) | Err(tungstenite::Error::ConnectionClosed)) => {
-                    return Ok(());
-                }
-                Some(Ok(_)) => {}
-                // Some servers drop the connection instead of a reply. The session is closed too
-                // then.
-                Some(Err(error)) => match websocket_failure(error) {
-                    Failure { kind: ErrorKind::Reset, .. } => return Ok(()),
-                    failure => return Err(failure),
-                },
+        if connector.ignores_close.get() {
+            self.discard();
+            return Ok(());
+        }
+        match tokio::time::timeout(CLOSE_TIMEOUT, await_close(stream)).await {
+            Ok(result) => result,
+            Err(_) => {
+                connector.ignores_close.set(true);
+                self.discard();
+                Ok(())
             }
         }
+    }
+}
+
+/// Awaits the reply to a close frame.
+async fn await_close(stream: &mut WebSocketStream<MeteredStream>) -> Result<(), Failure> {
+    loop {
+        match stream.next().await {
+            None | Some(Ok(Message::Close(_)) | Err(tungstenite::Error::ConnectionClosed)) => {
+                return Ok(());
+            }
+            Some(Ok(_)) => {}
+            // Some servers drop the connection instead of a reply. The session is closed too then.
+            Some(Err(error)) => match websocket_failure(error) {
+                Failure { kind: ErrorKind::Reset, .. } => return Ok(()),
+                failure => return Err(failure),
+            },
+        }
+    }
+}
+
+fn message_bytes(message: &Message) -> &[u8] {
+    match message {
+        Message::Text(text) => text.as_bytes(),
+        Message::Binary(bytes) => bytes,
+        _ => &[],
     }
 }
 
@@ -226,7 +291,10 @@ pub(crate) async fn perform_websocket(
     in_flight: &InFlightRequest,
     mut on_round_trip: impl FnMut(Duration),
 ) -> Result<Instant, Failure> {
-    // Messages that arrived between tasks are not replies to the next message.
+    if !slot.is_open() {
+        slot.open_session(connector, prepared, in_flight).await?;
+    }
+    // Messages that arrived before this moment are not replies to the next message.
     if let Some(session) = slot.session.as_ref().filter(|session| session.stream.is_some()) {
         session.stats.force_next_read();
         let _ = slot.poll_idle(&mut Context::from_waker(Waker::noop()));
@@ -242,34 +310,37 @@ pub(crate) async fn perform_websocket(
         tokio::task::yield_now().await;
     }
     in_flight.mark_sent();
-    for text in &prepared.messages {
+    let mut last_reply = None;
+    for message in &prepared.messages {
         in_flight.enter_phase(RequestPhase::AwaitingResponse);
         if prepared.replies == 0 {
-            slot.send_text(text).await?;
+            slot.send_message(message).await?;
             continue;
         }
-        let sent = in_flight.begin_round_trip();
-        slot.send_text(text).await?;
+        let sent = SentMessage { message, at: in_flight.begin_round_trip() };
+        slot.send_message(message).await?;
         for _ in 0..prepared.replies {
-            slot.await_reply().await?;
+            slot.await_reply(&sent, &prepared.reply).await?;
         }
         in_flight.end_round_trip();
-        on_round_trip(last_read().saturating_duration_since(sent));
+        last_reply = Some(last_read());
+        on_round_trip(last_read().saturating_duration_since(sent.at));
     }
     in_flight.enter_phase(RequestPhase::ReadingBody);
     let closes = prepared.send_close && !prepared.keep_open;
     if closes {
-        slot.close_session().await?;
+        slot.close_session(connector).await?;
+        // Without a reply to the close frame, the last message was the end.
+        return Ok(last_read());
     }
-    let got_replies = prepared.replies > 0 && !prepared.messages.is_empty();
-    Ok(if got_replies || closes { last_read() } else { Instant::now() })
+    Ok(last_reply.unwrap_or_else(Instant::now))
 }
 
 fn websocket_failure(error: tungstenite::Error) -> Failure {
     let kind = match &error {
         tungstenite::Error::Io(io) => ErrorKind::from_io_error(io),
         tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => {
-            ErrorKind::WebSocketClose(1006)
+            ErrorKind::WebSocketClose(NO_CLOSE_FRAME)
         }
         tungstenite::Error::Protocol(
             tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,

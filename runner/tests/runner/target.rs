@@ -119,6 +119,7 @@ impl Target {
         plan.test.target.tls = self.certificate.clone().map(|pem| loadtest_core::resource::Tls {
             ca_bundle: Some(pem),
             insecure_skip_verify: false,
+            ..loadtest_core::resource::Tls::default()
         });
         plan
     }
