@@ -146,10 +146,20 @@ pub struct ChatTask {
     /// (`stream_options.include_usage`). Set false for servers that refuse this option.
     #[serde(default = "default_true")]
     pub usage: bool,
-    /// `max_tokens` of the request. Default: that of the server.
+    /// `max_tokens` of the request. Default: that of the server. Newer models take
+    /// `maxCompletionTokens` instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "crd", schemars(range(min = 1, max = 1_000_000)))]
     pub max_tokens: Option<NonZeroU32>,
+    /// `max_completion_tokens` of the request. Default: that of the server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "crd", schemars(range(min = 1, max = 1_000_000)))]
+    pub max_completion_tokens: Option<NonZeroU32>,
+    /// Further fields of the request's JSON body, such as `temperature: 0` or `ignore_eos: true`.
+    /// They replace fields of the same name; null removes one.
+    #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "any_object"))]
+    pub body: serde_json::Map<String, serde_json::Value>,
     /// Headers in addition to those of the target.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[cfg_attr(feature = "crd", schemars(schema_with = "super::target::header_map"))]
@@ -290,6 +300,14 @@ fn path(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
             "rule": r"self.matches('^/[A-Za-z0-9._~:/?@!$&()*+,;=%|-]*$')",
             "messageExpression": "'\"' + self + '\" is not a path: start it with / and percent-encode everything but letters, digits and -._~:/?@!$&()*+,;=%|'",
         }],
+    })
+}
+
+#[cfg(feature = "crd")]
+fn any_object(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "x-kubernetes-preserve-unknown-fields": true,
     })
 }
 

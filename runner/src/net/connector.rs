@@ -249,4 +249,32 @@ mod tests {
         assert_eq!(ordered, parse(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1"]));
         assert_eq!(alternate_families(&[]), []);
     }
+
+    #[tokio::test]
+    async fn a_silent_address_does_not_hold_up_a_connection() {
+        // Nobody accepts, and the queue of connections is full: the system drops what comes.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let silent = listener.local_addr().unwrap();
+        let connect =
+            || tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(silent));
+        let _held = [connect().await, connect().await];
+        let open = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let good = open.local_addr().unwrap();
+        let endpoint = Endpoint {
+            host: "cell0".to_owned(),
+            port: 0,
+            tls: None,
+            authority: "cell0".to_owned(),
+            base_path: String::new(),
+        };
+        let connector = Connector::new(endpoint, ArrivalClock::new(), 0);
+        let began = Instant::now();
+        let stream = connector.connect_tcp(&[silent, good]).await.unwrap();
+        let took = began.elapsed();
+        assert!(stream.peer_addr().unwrap() == good && took < Duration::from_secs(2), "{took:?}");
+        // From now on the silent address is the last.
+        assert_eq!(connector.order_addresses(&[silent, good]), [good, silent]);
+    }
 }

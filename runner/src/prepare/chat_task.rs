@@ -76,5 +76,38 @@ fn request_body(task: &ChatTask, model: &str, message: &str) -> String {
     if let Some(max) = task.max_tokens {
         body["max_tokens"] = max.get().into();
     }
+    if let Some(max) = task.max_completion_tokens {
+        body["max_completion_tokens"] = max.get().into();
+    }
+    if let Some(fields) = body.as_object_mut() {
+        for (name, value) in &task.body {
+            if value.is_null() {
+                fields.remove(name);
+            } else {
+                fields.insert(name.clone(), value.clone());
+            }
+        }
+    }
     body.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn further_fields_are_merged_into_the_body() {
+        let task: ChatTask = serde_json::from_value(serde_json::json!({
+            "models": ["m"], "messages": ["Hi"], "stream": true, "maxCompletionTokens": 9,
+            "body": {"temperature": 0, "stop": ["x"], "stream_options": null, "model": "other"},
+        }))
+        .unwrap();
+        let body: serde_json::Value =
+            serde_json::from_str(&request_body(&task, "m", "Hi")).unwrap();
+        let expected = serde_json::json!({
+            "model": "other", "messages": [{"role": "user", "content": "Hi"}], "stream": true,
+            "max_completion_tokens": 9, "temperature": 0, "stop": ["x"],
+        });
+        assert_eq!(body, expected);
+    }
 }

@@ -113,11 +113,10 @@ impl ReplyMatcher {
             Self::Regex(regex) => regex.is_match(message),
             Self::Json { path, equals } => {
                 let Ok(value) = serde_json::from_slice::<Value>(message) else { return false };
-                let is_expected = |node: &Value| match (equals, node.as_str()) {
-                    (None, _) => true,
-                    (Some(expected), Some(text)) => expected == text,
-                    (Some(expected), None) => *expected == node.to_string(),
-                };
+                let text =
+                    |node: &Value| node.as_str().map_or_else(|| node.to_string(), str::to_owned);
+                let is_expected =
+                    |node: &Value| equals.as_ref().is_none_or(|expected| text(node) == *expected);
                 path.query(&value).iter().any(|node| is_expected(node))
             }
         }

@@ -147,12 +147,14 @@ pub(crate) fn describe_tls_error(error: &io::Error) -> String {
     const NO_COMMON_CIPHER: &str = "the load generator speaks TLS 1.3, and TLS 1.2 with ECDHE and AES-GCM or ChaCha20-Poly1305; it can't use older versions, CBC ciphers or RSA key exchange";
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match inner {
-        Some(rustls::Error::AlertReceived(
-            AlertDescription::HandshakeFailure
-            | AlertDescription::ProtocolVersion
-            | AlertDescription::InsufficientSecurity,
-        )) => format!("{error}: {NO_COMMON_CIPHER}"),
-        Some(rustls::Error::PeerIncompatible(_)) => format!("{error}: {NO_COMMON_CIPHER}"),
+        Some(
+            rustls::Error::AlertReceived(
+                AlertDescription::HandshakeFailure
+                | AlertDescription::ProtocolVersion
+                | AlertDescription::InsufficientSecurity,
+            )
+            | rustls::Error::PeerIncompatible(_),
+        ) => format!("{error}: {NO_COMMON_CIPHER}"),
         Some(rustls::Error::InvalidMessage(_)) => {
             format!("{error}: the target does not speak TLS on this port")
         }

@@ -246,14 +246,12 @@ impl SessionSlot {
             self.discard();
             return Ok(());
         }
-        match tokio::time::timeout(CLOSE_TIMEOUT, await_close(stream)).await {
-            Ok(result) => result,
-            Err(_) => {
-                connector.ignores_close.set(true);
-                self.discard();
-                Ok(())
-            }
-        }
+        let closed = tokio::time::timeout(CLOSE_TIMEOUT, await_close(stream)).await;
+        closed.unwrap_or_else(|_| {
+            connector.ignores_close.set(true);
+            self.discard();
+            Ok(())
+        })
     }
 }
 

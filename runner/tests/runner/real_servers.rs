@@ -1,0 +1,265 @@
+//! Responses of real servers that are unusual and valid, and failures in the words of the target.
+
+use loadtest_core::{
+    metrics::{LatencyMetric, Outcome, TaskMetrics},
+    resource::ConnectionReuse,
+};
+use serde_json::{Value, json};
+
+use crate::{
+    harness::{only_task, run_plan},
+    scripted_target::{ScriptedTarget, Step, chunk, respond, send, stream_of, wait},
+};
+
+const TOKEN: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"Hi\"}}]}\n\n";
+const THOUGHT: &str = "data: {\"choices\":[{\"delta\":{\"reasoning_content\":\"Hm\"}}]}\n\n";
+const STOP: &str = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"length\"}]}\n\n";
+const DONE: &str = "data: [DONE]\n\n";
+
+fn get() -> Value {
+    json!({"http": {"path": "/", "timeout": "3s"}})
+}
+
+fn chat() -> Value {
+    json!({"chat": {"models": ["m"], "messages": ["Hi"], "stream": true, "timeout": "3s"}})
+}
+
+fn median(task: &TaskMetrics, metric: LatencyMetric) -> f64 {
+    task.latencies.samples(metric).quantile(0.5).map_or(0.0, loadtest_core::Duration::as_millis_f64)
+}
+
+/// Runs a task against a target that always sends the same, and asserts that no request fails.
+async fn run_good(task: Value, steps: Vec<Step>) -> TaskMetrics {
+    let target = ScriptedTarget::start(steps).await;
+    let (task, messages) = target.run(task).await;
+    assert_eq!((task.failed_requests(), messages), (0, vec![]));
+    assert!(task.completed_requests() > 2, "{:?}", task.requests);
+    task
+}
+
+/// Runs a task that always fails. Returns the kind and the message of its only error.
+async fn run_bad(task: Value, steps: Vec<Step>) -> (String, String) {
+    let target = ScriptedTarget::start(steps).await;
+    let (task, messages) = target.run(task).await;
+    assert_eq!(task.completed_requests(), task.failed_requests(), "{:?}", task.errors);
+    let kinds: Vec<_> = task.errors.iter().filter(|(_, count)| **count > 0).collect();
+    assert_eq!((kinds.len(), messages.len()), (1, 1), "{messages:?}");
+    (kinds[0].0.clone(), messages[0].clone())
+}
+
+#[tokio::test]
+async fn the_first_byte_is_that_of_the_final_response() {
+    let early_hints = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n";
+    let task = run_good(get(), vec![send(early_hints), wait(100), respond("", "ok")]).await;
+    let first_byte = median(&task, LatencyMetric::TimeToFirstByte);
+    assert!((95.0..200.0).contains(&first_byte), "{first_byte}");
+    assert_eq!(task.statuses["200"], task.completed_requests());
+}
+
+#[tokio::test]
+async fn a_target_that_hangs_after_early_hints_has_not_begun_to_respond() {
+    let early_hints = send("HTTP/1.1 103 Early Hints\r\n\r\n");
+    let target = ScriptedTarget::start(vec![early_hints, Step::Hang]).await;
+    let mut plan = target.plan(get());
+    plan.test.target.timeouts.first_byte = Some(loadtest_core::Duration::from_millis(200));
+    let metrics = run_plan(plan).await.metrics;
+    let task = only_task(&metrics);
+    assert_eq!(task.errors["timeout_response"], task.failed_requests());
+    assert!(task.failed_requests() > 2, "{:?}", task.requests);
+}
+
+#[tokio::test]
+async fn a_switch_of_protocols_is_no_response() {
+    let (kind, _) =
+        run_bad(get(), vec![send("HTTP/1.1 101 Switching\r\nupgrade: x\r\n\r\n")]).await;
+    assert_eq!(kind, "protocol");
+}
+
+#[tokio::test]
+async fn responses_with_unusual_heads_are_read() {
+    let many = "x: 1\r\n".repeat(200);
+    for headers in [many.as_str(), "content-length: 2, 2\r\n", "x: a\r\n b\r\n", "x : 1\r\n"] {
+        run_good(get(), vec![respond(headers, "ok")]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_late_close_holds_up_no_user() {
+    let steps = vec![respond("connection: close\r\n", "ok"), wait(500), Step::Close];
+    let task = run_good(get(), steps).await;
+    // Two users that pause for 10 ms on average make nearly 200 requests.
+    assert!(task.completed_requests() > 100, "{}", task.completed_requests());
+    assert_eq!(task.connections, task.completed_requests());
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_ends_is_replaced_for_a_request_that_may_be_sent_twice() {
+    // Every second request on a connection finds it closed.
+    let steps = |number: u64| {
+        if number.is_multiple_of(2) { vec![respond("", "ok")] } else { vec![Step::Close] }
+    };
+    let target = ScriptedTarget::start_with(steps).await;
+    let mut plan = target.plan(get());
+    plan.threads = 1;
+    plan.test.target.connections = ConnectionReuse::Shared;
+    let result = run_plan(plan).await;
+    let task = only_task(&result.metrics);
+    assert!(task.resent > 0);
+    // A new connection that ends is a failure of the target.
+    assert!(task.errors.keys().all(|kind| kind != "stale_connection"), "{:?}", task.errors);
+
+    let target = ScriptedTarget::start_with(steps).await;
+    let post = json!({"http": {"path": "/", "method": "POST", "body": "x"}});
+    let (task, messages) = target.run(post).await;
+    assert_eq!(task.resent, 0);
+    assert!(task.errors["stale_connection"] > 0, "{:?}", task.errors);
+    assert!(messages.iter().any(|text| text.contains("kept connection ended")), "{messages:?}");
+}
+
+#[tokio::test]
+async fn failures_have_the_words_of_the_target() {
+    let refuse = |body: &str| {
+        send(format!("HTTP/1.1 400 Bad Request\r\ncontent-length: {}\r\n\r\n{body}", body.len()))
+    };
+    let json = r#"{"error":{"message":"Unsupported parameter: 'max_tokens'","type":"x"}}"#;
+    for (body, words) in [
+        (json, "returned status 400: Unsupported parameter: 'max_tokens'"),
+        ("queue is full\nmore", "returned status 400: queue is full"),
+        ("<html><title>Bad gateway</title>", "HTML page \"Bad gateway\""),
+        ("token=abc123def456", "returned status 400: token=***"),
+        ("", "returned status 400"),
+    ] {
+        for task in [get(), chat()] {
+            let (kind, message) = run_bad(task, vec![refuse(body)]).await;
+            assert_eq!(kind, "http_400");
+            assert!(message.contains(words), "{message}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_is_no_stream_is_named() {
+    let error = r#"{"error":{"message":"Input validation error"}}"#;
+    for (body, kind, words) in [
+        (error, "stream_error", "Input validation error"),
+        ("<html><title>Sign in</title>", "protocol", "Sign in"),
+        (r#"{"choices":[{"message":{"content":"Hi"}}]}"#, "protocol", "a JSON response"),
+    ] {
+        let (found, message) = run_bad(chat(), vec![respond("", body)]).await;
+        assert_eq!(found, kind);
+        assert!(message.contains(words), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn streams_end_as_real_servers_end_them() {
+    let end = || send("0\r\n\r\n");
+    for (name, events, steps) in [
+        ("whole", vec![TOKEN, STOP, DONE], vec![end()]),
+        ("end apart", vec![TOKEN, STOP, DONE], vec![wait(2), end()]),
+        ("no mark", vec![TOKEN, STOP], vec![end()]),
+        ("left open", vec![TOKEN, STOP, DONE], vec![Step::Hang]),
+        ("cut after the mark", vec![TOKEN, DONE], vec![Step::Close]),
+        ("reasoning only", vec![THOUGHT, STOP, DONE], vec![end()]),
+        ("nothing", vec![STOP, DONE], vec![end()]),
+    ] {
+        let steps = std::iter::once(stream_of(&events)).chain(steps).collect();
+        let task = run_good(chat(), steps).await;
+        let response_time = median(&task, LatencyMetric::ResponseTime);
+        assert!(response_time < 100.0, "{name}: {response_time} ms");
+        let reason = if events.contains(&STOP) { "length" } else { "none" };
+        assert_eq!(task.finish_reasons[reason], task.completed_requests(), "{name}");
+    }
+    let (kind, _) = run_bad(chat(), vec![stream_of(&[TOKEN, STOP]), Step::Close]).await;
+    assert_eq!(kind, "stream_cut");
+}
+
+#[tokio::test]
+async fn a_stream_whose_end_comes_apart_keeps_its_connection() {
+    let steps = vec![stream_of(&[TOKEN, STOP, DONE]), wait(2), send("0\r\n\r\n")];
+    let target = ScriptedTarget::start(steps).await;
+    let (task, _) = target.run(chat()).await;
+    assert_eq!((task.failed_requests(), target.connections()), (0, 2));
+}
+
+#[tokio::test]
+async fn first_token_and_first_content_differ() {
+    let steps = vec![
+        stream_of(&[THOUGHT]),
+        wait(50),
+        send(chunk(THOUGHT)),
+        wait(50),
+        send([chunk(TOKEN), chunk(STOP), chunk(DONE), "0\r\n\r\n".to_owned()].concat()),
+    ];
+    let task = run_good(chat(), steps).await;
+    let (token, content) = (
+        median(&task, LatencyMetric::TimeToFirstToken),
+        median(&task, LatencyMetric::TimeToFirstResponse),
+    );
+    assert!(token < 40.0 && (95.0..180.0).contains(&content), "{token} ms, {content} ms");
+    // A response without content has no time to its first content.
+    let task = run_good(chat(), vec![stream_of(&[THOUGHT, STOP, DONE]), send("0\r\n\r\n")]).await;
+    assert!(!task.latencies.has_samples(LatencyMetric::TimeToFirstResponse));
+    assert!(task.latencies.has_samples(LatencyMetric::TimeToFirstToken));
+}
+
+#[tokio::test]
+async fn gaps_of_failed_streams_are_no_samples() {
+    let error = "data: {\"error\":{\"message\":\"dead\"}}\n\n";
+    let target = ScriptedTarget::start(vec![stream_of(&[TOKEN, TOKEN, error]), Step::Close]).await;
+    let (task, messages) = target.run(chat()).await;
+    assert_eq!(messages, ["error event: dead"]);
+    assert!(!task.latencies.has_samples(LatencyMetric::InterTokenLatency));
+}
+
+#[tokio::test]
+async fn large_and_compressed_bodies_are_checked() {
+    let large = format!("[\"{}\", 7]", "x".repeat(2 << 20));
+    let task = json!({"http": {"path": "/", "checks": [{"jsonPath": "$[1]", "equals": "7"}]}});
+    run_good(task, vec![respond("", &large)]).await;
+    let task = json!({"http": {"path": "/", "checks": [{"bodyContains": "hello"}]}});
+    let brotli = [
+        0x1b, 0x10, 0x00, 0xf8, 0x8d, 0x94, 0x6e, 0xde, 0x44, 0x55, 0x86, 0x96, 0x6c, 0x20, 0x6f,
+        0x01, 0x4f, 0x1c, 0x60, 0x1c,
+    ];
+    run_good(task.clone(), vec![respond("content-encoding: br\r\n", brotli)]).await;
+    let (kind, message) = run_bad(task, vec![respond("content-encoding: compress\r\n", "x")]).await;
+    assert_eq!(kind, "check_body");
+    assert!(message.contains("content-encoding"), "{message}");
+}
+
+#[tokio::test]
+async fn what_ends_after_the_load_is_in_no_rate() {
+    // The first responses take 100 ms, the others end after the load.
+    let steps = |number: u64| vec![wait(if number < 4 { 100 } else { 1500 }), respond("", "ok")];
+    let target = ScriptedTarget::start_with(steps).await;
+    let (task, _) = target.run(get()).await;
+    assert_eq!((task.requests_with(Outcome::Success), task.successes_in_load), (6, 4));
+}
+
+#[tokio::test]
+async fn a_failed_request_holds_its_user_like_a_success() {
+    let steps = |number: u64| {
+        if number.is_multiple_of(2) {
+            vec![wait(50), respond("", "ok")]
+        } else {
+            vec![send("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n")]
+        }
+    };
+    let target = ScriptedTarget::start_with(steps).await;
+    target.run(get()).await;
+    // Two users make at most one request in 50 ms each.
+    assert!((20..=42).contains(&target.requests()), "{}", target.requests());
+}
+
+#[tokio::test]
+async fn old_connections_are_replaced() {
+    let target = ScriptedTarget::start(vec![respond("", "ok")]).await;
+    let mut plan = target.plan(get());
+    plan.test.target.connection_limits.max_age = Some(loadtest_core::Duration::from_millis(200));
+    let metrics = run_plan(plan).await.metrics;
+    let task = only_task(&metrics);
+    assert!((8..=14).contains(&target.connections()), "{}", target.connections());
+    assert_eq!((task.failed_requests(), task.reconnects), (0, 0));
+    assert_eq!(task.addresses.values().sum::<u64>(), task.completed_requests());
+}
