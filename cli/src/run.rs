@@ -14,6 +14,7 @@ use anyhow::Context;
 use cell0_simulator::{Listen, Settings, Simulator};
 use k8s_openapi::jiff::Timestamp;
 use loadtest_core::{
+    Duration,
     judge::{RunContext, Timeline},
     metrics::RunnerState,
     plan::{Plan, RunIdentity, ValidTest, size_test},
@@ -173,7 +174,9 @@ async fn run_load(
             Some(StopReason::ByThreshold(aborted)) => Some(aborted),
             _ => None,
         },
+        runners: 1,
         runners_lost: u64::from(runner_lost),
+        start_skew: Some(Duration::ZERO),
         examples,
         ..RunContext::default()
     };

@@ -4,7 +4,7 @@
 //! Inconclusive and says what to change. A healthy run is far from all of them.
 
 use crate::{
-    metrics::Metrics,
+    metrics::{GeneratorMetrics, Metrics},
     values::{Duration, Percent},
 };
 
@@ -35,21 +35,39 @@ const MAX_LAG_OF_COUNTS: Duration = Duration::from_millis(100);
 /// generator. `tightest` is the strictest duration that a latency row is judged by; `None` for a
 /// row of counts. `holds_if_late` is true for a row that meets its target, and that lateness can only
 /// make worse: lateness does not spoil this row, if the load was really made.
+///
+/// Each runner is judged for itself: one that is a second late among 150 is invisible in the sum.
 pub(crate) fn generator_problem(
     tightest: Option<Duration>,
     holds_if_late: bool,
     metrics: &Metrics,
 ) -> Option<String> {
-    let limit = tightest.map_or(MAX_LAG_OF_COUNTS, |tightest| {
-        MIN_LAG_LIMIT.max(Duration::from_secs_f64(MAX_LAG_SHARE * tightest.as_secs_f64()))
-    });
+    let limit = lag_limit(tightest);
     let lag_spoils = !(holds_if_late && was_load_made(metrics));
-    lag_spoils
-        .then(|| lag_problem(limit, metrics))
-        .flatten()
-        .or_else(|| cpu_problem(metrics))
-        .or_else(|| throttling_problem(metrics))
-        .or_else(|| memory_problem(metrics))
+    let problem_of = |generator: &GeneratorMetrics| {
+        lag_spoils
+            .then(|| lag_problem(limit, generator))
+            .flatten()
+            .or_else(|| cpu_problem(generator))
+            .or_else(|| throttling_problem(generator))
+            .or_else(|| memory_problem(generator))
+    };
+    if metrics.runners.len() < 2 {
+        return problem_of(&metrics.generator());
+    }
+    let sick = metrics.runners.iter().filter_map(|(name, generator)| {
+        let lag = generator.schedule_lag.quantile(0.99).unwrap_or_default();
+        problem_of(generator).map(|problem| (lag, name, problem))
+    });
+    let (_, name, problem) = sick.max_by_key(|(lag, ..)| *lag)?;
+    Some(format!("{name}: {problem}"))
+}
+
+/// The lag that a row tolerates. `tightest` is the strictest duration that it is judged by.
+pub(crate) fn lag_limit(tightest: Option<Duration>) -> Duration {
+    tightest.map_or(MAX_LAG_OF_COUNTS, |tightest| {
+        MIN_LAG_LIMIT.max(Duration::from_secs_f64(MAX_LAG_SHARE * tightest.as_secs_f64()))
+    })
 }
 
 /// True when lateness took so little of the users' time, and dropped no arrival, that the target got
@@ -61,7 +79,7 @@ fn was_load_made(metrics: &Metrics) -> bool {
 
 const USE_MORE_CPU: &str = "use fewer users per runner or give runners more CPU";
 
-fn lag_problem(limit: Duration, metrics: &Metrics) -> Option<String> {
+fn lag_problem(limit: Duration, metrics: &GeneratorMetrics) -> Option<String> {
     // The 99th percentile of a few samples is the longest one, and one stall is not a weakness.
     let event_loop = Some(&metrics.event_loop_lag).filter(|lag| lag.count() >= MIN_LOOP_SAMPLES);
     let lags = [("schedule", Some(&metrics.schedule_lag)), ("event loop", event_loop)];
@@ -75,7 +93,7 @@ fn lag_problem(limit: Duration, metrics: &Metrics) -> Option<String> {
     })
 }
 
-fn cpu_problem(metrics: &Metrics) -> Option<String> {
+fn cpu_problem(metrics: &GeneratorMetrics) -> Option<String> {
     let share = metrics.busiest_thread_share();
     (share > MAX_THREAD_SHARE).then(|| {
         let used = Percent::from_fraction(share.min(1.0)).rounded();
@@ -83,7 +101,7 @@ fn cpu_problem(metrics: &Metrics) -> Option<String> {
     })
 }
 
-fn throttling_problem(metrics: &Metrics) -> Option<String> {
+fn throttling_problem(metrics: &GeneratorMetrics) -> Option<String> {
     let share = metrics.throttled_seconds / metrics.elapsed_seconds.max(1e-9);
     (share > MAX_THROTTLED_SHARE && metrics.throttled_seconds > THROTTLING_PERIOD).then(|| {
         let time = Percent::from_fraction(share).rounded();
@@ -91,7 +109,7 @@ fn throttling_problem(metrics: &Metrics) -> Option<String> {
     })
 }
 
-fn memory_problem(metrics: &Metrics) -> Option<String> {
+fn memory_problem(metrics: &GeneratorMetrics) -> Option<String> {
     (metrics.memory_ratio > MAX_MEMORY_SHARE).then(|| {
         let used = Percent::from_fraction(metrics.memory_ratio).rounded();
         format!("a runner used {used} of its memory limit: raise the limit, or use fewer users per runner")

@@ -10,8 +10,8 @@ mod timeline;
 mod verdict;
 mod windows;
 
-pub use report::{MAX_ERRORS, Report, RunContext, progress_of, report};
+pub use report::{MAX_ERRORS, Report, RunContext, max_start_skew, progress_of, report};
 pub use stages::breaking_point;
 pub use summary::summarize;
-pub use timeline::Timeline;
+pub use timeline::{Coverage, Timeline};
 pub use verdict::{judge, worst_verdict};

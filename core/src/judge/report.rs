@@ -10,9 +10,10 @@ use crate::{
     plan::{LatencyTargets, TaskKind, ValidTest},
     resource::{
         Aborted, BreakingPoint, ConnectionSummary, ErrorCount, Latency, Measurement, Progress,
-        StageRow, Summary, TaskLatencies, TaskSummary, ThresholdRow, TokenSummary, Verdict,
+        StageRow, Summary, TaskLatencies, TaskSummary, Threshold, ThresholdRow, TokenSummary,
+        Verdict,
     },
-    text::truncate,
+    text::{count_of, truncate},
     values::{Duration, Percent, Rate},
 };
 
@@ -32,9 +33,13 @@ pub struct RunContext {
     pub cancelled: bool,
     /// The threshold that stopped the run.
     pub aborted: Option<Aborted>,
+    /// Number of runners of the test.
+    pub runners: u64,
     /// Number of runners that ended before the test did.
     pub runners_lost: u64,
-    /// Time between the start of the first and of the last runner.
+    /// Maximum number of lost runners with which the test is still judged.
+    pub tolerated_losses: u64,
+    /// Time between the start of the first and of the last runner; `None` when it is unknown.
     pub start_skew: Option<Duration>,
     /// One message for each task and error kind.
     pub examples: BTreeMap<(String, String), String>,
@@ -74,7 +79,7 @@ pub fn report(
 ) -> Report {
     let thresholds = timeline.rows_at_end(test, metrics, context.aborted.as_ref());
     let stages = timeline.stages_at_end(test, metrics);
-    let (verdict, reason, message) = conclude(&thresholds, metrics, context, test.load.duration());
+    let (verdict, reason, message) = conclude(test, &thresholds, metrics, context);
     Report {
         verdict,
         reason,
@@ -85,22 +90,22 @@ pub fn report(
         breaking_point: breaking_point(test, &stages, context.aborted.as_ref()),
         stages,
         errors: error_counts(metrics, &context.examples),
-        measurement: measurement(test, metrics, context),
+        measurement: measurement(test, metrics, timeline, context),
     }
 }
 
 /// Maximum start skew at which the load still matches the spec: a hundredth of the test, and at
 /// least one second.
-fn max_start_skew(duration: Duration) -> Duration {
+pub fn max_start_skew(duration: Duration) -> Duration {
     Duration::from_nanos(duration.as_nanos() / 100).max(Duration::from_secs(1))
 }
 
 /// The verdict of a test, with its reason for programs and for people.
 fn conclude(
+    test: &ValidTest,
     rows: &[ThresholdRow],
     metrics: &Metrics,
     context: &RunContext,
-    duration: Duration,
 ) -> (Verdict, &'static str, String) {
     if let Some(reason) = generator_limit(metrics) {
         return (Verdict::Inconclusive, "GeneratorLimit", reason);
@@ -112,10 +117,22 @@ fn conclude(
         );
         return (Verdict::Critical, "Aborted", message);
     }
-    if let Some((reason, message)) = incomplete_run(metrics, context, duration) {
+    if let Some((reason, message)) = incomplete_run(metrics, context, test.load.duration()) {
         return (Verdict::Inconclusive, reason, message);
     }
-    let (verdict, reason, message) = conclude_rows(rows);
+    // A row that has failed has failed, also under less load than planned. A rate is lower without
+    // the lost runners, which is not the target's fault.
+    let is_rate = |row: &ThresholdRow| threshold_of(test, row).is_some_and(|t| t.metric.is_rate());
+    let counts = |row: &&ThresholdRow| context.runners_lost == 0 || !is_rate(row);
+    let rows: Vec<ThresholdRow> = rows.iter().filter(counts).cloned().collect();
+    let (verdict, reason, message) = conclude_rows(test, &rows);
+    if context.runners_lost > context.tolerated_losses
+        && verdict.severity() <= Verdict::Inconclusive.severity()
+    {
+        let lost = count_of(context.runners_lost, "runner");
+        let message = format!("{lost} of {} ended before the end of the test", context.runners);
+        return (Verdict::Inconclusive, "RunnersLost", message);
+    }
     let total = metrics.all_tasks();
     let no_success = total.requests_with(Outcome::Success) == 0;
     if no_success && verdict.severity() <= Verdict::Inconclusive.severity() {
@@ -144,16 +161,15 @@ fn incomplete_run(
     if context.cancelled {
         return Some(("Cancelled", "the test was cancelled before its end".into()));
     }
-    if context.runners_lost > 0 {
-        let plural = if context.runners_lost == 1 { " was" } else { "s were" };
-        let message = format!("{} runner{plural} lost before the end", context.runners_lost);
-        return Some(("RunnersLost", message));
-    }
     let total = metrics.all_tasks();
     if total.requests.iter().sum::<u64>() + total.dropped == 0 {
         return Some(("NoTraffic", "no request was sent".into()));
     }
     let limit = max_start_skew(duration);
+    if context.start_skew.is_none() && context.runners > 1 && context.runners_lost == 0 {
+        let message = "it is unknown whether the runners started together: the operator was away while the load ran";
+        return Some(("StartSkew", message.to_owned()));
+    }
     context.start_skew.filter(|skew| *skew > limit).map(|skew| {
         let message = format!(
             "runners started {} apart (limit {}), so the load did not match the spec; check that the operator can reach every runner pod",
@@ -164,11 +180,12 @@ fn incomplete_run(
     })
 }
 
-fn conclude_rows(rows: &[ThresholdRow]) -> (Verdict, &'static str, String) {
+fn conclude_rows(test: &ValidTest, rows: &[ThresholdRow]) -> (Verdict, &'static str, String) {
     let worst = worst_verdict(rows);
     let reason = match worst {
         Verdict::Pass => "TargetsMet",
         Verdict::Warning => "TargetsMissed",
+        Verdict::Fail if misses_targets(test, rows) => "TargetsMissed",
         Verdict::Fail => "WarningsMissed",
         Verdict::Critical => "CriticalReached",
         Verdict::Inconclusive => "Inconclusive",
@@ -184,6 +201,17 @@ fn conclude_rows(rows: &[ThresholdRow]) -> (Verdict, &'static str, String) {
         }
     };
     (worst, reason, message)
+}
+
+/// True when the rows that fail have no warning bound: they miss their targets.
+fn misses_targets(test: &ValidTest, rows: &[ThresholdRow]) -> bool {
+    let failed = rows.iter().filter(|row| row.verdict == Verdict::Fail);
+    let mut thresholds = failed.filter_map(|row| threshold_of(test, row));
+    thresholds.all(|threshold| threshold.warning.is_none())
+}
+
+fn threshold_of<'a>(test: &'a ValidTest, row: &ThresholdRow) -> Option<&'a Threshold> {
+    test.thresholds.iter().find(|threshold| threshold.key() == row.key)
 }
 
 /// Describes a row that is not a Pass: `chat responseTime p95 is 1.2s, not < 1s`.
@@ -325,7 +353,31 @@ fn error_counts(
     rows
 }
 
-fn measurement(test: &ValidTest, metrics: &Metrics, context: &RunContext) -> Measurement {
+/// Ratio of the requests to the busiest address to the mean of all addresses, from which the balance
+/// is worth a word.
+const MAX_IMBALANCE: f64 = 1.5;
+
+/// Describes how unevenly the requests went to the addresses of the target; `None` when they are in
+/// balance.
+fn address_imbalance(addresses: &BTreeMap<String, u64>) -> Option<String> {
+    let total: u64 = addresses.values().sum();
+    let (busiest, most) = addresses.iter().max_by_key(|(_, count)| **count)?;
+    let mean = total as f64 / addresses.len() as f64;
+    let ratio = *most as f64 / mean.max(1.0);
+    (ratio > MAX_IMBALANCE).then(|| {
+        format!(
+            "{busiest} got {ratio:.1} times the mean of {} addresses; see target.connectionLimits",
+            addresses.len()
+        )
+    })
+}
+
+fn measurement(
+    test: &ValidTest,
+    metrics: &Metrics,
+    timeline: &Timeline,
+    context: &RunContext,
+) -> Measurement {
     let done = if test.load.is_open() {
         metrics.all_tasks().requests.iter().sum::<u64>() as f64
     } else {
@@ -344,6 +396,10 @@ fn measurement(test: &ValidTest, metrics: &Metrics, context: &RunContext) -> Mea
         event_loop_lag_p99: metrics.event_loop_lag.quantile(0.99).map(Duration::rounded),
         memory: describe_memory(metrics),
         runners_lost: context.runners_lost,
+        unobserved: Some(timeline.unobserved())
+            .filter(|time| *time > Duration::ZERO)
+            .map(Duration::rounded),
+        imbalance: address_imbalance(&metrics.all_tasks().addresses),
         // One decimal: finer digits are noise of the start.
         coverage: Some(format!("{}%", (coverage * 1000.0).round() / 10.0)),
     }
@@ -395,10 +451,63 @@ mod tests {
     }
 
     #[test]
-    fn lost_runner_never_passes() {
-        let lost = RunContext { runners_lost: 1, ..RunContext::default() };
+    fn lost_runner_never_passes_unless_the_test_tolerates_it() {
+        let lost = RunContext { runners: 4, runners_lost: 1, ..RunContext::default() };
         let report = report_on(&healthy(), &lost);
         assert_eq!((report.verdict, report.reason), (Verdict::Inconclusive, "RunnersLost"));
+        assert_eq!(report.message, "1 runner of 4 ended before the end of the test");
+        let start_skew = Some(Duration::ZERO);
+        let tolerated = RunContext { tolerated_losses: 1, start_skew, ..lost };
+        assert_eq!(report_on(&healthy(), &tolerated).verdict, Verdict::Pass);
+    }
+
+    #[test]
+    fn a_row_that_failed_fails_despite_a_lost_runner() {
+        let mut metrics = healthy();
+        let mut test = valid_test();
+        test.thresholds = vec![
+            crate::testing::yaml("{metric: errorRate, target: '< 1%', critical: '> 5%'}"),
+            crate::testing::yaml("{metric: throughput, target: '> 1000/s'}"),
+        ];
+        let lost = RunContext { runners: 4, runners_lost: 1, ..RunContext::default() };
+        let verdict = |metrics: &Metrics| report(&test, metrics, &Timeline::default(), &lost);
+        // The rate is low because a runner is missing.
+        assert_eq!(verdict(&metrics).reason, "RunnersLost");
+        metrics.tasks.get_mut("chat").unwrap().requests[Outcome::Failure.index()] = 900;
+        assert_eq!(verdict(&metrics).verdict, Verdict::Critical);
+    }
+
+    #[test]
+    fn an_unknown_start_of_several_runners_never_passes() {
+        let context = RunContext { runners: 2, ..RunContext::default() };
+        let report = report_on(&healthy(), &context);
+        assert_eq!((report.verdict, report.reason), (Verdict::Inconclusive, "StartSkew"));
+    }
+
+    #[test]
+    fn one_sick_runner_among_many_is_named() {
+        let mut test = valid_test();
+        test.thresholds = vec![crate::testing::yaml(
+            "{metric: responseTime, statistic: p99.9, target: '< 500ms', critical: '> 900ms'}",
+        )];
+        let mut all = Metrics::default();
+        for index in 0..150 {
+            let seconds = if index == 7 { 1.05 } else { 0.05 };
+            let mut runner = Metrics { elapsed_seconds: 300.0, ..Metrics::default() };
+            let task = runner.tasks.entry("chat".into()).or_default();
+            task.requests[0] = 10_000;
+            let responses = task.latencies.get_mut(LatencyMetric::ResponseTime, Outcome::Success);
+            responses.record(seconds, 10_000);
+            runner.schedule_lag.record(seconds - 0.0499, 10_000);
+            all.merge_runner(&format!("runner {index}"), &runner);
+        }
+        let found = report(&test, &all, &Timeline::default(), &RunContext::default());
+        assert_eq!(found.verdict, Verdict::Inconclusive);
+        assert!(
+            found.message.contains("runner 7: the load generator was itself late"),
+            "{}",
+            found.message
+        );
     }
 
     #[test]

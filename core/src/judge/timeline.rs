@@ -8,12 +8,13 @@ use super::{
     abort::{AbortTimer, apply_abort},
     stages::Stages,
     verdict::{judge, judge_interval},
-    windows::{JudgedWindow, WindowStarts, is_worse, unobserved_row},
+    windows::{JudgedWindow, WindowStarts, is_worse, max_gap, unobserved_row},
 };
 use crate::{
     metrics::Metrics,
     plan::ValidTest,
-    resource::{Aborted, StageRow, Threshold, ThresholdRow},
+    resource::{Aborted, StageRow, Threshold, ThresholdRow, Verdict},
+    values::Duration,
 };
 
 /// The results of a test so far.
@@ -21,6 +22,10 @@ use crate::{
 pub struct Timeline {
     /// Time of the last snapshot, in seconds.
     last_seconds: f64,
+    /// Time of the last snapshot of all runners that are not lost, in seconds.
+    last_whole_seconds: f64,
+    /// Sum of the times that no snapshot covers, in seconds.
+    unobserved_seconds: f64,
     window_starts: WindowStarts,
     /// The state of each threshold.
     thresholds: Vec<ThresholdState>,
@@ -32,12 +37,33 @@ struct ThresholdState {
     /// The worst window so far.
     worst: Option<JudgedWindow>,
     abort_timer: AbortTimer,
+    /// True when some window was not observed.
+    has_gap: bool,
 }
+
+/// Which runners a snapshot covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Coverage {
+    /// All runners.
+    All,
+    /// All that are not lost. The load is lighter than planned, so rates are not judged.
+    WithoutLost,
+    /// Some runners that are not lost did not respond.
+    Partial,
+}
+
+/// Maximum time between two snapshots that counts as observed, in seconds.
+const MAX_SNAPSHOT_GAP: f64 = 5.0;
 
 impl Timeline {
     /// The timeline of a test that another process has judged before: its finished stages, and the
-    /// rows of its thresholds.
-    pub fn from_status(test: &ValidTest, stages: Vec<StageRow>, rows: &[ThresholdRow]) -> Self {
+    /// rows of its thresholds at a time in seconds.
+    pub fn from_status(
+        test: &ValidTest,
+        stages: Vec<StageRow>,
+        rows: &[ThresholdRow],
+        seconds: f64,
+    ) -> Self {
         let state = |threshold: &Threshold| {
             let key = threshold.key();
             let row = rows.iter().find(|row| row.key == key && threshold.window.is_some());
@@ -45,18 +71,37 @@ impl Timeline {
                 let value = row.observed.as_ref().and_then(|text| text.parse().ok());
                 (value.is_some() || row.samples > 0).then(|| (row.clone(), value))
             });
-            ThresholdState { worst, abort_timer: AbortTimer::default() }
+            ThresholdState { worst, ..ThresholdState::default() }
         };
         Self {
             thresholds: test.thresholds.iter().map(state).collect(),
             stages: Stages::from_status(stages),
+            last_seconds: seconds,
+            last_whole_seconds: seconds,
             ..Self::default()
         }
     }
 
-    /// Records a snapshot of the merged metrics. Returns the threshold that aborts the test, when
-    /// one does.
+    /// The time of the test that no snapshot covers.
+    pub fn unobserved(&self) -> Duration {
+        Duration::from_secs_f64(self.unobserved_seconds)
+    }
+
+    /// Records a snapshot of the merged metrics of all runners. Returns the threshold that aborts
+    /// the test, when one does.
     pub fn record_snapshot(&mut self, test: &ValidTest, metrics: &Metrics) -> Option<Aborted> {
+        self.record_snapshot_of(test, metrics, Coverage::All)
+    }
+
+    /// Records a snapshot of the merged metrics of the runners that responded. Returns the threshold
+    /// that aborts the test, when one does: abort protects the target, so it is judged on whoever
+    /// responds.
+    pub fn record_snapshot_of(
+        &mut self,
+        test: &ValidTest,
+        metrics: &Metrics,
+        coverage: Coverage,
+    ) -> Option<Aborted> {
         let now = metrics.elapsed_seconds;
         // The time stands still after the load, while the last metrics come in.
         if now <= 0.0 || now < self.last_seconds {
@@ -64,13 +109,26 @@ impl Timeline {
         }
         let unobserved = now - self.last_seconds;
         self.last_seconds = now;
+        let unseen = now - self.last_whole_seconds;
+        if coverage != Coverage::Partial {
+            self.last_whole_seconds = now;
+            if unseen > MAX_SNAPSHOT_GAP {
+                self.unobserved_seconds += unseen;
+            }
+        }
         self.thresholds.resize_with(test.thresholds.len(), ThresholdState::default);
         let mut first_abort = None;
         for (index, threshold) in test.thresholds.iter().enumerate() {
-            let abort = self.judge_now(index, threshold, metrics, unobserved);
+            let abort = self.judge_now(index, threshold, metrics, unobserved, coverage);
             first_abort = first_abort.or(abort);
+            if let (Some(window), Some(state)) = (threshold.window, self.thresholds.get_mut(index))
+            {
+                state.has_gap |= unseen > max_gap(window);
+            }
         }
-        self.stages.record_snapshot(test, metrics);
+        if coverage == Coverage::All {
+            self.stages.record_snapshot(test, metrics);
+        }
         self.window_starts.keep_snapshot(test, metrics);
         first_abort
     }
@@ -83,8 +141,12 @@ impl Timeline {
         threshold: &Threshold,
         metrics: &Metrics,
         unobserved: f64,
+        coverage: Coverage,
     ) -> Option<Aborted> {
         let now = metrics.elapsed_seconds;
+        if coverage != Coverage::All && threshold.metric.is_rate() {
+            return None;
+        }
         let start = match threshold.window {
             Some(window) => self.window_starts.start_of(now, window),
             None => threshold.abort.map(|_| Metrics::default()),
@@ -93,7 +155,13 @@ impl Timeline {
         if threshold.window.is_some_and(|window| unobserved > window.as_secs_f64()) {
             state.abort_timer.reset();
         }
-        let (row, value) = judge_interval(threshold, &metrics.since(&start?), metrics);
+        let Some(start) = start else {
+            // A window that ended before the first one is none.
+            state.has_gap |=
+                threshold.window.is_some_and(|window| now > window.as_secs_f64() + max_gap(window));
+            return None;
+        };
+        let (row, value) = judge_interval(threshold, &metrics.since(&start), metrics);
         let aborted = state.abort_timer.observe(threshold, &row, now);
         if threshold.window.is_some() {
             let window = (row, value);
@@ -113,12 +181,16 @@ impl Timeline {
         aborted: Option<&Aborted>,
     ) -> Vec<ThresholdRow> {
         let row = |(index, threshold): (usize, &Threshold)| {
-            let worst = self.thresholds.get(index).and_then(|state| state.worst.as_ref());
+            let state = self.thresholds.get(index);
+            let worst = state.and_then(|state| state.worst.as_ref());
             let mut row = match (threshold.window, worst) {
                 (None, _) => judge(threshold, metrics),
                 (Some(_), Some((row, _))) => row.clone(),
                 (Some(window), None) => unobserved_row(threshold, window),
             };
+            if threshold.window.is_some() && state.is_some_and(|state| state.has_gap) {
+                mark_unobserved(&mut row);
+            }
             if let Some(aborted) = aborted.filter(|aborted| aborted.key == row.key) {
                 apply_abort(&mut row, aborted, threshold);
             }
@@ -136,6 +208,19 @@ impl Timeline {
     /// the graceful stop.
     pub fn stages_at_end(&self, test: &ValidTest, metrics: &Metrics) -> Vec<StageRow> {
         self.stages.rows_at_end(test, metrics)
+    }
+}
+
+/// Makes a row of windows Inconclusive, because some window was not observed and may have been
+/// worse. A row that has already failed stays as it is.
+fn mark_unobserved(row: &mut ThresholdRow) {
+    let verdict = row.verdict.known().unwrap_or(Verdict::Inconclusive);
+    if verdict.severity() < Verdict::Inconclusive.severity() {
+        row.verdict = Verdict::Inconclusive.into();
+        row.advice = Some(
+            "some windows were not observed, and one of them may have been worse: the operator was restarted or could not reach the runners"
+                .to_owned(),
+        );
     }
 }
 

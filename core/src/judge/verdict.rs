@@ -58,8 +58,7 @@ fn judge_value(
     has_stalled: impl FnOnce(&TaskMetrics) -> bool,
 ) -> (ThresholdRow, Option<Quantity>) {
     let task = judged_task(threshold, metrics);
-    let is_rate = matches!(threshold.metric, Metric::Throughput | Metric::TokensPerSecond);
-    let stalled = is_rate && task.offered_requests() == 0 && has_stalled(&task);
+    let stalled = threshold.metric.is_rate() && task.offered_requests() == 0 && has_stalled(&task);
     let mut observed = observe(threshold, &task, metrics.elapsed_seconds, stalled);
     let (verdict, bound, advice) = match mostly_failed(threshold, &task) {
         Some(reason) => (Verdict::Inconclusive, threshold.target, Some(reason)),

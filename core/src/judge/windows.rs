@@ -20,6 +20,11 @@ const SNAPSHOTS_PER_WINDOW: f64 = 50.0;
 const MAX_WINDOW_GAP: f64 = 5.0;
 const MAX_WINDOW_GAP_SHARE: f64 = 0.2;
 
+/// Maximum time between two snapshots at which every window of this length is observed, in seconds.
+pub(super) fn max_gap(window: Duration) -> f64 {
+    MAX_WINDOW_GAP.max(window.as_secs_f64() * MAX_WINDOW_GAP_SHARE)
+}
+
 /// A judged window: its row, and its value as a number.
 pub(super) type JudgedWindow = (ThresholdRow, Option<Quantity>);
 
@@ -37,8 +42,7 @@ impl WindowStarts {
         let snapshot = self.snapshots.iter().rev().find(|s| s.elapsed_seconds <= start);
         // At the start of the test, all metrics are zero.
         let gap = start - snapshot.map_or(0.0, |snapshot| snapshot.elapsed_seconds);
-        let max_gap = MAX_WINDOW_GAP.max(window.as_secs_f64() * MAX_WINDOW_GAP_SHARE);
-        let observed = (0.0..=max_gap).contains(&gap);
+        let observed = (0.0..=max_gap(window)).contains(&gap);
         observed.then(|| snapshot.cloned().unwrap_or_default())
     }
 

@@ -29,8 +29,15 @@ impl Metrics {
         }
     }
 
+    /// Adds the metrics of another runner, and keeps its measurements as a load generator apart: one
+    /// sick runner among many is invisible in the sum.
+    pub fn merge_runner(&mut self, name: &str, other: &Self) {
+        self.merge(other);
+        self.runners.insert(name.to_owned(), other.generator());
+    }
+
     /// The metrics since `earlier`, an older snapshot of the same metrics. Users and memory keep
-    /// their latest values.
+    /// their latest values. Without the measurements of single runners.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let none = TaskMetrics::default();

@@ -22,6 +22,6 @@ pub use decode::{ExpositionError, decode};
 #[cfg(feature = "control")]
 pub use encode::{ExpositionOptions, Format, encode};
 pub use histogram::{HistogramError, LatencyHistogram, SCHEMA};
-pub use run_metrics::{Identity, Metrics, RunnerMetrics, RunnerState};
+pub use run_metrics::{GeneratorMetrics, Identity, Metrics, RunnerMetrics, RunnerState};
 pub use statistic::{Statistic, StatisticError};
 pub use task::{Latencies, Outcome, TaskMetrics, Tokens};

@@ -31,9 +31,51 @@ pub struct Metrics {
     /// Maximum share of the memory limit in use, zero without a limit; of several runners, the
     /// largest.
     pub memory_ratio: f64,
+    /// How each runner did as a load generator, by its name. Filled by
+    /// [`Self::merge_runner`].
+    pub runners: BTreeMap<String, GeneratorMetrics>,
+}
+
+/// The measurements that show whether one runner was able to make its load.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GeneratorMetrics {
+    /// See [`Metrics::schedule_lag`].
+    pub schedule_lag: LatencyHistogram,
+    /// See [`Metrics::event_loop_lag`].
+    pub event_loop_lag: LatencyHistogram,
+    /// See [`Metrics::user_seconds`].
+    pub user_seconds: f64,
+    /// See [`Metrics::elapsed_seconds`].
+    pub elapsed_seconds: f64,
+    /// See [`Metrics::busy_seconds`].
+    pub busy_seconds: f64,
+    /// See [`Metrics::throttled_seconds`].
+    pub throttled_seconds: f64,
+    /// See [`Metrics::memory_ratio`].
+    pub memory_ratio: f64,
+}
+
+impl GeneratorMetrics {
+    /// The share of the load's time that the busiest load thread was on a CPU.
+    pub fn busiest_thread_share(&self) -> f64 {
+        if self.elapsed_seconds > 0.0 { self.busy_seconds / self.elapsed_seconds } else { 0.0 }
+    }
 }
 
 impl Metrics {
+    /// The measurements of the load generator: of all runners merged.
+    pub fn generator(&self) -> GeneratorMetrics {
+        GeneratorMetrics {
+            schedule_lag: self.schedule_lag.clone(),
+            event_loop_lag: self.event_loop_lag.clone(),
+            user_seconds: self.user_seconds,
+            elapsed_seconds: self.elapsed_seconds,
+            busy_seconds: self.busy_seconds,
+            throttled_seconds: self.throttled_seconds,
+            memory_ratio: self.memory_ratio,
+        }
+    }
+
     /// The share of the load's time that the busiest load thread was on a CPU.
     pub fn busiest_thread_share(&self) -> f64 {
         if self.elapsed_seconds > 0.0 { self.busy_seconds / self.elapsed_seconds } else { 0.0 }

@@ -296,6 +296,14 @@ pub struct Measurement {
     pub memory: Option<String>,
     /// Number of runners that ended before the test did.
     pub runners_lost: u64,
+    /// Time of the load for which the operator has no metrics; absent when it has all. Windows that
+    /// fall into it were not judged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unobserved: Option<String>,
+    /// How unevenly the requests went to the addresses of the target; absent when the busiest got at
+    /// most 1.5 times the mean.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub imbalance: Option<String>,
     /// Percentage of the planned user-seconds that really ran; with arrivals, percentage of the
     /// planned arrivals that were sent.
     #[serde(skip_serializing_if = "Option::is_none")]

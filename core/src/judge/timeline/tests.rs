@@ -216,7 +216,7 @@ fn good_windows_do_not_hide_a_spoiled_one() {
         }
         let row = timeline.rows_at_end(&test, &metrics_after(|_| 0.1, 60), None)[0].clone();
         // Another process that continues from the status agrees.
-        let other = Timeline::from_status(&test, vec![], std::slice::from_ref(&row));
+        let other = Timeline::from_status(&test, vec![], std::slice::from_ref(&row), 60.0);
         assert_eq!(other.rows_at_end(&test, &metrics_after(|_| 0.1, 60), None)[0], row);
         row.verdict.known().unwrap()
     };
@@ -298,7 +298,7 @@ fn unobserved_breaches_do_not_last() {
 }
 
 #[test]
-fn windows_without_an_observed_start_are_skipped() {
+fn windows_that_were_not_observed_are_inconclusive() {
     let test = judged_by(OVER_10_S);
     let mut timeline = Timeline::default();
     // No snapshot from 15 s to 45 s; the stall is over by then.
@@ -306,7 +306,42 @@ fn windows_without_an_observed_start_are_skipped() {
         timeline.record_snapshot(&test, &metrics_after(stall, second));
     }
     let row = &timeline.rows_at_end(&test, &metrics_after(stall, 60), None)[0];
-    assert_eq!((row.verdict.known().unwrap(), row.samples), (Verdict::Pass, 100));
+    assert_eq!((row.verdict.known().unwrap(), row.samples), (Verdict::Inconclusive, 100));
+    assert_eq!(timeline.unobserved(), Duration::from_secs(30));
+    // A row that had failed before stays as it is.
+    let mut timeline = Timeline::default();
+    for second in (1..=40).chain(55..=60) {
+        timeline.record_snapshot(&test, &metrics_after(stall, second));
+    }
+    let row = &timeline.rows_at_end(&test, &metrics_after(stall, 60), None)[0];
+    assert_eq!(row.verdict, Verdict::Critical);
+}
+
+#[test]
+fn abort_is_judged_on_the_runners_that_respond() {
+    let errors = judged_by(
+        r#"{metric: errorRate, target: "< 1%", critical: "> 5%", abort: {after: 10s, for: 10s}}"#,
+    );
+    let rate = judged_by(
+        r#"{metric: throughput, window: 10s, target: "> 5/s", critical: "< 2/s", abort: {for: 5s}}"#,
+    );
+    for coverage in [Coverage::Partial, Coverage::WithoutLost] {
+        let run = |test: &ValidTest| {
+            let mut timeline = Timeline::default();
+            (1..=120).find_map(|second: u32| {
+                // Every request fails from second 60 on.
+                let mut metrics = metrics_after(|_| 0.1, second.min(60));
+                let task = metrics.tasks.get_mut("chat").unwrap();
+                task.requests[Outcome::Failure.index()] = u64::from(second.saturating_sub(60)) * 50;
+                (metrics.elapsed_seconds, metrics.user_seconds) =
+                    (f64::from(second), f64::from(second));
+                timeline.record_snapshot_of(test, &metrics, coverage)
+            })
+        };
+        assert_eq!(run(&errors).unwrap().elapsed, Duration::from_secs(71), "{coverage:?}");
+        // A rate is lower without some runners.
+        assert_eq!(run(&rate), None, "{coverage:?}");
+    }
 }
 
 #[test]
@@ -338,7 +373,7 @@ fn unobserved_stages_are_inconclusive() {
     let test = staged();
     let (seen, _) = record_seconds(&test, stall, 10);
     // Another operator continues at 22 s: the end of the second stage was not observed.
-    let mut timeline = Timeline::from_status(&test, seen.stages().to_vec(), &[]);
+    let mut timeline = Timeline::from_status(&test, seen.stages().to_vec(), &[], 10.0);
     for second in 22..=30 {
         timeline.record_snapshot(&test, &metrics_after(stall, second));
     }
@@ -354,7 +389,7 @@ fn worst_windows_survive_a_restart() {
     let rows = seen.rows_at_end(&test, &metrics_after(stall, 40), None);
     assert_eq!(rows[0].verdict, Verdict::Critical);
     // Another operator sees only fast windows.
-    let mut timeline = Timeline::from_status(&test, vec![], &rows);
+    let mut timeline = Timeline::from_status(&test, vec![], &rows, 40.0);
     for second in 60..=100 {
         timeline.record_snapshot(&test, &metrics_after(stall, second));
     }

@@ -131,6 +131,11 @@ impl Metric {
         self.single().map_or(Unit::Duration, |info| info.unit)
     }
 
+    /// True for a rate, which is lower when runners are missing.
+    pub fn is_rate(self) -> bool {
+        matches!(self, Self::Throughput | Self::TokensPerSecond)
+    }
+
     /// True when a larger value is better.
     pub fn is_higher_better(self) -> bool {
         self.single().is_some_and(|info| info.higher_is_better)
