@@ -84,6 +84,10 @@ pub const MAX_ORDER_SECONDS: f64 = 3600.0;
 pub struct StartOrder {
     /// Seconds from the sending of the order to the start.
     pub in_seconds: f64,
+    /// Seconds from the sending of the order to the end of the load. An order that comes late does
+    /// not make the load end later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_in_seconds: Option<f64>,
 }
 
 /// Tells a runner to stop its load.

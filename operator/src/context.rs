@@ -120,6 +120,11 @@ impl Context {
         loadtest_core::token::token_of_run(&self.token_key, run_uid)
     }
 
+    /// Returns the SHA-256 of the token of a run.
+    pub(crate) fn token_fingerprint(&self, run_uid: &str) -> String {
+        loadtest_core::token::fingerprint_of(&self.run_token(run_uid))
+    }
+
     /// Removes and returns the cache of a run. Returns an empty cache for an unknown run.
     ///
     /// The cache can be moved out because reconciliations of one object never overlap.

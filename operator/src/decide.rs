@@ -4,19 +4,22 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::{
+    api::batch::v1::Job,
+    jiff::{SignedDuration, Timestamp},
+};
 use kube::ResourceExt;
 use loadtest_core::{
     Duration, control,
     load::LoadModel,
     plan::{Problem, ValidTest, size_test},
-    resource::{Aborted, Phase, Sizing},
+    resource::{Aborted, LoadTest, LoadTestStatus, Phase, Sizing},
     text::truncate,
 };
 
 use crate::{
     children::Settings,
-    observe::state::{Observed, Runner, StartRecord},
+    observe::state::{Observed, Runner, StartRecord, latest_start},
 };
 
 /// Reason why a test could not run.
@@ -43,6 +46,8 @@ pub(crate) enum Reason {
     Refused,
     /// The operator can't reach any runner.
     Unreachable,
+    /// The token of the run has changed, so that the runners take no orders.
+    TokenChanged,
 }
 
 impl Reason {
@@ -59,6 +64,7 @@ impl Reason {
             Self::JobLost => "JobLost",
             Self::Refused => "Refused",
             Self::Unreachable => "Unreachable",
+            Self::TokenChanged => "TokenChanged",
         }
     }
 }
@@ -86,6 +92,14 @@ pub(crate) enum Decision {
     SendStart(StartRecord, Vec<String>),
     /// Send a stop order to these pods.
     SendStop(Vec<String>),
+    /// Report that these pods did not take the stop order, and delete the Job.
+    ForceStop(Vec<String>),
+    /// Report lost runners, each described in words.
+    ReportLoss(Vec<String>),
+    /// Report that the API server does not create the Job, and the cause.
+    ReportRetry(String),
+    /// Set the time to live of the Job of a finished test.
+    SetJobTtl,
     /// Report the threshold that ends the test.
     ReportAbort(Aborted),
     /// Report the phase and the progress, and reconcile again after this long.
@@ -109,6 +123,8 @@ pub(crate) enum Decision {
     DeleteTest,
 }
 
+/// How much later than its start timeout a test may start.
+const LATE_START_MARGIN: Duration = Duration::from_secs(10);
 /// Interval between two reconciliations while runners start.
 const STARTUP_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval between two scrapes while load runs.
@@ -124,6 +140,15 @@ const IMAGE_PULL_TIMEOUT: Duration = Duration::from_secs(90);
 const SILENT_RUNNER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time after which the operator ends a test if no runner has ever responded.
 const UNREACHABLE_TIMEOUT: Duration = Duration::from_secs(45);
+/// Time after which a runner that has not taken its stop order is stopped by force.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time after which a runner that has not taken its release order is given up.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Number of failed launches in a row that are reported.
+const REPORTED_LAUNCH_FAILURES: u32 = 3;
+/// Seconds for which a finished Job and its pods are kept without a time to live of the test, so that
+/// users can inspect them.
+pub(crate) const JOB_TTL_SECONDS: u32 = 600;
 /// Maximum time for in-flight requests of a stopped test to end.
 pub(crate) const CANCEL_GRACE_PERIOD: Duration = Duration::from_secs(5);
 
@@ -136,13 +161,15 @@ pub(crate) fn decide(observed: &Observed, settings: &Settings, now: Timestamp) -
         return Decision::NothingToDo;
     }
     let phase = status.known_phase();
-    match (phase, status.plan) {
-        (Some(phase), plan) if phase.is_final() => {
-            let edited = test.metadata.generation > status.observed_generation;
-            if plan.is_none() && edited { admit(observed) } else { decide_finished(observed, now) }
-        }
+    match (phase, status.plan.clone()) {
+        // A rejected spec that was edited gets another look. Only the positive mark of a rejection
+        // counts: a status that lost its fields must not make a test run again.
+        (Some(Phase::Error), None) if was_rejected_and_edited(test) => admit(observed),
+        (Some(phase), _) if phase.is_final() => decide_finished(observed, now),
         // The operator has created no objects before the status has a plan.
-        (None | Some(Phase::Pending | Phase::Starting), None) => admit(observed),
+        (None, None) => admit(observed),
+        (Some(Phase::Pending), None) if is_suspended(&status) => admit(observed),
+        (Some(_), None) => Decision::NothingToDo,
         (phase, plan) => match (&observed.valid, phase, plan) {
             (_, None | Some(Phase::Pending), Some(_)) if test.spec.cancel => {
                 Decision::CancelUnstarted
@@ -155,13 +182,58 @@ pub(crate) fn decide(observed: &Observed, settings: &Settings, now: Timestamp) -
                 );
                 Decision::Fail(Reason::InvalidSpec, truncate(&message, 900))
             }
-            (Ok(_), None | Some(Phase::Pending), Some(sizing)) => Decision::Launch(sizing),
+            (Ok(_), None | Some(Phase::Pending), Some(sizing)) => {
+                decide_launch(observed, sizing, settings, now)
+            }
             (Ok(_), Some(Phase::Starting), Some(sizing)) => {
                 decide_starting(observed, &sizing, settings, now)
             }
             (Ok(valid), ..) => decide_running(observed, valid, now),
         },
     }
+}
+
+fn was_rejected_and_edited(test: &LoadTest) -> bool {
+    let Some(status) = &test.status else { return false };
+    let was_rejected = status.condition("Accepted").is_some_and(|c| c.status == "False");
+    let seen = status.observed_generation.zip(test.metadata.generation);
+    was_rejected && seen.is_some_and(|(seen, now)| now > seen)
+}
+
+fn is_suspended(status: &LoadTestStatus) -> bool {
+    status.condition("Started").is_some_and(|condition| condition.reason == "Suspended")
+}
+
+/// Decides about the creation of the Job. A webhook or the API server itself may be down for a while.
+fn decide_launch(
+    observed: &Observed,
+    sizing: Sizing,
+    settings: &Settings,
+    now: Timestamp,
+) -> Decision {
+    let status = observed.status();
+    let retrying = status.condition("Started").filter(|c| c.reason == "RetryingLaunch");
+    let accepted = status.condition("Accepted").map(|c| c.last_transition_time.0);
+    let timeout = start_timeout(observed, settings);
+    if let (Some(retrying), Some(accepted)) = (retrying, accepted)
+        && has_elapsed(accepted, now, timeout)
+    {
+        let message = format!("the Job was not created within {timeout}: {}", retrying.message);
+        return Decision::Fail(Reason::Refused, message);
+    }
+    Decision::Launch(sizing)
+}
+
+/// Returns the maximum time until all runners are ready.
+fn start_timeout(observed: &Observed, settings: &Settings) -> Duration {
+    observed.test.spec.start_timeout.unwrap_or(settings.start_timeout)
+}
+
+/// Decides about a launch that the API server did not carry out, and may carry out later. Returns
+/// `None` while nobody needs to know.
+pub(crate) fn decide_retry(failed_launches: u32, message: &str) -> Option<Decision> {
+    (failed_launches >= REPORTED_LAUNCH_FAILURES)
+        .then(|| Decision::ReportRetry(truncate(message, 900)))
 }
 
 /// Decides whether a test without a plan gets one.
@@ -201,6 +273,10 @@ fn decide_starting(
     if observed.test.spec.cancel {
         return Decision::CancelUnstarted;
     }
+    if observed.cache.token_has_changed {
+        let message = "the operator's token Secret has changed since the runners were created, so they take no orders; delete the LoadTest and create it again";
+        return Decision::Fail(Reason::TokenChanged, message.into());
+    }
     let Some(job) = &observed.job else {
         let message =
             "the Job was deleted before the load started; delete the LoadTest and create it again";
@@ -209,6 +285,11 @@ fn decide_starting(
     if let Some((reason, message)) = observed.runners.iter().find_map(|r| startup_failure(r, now)) {
         return Decision::Fail(reason, message);
     }
+    if let Some(message) = failed_index(job) {
+        return Decision::Fail(Reason::RunnerFailed, message);
+    }
+    let created_at = job.creation_timestamp().map_or(now, |time| time.0);
+    let timeout = start_timeout(observed, settings);
     let wanted = usize::try_from(sizing.runners).unwrap_or(usize::MAX);
     let mut pods: Vec<(u32, &str)> = observed
         .runners
@@ -218,6 +299,14 @@ fn decide_starting(
         .collect();
     pods.sort_unstable();
     pods.dedup_by_key(|(index, _)| *index);
+    // An operator that was away must not start a test long after its time.
+    let is_too_late = has_elapsed(created_at, now, timeout.plus(LATE_START_MARGIN));
+    if pods.len() == wanted && is_too_late {
+        let message = format!(
+            "the runners were ready, but the operator was away and came back later than {timeout} after their creation; create the LoadTest again"
+        );
+        return Decision::Fail(Reason::StartTimeout, message);
+    }
     if pods.len() == wanted {
         // Every start order must arrive before the start time that it contains.
         let lead = Duration::from_millis(1000 + 10 * wanted as u64);
@@ -225,11 +314,19 @@ fn decide_starting(
         let pods = pods.into_iter().map(|(_, uid)| uid.to_owned()).collect();
         return Decision::PersistStart(StartRecord { at, pods });
     }
-    let created_at = job.creation_timestamp().map_or(now, |time| time.0);
-    if has_elapsed(created_at, now, settings.start_timeout) {
-        return start_timeout_failure(observed, wanted, pods.len(), settings);
+    if has_elapsed(created_at, now, timeout) {
+        return start_timeout_failure(observed, wanted, pods.len(), timeout);
     }
     Decision::Wait(STARTUP_POLL_INTERVAL)
+}
+
+/// Returns a message if the Job has given up a runner: its pod was deleted or ended, and is not
+/// replaced.
+fn failed_index(job: &Job) -> Option<String> {
+    let failed = job.status.as_ref()?.failed_indexes.as_ref().filter(|list| !list.is_empty())?;
+    Some(format!(
+        "the pod of runner {failed} was deleted or ended before the load started, and the Job does not replace it; create the LoadTest again"
+    ))
 }
 
 /// Returns reason and message if a runner can never become ready.
@@ -261,16 +358,17 @@ fn startup_failure(runner: &Runner, now: Timestamp) -> Option<(Reason, String)> 
         _ => return None,
     };
     let message = format!("{}: {}", waiting.reason, waiting.message);
-    has_elapsed(runner.created_at?, now, timeout).then(|| (reason, with_name(&message)))
+    // Patience counts from when it can matter: a pod may have waited long for a node.
+    let since = runner.scheduled_at.or(runner.created_at)?;
+    has_elapsed(since, now, timeout).then(|| (reason, with_name(&message)))
 }
 
 fn start_timeout_failure(
     observed: &Observed,
     wanted: usize,
     ready: usize,
-    settings: &Settings,
+    timeout: Duration,
 ) -> Decision {
-    let timeout = settings.start_timeout;
     let job = observed.job.as_ref().map(ResourceExt::name_any).unwrap_or_default();
     let unschedulable = observed.runners.iter().find_map(|runner| runner.unschedulable.as_ref());
     let (reason, cause) = match unschedulable {
@@ -289,13 +387,16 @@ fn start_timeout_failure(
             (Reason::StartTimeout, cause)
         }
     };
-    let message = format!("{ready} of {wanted} runners were ready after {timeout}: {cause}");
+    let plural = if wanted == 1 { " was" } else { "s were" };
+    let message = format!("{ready} of {wanted} runner{plural} ready after {timeout}: {cause}");
     Decision::Fail(reason, message)
 }
 
 fn decide_running(observed: &Observed, valid: &ValidTest, now: Timestamp) -> Decision {
     let cancelled = observed.test.spec.cancel;
-    let Some(start) = observed.start_record() else {
+    let is_forced = observed.status().condition("StopForced").is_some();
+    let known = if is_forced { observed.known_start() } else { observed.start_record() };
+    let Some(start) = known else {
         let message = "the Job was deleted under load; delete the LoadTest and create it again";
         return Decision::Conclude { cancelled, failed: Some((Reason::JobLost, message.into())) };
     };
@@ -305,11 +406,18 @@ fn decide_running(observed: &Observed, valid: &ValidTest, now: Timestamp) -> Dec
     }
     let duration = valid.load.duration();
     let end = start.at.saturating_add(signed_duration(duration)).unwrap_or(Timestamp::MAX);
-    if all_runners_are_over(observed, &start, end, now) {
+    if all_runners_are_over(observed, &start, latest_start(&start, valid), now) {
         return Decision::Conclude { cancelled, failed: None };
     }
     let cache = &observed.cache;
-    let any_response = !cache.snapshots.is_empty() || !cache.start_accepted.is_empty();
+    let lost = observed.lost_runners(&start, now);
+    if let Some(news) = unreported_losses(observed, &start, &lost) {
+        return Decision::ReportLoss(news);
+    }
+    // An earlier process of the operator may have heard them.
+    let any_response = !cache.snapshots.is_empty()
+        || !cache.start_accepted.is_empty()
+        || observed.status().summary.is_some();
     let waiting_since = cache.first_seen.map_or(start.at, |first_seen| first_seen.max(start.at));
     if !any_response && has_elapsed(waiting_since, now, UNREACHABLE_TIMEOUT) {
         let message = cache.contract_mismatch.clone().unwrap_or_else(|| {
@@ -343,33 +451,53 @@ fn decide_running(observed: &Observed, valid: &ValidTest, now: Timestamp) -> Dec
         // if the operator restarts in between.
         return Decision::ReportAbort(aborted);
     }
-    let stopping = cancelled || reported.is_some();
+    let too_many_lost = lost.len() as u64 > observed.tolerated_losses(&start);
+    let stopping = cancelled || reported.is_some() || too_many_lost;
     // Stop orders go out before start orders, so a test that is being stopped starts no runner.
     // An unreachable runner does not delay the orders to the others.
     let not_stopped = reachable_without(&cache.stop_accepted);
-    if stopping && !not_stopped.is_empty() {
-        return Decision::SendStop(not_stopped);
+    if stopping && !not_stopped.is_empty() && !is_forced {
+        let is_overdue = cache.stop_sent_at.is_some_and(|at| has_elapsed(at, now, STOP_TIMEOUT));
+        return if is_overdue || cache.token_has_changed {
+            Decision::ForceStop(not_stopped)
+        } else {
+            Decision::SendStop(not_stopped)
+        };
     }
     if stopping || now >= end {
         return Decision::ReportProgress(Phase::Stopping, STOPPING_POLL_INTERVAL);
     }
+    // A start order that comes too late would make another load than the one that was asked for.
     let not_started = reachable_without(&cache.start_accepted);
-    if !not_started.is_empty() {
+    if !not_started.is_empty() && now <= latest_start(&start, valid) {
         return Decision::SendStart(start, not_started);
     }
     let until_boundary = time_to_next_boundary(&valid.load, observed.load_elapsed(&start, now));
     Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL.min(until_boundary))
 }
 
+/// Returns the descriptions of all lost runners if one of them is not reported yet.
+fn unreported_losses(
+    observed: &Observed,
+    start: &StartRecord,
+    lost: &[usize],
+) -> Option<Vec<String>> {
+    let reported = observed.status().measurement.map_or(0, |measurement| measurement.runners_lost);
+    // A test that is stopped by force loses its runners by order.
+    let is_stopping = observed.cache.stop_sent_at.is_some();
+    (lost.len() as u64 > reported && !is_stopping)
+        .then(|| lost.iter().map(|index| observed.describe_loss(start, *index)).collect())
+}
+
 /// Returns true if no runner can produce more load: each one is final, lost, or missed its start.
 fn all_runners_are_over(
     observed: &Observed,
     start: &StartRecord,
-    end: Timestamp,
+    latest: Timestamp,
     now: Timestamp,
 ) -> bool {
-    // A runner without a start order by the end of the load never gets one.
-    let missed_start = |index: usize| now >= end && observed.is_waiting(index);
+    // A runner without a start order by the latest start never gets one.
+    let missed_start = |index: usize| now > latest && observed.is_waiting(index);
     (0..start.pods.len()).all(|index| {
         observed.is_final(index) || observed.is_lost(start, index) || missed_start(index)
     })
@@ -402,10 +530,21 @@ pub(crate) fn decide_refused(status_code: Option<u16>, message: &str) -> Option<
         .then(|| Decision::Fail(Reason::Refused, truncate(message, 900)))
 }
 
+/// Returns true for a Job that would be kept for ever. It gets its time to live only after the test
+/// is judged, so that its pods and their logs are there as long as somebody needs them.
+fn has_no_ttl(job: &Job) -> bool {
+    job.spec.as_ref().is_some_and(|spec| spec.ttl_seconds_after_finished.is_none())
+}
+
 /// Decides about a test that is over: releases its runners and deletes it after its time to live.
 fn decide_finished(observed: &Observed, now: Timestamp) -> Decision {
     let failed = observed.phase() == Some(Phase::Error);
     // The status already contains the reason, so the reason is not lost with the Job.
+    let is_deleting =
+        observed.job.as_ref().is_some_and(|job| job.metadata.deletion_timestamp.is_some());
+    if is_deleting {
+        return Decision::Wait(STARTUP_POLL_INTERVAL);
+    }
     if observed.job.is_some() && (failed || observed.start_record().is_none()) {
         return Decision::DeleteJob;
     }
@@ -416,10 +555,19 @@ fn decide_finished(observed: &Observed, now: Timestamp) -> Decision {
         .filter(|runner| !observed.cache.released.contains(&runner.uid))
         .map(|runner| runner.uid.clone())
         .collect();
-    if observed.job_is_active() && !unreleased.is_empty() {
-        return Decision::SendRelease(unreleased);
-    }
     let finish_time = observed.test.status.as_ref().and_then(|status| status.finish_time.clone());
+    if observed.job_is_active() && !unreleased.is_empty() {
+        // A runner that takes no orders may still make load.
+        let since = finish_time.as_ref().map_or(now, |time| time.0);
+        return if has_elapsed(since, now, RELEASE_TIMEOUT) {
+            Decision::DeleteJob
+        } else {
+            Decision::SendRelease(unreleased)
+        };
+    }
+    if observed.job.as_ref().is_some_and(|job| has_no_ttl(job)) {
+        return Decision::SetJobTtl;
+    }
     let ttl = observed.test.spec.ttl_seconds_after_finished;
     let (Some(ttl), Some(finish_time)) = (ttl, finish_time) else {
         return Decision::NothingToDo;

@@ -22,11 +22,11 @@ use crate::{
     act::events::publish_event,
     children::OPERATOR_NAME,
     context::Context,
-    decide::{Decision, decide, decide_refused},
+    decide::{Decision, decide, decide_refused, decide_retry},
     error::{Error, format_error_chain},
     observe::observe,
     observe::state::Observed,
-    status::{self, EventDraft, Undecodable},
+    status::{self, EventDraft},
 };
 
 /// Time limit of a reconciliation.
@@ -50,7 +50,7 @@ pub async fn reconcile(
         Err(invalid) => {
             let name = invalid.metadata.name.clone().unwrap_or_default();
             let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
-            with_timeout(reject_undecodable(&context, &namespace, &name, &invalid.error)).await
+            with_timeout(report_undecodable(&context, &namespace, &name, &invalid.error)).await
         }
     };
     match &result {
@@ -136,10 +136,29 @@ async fn run_pipeline(
     let (namespace, name) = (observed.test.namespace(), observed.test.name_any());
     tracing::debug!(namespace, name, ?decision, "decided");
     let mut result = act::carry_out(context, observed, &decision).await;
-    if let (Decision::Launch(_), Err(error)) = (&decision, &result)
-        && let Some(fail) = decide_refused(error.status_code(), &format_error_chain(error))
-    {
-        (decision, result) = (fail, Ok(()));
+    let mut retry = None;
+    match (&decision, &result) {
+        (Decision::Launch(_), Err(error)) => {
+            let message = format_error_chain(error);
+            if let Some(fail) = decide_refused(error.status_code(), &message) {
+                (decision, result) = (fail, Ok(()));
+            } else {
+                observed.cache.failed_launches += 1;
+                retry = decide_retry(observed.cache.failed_launches, &message);
+            }
+        }
+        (Decision::Launch(_), Ok(())) => observed.cache.failed_launches = 0,
+        // The dry run of the Job shows what the API server would refuse.
+        (Decision::Admit(_), Err(error)) => {
+            let message = format_error_chain(error);
+            if decide_refused(error.status_code(), &message).is_some() {
+                (decision, result) = (Decision::Reject(message), Ok(()));
+            }
+        }
+        _ => {}
+    }
+    if let Some(retry) = retry {
+        report_status(context, tests, observed, &retry, now).await?;
     }
     result?;
     report_status(context, tests, observed, &decision, now).await?;
@@ -153,10 +172,11 @@ fn next_action(decision: &Decision, observed: &Observed) -> Action {
         Decision::NothingToDo
         | Decision::Reject(_)
         | Decision::ReportSuspended(_)
+        | Decision::SetJobTtl
         | Decision::DeleteTest => Action::await_change(),
         Decision::Wait(time) | Decision::ReportProgress(_, time) => Action::requeue(time.to_std()),
         // The Job may have finalizers, which take a while.
-        Decision::DeleteJob => Action::requeue(Duration::from_secs(1)),
+        Decision::DeleteJob | Decision::ForceStop(_) => Action::requeue(Duration::from_secs(1)),
         // A runner did not accept the order, so the operator waits before it sends the order again.
         Decision::SendStart(_, pods)
             if pods.iter().any(|uid| !observed.cache.start_accepted.contains(uid)) =>
@@ -189,6 +209,10 @@ const fn outcome_label(decision: &Decision) -> &'static str {
         Decision::SendStart(..) => "ordered",
         Decision::SendStop(_) => "stopped",
         Decision::ReportAbort(_) => "aborted",
+        Decision::ForceStop(_) => "stop_forced",
+        Decision::ReportLoss(_) => "runner_lost",
+        Decision::ReportRetry(_) => "retrying",
+        Decision::SetJobTtl => "settled",
         Decision::ReportProgress(..) => "progressed",
         Decision::Conclude { .. } => "concluded",
         Decision::Fail(..) => "failed",
@@ -259,10 +283,10 @@ async fn write_status(
     Ok(())
 }
 
-/// Reports that an object can't be decoded: in its status, if the test never ran, and as an Event.
-///
-/// The object is read and written as a [`DynamicObject`], which needs no decoding of the spec.
-async fn reject_undecodable(
+/// Reports that an object can't be decoded, as an Event and a metric. The object is left untouched: a
+/// status that lacks what another version of the operator wrote could make the test run a second
+/// time.
+async fn report_undecodable(
     context: &Context,
     namespace: &str,
     name: &str,
@@ -278,28 +302,11 @@ async fn reject_undecodable(
     };
     context.metrics.count_reconcile("undecodable");
     let message = truncate(
-        &format!("failed to decode the LoadTest; correct its manifest and apply it again: {error}"),
+        &format!(
+            "this version of the operator can't read the LoadTest and leaves it as it is; correct its manifest, or install the version that wrote it: {error}"
+        ),
         1000,
     );
-    match status::judge_undecodable(&found, &message, Timestamp::now()) {
-        Undecodable::NothingToDo => return Ok(Action::await_change()),
-        Undecodable::OtherVersion => {}
-        Undecodable::Report(status) => {
-            let patch = serde_json::json!({
-                "apiVersion": LoadTest::api_version(&()),
-                "kind": LoadTest::kind(&()),
-                "metadata": {"name": name},
-                "status": status,
-            });
-            api.patch_status(
-                name,
-                &PatchParams::apply(OPERATOR_NAME).force(),
-                &Patch::Apply(patch),
-            )
-            .await
-            .map_err(|e| Error::api("write the status of loadtest", name, e))?;
-        }
-    }
     let event = EventDraft { reason: "Undecodable".into(), note: message, warning: true };
     publish_event(context, &found.object_ref(&resource), event).await;
     Ok(Action::await_change())

@@ -29,6 +29,8 @@ const MAX_CONCURRENT_REQUESTS: usize = 16;
 const MAX_RESPONSE_BYTES: usize = 16 << 20;
 /// Time limit for reading the log of a pod. The kubelet that holds the log may be gone.
 const LOG_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// Time for which a log that can't be read is tried again before its runner counts as lost.
+const LOG_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 /// Maximum number of bytes read from the log of a pod.
 const MAX_LOG_BYTES: i64 = 24 << 20;
 
@@ -78,7 +80,11 @@ pub(crate) async fn collect_snapshots(
         .filter(|runner| start.pods.contains(&runner.uid) && !cache.is_final(runner.index))
         .partition(|runner| runner.termination.is_some());
     scrape_runners(context, run_uid, &alive, load_seconds, cache).await;
-    read_logs(pods, run_uid, &terminated, cache).await;
+    let now = Timestamp::now();
+    for runner in &terminated {
+        cache.ended_at.entry(runner.uid.clone()).or_insert(now);
+    }
+    read_logs(pods, run_uid, &terminated, now, cache).await;
 }
 
 /// Scrapes runners into the cache. `load_seconds` is the duration of the load.
@@ -123,7 +129,13 @@ async fn scrape_runners(
 }
 
 /// Reads the last metrics of terminated runners from the logs of their pods into the cache.
-async fn read_logs(pods: &Api<Pod>, run_uid: &str, runners: &[&Runner], cache: &mut RunCache) {
+async fn read_logs(
+    pods: &Api<Pod>,
+    run_uid: &str,
+    runners: &[&Runner],
+    now: Timestamp,
+    cache: &mut RunCache,
+) {
     let unread = runners.iter().filter(|runner| !cache.logs_read.contains(&runner.uid));
     let reads: Vec<_> = unread
         .map(|runner| async move {
@@ -133,8 +145,12 @@ async fn read_logs(pods: &Api<Pod>, run_uid: &str, runners: &[&Runner], cache: &
         })
         .collect();
     for (runner, result) in run_concurrently(reads).await {
-        // After these two errors the next reconciliation may be able to read the log.
-        if !matches!(result, Err(CollectError::Log(_) | CollectError::LogTimeout)) {
+        // After these two errors a later reconciliation may be able to read the log.
+        let may_succeed_later =
+            matches!(result, Err(CollectError::Log(_) | CollectError::LogTimeout));
+        let since = cache.ended_at.get(&runner.uid).copied().unwrap_or(now);
+        let waited = now.duration_since(since).as_secs_f64();
+        if !may_succeed_later || waited > LOG_PATIENCE.as_secs_f64() {
             cache.logs_read.insert(runner.uid.clone());
         }
         match result {
@@ -243,8 +259,8 @@ pub(crate) async fn collect_error_examples(
 /// An order to runners.
 #[derive(Clone, Debug)]
 pub(crate) enum Order {
-    /// Start the load at this time.
-    Start(Timestamp),
+    /// Start the load at a time, and end it at another.
+    Start { at: Timestamp, end: Timestamp },
     /// Stop the load now. In-flight requests may take this long to end.
     Stop(Duration),
     /// Exit.
@@ -268,9 +284,12 @@ pub(crate) async fn send_order(
             let (path, body) = match order {
                 // The order carries the time left at the moment of sending, so that the clocks
                 // of the nodes don't matter.
-                Order::Start(at) => {
-                    let left = at.duration_since(Timestamp::now()).as_secs_f64();
-                    (path::START, serde_json::json!(StartOrder { in_seconds: left.max(0.0) }))
+                Order::Start { at, end } => {
+                    let now = Timestamp::now();
+                    let left = |to: &Timestamp| to.duration_since(now).as_secs_f64().max(0.0);
+                    let order =
+                        StartOrder { in_seconds: left(at), end_in_seconds: Some(left(end)) };
+                    (path::START, serde_json::json!(order))
                 }
                 Order::Stop(grace) => {
                     let grace_seconds = grace.as_secs_f64();

@@ -3,24 +3,21 @@
 //! Pure: this module has no client and takes the time as `now`. The module `reconcile` writes the
 //! status, and `events` publishes the Event.
 
+use crate::{
+    decide::{Decision, Reason},
+    observe::state::{Observed, Runner, StartRecord, Waiting},
+};
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
     jiff::Timestamp,
 };
-use kube::api::DynamicObject;
 use loadtest_core::{
     Duration,
     judge::{Report, progress_of, report, summarize},
     metrics::Metrics,
     plan::ValidTest,
-    resource::{Aborted, LoadTestStatus, Named, Phase, Progress, Sizing, Verdict},
+    resource::{Aborted, LoadTestStatus, Named, Phase, Progress, Sizing, Summary, Verdict},
     text::{count_of, truncate},
-};
-use serde_json::{Value, json};
-
-use crate::{
-    decide::{Decision, Reason},
-    observe::state::{Observed, StartRecord},
 };
 
 /// Interval between two writes of the status if only the progress has changed.
@@ -59,10 +56,14 @@ pub(crate) fn next_status(
         | Decision::SendStop(_)
         | Decision::DeleteJob
         | Decision::SendRelease(_)
-        | Decision::DeleteTest => return (old, None),
+        | Decision::SetJobTtl => None,
+        Decision::DeleteTest => return (old, None),
         // In all other phases, the test is over and `Wait` changes nothing.
-        Decision::Wait(_) if old.known_phase() != Some(Phase::Starting) => return (old, None),
-        Decision::Wait(_) => set_ready_runners(&mut status, observed),
+        Decision::Wait(_) if old.known_phase() != Some(Phase::Starting) => None,
+        Decision::Wait(_) => set_waiting(&mut status, observed, now),
+        Decision::ReportRetry(cause) => set_retrying(&mut status, cause, now),
+        Decision::ReportLoss(losses) => Some(set_lost(&mut status, losses, observed, now)),
+        Decision::ForceStop(pods) => Some(set_stop_forced(&mut status, pods, observed, now)),
         Decision::Reject(problems) => Some(set_rejected(&mut status, problems, now)),
         Decision::Admit(sizing) => Some(set_admitted(&mut status, sizing, now)),
         Decision::ReportSuspended(sizing) => set_suspended(&mut status, sizing, now),
@@ -79,6 +80,7 @@ pub(crate) fn next_status(
         Decision::Fail(reason, message) => Some(set_failed(&mut status, *reason, message, now)),
         Decision::CancelUnstarted => Some(set_cancelled_unstarted(&mut status, now)),
     };
+    // It catches up even where a decision changes nothing else.
     status.observed_generation = observed.test.metadata.generation;
     for condition in &mut status.conditions {
         condition.observed_generation = observed.test.metadata.generation;
@@ -249,16 +251,91 @@ fn set_started(
     draft_event("LoadStarted", note, false)
 }
 
-/// Sets the number of ready runners, so that users see how far the startup is.
-fn set_ready_runners(status: &mut LoadTestStatus, observed: &Observed) -> Option<EventDraft> {
-    let ready = observed.runners.iter().filter(|runner| runner.ready && !runner.disrupted).count();
+/// Sets the number of ready runners and what the others wait for, so that users see how far the
+/// startup is.
+fn set_waiting(
+    status: &mut LoadTestStatus,
+    observed: &Observed,
+    now: Timestamp,
+) -> Option<EventDraft> {
+    let is_ready = |runner: &&Runner| runner.ready && !runner.disrupted;
+    let ready = observed.runners.iter().filter(is_ready).count();
     status.progress = Some(Progress { runners: ready as u64, ..Progress::default() });
+    let wanted = status.plan.as_ref().map_or(0, |plan| plan.runners);
+    let cause = observed.runners.iter().find_map(waiting_cause);
+    let count = format!("{ready} of {} ready", count_of(u64::from(wanted), "runner"));
+    let (reason, message) = match cause {
+        Some((reason, cause)) => (reason, format!("{count}; {cause}")),
+        None => ("Pending".to_owned(), count),
+    };
+    set_condition(status, "Started", "False", &reason, &message, now);
     None
+}
+
+/// Returns why a runner is not ready yet: a reason in one word, and words for people.
+fn waiting_cause(runner: &Runner) -> Option<(String, String)> {
+    if let Some(message) = &runner.unschedulable {
+        return Some(("Unschedulable".into(), format!("runner {}: {message}", runner.name)));
+    }
+    let Waiting { reason, message } = runner.waiting.as_ref()?;
+    // These two are on the way to a running container.
+    if matches!(reason.as_str(), "ContainerCreating" | "PodInitializing" | "") {
+        return None;
+    }
+    Some((reason.clone(), format!("runner {}: {reason}: {message}", runner.name)))
+}
+
+fn set_retrying(status: &mut LoadTestStatus, cause: &str, now: Timestamp) -> Option<EventDraft> {
+    const REASON: &str = "RetryingLaunch";
+    let is_reported = status.condition("Started").is_some_and(|c| c.reason == REASON);
+    set_condition(status, "Started", "False", REASON, cause, now);
+    (!is_reported).then(|| draft_event(REASON, cause, true))
+}
+
+fn set_lost(
+    status: &mut LoadTestStatus,
+    losses: &[String],
+    observed: &Observed,
+    now: Timestamp,
+) -> EventDraft {
+    let lost = losses.len() as u64;
+    status.measurement.get_or_insert_default().runners_lost = lost;
+    let tolerated = observed.known_start().map_or(0, |start| observed.tolerated_losses(&start));
+    let next = if lost > tolerated {
+        "stopping the test, see spec.onRunnerLoss"
+    } else {
+        "the test goes on without them"
+    };
+    let note = format!("lost {}: {}; {next}", count_of(lost, "runner"), losses.join("; "));
+    set_condition(status, "RunnersLost", "True", "RunnerEnded", &note, now);
+    draft_event("RunnersLost", note, true)
+}
+
+fn set_stop_forced(
+    status: &mut LoadTestStatus,
+    pods: &[String],
+    observed: &Observed,
+    now: Timestamp,
+) -> EventDraft {
+    let names = observed.runners.iter().filter(|runner| pods.contains(&runner.uid));
+    let names: Vec<&str> = names.map(|runner| runner.name.as_str()).collect();
+    let cause = if observed.cache.token_has_changed {
+        "the operator's token Secret has changed since they were created"
+    } else {
+        "check network policies between the operator and the runners"
+    };
+    let note = format!(
+        "{} did not take the order to stop ({}), so the Job is deleted; {cause}",
+        count_of(names.len() as u64, "runner"),
+        names.join(", "),
+    );
+    set_condition(status, "StopForced", "True", "OrdersNotTaken", &note, now);
+    draft_event("StopForced", note, true)
 }
 
 /// Returns the progress of a run. `users` is the number of users to show.
 fn run_progress(observed: &Observed, valid: &ValidTest, merged: &Metrics, users: u64) -> Progress {
-    progress_of(valid, merged, observed.cache.snapshots.len() as u64, users)
+    progress_of(valid, merged, observed.running_runners(), users)
 }
 
 fn set_progress(
@@ -280,7 +357,8 @@ fn set_progress(
         }
     }
     if merged.elapsed_seconds > 0.0 {
-        status.summary = Some(summarize(&merged.all_tasks(), merged.elapsed_seconds));
+        let summary = summarize(&merged.all_tasks(), merged.elapsed_seconds);
+        keep_larger(&mut status.summary, summary);
     }
     if !(entered && phase == Phase::Stopping) {
         return None;
@@ -288,6 +366,14 @@ fn set_progress(
     let note = "the load has ended; waiting for in-flight requests and final metrics";
     set_condition(status, "Finished", "False", "Stopping", note, now);
     Some(draft_event("LoadEnded", note, false))
+}
+
+/// Sets a summary unless the one that is there counts more requests: an operator that was restarted
+/// does not know the numbers of runners that ended before.
+fn keep_larger(current: &mut Option<Summary>, next: Summary) {
+    if current.as_ref().is_none_or(|current| current.requests <= next.requests) {
+        *current = Some(next);
+    }
 }
 
 fn set_aborted(status: &mut LoadTestStatus, aborted: &Aborted) -> EventDraft {
@@ -322,7 +408,7 @@ fn set_concluded(
     status.stages = stages;
     status.breaking_point = breaking_point;
     status.progress = Some(run_progress(observed, valid, &merged, merged.users_peak));
-    status.summary = Some(summary);
+    keep_larger(&mut status.summary, summary);
     status.tasks = tasks;
     status.thresholds = thresholds;
     status.errors = errors;
@@ -377,47 +463,6 @@ fn set_cancelled_unstarted(status: &mut LoadTestStatus, now: Timestamp) -> Event
     status.verdict = Some(Verdict::Inconclusive.into());
     set_condition(status, "Passed", "Unknown", "Cancelled", message, now);
     draft_event("Cancelled", message, true)
-}
-
-/// The result of a look at an object that this version of the operator can't decode.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Undecodable {
-    /// The test never ran: write this status and publish an Event.
-    Report(Value),
-    /// The status has this message already, or the test is over.
-    NothingToDo,
-    /// Another version of the operator runs this test: only publish an Event. A status without the
-    /// plan would make the test run a second time.
-    OtherVersion,
-}
-
-/// Decides about an object that can't be decoded, with `message` as the cause.
-pub(crate) fn judge_undecodable(
-    object: &DynamicObject,
-    message: &str,
-    now: Timestamp,
-) -> Undecodable {
-    let old = &object.data["status"];
-    let is_over = Phase::ALL.iter().any(|phase| phase.is_final() && old["phase"] == phase.name());
-    if !old["plan"].is_null() {
-        return if is_over { Undecodable::NothingToDo } else { Undecodable::OtherVersion };
-    }
-    let mut conditions = old["conditions"].as_array().into_iter().flatten();
-    if conditions.any(|c| c["type"] == "Accepted" && c["message"] == message) {
-        return Undecodable::NothingToDo;
-    }
-    let now = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let condition = |kind: &str, value: &str| {
-        json!({
-            "type": kind, "status": value, "reason": "Undecodable", "message": message,
-            "lastTransitionTime": now, "observedGeneration": object.metadata.generation,
-        })
-    };
-    Undecodable::Report(json!({
-        "phase": Phase::Error.name(),
-        "observedGeneration": object.metadata.generation,
-        "conditions": [condition("Accepted", "False"), condition("Finished", "True")],
-    }))
 }
 
 #[cfg(test)]

@@ -61,6 +61,8 @@ pub(crate) fn ready_runner(index: u32) -> Runner {
         ready: true,
         disrupted: false,
         created_at: Some(noon()),
+        scheduled_at: Some(noon()),
+        node: Some("n1".into()),
         unschedulable: None,
         waiting: None,
         termination: None,

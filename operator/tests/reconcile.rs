@@ -3,7 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't be set up has failed")]
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    cell::{OnceCell, RefCell},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::{Request, Response, StatusCode};
 use k8s_openapi::jiff::Timestamp;
@@ -16,6 +20,7 @@ use loadtest_operator::{
     reconcile::{on_error, reconcile},
 };
 use serde_json::{Value, json};
+use tower_test::mock::Handle;
 
 const UID: &str = "0a1b2c3d-1111-4222-8333-444455556666";
 const TEST: &str = "/apis/loadtest.cell0.io/v1alpha1/namespaces/default/loadtests/burst";
@@ -42,12 +47,27 @@ fn context_with(client: Client) -> Context {
     Context::with_token_key(client, settings, vec![7; 32]).unwrap()
 }
 
+/// A context and the API server behind it.
+type MockedContext = (Arc<Context>, RefCell<Handle<Request<Body>, Response<Body>>>);
+
 /// Runs one reconciliation. API call *n* gets response *n*, and all later calls get a 500.
 async fn run_reconcile(object: Value, responses: Vec<(u16, Value)>) -> Reconciled {
-    let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
-    let context = context_with(Client::new(service, "default"));
+    run_reconcile_again(&OnceCell::new(), object, responses).await
+}
+
+/// Runs one reconciliation in a context that several reconciliations share.
+async fn run_reconcile_again(
+    context: &OnceCell<MockedContext>,
+    object: Value,
+    responses: Vec<(u16, Value)>,
+) -> Reconciled {
+    let (context, handle) = context.get_or_init(|| {
+        let (service, handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        (Arc::new(context_with(Client::new(service, "default"))), RefCell::new(handle))
+    });
+    let mut handle = handle.borrow_mut();
     let guard: DeserializeGuard<LoadTest> = serde_json::from_value(object).unwrap();
-    let mut work = Box::pin(reconcile(Arc::new(guard), Arc::new(context)));
+    let mut work = Box::pin(reconcile(Arc::new(guard), Arc::clone(context)));
     let (mut calls, mut bodies) = (Vec::new(), Vec::new());
     let mut responses = responses.into_iter();
     loop {
@@ -155,8 +175,9 @@ fn ok(object: Value) -> (u16, Value) {
 #[tokio::test]
 async fn admission_write_carries_uid_and_resource_version() {
     let new = test_with_status(Value::Null);
+    let job = (201, child_object("batch/v1", "Job", UID));
     let responses =
-        vec![ok(new.clone()), not_found(), ok(test_in_phase("Pending")), (201, json!({}))];
+        vec![ok(new.clone()), not_found(), job, ok(test_in_phase("Pending")), (201, json!({}))];
     let Reconciled { result, calls, bodies } = run_reconcile(new, responses).await;
     assert_eq!(result.unwrap(), Action::requeue(Duration::ZERO));
     let job = job_path();
@@ -165,22 +186,26 @@ async fn admission_write_carries_uid_and_resource_version() {
         [
             format!("GET {TEST}"),
             format!("GET {job}"),
+            // A dry run.
+            format!("POST {JOBS}"),
             format!("PATCH {TEST}/status"),
             format!("POST {EVENTS}"),
         ]
     );
-    assert_eq!(bodies[2]["metadata"]["uid"], UID);
-    assert_eq!(bodies[2]["metadata"]["resourceVersion"], "42");
-    assert_eq!(bodies[2]["status"]["phase"], "Pending");
-    assert_eq!(bodies[2]["status"]["plan"]["runners"], 2);
-    assert_eq!(bodies[3]["reason"], "Accepted");
+    assert_eq!(bodies[3]["metadata"]["uid"], UID);
+    assert_eq!(bodies[3]["metadata"]["resourceVersion"], "42");
+    assert_eq!(bodies[3]["status"]["phase"], "Pending");
+    assert_eq!(bodies[3]["status"]["plan"]["runners"], 2);
+    assert_eq!(bodies[4]["reason"], "Accepted");
 }
 
 #[tokio::test]
 async fn rejected_event_changes_nothing_else() {
     let new = test_with_status(Value::Null);
+    let job = (201, child_object("batch/v1", "Job", UID));
+    let forbidden = refusal(403, "Forbidden");
     let responses =
-        vec![ok(new.clone()), not_found(), ok(test_in_phase("Pending")), refusal(403, "Forbidden")];
+        vec![ok(new.clone()), not_found(), job, ok(test_in_phase("Pending")), forbidden];
     let Reconciled { result, .. } = run_reconcile(new, responses).await;
     assert_eq!(result.unwrap(), Action::requeue(Duration::ZERO));
 }
@@ -188,10 +213,11 @@ async fn rejected_event_changes_nothing_else() {
 #[tokio::test]
 async fn edit_during_admission_fails_the_status_write() {
     let new = test_with_status(Value::Null);
-    let responses = vec![ok(new.clone()), not_found(), refusal(409, "Conflict")];
+    let job = (201, child_object("batch/v1", "Job", UID));
+    let responses = vec![ok(new.clone()), not_found(), job, refusal(409, "Conflict")];
     let Reconciled { result, calls, .. } = run_reconcile(new, responses).await;
     assert_eq!(result.unwrap_err().to_string(), "failed to write the status of loadtest burst");
-    assert_eq!(calls.len(), 3, "{calls:?}");
+    assert_eq!(calls.len(), 4, "{calls:?}");
 }
 
 #[tokio::test]
@@ -356,6 +382,10 @@ async fn unchanged_status_is_not_written_again() {
     let mut starting = test_in_phase("Starting");
     starting["status"]["progress"] =
         json!({"runners": 1, "users": 0, "elapsed": "0s", "percent": 0});
+    starting["status"]["conditions"] = json!([{
+        "type": "Started", "status": "False", "reason": "Pending", "observedGeneration": 1,
+        "message": "1 of 2 runners ready", "lastTransitionTime": "2026-11-24T12:00:00Z",
+    }]);
     let job = child_object("batch/v1", "Job", UID);
     let responses = vec![ok(starting.clone()), ok(job), pod_list(&[ready_pod(0)])];
     let Reconciled { result, calls, .. } = run_reconcile(starting, responses).await;
@@ -378,45 +408,61 @@ async fn unavailable_api_server_fails_without_writes() {
 }
 
 #[tokio::test]
-async fn undecodable_object_is_reported_once() {
-    let mut broken = test_with_status(Value::Null);
-    broken["spec"]["load"]["users"] = "many".into();
-    let responses = vec![ok(broken.clone()), ok(broken.clone()), ok(json!({}))];
-    let Reconciled { result, calls, bodies } = run_reconcile(broken.clone(), responses).await;
-    assert_eq!(result.unwrap(), Action::await_change());
-    let event = format!("POST {EVENTS}");
-    assert_eq!(calls[..3], [format!("GET {TEST}"), format!("PATCH {TEST}/status"), event]);
-    assert_eq!(bodies[1]["status"]["conditions"][0]["reason"], "Undecodable");
-    assert_eq!(
-        (&bodies[2]["reason"], &bodies[2]["type"]),
-        (&json!("Undecodable"), &json!("Warning"))
-    );
-    let message = bodies[1]["status"]["conditions"][0]["message"].as_str().unwrap();
-    assert!(message.contains("many"), "{message}");
-    broken["status"] = bodies[1]["status"].clone();
-    let Reconciled { result, calls, .. } = run_reconcile(broken.clone(), vec![ok(broken)]).await;
-    assert_eq!(result.unwrap(), Action::await_change());
-    assert_eq!(calls, [format!("GET {TEST}")]);
+async fn undecodable_object_is_left_untouched_in_every_phase() {
+    for phase in [None, Some("Pending"), Some("Running"), Some("Finished"), Some("Error")] {
+        let mut broken = phase.map_or_else(|| test_with_status(Value::Null), test_in_phase);
+        broken["spec"]["load"]["users"] = "many".into();
+        let responses = vec![ok(broken.clone()), (201, json!({}))];
+        let Reconciled { result, calls, bodies } = run_reconcile(broken, responses).await;
+        assert_eq!(result.unwrap(), Action::await_change());
+        assert_eq!(calls, [format!("GET {TEST}"), format!("POST {EVENTS}")]);
+        assert_eq!(
+            (&bodies[1]["reason"], &bodies[1]["type"]),
+            (&json!("Undecodable"), &json!("Warning"))
+        );
+        assert!(bodies[1]["note"].as_str().unwrap().contains("many"), "{}", bodies[1]);
+    }
 }
 
 #[tokio::test]
-async fn undecodable_finished_test_keeps_its_status() {
-    let mut finished = test_in_phase("Finished");
-    finished["spec"]["load"]["users"] = "many".into();
-    let Reconciled { result, calls, .. } =
-        run_reconcile(finished.clone(), vec![ok(finished)]).await;
+async fn job_that_the_api_server_would_refuse_is_rejected_before_anything_is_created() {
+    let new = test_with_status(Value::Null);
+    let responses = vec![
+        ok(new.clone()),
+        not_found(),
+        refusal(422, "spec.template.spec.containers[0].resources.requests[cpu]: Invalid value"),
+        ok(test_in_phase("Error")),
+        (201, json!({})),
+    ];
+    let Reconciled { result, calls, bodies } = run_reconcile(new, responses).await;
     assert_eq!(result.unwrap(), Action::await_change());
-    assert_eq!(calls, [format!("GET {TEST}")]);
+    assert_eq!(calls[2..4], [format!("POST {JOBS}"), format!("PATCH {TEST}/status")]);
+    let accepted = &bodies[3]["status"]["conditions"][0];
+    assert_eq!((&accepted["type"], &accepted["status"]), (&json!("Accepted"), &json!("False")));
+    assert!(accepted["message"].as_str().unwrap().contains("requests[cpu]"), "{accepted}");
 }
 
 #[tokio::test]
-async fn undecodable_running_test_keeps_its_status() {
-    let mut running = test_in_phase("Running");
-    running["spec"]["load"]["users"] = "many".into();
-    let responses = vec![ok(running.clone()), (201, json!({}))];
-    let Reconciled { result, calls, .. } = run_reconcile(running, responses).await;
-    assert_eq!(result.unwrap(), Action::await_change());
-    assert_eq!(calls, [format!("GET {TEST}"), format!("POST {EVENTS}")]);
+async fn launch_that_fails_three_times_is_told() {
+    let pending = test_in_phase("Pending");
+    let context = OnceCell::new();
+    for attempt in 1..=3 {
+        let webhook = refusal(500, "failed calling webhook");
+        let mut responses = vec![ok(pending.clone()), not_found(), webhook];
+        responses.extend([ok(test_in_phase("Pending")), (201, json!({}))]);
+        let Reconciled { result, calls, bodies } =
+            run_reconcile_again(&context, pending.clone(), responses).await;
+        assert!(result.is_err());
+        if attempt < 3 {
+            assert_eq!(calls.len(), 3, "{calls:?}");
+            continue;
+        }
+        assert_eq!(calls[3..], [format!("PATCH {TEST}/status"), format!("POST {EVENTS}")]);
+        let conditions = bodies[3]["status"]["conditions"].as_array().unwrap();
+        let started = conditions.iter().find(|c| c["type"] == "Started").unwrap();
+        assert_eq!(started["reason"], "RetryingLaunch");
+        assert!(started["message"].as_str().unwrap().contains("webhook"), "{started}");
+    }
 }
 
 #[tokio::test]

@@ -162,7 +162,9 @@ pub fn size_test(test: &ValidTest) -> Sizing {
         let fewest = users.get().div_ceil(MAX_RUNNERS);
         Users::new(of_thread.max(fewest)).unwrap_or(Users::ONE)
     });
-    let runners = users.groups_of(per_runner);
+    // A runner without a user would have nothing to do.
+    let asked = test.runner_request.count.map(|count| count.min(users));
+    let runners = asked.unwrap_or_else(|| users.groups_of(per_runner));
     let largest = users.groups_of(runners).get();
     let millicores = user_millicores * f64::from(largest);
     let cpu =
@@ -228,6 +230,20 @@ mod tests {
         );
         // A modest request: a cluster of two cores holds several such runners.
         assert_eq!((sizing.rate_per_runner.as_str(), sizing.cpu.as_str()), ("26.03/s", "130m"));
+    }
+
+    #[test]
+    fn the_number_of_runners_can_be_given() {
+        let of = |count: u32| {
+            let sizing = sized(|spec| {
+                spec.runners.users_per_runner = None;
+                spec.runners.count = std::num::NonZeroU32::new(count);
+            });
+            (sizing.runners, sizing.users_per_runner)
+        };
+        assert_eq!(of(4), (4, 50));
+        // Two hundred users can't be on more than 200 runners.
+        assert_eq!(of(1000), (200, 1));
     }
 
     #[test]

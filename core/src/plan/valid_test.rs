@@ -35,6 +35,9 @@ pub struct ValidTest {
 pub struct RunnerRequest {
     /// Maximum of users per runner.
     pub users: Option<Users>,
+    /// Number of runners, in place of `users`.
+    #[serde(default)]
+    pub count: Option<Users>,
     /// CPU request, as Kubernetes writes it.
     pub cpu: Option<String>,
     /// Memory request, as Kubernetes writes it.

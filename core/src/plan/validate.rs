@@ -13,7 +13,7 @@ use super::{Pacing, RunnerRequest, Scenario, Task, TaskKind, ValidTest};
 use crate::{
     load::{ArrivalLoad, ArrivalStages, LoadModel, Stage, UserLoad, UserStages},
     resource::{self, Load, LoadTestSpec, Runners},
-    values::{PositiveRate, Rate},
+    values::{Bound, Percent, PositiveRate, Quantity, Rate, Users},
 };
 
 /// A ConfigMap holds 1 MiB. The plan leaves room for the rest of the object.
@@ -52,6 +52,8 @@ pub fn validate(spec: &LoadTestSpec) -> Result<ValidTest, Vec<Problem>> {
     problems.extend(duplicate_thresholds(spec));
     problems.extend(json_path_problems(&spec.scenario.tasks));
     problems.extend(pod_template_problem(&spec.runners));
+    problems.extend(percent_problems(spec));
+    problems.extend(header_problems(spec));
     let load = load_model(&spec.load).map_err(|problem| problems.push(problem)).ok();
     let scenario = scenario(&spec.scenario, &mut problems);
     match load.zip(scenario).filter(|_| problems.is_empty()) {
@@ -167,7 +169,65 @@ fn runner_request(runners: &Runners) -> RunnerRequest {
         let limit = resources.limits.as_ref().and_then(|limits| limits.get(name));
         request.or(limit).map(|quantity| quantity.0.clone())
     };
-    RunnerRequest { users: runners.users_per_runner, cpu: asked("cpu"), memory: asked("memory") }
+    let count = runners.count.and_then(|count| Users::new(count.get()));
+    let users = runners.users_per_runner;
+    RunnerRequest { users, count, cpu: asked("cpu"), memory: asked("memory") }
+}
+
+/// Bounds above 100 %: no share can be larger.
+fn percent_problems(spec: &LoadTestSpec) -> Vec<Problem> {
+    let is_too_large = |bound: &Bound| matches!(bound.quantity, Quantity::Percent(percent) if percent > Percent::from_fraction(1.0));
+    let of_threshold = |(index, threshold): (usize, &resource::Threshold)| {
+        let bounds = [
+            ("target", Some(threshold.target)),
+            ("warning", threshold.warning),
+            ("critical", threshold.critical),
+        ];
+        bounds.into_iter().filter_map(move |(name, bound)| {
+            let bound = bound.filter(is_too_large)?;
+            let message = format!("{bound} can never be reached: give at most 100%");
+            Some(Problem::new(format!("spec.thresholds[{index}].{name}"), message))
+        })
+    };
+    spec.thresholds.iter().enumerate().flat_map(of_threshold).collect()
+}
+
+/// Headers that have a value in `headers` and another one in `headersFrom`.
+fn header_problems(spec: &LoadTestSpec) -> Vec<Problem> {
+    let in_headers =
+        |name: &str| spec.target.headers.keys().any(|key| key.eq_ignore_ascii_case(name));
+    let repeated =
+        spec.target.headers_from.iter().enumerate().filter(|(_, h)| in_headers(&h.header));
+    repeated
+        .map(|(index, header)| {
+            let message =
+                format!("{:?} has a value in target.headers too: remove one", header.header);
+            Problem::new(format!("spec.target.headersFrom[{index}].header"), message)
+        })
+        .collect()
+}
+
+/// What a user should know about a valid spec: credentials that everybody can read who can read the
+/// test.
+pub fn warnings(spec: &LoadTestSpec) -> Vec<String> {
+    const CREDENTIALS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "x-api-key"];
+    let is_credential =
+        |name: &&String| CREDENTIALS.iter().any(|credential| name.eq_ignore_ascii_case(credential));
+    let of_task = |task: &resource::Task| {
+        let (http, chat) = (task.http.as_ref(), task.chat.as_ref());
+        let headers = http.map(|t| &t.headers).or(chat.map(|t| &t.headers));
+        headers.or(task.web_socket.as_ref().map(|t| &t.headers)).cloned().unwrap_or_default()
+    };
+    let in_tasks = spec.scenario.tasks.iter().map(of_task);
+    let maps = std::iter::once(spec.target.headers.clone()).chain(in_tasks);
+    let names = maps.flat_map(|map| map.keys().filter(is_credential).cloned().collect::<Vec<_>>());
+    let names: BTreeSet<String> = names.collect();
+    names
+        .into_iter()
+        .map(|name| {
+            format!("the value of header {name} is readable in the spec: put it into a Secret and use target.headersFrom")
+        })
+        .collect()
 }
 
 fn duplicate_names(tasks: &[resource::Task]) -> Vec<Problem> {

@@ -1,5 +1,7 @@
 //! The kind `LoadTest` with its spec and its status.
 
+use std::num::NonZeroU32;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
@@ -9,7 +11,10 @@ use super::{
     Aborted, BreakingPoint, ErrorCount, Extensible, Load, Measurement, Phase, Progress, Runners,
     Scenario, Sizing, StageRow, Summary, Target, TaskSummary, Threshold, ThresholdRow, Verdict,
 };
-use crate::metrics::{Metric, TaskScope};
+use crate::{
+    metrics::{Metric, TaskScope},
+    values::Duration,
+};
 
 /// One load test. One `LoadTest` is one run; the status holds its result.
 #[derive(CustomResource, Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
@@ -54,6 +59,20 @@ pub struct LoadTestSpec {
     /// The pods that make the load.
     #[serde(default)]
     pub runners: Runners,
+    /// What happens when a runner is lost under load: `Fail` stops the test and keeps its numbers,
+    /// `Continue` goes on as long as minRunners are left.
+    #[serde(default)]
+    pub on_runner_loss: OnRunnerLoss,
+    /// Number of runners that must be left with `onRunnerLoss: Continue`. With fewer, the test
+    /// stops. Default: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 200))]
+    pub min_runners: Option<NonZeroU32>,
+    /// Maximum time from the creation of the runners until all are ready. Default: that of the
+    /// operator, 5m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "start_timeout")]
+    pub start_timeout: Option<Duration>,
     /// Set true to hold the test back, and false to start it. It can't change once status.plan is
     /// set.
     #[serde(default)]
@@ -67,6 +86,22 @@ pub struct LoadTestSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 31_536_000))]
     pub ttl_seconds_after_finished: Option<u32>,
+}
+
+/// What happens when a runner is lost under load.
+#[derive(
+    Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, schemars::JsonSchema,
+)]
+pub enum OnRunnerLoss {
+    /// Stops the test. Its verdict is Inconclusive, unless a row had failed before.
+    #[default]
+    Fail,
+    /// Goes on with the runners that are left.
+    Continue,
+}
+
+fn start_timeout(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    crate::values::schema_between("1s", "24h")
 }
 
 /// CEL rules on several parts of a spec.
@@ -92,6 +127,10 @@ fn rules() -> serde_json::Value {
         {
             "rule": "!has(self.runners.usersPerRunner) || ((!has(self.load.users) || self.load.users <= 200 * self.runners.usersPerRunner) && (!has(self.load.maxUsers) || self.load.maxUsers <= 200 * self.runners.usersPerRunner) && (!has(self.load.stages) || self.load.stages.all(s, !has(s.users) || s.users <= 200 * self.runners.usersPerRunner)))",
             "messageExpression": "'runners.usersPerRunner: with %d users per runner, the load needs more than the maximum of 200 runners: raise usersPerRunner, or lower the number of users'.format([self.runners.usersPerRunner])",
+        },
+        {
+            "rule": "!has(self.minRunners) || self.onRunnerLoss == 'Continue'",
+            "message": "minRunners counts with onRunnerLoss: Continue only: set it, or remove minRunners",
         },
         {
             "rule": "!(has(self.load.arrivalRate) || (has(self.load.stages) && self.load.stages.exists(s, has(s.rate)))) || !(has(self.scenario.pause) || has(self.scenario.pacing))",

@@ -25,7 +25,7 @@ pub use check::Check;
 #[cfg(feature = "crd")]
 pub use crd::{crd, crd_yaml, schema};
 #[cfg(feature = "crd")]
-pub use kind::{LoadTest, LoadTestSpec, LoadTestStatus};
+pub use kind::{LoadTest, LoadTestSpec, LoadTestStatus, OnRunnerLoss};
 pub use load::{Load, Ramp, Stage};
 #[cfg(feature = "crd")]
 pub use pod_template::PodTemplate;

@@ -1,6 +1,6 @@
 //! The runners of a spec: how many there are, and what their pods look like.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, num::NonZeroU32};
 
 use k8s_openapi::api::core::v1::{
     Affinity, EnvVar, LocalObjectReference, ResourceRequirements, Toleration,
@@ -14,12 +14,20 @@ use crate::values::Users;
 /// How many runners there are, and what their pods look like.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "!(has(self.count) && has(self.usersPerRunner))",
+    "message": "count and usersPerRunner exclude each other: remove one",
+}]))]
 pub struct Runners {
     /// Maximum of users per runner. The number of runners is ceil(users / usersPerRunner). Default:
     /// as many users as half a CPU core can serve; status.plan shows the number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "users_per_runner")]
     pub users_per_runner: Option<Users>,
+    /// Number of runners, in place of usersPerRunner.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 200))]
+    pub count: Option<NonZeroU32>,
     /// Image of the runner container. Default: the image that the operator is configured with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]

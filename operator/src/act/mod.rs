@@ -16,15 +16,15 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
 use loadtest_core::{
+    Duration,
     resource::{LoadTest, Sizing},
-    token,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     children::{self, OPERATOR_NAME},
     context::Context,
-    decide::{CANCEL_GRACE_PERIOD, Decision},
+    decide::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL_SECONDS, signed_duration},
     error::Error,
     observe::state::{Observed, START_ANNOTATION, StartRecord},
     runner_client::{self, Order},
@@ -41,17 +41,19 @@ pub(crate) async fn carry_out(
         Decision::NothingToDo
         | Decision::Wait(_)
         | Decision::Reject(_)
-        | Decision::Admit(_)
         | Decision::ReportSuspended(_)
+        | Decision::ReportRetry(_)
+        | Decision::ReportLoss(_)
         | Decision::ReportStarted(_)
         | Decision::ReportAbort(_)
         | Decision::Fail(..)
         | Decision::CancelUnstarted
         | Decision::ReportProgress(..) => {}
+        Decision::Admit(sizing) => dry_run_job(context, observed, sizing).await?,
         Decision::Launch(sizing) => create_children(context, observed, sizing).await?,
         Decision::PersistStart(start) => persist_start(context, observed, start).await?,
         Decision::SendStart(start, pods) => {
-            let order = Order::Start(start.at);
+            let order = Order::Start { at: start.at, end: end_of_load(observed, start) };
             let accepted =
                 runner_client::send_order(context, &run_uid, &observed.runners, pods, &order).await;
             observed.cache.start_accepted.extend(accepted);
@@ -74,7 +76,13 @@ pub(crate) async fn carry_out(
             }
         }
         Decision::SendRelease(pods) => release_runners(context, &run_uid, observed, pods).await,
-        Decision::DeleteJob => delete_job(context, observed).await?,
+        Decision::ForceStop(_) => {
+            // The Job stays until its pods are gone, so that their last numbers can be read.
+            observed.cache.start = observed.start_record();
+            delete_job(context, observed, &DeleteParams::foreground()).await?;
+        }
+        Decision::DeleteJob => delete_job(context, observed, &DeleteParams::background()).await?,
+        Decision::SetJobTtl => set_job_ttl(context, observed).await?,
         Decision::DeleteTest => delete_test(context, &observed.test).await?,
     }
     Ok(())
@@ -105,14 +113,52 @@ async fn create_children(
     let test = &observed.test;
     // `decide` launches valid specs only.
     let Ok(valid) = &observed.valid else { return Ok(()) };
-    let token = context.run_token(&test.uid().unwrap_or_default());
-    let fingerprint = token::fingerprint_of(&token);
-    let plan = children::build_plan(test, valid, sizing, fingerprint, &context.settings);
+    let fingerprint = context.token_fingerprint(&test.uid().unwrap_or_default());
+    let plan = children::build_plan(test, valid, sizing, fingerprint.clone(), &context.settings);
     let config_map = children::build_config_map(test, &plan)
         .map_err(|source| Error::Serialize { what: "the plan", source })?;
     create_once::<ConfigMap>(context, test, &config_map).await?;
-    let job = children::build_job(test, valid, sizing, &context.settings);
+    let job = children::build_job(test, valid, sizing, &context.settings, &fingerprint);
     create_once::<Job>(context, test, &job).await
+}
+
+/// Returns when the load of a test ends.
+fn end_of_load(observed: &Observed, start: &StartRecord) -> Timestamp {
+    let duration = observed.valid.as_ref().map_or(Duration::ZERO, |valid| valid.load.duration());
+    start.at.saturating_add(signed_duration(duration)).unwrap_or(Timestamp::MAX)
+}
+
+/// Asks the API server what it would say about the Job: a negative CPU request, an invalid label, a
+/// quota, a webhook.
+async fn dry_run_job(context: &Context, observed: &Observed, sizing: &Sizing) -> Result<(), Error> {
+    let test = &observed.test;
+    let Ok(valid) = &observed.valid else { return Ok(()) };
+    let fingerprint = context.token_fingerprint(&test.uid().unwrap_or_default());
+    let job = children::build_job(test, valid, sizing, &context.settings, &fingerprint);
+    let jobs: Api<Job> =
+        Api::namespaced(context.client.clone(), &test.namespace().unwrap_or_default());
+    let name = job.name_any();
+    let parameters = PostParams { dry_run: true, ..PostParams::default() };
+    match jobs.create(&parameters, &job).await {
+        Ok(_) => Ok(()),
+        // An earlier process of the operator has created it.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        Err(error) => Err(Error::api("validate job", &name, error)),
+    }
+}
+
+/// Gives the Job of a finished test its time to live: that of the test, or a default.
+async fn set_job_ttl(context: &Context, observed: &Observed) -> Result<(), Error> {
+    let Some(job) = &observed.job else { return Ok(()) };
+    let ttl = observed.test.spec.ttl_seconds_after_finished.unwrap_or(JOB_TTL_SECONDS);
+    let patch = serde_json::json!({"spec": {"ttlSecondsAfterFinished": ttl}});
+    let jobs: Api<Job> =
+        Api::namespaced(context.client.clone(), &observed.test.namespace().unwrap_or_default());
+    let name = job.name_any();
+    let parameters =
+        PatchParams { field_manager: Some(OPERATOR_NAME.into()), ..PatchParams::default() };
+    ignore_missing(jobs.patch(&name, &parameters, &Patch::Merge(patch)).await)
+        .map_err(|error| Error::api("set the time to live of job", &name, error))
 }
 
 /// Creates a child object, which the operator never updates afterwards.
@@ -171,11 +217,15 @@ async fn persist_start(
     Ok(())
 }
 
-async fn delete_job(context: &Context, observed: &Observed) -> Result<(), Error> {
+async fn delete_job(
+    context: &Context,
+    observed: &Observed,
+    parameters: &DeleteParams,
+) -> Result<(), Error> {
     let Some(job) = &observed.job else { return Ok(()) };
     let jobs: Api<Job> =
         Api::namespaced(context.client.clone(), &observed.test.namespace().unwrap_or_default());
-    ignore_missing(jobs.delete(&job.name_any(), &DeleteParams::background()).await)
+    ignore_missing(jobs.delete(&job.name_any(), parameters).await)
         .map_err(|error| Error::api("delete job", &job.name_any(), error))
 }
 

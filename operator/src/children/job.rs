@@ -22,8 +22,8 @@ use super::{
     settings::Settings,
 };
 
-/// Seconds for which a finished Job and its pods are kept, so that users can inspect them.
-const JOB_TTL_SECONDS: i32 = 600;
+/// Annotation of the Job with the SHA-256 of the token that its runners take orders with.
+pub(crate) const TOKEN_ANNOTATION: &str = "loadtest.cell0.io/token-sha256";
 
 /// Builds the plan of a test.
 pub(crate) fn build_plan(
@@ -61,12 +61,13 @@ pub(crate) fn build_job(
     valid: &ValidTest,
     sizing: &Sizing,
     settings: &Settings,
+    token_fingerprint: &str,
 ) -> Job {
     let runners = i32::try_from(sizing.runners).unwrap_or(i32::MAX);
     // The deadline ends the Job even if the operator never comes back, so it is longer than all
     // steps of a test together.
     let deadline = [
-        settings.start_timeout,
+        test.spec.start_timeout.unwrap_or(settings.start_timeout),
         valid.load.duration(),
         valid.graceful_stop,
         settings.release_grace,
@@ -81,7 +82,9 @@ pub(crate) fn build_job(
     for (name, value) in job_labels {
         labels.entry(name.clone()).or_insert_with(|| value.clone());
     }
-    metadata.annotations = Some(job_annotations.clone()).filter(|map| !map.is_empty());
+    let mut annotations = job_annotations.clone();
+    annotations.insert(TOKEN_ANNOTATION.into(), token_fingerprint.into());
+    metadata.annotations = Some(annotations);
     Job {
         metadata,
         spec: Some(JobSpec {
@@ -91,7 +94,6 @@ pub(crate) fn build_job(
             // A lost runner is not restarted, and the other runners keep running.
             backoff_limit_per_index: Some(0),
             pod_failure_policy: Some(pod_failure_policy()),
-            ttl_seconds_after_finished: Some(JOB_TTL_SECONDS),
             active_deadline_seconds: i64::try_from(deadline.as_nanos() / 1_000_000_000).ok(),
             template: merged_pod_template(test, sizing, settings),
             ..JobSpec::default()
@@ -131,7 +133,7 @@ mod tests {
     use crate::testing::{example_settings, example_test, sizing_of, validated};
 
     fn example_job(test: &LoadTest) -> Job {
-        build_job(test, &validated(test), &sizing_of(test), &example_settings())
+        build_job(test, &validated(test), &sizing_of(test), &example_settings(), "fingerprint")
     }
 
     #[test]

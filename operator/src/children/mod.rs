@@ -8,7 +8,7 @@ mod metadata;
 mod pod;
 mod settings;
 
-pub(crate) use job::{build_config_map, build_job, build_plan};
+pub(crate) use job::{TOKEN_ANNOTATION, build_config_map, build_job, build_plan};
 pub use metadata::child_name;
 pub(crate) use metadata::{OPERATOR_NAME, RUNNER_CONTAINER, is_controlled_by};
 pub use settings::Settings;

@@ -59,7 +59,8 @@ fn termination_grace_seconds() -> i64 {
 fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTemplateSpec {
     // The pattern has no `..`, so the compiler reports a field that this function forgets.
     let Runners {
-        users_per_runner: _, // the sizing has already used this field
+        users_per_runner: _, // the sizing has already used these two
+        count: _,
         image,
         resources,
         node_selector,

@@ -1,12 +1,12 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{
-    api::batch::v1::{Job, JobStatus},
-    apimachinery::pkg::apis::meta::v1::Time,
+    api::batch::v1::{Job, JobSpec, JobStatus},
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
 use loadtest_core::{
     metrics::{RunnerMetrics, RunnerState},
-    resource::LoadTestStatus,
+    resource::{LoadTestStatus, OnRunnerLoss, Summary},
 };
 
 use super::*;
@@ -58,6 +58,30 @@ fn observed_under_load() -> Observed {
     let mut observed = observed_after_start(Phase::Running);
     observed.cache.start_accepted = start_record().pods.into_iter().collect();
     observed
+}
+
+fn condition(kind: &str, value: &str, reason: &str) -> Condition {
+    Condition {
+        type_: kind.into(),
+        status: value.into(),
+        reason: reason.into(),
+        message: String::new(),
+        last_transition_time: Time(noon()),
+        observed_generation: None,
+    }
+}
+
+/// Writes to the status that one runner is lost.
+fn report_loss(observed: &mut Observed) {
+    let status = observed.test.status.get_or_insert_default();
+    status.measurement.get_or_insert_default().runners_lost = 1;
+}
+
+/// Writes to the status that the Job is deleted because runners did not stop.
+fn force_stop(observed: &mut Observed) {
+    let status = observed.test.status.get_or_insert_default();
+    status.conditions.push(condition("StopForced", "True", "OrdersNotTaken"));
+    observed.cache.start = Some(start_record());
 }
 
 fn finish_runner(observed: &mut Observed, index: u32) {
@@ -196,6 +220,8 @@ fn unschedulable_runner_gets_the_whole_start_timeout() {
 fn only_pods_of_the_start_record_get_start_orders() {
     let mut replaced = observed_after_start(Phase::Running);
     replaced.runners[1].uid = "replacement".into();
+    report_loss(&mut replaced);
+    replaced.test.spec.on_runner_loss = OnRunnerLoss::Continue;
     assert_eq!(
         decision_at(&replaced, 1),
         Decision::SendStart(start_record(), vec!["pod-0".into()])
@@ -225,14 +251,22 @@ fn test_ends_when_the_last_runner_is_done() {
 }
 
 #[test]
-fn killed_runner_is_lost_and_the_others_continue() {
+fn lost_runner_is_reported_at_once_and_stops_the_test() {
     let mut observed = observed_under_load();
     observed.runners[1].termination =
         Some(Termination { exit_code: Some(137), message: "OOMKilled".into() });
-    assert_eq!(
-        decision_at(&observed, 10),
-        Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL)
-    );
+    // Its log may still hold its last numbers.
+    let running = Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL);
+    assert_eq!(decision_at(&observed, 10), running);
+    observed.cache.logs_read.insert("pod-1".into());
+    let text = "runner 1 (pod burst-1 on node n1) ended with exit code 137: OOMKilled";
+    assert_eq!(decision_at(&observed, 10), Decision::ReportLoss(vec![text.into()]));
+    report_loss(&mut observed);
+    assert_eq!(decision_at(&observed, 11), Decision::SendStop(vec!["pod-0".into()]));
+    observed.test.spec.on_runner_loss = OnRunnerLoss::Continue;
+    assert_eq!(decision_at(&observed, 11), running);
+    observed.test.spec.min_runners = std::num::NonZeroU32::new(2);
+    assert_eq!(decision_at(&observed, 11), Decision::SendStop(vec!["pod-0".into()]));
     finish_runner(&mut observed, 0);
     assert_eq!(decision_at(&observed, 121), Decision::Conclude { cancelled: false, failed: None });
     assert_eq!(observed.run_context(false).runners_lost, 1);
@@ -246,14 +280,7 @@ fn runner_killed_under_load_is_lost_despite_its_last_metrics() {
     observed.runners[1].termination =
         Some(Termination { exit_code: Some(75), message: "evicted".into() });
     observed.cache.snapshots.insert(1, partial);
-    // The other runners alone make too little load, so the timeline gets no more updates.
-    observed.cache.scraped_now.insert(0);
-    observed.update_timeline();
-    assert!(observed.cache.timeline.is_none());
-    assert_eq!(
-        decision_at(&observed, 11),
-        Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL)
-    );
+    assert!(matches!(decision_at(&observed, 11), Decision::ReportLoss(_)));
     finish_runner(&mut observed, 0);
     assert_eq!(decision_at(&observed, 121), Decision::Conclude { cancelled: false, failed: None });
     assert_eq!(observed.run_context(false).runners_lost, 1);
@@ -288,10 +315,7 @@ fn disrupted_runner_is_released_after_its_final_snapshot() {
     observed.cache.snapshots.insert(1, partial);
     assert_eq!(decision_at(&observed, 10), Decision::SendRelease(vec!["pod-1".into()]));
     observed.cache.released.insert("pod-1".into());
-    assert_eq!(
-        decision_at(&observed, 10),
-        Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL)
-    );
+    assert!(matches!(decision_at(&observed, 10), Decision::ReportLoss(_)));
 }
 
 #[test]
@@ -353,8 +377,9 @@ fn runners_that_missed_their_start_are_lost() {
         missed.cache.snapshots.insert(index, RunnerMetrics::default());
         missed.cache.last_seen.insert(index, time_after_start(119));
     }
-    assert!(matches!(decision_at(&missed, 119), Decision::SendStart(..)));
-    assert_eq!(decision_at(&missed, 121), Decision::Conclude { cancelled: false, failed: None });
+    assert!(matches!(decision_at(&missed, 1), Decision::SendStart(..)));
+    // A later start would make another load than the one that was asked for.
+    assert_eq!(decision_at(&missed, 3), Decision::Conclude { cancelled: false, failed: None });
     assert_eq!(missed.run_context(false).runners_lost, 2);
 }
 
@@ -369,7 +394,10 @@ fn cancelled_test_does_not_wait_for_a_dead_node() {
     finish_runner(&mut cancelled, 0);
     cancelled.cache.last_seen =
         BTreeMap::from([(0, time_after_start(12)), (1, time_after_start(9))]);
-    assert_eq!(decision_at(&cancelled, 20), Decision::SendStop(vec!["pod-1".into()]));
+    assert_eq!(decision_at(&cancelled, 19), Decision::SendStop(vec!["pod-1".into()]));
+    assert_eq!(decision_at(&cancelled, 20), Decision::ForceStop(vec!["pod-1".into()]));
+    force_stop(&mut cancelled);
+    assert!(matches!(decision_at(&cancelled, 21), Decision::ReportProgress(Phase::Stopping, _)));
     let end = Decision::Conclude { cancelled: true, failed: None };
     assert_eq!(decision_at(&cancelled, 70), end);
 }
@@ -377,7 +405,8 @@ fn cancelled_test_does_not_wait_for_a_dead_node() {
 #[test]
 fn unreachable_runners_end_the_test_with_advice() {
     let unheard = observed_after_start(Phase::Running);
-    assert!(matches!(decision_at(&unheard, 40), Decision::SendStart(..)));
+    assert!(matches!(decision_at(&unheard, 1), Decision::SendStart(..)));
+    assert!(matches!(decision_at(&unheard, 40), Decision::ReportProgress(..)));
     let Decision::Conclude { failed: Some((reason, why)), .. } = decision_at(&unheard, 46) else {
         panic!()
     };
@@ -457,8 +486,124 @@ fn rejected_test_is_validated_again_after_an_edit() {
     let mut rejected = observed_in(Phase::Error);
     rejected.job = None;
     rejected.runners.clear();
-    rejected.test.status.as_mut().unwrap().plan = None;
+    let status = rejected.test.status.as_mut().unwrap();
+    status.plan = None;
+    status.conditions = vec![condition("Accepted", "False", "InvalidSpec")];
     assert_eq!(decision_at(&rejected, 1), Decision::NothingToDo);
     rejected.test.metadata.generation = Some(2);
     assert_eq!(decision_at(&rejected, 1), Decision::Admit(example_sizing()));
+}
+
+#[test]
+fn test_that_lost_parts_of_its_status_never_runs_again() {
+    let mut wiped = observed_in(Phase::Error);
+    wiped.job = None;
+    wiped.runners.clear();
+    wiped.test.metadata.generation = Some(2);
+    for phase in [Phase::Pending, Phase::Starting, Phase::Running, Phase::Error, Phase::Finished] {
+        wiped.test.status =
+            Some(LoadTestStatus { phase: Some(phase.into()), ..LoadTestStatus::default() });
+        assert_eq!(decision_at(&wiped, 1_000_000), Decision::NothingToDo, "{phase:?}");
+    }
+}
+
+#[test]
+fn runner_that_takes_no_orders_is_stopped_by_force_in_every_phase() {
+    let mut cancelled = observed_under_load();
+    cancelled.test.spec.cancel = true;
+    cancelled.cache.stop_accepted.insert("pod-0".into());
+    cancelled.cache.stop_sent_at = Some(time_after_start(10));
+    assert!(matches!(decision_at(&cancelled, 15), Decision::SendStop(_)));
+    assert_eq!(decision_at(&cancelled, 20), Decision::ForceStop(vec!["pod-1".into()]));
+    // The Job and its pods are gone, and the test still ends as cancelled.
+    force_stop(&mut cancelled);
+    cancelled.job = None;
+    cancelled.runners.clear();
+    let end = Decision::Conclude { cancelled: true, failed: None };
+    assert_eq!(decision_at(&cancelled, 25), end);
+    // A finished test whose runner takes no release order.
+    let mut over = observed_after_start(Phase::Finished);
+    over.test.status.as_mut().unwrap().finish_time = Some(Time(time_after_start(130)));
+    assert!(matches!(decision_at(&over, 140), Decision::SendRelease(_)));
+    assert_eq!(decision_at(&over, 160), Decision::DeleteJob);
+}
+
+#[test]
+fn changed_token_ends_in_a_forced_stop() {
+    let mut changed = observed_in(Phase::Starting);
+    changed.cache.token_has_changed = true;
+    assert!(matches!(decision_at(&changed, 1), Decision::Fail(Reason::TokenChanged, _)));
+    let mut changed = observed_under_load();
+    changed.cache.token_has_changed = true;
+    assert!(matches!(decision_at(&changed, 10), Decision::ReportProgress(Phase::Running, _)));
+    changed.test.spec.cancel = true;
+    assert_eq!(decision_at(&changed, 10), Decision::ForceStop(start_record().pods));
+}
+
+#[test]
+fn patience_counts_from_the_scheduling_of_a_pod() {
+    let mut late = observed_in(Phase::Starting);
+    late.runners[1].ready = false;
+    late.runners[1].scheduled_at = Some(time_after_start(195));
+    for reason in ["ErrImagePull", "CreateContainerConfigError"] {
+        late.runners[1].waiting =
+            Some(Waiting { reason: reason.into(), message: "try later".into() });
+        assert_eq!(decision_at(&late, 200), Decision::Wait(STARTUP_POLL_INTERVAL), "{reason}");
+        assert!(matches!(decision_at(&late, 290), Decision::Fail(..)), "{reason}");
+    }
+}
+
+#[test]
+fn runner_deleted_before_the_start_fails_the_test_at_once() {
+    let mut deleted = observed_in(Phase::Starting);
+    deleted.runners.pop();
+    deleted.job.as_mut().unwrap().status.as_mut().unwrap().failed_indexes = Some("1".into());
+    let Decision::Fail(Reason::RunnerFailed, message) = decision_at(&deleted, 3) else { panic!() };
+    assert!(message.contains("runner 1 was deleted"), "{message}");
+}
+
+#[test]
+fn operator_that_was_away_starts_no_late_test() {
+    let ready = observed_in(Phase::Starting);
+    assert!(matches!(decision_at(&ready, 305), Decision::PersistStart(_)));
+    assert!(matches!(decision_at(&ready, 1200), Decision::Fail(Reason::StartTimeout, _)));
+    let mut patient = ready;
+    patient.test.spec.start_timeout = Some(Duration::from_secs(3600));
+    assert!(matches!(decision_at(&patient, 1200), Decision::PersistStart(_)));
+}
+
+#[test]
+fn operator_that_comes_back_without_a_route_keeps_a_run_that_was_heard() {
+    let mut back = observed_under_load();
+    back.cache.start_accepted.clear();
+    back.cache.first_seen = Some(time_after_start(60));
+    back.test.status.as_mut().unwrap().summary =
+        Some(Summary { requests: 5_000_000, ..Summary::default() });
+    assert!(matches!(decision_at(&back, 110), Decision::ReportProgress(Phase::Running, _)));
+    // After the end and a minute of silence nothing more will come.
+    assert!(matches!(decision_at(&back, 160), Decision::Conclude { failed: None, .. }));
+}
+
+#[test]
+fn launch_that_keeps_failing_is_told_and_ends() {
+    assert_eq!(decide_retry(2, "webhook down"), None);
+    assert_eq!(decide_retry(3, "webhook down"), Some(Decision::ReportRetry("webhook down".into())));
+    let mut failing = observed_in(Phase::Pending);
+    failing.test.status.as_mut().unwrap().conditions = vec![
+        condition("Accepted", "True", "Valid"),
+        condition("Started", "False", "RetryingLaunch"),
+    ];
+    assert!(matches!(decision_at(&failing, 299), Decision::Launch(_)));
+    assert!(matches!(decision_at(&failing, 300), Decision::Fail(Reason::Refused, _)));
+}
+
+#[test]
+fn job_gets_its_time_to_live_after_the_end() {
+    let mut over = observed_after_start(Phase::Finished);
+    over.cache.released = start_record().pods.into_iter().collect();
+    over.job.as_mut().unwrap().spec = Some(JobSpec::default());
+    assert_eq!(decision_at(&over, 130), Decision::SetJobTtl);
+    let spec = over.job.as_mut().unwrap().spec.as_mut().unwrap();
+    spec.ttl_seconds_after_finished = Some(600);
+    assert_eq!(decision_at(&over, 130), Decision::NothingToDo);
 }

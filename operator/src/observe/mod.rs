@@ -23,7 +23,7 @@ pub(crate) mod state;
 use state::{Observed, Runner};
 
 use crate::{
-    children::{child_name, is_controlled_by},
+    children::{TOKEN_ANNOTATION, child_name, is_controlled_by},
     context::Context,
     error::{Error, format_error_chain},
     runner_client,
@@ -43,6 +43,14 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
         let of_job = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
         let list = pods.list(&of_job).await.map_err(|e| Error::api("list pods of", &name, e))?;
         observed.runners.extend(list.items.iter().filter_map(Runner::from_pod));
+    }
+    if let Some(job) = &observed.job {
+        let found = job.annotations().get(TOKEN_ANNOTATION);
+        let expected = context.token_fingerprint(&run_uid);
+        observed.cache.token_has_changed = found.is_some_and(|found| *found != expected);
+    }
+    if let Some(start) = observed.start_record() {
+        observed.cache.start = Some(start);
     }
     observed.cache.first_seen.get_or_insert_with(Timestamp::now);
     let is_over = observed.phase().is_some_and(Phase::is_final);

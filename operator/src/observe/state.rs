@@ -2,22 +2,25 @@
 //!
 //! Pure: this module has no client and reads no clock.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    num::NonZeroU32,
+};
 
 use k8s_openapi::{
     api::{
         batch::v1::Job,
         core::v1::{ContainerStatus, Pod, PodStatus},
     },
-    jiff::Timestamp,
+    jiff::{SignedDuration, Timestamp},
 };
 use kube::ResourceExt;
 use loadtest_core::{
     Duration,
-    judge::{RunContext, Timeline},
+    judge::{Coverage, RunContext, Timeline, max_start_skew},
     metrics::{Metrics, RunnerMetrics, RunnerState},
     plan::{Problem, ValidTest, validate},
-    resource::{Aborted, LoadTest, LoadTestStatus, Phase},
+    resource::{Aborted, LoadTest, LoadTestStatus, OnRunnerLoss, Phase},
 };
 use serde::{Deserialize, Serialize};
 
@@ -71,6 +74,10 @@ pub(crate) struct Runner {
     pub(crate) disrupted: bool,
     /// Creation time of the pod.
     pub(crate) created_at: Option<Timestamp>,
+    /// Time at which the pod got a node.
+    pub(crate) scheduled_at: Option<Timestamp>,
+    /// Name of the node.
+    pub(crate) node: Option<String>,
     /// Message of the scheduler, if the pod can't be scheduled.
     pub(crate) unschedulable: Option<String>,
     /// Reason why the container is not running yet.
@@ -104,11 +111,40 @@ impl Runner {
             disrupted: pod.metadata.deletion_timestamp.is_some()
                 || condition("DisruptionTarget").is_some_and(|c| c.status == "True"),
             created_at: pod.creation_timestamp().map(|time| time.0),
+            scheduled_at: condition("PodScheduled")
+                .filter(|c| c.status == "True")
+                .and_then(|c| c.last_transition_time)
+                .map(|time| time.0),
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
             unschedulable,
             waiting: container.and_then(read_waiting),
             termination: has_ended.then(|| read_termination(container, &status)),
         })
     }
+}
+
+impl Runner {
+    /// Describes how the runner ended.
+    fn describe_loss(&self) -> String {
+        let Self { index, name, node, termination, .. } = self;
+        let node = node.as_ref().map_or_else(String::new, |node| format!(" on node {node}"));
+        let end = match termination {
+            Some(Termination { exit_code: Some(code), message }) => {
+                format!("ended with exit code {code}: {message}")
+            }
+            Some(Termination { exit_code: None, message }) => format!("ended: {message}"),
+            None if self.disrupted => "was evicted or deleted".to_owned(),
+            None => "did not take its start order in time".to_owned(),
+        };
+        format!("runner {index} (pod {name}{node}) {end}")
+    }
+}
+
+/// Returns the latest time at which a runner may start.
+pub(crate) fn latest_start(start: &StartRecord, valid: &ValidTest) -> Timestamp {
+    let skew = max_start_skew(valid.load.duration());
+    let skew = SignedDuration::try_from(skew.to_std()).unwrap_or(SignedDuration::MAX);
+    start.at.saturating_add(skew).unwrap_or(start.at)
 }
 
 fn read_waiting(container: &ContainerStatus) -> Option<Waiting> {
@@ -156,6 +192,14 @@ pub(crate) struct RunCache {
     pub(crate) released: BTreeSet<String>,
     /// UIDs of the pods with a log that needs no further search for last metrics.
     pub(crate) logs_read: BTreeSet<String>,
+    /// When this process first saw that a pod has ended, by UID.
+    pub(crate) ended_at: BTreeMap<String, Timestamp>,
+    /// What is known about runners that ended, by index.
+    pub(crate) losses: BTreeMap<u32, String>,
+    /// The start record, after the Job that holds it is gone.
+    pub(crate) start: Option<StartRecord>,
+    /// Number of launches in a row that the API server did not carry out.
+    pub(crate) failed_launches: u32,
     /// Timeline of the test so far.
     pub(crate) timeline: Option<Timeline>,
     /// Message about a runner that speaks another version of the contract.
@@ -172,6 +216,9 @@ pub(crate) struct RunCache {
     pub(crate) first_seen: Option<Timestamp>,
     /// Time of the first stop order before the test's end.
     pub(crate) stop_sent_at: Option<Timestamp>,
+    /// False when the token of the run has changed since the runners were created: they take no
+    /// orders any more.
+    pub(crate) token_has_changed: bool,
     /// Time of the last write of the status.
     pub(crate) status_written_at: Option<Timestamp>,
 }
@@ -228,6 +275,11 @@ impl Observed {
         self.test.status.as_ref().and_then(LoadTestStatus::known_phase)
     }
 
+    /// Returns the start record of a test with load, also after its Job is gone.
+    pub(crate) fn known_start(&self) -> Option<StartRecord> {
+        self.start_record().or_else(|| self.cache.start.clone())
+    }
+
     /// Returns the start record, if it has been written to the Job.
     pub(crate) fn start_record(&self) -> Option<StartRecord> {
         let text = self.job.as_ref()?.annotations().get(START_ANNOTATION)?;
@@ -266,12 +318,57 @@ impl Observed {
     }
 
     /// Returns true if a started runner is gone without a final snapshot, or if its final snapshot
-    /// covers only a part of its load.
+    /// covers only a part of its load. The log of a pod that has ended may still hold its last
+    /// snapshot.
     pub(crate) fn is_lost(&self, start: &StartRecord, index: usize) -> bool {
         if self.is_final(index) {
             return !self.is_complete(index);
         }
-        self.started_runner(start, index).is_none_or(|runner| runner.termination.is_some())
+        self.started_runner(start, index).is_none_or(|runner| {
+            runner.termination.is_some() && self.cache.logs_read.contains(&runner.uid)
+        })
+    }
+
+    /// Returns the indices of the runners that are lost, or that missed their start.
+    pub(crate) fn lost_runners(&self, start: &StartRecord, now: Timestamp) -> Vec<usize> {
+        let Ok(valid) = &self.valid else { return Vec::new() };
+        (0..start.pods.len())
+            .filter(|index| {
+                self.is_lost(start, *index)
+                    || self.is_waiting(*index) && now > latest_start(start, valid)
+            })
+            .collect()
+    }
+
+    /// Describes a lost runner: its index, pod and node, and how it ended.
+    pub(crate) fn describe_loss(&self, start: &StartRecord, index: usize) -> String {
+        if let Some(text) = self.cache.losses.get(&cache_key(index)) {
+            return text.clone();
+        }
+        match self.started_runner(start, index) {
+            Some(runner) => runner.describe_loss(),
+            None => format!("runner {index}: its pod was deleted"),
+        }
+    }
+
+    /// Returns how many runners may be lost with which the test goes on.
+    pub(crate) fn tolerated_losses(&self, start: &StartRecord) -> u64 {
+        let spec = &self.test.spec;
+        let runners = start.pods.len() as u64;
+        match spec.on_runner_loss {
+            OnRunnerLoss::Fail => 0,
+            OnRunnerLoss::Continue => {
+                runners.saturating_sub(u64::from(spec.min_runners.map_or(1, NonZeroU32::get)))
+            }
+        }
+    }
+
+    /// Returns the number of started pods that are running.
+    pub(crate) fn running_runners(&self) -> u64 {
+        let Some(start) = self.known_start() else { return 0 };
+        let is_running =
+            |runner: &&Runner| runner.termination.is_none() && start.pods.contains(&runner.uid);
+        self.runners.iter().filter(is_running).count() as u64
     }
 
     /// Returns the UIDs of disrupted pods with a final snapshot and without a release order.
@@ -304,24 +401,32 @@ impl Observed {
 
     /// Adds the collected snapshots of a running test to its timeline.
     ///
-    /// The timeline needs a snapshot of every runner in the same reconciliation. A runner without
-    /// a new snapshot would seem to do nothing now and too much at the next update. A run that has
-    /// lost a runner gets no more updates, because it makes less load than the spec asks for and
-    /// is Inconclusive anyway.
+    /// A runner without a new snapshot seems to do nothing now and too much at the next update, so
+    /// the timeline is told whether some are missing. The abort of a test is judged anyway: it
+    /// protects the target.
     pub(crate) fn update_timeline(&mut self) {
         let is_over = self.phase().is_some_and(Phase::is_final);
         let Some(start) = self.start_record().filter(|_| !is_over) else { return };
         let Ok(valid) = &self.valid else { return };
+        if self.cache.scraped_now.is_empty() {
+            return;
+        }
         let is_current = |index: usize| {
             self.is_complete(index) || self.cache.scraped_now.contains(&cache_key(index))
         };
-        if !(0..start.pods.len()).all(is_current) {
-            return;
+        let missing = (0..start.pods.len()).filter(|index| !is_current(*index));
+        let (mut coverage, mut has_silent) = (Coverage::All, false);
+        for index in missing {
+            coverage = Coverage::WithoutLost;
+            has_silent |= !self.is_lost(&start, index);
+        }
+        if has_silent {
+            coverage = Coverage::Partial;
         }
         let merged = self.merge_snapshots();
         let timeline = self.cache.timeline.take();
         let mut timeline = timeline.unwrap_or_else(|| self.timeline_from_status(valid));
-        let aborted = timeline.record_snapshot(valid, &merged);
+        let aborted = timeline.record_snapshot_of(valid, &merged, coverage);
         self.cache.timeline = Some(timeline);
         // Load that has ended or is being stopped can't be aborted.
         if merged.elapsed_seconds < self.load_duration(valid).as_secs_f64() {
@@ -336,8 +441,9 @@ impl Observed {
 
     /// Restores the timeline from the status, which a previous process of the operator has written.
     fn timeline_from_status(&self, valid: &ValidTest) -> Timeline {
-        let LoadTestStatus { stages, thresholds, .. } = self.status();
-        Timeline::from_status(valid, stages, &thresholds)
+        let LoadTestStatus { stages, thresholds, progress, .. } = self.status();
+        let seconds = progress.map_or(0.0, |progress| progress.elapsed.as_secs_f64());
+        Timeline::from_status(valid, stages, &thresholds, seconds)
     }
 
     /// Returns the duration of the load. It is zero as soon as something ends the test early.
@@ -364,20 +470,32 @@ impl Observed {
 
     /// Merges the latest snapshots of all runners.
     pub(crate) fn merge_snapshots(&self) -> Metrics {
-        self.cache.snapshots.values().fold(Metrics::default(), |mut merged, snapshot| {
-            merged.merge(&snapshot.metrics);
+        self.cache.snapshots.iter().fold(Metrics::default(), |mut merged, (index, snapshot)| {
+            merged.merge_runner(&self.runner_name(*index), &snapshot.metrics);
             merged
         })
     }
 
+    /// Returns the name of a runner in messages: its index and its node.
+    fn runner_name(&self, index: u32) -> String {
+        let runner = self.runners.iter().find(|runner| runner.index == index);
+        match runner.and_then(|runner| runner.node.as_ref()) {
+            Some(node) => format!("runner {index} on node {node}"),
+            None => format!("runner {index}"),
+        }
+    }
+
     /// Returns everything that the report needs besides the merged snapshots.
     pub(crate) fn run_context(&self, cancelled: bool) -> RunContext {
-        let runners = self.start_record().map_or(0, |start| start.pods.len());
+        let start = self.known_start();
+        let runners = start.as_ref().map_or(0, |start| start.pods.len());
         let lost = (0..runners).filter(|index| !self.is_complete(*index)).count();
         RunContext {
             cancelled,
             aborted: self.aborted(),
+            runners: runners as u64,
             runners_lost: lost as u64,
+            tolerated_losses: start.map_or(0, |start| self.tolerated_losses(&start)),
             start_skew: self.cache.start_estimates.start_skew(runners),
             examples: self.cache.error_examples.clone(),
         }

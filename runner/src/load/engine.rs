@@ -28,6 +28,8 @@ pub struct Engine {
     prepared: Arc<PreparedPlan>,
     threads: Vec<mpsc::UnboundedSender<ThreadCommand>>,
     start: OnceLock<Instant>,
+    /// The length of the load, set with the start.
+    length: OnceLock<Duration>,
     /// Time of the first stop order.
     stopped: OnceLock<Instant>,
     /// True when a part of the load is missing although no stop order came.
@@ -85,6 +87,7 @@ impl Engine {
             prepared,
             threads: senders,
             start: OnceLock::new(),
+            length: OnceLock::new(),
             stopped: OnceLock::new(),
             cut_short,
             throttled_before: OnceLock::new(),
@@ -94,15 +97,22 @@ impl Engine {
         })
     }
 
+    /// Starts the load at `at`, for as long as the plan says. See [`Self::start_for`].
+    pub fn start(&self, at: Instant) -> bool {
+        self.start_for(at, Duration::MAX)
+    }
+
     /// Starts the load at `at`. Returns true for the first call and false for every later call.
     ///
-    /// An engine that was stopped before its start never starts, and returns false.
-    pub fn start(&self, at: Instant) -> bool {
+    /// An engine that was stopped before its start never starts, and returns false. The load ends as the plan says, or after `length` if that is shorter.
+    pub fn start_for(&self, at: Instant, length: Duration) -> bool {
         if self.stopped.get().is_some() || self.start.set(at).is_err() {
             return false;
         }
+        let length = length.min(self.prepared.plan.test.load.duration().to_std());
+        self.length.get_or_init(|| length);
         self.throttled_before.get_or_init(cpu::throttled_time);
-        self.send_to_threads(|| ThreadCommand::Start(at));
+        self.send_to_threads(|| ThreadCommand::Start(at, length));
         true
     }
 
@@ -122,8 +132,7 @@ impl Engine {
     /// Load that the plan still wants is missing then, so the state becomes
     /// [`RunnerState::CutShort`].
     pub fn kill(&self) {
-        let is_over =
-            self.load_elapsed(Instant::now()) >= self.prepared.plan.test.load.duration().to_std();
+        let is_over = self.load_elapsed(Instant::now()) >= self.load_length();
         if !is_over && self.stopped.get().is_none() {
             self.cut_short.store(true, Ordering::Release);
         }
@@ -201,13 +210,19 @@ impl Engine {
         *peak
     }
 
+    /// Returns the length of the load.
+    fn load_length(&self) -> Duration {
+        let planned = self.prepared.plan.test.load.duration().to_std();
+        self.length.get().copied().unwrap_or(planned)
+    }
+
     /// Returns how long the load has run at `now`.
     ///
     /// The clock stops at the end of the load: no request begins in the grace period after it.
     fn load_elapsed(&self, now: Instant) -> Duration {
         let Some(start) = self.start.get() else { return Duration::ZERO };
         let now = self.stopped.get().map_or(now, |stopped| now.min(*stopped));
-        let length = self.prepared.plan.test.load.duration().to_std();
+        let length = self.load_length();
         now.saturating_duration_since(*start).min(length)
     }
 

@@ -30,8 +30,8 @@ const MAX_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// A command from the engine to a load thread.
 #[derive(Debug)]
 pub(crate) enum ThreadCommand {
-    /// Starts the load at a moment.
-    Start(Instant),
+    /// Starts a load at a moment, for this long.
+    Start(Instant, Duration),
     /// Ends the load now. Requests in flight may take this much longer.
     Stop(Duration),
     /// Copies the measurements.
@@ -61,9 +61,9 @@ pub(crate) fn run_thread(
         let mut completion = Some(completion);
         while let Some(command) = commands.recv().await {
             match command {
-                ThreadCommand::Start(at) => {
+                ThreadCommand::Start(at, length) => {
                     let Some(completion) = completion.take() else { continue };
-                    state.begin_load(at);
+                    state.begin_load(at, length);
                     let state = Rc::clone(&state);
                     tokio::task::spawn_local(async move {
                         if run_load(&state, partition, at).await {

@@ -38,6 +38,7 @@ impl ThreadSnapshot {
     pub(crate) fn to_metrics(&self, prepared: &PreparedPlan) -> Metrics {
         let tasks = prepared.tasks.iter().zip(&self.tasks);
         Metrics {
+            runners: BTreeMap::new(),
             tasks: tasks.map(|(task, copy)| (task.name.clone(), copy.to_metrics())).collect(),
             schedule_lag: self.schedule_lag.to_latency_histogram(),
             event_loop_lag: self.event_loop_lag.to_latency_histogram(),

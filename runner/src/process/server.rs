@@ -195,6 +195,9 @@ async fn errors_reply(control: &Control) -> Reply {
     }
 }
 
+/// Longer than any load: a year.
+const MAX_LOAD_SECONDS: f64 = 31_536_000.0;
+
 /// Obeys an order that carries the token of the run. A repeated order changes nothing.
 ///
 /// # Errors
@@ -211,9 +214,11 @@ async fn obey_order(
     }
     match order {
         path::START => {
-            let StartOrder { in_seconds } = parse_order(body).await?;
+            let StartOrder { in_seconds, end_in_seconds } = parse_order(body).await?;
             let lead = parse_seconds("inSeconds", in_seconds)?;
-            if control.engine.start(Instant::now() + lead) {
+            let length = end_in_seconds.map(|end| (end - in_seconds).clamp(0.0, MAX_LOAD_SECONDS));
+            let length = length.map_or(Duration::MAX, Duration::from_secs_f64);
+            if control.engine.start_for(Instant::now() + lead, length) {
                 tracing::info!(in_seconds, "start ordered");
             }
         }
