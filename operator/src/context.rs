@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -15,6 +15,7 @@ use kube::{
 
 use crate::{
     children::{OPERATOR_NAME, Settings},
+    error::format_error_chain,
     metrics::OperatorMetrics,
     observe::state::RunCache,
 };
@@ -33,7 +34,7 @@ pub struct Context {
     pub(crate) http: reqwest::Client,
     pub(crate) metrics: OperatorMetrics,
     /// Key from which the token of each run is derived.
-    token_key: Vec<u8>,
+    token_key: OnceLock<Vec<u8>>,
     /// Caches by run UID.
     run_caches: Mutex<HashMap<String, RunCache>>,
     /// Number of consecutive failed reconciliations by object key.
@@ -72,19 +73,32 @@ impl std::fmt::Debug for Context {
 }
 
 impl Context {
-    /// Creates a context with the token key from a Secret. Creates the Secret if it is missing.
+    /// Reads the token key from a Secret. Creates the Secret if it is missing. Tries again as long
+    /// as the API server is down: an operator that restarts with it must not give up.
     ///
     /// # Errors
-    /// Fails if the Secret can't be read or created, if its key is too short, or if the HTTP client
-    /// can't be created.
-    pub async fn new(
-        client: Client,
-        settings: Settings,
+    /// Fails if the API server refuses the Secret, or if its key is too short.
+    pub async fn load_token_key(
+        &self,
         namespace: &str,
         token_secret: &str,
-    ) -> Result<Self, ContextError> {
-        let key = load_or_create_key(&client, namespace, token_secret).await?;
-        Self::with_token_key(client, settings, key)
+    ) -> Result<(), ContextError> {
+        let mut delay = Duration::from_secs(1);
+        loop {
+            match load_or_create_key(&self.client, namespace, token_secret).await {
+                Ok(key) => {
+                    self.token_key.get_or_init(|| key);
+                    return Ok(());
+                }
+                Err(ContextError::Secret { source, .. }) if is_transient(&source) => {
+                    let error = format_error_chain(&source);
+                    tracing::warn!(error, "the API server is not available; trying again");
+                    tokio::time::sleep(delay).await;
+                    delay = (2 * delay).min(Duration::from_secs(10));
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Creates a context with the given token key.
@@ -96,6 +110,17 @@ impl Context {
         settings: Settings,
         token_key: Vec<u8>,
     ) -> Result<Self, ContextError> {
+        let context = Self::new(client, settings)?;
+        context.token_key.get_or_init(|| token_key);
+        Ok(context)
+    }
+
+    /// Creates a context without a token key. [`Self::load_token_key`] follows before the first
+    /// reconciliation.
+    ///
+    /// # Errors
+    /// Fails if the HTTP client can't be created.
+    pub fn new(client: Client, settings: Settings) -> Result<Self, ContextError> {
         let reporter = Reporter { controller: OPERATOR_NAME.into(), instance: None };
         Ok(Self {
             recorder: Recorder::new(client.clone(), reporter),
@@ -109,7 +134,7 @@ impl Context {
             client,
             settings,
             metrics: OperatorMetrics::default(),
-            token_key,
+            token_key: OnceLock::new(),
             run_caches: Mutex::default(),
             failures: Mutex::default(),
         })
@@ -117,7 +142,8 @@ impl Context {
 
     /// Returns the bearer token for orders to the runners of a run.
     pub(crate) fn run_token(&self, run_uid: &str) -> String {
-        loadtest_core::token::token_of_run(&self.token_key, run_uid)
+        let key = self.token_key.get().map_or(&[][..], Vec::as_slice);
+        loadtest_core::token::token_of_run(key, run_uid)
     }
 
     /// Returns the SHA-256 of the token of a run.
@@ -160,6 +186,14 @@ impl Context {
         let count = failures.entry(object_key.to_owned()).or_default();
         *count = count.saturating_add(1);
         *count
+    }
+}
+
+/// Returns true for an error that may be over in a moment: no connection, or an overloaded server.
+fn is_transient(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => status.code == 429 || status.code >= 500,
+        _ => true,
     }
 }
 

@@ -123,7 +123,7 @@ async fn run(arguments: Run) -> anyhow::Result<()> {
     config.read_timeout = Some(std::time::Duration::from_secs(20));
     let client = Client::try_from(config).context("failed to create the Kubernetes client")?;
     let settings = Settings { runner_image, start_timeout, release_grace, metrics_linger };
-    let context = Arc::new(Context::new(client, settings, &namespace, &token_secret).await?);
+    let context = Arc::new(Context::new(client, settings)?);
     let listener = server::bind_listener(listen)
         .await
         .with_context(|| format!("failed to listen on {listen}"))?;
@@ -137,6 +137,10 @@ async fn run(arguments: Run) -> anyhow::Result<()> {
     ));
     let signals = tokio::spawn(stop_on_signal(stop.clone())?);
     tracing::info!(%namespace, ?watch_namespaces, %listen, "starting");
+    tokio::select! {
+        loaded = context.load_token_key(&namespace, &token_secret) => loaded?,
+        () = stop.cancelled() => return Ok(()),
+    }
     controller::run(context, watches, &watch_namespaces, ready, stop.clone()).await;
     stop.cancel();
     signals.abort();

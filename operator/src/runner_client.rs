@@ -19,7 +19,8 @@ use crate::{
     children::RUNNER_CONTAINER,
     context::Context,
     error::format_error_chain,
-    observe::state::{Observed, RunCache, Runner, StartRecord},
+    observe::runner::Runner,
+    observe::state::{Observed, RunCache, StartRecord},
 };
 
 /// Maximum number of concurrent requests to runners.

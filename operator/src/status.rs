@@ -5,7 +5,8 @@
 
 use crate::{
     decide::{Decision, Reason},
-    observe::state::{Observed, Runner, StartRecord, Waiting},
+    observe::runner::{Runner, Waiting},
+    observe::state::{Observed, StartRecord},
 };
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},

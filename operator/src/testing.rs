@@ -7,7 +7,7 @@ use loadtest_core::{
     resource::{LoadTest, LoadTestSpec, Sizing},
 };
 
-use crate::{children::Settings, observe::state::Runner};
+use crate::{children::Settings, observe::runner::Runner};
 
 /// The time at which all examples were created.
 pub(crate) fn noon() -> Timestamp {

@@ -1,15 +1,19 @@
 //! Builds the pod template of the runners. Pure.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::{
     DeepMerge,
     api::core::v1::{
         Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource,
         HTTPGetAction, ObjectFieldSelector, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
-        ResourceRequirements, SeccompProfile, SecretKeySelector, SecurityContext, Volume,
-        VolumeMount,
+        ResourceRequirements, SeccompProfile, SecretKeySelector, SecurityContext,
+        TopologySpreadConstraint, Volume, VolumeMount,
     },
     apimachinery::pkg::{
-        api::resource::Quantity, apis::meta::v1::ObjectMeta, util::intstr::IntOrString,
+        api::resource::Quantity,
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
     },
 };
 use loadtest_core::{
@@ -21,9 +25,6 @@ use super::{
     metadata::{RUNNER_CONTAINER, child_labels, child_name},
     settings::Settings,
 };
-
-/// Default user ID and group ID of runners.
-const NONROOT_ID: i64 = 65532;
 
 /// Builds the pod template: the operator's own, with `spec.runners.podTemplate` merged over it.
 ///
@@ -79,6 +80,17 @@ fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTem
         job_labels: _,
         job_annotations: _,
     } = test.spec.runners.clone();
+    // Autoscalers must not evict a pod under load.
+    let mut all_annotations = BTreeMap::from([
+        ("cluster-autoscaler.kubernetes.io/safe-to-evict".to_owned(), "false".to_owned()),
+        ("karpenter.sh/do-not-disrupt".to_owned(), "true".to_owned()),
+    ]);
+    all_annotations.extend(annotations);
+    let spread = if topology_spread_constraints.is_empty() {
+        vec![spread_over_nodes(test)]
+    } else {
+        topology_spread_constraints
+    };
     let mut all_labels = user_labels;
     all_labels.extend(child_labels(test));
     let security = security_context.unwrap_or_default();
@@ -113,7 +125,7 @@ fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTem
     PodTemplateSpec {
         metadata: Some(ObjectMeta {
             labels: Some(all_labels),
-            annotations: Some(annotations).filter(|map| !map.is_empty()),
+            annotations: Some(all_annotations),
             ..ObjectMeta::default()
         }),
         spec: Some(PodSpec {
@@ -126,8 +138,7 @@ fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTem
             priority_class_name,
             node_selector: Some(node_selector).filter(|map| !map.is_empty()),
             tolerations: Some(tolerations).filter(|list| !list.is_empty()),
-            topology_spread_constraints: Some(topology_spread_constraints)
-                .filter(|list| !list.is_empty()),
+            topology_spread_constraints: Some(spread),
             image_pull_secrets: Some(image_pull_secrets).filter(|list| !list.is_empty()),
             affinity,
             security_context: Some(pod_security_context(&security)),
@@ -141,6 +152,21 @@ fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTem
             }]),
             ..PodSpec::default()
         }),
+    }
+}
+
+/// Spreads runners over nodes as far as possible. Pods of a Job get no such default from the
+/// scheduler.
+fn spread_over_nodes(test: &LoadTest) -> TopologySpreadConstraint {
+    TopologySpreadConstraint {
+        max_skew: 1,
+        topology_key: "kubernetes.io/hostname".into(),
+        when_unsatisfiable: "ScheduleAnyway".into(),
+        label_selector: Some(LabelSelector {
+            match_labels: Some(child_labels(test)),
+            ..LabelSelector::default()
+        }),
+        ..TopologySpreadConstraint::default()
     }
 }
 
@@ -162,8 +188,9 @@ fn readiness_probe() -> Probe {
 fn pod_security_context(security: &RunnerSecurity) -> PodSecurityContext {
     PodSecurityContext {
         run_as_non_root: Some(true),
-        run_as_user: Some(security.run_as_user.unwrap_or(NONROOT_ID)),
-        run_as_group: Some(security.run_as_group.unwrap_or(NONROOT_ID)),
+        // The image has a numeric user of its own. OpenShift assigns another one.
+        run_as_user: security.run_as_user,
+        run_as_group: security.run_as_group,
         fs_group: security.fs_group,
         seccomp_profile: Some(SeccompProfile {
             type_: "RuntimeDefault".into(),

@@ -17,10 +17,12 @@ use loadtest_core::{
     resource::Phase,
 };
 
+pub(crate) mod runner;
 pub(crate) mod skew;
 pub(crate) mod state;
 
-use state::{Observed, Runner};
+use runner::Runner;
+use state::Observed;
 
 use crate::{
     children::{TOKEN_ANNOTATION, child_name, is_controlled_by},

@@ -34,6 +34,51 @@ fn latest_start(planned: Instant, grace_deadline: Instant) -> Instant {
     grace_deadline.min(planned + MAX_OVERSLEEP)
 }
 
+/// The time over which the mean number of busy users is taken.
+const MEAN_TIME: f64 = 5.0;
+
+/// How many users a load thread may have: its share of `maxUsers`, and a few more in a burst.
+///
+/// A small share of users runs out by chance where a large one does not: with one busy user on
+/// average, two are not enough for one arrival in five (Erlang's loss formula), although forty are
+/// enough for twenty. So a thread may exceed its share for a moment, by four standard deviations of
+/// a Poisson distribution, while the mean of its busy users is within the share. The means of all
+/// threads together stay within `maxUsers`.
+#[derive(Debug)]
+struct UserQuota {
+    share: u64,
+    created: u64,
+    mean_busy: f64,
+    updated: Instant,
+}
+
+impl UserQuota {
+    const fn new(share: u64, now: Instant) -> Self {
+        Self { share, created: 0, mean_busy: 0.0, updated: now }
+    }
+
+    /// Takes the number of busy users into the mean.
+    fn observe(&mut self, busy: u64, now: Instant) {
+        let passed = now.saturating_duration_since(self.updated).as_secs_f64();
+        self.updated = now;
+        self.mean_busy += (busy as f64 - self.mean_busy) * (1.0 - (-passed / MEAN_TIME).exp());
+    }
+
+    /// Returns true, and counts a user, when there may be one more.
+    fn take(&mut self) -> bool {
+        let share = self.share as f64;
+        let limit = if self.mean_busy <= share { share + 4.0 * share.sqrt() } else { share };
+        let may_create = (self.created as f64) < limit;
+        self.created += u64::from(may_create);
+        may_create
+    }
+
+    /// Returns true when the mean of the busy users allows a user beyond the share to work.
+    fn allows(&self, busy: u64) -> bool {
+        busy < self.share || self.mean_busy <= self.share as f64
+    }
+}
+
 /// Starts the arrivals of a load thread, each with an idle user. Drops an arrival without one.
 pub(super) async fn run(
     state: &Rc<ThreadState>,
@@ -44,11 +89,10 @@ pub(super) async fn run(
     idle_users: &IdleUsers,
 ) {
     let peak = state.prepared.plan.test.load.peak_users();
-    let mut unused_users = partition.numbers_below(u64::from(peak.get()));
-    let mut next_user = || {
-        let number = unused_users.next()?;
-        Some(User::new(state, number, state.add_in_flight_request()))
-    };
+    let share = partition.count_below(u64::from(peak.get()));
+    let mut quota = UserQuota::new(share, start);
+    // Users beyond the share have numbers beyond those of all users.
+    let mut numbers = (partition.first()..).step_by(usize::try_from(partition.step()).unwrap_or(1));
     let mut arrivals = 0;
     let planned_end = state.load_end();
     for (number, at) in profile.arrivals(partition.first(), partition.step()) {
@@ -75,7 +119,16 @@ pub(super) async fn run(
                 continue;
             }
         }
-        let mut user = idle_users.borrow_mut().pop().or_else(&mut next_user);
+        let busy = state.active_users();
+        quota.observe(busy, now);
+        let mut user = None;
+        if quota.allows(busy) {
+            user = idle_users.borrow_mut().pop();
+            if user.is_none() && quota.take() {
+                let number = numbers.next();
+                user = number.map(|n| User::new(state, n, state.add_in_flight_request()));
+            }
+        }
         // An arrival that is not due yet is not dropped: a user may become idle before it is.
         if user.is_none() && planned > Instant::now() && state.sleep_until(planned).await {
             user = idle_users.borrow_mut().pop();
@@ -105,6 +158,20 @@ pub(super) async fn run(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_share_may_be_exceeded_for_a_moment_only() {
+        let start = Instant::now();
+        let mut quota = UserQuota::new(4, start);
+        // Four and four times the root of four.
+        assert_eq!((0..100).filter(|_| quota.take()).count(), 12);
+        assert!(quota.allows(11));
+        // All twelve are busy for a long time: the target is slower than the share allows.
+        for second in 1..=30 {
+            quota.observe(12, start + Duration::from_secs(second));
+        }
+        assert!(!quota.allows(11) && quota.allows(3));
+    }
 
     #[test]
     fn late_arrivals_start_within_100_ms_of_their_due_time() {

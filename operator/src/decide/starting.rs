@@ -1,0 +1,187 @@
+//! A test from its plan to the start of its load.
+
+use k8s_openapi::{api::batch::v1::Job, jiff::Timestamp};
+use kube::ResourceExt;
+use loadtest_core::{Duration, control, resource::Sizing, text::truncate};
+
+use super::{Decision, Reason, has_elapsed, signed_duration};
+use crate::{
+    children::Settings,
+    observe::runner::Runner,
+    observe::state::{Observed, StartRecord},
+};
+
+/// How much later than its start timeout a test may start.
+const LATE_START_MARGIN: Duration = Duration::from_secs(10);
+/// Interval between two reconciliations while runners start.
+pub(super) const STARTUP_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Age of a pod at which a missing Secret fails the test. Until then the Secret may still arrive.
+const CONFIG_ERROR_TIMEOUT: Duration = Duration::from_secs(10);
+/// Age of a pod at which a failed image pull fails the test. A registry may be slow, or down for a
+/// moment.
+const IMAGE_PULL_TIMEOUT: Duration = Duration::from_secs(90);
+/// Number of failed launches in a row that are reported.
+const REPORTED_LAUNCH_FAILURES: u32 = 3;
+
+/// Decides about the creation of the Job. A webhook or the API server itself may be down for a while.
+pub(super) fn decide_launch(
+    observed: &Observed,
+    sizing: Sizing,
+    settings: &Settings,
+    now: Timestamp,
+) -> Decision {
+    let status = observed.status();
+    let retrying = status.condition("Started").filter(|c| c.reason == "RetryingLaunch");
+    let accepted = status.condition("Accepted").map(|c| c.last_transition_time.0);
+    let timeout = start_timeout(observed, settings);
+    if let (Some(retrying), Some(accepted)) = (retrying, accepted)
+        && has_elapsed(accepted, now, timeout)
+    {
+        let message = format!("the Job was not created within {timeout}: {}", retrying.message);
+        return Decision::Fail(Reason::Refused, message);
+    }
+    Decision::Launch(sizing)
+}
+
+/// Returns the maximum time until all runners are ready.
+fn start_timeout(observed: &Observed, settings: &Settings) -> Duration {
+    observed.test.spec.start_timeout.unwrap_or(settings.start_timeout)
+}
+
+/// Decides about a launch that the API server did not carry out, and may carry out later. Returns
+/// `None` while nobody needs to know.
+pub(crate) fn decide_retry(failed_launches: u32, message: &str) -> Option<Decision> {
+    (failed_launches >= REPORTED_LAUNCH_FAILURES)
+        .then(|| Decision::ReportRetry(truncate(message, 900)))
+}
+
+pub(super) fn decide_starting(
+    observed: &Observed,
+    sizing: &Sizing,
+    settings: &Settings,
+    now: Timestamp,
+) -> Decision {
+    if let Some(start) = observed.start_record() {
+        return Decision::ReportStarted(start);
+    }
+    if observed.test.spec.cancel {
+        return Decision::CancelUnstarted;
+    }
+    if observed.cache.token_has_changed {
+        let message = "the operator's token Secret has changed since the runners were created, so they take no orders; delete the LoadTest and create it again";
+        return Decision::Fail(Reason::TokenChanged, message.into());
+    }
+    let Some(job) = &observed.job else {
+        let message =
+            "the Job was deleted before the load started; delete the LoadTest and create it again";
+        return Decision::Fail(Reason::JobLost, message.into());
+    };
+    if let Some((reason, message)) = observed.runners.iter().find_map(|r| startup_failure(r, now)) {
+        return Decision::Fail(reason, message);
+    }
+    if let Some(message) = failed_index(job) {
+        return Decision::Fail(Reason::RunnerFailed, message);
+    }
+    let created_at = job.creation_timestamp().map_or(now, |time| time.0);
+    let timeout = start_timeout(observed, settings);
+    let wanted = usize::try_from(sizing.runners).unwrap_or(usize::MAX);
+    let mut pods: Vec<(u32, &str)> = observed
+        .runners
+        .iter()
+        .filter(|runner| runner.ready && !runner.disrupted && runner.ip.is_some())
+        .map(|runner| (runner.index, runner.uid.as_str()))
+        .collect();
+    pods.sort_unstable();
+    pods.dedup_by_key(|(index, _)| *index);
+    // An operator that was away must not start a test long after its time.
+    let is_too_late = has_elapsed(created_at, now, timeout.plus(LATE_START_MARGIN));
+    if pods.len() == wanted && is_too_late {
+        let message = format!(
+            "the runners were ready, but the operator was away and came back later than {timeout} after their creation; create the LoadTest again"
+        );
+        return Decision::Fail(Reason::StartTimeout, message);
+    }
+    if pods.len() == wanted {
+        // Every start order must arrive before the start time that it contains.
+        let lead = Duration::from_millis(1000 + 10 * wanted as u64);
+        let at = now.saturating_add(signed_duration(lead)).unwrap_or(now);
+        let pods = pods.into_iter().map(|(_, uid)| uid.to_owned()).collect();
+        return Decision::PersistStart(StartRecord { at, pods });
+    }
+    if has_elapsed(created_at, now, timeout) {
+        return start_timeout_failure(observed, wanted, pods.len(), timeout);
+    }
+    Decision::Wait(STARTUP_POLL_INTERVAL)
+}
+
+/// Returns a message if the Job has given up a runner: its pod was deleted or ended, and is not
+/// replaced.
+fn failed_index(job: &Job) -> Option<String> {
+    let failed = job.status.as_ref()?.failed_indexes.as_ref().filter(|list| !list.is_empty())?;
+    Some(format!(
+        "the pod of runner {failed} was deleted or ended before the load started, and the Job does not replace it; create the LoadTest again"
+    ))
+}
+
+/// Returns reason and message if a runner can never become ready.
+fn startup_failure(runner: &Runner, now: Timestamp) -> Option<(Reason, String)> {
+    // The Job replaces a pod that is deleted or evicted before the start. The start waits for the
+    // replacement.
+    if runner.disrupted {
+        return None;
+    }
+    let with_name = |message: &str| format!("runner {}: {}", runner.name, truncate(message, 700));
+    if let Some(end) = runner
+        .termination
+        .as_ref()
+        .filter(|t| t.exit_code == Some(i32::from(control::exit_code::PREFLIGHT_FAILED)))
+    {
+        return Some((Reason::Preflight, with_name(&end.message)));
+    }
+    if let Some(end) = &runner.termination {
+        let code = end.exit_code.map_or_else(String::new, |code| format!(" with exit code {code}"));
+        let message = format!("ended before the load started{code}: {}", end.message);
+        return Some((Reason::RunnerFailed, with_name(&message)));
+    }
+    let waiting = runner.waiting.as_ref()?;
+    let (reason, timeout) = match waiting.reason.as_str() {
+        "CreateContainerConfigError" => (Reason::ContainerConfig, CONFIG_ERROR_TIMEOUT),
+        "InvalidImageName" | "ErrImageNeverPull" => (Reason::ImagePull, Duration::ZERO),
+        "ErrImagePull" | "ImagePullBackOff" => (Reason::ImagePull, IMAGE_PULL_TIMEOUT),
+        "CreateContainerError" | "RunContainerError" => (Reason::RunnerFailed, IMAGE_PULL_TIMEOUT),
+        _ => return None,
+    };
+    let message = format!("{}: {}", waiting.reason, waiting.message);
+    // Patience counts from when it can matter: a pod may have waited long for a node.
+    let since = runner.scheduled_at.or(runner.created_at)?;
+    has_elapsed(since, now, timeout).then(|| (reason, with_name(&message)))
+}
+
+fn start_timeout_failure(
+    observed: &Observed,
+    wanted: usize,
+    ready: usize,
+    timeout: Duration,
+) -> Decision {
+    let job = observed.job.as_ref().map(ResourceExt::name_any).unwrap_or_default();
+    let unschedulable = observed.runners.iter().find_map(|runner| runner.unschedulable.as_ref());
+    let (reason, cause) = match unschedulable {
+        Some(message) => (Reason::Unschedulable, truncate(message, 700)),
+        None if observed.runners.len() < wanted => {
+            let cause = format!(
+                "only {} of {wanted} pods exist; see the Job's events (kubectl describe job {job}) for a quota or admission that stops them",
+                observed.runners.len(),
+            );
+            (Reason::StartTimeout, cause)
+        }
+        None => {
+            let cause = format!(
+                "see the events of the pods (kubectl describe pods -l batch.kubernetes.io/job-name={job})"
+            );
+            (Reason::StartTimeout, cause)
+        }
+    };
+    let plural = if wanted == 1 { " was" } else { "s were" };
+    let message = format!("{ready} of {wanted} runner{plural} ready after {timeout}: {cause}");
+    Decision::Fail(reason, message)
+}

@@ -1,0 +1,120 @@
+//! Nothing runs twice, and nothing runs on: what the operator does when it could not see everything.
+
+use k8s_openapi::api::batch::v1::JobSpec;
+use loadtest_core::resource::Summary;
+
+use super::*;
+
+#[test]
+fn test_that_lost_parts_of_its_status_never_runs_again() {
+    let mut wiped = observed_in(Phase::Error);
+    wiped.job = None;
+    wiped.runners.clear();
+    wiped.test.metadata.generation = Some(2);
+    for phase in [Phase::Pending, Phase::Starting, Phase::Running, Phase::Error, Phase::Finished] {
+        wiped.test.status =
+            Some(LoadTestStatus { phase: Some(phase.into()), ..LoadTestStatus::default() });
+        assert_eq!(decision_at(&wiped, 1_000_000), Decision::NothingToDo, "{phase:?}");
+    }
+}
+
+#[test]
+fn runner_that_takes_no_orders_is_stopped_by_force_in_every_phase() {
+    let mut cancelled = observed_under_load();
+    cancelled.test.spec.cancel = true;
+    cancelled.cache.stop_accepted.insert("pod-0".into());
+    cancelled.cache.stop_sent_at = Some(time_after_start(10));
+    assert!(matches!(decision_at(&cancelled, 15), Decision::SendStop(_)));
+    assert_eq!(decision_at(&cancelled, 20), Decision::ForceStop(vec!["pod-1".into()]));
+    // The Job and its pods are gone, and the test still ends as cancelled.
+    force_stop(&mut cancelled);
+    cancelled.job = None;
+    cancelled.runners.clear();
+    let end = Decision::Conclude { cancelled: true, failed: None };
+    assert_eq!(decision_at(&cancelled, 25), end);
+    // A finished test whose runner takes no release order.
+    let mut over = observed_after_start(Phase::Finished);
+    over.test.status.as_mut().unwrap().finish_time = Some(Time(time_after_start(130)));
+    assert!(matches!(decision_at(&over, 140), Decision::SendRelease(_)));
+    assert_eq!(decision_at(&over, 160), Decision::DeleteJob);
+}
+
+#[test]
+fn changed_token_ends_in_a_forced_stop() {
+    let mut changed = observed_in(Phase::Starting);
+    changed.cache.token_has_changed = true;
+    assert!(matches!(decision_at(&changed, 1), Decision::Fail(Reason::TokenChanged, _)));
+    let mut changed = observed_under_load();
+    changed.cache.token_has_changed = true;
+    assert!(matches!(decision_at(&changed, 10), Decision::ReportProgress(Phase::Running, _)));
+    changed.test.spec.cancel = true;
+    assert_eq!(decision_at(&changed, 10), Decision::ForceStop(start_record().pods));
+}
+
+#[test]
+fn patience_counts_from_the_scheduling_of_a_pod() {
+    let mut late = observed_in(Phase::Starting);
+    late.runners[1].ready = false;
+    late.runners[1].scheduled_at = Some(time_after_start(195));
+    for reason in ["ErrImagePull", "CreateContainerConfigError"] {
+        late.runners[1].waiting =
+            Some(Waiting { reason: reason.into(), message: "try later".into() });
+        assert_eq!(decision_at(&late, 200), Decision::Wait(STARTUP_POLL_INTERVAL), "{reason}");
+        assert!(matches!(decision_at(&late, 290), Decision::Fail(..)), "{reason}");
+    }
+}
+
+#[test]
+fn runner_deleted_before_the_start_fails_the_test_at_once() {
+    let mut deleted = observed_in(Phase::Starting);
+    deleted.runners.pop();
+    deleted.job.as_mut().unwrap().status.as_mut().unwrap().failed_indexes = Some("1".into());
+    let Decision::Fail(Reason::RunnerFailed, message) = decision_at(&deleted, 3) else { panic!() };
+    assert!(message.contains("runner 1 was deleted"), "{message}");
+}
+
+#[test]
+fn operator_that_was_away_starts_no_late_test() {
+    let ready = observed_in(Phase::Starting);
+    assert!(matches!(decision_at(&ready, 305), Decision::PersistStart(_)));
+    assert!(matches!(decision_at(&ready, 1200), Decision::Fail(Reason::StartTimeout, _)));
+    let mut patient = ready;
+    patient.test.spec.start_timeout = Some(Duration::from_secs(3600));
+    assert!(matches!(decision_at(&patient, 1200), Decision::PersistStart(_)));
+}
+
+#[test]
+fn operator_that_comes_back_without_a_route_keeps_a_run_that_was_heard() {
+    let mut back = observed_under_load();
+    back.cache.start_accepted.clear();
+    back.cache.first_seen = Some(time_after_start(60));
+    back.test.status.as_mut().unwrap().summary =
+        Some(Summary { requests: 5_000_000, ..Summary::default() });
+    assert!(matches!(decision_at(&back, 110), Decision::ReportProgress(Phase::Running, _)));
+    // After the end and a minute of silence nothing more will come.
+    assert!(matches!(decision_at(&back, 160), Decision::Conclude { failed: None, .. }));
+}
+
+#[test]
+fn launch_that_keeps_failing_is_told_and_ends() {
+    assert_eq!(decide_retry(2, "webhook down"), None);
+    assert_eq!(decide_retry(3, "webhook down"), Some(Decision::ReportRetry("webhook down".into())));
+    let mut failing = observed_in(Phase::Pending);
+    failing.test.status.as_mut().unwrap().conditions = vec![
+        condition("Accepted", "True", "Valid"),
+        condition("Started", "False", "RetryingLaunch"),
+    ];
+    assert!(matches!(decision_at(&failing, 299), Decision::Launch(_)));
+    assert!(matches!(decision_at(&failing, 300), Decision::Fail(Reason::Refused, _)));
+}
+
+#[test]
+fn job_gets_its_time_to_live_after_the_end() {
+    let mut over = observed_after_start(Phase::Finished);
+    over.cache.released = start_record().pods.into_iter().collect();
+    over.job.as_mut().unwrap().spec = Some(JobSpec::default());
+    assert_eq!(decision_at(&over, 130), Decision::SetJobTtl);
+    let spec = over.job.as_mut().unwrap().spec.as_mut().unwrap();
+    spec.ttl_seconds_after_finished = Some(600);
+    assert_eq!(decision_at(&over, 130), Decision::NothingToDo);
+}

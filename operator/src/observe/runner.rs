@@ -1,0 +1,137 @@
+//! The runner pods of a test, as the API server describes them. Pure.
+
+use k8s_openapi::{
+    api::core::v1::{ContainerStatus, Pod, PodStatus},
+    jiff::Timestamp,
+};
+use kube::ResourceExt;
+
+use crate::children::RUNNER_CONTAINER;
+
+/// Reason why a container is not running yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    /// Reason from the kubelet, such as `ImagePullBackOff`.
+    pub(crate) reason: String,
+    /// Message from the kubelet.
+    pub(crate) message: String,
+}
+
+/// Result of a pod that has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Termination {
+    /// Exit code of the container. `None` if the pod has no terminated container.
+    pub(crate) exit_code: Option<i32>,
+    /// Reason and termination message.
+    pub(crate) message: String,
+}
+
+/// One runner pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Runner {
+    /// Completion index of the pod in its Job.
+    pub(crate) index: u32,
+    /// Name of the pod.
+    pub(crate) name: String,
+    /// UID of the pod.
+    pub(crate) uid: String,
+    /// IP address of the pod, if it has one already.
+    pub(crate) ip: Option<String>,
+    /// True if the pod is ready.
+    pub(crate) ready: bool,
+    /// True if the pod is being deleted or evicted. The Job replaces such a pod.
+    pub(crate) disrupted: bool,
+    /// Creation time of the pod.
+    pub(crate) created_at: Option<Timestamp>,
+    /// Time at which the pod got a node.
+    pub(crate) scheduled_at: Option<Timestamp>,
+    /// Name of the node.
+    pub(crate) node: Option<String>,
+    /// Message of the scheduler, if the pod can't be scheduled.
+    pub(crate) unschedulable: Option<String>,
+    /// Reason why the container is not running yet.
+    pub(crate) waiting: Option<Waiting>,
+    /// Result of the pod, if it has ended.
+    pub(crate) termination: Option<Termination>,
+}
+
+impl Runner {
+    /// Reads a pod of a test's Job. Returns `None` if the pod has no completion index.
+    pub(crate) fn from_pod(pod: &Pod) -> Option<Self> {
+        const INDEX: &str = "batch.kubernetes.io/job-completion-index";
+        let index = pod.labels().get(INDEX).or_else(|| pod.annotations().get(INDEX))?;
+        let status = pod.status.clone().unwrap_or_default();
+        let condition =
+            |kind: &str| status.conditions.iter().flatten().find(|c| c.type_ == kind).cloned();
+        // An admission webhook may have injected other containers.
+        let all = status.container_statuses.iter().flatten();
+        let container =
+            all.clone().find(|c| c.name == RUNNER_CONTAINER).or_else(|| all.clone().next());
+        let has_ended = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
+        let unschedulable = condition("PodScheduled")
+            .filter(|c| c.status == "False" && c.reason.as_deref() == Some("Unschedulable"))
+            .map(|c| c.message.unwrap_or_default());
+        Some(Self {
+            index: index.parse().ok()?,
+            name: pod.name_any(),
+            uid: pod.uid().unwrap_or_default(),
+            ip: status.pod_ip.clone().filter(|ip| !ip.is_empty()),
+            ready: condition("Ready").is_some_and(|c| c.status == "True"),
+            disrupted: pod.metadata.deletion_timestamp.is_some()
+                || condition("DisruptionTarget").is_some_and(|c| c.status == "True"),
+            created_at: pod.creation_timestamp().map(|time| time.0),
+            scheduled_at: condition("PodScheduled")
+                .filter(|c| c.status == "True")
+                .and_then(|c| c.last_transition_time)
+                .map(|time| time.0),
+            node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+            unschedulable,
+            waiting: container.and_then(read_waiting),
+            termination: has_ended.then(|| read_termination(container, &status)),
+        })
+    }
+}
+
+impl Runner {
+    /// Describes how the runner ended.
+    pub(super) fn describe_loss(&self) -> String {
+        let Self { index, name, node, termination, .. } = self;
+        let node = node.as_ref().map_or_else(String::new, |node| format!(" on node {node}"));
+        let end = match termination {
+            Some(Termination { exit_code: Some(code), message }) => {
+                format!("ended with exit code {code}: {message}")
+            }
+            Some(Termination { exit_code: None, message }) => format!("ended: {message}"),
+            None if self.disrupted => "was evicted or deleted".to_owned(),
+            None => "did not take its start order in time".to_owned(),
+        };
+        format!("runner {index} (pod {name}{node}) {end}")
+    }
+}
+
+fn read_waiting(container: &ContainerStatus) -> Option<Waiting> {
+    let waiting = container.state.as_ref()?.waiting.as_ref()?;
+    Some(Waiting {
+        reason: waiting.reason.clone().unwrap_or_default(),
+        message: waiting.message.clone().unwrap_or_default(),
+    })
+}
+
+fn read_termination(container: Option<&ContainerStatus>, pod: &PodStatus) -> Termination {
+    let state = container.and_then(|c| c.state.as_ref()).and_then(|s| s.terminated.as_ref());
+    match state {
+        Some(state) => {
+            let texts = [state.reason.as_deref(), state.message.as_deref().map(str::trim)];
+            let texts: Vec<&str> = texts.into_iter().flatten().filter(|t| !t.is_empty()).collect();
+            Termination { exit_code: Some(state.exit_code), message: texts.join(": ") }
+        }
+        None => Termination {
+            exit_code: None,
+            message: pod
+                .message
+                .clone()
+                .or_else(|| pod.reason.clone())
+                .unwrap_or_else(|| "the pod has no terminated container".into()),
+        },
+    }
+}
