@@ -199,7 +199,7 @@ fn next_action(decision: &Decision, observed: &Observed) -> Action {
 
 const fn outcome_label(decision: &Decision) -> &'static str {
     match decision {
-        Decision::NothingToDo => "settled",
+        Decision::NothingToDo | Decision::SetJobTtl => "settled",
         Decision::Wait(_) => "waiting",
         Decision::Reject(_) => "rejected",
         Decision::Admit(_) => "admitted",
@@ -212,7 +212,6 @@ const fn outcome_label(decision: &Decision) -> &'static str {
         Decision::ForceStop(_) => "stop_forced",
         Decision::ReportLoss(_) => "runner_lost",
         Decision::ReportRetry(_) => "retrying",
-        Decision::SetJobTtl => "settled",
         Decision::ReportProgress(..) => "progressed",
         Decision::Conclude { .. } => "concluded",
         Decision::Fail(..) => "failed",

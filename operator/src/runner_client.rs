@@ -31,7 +31,7 @@ const MAX_RESPONSE_BYTES: usize = 16 << 20;
 /// Time limit for reading the log of a pod. The kubelet that holds the log may be gone.
 const LOG_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Time for which a log that can't be read is tried again before its runner counts as lost.
-const LOG_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+const LOG_PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
 /// Maximum number of bytes read from the log of a pod.
 const MAX_LOG_BYTES: i64 = 24 << 20;
 

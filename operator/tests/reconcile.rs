@@ -3,11 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that can't be set up has failed")]
 
-use std::{
-    cell::{OnceCell, RefCell},
-    sync::Arc,
-    time::Duration,
-};
+use std::{cell::OnceCell, sync::Arc, time::Duration};
 
 use http::{Request, Response, StatusCode};
 use k8s_openapi::jiff::Timestamp;
@@ -20,6 +16,7 @@ use loadtest_operator::{
     reconcile::{on_error, reconcile},
 };
 use serde_json::{Value, json};
+use tokio::sync::Mutex;
 use tower_test::mock::Handle;
 
 const UID: &str = "0a1b2c3d-1111-4222-8333-444455556666";
@@ -48,7 +45,7 @@ fn context_with(client: Client) -> Context {
 }
 
 /// A context and the API server behind it.
-type MockedContext = (Arc<Context>, RefCell<Handle<Request<Body>, Response<Body>>>);
+type MockedContext = (Arc<Context>, Mutex<Handle<Request<Body>, Response<Body>>>);
 
 /// Runs one reconciliation. API call *n* gets response *n*, and all later calls get a 500.
 async fn run_reconcile(object: Value, responses: Vec<(u16, Value)>) -> Reconciled {
@@ -63,9 +60,9 @@ async fn run_reconcile_again(
 ) -> Reconciled {
     let (context, handle) = context.get_or_init(|| {
         let (service, handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
-        (Arc::new(context_with(Client::new(service, "default"))), RefCell::new(handle))
+        (Arc::new(context_with(Client::new(service, "default"))), Mutex::new(handle))
     });
-    let mut handle = handle.borrow_mut();
+    let mut handle = handle.lock().await;
     let guard: DeserializeGuard<LoadTest> = serde_json::from_value(object).unwrap();
     let mut work = Box::pin(reconcile(Arc::new(guard), Arc::clone(context)));
     let (mut calls, mut bodies) = (Vec::new(), Vec::new());

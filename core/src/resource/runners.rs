@@ -121,7 +121,7 @@ fn users_per_runner(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     },
 ]))]
 pub struct RunnerSecurity {
-    /// User id, never 0. Default: that of the image, 65532; OpenShift assigns another one.
+    /// User id, never 0. Default: that of the image, 65532; clusters such as `OpenShift` assign another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_as_user: Option<i64>,
     /// Group id.

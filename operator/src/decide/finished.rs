@@ -44,7 +44,7 @@ pub(super) fn decide_finished(observed: &Observed, now: Timestamp) -> Decision {
             Decision::SendRelease(unreleased)
         };
     }
-    if observed.job.as_ref().is_some_and(|job| has_no_ttl(job)) {
+    if observed.job.as_ref().is_some_and(has_no_ttl) {
         return Decision::SetJobTtl;
     }
     let ttl = observed.test.spec.ttl_seconds_after_finished;
