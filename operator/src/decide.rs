@@ -2,136 +2,29 @@
 //!
 //! Pure: [`decide`] has no client, reads no clock and takes the time as `now`.
 
+mod decision;
 mod finished;
 mod running;
 mod starting;
 
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use loadtest_core::{
-    Duration,
     plan::{Problem, size_test},
-    resource::{Aborted, LoadTest, LoadTestStatus, Phase, Sizing},
+    resource::{LoadTest, LoadTestStatus, Phase},
     text::truncate,
 };
 
-use crate::{
-    children::Settings,
-    observe::state::{Observed, StartRecord},
-};
+use crate::{children::Settings, observe::state::Observed};
 
-pub(crate) use self::starting::decide_retry;
+pub(crate) use self::{
+    decision::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL_SECONDS, Reason, signed_duration},
+    starting::decide_retry,
+};
 use self::{
     finished::decide_finished,
     running::decide_running,
     starting::{decide_launch, decide_starting},
 };
-
-/// Reason why a test could not run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
-    /// The spec is invalid.
-    InvalidSpec,
-    /// The configuration of the container is incomplete, for example because a Secret or one of its
-    /// keys is missing.
-    ContainerConfig,
-    /// The runner image can't be pulled.
-    ImagePull,
-    /// No node has room for a runner.
-    Unschedulable,
-    /// The limits of a runner's machine are too low for its load.
-    Preflight,
-    /// A runner ended before the start.
-    RunnerFailed,
-    /// Not all runners were ready in time.
-    StartTimeout,
-    /// The Job is gone.
-    JobLost,
-    /// The API server rejected the Job or the ConfigMap.
-    Refused,
-    /// The operator can't reach any runner.
-    Unreachable,
-    /// The token of the run has changed, so that the runners take no orders.
-    TokenChanged,
-}
-
-impl Reason {
-    /// Returns the reason as it appears in conditions and Events.
-    pub(crate) const fn as_str(self) -> &'static str {
-        match self {
-            Self::InvalidSpec => "InvalidSpec",
-            Self::ContainerConfig => "ContainerConfig",
-            Self::ImagePull => "ImagePull",
-            Self::Unschedulable => "Unschedulable",
-            Self::Preflight => "Preflight",
-            Self::RunnerFailed => "RunnerFailed",
-            Self::StartTimeout => "StartTimeout",
-            Self::JobLost => "JobLost",
-            Self::Refused => "Refused",
-            Self::Unreachable => "Unreachable",
-            Self::TokenChanged => "TokenChanged",
-        }
-    }
-}
-
-/// The next step of a test. Pods are identified by UID.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Decision {
-    /// Do nothing until an object changes.
-    NothingToDo,
-    /// Do nothing for this long.
-    Wait(Duration),
-    /// Report that the spec is invalid, with these problems.
-    Reject(String),
-    /// Accept the test and report its sizing.
-    Admit(Sizing),
-    /// Accept the test and report that `spec.suspend` holds it back.
-    ReportSuspended(Sizing),
-    /// Create the ConfigMap and the Job.
-    Launch(Sizing),
-    /// Write the start record to the Job.
-    PersistStart(StartRecord),
-    /// Report that the test runs. The Job already has the start record.
-    ReportStarted(StartRecord),
-    /// Send a start order to these pods.
-    SendStart(StartRecord, Vec<String>),
-    /// Send a stop order to these pods.
-    SendStop(Vec<String>),
-    /// Report that these pods did not take the stop order, and delete the Job.
-    ForceStop(Vec<String>),
-    /// Report lost runners, each described in words.
-    ReportLoss(Vec<String>),
-    /// Report that the API server does not create the Job, and the cause.
-    ReportRetry(String),
-    /// Set the time to live of the Job of a finished test.
-    SetJobTtl,
-    /// Report the threshold that ends the test.
-    ReportAbort(Aborted),
-    /// Report the phase and the progress, and reconcile again after this long.
-    ReportProgress(Phase, Duration),
-    /// Judge a test after its load.
-    Conclude {
-        /// True if the user cancelled the test.
-        cancelled: bool,
-        /// Reason and message, if a failure ended the test early.
-        failed: Option<(Reason, String)>,
-    },
-    /// Report why the test could not run. [`Self::DeleteJob`] follows.
-    Fail(Reason, String),
-    /// Report that the test was cancelled before its load. [`Self::DeleteJob`] follows.
-    CancelUnstarted,
-    /// Delete the Job of a test that could not run.
-    DeleteJob,
-    /// Send a release order to these pods.
-    SendRelease(Vec<String>),
-    /// Delete the test, because its time to live has passed.
-    DeleteTest,
-}
-
-/// Seconds for which a finished Job and its pods are kept without a time to live of the test, so that
-/// users can inspect them.
-pub(crate) const JOB_TTL_SECONDS: u32 = 600;
-/// Maximum time for in-flight requests of a stopped test to end.
-pub(crate) const CANCEL_GRACE_PERIOD: Duration = Duration::from_secs(5);
 
 /// Chooses the next step of a test.
 pub(crate) fn decide(observed: &Observed, settings: &Settings, now: Timestamp) -> Decision {
@@ -198,16 +91,6 @@ fn admit(observed: &Observed) -> Decision {
 fn join_problems(problems: &[Problem]) -> String {
     let texts: Vec<String> = problems.iter().map(Problem::to_string).collect();
     texts.join("; ")
-}
-
-/// Returns true if at least `duration` has passed between `from` and `now`.
-fn has_elapsed(from: Timestamp, now: Timestamp, duration: Duration) -> bool {
-    now.duration_since(from) >= signed_duration(duration)
-}
-
-/// Converts a duration into the type that [`Timestamp`] arithmetic needs.
-pub(crate) fn signed_duration(duration: Duration) -> SignedDuration {
-    SignedDuration::try_from(duration.to_std()).unwrap_or(SignedDuration::MAX)
 }
 
 /// Decides about a test with a child object that the API server rejected.

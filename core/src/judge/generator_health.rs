@@ -28,6 +28,8 @@ const MIN_LOOP_SAMPLES: u64 = 500;
 const SAMPLES_BEYOND: f64 = 5.0;
 /// With more of the users' time lost to lateness, the load was lighter than planned.
 const MAX_LOST_TIME_SHARE: f64 = 0.01;
+/// With a smaller share of the planned load, the load was lighter than planned.
+const MIN_COVERAGE: f64 = 0.99;
 /// Rows of counts tolerate a lag up to this.
 const MAX_LAG_OF_COUNTS: Duration = Duration::from_millis(100);
 
@@ -41,9 +43,10 @@ pub(crate) fn generator_problem(
     tightest: Option<Duration>,
     holds_if_late: bool,
     metrics: &Metrics,
+    coverage: f64,
 ) -> Option<String> {
     let limit = lag_limit(tightest);
-    let lag_spoils = !(holds_if_late && was_load_made(metrics));
+    let lag_spoils = !(holds_if_late && coverage >= MIN_COVERAGE && was_load_made(metrics));
     let problem_of = |generator: &GeneratorMetrics| {
         lag_spoils
             .then(|| lag_problem(limit, generator))
@@ -131,8 +134,8 @@ mod tests {
 
     #[test]
     fn healthy_generators_have_no_problem() {
-        assert_eq!(generator_problem(Some(Duration::from_millis(1)), false, &healthy()), None);
-        assert_eq!(generator_problem(None, false, &healthy()), None);
+        assert_eq!(generator_problem(Some(Duration::from_millis(1)), false, &healthy(), 1.0), None);
+        assert_eq!(generator_problem(None, false, &healthy(), 1.0), None);
     }
 
     #[test]
@@ -140,7 +143,7 @@ mod tests {
         let problem_with = |change: fn(&mut Metrics)| {
             let mut metrics = healthy();
             change(&mut metrics);
-            generator_problem(Some(Duration::from_secs(1)), false, &metrics).unwrap()
+            generator_problem(Some(Duration::from_secs(1)), false, &metrics, 1.0).unwrap()
         };
         assert!(problem_with(|n| n.schedule_lag.record(0.2, 1000)).contains("schedule lag"));
         assert!(problem_with(|n| n.event_loop_lag.record(0.2, 1000)).contains("event loop lag"));
@@ -155,7 +158,7 @@ mod tests {
         metrics.event_loop_lag = crate::metrics::LatencyHistogram::default();
         metrics.event_loop_lag.record(0.0001, 60);
         metrics.event_loop_lag.record(0.2, 1);
-        assert_eq!(generator_problem(Some(Duration::from_millis(50)), false, &metrics), None);
+        assert_eq!(generator_problem(Some(Duration::from_millis(50)), false, &metrics, 1.0), None);
     }
 
     #[test]
@@ -165,7 +168,7 @@ mod tests {
             metrics.schedule_lag = crate::metrics::LatencyHistogram::default();
             metrics.schedule_lag.record(0.0001, all - late);
             metrics.schedule_lag.record(0.2, late);
-            generator_problem(Some(Duration::from_secs(1)), false, &metrics)
+            generator_problem(Some(Duration::from_secs(1)), false, &metrics, 1.0)
         };
         assert_eq!((problem_of(1, 20), problem_of(5, 20), problem_of(5, 400)), (None, None, None));
         assert!(problem_of(6, 20).unwrap().contains("lag p75"));
@@ -176,8 +179,10 @@ mod tests {
     fn the_tolerated_lag_depends_on_the_bound() {
         let mut metrics = healthy();
         metrics.schedule_lag.record(0.02, 100_000);
-        assert_eq!(generator_problem(Some(Duration::from_secs(1)), false, &metrics), None);
-        assert!(generator_problem(Some(Duration::from_millis(100)), false, &metrics).is_some());
-        assert_eq!(generator_problem(None, false, &metrics), None);
+        assert_eq!(generator_problem(Some(Duration::from_secs(1)), false, &metrics, 1.0), None);
+        assert!(
+            generator_problem(Some(Duration::from_millis(100)), false, &metrics, 1.0).is_some()
+        );
+        assert_eq!(generator_problem(None, false, &metrics, 1.0), None);
     }
 }

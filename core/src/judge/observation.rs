@@ -89,6 +89,17 @@ pub(super) fn observe(
     }
 }
 
+/// Observes a latency on the requests that were sent on time. `None` for other metrics, for latencies
+/// of tokens and messages, and for lower bounds, which lateness can't spoil.
+pub(super) fn observe_on_time(threshold: &Threshold, task: &TaskMetrics) -> Option<Observation> {
+    let Metric::Latency(metric) = threshold.metric else { return None };
+    let per_request = metric.info().judged.is_some_and(|judged| judged.per_request);
+    // Without a late sample, it is unknown what lateness has done.
+    let is_known = task.latencies.late(metric).count() > 0;
+    (per_request && is_known && threshold.target.comparison.is_upper())
+        .then(|| observe_latency(&task.latencies.samples_on_time(metric), 0, threshold.statistic))
+}
+
 /// A statistic of latency samples and of dropped arrivals. A dropped arrival counts as slower than
 /// any sample, because it was never sent.
 fn observe_latency(

@@ -184,7 +184,7 @@ impl Timeline {
             let state = self.thresholds.get(index);
             let worst = state.and_then(|state| state.worst.as_ref());
             let mut row = match (threshold.window, worst) {
-                (None, _) => judge(threshold, metrics),
+                (None, _) => judge(threshold, metrics, coverage_of(test, metrics)),
                 (Some(_), Some((row, _))) => row.clone(),
                 (Some(window), None) => unobserved_row(threshold, window),
             };
@@ -209,6 +209,17 @@ impl Timeline {
     pub fn stages_at_end(&self, test: &ValidTest, metrics: &Metrics) -> Vec<StageRow> {
         self.stages.rows_at_end(test, metrics)
     }
+}
+
+/// The achieved load as a share of the planned load, from 0 to 1. The clocks of runners differ a
+/// little.
+pub(super) fn coverage_of(test: &ValidTest, metrics: &Metrics) -> f64 {
+    let done = if test.load.is_open() {
+        metrics.all_tasks().requests.iter().sum::<u64>() as f64
+    } else {
+        metrics.user_seconds
+    };
+    (done / test.load.planned_work().max(1e-9)).min(1.0)
 }
 
 /// Makes a row of windows Inconclusive, because some window was not observed and may have been

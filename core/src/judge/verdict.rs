@@ -2,7 +2,7 @@
 
 use super::{
     generator_health::generator_problem,
-    observation::{Observation, judged_task, observe},
+    observation::{Observation, judged_task, observe, observe_on_time},
 };
 use crate::{
     metrics::{LatencyMetric, Metric, Metrics, Outcome, Statistic, TaskMetrics},
@@ -21,9 +21,12 @@ const USUAL_SERVICE_TIME: f64 = 0.9;
 /// *Pass* when the target bound is met, *Critical* when the critical bound is met, *Warning* when
 /// only the warning bound is met, *Fail* otherwise. A row with too few samples, or one that the
 /// load generator may have spoiled, is *Inconclusive*.
-pub fn judge(threshold: &Threshold, metrics: &Metrics) -> ThresholdRow {
+///
+/// `coverage` is the achieved load as a share of the planned load, from 0 to 1.
+pub fn judge(threshold: &Threshold, metrics: &Metrics, coverage: f64) -> ThresholdRow {
     // At the end of a test, interrupted requests without any response mean a rate of zero.
-    judge_value(threshold, metrics, |task| task.requests_with(Outcome::Interrupted) > 0).0
+    let has_stalled = |task: &TaskMetrics| task.requests_with(Outcome::Interrupted) > 0;
+    judge_value(threshold, metrics, coverage, has_stalled).0
 }
 
 /// Judges one threshold by an interval of a test, given the metrics of the test so far.
@@ -32,7 +35,7 @@ pub(super) fn judge_interval(
     interval: &Metrics,
     so_far: &Metrics,
 ) -> (ThresholdRow, Option<Quantity>) {
-    judge_value(threshold, interval, |_| is_stalled(threshold, interval, so_far))
+    judge_value(threshold, interval, 1.0, |_| is_stalled(threshold, interval, so_far))
 }
 
 /// True when an interval without responses means that the target has stalled: before the interval,
@@ -55,6 +58,7 @@ fn is_stalled(threshold: &Threshold, interval: &Metrics, so_far: &Metrics) -> bo
 fn judge_value(
     threshold: &Threshold,
     metrics: &Metrics,
+    coverage: f64,
     has_stalled: impl FnOnce(&TaskMetrics) -> bool,
 ) -> (ThresholdRow, Option<Quantity>) {
     let task = judged_task(threshold, metrics);
@@ -62,7 +66,7 @@ fn judge_value(
     let mut observed = observe(threshold, &task, metrics.elapsed_seconds, stalled);
     let (verdict, bound, advice) = match mostly_failed(threshold, &task) {
         Some(reason) => (Verdict::Inconclusive, threshold.target, Some(reason)),
-        None => decide(threshold, &mut observed, metrics),
+        None => decide(threshold, &task, &mut observed, metrics, coverage),
     };
     let row = ThresholdRow {
         key: threshold.key(),
@@ -108,10 +112,12 @@ pub fn worst_verdict<'a>(rows: impl IntoIterator<Item = &'a ThresholdRow>) -> Ve
 /// value where only a part of it can be judged.
 fn decide(
     threshold: &Threshold,
+    task: &TaskMetrics,
     observed: &mut Observation,
     metrics: &Metrics,
+    coverage: f64,
 ) -> (Verdict, Bound, Option<String>) {
-    let Threshold { metric, target, warning, critical, .. } = threshold;
+    let Threshold { metric, target, critical, .. } = threshold;
     let inconclusive = |reason: String| (Verdict::Inconclusive, *target, Some(reason));
     let needed = samples_needed(threshold);
     let samples = observed.samples;
@@ -138,9 +144,20 @@ fn decide(
     let problem = may_be_spoiled
         .then(|| {
             let holds_if_late = meets_target(value) && lateness_only_worsens(threshold);
-            generator_problem(tightest_bound(threshold), holds_if_late, metrics)
+            generator_problem(tightest_bound(threshold), holds_if_late, metrics, coverage)
         })
         .flatten();
+    // A row that misses its target is judged again on the requests that were sent on time: lateness
+    // is not in them.
+    if problem.is_some()
+        && !meets_target(value)
+        && let Some(on_time) = observe_on_time(threshold, task)
+        && on_time.samples >= needed
+        && on_time.value.is_some_and(|value| !meets_target(value))
+    {
+        *observed = on_time;
+        return verdict_by_bounds(threshold, on_time.value.unwrap_or(value));
+    }
     // A failed request has failed, even if the generator is to blame for the dropped arrivals.
     let value = match (problem, observed.without_dropped.filter(|value| !meets_target(*value))) {
         (None, _) => value,
@@ -148,17 +165,24 @@ fn decide(
         (Some(problem), None) => return inconclusive(problem),
     };
     observed.value = Some(value);
-    let advice = || Some(metric.advice().to_owned());
-    let is_met = |bound: &Bound| bound.is_met_by(value).unwrap_or(false);
-    if let Some(critical) = critical.filter(is_met) {
-        return (Verdict::Critical, critical, advice());
-    }
-    if observed.is_lower_limit {
+    let is_critical = critical.is_some_and(|critical| critical.is_met_by(value).unwrap_or(false));
+    if observed.is_lower_limit && !is_critical {
         return inconclusive(format!(
             "{} arrivals were dropped, so the value is at least {}: raise load.maxUsers, or check whether the target can serve this rate",
             observed.dropped,
             value.rounded()
         ));
+    }
+    verdict_by_bounds(threshold, value)
+}
+
+/// The verdict that the bounds give a value, the bound that decided, and the advice.
+fn verdict_by_bounds(threshold: &Threshold, value: Quantity) -> (Verdict, Bound, Option<String>) {
+    let Threshold { metric, target, warning, critical, .. } = threshold;
+    let advice = || Some(metric.advice().to_owned());
+    let is_met = |bound: &Bound| bound.is_met_by(value).unwrap_or(false);
+    if let Some(critical) = critical.filter(is_met) {
+        return (Verdict::Critical, critical, advice());
     }
     if is_met(target) {
         (Verdict::Pass, *target, None)

@@ -108,7 +108,7 @@ pub(super) fn is_worse(
 
 /// The row of a threshold without a complete window.
 pub(super) fn unobserved_row(threshold: &Threshold, window: Duration) -> ThresholdRow {
-    let mut row = judge(threshold, &Metrics::default());
+    let mut row = judge(threshold, &Metrics::default(), 1.0);
     row.advice =
         Some(format!("no window of {window} was complete: run longer, or choose a shorter window"));
     row

@@ -10,7 +10,8 @@ use prost::{
 };
 
 use super::{
-    HistogramError, Identity, LatencyHistogram, Outcome, RunnerMetrics, RunnerState, TaskMetrics,
+    HistogramError, Identity, LatencyHistogram, LatencyMetric, Outcome, RunnerMetrics, RunnerState,
+    TaskMetrics,
     catalog::{COUNTERS, LABELLED, LAGS, LATENCIES, RUNNER, names},
 };
 use crate::{control, resource::MAX_ROWS};
@@ -179,7 +180,8 @@ fn decode_metric(
     }
     let of_task = LABELLED.iter().any(|info| info.family == family)
         || COUNTERS.iter().any(|info| info.family == family)
-        || LATENCIES.iter().any(|info| info.family == family);
+        || LATENCIES.iter().any(|info| info.family == family)
+        || family == names::LATE;
     if of_task {
         let task = metrics.tasks.entry(labels.get("task").to_owned()).or_default();
         decode_task_metric(task, family, metric, labels)?;
@@ -190,23 +192,30 @@ fn decode_metric(
 fn decode_task_metric(
     task: &mut TaskMetrics,
     family: &str,
-    metric: &wire::Metric,
+    found: &wire::Metric,
     labels: &Labels<'_>,
 ) -> Result<(), HistogramError> {
     if let Some(info) = LABELLED.iter().find(|info| info.family == family) {
-        let count = whole_number(counter_of(metric));
+        let count = whole_number(counter_of(found));
         add_labelled((info.get_mut)(task), labels.get(info.label), count);
+        return Ok(());
+    }
+    if family == names::LATE {
+        let mut all = LatencyMetric::all_judged();
+        if let Some((metric, _)) = all.find(|(_, judged)| judged.name == labels.get("metric")) {
+            *task.latencies.late_mut(metric) = histogram_of(found)?;
+        }
         return Ok(());
     }
     let matches = |row_family: &str, label| row_family == family && labels.contain(label);
     if let Some(info) = COUNTERS.iter().find(|info| matches(info.family, info.label)) {
-        (info.field.set)(task, whole_number(counter_of(metric)));
+        (info.field.set)(task, whole_number(counter_of(found)));
     }
     if let Some(info) = LATENCIES.iter().find(|info| matches(info.family, info.label)) {
         let outcome = Outcome::from_label(labels.get("outcome"));
         let outcome = if info.by_outcome { outcome } else { Some(Outcome::Success) };
         if let Some(outcome) = outcome {
-            *task.latencies.get_mut(info.metric, outcome) = histogram_of(metric)?;
+            *task.latencies.get_mut(info.metric, outcome) = histogram_of(found)?;
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use prometheus_client::{
 };
 
 use super::{
-    LatencyHistogram, Outcome, RunnerMetrics, SCHEMA, TaskMetrics, TaskScope,
+    LatencyHistogram, LatencyMetric, Outcome, RunnerMetrics, SCHEMA, TaskMetrics, TaskScope,
     catalog::{COUNTERS, LABELLED, LAGS, LATENCIES, RUNNER, names},
 };
 use crate::control;
@@ -107,6 +107,7 @@ impl Collector for Exposition {
         self.encode_runner(encoder)?;
         self.encode_counters(encoder)?;
         self.encode_latencies(encoder)?;
+        self.encode_late(encoder)?;
         let test = self.test_label();
         for lag in &LAGS {
             let mut family =
@@ -211,6 +212,21 @@ impl Exposition {
                         let histogram = metrics.latencies.get(info.metric, *outcome);
                         self.encode_histogram(family.encode_family(&labels)?, histogram)?;
                     }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn encode_late(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let help = "Latencies of requests that the load generator sent over 5 ms late, by metric; the latency families include them";
+        let mut family = start_family(encoder, names::LATE, help, MetricType::Histogram)?;
+        for (task, metrics) in &self.runner.metrics.tasks {
+            for (metric, judged) in LatencyMetric::all_judged() {
+                let late = metrics.latencies.late(metric);
+                if late.count() > 0 {
+                    let labels = self.task_labels(task, Some(("metric", judged.name)));
+                    self.encode_histogram(family.encode_family(&labels)?, late)?;
                 }
             }
         }

@@ -71,6 +71,9 @@ pub fn metrics_table() -> String {
         let family = (info.family, "counter");
         rows.push(Row::of_task(family, Some(info.label), info.tasks, info.description));
     }
+    let late = (names::LATE, "histogram");
+    let description = "Latencies of requests that the load generator sent over 5 ms late, by the name of the metric in thresholds; the latency families include them";
+    rows.push(Row::of_task(late, Some("metric"), TaskScope::All, description));
     for info in &LATENCIES {
         // Metrics of one family differ in a label: one row describes them all.
         if let Some(row) = rows.last_mut().filter(|row| row.family == info.family) {

@@ -179,6 +179,7 @@ mod tests {
             for outcome in Outcome::ALL {
                 latencies.get_mut(info.metric, outcome).record(0.1, 2);
             }
+            latencies.late_mut(info.metric).record(0.1, 1);
         }
         TaskMetrics {
             requests: [1, 2, 3, 4],

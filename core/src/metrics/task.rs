@@ -84,6 +84,8 @@ impl Tokens {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Latencies {
     by_metric: [[LatencyHistogram; 4]; LatencyMetric::COUNT],
+    /// The samples of requests that the load generator sent late. They are in `by_metric` too.
+    late: [LatencyHistogram; LatencyMetric::COUNT],
 }
 
 impl Latencies {
@@ -113,6 +115,22 @@ impl Latencies {
         samples
     }
 
+    /// The samples of a metric of requests that the load generator sent late; a part of
+    /// [`Self::samples`].
+    pub fn late(&self, metric: LatencyMetric) -> &LatencyHistogram {
+        &self.late[metric as usize]
+    }
+
+    /// Borrows the late samples of a metric to write them.
+    pub fn late_mut(&mut self, metric: LatencyMetric) -> &mut LatencyHistogram {
+        &mut self.late[metric as usize]
+    }
+
+    /// The samples of a metric of requests that were sent on time.
+    pub fn samples_on_time(&self, metric: LatencyMetric) -> LatencyHistogram {
+        self.samples(metric).since(self.late(metric))
+    }
+
     /// True when a metric has a sample of any outcome.
     pub fn has_samples(&self, metric: LatencyMetric) -> bool {
         self.by_metric[metric as usize].iter().any(|histogram| histogram.count() > 0)
@@ -126,6 +144,7 @@ impl Latencies {
             let index = info.metric as usize;
             if keep(info.metric) {
                 kept.by_metric[index].clone_from(&self.by_metric[index]);
+                kept.late[index].clone_from(&self.late[index]);
             }
         }
         kept
@@ -135,6 +154,9 @@ impl Latencies {
     pub(super) fn merge(&mut self, other: &Self) {
         let pairs = self.by_metric.as_flattened_mut().iter_mut();
         for (mine, theirs) in pairs.zip(other.by_metric.as_flattened()) {
+            mine.merge(theirs);
+        }
+        for (mine, theirs) in self.late.iter_mut().zip(&other.late) {
             mine.merge(theirs);
         }
     }
@@ -147,6 +169,7 @@ impl Latencies {
                     self.by_metric[metric][outcome].since(&earlier.by_metric[metric][outcome])
                 })
             }),
+            late: std::array::from_fn(|metric| self.late[metric].since(&earlier.late[metric])),
         }
     }
 }

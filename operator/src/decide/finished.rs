@@ -3,7 +3,10 @@
 use k8s_openapi::{api::batch::v1::Job, jiff::Timestamp};
 use loadtest_core::{Duration, resource::Phase};
 
-use super::{Decision, has_elapsed, starting::STARTUP_POLL_INTERVAL};
+use super::{
+    decision::{Decision, has_elapsed},
+    starting::STARTUP_POLL_INTERVAL,
+};
 use crate::observe::state::Observed;
 
 /// Time after which a runner that has not taken its release order is given up.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::jiff::Timestamp;
 use loadtest_core::{Duration, control, load::LoadModel, plan::ValidTest, resource::Phase};
 
-use super::{CANCEL_GRACE_PERIOD, Decision, Reason, has_elapsed, signed_duration};
+use super::decision::{CANCEL_GRACE_PERIOD, Decision, Reason, has_elapsed, signed_duration};
 use crate::observe::state::{Observed, StartRecord, latest_start};
 
 /// Interval between two scrapes while load runs.

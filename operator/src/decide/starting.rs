@@ -4,7 +4,7 @@ use k8s_openapi::{api::batch::v1::Job, jiff::Timestamp};
 use kube::ResourceExt;
 use loadtest_core::{Duration, control, resource::Sizing, text::truncate};
 
-use super::{Decision, Reason, has_elapsed, signed_duration};
+use super::decision::{Decision, Reason, has_elapsed, signed_duration};
 use crate::{
     children::Settings,
     observe::runner::Runner,

@@ -9,10 +9,16 @@ use loadtest_core::{
     resource::{LoadTestStatus, OnRunnerLoss},
 };
 
+use k8s_openapi::jiff::SignedDuration;
+use loadtest_core::{
+    Duration,
+    resource::{Aborted, Sizing},
+};
+
 use super::{running::COLLECT_INTERVAL, starting::STARTUP_POLL_INTERVAL, *};
 use crate::{
     observe::runner::{Runner, Termination, Waiting},
-    observe::state::{RunCache, START_ANNOTATION},
+    observe::state::{RunCache, START_ANNOTATION, StartRecord},
     testing::{example_settings, example_test, noon, ready_runner, sizing_of, validated},
 };
 
@@ -480,19 +486,6 @@ fn finished_test_is_deleted_after_its_time_to_live() {
     over.test.status.as_mut().unwrap().finish_time = Some(Time(time_after_start(130)));
     assert!(matches!(decision_at(&over, 135), Decision::Wait(_)));
     assert_eq!(decision_at(&over, 140), Decision::DeleteTest);
-}
-
-#[test]
-fn rejected_test_is_validated_again_after_an_edit() {
-    let mut rejected = observed_in(Phase::Error);
-    rejected.job = None;
-    rejected.runners.clear();
-    let status = rejected.test.status.as_mut().unwrap();
-    status.plan = None;
-    status.conditions = vec![condition("Accepted", "False", "InvalidSpec")];
-    assert_eq!(decision_at(&rejected, 1), Decision::NothingToDo);
-    rejected.test.metadata.generation = Some(2);
-    assert_eq!(decision_at(&rejected, 1), Decision::Admit(example_sizing()));
 }
 
 mod safety;

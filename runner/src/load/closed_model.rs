@@ -73,9 +73,10 @@ async fn run_interval(state: &ThreadState, user: &mut User, from: Instant, until
     let mut planned = from;
     // A pause that is longer than the rest of the interval ends with the interval.
     while user.wait_until(state, planned.min(until)).await && planned < until {
-        state.record_schedule_lag(planned.elapsed());
+        let lag = planned.elapsed();
+        state.record_schedule_lag(lag);
         let task = state.prepared.task_picker.next_task(&mut user.rng);
-        let outcome = perform_task(state, user, task, planned).await;
+        let outcome = perform_task(state, user, task, planned, lag).await;
         let ended = match outcome {
             Outcome::Success => Instant::now(),
             _ => Instant::now().max(planned + state.usual_duration(task)),

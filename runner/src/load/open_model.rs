@@ -135,7 +135,8 @@ pub(super) async fn run(
         }
         // Latencies of an arrival that starts early count from its start.
         let now = Instant::now();
-        state.record_schedule_lag(now.saturating_duration_since(planned));
+        let lag = now.saturating_duration_since(planned);
+        state.record_schedule_lag(lag);
         let planned = planned.min(now);
         let Some(mut user) = user else {
             state.with_recorder(task, TaskRecorder::count_dropped_arrival);
@@ -146,7 +147,7 @@ pub(super) async fn run(
         users.spawn_local(async move {
             {
                 let _active = ActiveUser::new(&state, planned, state.load_end());
-                perform_task(&state, &mut user, task, planned).await;
+                perform_task(&state, &mut user, task, planned, lag).await;
             }
             idle_users.borrow_mut().push(user);
         });

@@ -232,19 +232,21 @@ impl Drop for TransportGuard<'_> {
     }
 }
 
-/// Runs one request within its timeout, records it and returns its outcome.
+/// Runs one request within its timeout, records it and returns its outcome. `lag` is how late the
+/// user begins.
 pub(super) async fn perform_task(
     state: &ThreadState,
     user: &mut User,
     task: usize,
     planned: Instant,
+    lag: Duration,
 ) -> Outcome {
     let Some(prepared) = state.prepared.tasks.get(task) else { return Outcome::Failure };
     let transport = user.checkout_transport(state.connection_pool(), task, &prepared.kind);
     let mut guard = TransportGuard { state, task, transport };
     let in_flight = Rc::clone(&user.in_flight);
     let address = guard.transport.address();
-    in_flight.begin_request(task, planned, prepared.timeout);
+    in_flight.begin_request(task, planned, lag, prepared.timeout);
     // A user that waits holds no buffer.
     let mut buffer = state.take_read_buffer();
     let exchange = run_exchange(

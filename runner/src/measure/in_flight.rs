@@ -7,19 +7,21 @@ use std::{
     cell::{Cell, RefCell},
     future::{Future, poll_fn},
     pin::pin,
-    sync::Arc,
     task::{Poll, Waker},
     time::{Duration, Instant},
 };
 
 use loadtest_core::{metrics::Outcome, resource::Timeouts};
-use rustls::ClientConfig;
 
 use crate::{
     failure::ErrorKind,
     measure::recorder::{OpenedConnection, RequestTimes},
-    prepare::{plan::PreparedKind, tls::EndpointTls},
+    net::user_tls::UserTls,
+    prepare::plan::PreparedKind,
 };
+
+/// A request that begins later than this after its planned time was sent late.
+const LATE: Duration = Duration::from_millis(5);
 
 /// A phase of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +54,8 @@ pub(crate) struct InFlightRequest {
     timeouts: Timeouts,
     /// The index of the task, and when the request was planned. `None` between requests.
     current: Cell<Option<(usize, Instant)>>,
+    /// True when the request began over [`LATE`] after it was planned.
+    is_late: Cell<bool>,
     sent: Cell<Option<Instant>>,
     /// When the first byte of the response was read.
     first_byte: Cell<Option<Instant>>,
@@ -74,8 +78,8 @@ pub(crate) struct InFlightRequest {
     waker: RefCell<Waker>,
     /// Connections that were opened for the request.
     opened_connections: RefCell<Vec<OpenedConnection>>,
-    /// The TLS settings of the user, with its sessions, by the settings that they were made from.
-    user_tls: RefCell<Vec<(*const ClientConfig, Arc<ClientConfig>)>>,
+    /// The TLS settings of the user, with its sessions.
+    user_tls: UserTls,
 }
 
 impl InFlightRequest {
@@ -83,6 +87,7 @@ impl InFlightRequest {
         Self {
             timeouts,
             current: Cell::new(None),
+            is_late: Cell::new(false),
             sent: Cell::new(None),
             first_byte: Cell::new(None),
             first_token: Cell::new(None),
@@ -96,13 +101,20 @@ impl InFlightRequest {
             deadline: Cell::new(None),
             waker: RefCell::new(Waker::noop().clone()),
             opened_connections: RefCell::default(),
-            user_tls: RefCell::default(),
+            user_tls: UserTls::default(),
         }
     }
 
-    /// Begins a request. Its timeout counts from `planned`.
-    pub(crate) fn begin_request(&self, task: usize, planned: Instant, timeout: Duration) {
+    /// Begins a request, `lag` after it was planned. Its timeout counts from `planned`.
+    pub(crate) fn begin_request(
+        &self,
+        task: usize,
+        planned: Instant,
+        lag: Duration,
+        timeout: Duration,
+    ) {
         self.current.set(Some((task, planned)));
+        self.is_late.set(lag > LATE);
         self.request_deadline.set(planned + timeout);
         self.deadline.set(Some(planned + timeout));
         self.sent.set(None);
@@ -214,16 +226,9 @@ impl InFlightRequest {
         self.sent.get()
     }
 
-    /// Returns the user's TLS settings for an endpoint.
-    pub(crate) fn user_tls(&self, tls: &EndpointTls) -> Arc<ClientConfig> {
-        let origin = Arc::as_ptr(&tls.config);
-        let mut known = self.user_tls.borrow_mut();
-        if let Some((_, config)) = known.iter().find(|(of, _)| *of == origin) {
-            return Arc::clone(config);
-        }
-        let config = tls.config_for_user();
-        known.push((origin, Arc::clone(&config)));
-        config
+    /// Returns the user's TLS settings.
+    pub(crate) const fn user_tls(&self) -> &UserTls {
+        &self.user_tls
     }
 
     /// Adds a connection that was opened for the request.
@@ -274,6 +279,7 @@ impl InFlightRequest {
             first_content: self.first_content.get().or(lower_bound).filter(|_| is_chat),
             last,
             connect: connect.map(|(from, to)| to.saturating_duration_since(from)),
+            is_late: self.is_late.get(),
         }
     }
 

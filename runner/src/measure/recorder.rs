@@ -52,6 +52,8 @@ pub(crate) struct RequestTimes {
     pub(crate) last: Instant,
     /// Time to connect and upgrade its WebSocket.
     pub(crate) connect: Option<Duration>,
+    /// True when the load generator began the request late.
+    pub(crate) is_late: bool,
 }
 
 /// The measurements of one task.
@@ -62,6 +64,8 @@ pub(crate) struct TaskRecorder {
     /// By metric and, where the catalogue keeps it, by outcome. Each histogram is boxed and made on
     /// first use, because a task has few of them.
     latencies: [[Option<Box<DurationHistogram>>; 4]; LatencyMetric::COUNT],
+    /// Samples of requests that were sent late, by metric.
+    late: [Option<Box<DurationHistogram>>; LatencyMetric::COUNT],
     /// WebSocket messages: sent, received.
     messages: (u64, u64),
     connections: u64,
@@ -159,6 +163,10 @@ impl TaskRecorder {
             let is_sample = outcome != Outcome::Failure || metric.info().by_outcome;
             if let Some(time) = times.latency(metric).filter(|_| is_sample) {
                 self.record_latency(metric, outcome, time);
+                if times.is_late && outcome != Outcome::Failure {
+                    let late = self.late[metric as usize].get_or_insert_default();
+                    late.record(nanos_of(time));
+                }
             }
         }
     }
@@ -291,6 +299,11 @@ impl TaskRecorder {
                 }
             }
         }
+        for (info, late) in LATENCIES.iter().zip(&self.late) {
+            if let Some(late) = late {
+                *metrics.latencies.late_mut(info.metric) = late.to_latency_histogram();
+            }
+        }
         for kind in ErrorKind::COMMON {
             metrics.errors.insert(kind.to_string(), 0);
         }
@@ -334,6 +347,7 @@ mod tests {
                 first_content: Some(at(60)),
                 last: at(110),
                 connect: None,
+                is_late: false,
             },
             at(100),
         );

@@ -13,11 +13,11 @@ use tokio_rustls::TlsConnector;
 
 use crate::{
     failure::{ErrorKind, Failure},
-    measure::in_flight::InFlightRequest,
     net::{
         arrival_clock::ArrivalClock,
         stream::{MaybeTlsStream, MeteredStream},
         timestamped_socket::{ConnectionStats, TimestampedSocket},
+        user_tls::UserTls,
     },
     prepare::{endpoint::Endpoint, tls::describe_tls_error},
 };
@@ -88,16 +88,13 @@ impl Connector {
 
     /// Opens a connection for the user of a request. Each call starts with the next address (round
     /// robin).
-    pub(crate) async fn connect(
-        &self,
-        in_flight: &InFlightRequest,
-    ) -> Result<OpenedStream, Failure> {
+    pub(crate) async fn connect(&self, user_tls: &UserTls) -> Result<OpenedStream, Failure> {
         let mut steps = ConnectSteps::default();
         let addresses = self.resolve_host(&mut steps).await?;
         let began = Instant::now();
         let tcp = self.connect_tcp(&self.order_addresses(&addresses)).await?;
         steps.tcp = Some(began.elapsed());
-        let (stream, stats) = self.wrap_stream(tcp, in_flight, &mut steps).await?;
+        let (stream, stats) = self.wrap_stream(tcp, user_tls, &mut steps).await?;
         Ok((stream, stats, steps))
     }
 
@@ -165,7 +162,7 @@ impl Connector {
     async fn wrap_stream(
         &self,
         tcp: TcpStream,
-        in_flight: &InFlightRequest,
+        user_tls: &UserTls,
         steps: &mut ConnectSteps,
     ) -> Result<(MeteredStream, Rc<ConnectionStats>), Failure> {
         // With Nagle's algorithm, a small request may wait for the acknowledgement of the previous
@@ -178,7 +175,7 @@ impl Connector {
                 stats,
             ));
         };
-        let config = in_flight.user_tls(tls);
+        let config = user_tls.config_for(tls);
         let protocol = config.alpn_protocols.first().cloned();
         let began = Instant::now();
         let session = TlsConnector::from(config).connect(tls.name.clone(), socket).await;

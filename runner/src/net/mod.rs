@@ -6,3 +6,4 @@ pub(crate) mod arrival_clock;
 pub(crate) mod connector;
 pub(crate) mod stream;
 pub(crate) mod timestamped_socket;
+pub(crate) mod user_tls;

@@ -3,7 +3,6 @@
 //!
 //! No file here opens a connection.
 
-mod certificate;
 pub(crate) mod chat_task;
 pub(crate) mod check;
 pub(crate) mod endpoint;

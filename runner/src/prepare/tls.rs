@@ -1,6 +1,8 @@
 //! TLS settings: trusted certificates, the protocol that the target has to agree to, and the
 //! resumption of sessions.
 
+mod certificate;
+
 use std::{
     io,
     sync::{Arc, Mutex, PoisonError},
@@ -19,10 +21,8 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 
-use crate::prepare::{
-    certificate::{AcceptAnyCertificate, BundleVerifier},
-    error::PrepareError,
-};
+use self::certificate::{AcceptAnyCertificate, BundleVerifier};
+use crate::prepare::error::PrepareError;
 
 /// Number of sessions that all users of a runner share.
 const SHARED_SESSIONS: usize = 256;

@@ -3,6 +3,10 @@
 //!
 //! Pure: the caller passes the bytes and the time at which they arrived.
 
+mod chat_event;
+pub(super) mod event_stream;
+pub(super) mod json_scanner;
+
 use std::{
     ops::ControlFlow,
     time::{Duration, Instant},
@@ -10,12 +14,14 @@ use std::{
 
 use loadtest_core::metrics::Tokens;
 
-use super::{
+use self::{
     chat_event::{ChatEvent, TokenKinds, Usage},
     event_stream::{AfterEvent, EventStream, ServerEvent, is_done},
-    target_words::{describe_body, describe_other_body, shorten},
 };
-use crate::failure::{ErrorKind, Failure};
+use crate::{
+    failure::{ErrorKind, Failure},
+    protocol::target_words::{describe_body, describe_other_body, shorten, with_words},
+};
 
 /// Maximum length of a response without a stream.
 const MAX_RESPONSE: usize = 16 << 20;
@@ -389,9 +395,8 @@ fn read_whole(body: &[u8], last: Instant) -> Result<ChatResponse, Failure> {
         let message = "target sent an event stream, and the task has stream: false";
         return Err(Failure::new(ErrorKind::Protocol, message));
     }
-    let not_chat = |what: &str| {
-        Failure::new(ErrorKind::Protocol, super::target_words::with_words(what.to_owned(), body))
-    };
+    let not_chat =
+        |what: &str| Failure::new(ErrorKind::Protocol, with_words(what.to_owned(), body));
     let chat = match ChatEvent::parse(body) {
         Ok(chat) => chat,
         Err(_) if body.is_empty() => return Err(not_chat("response has an empty body")),

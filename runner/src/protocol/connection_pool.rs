@@ -299,7 +299,7 @@ impl ConnectionPool {
         in_flight: &InFlightRequest,
     ) -> Result<Connection, Failure> {
         if self.version == HttpVersion::Http1 {
-            let (stream, stats, steps) = self.connector.connect(in_flight).await?;
+            let (stream, stats, steps) = self.connector.connect(in_flight.user_tls()).await?;
             in_flight.add_opened_connection(OpenedConnection { is_reconnect, steps });
             return Ok(Connection::Http1(Http1Connection {
                 stream,
@@ -331,7 +331,7 @@ impl ConnectionPool {
         is_reconnect: bool,
         in_flight: &InFlightRequest,
     ) -> Result<Rc<Http2Connection>, Failure> {
-        let (stream, stats, steps) = self.connector.connect(in_flight).await?;
+        let (stream, stats, steps) = self.connector.connect(in_flight.user_tls()).await?;
         let expires = self.new_expiry();
         let connection = Rc::new(Http2Connection::handshake(stream, stats, expires).await?);
         in_flight.add_opened_connection(OpenedConnection { is_reconnect, steps });

@@ -8,8 +8,10 @@ use std::{
 use brotli_decompressor::DecompressorWriter;
 use flate2::write::{DeflateDecoder, GzDecoder, ZlibDecoder};
 
-use super::event_stream::AfterEvent;
-use crate::failure::{ErrorKind, Failure};
+use crate::{
+    failure::{ErrorKind, Failure},
+    protocol::chat::event_stream::AfterEvent,
+};
 
 /// Number of compressed bytes that are decoded at once. They may decompress to a thousand times as
 /// many.

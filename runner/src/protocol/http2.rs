@@ -15,7 +15,9 @@ use crate::{
     failure::{ErrorKind, Failure},
     net::{stream::MeteredStream, timestamped_socket::ConnectionStats},
     prepare::check::HeaderField,
-    protocol::{content_encoding::ContentEncoding, event_stream::AfterEvent, send::SendError},
+    protocol::{
+        chat::event_stream::AfterEvent, content_encoding::ContentEncoding, send_error::SendError,
+    },
 };
 
 /// Flow-control windows of a stream and of the connection. They are so large that the target never

@@ -3,15 +3,14 @@
 //! Nothing here decides when a request is sent.
 
 pub(crate) mod chat;
-mod chat_event;
+mod chunked;
 pub(crate) mod connection_pool;
 mod content_encoding;
-mod event_stream;
 pub(crate) mod http;
 pub(crate) mod http1;
 pub(crate) mod http2;
-mod json_scanner;
 mod send;
+mod send_error;
 mod target_words;
 pub(crate) mod upgrade;
 pub(crate) mod websocket;

@@ -9,41 +9,17 @@ use crate::{
     measure::in_flight::{InFlightRequest, RequestPhase},
     prepare::{check::HeaderField, request::EncodedRequest},
     protocol::{
+        chat::event_stream::AfterEvent,
         connection_pool::{Connection, ConnectionPool, ConnectionSlot},
         content_encoding::{BodyDecoder, ContentEncoding},
-        event_stream::AfterEvent,
         http1::{self, BodyEnd, BodyReader, Http1Connection, ResponseHead},
         http2::{Http2Connection, Http2Response},
+        send_error::SendError,
     },
 };
 
 /// How often a request may be sent, as long as the target has not processed it.
 const MAX_ATTEMPTS: u32 = 4;
-
-/// Why a request has no response.
-#[derive(Debug)]
-pub(crate) enum SendError {
-    /// The target has not processed the request. Another connection may send it again.
-    Unsent(Failure),
-    /// The target has not processed the request, because too many streams were open. The limit was
-    /// unknown until its settings arrived.
-    Refused(Failure),
-    /// The connection ended before the response began. The target may have processed the request.
-    Ended(Failure),
-    /// Any other failure.
-    Failed(Failure),
-}
-
-impl SendError {
-    fn into_failure(self) -> Failure {
-        match self {
-            Self::Unsent(failure)
-            | Self::Refused(failure)
-            | Self::Ended(failure)
-            | Self::Failed(failure) => failure,
-        }
-    }
-}
 
 /// A response with a body that is not read yet.
 pub(super) enum IncomingResponse<'a> {

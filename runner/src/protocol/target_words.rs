@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::json_scanner;
+use crate::protocol::chat::json_scanner;
 
 /// Maximum length of a message in bytes.
 const MAX_LENGTH: usize = 240;

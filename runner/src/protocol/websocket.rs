@@ -142,7 +142,7 @@ impl SessionSlot {
         in_flight: &InFlightRequest,
     ) -> Result<(), Failure> {
         in_flight.begin_websocket_connect();
-        let (stream, stats, mut steps) = connector.connect(in_flight).await?;
+        let (stream, stats, mut steps) = connector.connect(in_flight.user_tls()).await?;
         let session = self.session.insert(Session { stats, stream: None, has_replied: false });
         let began = Instant::now();
         match upgrade_connection(stream, prepared).await {

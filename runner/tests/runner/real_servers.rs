@@ -57,7 +57,7 @@ async fn the_first_byte_is_that_of_the_final_response() {
 }
 
 #[tokio::test]
-async fn a_target_that_hangs_after_early_hints_has_not_begun_to_respond() {
+async fn early_hints_do_not_begin_a_response() {
     let early_hints = send("HTTP/1.1 103 Early Hints\r\n\r\n");
     let target = ScriptedTarget::start(vec![early_hints, Step::Hang]).await;
     let mut plan = target.plan(get());
@@ -93,7 +93,7 @@ async fn a_late_close_holds_up_no_user() {
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_ends_is_replaced_for_a_request_that_may_be_sent_twice() {
+async fn requests_that_may_be_sent_twice_are_sent_again() {
     // Every second request on a connection finds it closed.
     let steps = |number: u64| {
         if number.is_multiple_of(2) { vec![respond("", "ok")] } else { vec![Step::Close] }

@@ -23,6 +23,8 @@ pub use scope::TaskScope;
 pub mod names {
     /// Info gauge that identifies a runner: labels `run`, `index`, `pod_uid`, `contract`.
     pub const RUNNER_INFO: &str = "loadtest_runner_info";
+    /// Histogram of latencies of requests that were sent late, by task and `metric`.
+    pub const LATE: &str = "loadtest_late_seconds";
     /// Gauge of [`crate::metrics::RunnerState`].
     pub const RUNNER_STATE: &str = "loadtest_runner_state";
 }

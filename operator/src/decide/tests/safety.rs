@@ -19,7 +19,7 @@ fn test_that_lost_parts_of_its_status_never_runs_again() {
 }
 
 #[test]
-fn runner_that_takes_no_orders_is_stopped_by_force_in_every_phase() {
+fn runner_that_takes_no_orders_is_stopped_by_force() {
     let mut cancelled = observed_under_load();
     cancelled.test.spec.cancel = true;
     cancelled.cache.stop_accepted.insert("pod-0".into());
@@ -84,7 +84,7 @@ fn operator_that_was_away_starts_no_late_test() {
 }
 
 #[test]
-fn operator_that_comes_back_without_a_route_keeps_a_run_that_was_heard() {
+fn operator_without_a_route_keeps_a_run_that_was_heard() {
     let mut back = observed_under_load();
     back.cache.start_accepted.clear();
     back.cache.first_seen = Some(time_after_start(60));
@@ -117,4 +117,17 @@ fn job_gets_its_time_to_live_after_the_end() {
     let spec = over.job.as_mut().unwrap().spec.as_mut().unwrap();
     spec.ttl_seconds_after_finished = Some(600);
     assert_eq!(decision_at(&over, 130), Decision::NothingToDo);
+}
+
+#[test]
+fn rejected_test_is_validated_again_after_an_edit() {
+    let mut rejected = observed_in(Phase::Error);
+    rejected.job = None;
+    rejected.runners.clear();
+    let status = rejected.test.status.as_mut().unwrap();
+    status.plan = None;
+    status.conditions = vec![condition("Accepted", "False", "InvalidSpec")];
+    assert_eq!(decision_at(&rejected, 1), Decision::NothingToDo);
+    rejected.test.metadata.generation = Some(2);
+    assert_eq!(decision_at(&rejected, 1), Decision::Admit(example_sizing()));
 }

@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_self_signed_authority_in_the_bundle_may_be_the_certificate_of_the_target() {
+    fn a_self_signed_authority_may_be_the_certificate_of_a_target() {
         let make = |until: i32| {
             let mut params = CertificateParams::new(vec!["cell0".to_owned()]).unwrap();
             params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
