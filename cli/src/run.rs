@@ -17,7 +17,7 @@ use loadtest_core::{
     Duration,
     judge::{RunContext, Timeline},
     metrics::RunnerState,
-    plan::{Plan, RunIdentity, ValidTest, size_test},
+    plan::{Plan, RunIdentity, ValidTest, size_test, warnings},
     resource::{Sizing, Verdict},
 };
 use loadtest_runner::{
@@ -56,6 +56,9 @@ pub(crate) fn run_test(arguments: &RunArguments, out: &mut impl Write) -> anyhow
         Ok(manifest) => manifest,
         Err(error) => return Ok(report_bad_input(&error)),
     };
+    for warning in warnings(&manifest.test.spec) {
+        eprint_line(&format!("warning: {}: {warning}", arguments.file));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let exit = runtime.block_on(run_load(&manifest, arguments, out));
     if let Some((simulator, runtime)) = simulator {

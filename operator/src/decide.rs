@@ -84,7 +84,7 @@ fn admit(observed: &Observed) -> Decision {
     match &observed.valid {
         Ok(valid) if spec.suspend && !spec.cancel => Decision::ReportSuspended(size_test(valid)),
         Ok(valid) => Decision::Admit(size_test(valid)),
-        Err(problems) => Decision::Reject(join_problems(problems)),
+        Err(problems) => Decision::Reject(Reason::InvalidSpec, join_problems(problems)),
     }
 }
 

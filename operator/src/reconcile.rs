@@ -13,6 +13,7 @@ use kube::{
     runtime::controller::Action,
 };
 use loadtest_core::{
+    plan::warnings,
     resource::{Extensible, LoadTest, LoadTestStatus, Phase},
     text::truncate,
 };
@@ -22,7 +23,7 @@ use crate::{
     act::events::publish_event,
     children::OPERATOR_NAME,
     context::Context,
-    decide::{Decision, decide, decide_refused, decide_retry},
+    decide::{Decision, Reason, decide, decide_refused, decide_retry},
     error::{Error, format_error_chain},
     observe::observe,
     observe::state::Observed,
@@ -152,7 +153,7 @@ async fn run_pipeline(
         (Decision::Admit(_), Err(error)) => {
             let message = format_error_chain(error);
             if decide_refused(error.status_code(), &message).is_some() {
-                (decision, result) = (Decision::Reject(message), Ok(()));
+                (decision, result) = (Decision::Reject(Reason::Refused, message), Ok(()));
             }
         }
         _ => {}
@@ -170,7 +171,7 @@ fn next_action(decision: &Decision, observed: &Observed) -> Action {
     match decision {
         // An edit of the test or a change of its Job triggers the next reconciliation.
         Decision::NothingToDo
-        | Decision::Reject(_)
+        | Decision::Reject(..)
         | Decision::ReportSuspended(_)
         | Decision::SetJobTtl
         | Decision::DeleteTest => Action::await_change(),
@@ -201,7 +202,7 @@ const fn outcome_label(decision: &Decision) -> &'static str {
     match decision {
         Decision::NothingToDo | Decision::SetJobTtl => "settled",
         Decision::Wait(_) => "waiting",
-        Decision::Reject(_) => "rejected",
+        Decision::Reject(..) => "rejected",
         Decision::Admit(_) => "admitted",
         Decision::ReportSuspended(_) => "suspended",
         Decision::Launch(_) => "launched",
@@ -237,8 +238,10 @@ async fn report_status(
     }
     // These decisions are valid only for the spec that was read. With a resource version the
     // write fails if the spec has changed since, and the next reconciliation reads the new spec.
-    let judges_spec =
-        matches!(decision, Decision::Admit(_) | Decision::ReportSuspended(_) | Decision::Reject(_));
+    let judges_spec = matches!(
+        decision,
+        Decision::Admit(_) | Decision::ReportSuspended(_) | Decision::Reject(..)
+    );
     let resource_version = judges_spec.then(|| observed.test.resource_version()).flatten();
     write_status(tests, &observed.test, &next, resource_version).await?;
     observed.cache.status_written_at = Some(now);
@@ -253,6 +256,12 @@ async fn report_status(
     }
     if let Some(event) = event {
         publish_event(context, &observed.test.object_ref(&()), event).await;
+    }
+    if matches!(decision, Decision::Admit(_)) {
+        for note in warnings(&observed.test.spec) {
+            let event = EventDraft { reason: "ReadableCredential".into(), note, warning: true };
+            publish_event(context, &observed.test.object_ref(&()), event).await;
+        }
     }
     Ok(())
 }

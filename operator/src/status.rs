@@ -65,7 +65,9 @@ pub(crate) fn next_status(
         Decision::ReportRetry(cause) => set_retrying(&mut status, cause, now),
         Decision::ReportLoss(losses) => Some(set_lost(&mut status, losses, observed, now)),
         Decision::ForceStop(pods) => Some(set_stop_forced(&mut status, pods, observed, now)),
-        Decision::Reject(problems) => Some(set_rejected(&mut status, problems, now)),
+        Decision::Reject(reason, problems) => {
+            Some(set_rejected(&mut status, *reason, problems, now))
+        }
         Decision::Admit(sizing) => Some(set_admitted(&mut status, sizing, now)),
         Decision::ReportSuspended(sizing) => set_suspended(&mut status, sizing, now),
         Decision::Launch(sizing) => Some(set_launched(&mut status, sizing)),
@@ -159,8 +161,13 @@ fn set_condition(
     }
 }
 
-fn set_rejected(status: &mut LoadTestStatus, problems: &str, now: Timestamp) -> EventDraft {
-    let reason = Reason::InvalidSpec.as_str();
+fn set_rejected(
+    status: &mut LoadTestStatus,
+    reason: Reason,
+    problems: &str,
+    now: Timestamp,
+) -> EventDraft {
+    let reason = reason.as_str();
     status.phase = Some(Phase::Error.into());
     status.finish_time = Some(Time(now));
     set_condition(status, "Accepted", "False", reason, problems, now);
@@ -169,7 +176,7 @@ fn set_rejected(status: &mut LoadTestStatus, problems: &str, now: Timestamp) -> 
         "Finished",
         "True",
         reason,
-        "the spec is invalid; see the condition Accepted",
+        "the test was not accepted; see the condition Accepted",
         now,
     );
     // A suspended test that was edited has the reason Suspended in this condition.

@@ -18,6 +18,9 @@ pub struct ValidTest {
     pub target: Target,
     /// How much load there is, and for how long.
     pub load: LoadModel,
+    /// Arrivals within this time start together; zero for every arrival on its own.
+    #[serde(default)]
+    pub precision: Duration,
     /// How long requests in flight at the end of the load may still take.
     pub graceful_stop: Duration,
     /// The tasks of each user.

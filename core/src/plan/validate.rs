@@ -61,6 +61,7 @@ pub fn validate(spec: &LoadTestSpec) -> Result<ValidTest, Vec<Problem>> {
             let test = ValidTest {
                 target: spec.target.clone(),
                 load,
+                precision: spec.load.precision.unwrap_or_default(),
                 graceful_stop: spec.load.graceful_stop,
                 scenario,
                 thresholds: spec.thresholds.clone(),

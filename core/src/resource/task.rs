@@ -174,10 +174,16 @@ pub struct ChatTask {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
-#[cfg_attr(feature = "crd", schemars(extend("x-kubernetes-validations" = [{
-    "rule": "!has(self.reply) || self.replies > 0",
-    "message": "reply names the messages that replies counts: set replies to 1 or more, or remove reply",
-}])))]
+#[cfg_attr(feature = "crd", schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "!has(self.reply) || self.replies > 0",
+        "message": "reply names the messages that replies counts: set replies to 1 or more, or remove reply",
+    },
+    {
+        "rule": "!has(self.pingInterval) || self.session == 'PerUser'",
+        "message": "pingInterval counts between tasks: set session to PerUser, or remove pingInterval",
+    },
+])))]
 pub struct WebSocketTask {
     /// Path and query, appended to the base URL.
     #[serde(default = "default_web_socket_path")]
@@ -198,6 +204,15 @@ pub struct WebSocketTask {
     /// except for greetings and heartbeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<Reply>,
+    /// Offers to compress messages (permessage-deflate). Messages of the target may then be
+    /// compressed; those of the user are not.
+    #[serde(default)]
+    pub compression: bool,
+    /// Sends a ping at this interval while a session waits for its user's next task. Default: no
+    /// pings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "crd", schemars(schema_with = "ping_interval"))]
+    pub ping_interval: Option<Duration>,
     /// How long a session lives: for one task, or as long as its user runs.
     #[serde(default)]
     pub session: Session,
@@ -301,6 +316,11 @@ fn path(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
             "messageExpression": "'\"' + self + '\" is not a path: start it with / and percent-encode everything but letters, digits and -._~:/?@!$&()*+,;=%|'",
         }],
     })
+}
+
+#[cfg(feature = "crd")]
+fn ping_interval(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    crate::values::schema_between("100ms", "1h")
 }
 
 #[cfg(feature = "crd")]

@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::test_namespace::{OPERATOR_NAMESPACE, TestNamespace, health_spec, pod_ip, wait_for};
 
-async fn kill_operator(namespace: &TestNamespace) -> Result<()> {
+pub(crate) async fn kill_operator(namespace: &TestNamespace) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(namespace.client.clone(), OPERATOR_NAMESPACE);
     let operators = pods
         .list(&ListParams::default().labels("app.kubernetes.io/name=loadtest-operator"))
@@ -255,7 +255,10 @@ async fn job_rejected_by_the_api_server_reports_its_message() -> Result<()> {
         ensure!(status.known_phase() == Some(Phase::Error), "{status:#?}");
         let finished = status.condition("Finished").context("no condition")?;
         ensure!(finished.reason == "Refused", "{finished:?}");
-        ensure!(finished.message.contains("less than or equal to cpu limit"), "{finished:?}");
+        let accepted = status.condition("Accepted").context("no condition")?;
+        ensure!(accepted.status == "False", "{accepted:?}");
+        ensure!(accepted.message.contains("less than or equal to cpu limit"), "{accepted:?}");
+        ensure!(namespace.list_runners("refused").await?.is_empty());
         Ok(())
     })
     .await

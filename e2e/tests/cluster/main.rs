@@ -8,6 +8,7 @@ mod lifecycle;
 mod load_generator;
 mod load_models;
 mod prometheus;
+mod safety;
 mod spec_settings;
 mod test_namespace;
 mod verdicts;

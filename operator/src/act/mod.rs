@@ -40,7 +40,7 @@ pub(crate) async fn carry_out(
     match decision {
         Decision::NothingToDo
         | Decision::Wait(_)
-        | Decision::Reject(_)
+        | Decision::Reject(..)
         | Decision::ReportSuspended(_)
         | Decision::ReportRetry(_)
         | Decision::ReportLoss(_)

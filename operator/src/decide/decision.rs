@@ -62,8 +62,9 @@ pub(crate) enum Decision {
     NothingToDo,
     /// Do nothing for this long.
     Wait(Duration),
-    /// Report that the spec is invalid, with these problems.
-    Reject(String),
+    /// Report that the spec is invalid, or that the API server would refuse its Job, with the
+    /// problems.
+    Reject(Reason, String),
     /// Accept the test and report its sizing.
     Admit(Sizing),
     /// Accept the test and report that `spec.suspend` holds it back.

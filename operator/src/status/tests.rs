@@ -45,7 +45,7 @@ fn every_end_of_a_test_sets_finished() {
         Decision::Conclude { cancelled: true, failed: None },
         Decision::Fail(Reason::ImagePull, "no image".into()),
         Decision::CancelUnstarted,
-        Decision::Reject("spec.scenario: too large".into()),
+        Decision::Reject(Reason::InvalidSpec, "spec.scenario: too large".into()),
     ];
     for end in ends {
         let (status, event) = next_status(&observed_with(admitted_status()), &end, noon());
@@ -112,7 +112,7 @@ fn suspended_tests_are_accepted_and_have_no_plan() {
     let again = next_status(&observed_with(status.clone()), &decision, noon());
     assert_eq!(again, (status.clone(), None));
     // An edit that makes the spec invalid replaces the reason.
-    let rejected = Decision::Reject("spec.load: is missing".into());
+    let rejected = Decision::Reject(Reason::InvalidSpec, "spec.load: is missing".into());
     let (status, _) = next_status(&observed_with(status), &rejected, noon());
     assert_eq!(status.condition("Started").unwrap().reason, "InvalidSpec");
 }
@@ -169,4 +169,67 @@ fn progress_is_throttled_and_phase_changes_are_not() {
     let decision = Decision::ReportProgress(Phase::Stopping, Duration::from_secs(2));
     let (stopping, _) = next_status(&observed_with(running.clone()), &decision, noon());
     assert!(!is_throttled(&running, &stopping, at(1), noon()));
+}
+
+#[test]
+fn lost_runner_is_told_while_the_test_runs() {
+    let mut running = admitted_status();
+    running.phase = Some(Phase::Running.into());
+    let text = "runner 1 (pod burst-1 on node n1) ended with exit code 137: OOMKilled";
+    let decision = Decision::ReportLoss(vec![text.into()]);
+    let (status, event) = next_status(&observed_with(running), &decision, noon());
+    assert_eq!(status.measurement.unwrap().runners_lost, 1);
+    let event = event.unwrap();
+    assert_eq!((event.reason.as_str(), event.warning), ("RunnersLost", true));
+    for word in ["lost 1 runner:", "burst-1", "node n1", "OOMKilled"] {
+        assert!(event.note.contains(word), "{}", event.note);
+    }
+}
+
+#[test]
+fn generation_catches_up_after_an_edit_of_a_finished_test() {
+    let mut over = admitted_status();
+    over.phase = Some(Phase::Finished.into());
+    let mut observed = observed_with(over);
+    observed.test.metadata.generation = Some(2);
+    for decision in [Decision::NothingToDo, Decision::Wait(Duration::from_secs(1))] {
+        let (status, event) = next_status(&observed, &decision, noon());
+        assert_eq!((status.observed_generation, event), (Some(2), None));
+        assert!(status.conditions.iter().all(|c| c.observed_generation == Some(2)));
+    }
+}
+
+#[test]
+fn waiting_test_says_what_it_waits_for() {
+    let mut starting = admitted_status();
+    starting.phase = Some(Phase::Starting.into());
+    let mut observed = observed_with(starting);
+    observed.runners = vec![crate::testing::ready_runner(0), crate::testing::ready_runner(1)];
+    observed.runners[1].ready = false;
+    let started = |observed: &Observed| {
+        let decision = Decision::Wait(Duration::from_secs(1));
+        let status = next_status(observed, &decision, noon()).0;
+        let condition = status.condition("Started").unwrap().clone();
+        (condition.reason, condition.message)
+    };
+    assert_eq!(started(&observed), ("Pending".into(), "1 of 2 runners ready".into()));
+    observed.runners[1].waiting =
+        Some(Waiting { reason: "ErrImagePull".into(), message: "no such host".into() });
+    let text = "1 of 2 runners ready; runner burst-1: ErrImagePull: no such host";
+    assert_eq!(started(&observed), ("ErrImagePull".into(), text.into()));
+}
+
+#[test]
+fn status_never_counts_backwards() {
+    let mut running = admitted_status();
+    running.phase = Some(Phase::Running.into());
+    running.summary = Some(Summary { requests: 500, ..Summary::default() });
+    let mut observed = observed_with(running);
+    let mut snapshot = loadtest_core::metrics::RunnerMetrics::default();
+    snapshot.metrics.elapsed_seconds = 10.0;
+    snapshot.metrics.tasks.entry("health".into()).or_default().requests[0] = 300;
+    observed.cache.snapshots.insert(0, snapshot);
+    let decision = Decision::ReportProgress(Phase::Running, Duration::from_secs(2));
+    let (status, _) = next_status(&observed, &decision, noon());
+    assert_eq!(status.summary.unwrap().requests, 500);
 }

@@ -16,6 +16,7 @@ use crate::{
     load::{
         completion::CompletionGuard,
         thread::{ThreadCommand, run_thread},
+        user_pool::UserPool,
     },
     machine::{cpu, memory},
     measure::{request_log::RequestLog, snapshot::Snapshot},
@@ -65,17 +66,20 @@ impl Engine {
         let (finished_sender, finished) = watch::channel(None);
         let remaining_threads = Arc::new(AtomicU32::new(threads));
         let cut_short = Arc::new(AtomicBool::new(false));
+        let user_pool = UserPool::of_runner(&prepared.plan, index);
         let senders = (0..threads)
             .map(|thread| {
                 let (sender, commands) = mpsc::unbounded_channel();
                 let partition = prepared.plan.thread_partition(index, thread);
                 let prepared = Arc::clone(&prepared);
                 let request_log = request_log.map(RequestLog::new_sender);
+                let pool = Arc::clone(&user_pool);
                 let completion =
                     CompletionGuard::new(&remaining_threads, &finished_sender, &cut_short);
                 let builder = std::thread::Builder::new().name(format!("load-thread-{thread}"));
                 builder.spawn(move || {
-                    let run = run_thread(prepared, partition, request_log, commands, completion);
+                    let run =
+                        run_thread(prepared, partition, request_log, commands, completion, pool);
                     if let Err(error) = run {
                         tracing::error!(%error, thread, "load thread could not run");
                     }

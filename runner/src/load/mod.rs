@@ -11,3 +11,4 @@ pub(crate) mod open_model;
 pub(crate) mod state;
 pub(crate) mod thread;
 pub(crate) mod user;
+pub(crate) mod user_pool;

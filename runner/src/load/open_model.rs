@@ -12,6 +12,7 @@ use crate::{
     load::{
         state::{ActiveUser, ThreadState},
         user::{IdleUsers, User, perform_task},
+        user_pool::PoolMember,
     },
     measure::recorder::TaskRecorder,
 };
@@ -29,54 +30,16 @@ const MIN_SLEEP: Duration = Duration::from_micros(90);
 /// of the load. An arrival with a longer delay is dropped.
 const MAX_OVERSLEEP: Duration = Duration::from_millis(100);
 
+/// Returns the end of the step of this length that a time falls into.
+fn end_of_step(at: Duration, step: Duration) -> Duration {
+    let (at, step) = (at.as_nanos(), step.as_nanos());
+    let end = if step == 0 { at } else { at.div_ceil(step) * step };
+    Duration::from_nanos(u64::try_from(end).unwrap_or(u64::MAX))
+}
+
 /// Returns the latest time at which an arrival may start after the end of the load.
 fn latest_start(planned: Instant, grace_deadline: Instant) -> Instant {
     grace_deadline.min(planned + MAX_OVERSLEEP)
-}
-
-/// The time over which the mean number of busy users is taken.
-const MEAN_TIME: f64 = 5.0;
-
-/// How many users a load thread may have: its share of `maxUsers`, and a few more in a burst.
-///
-/// A small share of users runs out by chance where a large one does not: with one busy user on
-/// average, two are not enough for one arrival in five (Erlang's loss formula), although forty are
-/// enough for twenty. So a thread may exceed its share for a moment, by four standard deviations of
-/// a Poisson distribution, while the mean of its busy users is within the share. The means of all
-/// threads together stay within `maxUsers`.
-#[derive(Debug)]
-struct UserQuota {
-    share: u64,
-    created: u64,
-    mean_busy: f64,
-    updated: Instant,
-}
-
-impl UserQuota {
-    const fn new(share: u64, now: Instant) -> Self {
-        Self { share, created: 0, mean_busy: 0.0, updated: now }
-    }
-
-    /// Takes the number of busy users into the mean.
-    fn observe(&mut self, busy: u64, now: Instant) {
-        let passed = now.saturating_duration_since(self.updated).as_secs_f64();
-        self.updated = now;
-        self.mean_busy += (busy as f64 - self.mean_busy) * (1.0 - (-passed / MEAN_TIME).exp());
-    }
-
-    /// Returns true, and counts a user, when there may be one more.
-    fn take(&mut self) -> bool {
-        let share = self.share as f64;
-        let limit = if self.mean_busy <= share { share + 4.0 * share.sqrt() } else { share };
-        let may_create = (self.created as f64) < limit;
-        self.created += u64::from(may_create);
-        may_create
-    }
-
-    /// Returns true when the mean of the busy users allows a user beyond the share to work.
-    fn allows(&self, busy: u64) -> bool {
-        busy < self.share || self.mean_busy <= self.share as f64
-    }
 }
 
 /// Starts the arrivals of a load thread, each with an idle user. Drops an arrival without one.
@@ -87,21 +50,21 @@ pub(super) async fn run(
     start: Instant,
     users: &mut JoinSet<()>,
     idle_users: &IdleUsers,
+    mut pool: PoolMember,
 ) {
-    let peak = state.prepared.plan.test.load.peak_users();
-    let share = partition.count_below(u64::from(peak.get()));
-    let mut quota = UserQuota::new(share, start);
-    // Users beyond the share have numbers beyond those of all users.
-    let mut numbers = (partition.first()..).step_by(usize::try_from(partition.step()).unwrap_or(1));
+    // Users beyond the thread's share have numbers beyond those of all users.
+    let mut next_user = partition.first();
     let mut arrivals = 0;
     let planned_end = state.load_end();
+    let precision = state.prepared.plan.test.precision.to_std();
     for (number, at) in profile.arrivals(partition.first(), partition.step()) {
         let planned = start + at.to_std();
+        let due = start + end_of_step(at.to_std(), precision);
         // The arrival's number seeds its random numbers, so they don't depend on which user is idle.
         let mut rng = state.prepared.task_picker.rng_of_user(number);
         let task = state.prepared.task_picker.next_task(&mut rng);
         let now = Instant::now();
-        let starts = if planned > now + MIN_SLEEP { planned } else { now };
+        let starts = if due > now + MIN_SLEEP { due } else { now };
         // The thread yields even when it is late, because responses make users idle again.
         arrivals += 1;
         if arrivals % ARRIVALS_PER_YIELD == 0 {
@@ -119,29 +82,26 @@ pub(super) async fn run(
                 continue;
             }
         }
-        let busy = state.active_users();
-        quota.observe(busy, now);
-        let mut user = None;
-        if quota.allows(busy) {
-            user = idle_users.borrow_mut().pop();
-            if user.is_none() && quota.take() {
-                let number = numbers.next();
-                user = number.map(|n| User::new(state, n, state.add_in_flight_request()));
-            }
-        }
+        let mut busy = pool.take(now);
         // An arrival that is not due yet is not dropped: a user may become idle before it is.
-        if user.is_none() && planned > Instant::now() && state.sleep_until(planned).await {
-            user = idle_users.borrow_mut().pop();
+        if busy.is_none() && planned > Instant::now() && state.sleep_until(planned).await {
+            busy = pool.take(planned);
         }
         // Latencies of an arrival that starts early count from its start.
         let now = Instant::now();
-        let lag = now.saturating_duration_since(planned);
+        let lag = now.saturating_duration_since(due);
         state.record_schedule_lag(lag);
         let planned = planned.min(now);
-        let Some(mut user) = user else {
+        let Some(busy) = busy else {
             state.with_recorder(task, TaskRecorder::count_dropped_arrival);
             continue;
         };
+        let idle = idle_users.borrow_mut().pop();
+        let mut user = idle.unwrap_or_else(|| {
+            let number = next_user;
+            next_user += partition.step();
+            User::new(state, number, state.add_in_flight_request())
+        });
         user.rng = rng;
         let (state, idle_users) = (Rc::clone(state), Rc::clone(idle_users));
         users.spawn_local(async move {
@@ -150,6 +110,7 @@ pub(super) async fn run(
                 perform_task(&state, &mut user, task, planned, lag).await;
             }
             idle_users.borrow_mut().push(user);
+            drop(busy);
         });
         // Remove tasks that have ended, or a long test would keep all of them in memory.
         while users.try_join_next().is_some() {}
@@ -161,17 +122,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_may_be_exceeded_for_a_moment_only() {
-        let start = Instant::now();
-        let mut quota = UserQuota::new(4, start);
-        // Four and four times the root of four.
-        assert_eq!((0..100).filter(|_| quota.take()).count(), 12);
-        assert!(quota.allows(11));
-        // All twelve are busy for a long time: the target is slower than the share allows.
-        for second in 1..=30 {
-            quota.observe(12, start + Duration::from_secs(second));
-        }
-        assert!(!quota.allows(11) && quota.allows(3));
+    fn arrivals_of_a_step_start_at_its_end() {
+        let end = |micros, step| {
+            end_of_step(Duration::from_micros(micros), Duration::from_micros(step)).as_micros()
+        };
+        assert_eq!(
+            [end(0, 1000), end(1, 1000), end(1000, 1000), end(1001, 1000)],
+            [0, 1000, 1000, 2000]
+        );
+        assert_eq!(end(123, 0), 123);
     }
 
     #[test]

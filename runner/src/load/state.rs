@@ -268,11 +268,6 @@ impl ThreadState {
         self.ended_user_seconds.set(self.ended_user_seconds.get() + ran);
     }
 
-    /// Returns the number of users that are at work.
-    pub(super) fn active_users(&self) -> u64 {
-        self.active_users.get()
-    }
-
     fn user_seconds(&self) -> f64 {
         let now = self.seconds_since_start(Instant::now().min(self.load_end.get()));
         let active = self.active_users.get() as f64 * now - self.active_start_seconds.get();

@@ -17,7 +17,12 @@ use tokio::{
 
 use crate::{
     load::{
-        closed_model, completion::CompletionGuard, open_model, state::ThreadState, user::IdleUsers,
+        closed_model,
+        completion::CompletionGuard,
+        open_model,
+        state::ThreadState,
+        user::IdleUsers,
+        user_pool::{PoolMember, UserPool},
     },
     measure::{request_log::RequestLogSender, snapshot::ThreadSnapshot},
     prepare::plan::PreparedPlan,
@@ -43,42 +48,47 @@ pub(crate) enum ThreadCommand {
 /// `completion` is dropped when the measurements are final.
 ///
 /// # Errors
-/// When the system refuses a runtime or a timer.
+/// When the system refuses a runtime or a timer, or the timer fails later.
 pub(crate) fn run_thread(
     prepared: Arc<PreparedPlan>,
     partition: Partition,
     request_log: Option<RequestLogSender>,
     mut commands: mpsc::UnboundedReceiver<ThreadCommand>,
     completion: CompletionGuard,
+    user_pool: Arc<UserPool>,
 ) -> io::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().build_local(LocalOptions::default())?;
     let thread = usize::try_from(partition.first()).unwrap_or(0);
     runtime.block_on(async move {
         let state = ThreadState::new(prepared, request_log, thread)?;
-        let timer = Rc::clone(&state.timer);
-        tokio::task::spawn_local(async move { timer.drive().await });
-        let mut completion = Some(completion);
-        while let Some(command) = commands.recv().await {
-            match command {
-                ThreadCommand::Start(at, length) => {
-                    let Some(completion) = completion.take() else { continue };
-                    state.begin_load(at, length);
-                    let state = Rc::clone(&state);
-                    tokio::task::spawn_local(async move {
-                        if run_load(&state, partition, at).await {
-                            completion.complete();
-                        }
-                    });
-                }
-                ThreadCommand::Stop(grace) => state.stop_load(grace),
-                ThreadCommand::Snapshot(reply) => {
-                    // The receiver may be gone by now.
-                    let _ = reply.send(state.take_snapshot().await);
+        let mut load = Some((completion, user_pool));
+        let serve = async {
+            while let Some(command) = commands.recv().await {
+                match command {
+                    ThreadCommand::Start(at, length) => {
+                        let Some((completion, user_pool)) = load.take() else { continue };
+                        state.begin_load(at, length);
+                        let state = Rc::clone(&state);
+                        tokio::task::spawn_local(async move {
+                            if run_load(&state, partition, at, user_pool).await {
+                                completion.complete();
+                            }
+                        });
+                    }
+                    ThreadCommand::Stop(grace) => state.stop_load(grace),
+                    ThreadCommand::Snapshot(reply) => {
+                        // The receiver may be gone by now.
+                        let _ = reply.send(state.take_snapshot().await);
+                    }
                 }
             }
+        };
+        // Without its timer, the thread would send nothing and seem to run.
+        tokio::select! {
+            error = state.timer.drive() => error,
+            () = serve => Ok(()),
         }
-        Ok(())
     })
 }
 
@@ -86,14 +96,20 @@ pub(crate) fn run_thread(
 /// flight after the grace period as interrupted.
 ///
 /// Returns false when a user panicked.
-async fn run_load(state: &Rc<ThreadState>, partition: Partition, start: Instant) -> bool {
+async fn run_load(
+    state: &Rc<ThreadState>,
+    partition: Partition,
+    start: Instant,
+    user_pool: Arc<UserPool>,
+) -> bool {
     let profile = LoadProfile::of(&state.prepared.plan.test.load);
     let mut users = JoinSet::new();
     let watch = tokio::task::spawn_local(watch_timeouts(Rc::clone(state)));
     // The closed model has no idle users.
     let idle_users = IdleUsers::default();
     if state.prepared.plan.test.load.is_open() {
-        open_model::run(state, &profile, partition, start, &mut users, &idle_users).await;
+        let pool = PoolMember::new(user_pool, start);
+        open_model::run(state, &profile, partition, start, &mut users, &idle_users, pool).await;
     } else {
         closed_model::run(state, &profile, partition, start, &mut users).await;
     }

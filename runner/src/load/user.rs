@@ -111,6 +111,8 @@ impl User {
             if !self.sessions.iter().any(|(_, session)| session.is_open()) {
                 return state.sleep_until(until).await;
             }
+            let ping = self.next_ping(state).filter(|(at, _)| *at < until);
+            let wake = ping.map_or(until, |(at, _)| at);
             let sessions = &mut self.sessions;
             let session_ended = poll_fn(|context| {
                 let mut open = sessions.iter_mut().filter(|(_, session)| session.is_open());
@@ -122,10 +124,28 @@ impl User {
                 if has_ended { Poll::Ready(()) } else { Poll::Pending }
             });
             tokio::select! {
-                reached = state.sleep_until(until) => return reached,
+                reached = state.sleep_until(wake) => match ping {
+                    Some((_, index)) if reached => {
+                        if let Some((_, session)) = self.sessions.get_mut(index) {
+                            session.send_ping().await;
+                        }
+                    }
+                    _ => return reached,
+                },
                 () = session_ended => {}
             }
         }
+    }
+
+    /// Returns when the next ping is due, and on which of the sessions.
+    fn next_ping(&self, state: &ThreadState) -> Option<(Instant, usize)> {
+        let due = |(index, (task, session)): (usize, &(usize, SessionSlot))| {
+            let PreparedKind::WebSocket(task) = &state.prepared.tasks.get(*task)?.kind else {
+                return None;
+            };
+            Some((session.next_ping(task.ping_interval)?, index))
+        };
+        self.sessions.iter().enumerate().filter_map(due).min()
     }
 
     /// Closes the user's sessions, within [`CLOSE_TIMEOUT`].

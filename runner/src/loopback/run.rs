@@ -57,6 +57,7 @@ pub(crate) async fn run_on_loopback(
     let get = serde_json::from_value(serde_json::json!({"path": "/"}))?;
     let users = load.peak_users();
     let test = ValidTest {
+        precision: loadtest_core::Duration::ZERO,
         target: Target { http: Some(format!("http://{}", target.address)), ..Target::default() },
         load,
         graceful_stop: loadtest_core::Duration::from_secs(30),

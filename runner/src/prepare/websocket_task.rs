@@ -1,10 +1,11 @@
 //! WebSocket tasks, prepared.
 
+use std::time::Duration;
+
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Uri, header};
 use loadtest_core::resource::{MessageFormat, Session, WebSocketTask};
-use tokio_tungstenite::tungstenite::Message;
 
 use crate::prepare::{
     endpoint::Endpoint,
@@ -13,6 +14,7 @@ use crate::prepare::{
     reply::ReplyMatcher,
     request::{write_header, write_request_line},
 };
+use crate::protocol::websocket_frames::OutgoingMessage;
 
 /// A WebSocket session, ready to be opened.
 pub(crate) struct PreparedWebSocket {
@@ -22,7 +24,7 @@ pub(crate) struct PreparedWebSocket {
     /// The subprotocols that the request offers.
     pub(crate) subprotocols: Vec<String>,
     /// Messages to send. All users share them.
-    pub(crate) messages: Vec<Message>,
+    pub(crate) messages: Vec<OutgoingMessage>,
     /// Number of replies to each message.
     pub(crate) replies: u32,
     /// Which messages are replies.
@@ -31,6 +33,8 @@ pub(crate) struct PreparedWebSocket {
     pub(crate) keep_open: bool,
     /// True when the session ends with a close frame.
     pub(crate) send_close: bool,
+    /// Interval of pings while the session waits for its user.
+    pub(crate) ping_interval: Option<Duration>,
 }
 
 /// Prints no headers, because they may hold credentials.
@@ -56,7 +60,7 @@ impl PreparedWebSocket {
         let subprotocols = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL);
         let subprotocols = subprotocols.iter().filter_map(|value| value.to_str().ok());
         Ok(Self {
-            upgrade_request: encode_upgrade(&uri, &headers),
+            upgrade_request: encode_upgrade(&uri, &headers, task.compression),
             subprotocols: subprotocols
                 .flat_map(|value| value.split(','))
                 .map(|name| name.trim().to_owned())
@@ -70,18 +74,19 @@ impl PreparedWebSocket {
             reply: ReplyMatcher::new(task.reply.as_ref())?,
             keep_open: task.session == Session::PerUser,
             send_close: task.close,
+            ping_interval: task.ping_interval.map(loadtest_core::Duration::to_std),
         })
     }
 }
 
-fn encode_message(text: &str, format: MessageFormat) -> Result<Message, PrepareError> {
+fn encode_message(text: &str, format: MessageFormat) -> Result<OutgoingMessage, PrepareError> {
     match format {
-        MessageFormat::Text => Ok(Message::text(text)),
+        MessageFormat::Text => Ok(OutgoingMessage::Text(text.as_bytes().to_vec().into())),
         MessageFormat::Base64 => {
             let bytes = STANDARD.decode(text).map_err(|_| PrepareError::Base64 {
                 message: loadtest_core::text::truncate(text, 60),
             })?;
-            Ok(Message::binary(bytes))
+            Ok(OutgoingMessage::Binary(bytes.into()))
         }
     }
 }
@@ -89,7 +94,7 @@ fn encode_message(text: &str, format: MessageFormat) -> Result<Message, PrepareE
 /// Encodes a request for an upgrade without its key (RFC 6455, 4.1).
 ///
 /// Names of headers have no case, but some servers know these only as the standard spells them.
-fn encode_upgrade(uri: &Uri, headers: &HeaderMap) -> Bytes {
+fn encode_upgrade(uri: &Uri, headers: &HeaderMap, compression: bool) -> Bytes {
     let mut bytes = BytesMut::with_capacity(512);
     write_request_line(&mut bytes, &http::Method::GET, uri);
     for (name, value) in headers {
@@ -101,7 +106,8 @@ fn encode_upgrade(uri: &Uri, headers: &HeaderMap) -> Bytes {
             header::CONNECTION
             | header::UPGRADE
             | header::SEC_WEBSOCKET_VERSION
-            | header::SEC_WEBSOCKET_KEY => continue,
+            | header::SEC_WEBSOCKET_KEY
+            | header::SEC_WEBSOCKET_EXTENSIONS => continue,
             _ => name.as_str(),
         };
         write_header(&mut bytes, name, value.as_bytes());
@@ -109,6 +115,10 @@ fn encode_upgrade(uri: &Uri, headers: &HeaderMap) -> Bytes {
     write_header(&mut bytes, "Connection", b"Upgrade");
     write_header(&mut bytes, "Upgrade", b"websocket");
     write_header(&mut bytes, "Sec-WebSocket-Version", b"13");
+    if compression {
+        let offer = b"permessage-deflate; client_no_context_takeover";
+        write_header(&mut bytes, "Sec-WebSocket-Extensions", offer);
+    }
     bytes.freeze()
 }
 
@@ -125,7 +135,7 @@ mod tests {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         headers.insert("x-loadtest-run", HeaderValue::from_static("run-1"));
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("chat"));
-        let request = encode_upgrade(&"/a?b".parse().unwrap(), &headers);
+        let request = encode_upgrade(&"/a?b".parse().unwrap(), &headers, false);
         let mut lines: Vec<_> = std::str::from_utf8(&request).unwrap().lines().collect();
         assert_eq!(lines.remove(0), "GET /a?b HTTP/1.1");
         lines.sort_unstable();

@@ -5,10 +5,6 @@ use std::hash::{BuildHasher, RandomState};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::BytesMut;
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
-use tokio_tungstenite::{
-    WebSocketStream,
-    tungstenite::protocol::{Role, WebSocketConfig},
-};
 
 use crate::{
     failure::{ErrorKind, Failure},
@@ -17,12 +13,11 @@ use crate::{
     protocol::{
         http1::{read_head, write_request},
         target_words::with_words,
+        websocket_frames::FrameReader,
+        websocket_stream::WebSocket,
     },
 };
 
-/// Size of the read buffer of a session. The default of the library is 128 KiB per socket,
-/// allocated at connect.
-const READ_SIZE: usize = 1 << 10;
 /// The text that a target appends to the key of a handshake (RFC 6455, 1.3).
 const KEY_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -33,7 +28,7 @@ const KEY_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 pub(crate) async fn upgrade_connection(
     mut stream: MeteredStream,
     prepared: &PreparedWebSocket,
-) -> Result<WebSocketStream<MeteredStream>, Failure> {
+) -> Result<WebSocket, Failure> {
     let key = new_key();
     let end = format!("Sec-WebSocket-Key: {key}\r\n\r\n");
     let request = [&prepared.upgrade_request, end.as_bytes()].concat();
@@ -49,11 +44,34 @@ pub(crate) async fn upgrade_connection(
     }
     check_agreement(&head.headers, &prepared.subprotocols, &accept_key(&key))
         .map_err(|problem| Failure::new(ErrorKind::Protocol, problem))?;
+    let deflate = agreed_compression(&head.headers)
+        .map_err(|problem| Failure::new(ErrorKind::Protocol, problem))?;
     // Messages that arrived with the response. The copy is as small as they are: the buffer itself
     // would stay allocated for the whole session.
-    let rest = buffer.to_vec();
-    let config = WebSocketConfig::default().read_buffer_size(READ_SIZE).write_buffer_size(0);
-    Ok(WebSocketStream::from_partially_read(stream, rest, Role::Client, Some(config)).await)
+    let rest = BytesMut::from(&buffer[..]);
+    Ok(WebSocket::new(stream, rest, FrameReader::new(deflate), new_mask_seed()))
+}
+
+/// Returns a random number.
+fn new_mask_seed() -> u32 {
+    let [.., a, b, c, d] = RandomState::new().hash_one(0_u8).to_ne_bytes();
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+/// Returns whether the target compresses its messages, and then whether each message starts with an
+/// empty window (RFC 7692, 7.1).
+///
+/// # Errors
+/// The problem, in words, when the target chose an extension that was not offered.
+fn agreed_compression(headers: &[HeaderField]) -> Result<Option<bool>, String> {
+    let Some(chosen) = values_of(headers, "sec-websocket-extensions").next() else {
+        return Ok(None);
+    };
+    let mut parts = chosen.split(';').map(str::trim);
+    if parts.next() != Some("permessage-deflate") {
+        return Err(format!("the target chose the extension {chosen:?}, which was not offered"));
+    }
+    Ok(Some(parts.any(|part| part == "server_no_context_takeover")))
 }
 
 /// Returns a random key: 16 bytes in base64.

@@ -8,22 +8,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use futures_util::{SinkExt, StreamExt};
-use tokio_tungstenite::{
-    WebSocketStream,
-    tungstenite::{self, Message},
-};
-
 use crate::{
     failure::{ErrorKind, Failure},
     measure::{
         in_flight::{InFlightRequest, RequestPhase},
         recorder::OpenedConnection,
     },
-    net::{connector::Connector, stream::MeteredStream, timestamped_socket::ConnectionStats},
+    net::{connector::Connector, timestamped_socket::ConnectionStats},
     prepare::{reply::ReplyMatcher, websocket_task::PreparedWebSocket},
-    protocol::{target_words::shorten, upgrade::upgrade_connection},
+    protocol::{
+        target_words::shorten,
+        upgrade::upgrade_connection,
+        websocket_frames::OutgoingMessage,
+        websocket_stream::{SocketEvent, WebSocket},
+    },
 };
 
 /// Maximum time to wait for the reply to a close frame.
@@ -31,17 +29,17 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The code of a connection that ended without a close frame (RFC 6455, 7.1.5).
 const NO_CLOSE_FRAME: u16 = 1006;
-/// The code of a close frame without a code.
-const NO_CLOSE_CODE: u16 = 1005;
 
 /// A session that is open or being opened.
 #[derive(Debug)]
 struct Session {
     stats: Rc<ConnectionStats>,
     /// `None` until the upgrade.
-    stream: Option<Box<WebSocketStream<MeteredStream>>>,
+    stream: Option<Box<WebSocket>>,
     /// True once the target has replied to a message.
     has_replied: bool,
+    /// When the session was opened, or when the last ping was sent.
+    last_ping: Instant,
 }
 
 /// A slot for one session, which may be empty. It keeps counts of the session, so that a timeout
@@ -57,18 +55,9 @@ pub(crate) struct SessionSlot {
     uncounted_bytes: (u64, u64),
 }
 
-/// An event of a session.
-enum SessionEvent {
-    Message(Bytes),
-    Other,
-    /// The session has ended: its close code, or 1006 when the connection ended without a close
-    /// frame, and the reason that the target gave.
-    Closed(u16, String),
-}
-
 /// A message that waits for replies.
 struct SentMessage<'a> {
-    message: &'a Message,
+    message: &'a OutgoingMessage,
     at: Instant,
 }
 
@@ -108,19 +97,31 @@ impl SessionSlot {
         loop {
             let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
             let Some(stream) = stream else { return Poll::Ready(()) };
-            match stream.poll_next_unpin(context) {
+            match stream.poll_event(context) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Some(Ok(Message::Text(_) | Message::Binary(_)))) => {
-                    self.uncounted_messages.1 += 1;
-                }
-                Poll::Ready(Some(Ok(Message::Close(_)) | Err(_)) | None) => {
-                    // Writes the reply to the close frame.
-                    let _ = stream.poll_flush_unpin(context);
+                Poll::Ready(Ok(SocketEvent::Message(_))) => self.uncounted_messages.1 += 1,
+                Poll::Ready(Ok(SocketEvent::Control)) => {}
+                Poll::Ready(Ok(SocketEvent::Closed(..)) | Err(_)) => {
                     self.discard();
                     return Poll::Ready(());
                 }
-                Poll::Ready(Some(Ok(_))) => {}
             }
+        }
+    }
+
+    /// Returns the next time for a ping, if the session is open and its task wants pings.
+    pub(crate) fn next_ping(&self, interval: Option<Duration>) -> Option<Instant> {
+        let session = self.session.as_ref().filter(|session| session.stream.is_some())?;
+        Some(session.last_ping + interval?)
+    }
+
+    /// Sends a ping. A session that can't take it has ended.
+    pub(crate) async fn send_ping(&mut self) {
+        let Some(session) = &mut self.session else { return };
+        session.last_ping = Instant::now();
+        let Some(stream) = &mut session.stream else { return };
+        if stream.send_ping().await.is_err() {
+            self.discard();
         }
     }
 
@@ -129,7 +130,7 @@ impl SessionSlot {
     pub(crate) async fn close_kept_session(&mut self, prepared: &PreparedWebSocket) {
         let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
         if let Some(stream) = stream.filter(|_| prepared.send_close) {
-            let _ = WebSocketStream::close(stream, None).await;
+            let _ = stream.send_close().await;
         }
         self.discard();
     }
@@ -143,7 +144,12 @@ impl SessionSlot {
     ) -> Result<(), Failure> {
         in_flight.begin_websocket_connect();
         let (stream, stats, mut steps) = connector.connect(in_flight.user_tls()).await?;
-        let session = self.session.insert(Session { stats, stream: None, has_replied: false });
+        let session = self.session.insert(Session {
+            stats,
+            stream: None,
+            has_replied: false,
+            last_ping: Instant::now(),
+        });
         let began = Instant::now();
         match upgrade_connection(stream, prepared).await {
             Ok(stream) => session.stream = Some(Box::new(stream)),
@@ -171,12 +177,12 @@ impl SessionSlot {
         let mut other_message = None;
         loop {
             match self.next_event().await? {
-                SessionEvent::Message(message) => {
+                SocketEvent::Message(message) => {
                     let session = self.session.as_ref();
                     // A message that arrived before the sending can't be a reply.
                     let is_late = session.is_none_or(|s| s.stats.last_read.get() >= sent.at);
                     let is_first = session.is_none_or(|session| !session.has_replied);
-                    let sent = message_bytes(sent.message);
+                    let sent = sent.message.content();
                     if is_late && matcher.is_reply(&message, sent, is_first) {
                         if let Some(session) = &mut self.session {
                             session.has_replied = true;
@@ -185,8 +191,8 @@ impl SessionSlot {
                     }
                     other_message.get_or_insert(message);
                 }
-                SessionEvent::Other => {}
-                SessionEvent::Closed(code, reason) => {
+                SocketEvent::Control => {}
+                SocketEvent::Closed(code, reason) => {
                     let mut message = match code {
                         NO_CLOSE_FRAME => "connection ended before the reply".to_owned(),
                         code => format!("target closed with code {code} before the reply"),
@@ -203,34 +209,20 @@ impl SessionSlot {
         }
     }
 
-    async fn next_event(&mut self) -> Result<SessionEvent, Failure> {
+    async fn next_event(&mut self) -> Result<SocketEvent, Failure> {
         let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
         let Some(stream) = stream else {
-            return Ok(SessionEvent::Closed(NO_CLOSE_FRAME, String::new()));
+            return Ok(SocketEvent::Closed(NO_CLOSE_FRAME, String::new()));
         };
-        Ok(match stream.next().await {
-            Some(Ok(message @ (Message::Text(_) | Message::Binary(_)))) => {
-                self.uncounted_messages.1 += 1;
-                SessionEvent::Message(message.into_data())
-            }
-            Some(Ok(Message::Close(frame))) => {
-                // Writes the reply to the close frame. The target may be gone, so errors are
-                // ignored.
-                let _ = stream.flush().await;
-                let reason = frame.as_ref().map_or_else(String::new, |f| shorten(&f.reason));
-                let code = frame.map_or(NO_CLOSE_CODE, |frame| u16::from(frame.code));
-                SessionEvent::Closed(code, reason)
-            }
-            Some(Ok(_)) => SessionEvent::Other,
-            Some(Err(error)) => return Err(websocket_failure(error)),
-            None => SessionEvent::Closed(NO_CLOSE_FRAME, String::new()),
-        })
+        let event = stream.next_event().await?;
+        self.uncounted_messages.1 += u64::from(matches!(event, SocketEvent::Message(_)));
+        Ok(event)
     }
 
-    async fn send_message(&mut self, message: &Message) -> Result<(), Failure> {
+    async fn send_message(&mut self, message: &OutgoingMessage) -> Result<(), Failure> {
         let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
         let ended = || Failure::new(ErrorKind::WebSocketClose(NO_CLOSE_FRAME), "connection ended");
-        stream.ok_or_else(ended)?.send(message.clone()).await.map_err(websocket_failure)?;
+        stream.ok_or_else(ended)?.send(message).await?;
         self.uncounted_messages.0 += 1;
         Ok(())
     }
@@ -241,7 +233,7 @@ impl SessionSlot {
     async fn close_session(&mut self, connector: &Connector) -> Result<(), Failure> {
         let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
         let Some(stream) = stream else { return Ok(()) };
-        WebSocketStream::close(stream, None).await.map_err(websocket_failure)?;
+        stream.send_close().await?;
         if connector.ignores_close.get() {
             self.discard();
             return Ok(());
@@ -256,27 +248,16 @@ impl SessionSlot {
 }
 
 /// Awaits the reply to a close frame.
-async fn await_close(stream: &mut WebSocketStream<MeteredStream>) -> Result<(), Failure> {
+async fn await_close(stream: &mut WebSocket) -> Result<(), Failure> {
     loop {
-        match stream.next().await {
-            None | Some(Ok(Message::Close(_)) | Err(tungstenite::Error::ConnectionClosed)) => {
+        match stream.next_event().await {
+            Ok(SocketEvent::Message(_) | SocketEvent::Control) => {}
+            // Some servers drop the connection instead of a reply. The session is closed too then.
+            Ok(SocketEvent::Closed(..)) | Err(Failure { kind: ErrorKind::Reset, .. }) => {
                 return Ok(());
             }
-            Some(Ok(_)) => {}
-            // Some servers drop the connection instead of a reply. The session is closed too then.
-            Some(Err(error)) => match websocket_failure(error) {
-                Failure { kind: ErrorKind::Reset, .. } => return Ok(()),
-                failure => return Err(failure),
-            },
+            Err(failure) => return Err(failure),
         }
-    }
-}
-
-fn message_bytes(message: &Message) -> &[u8] {
-    match message {
-        Message::Text(text) => text.as_bytes(),
-        Message::Binary(bytes) => bytes,
-        _ => &[],
     }
 }
 
@@ -332,18 +313,4 @@ pub(crate) async fn perform_websocket(
         return Ok(last_read());
     }
     Ok(last_reply.unwrap_or_else(Instant::now))
-}
-
-fn websocket_failure(error: tungstenite::Error) -> Failure {
-    let kind = match &error {
-        tungstenite::Error::Io(io) => ErrorKind::from_io_error(io),
-        tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed => {
-            ErrorKind::WebSocketClose(NO_CLOSE_FRAME)
-        }
-        tungstenite::Error::Protocol(
-            tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
-        ) => ErrorKind::Reset,
-        _ => ErrorKind::Protocol,
-    };
-    Failure::new(kind, error)
 }

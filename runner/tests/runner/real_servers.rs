@@ -263,3 +263,54 @@ async fn old_connections_are_replaced() {
     assert_eq!((task.failed_requests(), task.reconnects), (0, 0));
     assert_eq!(task.addresses.values().sum::<u64>(), task.completed_requests());
 }
+
+/// A WebSocket task that sends one message and waits for one reply, with more `settings`.
+fn websocket_task(settings: &Value) -> Value {
+    let mut task = json!({"path": "/", "send": ["{\"id\": 1}"], "replies": 1, "timeout": "2s"});
+    for (name, value) in settings.as_object().unwrap() {
+        task[name] = value.clone();
+    }
+    json!({"webSocket": task})
+}
+
+/// Runs a WebSocket task for a second. Each connection gets `greeting` with the response to the
+/// handshake, and `replies` after each message, every one 20 ms after the one before.
+async fn run_web_socket(
+    settings: &Value,
+    greeting: &'static [&'static str],
+    replies: &'static [&'static str],
+) -> (TaskMetrics, Vec<String>) {
+    let url = crate::web_socket_handshake::start_scripted(greeting, replies).await;
+    let target = ScriptedTarget::start(vec![Step::Close]).await;
+    let mut plan = target.plan(websocket_task(settings));
+    plan.test.target.web_socket = Some(url);
+    let result = run_plan(plan).await;
+    (only_task(&result.metrics).clone(), result.examples.into_values().collect())
+}
+
+#[tokio::test]
+async fn greetings_and_heartbeats_end_no_round_trip() {
+    const WELCOME: &str = r#"{"type":"welcome"}"#;
+    const PING: &str = r#"{"type":"ping"}"#;
+    const REPLY: &str = r#"{"type":"reply","id":1}"#;
+    for (settings, greeting, replies) in [
+        (json!({}), &[WELCOME][..], &[PING, PING, REPLY][..]),
+        (json!({"reply": {"contains": "reply"}}), &["a"], &["b", "c", REPLY]),
+        (json!({"reply": {"regex": "\"id\":[0-9]"}}), &["a"], &["b", "c", REPLY]),
+        (json!({"reply": {"jsonPath": "$.id", "equals": "1"}}), &["a"], &["b", "{}", REPLY]),
+        (json!({"session": "PerUser", "reply": {"contains": "reply"}}), &["a"], &["b", "c", REPLY]),
+    ] {
+        let (task, messages) = run_web_socket(&settings, greeting, replies).await;
+        assert_eq!((task.failed_requests(), messages), (0, vec![]), "{settings}");
+        let round_trip = median(&task, LatencyMetric::WebSocketRoundTrip);
+        assert!((39.0..90.0).contains(&round_trip), "{settings}: {round_trip} ms");
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_only_gets_other_messages_says_so() {
+    let settings = json!({"reply": {"contains": "reply"}, "timeout": "300ms"});
+    let (task, messages) = run_web_socket(&settings, &[], &["other"]).await;
+    assert_eq!(task.completed_requests(), task.failed_requests());
+    assert!(task.errors["timeout_response"] > 0, "{:?} {messages:?}", task.errors);
+}

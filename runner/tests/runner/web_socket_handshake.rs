@@ -1,5 +1,7 @@
 //! The WebSocket handshake, against targets with unusual or wrong responses.
 
+use std::time::Duration;
+
 use loadtest_core::metrics::TaskMetrics;
 use serde_json::json;
 use tokio::{
@@ -27,7 +29,8 @@ async fn read_handshake_key(socket: &mut TcpStream) -> Option<String> {
 }
 
 /// Starts a target that responds to each handshake with `head` and `body`, and to each message with
-/// [`HI_FRAME`] if `body` is not empty. It writes `chunk_size` bytes at once. In `head`, `{key}` stands for the correct accept key. Returns the URL.
+/// [`HI_FRAME`] if `body` is not empty. It writes `chunk_size` bytes at once. In `head`, `{key}`
+/// stands for the correct accept key. Returns the URL.
 async fn start_target(head: &'static str, body: &'static [u8], chunk_size: usize) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("ws://{}", listener.local_addr().unwrap());
@@ -48,6 +51,48 @@ async fn start_target(head: &'static str, body: &'static [u8], chunk_size: usize
                 while socket.read(&mut rest).await.is_ok_and(|n| n > 0) {
                     if !body.is_empty() && socket.write_all(HI_FRAME).await.is_err() {
                         return;
+                    }
+                }
+            });
+        }
+    });
+    url
+}
+
+/// An unmasked text frame. The text has at most 125 bytes.
+fn text_frame(text: &str) -> Vec<u8> {
+    let length = u8::try_from(text.len()).ok().filter(|length| *length < 126).unwrap();
+    [&[0x81, length], text.as_bytes()].concat()
+}
+
+/// Starts a target that sends the texts of `greeting` together with its response to the handshake,
+/// and those of `replies` after each message, every one 20 ms after the one before. Returns the URL.
+pub(crate) async fn start_scripted(
+    greeting: &'static [&'static str],
+    replies: &'static [&'static str],
+) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("ws://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let Some(key) = read_handshake_key(&mut socket).await else { return };
+                let mut response =
+                    ACCEPTED.replace("{key}", &derive_accept_key(key.as_bytes())).into_bytes();
+                greeting.iter().for_each(|text| response.extend(text_frame(text)));
+                socket.set_nodelay(true).unwrap();
+                let mut sent = socket.write_all(&response).await;
+                let mut frame = [0; 1024];
+                while sent.is_ok() && socket.read(&mut frame).await.is_ok_and(|n| n > 0) {
+                    // A close frame ends the session.
+                    if frame[0] & 0x0f == 8 {
+                        return;
+                    }
+                    for (index, text) in replies.iter().enumerate() {
+                        if index > 0 {
+                            tokio::time::sleep(Duration::from_millis(20)).await;
+                        }
+                        sent = sent.and(socket.write_all(&text_frame(text)).await);
                     }
                 }
             });

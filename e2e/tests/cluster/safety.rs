@@ -1,0 +1,275 @@
+//! What the operator does when it can't reach a runner, can't read an object, or was away: load stops
+//! when it is told to, runs once, and numbers stay.
+
+use std::{process::Command, sync::Mutex};
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::{
+    api::{
+        core::v1::{Pod, Secret},
+        events::v1::Event,
+    },
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams},
+};
+use loadtest_core::resource::{LoadTestStatus, Phase, Verdict};
+use serde_json::{Value, json};
+
+use crate::{
+    lifecycle::kill_operator,
+    test_namespace::{OPERATOR_NAMESPACE, TestNamespace, health_spec, is_ready, pod_ip, wait_for},
+};
+
+/// Traffic from the operator to one runner that is dropped, until this value is.
+struct CutRoute {
+    rule: Vec<String>,
+}
+
+impl CutRoute {
+    /// Drops the packets from the operator to a runner, on the node. This is what a network policy
+    /// would do on a cluster that enforces them.
+    fn new(operator: &str, runner: &str) -> Result<Self> {
+        let rule = ["FORWARD", "-s", operator, "-d", runner, "-p", "tcp", "-j", "DROP"];
+        let rule: Vec<String> = rule.map(str::to_owned).to_vec();
+        iptables("-I", &rule)?;
+        Ok(Self { rule })
+    }
+}
+
+impl Drop for CutRoute {
+    fn drop(&mut self) {
+        // A test that can't remove the rule has failed already.
+        let _ = iptables("-D", &self.rule);
+    }
+}
+
+fn iptables(action: &str, rule: &[String]) -> Result<()> {
+    let output = Command::new("iptables").args(["-w", action]).args(rule).output();
+    let output = output.context("iptables can't be run")?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "iptables {action} {rule:?}: {error}");
+    Ok(())
+}
+
+fn cancel() -> Patch<Value> {
+    Patch::Merge(json!({"spec": {"cancel": true}}))
+}
+
+fn has_requests(status: &LoadTestStatus) -> bool {
+    status.summary.as_ref().is_some_and(|summary| summary.requests > 0)
+}
+
+/// Waits until the operator has been replaced and is ready.
+async fn wait_for_operator(namespace: &TestNamespace) -> Result<Pod> {
+    let pods: Api<Pod> = Api::namespaced(namespace.client.clone(), OPERATOR_NAMESPACE);
+    let selector = ListParams::default().labels("app.kubernetes.io/name=loadtest-operator");
+    wait_for(90, "a ready operator", async || {
+        let found = pods.list(&selector).await?.items;
+        Ok(found.into_iter().find(|pod| is_ready(pod) && pod.metadata.deletion_timestamp.is_none()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn cancel_stops_a_runner_that_takes_no_orders() -> Result<()> {
+    // The operator is shared: other tests would see their runners vanish with a wrong rule.
+    TestNamespace::run_alone("cut-off", async |namespace| {
+        let target = namespace.deploy_simulator(json!({})).await?;
+        let test = namespace.create_test("cut-off", health_spec(5, "10m", &json!([]))).await?;
+        let uid = test.uid().context("no UID")?;
+        namespace.wait_for_status("cut-off", 60, has_requests).await?;
+        let operator = wait_for_operator(&namespace).await?;
+        let runner = namespace.list_runners("cut-off").await?.pop().context("no runner")?;
+        let _cut = CutRoute::new(
+            &pod_ip(&operator).context("no address")?,
+            &pod_ip(&runner).context("no address")?,
+        )?;
+        namespace.load_tests.patch("cut-off", &PatchParams::default(), &cancel()).await?;
+        let forced = namespace
+            .wait_for_status("cut-off", 60, |status| status.condition("StopForced").is_some())
+            .await?;
+        let condition = forced.condition("StopForced").context("no condition")?;
+        ensure!(condition.message.contains(&runner.name_any()), "{condition:?}");
+        let status = namespace.wait_until_finished("cut-off", 90).await?;
+        ensure!(status.known_phase() == Some(Phase::Cancelled), "{status:#?}");
+        // No load goes on.
+        let received = target.count_received(&uid).await?;
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        let later = target.count_received(&uid).await?;
+        ensure!(received == later, "{received} requests, then {later}");
+        wait_for(60, "no runner pod", async || {
+            Ok(namespace.list_runners("cut-off").await?.is_empty().then_some(()))
+        })
+        .await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn cancel_stops_runners_after_the_token_is_lost() -> Result<()> {
+    TestNamespace::run_alone("token", async |namespace| {
+        let target = namespace.deploy_simulator(json!({})).await?;
+        let test = namespace.create_test("token", health_spec(5, "10m", &json!([]))).await?;
+        let uid = test.uid().context("no UID")?;
+        namespace.wait_for_status("token", 60, has_requests).await?;
+        let secrets: Api<Secret> = Api::namespaced(namespace.client.clone(), OPERATOR_NAMESPACE);
+        let all = secrets.list(&ListParams::default()).await?.items;
+        let token = all.iter().find(|secret| {
+            secret.name_any().contains("loadtest-operator")
+                && secret.data.as_ref().is_some_and(|data| data.contains_key("key"))
+        });
+        let token = token.context("no Secret with the token key")?.name_any();
+        secrets.delete(&token, &DeleteParams::default()).await?;
+        kill_operator(&namespace).await?;
+        wait_for_operator(&namespace).await?;
+        namespace.load_tests.patch("token", &PatchParams::default(), &cancel()).await?;
+        let status = namespace.wait_until_finished("token", 90).await?;
+        ensure!(status.known_phase() == Some(Phase::Cancelled), "{status:#?}");
+        let forced = status.condition("StopForced").context("no condition StopForced")?;
+        ensure!(forced.message.contains("token Secret has changed"), "{forced:?}");
+        let received = target.count_received(&uid).await?;
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        ensure!(target.count_received(&uid).await? == received, "load goes on");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn numbers_of_a_lost_runner_survive_a_restart() -> Result<()> {
+    TestNamespace::run_alone("lost", async |namespace| {
+        namespace.deploy_simulator(json!({})).await?;
+        let thresholds = json!([{"metric": "errorRate", "target": "< 1%"}]);
+        let mut spec = health_spec(10, "40s", &thresholds);
+        spec["runners"] = json!({"count": 2});
+        spec["onRunnerLoss"] = "Continue".into();
+        namespace.create_test("lost", spec).await?;
+        namespace.wait_for_status("lost", 60, has_requests).await?;
+        let runner = namespace.list_runners("lost").await?.pop().context("no runner")?;
+        namespace.pods.evict(&runner.name_any(), &EvictParams::default()).await?;
+        let told = namespace
+            .wait_for_status("lost", 30, |status| status.condition("RunnersLost").is_some())
+            .await?;
+        let condition = told.condition("RunnersLost").context("no condition")?;
+        ensure!(condition.message.contains(&runner.name_any()), "{condition:?}");
+        ensure!(told.measurement.context("no measurement")?.runners_lost == 1);
+        let before = told.summary.context("no summary")?.requests;
+        kill_operator(&namespace).await?;
+        let lowest = Mutex::new(u64::MAX);
+        let status = namespace
+            .wait_for_status("lost", 120, |status| {
+                let requests = status.summary.as_ref().map_or(0, |summary| summary.requests);
+                let mut lowest = lowest.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                *lowest = (*lowest).min(requests);
+                status.condition("Finished").is_some_and(|c| c.status == "True")
+            })
+            .await?;
+        let lowest = lowest.into_inner()?;
+        ensure!(lowest >= before, "the status counted backwards, from {before} to {lowest}");
+        ensure!(status.known_phase() == Some(Phase::Finished), "{status:#?}");
+        ensure!(status.known_verdict() == Some(Verdict::Pass), "{status:#?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn runner_deleted_before_the_start_ends_the_test() -> Result<()> {
+    TestNamespace::run("deleted-early", async |namespace| {
+        let mut spec = health_spec(10, "20s", &json!([]));
+        // No node has this label, so that the runners wait.
+        spec["runners"] = json!({"count": 2, "nodeSelector": {"no-such-label": "true"}});
+        namespace.create_test("deleted-early", spec).await?;
+        let runner = wait_for(30, "a runner pod", async || {
+            Ok(namespace.list_runners("deleted-early").await?.pop())
+        })
+        .await?;
+        let waiting = namespace
+            .wait_for_status("deleted-early", 30, |status| {
+                status.condition("Started").is_some_and(|c| c.reason == "Unschedulable")
+            })
+            .await?;
+        let started = waiting.condition("Started").context("no condition")?;
+        ensure!(started.message.starts_with("0 of 2 runners ready"), "{started:?}");
+        namespace.pods.delete(&runner.name_any(), &DeleteParams::default()).await?;
+        let status = namespace.wait_until_finished("deleted-early", 30).await?;
+        ensure!(status.known_phase() == Some(Phase::Error), "{status:#?}");
+        let finished = status.condition("Finished").context("no condition")?;
+        ensure!(finished.reason == "RunnerFailed", "{finished:?}");
+        ensure!(finished.message.contains("was deleted"), "{finished:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn object_of_a_newer_version_is_left_untouched() -> Result<()> {
+    TestNamespace::run_alone("rollback", async |namespace| {
+        let target = namespace.deploy_simulator(json!({})).await?;
+        let spec = health_spec(3, "3s", &json!([]));
+        let test = namespace.create_test("rollback", spec).await?;
+        let uid = test.uid().context("no UID")?;
+        namespace.wait_until_finished("rollback", 60).await?;
+        let received = target.count_received(&uid).await?;
+        ensure!(received > 0);
+
+        // A newer version stores what this version can't read.
+        let crds: Api<CustomResourceDefinition> = Api::all(namespace.client.clone());
+        let name = "loadtests.loadtest.cell0.io";
+        let original = crds.get(name).await?;
+        let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        let path = "/spec/versions/0/schema/openAPIV3Schema/properties/status";
+        let relaxed = json!([{"op": "replace", "path": path, "value": any}]);
+        let relaxed = Patch::Json::<()>(serde_json::from_value(relaxed)?);
+        crds.patch(name, &PatchParams::default(), &relaxed).await?;
+        let patch_status = async |summary: Value| {
+            wait_for(30, "a patched status", async || {
+                let patch = Patch::Merge(json!({"status": {"summary": summary}}));
+                let request = http::Request::patch(format!(
+                    "/apis/loadtest.cell0.io/v1alpha1/namespaces/{}/loadtests/rollback/status",
+                    namespace.name
+                ))
+                .header("content-type", "application/merge-patch+json")
+                .body(serde_json::to_vec(match &patch {
+                    Patch::Merge(value) => value,
+                    _ => &Value::Null,
+                })?)?;
+                let stored: Value = namespace.client.request(request).await?;
+                Ok((stored["status"]["summary"] == summary).then_some(stored["status"].clone()))
+            })
+            .await
+        };
+        let before = patch_status(json!({"requests": "many"})).await?;
+        kill_operator(&namespace).await?;
+        wait_for_operator(&namespace).await?;
+        let events: Api<Event> = Api::namespaced(namespace.client.clone(), &namespace.name);
+        wait_for(60, "an Event about the object", async || {
+            let list = events.list(&ListParams::default()).await?;
+            Ok(list.items.into_iter().find(|e| e.reason.as_deref() == Some("Undecodable")))
+        })
+        .await?;
+        let request = http::Request::get(format!(
+            "/apis/loadtest.cell0.io/v1alpha1/namespaces/{}/loadtests/rollback",
+            namespace.name
+        ));
+        let after: Value = namespace.client.request(request.body(Vec::new())?).await?;
+        ensure!(after["status"] == before, "{:#} became {:#}", before, after["status"]);
+
+        // The newer version again, which reads it.
+        patch_status(json!({"requests": received})).await?;
+        let mut restored = original;
+        restored.metadata.resource_version = crds.get(name).await?.metadata.resource_version;
+        crds.replace(name, &PostParams::default(), &restored).await?;
+        kill_operator(&namespace).await?;
+        wait_for_operator(&namespace).await?;
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        let status = namespace.get_status("rollback").await?;
+        ensure!(status.known_phase() == Some(Phase::Finished), "{status:#?}");
+        ensure!(target.count_received(&uid).await? == received, "the load ran again");
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,156 @@
+//! An open WebSocket: reads and writes frames on a connection.
+
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::{
+    failure::{ErrorKind, Failure},
+    net::stream::MeteredStream,
+    protocol::websocket_frames::{FrameReader, FrameWriter, IncomingFrame, OutgoingMessage},
+};
+
+/// Number of bytes that are read at once. A session that waits keeps no more.
+const READ_SIZE: usize = 1 << 10;
+
+/// The code of a close frame without a code.
+const NO_CLOSE_CODE: u16 = 1005;
+
+/// An event of a session.
+#[derive(Debug)]
+pub(crate) enum SocketEvent {
+    /// A text or binary message.
+    Message(Bytes),
+    /// A control frame, which needs nothing from the user.
+    Control,
+    /// The target closed the session: its code and its reason.
+    Closed(u16, String),
+}
+
+/// An open WebSocket.
+#[derive(Debug)]
+pub(crate) struct WebSocket {
+    stream: MeteredStream,
+    input: BytesMut,
+    /// Bytes that are not written yet.
+    output: BytesMut,
+    reader: FrameReader,
+    writer: FrameWriter,
+    has_sent_close: bool,
+}
+
+fn io_failure(error: &std::io::Error) -> Failure {
+    Failure::new(ErrorKind::from_io_error(error), error)
+}
+
+impl WebSocket {
+    /// Takes over a connection that was upgraded. `input` are bytes that arrived with the response.
+    pub(crate) fn new(
+        stream: MeteredStream,
+        input: BytesMut,
+        reader: FrameReader,
+        mask_seed: u32,
+    ) -> Self {
+        Self {
+            stream,
+            input,
+            output: BytesMut::new(),
+            reader,
+            writer: FrameWriter::new(mask_seed),
+            has_sent_close: false,
+        }
+    }
+
+    /// Reads the next event, and answers pings and close frames.
+    pub(crate) fn poll_event(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<SocketEvent, Failure>> {
+        loop {
+            if let Some(frame) = self.reader.next_frame(&mut self.input)? {
+                let event = self.answer(frame);
+                // An answer that can't be written now is written with the next one.
+                if let Poll::Ready(Err(failure)) = self.poll_write_output(context)
+                    && !matches!(event, SocketEvent::Closed(..))
+                {
+                    return Poll::Ready(Err(failure));
+                }
+                return Poll::Ready(Ok(event));
+            }
+            self.input.reserve(READ_SIZE);
+            let read = ready!(pin!(self.stream.read_buf(&mut self.input)).poll(context));
+            if read.map_err(|error| io_failure(&error))? == 0 {
+                let message = "connection ended without a close frame";
+                return Poll::Ready(Err(Failure::new(ErrorKind::Reset, message)));
+            }
+        }
+    }
+
+    /// Awaits the next event.
+    pub(crate) async fn next_event(&mut self) -> Result<SocketEvent, Failure> {
+        poll_fn(|context| self.poll_event(context)).await
+    }
+
+    fn answer(&mut self, frame: IncomingFrame) -> SocketEvent {
+        match frame {
+            IncomingFrame::Message(content) => SocketEvent::Message(content),
+            IncomingFrame::Ping(content) => {
+                self.writer.write_pong(&content, &mut self.output);
+                SocketEvent::Control
+            }
+            IncomingFrame::Pong => SocketEvent::Control,
+            IncomingFrame::Close(code, reason) => {
+                if !self.has_sent_close {
+                    self.has_sent_close = true;
+                    self.writer.write_close(code, &mut self.output);
+                }
+                SocketEvent::Closed(code.unwrap_or(NO_CLOSE_CODE), reason)
+            }
+        }
+    }
+
+    fn poll_write_output(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        while !self.output.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(context, &self.output));
+            let written = written.map_err(|error| io_failure(&error))?;
+            self.output.advance(written);
+        }
+        Pin::new(&mut self.stream).poll_flush(context).map_err(|error| io_failure(&error))
+    }
+
+    async fn write_output(&mut self) -> Result<(), Failure> {
+        let Self { stream, output, .. } = self;
+        let written = async {
+            stream.write_all_buf(output).await?;
+            stream.flush().await
+        };
+        let result = written.await.map_err(|error| io_failure(&error));
+        // A session that waits holds no buffer.
+        self.output = BytesMut::new();
+        result
+    }
+
+    /// Sends a message.
+    pub(crate) async fn send(&mut self, message: &OutgoingMessage) -> Result<(), Failure> {
+        self.writer.write_message(message, &mut self.output);
+        self.write_output().await
+    }
+
+    /// Sends a ping.
+    pub(crate) async fn send_ping(&mut self) -> Result<(), Failure> {
+        self.writer.write_ping(&mut self.output);
+        self.write_output().await
+    }
+
+    /// Sends a close frame without a code.
+    pub(crate) async fn send_close(&mut self) -> Result<(), Failure> {
+        self.has_sent_close = true;
+        self.writer.write_close(None, &mut self.output);
+        self.write_output().await
+    }
+}
