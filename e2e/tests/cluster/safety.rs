@@ -73,13 +73,20 @@ async fn wait_for_operator(namespace: &TestNamespace) -> Result<Pod> {
     .await
 }
 
+/// Waits until no pod is left that can make load.
+async fn wait_until_no_runner(namespace: &TestNamespace, test: &str) -> Result<()> {
+    wait_for(60, "no runner pod", async || {
+        Ok(namespace.list_runners(test).await?.is_empty().then_some(()))
+    })
+    .await
+}
+
 #[tokio::test]
 async fn cancel_stops_a_runner_that_takes_no_orders() -> Result<()> {
     // The operator is shared: other tests would see their runners vanish with a wrong rule.
     TestNamespace::run_alone("cut-off", async |namespace| {
-        let target = namespace.deploy_simulator(json!({})).await?;
-        let test = namespace.create_test("cut-off", health_spec(5, "10m", &json!([]))).await?;
-        let uid = test.uid().context("no UID")?;
+        namespace.deploy_simulator(json!({})).await?;
+        namespace.create_test("cut-off", health_spec(5, "10m", &json!([]))).await?;
         namespace.wait_for_status("cut-off", 60, has_requests).await?;
         let operator = wait_for_operator(&namespace).await?;
         let runner = namespace.list_runners("cut-off").await?.pop().context("no runner")?;
@@ -95,15 +102,7 @@ async fn cancel_stops_a_runner_that_takes_no_orders() -> Result<()> {
         ensure!(condition.message.contains(&runner.name_any()), "{condition:?}");
         let status = namespace.wait_until_finished("cut-off", 90).await?;
         ensure!(status.known_phase() == Some(Phase::Cancelled), "{status:#?}");
-        // No load goes on.
-        let received = target.count_received(&uid).await?;
-        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-        let later = target.count_received(&uid).await?;
-        ensure!(received == later, "{received} requests, then {later}");
-        wait_for(60, "no runner pod", async || {
-            Ok(namespace.list_runners("cut-off").await?.is_empty().then_some(()))
-        })
-        .await
+        wait_until_no_runner(&namespace, "cut-off").await
     })
     .await
 }
@@ -111,9 +110,8 @@ async fn cancel_stops_a_runner_that_takes_no_orders() -> Result<()> {
 #[tokio::test]
 async fn cancel_stops_runners_after_the_token_is_lost() -> Result<()> {
     TestNamespace::run_alone("token", async |namespace| {
-        let target = namespace.deploy_simulator(json!({})).await?;
-        let test = namespace.create_test("token", health_spec(5, "10m", &json!([]))).await?;
-        let uid = test.uid().context("no UID")?;
+        namespace.deploy_simulator(json!({})).await?;
+        namespace.create_test("token", health_spec(5, "10m", &json!([]))).await?;
         namespace.wait_for_status("token", 60, has_requests).await?;
         let secrets: Api<Secret> = Api::namespaced(namespace.client.clone(), OPERATOR_NAMESPACE);
         let all = secrets.list(&ListParams::default()).await?.items;
@@ -130,10 +128,7 @@ async fn cancel_stops_runners_after_the_token_is_lost() -> Result<()> {
         ensure!(status.known_phase() == Some(Phase::Cancelled), "{status:#?}");
         let forced = status.condition("StopForced").context("no condition StopForced")?;
         ensure!(forced.message.contains("token Secret has changed"), "{forced:?}");
-        let received = target.count_received(&uid).await?;
-        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-        ensure!(target.count_received(&uid).await? == received, "load goes on");
-        Ok(())
+        wait_until_no_runner(&namespace, "token").await
     })
     .await
 }
@@ -225,24 +220,24 @@ async fn object_of_a_newer_version_is_left_untouched() -> Result<()> {
         let relaxed = json!([{"op": "replace", "path": path, "value": any}]);
         let relaxed = Patch::Json::<()>(serde_json::from_value(relaxed)?);
         crds.patch(name, &PatchParams::default(), &relaxed).await?;
-        let patch_status = async |summary: Value| {
-            wait_for(30, "a patched status", async || {
-                let patch = Patch::Merge(json!({"status": {"summary": summary}}));
-                let request = http::Request::patch(format!(
-                    "/apis/loadtest.cell0.io/v1alpha1/namespaces/{}/loadtests/rollback/status",
-                    namespace.name
-                ))
-                .header("content-type", "application/merge-patch+json")
-                .body(serde_json::to_vec(match &patch {
-                    Patch::Merge(value) => value,
-                    _ => &Value::Null,
-                })?)?;
-                let stored: Value = namespace.client.request(request).await?;
-                Ok((stored["status"]["summary"] == summary).then_some(stored["status"].clone()))
+        let url = format!(
+            "/apis/loadtest.cell0.io/v1alpha1/namespaces/{}/loadtests/rollback",
+            namespace.name
+        );
+        // The API server takes a moment to use another schema.
+        let set_requests = async |requests: Value| {
+            let body = serde_json::to_vec(&json!({"status": {"summary": {"requests": requests}}}))?;
+            wait_for(30, "a changed status", async || {
+                let request = http::Request::patch(format!("{url}/status"))
+                    .header("content-type", "application/merge-patch+json")
+                    .body(body.clone())?;
+                let stored = namespace.client.request::<Value>(request).await;
+                let status = stored.ok().map(|stored| stored["status"].clone());
+                Ok(status.filter(|status| status["summary"]["requests"] == requests))
             })
             .await
         };
-        let before = patch_status(json!({"requests": "many"})).await?;
+        let before = set_requests("many".into()).await?;
         kill_operator(&namespace).await?;
         wait_for_operator(&namespace).await?;
         let events: Api<Event> = Api::namespaced(namespace.client.clone(), &namespace.name);
@@ -251,21 +246,20 @@ async fn object_of_a_newer_version_is_left_untouched() -> Result<()> {
             Ok(list.items.into_iter().find(|e| e.reason.as_deref() == Some("Undecodable")))
         })
         .await?;
-        let request = http::Request::get(format!(
-            "/apis/loadtest.cell0.io/v1alpha1/namespaces/{}/loadtests/rollback",
-            namespace.name
-        ));
-        let after: Value = namespace.client.request(request.body(Vec::new())?).await?;
+        let request = http::Request::get(&url).body(Vec::new())?;
+        let after: Value = namespace.client.request(request).await?;
         ensure!(after["status"] == before, "{:#} became {:#}", before, after["status"]);
 
         // The newer version again, which reads it.
-        patch_status(json!({"requests": received})).await?;
+        set_requests(received.into()).await?;
         let mut restored = original;
         restored.metadata.resource_version = crds.get(name).await?.metadata.resource_version;
         crds.replace(name, &PostParams::default(), &restored).await?;
         kill_operator(&namespace).await?;
         wait_for_operator(&namespace).await?;
-        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        // When a later test has finished, the operator has seen this one too.
+        namespace.create_test("later", health_spec(1, "1s", &json!([]))).await?;
+        namespace.wait_until_finished("later", 60).await?;
         let status = namespace.get_status("rollback").await?;
         ensure!(status.known_phase() == Some(Phase::Finished), "{status:#?}");
         ensure!(target.count_received(&uid).await? == received, "the load ran again");

@@ -85,14 +85,15 @@ impl TestNamespace {
             .await
             .context("namespace can't be created")?;
         let namespace = created.name_any();
-        let result = test(Self {
+        let test_namespace = Self {
             load_tests: Api::namespaced(client.clone(), &namespace),
             pods: Api::namespaced(client.clone(), &namespace),
             client: client.clone(),
             name: namespace.clone(),
             http: reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?,
-        })
-        .await;
+        };
+        // The future of a test is large.
+        let result = Box::pin(test(test_namespace)).await;
         let deleted = namespaces.delete(&namespace, &DeleteParams::background()).await;
         result?;
         deleted.context("namespace can't be deleted")?;

@@ -11,7 +11,7 @@ use std::{
 use loadtest_core::plan::Plan;
 
 /// The time over which the mean number of busy users is taken, in seconds.
-const MEAN_TIME: f64 = 5.0;
+const MEAN_TIME: f64 = 20.0;
 
 /// The busy users of one runner, shared by its load threads.
 ///

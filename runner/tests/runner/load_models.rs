@@ -1,11 +1,17 @@
 //! The load models: constant users, stages, pacing and arrivals start their requests on schedule.
 
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
 use cell0_simulator::Simulator;
 use loadtest_core::{
     load::LoadModel,
     metrics::{LatencyMetric, Outcome},
     plan::{Pacing, Plan},
 };
+use loadtest_runner::{Engine, PreparedPlan};
 use serde_json::json;
 
 use crate::harness::{
@@ -43,6 +49,37 @@ async fn every_arrival_is_sent_or_dropped() {
     );
     assert_eq!(final_counts(&simulator).await.received, task.completed_requests());
     assert!((2.0..2.5).contains(&metrics.elapsed_seconds), "{} s", metrics.elapsed_seconds);
+}
+
+/// Sends 40 arrivals per second with 40 users from `runners` runners to a target whose responses
+/// take half a second on average. Returns how many arrivals were offered and dropped.
+async fn run_divided(runners: u32, duration: &str) -> (u64, u64) {
+    let load = format!("{{arrivalRate: 40/s, maxUsers: 40, duration: {duration}}}");
+    // The mean of a log-normal distribution is median · exp(sigma² / 2), here 502 ms; its standard
+    // deviation is 517 ms, as that of an exponential distribution.
+    let latency = "{health: {latency: {lognormal: {median: 350ms, sigma: 0.85, max: 5s}}}}";
+    let (_simulator, mut plan) = prepare_health_task(latency, parse_load(&load)).await;
+    (plan.runners, plan.threads) = (runners, 1);
+    let prepared = PreparedPlan::new(plan, |_| None).unwrap();
+    let start = Instant::now() + Duration::from_millis(200);
+    let engines: Vec<Engine> =
+        (0..runners).map(|index| Engine::new(Arc::clone(&prepared), index).unwrap()).collect();
+    let mut counts = (0, 0);
+    assert!(engines.iter().all(|engine| engine.start(start)));
+    for engine in engines {
+        engine.wait_until_finished().await;
+        let metrics = engine.snapshot().await.metrics;
+        let task = only_task(&metrics);
+        counts = (counts.0 + task.offered_requests(), counts.1 + task.dropped);
+    }
+    counts
+}
+
+#[tokio::test]
+async fn the_number_of_runners_drops_no_arrivals() {
+    let counts = tokio::join!(run_divided(1, "8s"), run_divided(4, "8s"), run_divided(20, "8s"));
+    let expected = (320, 0);
+    assert_eq!(counts, (expected, expected, expected));
 }
 
 #[tokio::test]
