@@ -14,7 +14,7 @@ use crate::prepare::{
     reply::ReplyMatcher,
     request::{write_header, write_request_line},
 };
-use crate::protocol::websocket_frames::OutgoingMessage;
+use crate::protocol::websocket::frames::OutgoingMessage;
 
 /// A WebSocket session, ready to be opened.
 pub(crate) struct PreparedWebSocket {

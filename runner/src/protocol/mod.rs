@@ -14,5 +14,3 @@ mod send_error;
 mod target_words;
 pub(crate) mod upgrade;
 pub(crate) mod websocket;
-pub(crate) mod websocket_frames;
-mod websocket_stream;

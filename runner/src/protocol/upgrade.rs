@@ -13,8 +13,8 @@ use crate::{
     protocol::{
         http1::{read_head, write_request},
         target_words::with_words,
-        websocket_frames::FrameReader,
-        websocket_stream::WebSocket,
+        websocket::frames::FrameReader,
+        websocket::stream::WebSocket,
     },
 };
 

@@ -1,6 +1,9 @@
 //! WebSocket sessions: connect, send messages, await replies, close. A session may stay open from
 //! task to task.
 
+pub(crate) mod frames;
+pub(super) mod stream;
+
 use std::{
     net::SocketAddr,
     rc::Rc,
@@ -19,8 +22,8 @@ use crate::{
     protocol::{
         target_words::shorten,
         upgrade::upgrade_connection,
-        websocket_frames::OutgoingMessage,
-        websocket_stream::{SocketEvent, WebSocket},
+        websocket::frames::OutgoingMessage,
+        websocket::stream::{SocketEvent, WebSocket},
     },
 };
 

@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::{
     failure::{ErrorKind, Failure},
     net::stream::MeteredStream,
-    protocol::websocket_frames::{FrameReader, FrameWriter, IncomingFrame, OutgoingMessage},
+    protocol::websocket::frames::{FrameReader, FrameWriter, IncomingFrame, OutgoingMessage},
 };
 
 /// Number of bytes that are read at once. A session that waits keeps no more.
