@@ -184,14 +184,15 @@ async fn run_load(
         ..RunContext::default()
     };
     let status = build_status(valid, &metrics, &timeline, &context, start_time);
-    if let Some(path) = &arguments.json {
+    // A file that can't be written does not lose the others, or the result on the terminal.
+    let json_result = arguments.json.as_ref().map_or(Ok(()), |path| {
         let value = build_json_result(test, &status, &metrics);
         std::fs::write(path, format!("{value:#}\n"))
-            .with_context(|| format!("the result can't be written to {}", path.display()))?;
-    }
-    write!(out, "{}", render::format_result(test, &status, Some(&metrics)))?;
-    out.flush()?;
-    // Checked after the result is printed, so that a full disk does not lose the result.
+            .with_context(|| format!("the result can't be written to {}", path.display()))
+    });
+    let result = render::format_result(test, &status, Some(&metrics));
+    write!(out, "{result}").and_then(|()| out.flush())?;
+    json_result?;
     log_result.context("--request-log: the file can't be written")?;
     Ok(Exit::from_verdict(status.known_verdict().unwrap_or(Verdict::Inconclusive)))
 }

@@ -3,16 +3,19 @@
 #![allow(clippy::unwrap_used, reason = "a test that can't be set up has failed")]
 
 use std::{
+    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     sync::{Mutex, PoisonError},
 };
 
 use serde_json::Value;
 
+/// Held while a load test runs.
+static RUNNING: Mutex<()> = Mutex::new(());
+
 /// Runs `loadtest run`. Runs only one load test at a time: two at once would delay each other.
 fn run_loadtest(arguments: &[&str]) -> Output {
-    static RUNNING: Mutex<()> = Mutex::new(());
     let _guard = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
     Command::new(env!("CARGO_BIN_EXE_loadtest")).arg("run").args(arguments).output().unwrap()
 }
@@ -148,4 +151,46 @@ fn unknown_fields_and_too_large_files_are_rejected() {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("900 KiB that fit into a ConfigMap"), "{stderr}");
+}
+
+#[test]
+fn signals_end_the_run_and_everything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = write_test(folder.path(), r#"{metric: errorRate, target: "< 1%"}"#);
+    for signal in ["TERM", "INT"] {
+        let path = |name: &str| folder.path().join(format!("{signal}.{name}"));
+        let (json, log) = (path("json"), path("csv"));
+        let _guard = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut run = Command::new(env!("CARGO_BIN_EXE_loadtest"))
+            .args(["run", &file, "--simulator", "-t", "10m", "--json"])
+            .arg(&json)
+            .arg("--request-log")
+            .arg(&log)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // Title, header and the first line of progress: the load is on.
+        let mut lines = BufReader::new(run.stdout.take().unwrap()).lines();
+        let start: Vec<String> = lines.by_ref().take(3).map(Result::unwrap).collect();
+        let id = run.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+        let rest: Vec<String> = lines.map(Result::unwrap).collect();
+        let code = run.wait().unwrap().code();
+        assert_eq!(code, Some(3), "{signal}: {start:?} {rest:?}");
+        assert!(rest.iter().any(|line| line.contains("VERDICT  Inconclusive")), "{rest:?}");
+        let result: Value = serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+        let requests = result["total"]["requests"].as_u64().unwrap();
+        let logged = std::fs::read_to_string(log).unwrap().lines().count() as u64 - 1;
+        assert!(requests > 0 && requests == logged, "{requests} requests, {logged} logged");
+    }
+}
+
+#[test]
+fn a_duration_without_a_unit_is_in_seconds() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = write_test(folder.path(), r#"{metric: errorRate, target: "< 1%"}"#);
+    let output = run_until_conclusive(&[&file, "--simulator", "-t", "2"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("for 2s against"), "{text}");
 }

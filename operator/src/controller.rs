@@ -10,14 +10,14 @@ use std::{
 };
 
 use futures_util::{StreamExt, future::join_all};
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{
-    Api, Client, Resource,
-    core::DeserializeGuard,
+    Api, Client, Resource, ResourceExt,
+    core::{DeserializeGuard, NamespaceResourceScope},
     runtime::{
         Controller,
         controller::{Config, Error as ControllerError},
-        reflector::Store,
+        reflector::{ObjectRef, Store},
         watcher,
     },
 };
@@ -25,7 +25,7 @@ use loadtest_core::resource::LoadTest;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    children::OPERATOR_NAME,
+    children::{OPERATOR_NAME, UID_LABEL},
     context::Context,
     error::format_error_chain,
     reconcile::{object_key, on_error, reconcile},
@@ -54,24 +54,21 @@ pub async fn run(
     ready: Arc<AtomicBool>,
     stop: CancellationToken,
 ) {
-    let apis: Vec<(Api<DeserializeGuard<LoadTest>>, Api<Job>)> = if namespaces.is_empty() {
-        vec![(Api::all(client.clone()), Api::all(client))]
-    } else {
-        let apis_in = |namespace: &String| {
-            (Api::namespaced(client.clone(), namespace), Api::namespaced(client.clone(), namespace))
-        };
-        namespaces.iter().map(apis_in).collect()
-    };
+    let scopes: Vec<Option<&String>> =
+        if namespaces.is_empty() { vec![None] } else { namespaces.iter().map(Some).collect() };
     let mut stores = Vec::new();
-    let controllers: Vec<_> = apis
+    let controllers: Vec<_> = scopes
         .into_iter()
-        .map(|(tests, jobs)| {
-            let own_jobs = format!("app.kubernetes.io/managed-by={OPERATOR_NAME}");
+        .map(|namespace| {
+            let own = format!("app.kubernetes.io/managed-by={OPERATOR_NAME}");
             let watch = watcher::Config::default().timeout(WATCH_TIMEOUT_SECONDS);
-            let tests = Controller::new(tests, watch.clone());
-            stores.push(tests.store());
+            let tests = Controller::new(api_in(&client, namespace), watch.clone());
+            let store = tests.store();
+            stores.push(store.clone());
+            let own = watch.labels(&own);
             tests
-                .owns(jobs, watch.labels(&own_jobs))
+                .owns(api_in::<Job>(&client, namespace), own.clone())
+                .watches(api_in(&client, namespace), own, move |pod| test_of_pod(&store, &pod))
                 .with_config(Config::default().concurrency(MAX_CONCURRENT_RECONCILES))
                 .graceful_shutdown_on(stop.clone().cancelled_owned())
                 .run(reconcile, on_error, Arc::clone(&context))
@@ -118,6 +115,27 @@ pub async fn run(
 }
 
 /// Drops the caches of tests that no longer exist.
+/// Returns the objects of a namespace, or those of all namespaces.
+fn api_in<K>(client: &Client, namespace: Option<&String>) -> Api<K>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// Returns the test of a runner pod. The Job owns the pod, and the test owns the Job.
+fn test_of_pod(
+    tests: &Store<DeserializeGuard<LoadTest>>,
+    pod: &Pod,
+) -> Option<ObjectRef<DeserializeGuard<LoadTest>>> {
+    let uid = pod.labels().get(UID_LABEL)?;
+    let test = tests.find(|test| test.meta().uid.as_ref() == Some(uid))?;
+    Some(ObjectRef::from_obj(test.as_ref()))
+}
+
 fn drop_deleted_tests(context: &Context, stores: &[Store<DeserializeGuard<LoadTest>>]) {
     let objects: Vec<_> = stores.iter().flat_map(Store::state).collect();
     let run_uids = objects.iter().filter_map(|object| object.meta().uid.clone()).collect();

@@ -28,6 +28,8 @@ const MAX_CONCURRENT_REQUESTS: usize = 16;
 
 /// Maximum size of a runner's response. The metrics of 64 tasks at full resolution are smaller.
 const MAX_RESPONSE_BYTES: usize = 16 << 20;
+/// Time limit for asking a runner whether it is ready.
+const READINESS_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(500);
 /// Time limit for reading the log of a pod. The kubelet that holds the log may be gone.
 const LOG_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Time for which a log that can't be read is tried again before its runner counts as lost.
@@ -59,6 +61,17 @@ pub(crate) enum CollectError {
 fn runner_url(ip: &str, path: &str) -> String {
     let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
     format!("http://{host}:{}{path}", control::PORT)
+}
+
+/// Asks runners that run and are not ready yet, and marks those that say they are.
+pub(crate) async fn ask_readiness(context: &Context, runners: &mut [Runner]) {
+    let questions =
+        runners.iter_mut().filter(|runner| runner.may_become_ready()).map(async |runner| {
+            let url = runner_url(runner.ip.as_deref().unwrap_or_default(), path::READINESS);
+            let response = context.http.get(url).timeout(READINESS_TIMEOUT).send().await;
+            runner.ready = response.is_ok_and(|response| response.status().is_success());
+        });
+    run_concurrently(questions.collect()).await;
 }
 
 /// Updates the snapshots of all started runners in the cache.

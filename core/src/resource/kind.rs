@@ -59,8 +59,8 @@ pub struct LoadTestSpec {
     /// The pods that make the load.
     #[serde(default)]
     pub runners: Runners,
-    /// What happens when a runner is lost under load: `Fail` stops the test and keeps its numbers,
-    /// `Continue` goes on as long as minRunners are left.
+    /// The response to the loss of a runner under load: `Fail` stops the test and keeps its
+    /// numbers, `Continue` goes on as long as minRunners are left.
     #[serde(default)]
     pub on_runner_loss: OnRunnerLoss,
     /// Number of runners that must be left with `onRunnerLoss: Continue`. With fewer, the test
@@ -88,7 +88,7 @@ pub struct LoadTestSpec {
     pub ttl_seconds_after_finished: Option<u32>,
 }
 
-/// What happens when a runner is lost under load.
+/// The response to the loss of a runner under load.
 #[derive(
     Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, schemars::JsonSchema,
 )]

@@ -205,14 +205,14 @@ pub struct Tls {
         "messageExpression": "'\"' + self + '\" is not a host name'",
     }])))]
     pub server_name: Option<String>,
-    /// Who resumes TLS sessions of earlier connections, which spares the target most of the
-    /// handshake: `PerUser` (each user its own, like a browser), `Shared` (all users of a runner,
+    /// The scope in which TLS sessions are resumed, which spares the target most of the handshake:
+    /// `PerUser` (each user its own, like a browser), `Shared` (all users of a runner,
     /// like the clients in a service) or `Never`.
     #[serde(default)]
     pub session_resumption: SessionResumption,
 }
 
-/// Who resumes TLS sessions.
+/// The scope in which TLS sessions are resumed.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 pub enum SessionResumption {

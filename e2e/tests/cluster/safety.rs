@@ -1,5 +1,5 @@
-//! What the operator does when it can't reach a runner, can't read an object, or was away: load stops
-//! when it is told to, runs once, and numbers stay.
+//! Load stops when it is told to, runs once, and numbers stay, also when the operator can't reach a
+//! runner, can't read an object, or was away.
 
 use std::{process::Command, sync::Mutex};
 

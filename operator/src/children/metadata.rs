@@ -13,6 +13,8 @@ pub(crate) const OPERATOR_NAME: &str = "loadtest-operator";
 const RUNNER_APP_NAME: &str = "loadtest-runner";
 /// Name of the runner's container.
 pub(crate) const RUNNER_CONTAINER: &str = "runner";
+/// Label with the UID of the test, on all of its child objects.
+pub(crate) const UID_LABEL: &str = "loadtest.cell0.io/uid";
 /// Maximum length of a Job's name. The names of its pods add an index and a suffix.
 const MAX_JOB_NAME_LENGTH: usize = 52;
 /// Maximum length of a label value in Kubernetes.
@@ -37,7 +39,7 @@ pub(super) fn child_labels(test: &LoadTest) -> BTreeMap<String, String> {
         ("app.kubernetes.io/name".into(), RUNNER_APP_NAME.into()),
         ("app.kubernetes.io/managed-by".into(), OPERATOR_NAME.into()),
         (format!("{GROUP}/name"), name),
-        (format!("{GROUP}/uid"), test.uid().unwrap_or_default()),
+        (UID_LABEL.into(), test.uid().unwrap_or_default()),
     ])
 }
 

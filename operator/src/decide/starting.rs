@@ -13,8 +13,12 @@ use crate::{
 
 /// How much later than its start timeout a test may start.
 const LATE_START_MARGIN: Duration = Duration::from_secs(10);
-/// Interval between two reconciliations while runners start.
+/// Interval between two reconciliations while runners start. A change of a pod causes one at once.
 pub(super) const STARTUP_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval between two questions to runners that run and are not ready.
+const READINESS_POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Age of a Job from which on the operator asks its runners less often.
+const SLOW_START: Duration = Duration::from_secs(30);
 /// Age of a pod at which a missing Secret fails the test. Until then the Secret may still arrive.
 const CONFIG_ERROR_TIMEOUT: Duration = Duration::from_secs(10);
 /// Age of a pod at which a failed image pull fails the test. A registry may be slow, or down for a
@@ -103,7 +107,7 @@ pub(super) fn decide_starting(
     }
     if pods.len() == wanted {
         // Every start order must arrive before the start time that it contains.
-        let lead = Duration::from_millis(1000 + 10 * wanted as u64);
+        let lead = Duration::from_millis(300 + 10 * wanted as u64);
         let at = now.saturating_add(signed_duration(lead)).unwrap_or(now);
         let pods = pods.into_iter().map(|(_, uid)| uid.to_owned()).collect();
         return Decision::PersistStart(StartRecord { at, pods });
@@ -111,7 +115,12 @@ pub(super) fn decide_starting(
     if has_elapsed(created_at, now, timeout) {
         return start_timeout_failure(observed, wanted, pods.len(), timeout);
     }
-    Decision::Wait(STARTUP_POLL_INTERVAL)
+    let is_about_to_be_ready = observed.runners.iter().any(Runner::may_become_ready);
+    Decision::Wait(if is_about_to_be_ready && !has_elapsed(created_at, now, SLOW_START) {
+        READINESS_POLL_INTERVAL
+    } else {
+        STARTUP_POLL_INTERVAL
+    })
 }
 
 /// Returns a message if the Job has given up a runner: its pod was deleted or ended, and is not

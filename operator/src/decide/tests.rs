@@ -149,7 +149,9 @@ fn admitted_test_is_launched_even_if_the_job_exists() {
 fn start_waits_for_every_runner() {
     let mut one_unready = observed_in(Phase::Starting);
     one_unready.runners[1].ready = false;
-    assert_eq!(decision_at(&one_unready, 1), Decision::Wait(STARTUP_POLL_INTERVAL));
+    // A runner that runs is asked often whether it is ready, for a while.
+    assert_eq!(decision_at(&one_unready, 1), Decision::Wait(Duration::from_millis(100)));
+    assert_eq!(decision_at(&one_unready, 31), Decision::Wait(STARTUP_POLL_INTERVAL));
     let Decision::PersistStart(start) = decision_at(&observed_in(Phase::Starting), 1) else {
         panic!()
     };

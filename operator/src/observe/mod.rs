@@ -51,6 +51,9 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
         let expected = context.token_fingerprint(&run_uid);
         observed.cache.token_has_changed = found.is_some_and(|found| *found != expected);
     }
+    if observed.phase() == Some(Phase::Starting) && observed.start_record().is_none() {
+        runner_client::ask_readiness(context, &mut observed.runners).await;
+    }
     if let Some(start) = observed.start_record() {
         observed.cache.start = Some(start);
     }

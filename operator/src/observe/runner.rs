@@ -37,7 +37,7 @@ pub(crate) struct Runner {
     pub(crate) uid: String,
     /// IP address of the pod, if it has one already.
     pub(crate) ip: Option<String>,
-    /// True if the pod is ready.
+    /// True if the pod is ready, or the runner has said so.
     pub(crate) ready: bool,
     /// True if the pod is being deleted or evicted. The Job replaces such a pod.
     pub(crate) disrupted: bool,
@@ -93,6 +93,13 @@ impl Runner {
 }
 
 impl Runner {
+    /// Returns true if the runner can be asked whether it is ready. The kubelet asks once a second
+    /// and tells the API server later.
+    pub(crate) fn may_become_ready(&self) -> bool {
+        let runs = self.waiting.is_none() && self.termination.is_none() && !self.disrupted;
+        runs && !self.ready && self.ip.is_some()
+    }
+
     /// Describes how the runner ended.
     pub(super) fn describe_loss(&self) -> String {
         let Self { index, name, node, termination, .. } = self;

@@ -1,4 +1,4 @@
-//! Nothing runs twice, and nothing runs on: what the operator does when it could not see everything.
+//! Nothing runs twice, and nothing runs on, also when the operator could not see everything.
 
 use k8s_openapi::api::batch::v1::JobSpec;
 use loadtest_core::resource::Summary;

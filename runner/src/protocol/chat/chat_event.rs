@@ -5,7 +5,7 @@
 
 use super::json_scanner::{JsonScanner, ScanError, is_empty_value, parse_count};
 
-/// What an object says.
+/// The content of an event or answer.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ChatEvent<'a> {
     /// True when it has the member `choices`, so that it is part of a chat completion.
@@ -14,7 +14,7 @@ pub(crate) struct ChatEvent<'a> {
     pub(crate) tokens: TokenKinds,
     pub(crate) finish_reason: Option<&'a [u8]>,
     pub(crate) usage: Usage,
-    /// What the target says about an error: JSON of any type.
+    /// The target's description of an error: JSON of any type.
     pub(crate) error: Option<&'a [u8]>,
     /// The name of the API, if it is not chat completions.
     pub(crate) other_api: Option<&'static str>,
