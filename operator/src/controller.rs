@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     children::{OPERATOR_NAME, UID_LABEL},
     context::Context,
+    crd_check::watch_crd,
     error::format_error_chain,
     reconcile::{object_key, on_error, reconcile},
 };
@@ -111,10 +112,10 @@ pub async fn run(
     tokio::select! {
         _ = async { tokio::join!(join_all(controllers), set_ready) } => {}
         () = clean_up => {}
+        () = watch_crd(&context) => {}
     }
 }
 
-/// Drops the caches of tests that no longer exist.
 /// Returns the objects of a namespace, or those of all namespaces.
 fn api_in<K>(client: &Client, namespace: Option<&String>) -> Api<K>
 where
@@ -136,6 +137,7 @@ fn test_of_pod(
     Some(ObjectRef::from_obj(test.as_ref()))
 }
 
+/// Drops the caches of tests that no longer exist.
 fn drop_deleted_tests(context: &Context, stores: &[Store<DeserializeGuard<LoadTest>>]) {
     let objects: Vec<_> = stores.iter().flat_map(Store::state).collect();
     let run_uids = objects.iter().filter_map(|object| object.meta().uid.clone()).collect();

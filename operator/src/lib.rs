@@ -11,12 +11,14 @@
 //! | `runner_client` | scrapes the runners and sends orders to them |
 //! | `act` | writes objects and publishes Events; decides nothing |
 //! | [`controller`], [`reconcile`] | run these steps for each changed test |
+//! | `crd_check` | compares the installed CRD with the one of this operator |
 //! | [`context`], [`error`], `metrics`, [`server`] | what the steps share, and the HTTP endpoints |
 
 mod act;
 pub mod children;
 pub mod context;
 pub mod controller;
+mod crd_check;
 mod decide;
 pub mod error;
 mod metrics;

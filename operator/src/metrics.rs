@@ -7,9 +7,12 @@ use loadtest_core::resource::{Extensible, LoadTest, LoadTestStatus, Named, Phase
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, text},
-    metrics::{MetricType, counter::Counter, family::Family},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+
+/// Bounds of the buckets of the durations of reconciliations, in seconds.
+const RECONCILE_BUCKETS: [f64; 9] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
 
 /// Metrics of the operator itself.
 ///
@@ -18,6 +21,9 @@ use prometheus_client::{
 pub(crate) struct OperatorMetrics {
     registry: Mutex<Registry>,
     reconciles: Family<[(&'static str, &'static str); 1], Counter>,
+    reconcile_seconds: Histogram,
+    scrape_failures: Counter,
+    crd_differences: Gauge,
 }
 
 impl fmt::Debug for OperatorMetrics {
@@ -35,7 +41,26 @@ impl Default for OperatorMetrics {
             "Reconciliations of LoadTests by outcome",
             reconciles.clone(),
         );
-        Self { registry: Mutex::new(registry), reconciles }
+        let reconcile_seconds = Histogram::new(RECONCILE_BUCKETS);
+        registry.register(
+            "loadtest_operator_reconcile_seconds",
+            "Durations of reconciliations of LoadTests",
+            reconcile_seconds.clone(),
+        );
+        let scrape_failures = Counter::default();
+        registry.register(
+            "loadtest_operator_scrape_failures",
+            "Scrapes of runners that failed",
+            scrape_failures.clone(),
+        );
+        let crd_differences = Gauge::default();
+        registry.register(
+            "loadtest_operator_crd_differences",
+            "Fields that only the installed CRD or only this operator has",
+            crd_differences.clone(),
+        );
+        let registry = Mutex::new(registry);
+        Self { registry, reconciles, reconcile_seconds, scrape_failures, crd_differences }
     }
 }
 
@@ -43,6 +68,21 @@ impl OperatorMetrics {
     /// Counts a reconciliation. Outcomes are a closed set of words.
     pub(crate) fn count_reconcile(&self, outcome: &'static str) {
         self.reconciles.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
+    /// Adds the duration of a reconciliation, in seconds.
+    pub(crate) fn observe_reconcile(&self, seconds: f64) {
+        self.reconcile_seconds.observe(seconds);
+    }
+
+    /// Counts a scrape of a runner that failed.
+    pub(crate) fn count_scrape_failure(&self) {
+        self.scrape_failures.inc();
+    }
+
+    /// Sets the number of fields that only the installed CRD or only this operator has.
+    pub(crate) fn set_crd_differences(&self, fields: usize) {
+        self.crd_differences.set(i64::try_from(fields).unwrap_or(i64::MAX));
     }
 
     /// Adds gauges of the tests in the controllers' caches. Call this method only once.

@@ -3,7 +3,10 @@
 //! The steps are in modules of their own. This module sets the time limit, keeps the cache of the
 //! run, writes the status and chooses the time of the next reconciliation.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::{
@@ -46,6 +49,7 @@ pub async fn reconcile(
     object: Arc<DeserializeGuard<LoadTest>>,
     context: Arc<Context>,
 ) -> Result<Action, Error> {
+    let start = Instant::now();
     let result = match &object.0 {
         Ok(test) => Box::pin(reconcile_test(&context, test)).await,
         Err(invalid) => {
@@ -54,6 +58,7 @@ pub async fn reconcile(
             with_timeout(report_undecodable(&context, &namespace, &name, &invalid.error)).await
         }
     };
+    context.metrics.observe_reconcile(start.elapsed().as_secs_f64());
     match &result {
         Ok(_) => context.reset_failures(&object_key(&object)),
         Err(error) => context.metrics.count_reconcile(error.outcome_label()),

@@ -132,6 +132,7 @@ async fn scrape_runners(
             }
             // The next reconciliation scrapes again. The cache keeps the earlier snapshot.
             Err(error) => {
+                context.metrics.count_scrape_failure();
                 let text = format_error_chain(&error);
                 tracing::debug!(run_uid, index, error = text, "scrape failed");
                 if matches!(error, CollectError::Exposition(ExpositionError::Contract { .. })) {

@@ -13,7 +13,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, EvictParams, ListParams, LogParams, Patch, PatchParams, PostParams},
 };
 use loadtest_core::resource::{LoadTestStatus, Phase, Verdict};
 use serde_json::{Value, json};
@@ -216,10 +216,9 @@ async fn object_of_a_newer_version_is_left_untouched() -> Result<()> {
         let name = "loadtests.loadtest.cell0.io";
         let original = crds.get(name).await?;
         let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-        let path = "/spec/versions/0/schema/openAPIV3Schema/properties/status";
-        let relaxed = json!([{"op": "replace", "path": path, "value": any}]);
-        let relaxed = Patch::Json::<()>(serde_json::from_value(relaxed)?);
-        crds.patch(name, &PatchParams::default(), &relaxed).await?;
+        let mut relaxed = serde_json::to_value(&original)?;
+        relaxed["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"] = any;
+        crds.replace(name, &PostParams::default(), &serde_json::from_value(relaxed)?).await?;
         let url = format!(
             "/apis/loadtest.cell0.io/v1alpha1/namespaces/{}/loadtests/rollback",
             namespace.name
@@ -239,13 +238,20 @@ async fn object_of_a_newer_version_is_left_untouched() -> Result<()> {
         };
         let before = set_requests("many".into()).await?;
         kill_operator(&namespace).await?;
-        wait_for_operator(&namespace).await?;
+        let operator = wait_for_operator(&namespace).await?.name_any();
         let events: Api<Event> = Api::namespaced(namespace.client.clone(), &namespace.name);
         wait_for(60, "an Event about the object", async || {
             let list = events.list(&ListParams::default()).await?;
             Ok(list.items.into_iter().find(|e| e.reason.as_deref() == Some("Undecodable")))
         })
         .await?;
+        let pods: Api<Pod> = Api::namespaced(namespace.client.clone(), OPERATOR_NAMESPACE);
+        wait_for(90, "a warning about the CRD", async || {
+            let log = pods.logs(&operator, &LogParams::default()).await?;
+            Ok(log.contains("the installed CRD is not the one of this operator").then_some(()))
+        })
+        .await?;
+
         let request = http::Request::get(&url).body(Vec::new())?;
         let after: Value = namespace.client.request(request).await?;
         ensure!(after["status"] == before, "{:#} became {:#}", before, after["status"]);
