@@ -50,7 +50,7 @@ pub fn validate(spec: &LoadTestSpec) -> Result<ValidTest, Vec<Problem>> {
     problems.extend(certificate_problem(spec));
     problems.extend(duplicate_names(&spec.scenario.tasks));
     problems.extend(duplicate_thresholds(spec));
-    problems.extend(json_path_problems(&spec.scenario.tasks));
+    problems.extend(expression_problems(&spec.scenario.tasks));
     problems.extend(pod_template_problem(&spec.runners));
     problems.extend(percent_problems(spec));
     problems.extend(header_problems(spec));
@@ -255,18 +255,38 @@ fn duplicate_thresholds(spec: &LoadTestSpec) -> Vec<Problem> {
         .collect()
 }
 
-fn json_path_problems(tasks: &[resource::Task]) -> Vec<Problem> {
+/// Problems of the `JSONPath`s and regular expressions of tasks.
+fn expression_problems(tasks: &[resource::Task]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (task_index, task) in tasks.iter().enumerate() {
+        let field = |rest: String| format!("spec.scenario.tasks[{task_index}].{rest}");
         let checks = task.http.iter().flat_map(|http| http.checks.iter().enumerate());
         for (index, check) in checks {
             let Some(path) = &check.json_path else { continue };
             if let Err(error) = serde_json_path::JsonPath::parse(path) {
-                problems.push(Problem::new(
-                    format!("spec.scenario.tasks[{task_index}].http.checks[{index}].jsonPath"),
-                    format!("{path:?} is not a JSONPath such as $.data[0].id: {error}"),
-                ));
+                let message = format!("{path:?} is not a JSONPath such as $.data[0].id: {error}");
+                problems
+                    .push(Problem::new(field(format!("http.checks[{index}].jsonPath")), message));
             }
+        }
+        let Some(reply) = task.web_socket.as_ref().and_then(|task| task.reply.as_ref()) else {
+            continue;
+        };
+        if let Some(path) = &reply.json_path
+            && let Err(error) = serde_json_path::JsonPath::parse(path)
+        {
+            let message = format!("{path:?} is not a JSONPath such as $.id: {error}");
+            problems.push(Problem::new(field("webSocket.reply.jsonPath".into()), message));
+        }
+        if let Some(regex) = &reply.regex
+            && let Err(error) = regex::bytes::Regex::new(regex)
+        {
+            // The error has several lines: the last one tells the cause.
+            let error = error.to_string();
+            let cause = error.lines().last().unwrap_or_default();
+            let cause = cause.trim_start_matches("error: ");
+            let message = format!("{regex:?} is not a regular expression: {cause}");
+            problems.push(Problem::new(field("webSocket.reply.regex".into()), message));
         }
     }
     problems
@@ -364,126 +384,4 @@ fn size_problem(test: &ValidTest) -> Option<Problem> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::spec;
-
-    fn problems(spec: &LoadTestSpec) -> Vec<Problem> {
-        validate(spec).err().unwrap_or_default()
-    }
-
-    #[test]
-    fn the_example_of_the_design_is_valid() {
-        let test = validate(&spec()).unwrap();
-        assert_eq!(test.load.to_string(), "200 users at 50/s for 2m");
-        // The plan carries the test as JSON.
-        let json = serde_json::to_string(&test).unwrap();
-        assert_eq!(serde_json::from_str::<ValidTest>(&json).unwrap(), test);
-    }
-
-    #[test]
-    fn specs_that_no_api_server_would_take_are_refused_too() {
-        type Edit = fn(&mut LoadTestSpec);
-        let edits: [(Edit, &str); 5] = [
-            (|spec| spec.load.users = None, "spec.load: give exactly one of"),
-            (|spec| spec.load.spawn_rate = None, "spec.load.spawnRate: is missing"),
-            (|spec| spec.load.duration = None, "spec.load.duration: is missing"),
-            (|spec| spec.scenario.tasks[0].chat = None, "must have exactly one of http"),
-            (|spec| spec.scenario.tasks.iter_mut().for_each(|t| t.weight = 0), "every weight is 0"),
-        ];
-        for (edit, message) in edits {
-            let mut spec = spec();
-            edit(&mut spec);
-            let found = problems(&spec)[0].to_string();
-            assert!(found.contains(message), "{found}");
-        }
-    }
-
-    #[test]
-    fn two_thresholds_of_one_key_are_refused() {
-        let mut spec = spec();
-        spec.thresholds.push(spec.thresholds[0].clone());
-        let found = problems(&spec)[0].to_string();
-        assert!(found.starts_with("spec.thresholds[3]: chat timeToFirstResponse p50"), "{found}");
-    }
-
-    #[test]
-    fn pod_templates_are_checked() {
-        let mut spec = spec();
-        for (template, field) in [
-            (r#"{"spec": {"dnsPolicie": "None"}}"#, "spec.dnsPolicie"),
-            (r#"{"spec": {"restartPolicy": "Always"}}"#, "spec.restartPolicy"),
-            (
-                r#"{"spec": {"automountServiceAccountToken": true}}"#,
-                "spec.automountServiceAccountToken",
-            ),
-            (r#"{"metadata": {"labels": {"app.kubernetes.io/name": "x"}}}"#, "metadata.labels"),
-        ] {
-            spec.runners.pod_template = serde_json::from_str(template).ok();
-            assert_eq!(problems(&spec)[0].field, format!("spec.runners.podTemplate.{field}"));
-        }
-        spec.runners.pod_template = serde_json::from_str(r#"{"spec": {"dnsPolicy": "None"}}"#).ok();
-        assert_eq!(problems(&spec), []);
-    }
-
-    #[test]
-    fn invalid_ports_are_refused() {
-        let mut spec = spec();
-        for (url, good) in [
-            ("http://cell0:188000", false),
-            ("http://cell0:0", false),
-            ("http://cell0:18800/base:99999", true),
-            ("http://[fd00::1]:80", true),
-            ("http://cell0", true),
-        ] {
-            spec.target.http = Some(url.into());
-            assert_eq!(problems(&spec).is_empty(), good, "{url}");
-        }
-    }
-
-    #[test]
-    fn invalid_json_paths_are_refused() {
-        let mut spec = spec();
-        let check = |path: &str| crate::resource::Check {
-            json_path: Some(path.into()),
-            ..crate::resource::Check::default()
-        };
-        let http = spec.scenario.tasks[1].http.as_mut().unwrap();
-        http.checks = vec![check("$.data[0].id"), check("$.data[")];
-        let found = problems(&spec);
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].field, "spec.scenario.tasks[1].http.checks[1].jsonPath");
-    }
-
-    #[test]
-    fn bundles_without_certificates_are_refused() {
-        let mut spec = spec();
-        let pem = "-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n";
-        spec.target.tls = Some(crate::resource::Tls {
-            ca_bundle: Some(pem.into()),
-            ..crate::resource::Tls::default()
-        });
-        assert_eq!(problems(&spec)[0].field, "spec.target.tls.caBundle");
-    }
-
-    #[test]
-    fn two_tasks_of_one_name_are_refused() {
-        let mut spec = spec();
-        spec.scenario.tasks[2].name = "chat".into();
-        assert_eq!(problems(&spec)[0].field, "spec.scenario.tasks[2].name");
-    }
-
-    #[test]
-    fn specs_larger_than_a_config_map_are_refused() {
-        let mut spec = spec();
-        let mut task = spec.scenario.tasks[1].clone();
-        task.http.as_mut().unwrap().body = Some("x".repeat(60_000));
-        spec.scenario.tasks = (0..20)
-            .map(|i| {
-                task.name = format!("task-{i}");
-                task.clone()
-            })
-            .collect();
-        assert_eq!(problems(&spec)[0].field, "spec.scenario");
-    }
-}
+mod tests;
