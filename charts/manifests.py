@@ -21,7 +21,7 @@ WATCH_RIGHTS = {
     "loadtest.cell0.io/loadtests/status": {"patch"},
     "/configmaps": {"get", "create"},
     "batch/jobs": {"get", "list", "watch", "create", "patch", "delete"},
-    "/pods": {"list"},
+    "/pods": {"list", "watch"},
     "/pods/log": {"get"},
     "events.k8s.io/events": {"create", "patch"},
 }
