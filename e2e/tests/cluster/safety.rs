@@ -217,7 +217,8 @@ async fn object_of_a_newer_version_is_left_untouched() -> Result<()> {
         let original = crds.get(name).await?;
         let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
         let mut relaxed = serde_json::to_value(&original)?;
-        relaxed["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"] = any;
+        let schema = &mut relaxed["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        schema["properties"]["status"]["properties"]["summary"] = any;
         crds.replace(name, &PostParams::default(), &serde_json::from_value(relaxed)?).await?;
         let url = format!(
             "/apis/loadtest.cell0.io/v1alpha1/namespaces/{}/loadtests/rollback",
