@@ -75,7 +75,8 @@ async fn failing_target_is_critical_with_an_error_example() -> Result<()> {
         let error = status.errors.first().context("no error row")?;
         ensure!(error.kind == "http_503" && error.count > 10, "{error:?}");
         let example = error.example.clone().context("no example")?;
-        ensure!(example == "GET /health returned status 503", "{example}");
+        let expected = "GET /health returned status 503: injected by the simulator";
+        ensure!(example == expected, "{example}");
         Ok(())
     })
     .await
