@@ -16,7 +16,7 @@ pub(crate) use self::problem::Problem;
 use self::{
     position::{Step, find_position, format_path, parse_path},
     problem::ProblemList,
-    schema::{check_cel_rules, check_schema, visit_unknown_fields},
+    schema::{check_cel_rules, check_schema, drop_nulls, visit_unknown_fields},
     yaml::{Node, parse_documents, to_json},
 };
 
@@ -61,6 +61,7 @@ fn parse_manifest(yaml: &str, overrides: &[(&str, Value)]) -> Result<Manifest, V
         set_field(&mut object, field, value.clone());
     }
     let schema = resource::schema();
+    drop_nulls(&schema, &mut object);
     // `kubectl apply` refuses unknown fields too.
     let mut problems = Vec::new();
     visit_unknown_fields(&schema, &object, &mut Vec::new(), &mut |steps| {

@@ -48,6 +48,23 @@ pub(super) fn visit_unknown_fields(
     }
 }
 
+/// Drops null fields, as an API server does. It keeps them only where the schema allows any field.
+pub(super) fn drop_nulls(schema: &Value, value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            let keeps_unknown = schema["x-kubernetes-preserve-unknown-fields"] == true;
+            let known = &schema["properties"];
+            fields
+                .retain(|key, inner| !inner.is_null() || keeps_unknown && known.get(key).is_none());
+            for (key, inner) in fields {
+                drop_nulls(known.get(key).unwrap_or(&schema["additionalProperties"]), inner);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| drop_nulls(&schema["items"], item)),
+        _ => {}
+    }
+}
+
 /// Checks types, bounds and enums.
 pub(super) fn check_schema(schema: &Value, object: &Value, document: &Node) -> Vec<Problem> {
     let validator = match jsonschema::validator_for(schema) {
@@ -92,4 +109,23 @@ pub(super) fn check_cel_rules(schema: &Value, object: &Value, document: &Node) -
         Problem { position: Some(find_position(document, &steps)), message }
     };
     errors.into_vec().into_iter().map(to_problem).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn nulls_stay_only_where_any_field_is_allowed() {
+        let schema = loadtest_core::resource::schema();
+        let task = json!({
+            "name": "a", "weight": null, "chat": {"body": {"stream_options": null, "n": 2}},
+        });
+        let mut object = json!({"spec": {"scenario": {"tasks": [task]}}});
+        drop_nulls(&schema, &mut object);
+        let task = object["spec"]["scenario"]["tasks"][0].take();
+        assert_eq!(task, json!({"name": "a", "chat": {"body": {"stream_options": null, "n": 2}}}));
+    }
 }

@@ -39,14 +39,13 @@ pub(super) fn parse_documents(text: &str) -> Result<Vec<Node>, Problem> {
     Ok(documents.into_iter().map(Node::from).collect())
 }
 
-/// Converts a document to JSON. Drops null fields, as an API server does.
+/// Converts a document to JSON.
 pub(super) fn to_json(node: &Node) -> Value {
     match &node.content {
         Content::Scalar(value) => value.clone(),
         Content::Sequence(items) => items.iter().map(to_json).collect(),
         Content::Mapping(entries) => {
-            let fields = entries.iter().map(|(key, _, value)| (key.clone(), to_json(value)));
-            Value::Object(fields.filter(|(_, value)| !value.is_null()).collect())
+            entries.iter().map(|(key, _, value)| (key.clone(), to_json(value))).collect()
         }
     }
 }

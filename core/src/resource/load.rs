@@ -68,7 +68,7 @@ pub struct Load {
     #[cfg_attr(feature = "crd", schemars(schema_with = "positive_rate"))]
     pub arrival_rate: Option<Rate>,
     /// Open model: the maximum of requests in flight at once, over all runners. An arrival that
-    /// finds no idle user is dropped and counted.
+    /// finds no idle user is dropped and counted. Several runners may exceed it for a moment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_users: Option<Users>,
     /// The length of the test, from the start of the first user.

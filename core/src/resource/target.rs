@@ -205,14 +205,14 @@ pub struct Tls {
         "messageExpression": "'\"' + self + '\" is not a host name'",
     }])))]
     pub server_name: Option<String>,
-    /// The scope in which TLS sessions are resumed, which spares the target most of the handshake:
-    /// `PerUser` (each user its own, like a browser), `Shared` (all users of a runner,
-    /// like the clients in a service) or `Never`.
+    /// Scope of the resumption of TLS sessions: `PerUser` (each user its own, like a browser),
+    /// `Shared` (all users of a runner, like the clients in a service) or `Never`. A resumed session
+    /// spares the target most of the handshake.
     #[serde(default)]
     pub session_resumption: SessionResumption,
 }
 
-/// The scope in which TLS sessions are resumed.
+/// Scope of the resumption of TLS sessions.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
 pub enum SessionResumption {

@@ -108,7 +108,8 @@ impl Engine {
 
     /// Starts the load at `at`. Returns true for the first call and false for every later call.
     ///
-    /// An engine that was stopped before its start never starts, and returns false. The load ends as the plan says, or after `length` if that is shorter.
+    /// An engine that was stopped before its start never starts, and returns false. The load ends as
+    /// the plan says, or after `length` if that is shorter.
     pub fn start_for(&self, at: Instant, length: Duration) -> bool {
         if self.stopped.get().is_some() || self.start.set(at).is_err() {
             return false;

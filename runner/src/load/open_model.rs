@@ -82,7 +82,7 @@ pub(super) async fn run(
                 continue;
             }
         }
-        let mut busy = pool.take(now);
+        let mut busy = pool.take(starts);
         // An arrival that is not due yet is not dropped: a user may become idle before it is.
         if busy.is_none() && planned > Instant::now() && state.sleep_until(planned).await {
             busy = pool.take(planned);

@@ -5,14 +5,17 @@ use memchr::memmem;
 use serde_json::Value;
 use serde_json_path::JsonPath;
 
-use crate::failure::{ErrorKind, Failure};
+use crate::{
+    failure::{ErrorKind, Failure},
+    protocol::target_words::with_words,
+};
 
 /// Maximum length of a value in a message.
 const MAX_SHOWN_VALUE: usize = 100;
 
 /// Names of headers and paths that contain one of these words: their values are hidden, because
 /// users can read messages in the status.
-const SECRET_WORDS: [&str; 8] =
+const SECRET_NAME_PARTS: [&str; 8] =
     ["auth", "cookie", "token", "secret", "password", "session", "credential", "key"];
 
 /// The name of a header in lower case, and its value.
@@ -73,10 +76,8 @@ impl PreparedCheck {
                 if memmem::find(body, text.as_bytes()).is_some() {
                     return Ok(());
                 }
-                fail(
-                    ErrorKind::CheckBody,
-                    &format!("not found in the {} bytes of the body", body.len()),
-                )
+                let found = format!("not found in the {} bytes of the body", body.len());
+                fail(ErrorKind::CheckBody, &with_words(found, body))
             }
             CheckSubject::Header(name) => {
                 let values = || headers.iter().filter(|(key, _)| key == name);
@@ -92,7 +93,7 @@ impl PreparedCheck {
             CheckSubject::Json(path) => {
                 let Some(value) = json.parse(body) else {
                     let found = format!("the {} bytes of the body are not JSON", body.len());
-                    return fail(ErrorKind::CheckJson, &found);
+                    return fail(ErrorKind::CheckJson, &with_words(found, body));
                 };
                 let nodes = path.query(value);
                 let text =
@@ -132,6 +133,8 @@ impl LazyJson {
     /// Returns the JSON, or `None` if the body is not valid JSON.
     fn parse(&mut self, body: &[u8]) -> Option<&Value> {
         if !self.is_parsed {
+            // Some servers put a byte order mark before the JSON.
+            let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
             self.value = serde_json::from_slice(body).ok()?;
             self.is_parsed = true;
         }
@@ -142,7 +145,7 @@ impl LazyJson {
 /// Describes a value: truncated, or only its length if the name looks like a credential.
 fn describe_value(name: &str, found: &str) -> String {
     let name = name.to_ascii_lowercase();
-    if SECRET_WORDS.iter().any(|word| name.contains(word)) {
+    if SECRET_NAME_PARTS.iter().any(|word| name.contains(word)) {
         return format!("the value has {} bytes", found.len());
     }
     format!("the value is {:?}", loadtest_core::text::truncate(found, MAX_SHOWN_VALUE))
@@ -169,7 +172,7 @@ mod tests {
             (kind, text.as_str()),
             (
                 ErrorKind::CheckBody,
-                "check bodyContains \"ok\": not found in the 2 bytes of the body"
+                "check bodyContains \"ok\": not found in the 2 bytes of the body: no"
             )
         );
     }

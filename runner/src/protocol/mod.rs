@@ -11,6 +11,6 @@ pub(crate) mod http1;
 pub(crate) mod http2;
 mod send;
 mod send_error;
-mod target_words;
+pub(crate) mod target_words;
 pub(crate) mod upgrade;
 pub(crate) mod websocket;

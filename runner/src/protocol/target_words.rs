@@ -1,7 +1,8 @@
 //! What the target itself says about an error, short enough for a status and without credentials.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::LazyLock};
 
+use regex::Regex;
 use serde_json::Value;
 
 use crate::protocol::chat::json_scanner;
@@ -73,7 +74,10 @@ pub(crate) fn shorten(text: &str) -> String {
     let visible: String = spaced.chars().filter(|c| !c.is_control()).collect();
     // Cut first, roughly, so that a long text costs no more than a short one.
     loadtest_core::text::truncate(
-        &hide_credentials(&loadtest_core::text::truncate(&visible, 4 * MAX_LENGTH)),
+        &hide_credentials(&hide_passwords(&loadtest_core::text::truncate(
+            &visible,
+            4 * MAX_LENGTH,
+        ))),
         MAX_LENGTH,
     )
 }
@@ -148,6 +152,14 @@ fn without_tags(html: &str) -> String {
 
 fn first_line(text: &str) -> String {
     text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
+}
+
+/// Replaces the passwords in URLs such as `postgres://app:secret@db/app` by `***`.
+fn hide_passwords(text: &str) -> Cow<'_, str> {
+    // A constant that can't be parsed would fail every test of this module.
+    static PASSWORD: LazyLock<Option<Regex>> =
+        LazyLock::new(|| Regex::new(r"(://[^\s/:@]*:)[^\s/@]+@").ok());
+    PASSWORD.as_ref().map_or(Cow::Borrowed(text), |password| password.replace_all(text, "$1***@"))
 }
 
 /// Replaces credentials by `***`: values after a word such as `token`, values with a well-known
@@ -275,6 +287,17 @@ mod tests {
             "request 550e8400-e29b-41d4-a716-446655440000 failed",
         ] {
             assert_eq!(hide_credentials(text), text);
+        }
+    }
+
+    #[test]
+    fn passwords_in_urls_are_hidden() {
+        for (text, shown) in [
+            ("no route to postgres://app:hunter2@db:5432/app", "postgres://app:***@db:5432/app"),
+            ("redis://:hunter2@cache failed", "redis://:***@cache failed"),
+            ("see http://db:80/a@b and http://db:80", "http://db:80/a@b and http://db:80"),
+        ] {
+            assert!(shorten(text).contains(shown), "{}", shorten(text));
         }
     }
 

@@ -85,6 +85,10 @@ fn protocol_failure(message: impl std::fmt::Display) -> Failure {
     Failure::new(ErrorKind::Protocol, message)
 }
 
+fn too_long() -> Failure {
+    protocol_failure("a WebSocket message is over 64 MiB, the limit of the load generator")
+}
+
 impl FrameReader {
     /// Creates a reader. `deflate` has a value when the target agreed to compress: true when each
     /// message starts with an empty window.
@@ -102,14 +106,10 @@ impl FrameReader {
     ) -> Result<Option<IncomingFrame>, Failure> {
         loop {
             let Some(head) = parse_head(input)? else { return Ok(None) };
-            let too_long = || {
-                protocol_failure(
-                    "a WebSocket message is over 64 MiB, the limit of the load generator",
-                )
-            };
             let length = usize::try_from(head.length).map_err(|_| too_long())?;
             let before = self.partial.as_ref().map_or(0, |partial| partial.content.len());
-            if length + before > MAX_MESSAGE {
+            // The target chooses the length, which may be the largest number.
+            if length.saturating_add(before) > MAX_MESSAGE {
                 return Err(too_long());
             }
             if input.len() < head.head_length + length {
@@ -186,9 +186,7 @@ impl Inflater {
                 piece = piece.get(usize::try_from(read).unwrap_or(usize::MAX)..).unwrap_or(&[]);
                 let is_full = plain.len() == plain.capacity();
                 if plain.len() > MAX_MESSAGE {
-                    let message =
-                        "a WebSocket message is over 64 MiB, the limit of the load generator";
-                    return Err(protocol_failure(message));
+                    return Err(too_long());
                 }
                 if is_full {
                     plain.reserve(plain.len().max(64));
@@ -399,6 +397,7 @@ mod tests {
             frame(0x81, b"\xff"),
             vec![0x81, 0x80, 0, 0, 0, 0],
             vec![0x81, 127, 0xff, 0, 0, 0, 0, 0, 0, 0],
+            [&frame(0x01, b"a")[..], &[0x80, 127], &[0xff; 8]].concat(),
         ] {
             let failure = read(&mut FrameReader::default(), &bytes, 1000).unwrap_err();
             assert_eq!(failure.kind, ErrorKind::Protocol, "{bytes:?}");
