@@ -69,6 +69,7 @@ fn task_to_json(task: &TaskMetrics, elapsed: f64) -> Value {
         "errors": errors.collect::<std::collections::BTreeMap<_, _>>(),
         "statuses": task.statuses,
         "finishReasons": task.finish_reasons,
+        "webSocketCloses": task.websocket_closes,
         "addresses": task.addresses,
         "resent": task.resent,
         "sentBytes": task.sent_bytes,

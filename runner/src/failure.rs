@@ -13,6 +13,8 @@ pub enum ErrorKind {
     PortExhausted,
     /// This process may not open another socket.
     FileLimit,
+    /// The response is larger than the load generator reads.
+    SizeLimit,
     /// The TLS handshake failed.
     Tls,
     /// Timeout while connecting.
@@ -77,6 +79,10 @@ impl ErrorKind {
             BrokenPipe, ConnectionAborted, ConnectionReset, HostUnreachable, NetworkDown,
             NetworkUnreachable, NotConnected, TimedOut, UnexpectedEof,
         };
+        let inner = error.get_ref();
+        if inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some() {
+            return Self::Tls;
+        }
         match error.kind() {
             BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof
             | TimedOut | HostUnreachable | NetworkUnreachable | NetworkDown => Self::Reset,
@@ -93,6 +99,7 @@ impl fmt::Display for ErrorKind {
             Self::Connect => f.write_str("connect"),
             Self::PortExhausted => f.write_str("port_exhausted"),
             Self::FileLimit => f.write_str("file_limit"),
+            Self::SizeLimit => f.write_str("size_limit"),
             Self::Tls => f.write_str("tls"),
             Self::TimeoutConnect => f.write_str("timeout_connect"),
             Self::TimeoutResponse => f.write_str("timeout_response"),
@@ -126,5 +133,15 @@ pub(crate) struct Failure {
 impl Failure {
     pub(crate) fn new(kind: ErrorKind, message: impl fmt::Display) -> Self {
         Self { kind, message: message.to_string() }
+    }
+
+    /// The failure of a read or write on an open connection.
+    pub(crate) fn from_io_error(error: &io::Error) -> Self {
+        let mut message = error.to_string();
+        // rustls adds the address of its manual.
+        if let Some(at) = message.find(": https://docs.rs/") {
+            message.truncate(at);
+        }
+        Self { kind: ErrorKind::from_io_error(error), message }
     }
 }

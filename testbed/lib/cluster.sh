@@ -78,8 +78,34 @@ set_up_mounts() {
         : >"$path"
     fi
     mount --bind resolv.conf /etc/resolv.conf
-    # The container runtime must see the volumes that the kubelet mounts.
-    mount --make-rshared /
+}
+
+# Gives the cluster devices of its own. A tool that runs as root with /dev/null as its output file may
+# replace the machine's /dev/null by a file, from which the container runtime would read options.
+set_up_devices() {
+    local new=/run/testbed-dev name mode major minor
+    mkdir "$new"
+    mount -t tmpfs -o mode=755 tmpfs "$new"
+    while read -r name mode major minor; do
+        mknod -m "$mode" "$new/$name" c "$major" "$minor"
+    done <<'DEVICES'
+null 666 1 3
+zero 666 1 5
+full 666 1 7
+random 666 1 8
+urandom 666 1 9
+tty 666 5 0
+kmsg 644 1 11
+DEVICES
+    ln -s /proc/self/fd "$new/fd"
+    ln -s fd/0 "$new/stdin"
+    ln -s fd/1 "$new/stdout"
+    ln -s fd/2 "$new/stderr"
+    ln -s pts/ptmx "$new/ptmx"
+    mkdir "$new/pts" "$new/shm"
+    mount -t devpts -o newinstance,ptmxmode=0666,mode=620,gid=5 devpts "$new/pts"
+    mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs "$new/shm"
+    mount --move "$new" /dev
 }
 
 # Uses a veth pair because not every kernel has dummy devices. Addresses other than those of the
@@ -201,6 +227,9 @@ dns_responds() {
 }
 
 set_up_mounts
+set_up_devices
+# The container runtime must see the volumes that the kubelet mounts.
+mount --make-rshared /
 set_up_network
 start_component containerd containerd --config config/containerd.toml
 start_etcd

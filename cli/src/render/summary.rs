@@ -44,10 +44,13 @@ pub(super) fn format_summary(total: &Summary, status: &LoadTestStatus) -> String
         if let Some(tokens) = &task.tokens {
             let _ = writeln!(out, "  {} tokens: {}", task.name, describe_tokens(tokens));
         }
-        if !task.summary.finish_reasons.is_empty() {
-            let reasons = task.summary.finish_reasons.iter();
-            let reasons: Vec<String> = reasons.map(|(r, count)| format!("{r} ({count})")).collect();
-            let _ = writeln!(out, "  {} finish reasons: {}", task.name, reasons.join(", "));
+        for (what, counts) in [
+            ("finish reasons", &task.summary.finish_reasons),
+            ("sessions ended by the target, by close code", &task.summary.web_socket_closes),
+        ] {
+            if !counts.is_empty() {
+                let _ = writeln!(out, "  {} {what}: {}", task.name, describe_counts(counts));
+            }
         }
         if let Some(connections) = &task.connections {
             let _ = writeln!(out, "  {}: {}", task.name, describe_connections(connections));
@@ -61,6 +64,13 @@ pub(super) fn format_summary(total: &Summary, status: &LoadTestStatus) -> String
         }
     }
     out
+}
+
+/// Returns a text such as `stop (97), length (3)`.
+fn describe_counts(counts: &BTreeMap<String, u64>) -> String {
+    let texts: Vec<String> =
+        counts.iter().map(|(value, count)| format!("{value} ({count})")).collect();
+    texts.join(", ")
 }
 
 /// Returns a line such as `  statuses: 200 (97), 302 (3)`, and a note about redirects. Empty without

@@ -9,6 +9,9 @@ use crate::{
     values::{Percent, Quantity, Rate},
 };
 
+/// Maximum share of requests that were given up, with which a mean is still taken as it is.
+const MAX_GIVEN_UP_IN_MEAN: f64 = 0.01;
+
 /// The observed value of a threshold's metric.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Observation {
@@ -20,6 +23,10 @@ pub(super) struct Observation {
     pub(super) dropped: u64,
     /// True when the real value lies among dropped arrivals: it is at least `value`.
     pub(super) is_lower_limit: bool,
+    /// Number of samples that are only the age of a request that was given up.
+    pub(super) given_up: u64,
+    /// The value if those requests had never ended; `None` when it has no limit.
+    pub(super) at_most: Option<Quantity>,
     /// An error rate without dropped arrivals, as if all of them had succeeded.
     pub(super) without_dropped: Option<Quantity>,
 }
@@ -58,6 +65,8 @@ pub(super) fn observe(
         samples,
         dropped: task.dropped,
         is_lower_limit: false,
+        given_up: 0,
+        at_most: value,
         without_dropped: None,
     };
     let has_rate = elapsed_seconds > 0.0 && (offered > 0 || stalled);
@@ -69,7 +78,9 @@ pub(super) fn observe(
             // A token or a message that was never sent has no latency.
             let per_request = metric.info().judged.is_some_and(|judged| judged.per_request);
             let dropped = if per_request { task.dropped } else { 0 };
-            observe_latency(&task.latencies.samples(metric), dropped, threshold.statistic)
+            let finished = task.latencies.get(metric, Outcome::Success);
+            let samples = task.latencies.samples(metric);
+            observe_latency(&samples, finished, dropped, threshold.statistic)
         }
         Metric::TokensPerSecond => {
             // Successful responses without tokens: the target does not count its tokens.
@@ -82,10 +93,17 @@ pub(super) fn observe(
             let all = offered + task.requests_with(Outcome::Interrupted);
             observation(percent(task.good, all), all)
         }
-        Metric::ErrorRate => Observation {
-            without_dropped: percent(task.failed_requests(), offered),
-            ..observation(percent(task.failed_or_dropped(), offered), offered)
-        },
+        Metric::ErrorRate => {
+            // A response that is too large for the load generator is no error of the target.
+            let too_large = task.too_large();
+            let percent = |failed: u64| {
+                percent(failed.saturating_sub(too_large), offered.saturating_sub(too_large))
+            };
+            Observation {
+                without_dropped: percent(task.failed_requests()),
+                ..observation(percent(task.failed_or_dropped()), offered)
+            }
+        }
     }
 }
 
@@ -96,14 +114,18 @@ pub(super) fn observe_on_time(threshold: &Threshold, task: &TaskMetrics) -> Opti
     let per_request = metric.info().judged.is_some_and(|judged| judged.per_request);
     // Without a late sample, it is unknown what lateness has done.
     let is_known = task.latencies.late(metric).count() > 0;
-    (per_request && is_known && threshold.target.comparison.is_upper())
-        .then(|| observe_latency(&task.latencies.samples_on_time(metric), 0, threshold.statistic))
+    (per_request && is_known && threshold.target.comparison.is_upper()).then(|| {
+        let samples = task.latencies.samples_on_time(metric);
+        observe_latency(&samples, &samples, 0, threshold.statistic)
+    })
 }
 
 /// A statistic of latency samples and of dropped arrivals. A dropped arrival counts as slower than
-/// any sample, because it was never sent.
+/// any sample, because it was never sent. `finished` are the samples of requests that were not given
+/// up.
 fn observe_latency(
     samples: &LatencyHistogram,
+    finished: &LatencyHistogram,
     dropped: u64,
     statistic: Option<Statistic>,
 ) -> Observation {
@@ -117,5 +139,27 @@ fn observe_latency(
         other => (other, dropped > 0 && other != Statistic::Min),
     };
     let value = samples.statistic(statistic).map(Quantity::Time);
-    Observation { value, samples: all, dropped, is_lower_limit, without_dropped: None }
+    let given_up = samples.count().saturating_sub(finished.count());
+    let at_most = match statistic {
+        _ if given_up == 0 => value,
+        Statistic::Quantile(p) => {
+            let p_of_finished = p * samples.count() as f64 / finished.count().max(1) as f64;
+            let is_finished = finished.count() > 0 && p_of_finished <= 1.0 + 1e-12;
+            let statistic = Statistic::Quantile(p_of_finished.min(1.0));
+            finished.statistic(statistic).filter(|_| is_finished).map(Quantity::Time)
+        }
+        // A few requests that were given up hardly move a mean.
+        Statistic::Mean if given_up as f64 <= MAX_GIVEN_UP_IN_MEAN * all as f64 => value,
+        Statistic::Min => value,
+        Statistic::Mean | Statistic::Max => None,
+    };
+    Observation {
+        value,
+        samples: all,
+        dropped,
+        is_lower_limit,
+        given_up,
+        at_most,
+        without_dropped: None,
+    }
 }

@@ -9,7 +9,7 @@ use super::{
     verdict::worst_verdict,
 };
 use crate::{
-    metrics::{LatencyHistogram, LatencyMetric, Metrics, Outcome, TaskMetrics, Tokens},
+    metrics::{LatencyHistogram, LatencyMetric, Metric, Metrics, Outcome, TaskMetrics, Tokens},
     plan::{LatencyTargets, TaskKind, ValidTest},
     resource::{
         Aborted, BreakingPoint, ConnectionSummary, ErrorCount, Latency, Measurement, Progress,
@@ -22,8 +22,14 @@ use crate::{
 
 /// Maximum number of error rows in a status. The rarest errors are left out.
 pub const MAX_ERRORS: usize = 20;
-/// Error kinds that the load generator causes, and not the target.
+/// Error kinds of a load generator that has too little of something.
 const GENERATOR_ERRORS: [&str; 2] = ["file_limit", "port_exhausted"];
+/// Maximum share of responses that may be too large for the load generator, before the test can't be
+/// judged.
+const MAX_TOO_LARGE: f64 = 0.01;
+/// Minimum number of failures of a task that has successes too, before the share of its failures says
+/// something.
+const MIN_FAILURES: u64 = 10;
 /// Maximum length of an error's example message, in bytes.
 const MAX_EXAMPLE_BYTES: usize = 256;
 /// Maximum length of the verdict's message, in bytes.
@@ -142,15 +148,49 @@ fn conclude(
         let message = "no request of the test succeeded: see the errors".to_owned();
         return (Verdict::Inconclusive, "NoSuccess", message);
     }
+    if matches!(verdict, Verdict::Pass | Verdict::Warning)
+        && let Some(message) = unjudged_failures(test, metrics)
+    {
+        return (Verdict::Inconclusive, "FailuresNotJudged", message);
+    }
     (verdict, reason, message)
 }
 
+/// Describes the first task most of whose requests failed, while no threshold judges its failures.
+/// Its other thresholds may hold, but they say nothing about what failed.
+fn unjudged_failures(test: &ValidTest, metrics: &Metrics) -> Option<String> {
+    let is_judged = |name: &String| {
+        let judges = |threshold: &&Threshold| {
+            matches!(threshold.metric, Metric::ErrorRate | Metric::Goodput)
+                && threshold.task.as_ref().is_none_or(|task| task == name)
+        };
+        test.thresholds.iter().any(|threshold| judges(&threshold))
+    };
+    metrics.tasks.iter().find_map(|(name, task)| {
+        let (failed, all) = (task.failed_requests(), task.completed_requests());
+        let is_sure = failed >= MIN_FAILURES || failed == all;
+        (failed > all / 2 && is_sure && !is_judged(name)).then(|| {
+            format!(
+                "{} of the requests of task {name} failed, and no threshold of errorRate or goodput judges that: see the errors",
+                Percent::of(failed, all).rounded()
+            )
+        })
+    })
+}
+
 fn generator_limit(metrics: &Metrics) -> Option<String> {
-    let errors = metrics.all_tasks().errors;
-    let count: u64 = GENERATOR_ERRORS.iter().filter_map(|kind| errors.get(*kind)).sum();
-    (count > 0).then(|| {
-        format!(
+    let total = metrics.all_tasks();
+    let count: u64 = GENERATOR_ERRORS.iter().filter_map(|kind| total.errors.get(*kind)).sum();
+    if count > 0 {
+        return Some(format!(
             "{count} requests failed because the load generator ran out of files or ports, and not because of the target: use fewer users per runner"
+        ));
+    }
+    let (too_large, all) = (total.too_large(), total.completed_requests());
+    (too_large as f64 > MAX_TOO_LARGE * all as f64).then(|| {
+        format!(
+            "{} of the responses were too large for the load generator, which is not the target's fault: see the errors",
+            Percent::of(too_large, all).rounded()
         )
     })
 }

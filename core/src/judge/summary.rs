@@ -8,7 +8,7 @@ use crate::{
     values::{Duration, Percent, Rate},
 };
 
-/// Maximum of statuses and of finish reasons that a summary tells apart.
+/// Maximum of statuses, finish reasons and close codes that a summary tells apart.
 const MAX_VALUES: usize = 16;
 
 /// The most frequent values of a label, with their counts.
@@ -41,5 +41,6 @@ pub fn summarize(task: &TaskMetrics, elapsed_seconds: f64) -> Summary {
         max: quantile(1.0),
         statuses: most_frequent(&task.statuses),
         finish_reasons: most_frequent(&task.finish_reasons),
+        web_socket_closes: most_frequent(&task.websocket_closes),
     }
 }

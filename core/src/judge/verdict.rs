@@ -123,6 +123,12 @@ fn decide(
     let samples = observed.samples;
     // No samples, but a value: a rate of zero.
     if samples < needed && !(samples == 0 && observed.value.is_some()) {
+        if samples == 0
+            && task.requests_with(Outcome::Success) > 0
+            && let Some(reason) = metric.why_no_samples()
+        {
+            return inconclusive(reason.to_owned());
+        }
         return inconclusive(format!(
             "{samples} samples, needs {needed}: run longer, with more users, or set minSamples"
         ));
@@ -173,7 +179,37 @@ fn decide(
             value.rounded()
         ));
     }
-    verdict_by_bounds(threshold, value)
+    let decided = verdict_by_bounds(threshold, value);
+    // Requests that were given up may have been slower than anything that was measured.
+    let is_certain = match decided.0 {
+        _ if observed.given_up == 0 => true,
+        Verdict::Pass | Verdict::Warning if target.comparison.is_upper() => observed
+            .at_most
+            .is_some_and(|at_most| verdict_by_bounds(threshold, at_most).0 == decided.0),
+        _ => true,
+    };
+    if !is_certain {
+        let share = Percent::of(observed.given_up, samples);
+        return inconclusive(format!(
+            "{} of the requests timed out or were interrupted, so the value is at least {}: see the errors, or set the timeout of the task above the bounds",
+            share.rounded(),
+            value.rounded()
+        ));
+    }
+    // Most of the errors are arrivals that were never sent.
+    let (verdict, bound, advice) = decided;
+    let is_dropped = *metric == Metric::ErrorRate
+        && advice.is_some()
+        && observed.dropped > task.failed_requests();
+    let advice = if is_dropped {
+        Some(format!(
+            "{} arrivals were dropped because no user was idle: raise load.maxUsers, or check whether the target can serve this rate",
+            observed.dropped
+        ))
+    } else {
+        advice
+    };
+    (verdict, bound, advice)
 }
 
 /// The verdict that the bounds give a value, the bound that decided, and the advice.

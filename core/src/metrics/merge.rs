@@ -200,6 +200,7 @@ mod tests {
             tls_resumed: 21,
             statuses: [("200".to_owned(), 22)].into(),
             finish_reasons: [("stop".to_owned(), 23)].into(),
+            websocket_closes: [("1011".to_owned(), 24)].into(),
             addresses: [("10.0.0.1:80".to_owned(), 24)].into(),
         }
     }

@@ -10,7 +10,8 @@ use super::{
 /// How a request ended.
 ///
 /// Latency rows take every outcome but [`Outcome::Failure`]: a fast error is not a fast response,
-/// while a timeout or an interruption lasted at least its age.
+/// while a timeout or an interruption lasted at least its age. What came before that, such as a first
+/// token, is a success in its own latency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
     /// The response was as expected.
@@ -211,6 +212,8 @@ pub struct TaskMetrics {
     pub statuses: BTreeMap<String, u64>,
     /// Successful chat responses by finish reason.
     pub finish_reasons: BTreeMap<String, u64>,
+    /// WebSocket sessions that the target ended, by close code.
+    pub websocket_closes: BTreeMap<String, u64>,
     /// Requests by the address that they were sent to.
     pub addresses: BTreeMap<String, u64>,
     /// Bytes written to sockets.
@@ -238,6 +241,11 @@ impl TaskMetrics {
     /// Requests that the load model offered: completed requests and dropped arrivals.
     pub fn offered_requests(&self) -> u64 {
         self.completed_requests() + self.dropped
+    }
+
+    /// Requests that failed because their response is larger than the load generator reads.
+    pub fn too_large(&self) -> u64 {
+        self.errors.get("size_limit").copied().unwrap_or(0)
     }
 
     /// Failed requests and dropped arrivals.

@@ -36,6 +36,9 @@ pub struct Summary {
     /// Number of successful chat responses by finish reason; `none` without one.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub finish_reasons: BTreeMap<String, u64>,
+    /// Number of WebSocket sessions that the target ended, by close code; 1006 without a close frame.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub web_socket_closes: BTreeMap<String, u64>,
     /// Shortest response time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min: Option<String>,

@@ -19,7 +19,7 @@ use crate::{
     measure::{
         duration_histogram::{DurationHistogram, nanos_of},
         in_flight::InFlightRequest,
-        recorder::{RequestTimes, TaskRecorder},
+        recorder::{RequestTimes, TaskRecorder, Traffic},
         request_log::RequestLogSender,
         snapshot::ThreadSnapshot,
     },
@@ -175,12 +175,9 @@ impl ThreadState {
         }
     }
 
-    /// Counts bytes and WebSocket messages of a task. Each pair is (sent, received).
-    pub(crate) fn count_traffic(&self, task: usize, bytes: (u64, u64), messages: (u64, u64)) {
-        self.with_recorder(task, |recorder| {
-            recorder.count_bytes(bytes.0, bytes.1);
-            recorder.count_messages(messages.0, messages.1);
-        });
+    /// Counts the traffic of a task.
+    pub(crate) fn count_traffic(&self, task: usize, traffic: &Traffic) {
+        self.with_recorder(task, |recorder| recorder.count_traffic(traffic));
     }
 
     /// Calls `write` with the recorder of a task.
@@ -233,13 +230,15 @@ impl ThreadState {
         for in_flight in self.in_flight_requests.borrow().iter() {
             let Some((task, planned)) = in_flight.current_request() else { continue };
             let Some(prepared) = self.prepared.tasks.get(task) else { continue };
-            let times = in_flight.request_times(&prepared.kind, Outcome::Interrupted, planned, now);
+            let times = in_flight.request_times(&prepared.kind, planned, now);
             self.log_request(task, Outcome::Interrupted, &times);
             self.with_recorder(task, |recorder| {
                 let opened = in_flight.take_opened_connections();
                 opened.iter().for_each(|opened| recorder.record_connection(opened));
                 let waited = in_flight.round_trip_age(now);
-                waited.into_iter().for_each(|age| recorder.record_round_trip(age));
+                if let Some(age) = waited {
+                    recorder.record_round_trip(Outcome::Interrupted, age);
+                }
                 recorder.record_request(Outcome::Interrupted, &times, self.load_end.get());
                 recorder.count_response(in_flight.status(), in_flight.resends());
             });

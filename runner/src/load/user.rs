@@ -15,7 +15,7 @@ use loadtest_core::{load::UserRng, metrics::Outcome};
 use crate::{
     failure::{ErrorKind, Failure},
     load::state::ThreadState,
-    measure::in_flight::InFlightRequest,
+    measure::{in_flight::InFlightRequest, recorder::Traffic},
     prepare::plan::{PreparedKind, PreparedTask},
     protocol::{
         chat::ChatResponse,
@@ -118,7 +118,7 @@ impl User {
                 let mut open = sessions.iter_mut().filter(|(_, session)| session.is_open());
                 let has_ended = open.any(|(task, session)| {
                     let has_ended = session.poll_idle(context).is_ready();
-                    state.count_traffic(*task, session.take_bytes(), session.take_messages());
+                    state.count_traffic(*task, &session.take_traffic());
                     has_ended
                 });
                 if has_ended { Poll::Ready(()) } else { Poll::Pending }
@@ -159,7 +159,7 @@ impl User {
                     state.prepared.tasks.get(task)
                 {
                     session.close_kept_session(prepared).await;
-                    state.count_traffic(task, session.take_bytes(), session.take_messages());
+                    state.count_traffic(task, &session.take_traffic());
                 }
             }
         };
@@ -219,11 +219,11 @@ struct TransportGuard<'a> {
 
 impl TransportGuard<'_> {
     fn count_traffic(&mut self) {
-        let (bytes, messages) = match &mut self.transport {
-            Transport::Http(slot) => (slot.take_bytes(), (0, 0)),
-            Transport::WebSocket(session) => (session.take_bytes(), session.take_messages()),
+        let traffic = match &mut self.transport {
+            Transport::Http(slot) => Traffic { bytes: slot.take_bytes(), ..Traffic::default() },
+            Transport::WebSocket(session) => session.take_traffic(),
         };
-        self.state.count_traffic(self.task, bytes, messages);
+        self.state.count_traffic(self.task, &traffic);
     }
 
     /// Counts the traffic of a request that has ended, and drops a transport that can't be used
@@ -294,7 +294,7 @@ pub(super) async fn perform_task(
     state.return_read_buffer(buffer);
     let opened = in_flight.take_opened_connections();
     let waited = in_flight.round_trip_age(last).filter(|_| outcome == Outcome::Timeout);
-    let times = in_flight.request_times(&prepared.kind, outcome, planned, last);
+    let times = in_flight.request_times(&prepared.kind, planned, last);
     state.log_request(task, outcome, &times);
     let load_end = state.load_end();
     let address = guard.transport.address().or(address);
@@ -305,7 +305,7 @@ pub(super) async fn perform_task(
         if let Some(address) = address {
             recorder.count_address(address);
         }
-        let time_per_token = response.as_ref().and_then(ChatResponse::time_per_token);
+        let time_per_token = response.as_ref().and_then(|response| response.token_times.mean_gap());
         if let Some(response) = &response {
             recorder.record_chat(response, load_end);
         }
@@ -314,7 +314,7 @@ pub(super) async fn perform_task(
         }
         // Replies that never came took at least this long.
         if let Some(age) = waited {
-            recorder.record_round_trip(age);
+            recorder.record_round_trip(outcome, age);
         }
         if let Some(failure) = failure {
             recorder.record_failure(failure);
@@ -359,7 +359,9 @@ async fn run_exchange(
             let connector =
                 state.websocket_connector().ok_or_else(|| missing("target.webSocket"))?;
             let on_round_trip = |time: Duration| {
-                state.with_recorder(task, |recorder| recorder.record_round_trip(time));
+                state.with_recorder(task, |recorder| {
+                    recorder.record_round_trip(Outcome::Success, time);
+                });
             };
             // The future is boxed because the state of a handshake is large, and most users never
             // run one.

@@ -4,6 +4,7 @@
 //! interrupted request is still counted.
 
 use std::{
+    borrow::Cow,
     cell::{Cell, RefCell},
     future::{Future, poll_fn},
     pin::pin,
@@ -11,13 +12,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loadtest_core::{metrics::Outcome, resource::Timeouts};
+use loadtest_core::resource::Timeouts;
 
 use crate::{
     failure::ErrorKind,
-    measure::recorder::{OpenedConnection, RequestTimes},
-    net::user_tls::UserTls,
+    measure::recorder::{OpenedConnection, RequestEvents, RequestTimes},
+    net::connector::ConnectState,
     prepare::plan::PreparedKind,
+    protocol::target_words::shorten,
 };
 
 /// A request that begins later than this after its planned time was sent late.
@@ -71,6 +73,8 @@ pub(crate) struct InFlightRequest {
     /// When the WebSocket began to connect, and when it was upgraded.
     connect_and_upgrade: Cell<(Option<Instant>, Option<Instant>)>,
     phase: Cell<RequestPhase>,
+    /// What has come of the response, for the message of a timeout.
+    progress: RefCell<Option<Cow<'static, str>>>,
     /// Deadline of the whole request.
     request_deadline: Cell<Instant>,
     /// The earlier of the deadlines of the request and of its phase. `None` after it has passed.
@@ -78,8 +82,8 @@ pub(crate) struct InFlightRequest {
     waker: RefCell<Waker>,
     /// Connections that were opened for the request.
     opened_connections: RefCell<Vec<OpenedConnection>>,
-    /// The TLS settings of the user, with its sessions.
-    user_tls: UserTls,
+    /// What the user brings to its connections.
+    connect_state: ConnectState,
 }
 
 impl InFlightRequest {
@@ -97,11 +101,12 @@ impl InFlightRequest {
             message_sent: Cell::new(None),
             connect_and_upgrade: Cell::new((None, None)),
             phase: Cell::new(RequestPhase::Connecting),
+            progress: RefCell::default(),
             request_deadline: Cell::new(Instant::now()),
             deadline: Cell::new(None),
             waker: RefCell::new(Waker::noop().clone()),
             opened_connections: RefCell::default(),
-            user_tls: UserTls::default(),
+            connect_state: ConnectState::default(),
         }
     }
 
@@ -126,6 +131,7 @@ impl InFlightRequest {
         self.message_sent.set(None);
         self.connect_and_upgrade.set((None, None));
         self.phase.set(RequestPhase::Connecting);
+        self.progress.take();
     }
 
     /// Enters a phase, which may have a timeout of its own.
@@ -216,6 +222,24 @@ impl InFlightRequest {
         self.message_sent.set(None);
     }
 
+    /// Notes a message that is no reply to the one that was sent.
+    pub(crate) fn note_other_message(&self, message: &[u8]) {
+        let mut progress = self.progress.borrow_mut();
+        if progress.is_none() {
+            let words = shorten(&String::from_utf8_lossy(message));
+            *progress = Some(Cow::Owned(format!(
+                "a message came that is not taken for the reply (`reply` names the reply): {words}"
+            )));
+        }
+    }
+
+    /// Notes that the model has finished, while the stream has not ended.
+    pub(crate) fn note_finish_reason(&self) {
+        *self.progress.borrow_mut() = Some(Cow::Borrowed(
+            "the finish_reason came, but neither data: [DONE] nor the end of the body",
+        ));
+    }
+
     /// Returns how long replies have been awaited at `now`.
     pub(crate) fn round_trip_age(&self, now: Instant) -> Option<Duration> {
         self.message_sent.get().map(|sent| now.saturating_duration_since(sent))
@@ -226,9 +250,9 @@ impl InFlightRequest {
         self.sent.get()
     }
 
-    /// Returns the user's TLS settings.
-    pub(crate) const fn user_tls(&self) -> &UserTls {
-        &self.user_tls
+    /// Returns what the user brings to its connections.
+    pub(crate) const fn connect_state(&self) -> &ConnectState {
+        &self.connect_state
     }
 
     /// Adds a connection that was opened for the request.
@@ -261,24 +285,22 @@ impl InFlightRequest {
     pub(crate) fn request_times(
         &self,
         kind: &PreparedKind,
-        outcome: Outcome,
         planned: Instant,
         last: Instant,
     ) -> RequestTimes {
-        let lower_bound =
-            matches!(outcome, Outcome::Timeout | Outcome::Interrupted).then_some(last);
-        let is_chat = matches!(kind, PreparedKind::Chat(_));
-        let is_http = !matches!(kind, PreparedKind::WebSocket(_));
         let (connect_began, upgraded) = self.connect_and_upgrade.get();
-        let connect = connect_began.zip(upgraded.or(lower_bound));
         RequestTimes {
             planned,
             sent: self.sent.get(),
-            first_byte: self.first_byte.get().or(lower_bound).filter(|_| is_http),
-            first_token: self.first_token.get().or(lower_bound).filter(|_| is_chat),
-            first_content: self.first_content.get().or(lower_bound).filter(|_| is_chat),
+            first_byte: self.first_byte.get(),
+            first_token: self.first_token.get(),
+            first_content: self.first_content.get(),
             last,
-            connect: connect.map(|(from, to)| to.saturating_duration_since(from)),
+            connect: connect_began.map(|began| (began, upgraded)),
+            events: RequestEvents {
+                first_byte: !matches!(kind, PreparedKind::WebSocket(_)),
+                tokens: matches!(kind, PreparedKind::Chat(_)),
+            },
             is_late: self.is_late.get(),
         }
     }
@@ -292,14 +314,22 @@ impl InFlightRequest {
             (RequestPhase::Connecting, Some(limit), _)
                 if Instant::now() < self.request_deadline.get() =>
             {
-                format!("connection was not open within {limit}")
+                let awaited = self.connect_state.step.get().awaited();
+                format!("connection was not open within {limit}: {awaited}")
             }
             (RequestPhase::AwaitingResponse, _, Some(limit))
                 if Instant::now() < self.request_deadline.get() =>
             {
                 format!("response had not begun within {limit}")
             }
-            _ => format!("no complete response within {timeout}"),
+            (RequestPhase::Connecting, ..) => {
+                let awaited = self.connect_state.step.get().awaited();
+                format!("no connection within {timeout}: {awaited}")
+            }
+            _ => match &*self.progress.borrow() {
+                Some(progress) => format!("no complete response within {timeout}: {progress}"),
+                None => format!("no complete response within {timeout}"),
+            },
         }
     }
 

@@ -50,10 +50,31 @@ pub(crate) struct RequestTimes {
     pub(crate) first_content: Option<Instant>,
     /// When the last byte was read, or when the request was given up.
     pub(crate) last: Instant,
-    /// Time to connect and upgrade its WebSocket.
-    pub(crate) connect: Option<Duration>,
+    /// When the connection of its WebSocket began, and when it was upgraded.
+    pub(crate) connect: Option<(Instant, Option<Instant>)>,
+    /// Which events the request has.
+    pub(crate) events: RequestEvents,
     /// True when the load generator began the request late.
     pub(crate) is_late: bool,
+}
+
+/// Which events a request of a kind of task has, besides being sent and ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RequestEvents {
+    /// The first byte of a response; not of a WebSocket.
+    pub(crate) first_byte: bool,
+    /// The first token, and the first token of content.
+    pub(crate) tokens: bool,
+}
+
+/// What went over a transport since the last count. Each pair is (sent, received).
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Traffic {
+    pub(crate) bytes: (u64, u64),
+    /// WebSocket messages.
+    pub(crate) messages: (u64, u64),
+    /// The close codes of WebSocket sessions that the target ended.
+    pub(crate) closes: Vec<u16>,
 }
 
 /// The measurements of one task.
@@ -85,6 +106,8 @@ pub(crate) struct TaskRecorder {
     /// By reason; `None` for responses without one.
     finish_reasons: BTreeMap<Option<FinishReason>, u64>,
     addresses: BTreeMap<SocketAddr, u64>,
+    /// By close code.
+    websocket_closes: BTreeMap<u16, u64>,
     sent_bytes: u64,
     received_bytes: u64,
 }
@@ -92,15 +115,22 @@ pub(crate) struct TaskRecorder {
 impl RequestTimes {
     /// A latency of the request; `None` when the request did not get so far.
     fn latency(&self, metric: LatencyMetric) -> Option<Duration> {
-        let between = |from: Option<Instant>, to: Option<Instant>| {
-            from.zip(to).map(|(from, to)| to.saturating_duration_since(from))
-        };
+        let (began, ended) = self.span(metric)?;
+        Some(ended?.saturating_duration_since(began))
+    }
+
+    /// Returns when the part of the request that a latency measures began, and when it ended if it
+    /// has.
+    fn span(&self, metric: LatencyMetric) -> Option<(Instant, Option<Instant>)> {
+        let RequestEvents { first_byte, tokens } = self.events;
         match metric {
-            LatencyMetric::ResponseTime => between(Some(self.planned), Some(self.last)),
-            LatencyMetric::ServiceTime => between(self.sent, Some(self.last)),
-            LatencyMetric::TimeToFirstByte => between(self.sent, self.first_byte),
-            LatencyMetric::TimeToFirstToken => between(Some(self.planned), self.first_token),
-            LatencyMetric::TimeToFirstResponse => between(Some(self.planned), self.first_content),
+            LatencyMetric::ResponseTime => Some((self.planned, Some(self.last))),
+            LatencyMetric::ServiceTime => Some((self.sent?, Some(self.last))),
+            LatencyMetric::TimeToFirstByte if first_byte => Some((self.sent?, self.first_byte)),
+            LatencyMetric::TimeToFirstToken if tokens => Some((self.planned, self.first_token)),
+            LatencyMetric::TimeToFirstResponse if tokens => {
+                Some((self.planned, self.first_content))
+            }
             LatencyMetric::WebSocketConnect => self.connect,
             _ => None,
         }
@@ -121,7 +151,17 @@ impl RequestTimes {
                 }
                 metric => self.latency(metric),
             };
-            took.is_none_or(|took| took <= target.to_std())
+            match took {
+                Some(took) => took <= target.to_std(),
+                // A single token has no gap, and tool calls alone have no content. A response
+                // without any token keeps its user waiting for one.
+                None => match info.metric {
+                    LatencyMetric::TimeToFirstToken | LatencyMetric::TimeToFirstResponse => {
+                        self.first_token.is_some()
+                    }
+                    _ => true,
+                },
+            }
         })
     }
 }
@@ -158,15 +198,23 @@ impl TaskRecorder {
                 self.usual_seconds += weight * (latest - self.usual_seconds);
             }
         }
+        let is_given_up = matches!(outcome, Outcome::Timeout | Outcome::Interrupted);
         for metric in REQUEST_LATENCIES {
-            // Without a histogram of its own, a fast error would count as a fast response.
-            let is_sample = outcome != Outcome::Failure || metric.info().by_outcome;
-            if let Some(time) = times.latency(metric).filter(|_| is_sample) {
-                self.record_latency(metric, outcome, time);
-                if times.is_late && outcome != Outcome::Failure {
-                    let late = self.late[metric as usize].get_or_insert_default();
-                    late.record(nanos_of(time));
-                }
+            let Some((began, ended)) = times.span(metric) else { continue };
+            let is_whole =
+                matches!(metric, LatencyMetric::ResponseTime | LatencyMetric::ServiceTime);
+            let (outcome, ended) = match ended {
+                // What came before the request was given up has its exact time.
+                Some(ended) if is_given_up && !is_whole => (Outcome::Success, ended),
+                Some(ended) => (outcome, ended),
+                None if is_given_up => (outcome, times.last),
+                None => continue,
+            };
+            let time = ended.saturating_duration_since(began);
+            self.record_latency(metric, outcome, time);
+            if times.is_late && outcome != Outcome::Failure {
+                let late = self.late[metric as usize].get_or_insert_default();
+                late.record(nanos_of(time));
             }
         }
     }
@@ -200,14 +248,21 @@ impl TaskRecorder {
         }
     }
 
-    /// Records the time from a WebSocket message to its last reply.
-    pub(crate) fn record_round_trip(&mut self, time: Duration) {
-        self.record_latency(LatencyMetric::WebSocketRoundTrip, Outcome::Success, time);
+    /// Records the time from a WebSocket message to its last reply, or how long the replies were
+    /// awaited when `outcome` ended the wait.
+    pub(crate) fn record_round_trip(&mut self, outcome: Outcome, time: Duration) {
+        self.record_latency(LatencyMetric::WebSocketRoundTrip, outcome, time);
     }
 
-    /// Counts WebSocket messages.
-    pub(crate) fn count_messages(&mut self, sent: u64, received: u64) {
-        self.messages = (self.messages.0 + sent, self.messages.1 + received);
+    /// Counts bytes, messages and closes.
+    pub(crate) fn count_traffic(&mut self, traffic: &Traffic) {
+        let Traffic { bytes, messages, closes } = traffic;
+        self.sent_bytes += bytes.0;
+        self.received_bytes += bytes.1;
+        self.messages = (self.messages.0 + messages.0, self.messages.1 + messages.1);
+        for code in closes {
+            *self.websocket_closes.entry(*code).or_default() += 1;
+        }
     }
 
     /// Records a connection that was opened.
@@ -242,13 +297,13 @@ impl TaskRecorder {
         let in_load =
             (generated as f64 * response.token_times.share_until(load_end)).round() as u64;
         self.tokens_in_load += in_load;
-        if let Some(time) = response.time_per_token() {
+        if let Some(time) = response.token_times.mean_gap() {
             self.record_latency(LatencyMetric::TimePerOutputToken, Outcome::Success, time);
         }
         if response.token_times.has_gaps() {
             let gaps = &mut self.latencies[LatencyMetric::InterTokenLatency as usize][0];
             let gaps = gaps.get_or_insert_default();
-            response.token_times.token_gaps(generated, |gap, tokens| {
+            response.token_times.token_gaps(|gap, tokens| {
                 gaps.record_many(nanos_of(gap), tokens);
             });
         }
@@ -262,12 +317,6 @@ impl TaskRecorder {
     /// Counts an arrival that is not sent.
     pub(crate) fn count_dropped_arrival(&mut self) {
         self.dropped_arrivals += 1;
-    }
-
-    /// Counts bytes.
-    pub(crate) fn count_bytes(&mut self, sent: u64, received: u64) {
-        self.sent_bytes += sent;
-        self.received_bytes += received;
     }
 
     /// Converts the measurements to the metrics of the task.
@@ -289,6 +338,7 @@ impl TaskRecorder {
             tls_resumed: self.tls_resumed,
             statuses: to_labels(&self.statuses),
             addresses: to_labels(&self.addresses),
+            websocket_closes: to_labels(&self.websocket_closes),
             ..TaskMetrics::default()
         };
         for (info, by_outcome) in LATENCIES.iter().zip(&self.latencies) {
@@ -332,25 +382,63 @@ fn to_labels<T: ToString>(counts: &BTreeMap<T, u64>) -> BTreeMap<String, u64> {
 mod tests {
     use super::*;
 
+    /// Returns the times of a chat that was planned at `start`, had its first token after 50 ms and
+    /// ended after 110 ms.
+    fn chat_times(start: Instant, first_content: Option<Instant>) -> RequestTimes {
+        let at = |millis| start + Duration::from_millis(millis);
+        RequestTimes {
+            planned: start,
+            sent: Some(at(10)),
+            first_byte: Some(at(40)),
+            first_token: Some(at(50)),
+            first_content,
+            last: at(110),
+            connect: None,
+            events: RequestEvents { first_byte: true, tokens: true },
+            is_late: false,
+        }
+    }
+
+    #[test]
+    fn only_events_that_never_came_have_the_age_of_a_timeout() {
+        let start = Instant::now();
+        let mut recorder = TaskRecorder::default();
+        recorder.record_request(Outcome::Timeout, &chat_times(start, None), start);
+        let metrics = recorder.to_metrics();
+        let millis = |metric, outcome| {
+            let latency = metrics.latencies.get(metric, outcome);
+            latency.quantile(1.0).map(|time| (time.as_secs_f64() * 1e3).round().to_string())
+        };
+        use LatencyMetric::{ResponseTime, TimeToFirstByte, TimeToFirstResponse, TimeToFirstToken};
+        for (metric, success, timeout) in [
+            (ResponseTime, None, Some("110")),
+            (TimeToFirstByte, Some("30"), None),
+            (TimeToFirstToken, Some("50"), None),
+            (TimeToFirstResponse, None, Some("110")),
+        ] {
+            assert_eq!(millis(metric, Outcome::Success).as_deref(), success, "{metric:?}");
+            assert_eq!(millis(metric, Outcome::Timeout).as_deref(), timeout, "{metric:?}");
+        }
+    }
+
+    #[test]
+    fn a_response_without_a_token_misses_the_targets_of_tokens() {
+        let start = Instant::now();
+        let text = r#"{metric: timeToFirstResponse, statistic: p95, target: "< 1s"}"#;
+        let thresholds: Vec<loadtest_core::resource::Threshold> =
+            vec![serde_saphyr::from_str(text).unwrap()];
+        let targets = LatencyTargets::of_task(&thresholds, "chat");
+        let tools_only = chat_times(start, None);
+        let empty = RequestTimes { first_token: None, ..tools_only };
+        assert!(tools_only.meets_targets(&targets, None) && !empty.meets_targets(&targets, None));
+    }
+
     #[test]
     fn each_request_is_counted_once_with_its_times() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let mut recorder = TaskRecorder::default();
-        recorder.record_request(
-            Outcome::Success,
-            &RequestTimes {
-                planned: start,
-                sent: Some(at(10)),
-                first_byte: Some(at(40)),
-                first_token: Some(at(50)),
-                first_content: Some(at(60)),
-                last: at(110),
-                connect: None,
-                is_late: false,
-            },
-            at(100),
-        );
+        recorder.record_request(Outcome::Success, &chat_times(start, Some(at(60))), at(100));
         let metrics = recorder.to_metrics();
         assert_eq!(metrics.requests, [1, 0, 0, 0]);
         // It ended after the load.

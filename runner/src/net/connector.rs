@@ -46,6 +46,37 @@ pub(crate) struct ConnectSteps {
     pub(crate) is_tls_resumed: bool,
 }
 
+/// The step of opening a connection that is under way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum ConnectStep {
+    #[default]
+    Resolve,
+    Tcp,
+    Tls,
+    Upgrade,
+}
+
+impl ConnectStep {
+    /// Returns what has not happened yet.
+    pub(crate) const fn awaited(self) -> &'static str {
+        match self {
+            Self::Resolve => "the name was not resolved",
+            Self::Tcp => "the target did not accept the TCP connection",
+            Self::Tls => "the target did not end the TLS handshake",
+            Self::Upgrade => "the target did not answer the WebSocket handshake",
+        }
+    }
+}
+
+/// What a user brings to a new connection.
+#[derive(Debug, Default)]
+pub(crate) struct ConnectState {
+    /// The user's TLS settings, with its sessions.
+    pub(crate) tls: UserTls,
+    /// The step that is under way.
+    pub(crate) step: Cell<ConnectStep>,
+}
+
 /// The result of a lookup.
 type LookupResult = Result<Vec<SocketAddr>, Failure>;
 
@@ -88,14 +119,34 @@ impl Connector {
 
     /// Opens a connection for the user of a request. Each call starts with the next address (round
     /// robin).
-    pub(crate) async fn connect(&self, user_tls: &UserTls) -> Result<OpenedStream, Failure> {
+    pub(crate) async fn connect(&self, user: &ConnectState) -> Result<OpenedStream, Failure> {
         let mut steps = ConnectSteps::default();
+        user.step.set(ConnectStep::Resolve);
         let addresses = self.resolve_host(&mut steps).await?;
         let began = Instant::now();
+        user.step.set(ConnectStep::Tcp);
         let tcp = self.connect_tcp(&self.order_addresses(&addresses)).await?;
         steps.tcp = Some(began.elapsed());
-        let (stream, stats) = self.wrap_stream(tcp, user_tls, &mut steps).await?;
+        user.step.set(ConnectStep::Tls);
+        let wrapped = self.wrap_stream(tcp, &user.tls, &mut steps).await;
+        let (stream, stats) = wrapped.map_err(|failure| self.explain_failure(failure))?;
         Ok((stream, stats, steps))
+    }
+
+    /// Adds to the failure of a new connection that the target asks for a client certificate, if it
+    /// does. With TLS 1.3, a target without one closes the connection after the handshake.
+    pub(crate) fn explain_failure(&self, mut failure: Failure) -> Failure {
+        let is_asked = self
+            .endpoint
+            .tls
+            .as_ref()
+            .is_some_and(|tls| tls.settings.client_certificate.was_asked());
+        let is_end = matches!(failure.kind, ErrorKind::Tls | ErrorKind::Reset);
+        if is_asked && is_end {
+            failure.message +=
+                ". The target asks for a client certificate, and the load generator has none";
+        }
+        failure
     }
 
     /// Returns the addresses in the order in which they are tried: from the next one on, IPv4 and
@@ -175,7 +226,7 @@ impl Connector {
                 stats,
             ));
         };
-        let config = user_tls.config_for(tls);
+        let config = user_tls.config_for(&tls.settings);
         let protocol = config.alpn_protocols.first().cloned();
         let began = Instant::now();
         let session = TlsConnector::from(config).connect(tls.name.clone(), socket).await;

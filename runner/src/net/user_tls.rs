@@ -4,7 +4,7 @@ use std::{cell::RefCell, sync::Arc};
 
 use rustls::ClientConfig;
 
-use crate::prepare::tls::EndpointTls;
+use crate::prepare::tls::TlsSettings;
 
 /// The TLS settings of one user, by the settings of the endpoint that they were made from.
 #[derive(Debug, Default)]
@@ -14,7 +14,7 @@ pub(crate) struct UserTls {
 
 impl UserTls {
     /// Returns the user's TLS settings for an endpoint.
-    pub(crate) fn config_for(&self, tls: &EndpointTls) -> Arc<ClientConfig> {
+    pub(crate) fn config_for(&self, tls: &TlsSettings) -> Arc<ClientConfig> {
         let origin = Arc::as_ptr(&tls.config);
         let mut known = self.configs.borrow_mut();
         if let Some((_, config)) = known.iter().find(|(of, _)| *of == origin) {

@@ -7,7 +7,7 @@ use serde_json_path::JsonPath;
 
 use crate::{
     failure::{ErrorKind, Failure},
-    protocol::target_words::with_words,
+    protocol::{chat::lenient_json::parse_value, target_words::with_words},
 };
 
 /// Maximum length of a value in a message.
@@ -103,7 +103,7 @@ impl PreparedCheck {
                 }
                 let path = self.check.json_path.as_deref().unwrap_or_default();
                 let found = nodes.iter().next().map_or_else(
-                    || "the path matches nothing".to_owned(),
+                    || with_words("the path matches nothing".to_owned(), body),
                     |node| describe_value(path, &text(node)),
                 );
                 fail(ErrorKind::CheckJson, &found)
@@ -130,12 +130,10 @@ struct LazyJson {
 }
 
 impl LazyJson {
-    /// Returns the JSON, or `None` if the body is not valid JSON.
+    /// Returns the JSON, or `None` if the body is not JSON.
     fn parse(&mut self, body: &[u8]) -> Option<&Value> {
         if !self.is_parsed {
-            // Some servers put a byte order mark before the JSON.
-            let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-            self.value = serde_json::from_slice(body).ok()?;
+            self.value = parse_value(body)?;
             self.is_parsed = true;
         }
         Some(&self.value)
@@ -202,7 +200,9 @@ mod tests {
             assert_eq!(failure_of(yaml, &[], body), None, "{yaml}");
         }
         let message_of = |yaml: &str, body: &str| failure_of(yaml, &[], body).unwrap().1;
-        assert!(message_of("{jsonPath: $.missing}", body).ends_with("the path matches nothing"));
+        let error = r#"{"data": null, "errors": [{"message": "rate limited"}]}"#;
+        let message = message_of("{jsonPath: $.data.id}", error);
+        assert!(message.ends_with("the path matches nothing: rate limited"), "{message}");
         assert!(
             message_of("{jsonPath: $.count, equals: '4'}", body).ends_with("the value is \"3\"")
         );

@@ -1,12 +1,14 @@
 //! Base URLs: host, port, path and TLS settings of a target.
 
-use std::sync::Arc;
-
 use http::Uri;
-use loadtest_core::resource::{HttpVersion, SessionResumption, Tls};
-use rustls::{ClientConfig, pki_types::ServerName};
+use loadtest_core::resource::HttpVersion;
+use rustls::pki_types::ServerName;
 
-use crate::prepare::{error::PrepareError, request::Origin, tls::EndpointTls};
+use crate::prepare::{
+    error::PrepareError,
+    request::Origin,
+    tls::{EndpointTls, TlsSettings},
+};
 
 /// Host, port, path and TLS settings of a base URL.
 #[derive(Clone, Debug)]
@@ -26,8 +28,8 @@ impl Endpoint {
         url: &str,
         field: &'static str,
         example: &'static str,
-        config: &Arc<ClientConfig>,
-        settings: &Tls,
+        settings: &TlsSettings,
+        server_name: Option<&String>,
     ) -> Result<Self, PrepareError> {
         let invalid = || PrepareError::Url { field, value: url.to_owned(), example };
         let uri: Uri = url.parse().map_err(|_| invalid())?;
@@ -46,11 +48,10 @@ impl Endpoint {
         };
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let tls = if is_secure {
-            let name = settings.server_name.as_ref().unwrap_or(&host);
+            let name = server_name.unwrap_or(&host);
             Some(EndpointTls {
                 name: ServerName::try_from(name.clone()).map_err(|_| invalid())?,
-                config: Arc::clone(config),
-                is_per_user: settings.session_resumption == SessionResumption::PerUser,
+                settings: settings.clone(),
             })
         } else {
             None

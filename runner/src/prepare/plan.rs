@@ -11,7 +11,7 @@ use loadtest_core::{
 
 use crate::prepare::{
     chat_task::PreparedChat, endpoint::Endpoint, error::PrepareError, headers::shared_headers,
-    http_task::PreparedHttp, tls::client_config, websocket_task::PreparedWebSocket,
+    http_task::PreparedHttp, tls::tls_settings, websocket_task::PreparedWebSocket,
 };
 
 /// A plan, ready to run.
@@ -55,9 +55,9 @@ impl PreparedPlan {
         let version = target.http_version;
         let endpoint = |url: &Option<String>, version, field, example| {
             let Some(url) = url else { return Ok(None) };
-            let tls = client_config(&plan, version)?;
-            Endpoint::parse(url, field, example, &tls, &target.tls.clone().unwrap_or_default())
-                .map(Some)
+            let settings = tls_settings(&plan, version)?;
+            let server_name = target.tls.as_ref().and_then(|tls| tls.server_name.as_ref());
+            Endpoint::parse(url, field, example, &settings, server_name).map(Some)
         };
         let http = endpoint(&target.http, version, "target.http", "http://cell0:18800")?;
         // A WebSocket connection begins as HTTP/1.1.

@@ -30,14 +30,20 @@ impl Redirects {
         // The query is left out because it may hold a credential.
         let shown = location.split(['?', '#']).next().unwrap_or_default();
         let shown = loadtest_core::text::truncate(shown, 100);
-        let Some(remaining) = self.remaining.checked_sub(1) else {
-            return fail(format!("one redirect too many, to {shown:?}: see maxRedirects"));
-        };
-        self.remaining = remaining;
         let template = &mut self.template;
         let origin = &template.origin.url;
         let path = template.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-        let to = origin.join(path).and_then(|from| from.join(location));
+        let from = origin.join(path);
+        let to = from.clone().and_then(|from| from.join(location));
+        let Some(remaining) = self.remaining.checked_sub(1) else {
+            let advice = if from == to {
+                "the target redirects to the same URL, as targets do that set a cookie, and the load generator keeps no cookies"
+            } else {
+                "see maxRedirects"
+            };
+            return fail(format!("one redirect too many, to {shown:?}: {advice}"));
+        };
+        self.remaining = remaining;
         let to = match to {
             Ok(to) => to,
             Err(error) => return fail(format!("redirect to {shown:?}: {error}")),

@@ -6,7 +6,7 @@ use regex::bytes::Regex;
 use serde_json::Value;
 use serde_json_path::JsonPath;
 
-use crate::prepare::error::PrepareError;
+use crate::{prepare::error::PrepareError, protocol::chat::lenient_json::parse_value};
 
 /// Types of messages that servers send at any time, in lower case and without punctuation.
 const PUSHED_TYPES: [&str; 15] = [
@@ -112,7 +112,7 @@ impl ReplyMatcher {
             Self::Contains(text) => memmem::find(message, text.as_bytes()).is_some(),
             Self::Regex(regex) => regex.is_match(message),
             Self::Json { path, equals } => {
-                let Ok(value) = serde_json::from_slice::<Value>(message) else { return false };
+                let Some(value) = parse_value(message) else { return false };
                 let text =
                     |node: &Value| node.as_str().map_or_else(|| node.to_string(), str::to_owned);
                 let is_expected =
@@ -151,7 +151,7 @@ fn type_of(message: &[u8]) -> Option<String> {
         _ if text == b"h" || text == b"2" => Some("ping".to_owned()),
         b'0' if text.get(1) == Some(&b'{') => Some("open".to_owned()),
         b'{' => {
-            let value: Value = serde_json::from_slice(text).ok()?;
+            let value = parse_value(text)?;
             TYPE_MEMBERS.iter().find_map(|name| value.get(*name)?.as_str()).map(normalize)
         }
         // Longer texts are content.

@@ -5,7 +5,10 @@ mod certificate;
 
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use loadtest_core::{
@@ -13,12 +16,13 @@ use loadtest_core::{
     resource::{HttpVersion, SessionResumption},
 };
 use rustls::{
-    AlertDescription, ClientConfig, NamedGroup, RootCertStore,
+    AlertDescription, ClientConfig, NamedGroup, RootCertStore, SignatureScheme,
     client::{
-        ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue,
-        WebPkiServerVerifier,
+        ClientSessionStore, ResolvesClientCert, Resumption, Tls12ClientSessionValue,
+        Tls13ClientSessionValue, WebPkiServerVerifier,
     },
     pki_types::{CertificateDer, ServerName, pem::PemObject},
+    sign::CertifiedKey,
 };
 
 use self::certificate::{AcceptAnyCertificate, BundleVerifier};
@@ -32,12 +36,43 @@ const SHARED_SESSIONS: usize = 256;
 pub(crate) struct EndpointTls {
     /// The name that the certificate must carry.
     pub(crate) name: ServerName<'static>,
+    pub(crate) settings: TlsSettings,
+}
+
+/// TLS settings of a plan.
+#[derive(Clone, Debug)]
+pub(crate) struct TlsSettings {
     pub(crate) config: Arc<ClientConfig>,
+    pub(crate) client_certificate: Arc<NoClientCertificate>,
     /// True when each user resumes its own sessions, and needs settings of its own for that.
     pub(crate) is_per_user: bool,
 }
 
-impl EndpointTls {
+/// The answer to a target that asks for a client certificate: there is none.
+#[derive(Debug, Default)]
+pub(crate) struct NoClientCertificate {
+    was_asked: AtomicBool,
+}
+
+impl NoClientCertificate {
+    /// Returns true when the target has asked for a certificate.
+    pub(crate) fn was_asked(&self) -> bool {
+        self.was_asked.load(Ordering::Relaxed)
+    }
+}
+
+impl ResolvesClientCert for NoClientCertificate {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.was_asked.store(true, Ordering::Relaxed);
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
+impl TlsSettings {
     /// Returns the settings for a new user.
     pub(crate) fn config_for_user(&self) -> Arc<ClientConfig> {
         if !self.is_per_user {
@@ -50,10 +85,7 @@ impl EndpointTls {
 }
 
 /// Returns the TLS settings of a plan. For HTTP/2 the target has to agree by ALPN.
-pub(super) fn client_config(
-    plan: &Plan,
-    version: HttpVersion,
-) -> Result<Arc<ClientConfig>, PrepareError> {
+pub(super) fn tls_settings(plan: &Plan, version: HttpVersion) -> Result<TlsSettings, PrepareError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -80,7 +112,9 @@ pub(super) fn client_config(
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         builder.with_root_certificates(roots)
     };
-    let mut config = builder.with_no_client_auth();
+    let client_certificate = Arc::new(NoClientCertificate::default());
+    let resolver = Arc::clone(&client_certificate);
+    let mut config = builder.with_client_cert_resolver(resolver);
     if version == HttpVersion::Http2 {
         config.alpn_protocols = vec![b"h2".to_vec()];
     }
@@ -88,7 +122,8 @@ pub(super) fn client_config(
         SessionResumption::Shared => Resumption::in_memory_sessions(SHARED_SESSIONS),
         SessionResumption::PerUser | SessionResumption::Never => Resumption::disabled(),
     };
-    Ok(Arc::new(config))
+    let is_per_user = tls.session_resumption == SessionResumption::PerUser;
+    Ok(TlsSettings { config: Arc::new(config), client_certificate, is_per_user })
 }
 
 /// The last TLS session of one user with one target. The store of the library keeps eight tickets
@@ -174,7 +209,7 @@ pub(crate) fn describe_tls_error(error: &io::Error) -> String {
             format!("{cause}: {advice}")
         }
         Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => {
-            format!("{error}: put the issuer's certificate into tls.caBundle")
+            "the issuer of the certificate is not trusted: put its certificate into tls.caBundle, or let the target send its whole chain".to_owned()
         }
         None if error.kind() == io::ErrorKind::UnexpectedEof => {
             format!("target closed the connection in the handshake: {NO_COMMON_CIPHER}")

@@ -6,17 +6,17 @@
 mod chat_event;
 pub(super) mod event_stream;
 pub(super) mod json_scanner;
+pub(crate) mod lenient_json;
+mod token_times;
 
-use std::{
-    ops::ControlFlow,
-    time::{Duration, Instant},
-};
+use std::{ops::ControlFlow, time::Instant};
 
 use loadtest_core::metrics::Tokens;
 
 use self::{
     chat_event::{ChatEvent, TokenKinds, Usage},
     event_stream::{AfterEvent, EventStream, ServerEvent, is_done},
+    token_times::{EventTokens, TokenTimes},
 };
 use crate::{
     failure::{ErrorKind, Failure},
@@ -58,18 +58,6 @@ pub(crate) struct FinishReason {
     length: u8,
 }
 
-/// The times of the tokens of one stream.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct TokenTimes {
-    first: Option<Instant>,
-    latest: Option<Instant>,
-    /// Seconds from each event with a token to the next one.
-    gaps: Vec<f32>,
-    /// The number of tokens that the target had reported at each event. Empty unless it reports
-    /// the number in every event.
-    reported: Vec<u32>,
-}
-
 /// A stream that is being read.
 #[derive(Debug, Default)]
 pub(crate) struct StreamReader {
@@ -83,10 +71,14 @@ struct StreamState {
     times: TokenTimes,
     /// Number of events with a token, by kind.
     event_tokens: Tokens,
+    /// Length of all texts of reasoning, in bytes.
+    reasoning_bytes: u64,
     usage: Usage,
     finish_reason: Option<FinishReason>,
     /// True when an event was part of a chat completion.
     is_chat: bool,
+    /// True when an event held a choice.
+    has_choice: bool,
     is_done: bool,
     /// The first event that says nothing about a chat, and whether it is JSON.
     other_event: Option<OtherEvent>,
@@ -145,83 +137,6 @@ impl FinishReason {
     }
 }
 
-impl TokenTimes {
-    fn add(&mut self, at: Instant, reported: Option<u64>) {
-        match self.latest {
-            Some(before) => self.gaps.push(at.saturating_duration_since(before).as_secs_f32()),
-            None => self.first = Some(at),
-        }
-        self.latest = Some(at);
-        // Only if every event up to this one had a number.
-        if let Some(count) = reported.filter(|_| self.reported.len() == self.gaps.len()) {
-            self.reported.push(u32::try_from(count).unwrap_or(u32::MAX));
-        }
-    }
-
-    /// Returns true when there is time between tokens.
-    pub(crate) const fn has_gaps(&self) -> bool {
-        !self.gaps.is_empty()
-    }
-
-    const fn event_count(&self) -> usize {
-        match self.first {
-            Some(_) => self.gaps.len() + 1,
-            None => 0,
-        }
-    }
-
-    /// Calls `on_gap` with the time between two tokens, and how often that time occurs.
-    ///
-    /// An event may hold several tokens. Then they share the time since the event before, so that
-    /// the sum of all times is the time from the first to the last event. How many tokens an event
-    /// holds, the target says in each event, or the `total` is spread evenly.
-    pub(crate) fn token_gaps(&self, total: u64, mut on_gap: impl FnMut(Duration, u64)) {
-        let events = self.event_count() as u64;
-        let is_reported = self.reported.len() as u64 == events
-            && self.reported.is_sorted()
-            && self.reported.last().copied().map(u64::from)
-                > self.reported.first().copied().map(u64::from);
-        // The total may count one token more than there are events: the mark of the end.
-        let is_spread = !is_reported && total > events + 1;
-        for (index, gap) in self.gaps.iter().enumerate() {
-            let tokens = if is_reported {
-                u64::from(self.reported[index + 1] - self.reported[index])
-            } else if is_spread {
-                let up_to = |event: u64| event * total / events;
-                up_to(index as u64 + 2) - up_to(index as u64 + 1)
-            } else {
-                1
-            }
-            .max(1);
-            on_gap(Duration::from_secs_f32(*gap / tokens as f32), tokens);
-        }
-    }
-
-    /// Returns the share of the tokens that had arrived at `until`, from 0 to 1.
-    pub(crate) fn share_until(&self, until: Instant) -> f64 {
-        let (Some(first), Some(latest)) = (self.first, self.latest) else { return 1.0 };
-        if latest <= until {
-            return 1.0;
-        }
-        let mut passed = until.saturating_duration_since(first).as_secs_f32();
-        let in_time = |gap: &&f32| {
-            passed -= **gap;
-            passed >= 0.0
-        };
-        let arrived = self.gaps.iter().take_while(in_time).count() + usize::from(first <= until);
-        arrived as f64 / self.event_count() as f64
-    }
-}
-
-impl ChatResponse {
-    /// Mean time of each token after the first. `None` for a single token, and without a stream.
-    pub(crate) fn time_per_token(&self) -> Option<Duration> {
-        let took = self.token_times.latest?.saturating_duration_since(self.token_times.first?);
-        let after_first = self.tokens.generated().saturating_sub(1);
-        u32::try_from(after_first).ok().and_then(|tokens| took.checked_div(tokens))
-    }
-}
-
 impl ChatReader {
     pub(crate) fn new(stream: bool) -> Self {
         if stream { Self::Streamed(Box::default()) } else { Self::Whole(Vec::new()) }
@@ -230,9 +145,14 @@ impl ChatReader {
     /// Returns when the first token of any kind and the first token of content arrived.
     pub(crate) fn first_tokens(&self) -> (Option<Instant>, Option<Instant>) {
         match self {
-            Self::Streamed(stream) => (stream.state.times.first, stream.state.first_content),
+            Self::Streamed(stream) => (stream.state.times.first(), stream.state.first_content),
             Self::Whole(_) => (None, None),
         }
+    }
+
+    /// Returns true when a stream has said why the model stopped.
+    pub(crate) fn has_finish_reason(&self) -> bool {
+        matches!(self, Self::Streamed(stream) if stream.state.finish_reason.is_some())
     }
 
     /// Reads bytes that arrived at `at`. Stops when the response is complete.
@@ -245,7 +165,7 @@ impl ChatReader {
             Self::Whole(body) => {
                 if body.len() + bytes.len() > MAX_RESPONSE {
                     let message = "response is over 16 MiB, the limit of the load generator";
-                    return Err(Failure::new(ErrorKind::Protocol, message));
+                    return Err(Failure::new(ErrorKind::SizeLimit, message));
                 }
                 body.extend_from_slice(bytes);
                 Ok(ControlFlow::Continue(()))
@@ -261,7 +181,7 @@ impl ChatReader {
                 if !state.is_done {
                     let _ = events.finish(last, &mut |event| state.read_event(&event))?;
                 }
-                state.check_complete(events.other_body())?;
+                state.check_complete(events)?;
                 Ok(stream.state.into_response())
             }
             Self::Whole(body) => read_whole(&body, last),
@@ -297,6 +217,7 @@ impl StreamState {
         }
         if chat.has_choices || chat.usage != Usage::default() {
             self.is_chat |= chat.has_choices;
+            self.has_choice |= chat.has_choice;
             self.read_chat(&chat, event.at);
         } else if data != b"{}" {
             self.note_other_event(event, true);
@@ -332,17 +253,20 @@ impl StreamState {
         if content && self.first_content.is_none() {
             self.first_content = Some(at);
         }
-        self.times.add(at, chat.usage.completion);
+        self.reasoning_bytes += chat.reasoning_bytes as u64;
+        let is_reasoning = reasoning && !content && !tool;
+        self.times.add(at, is_reasoning, chat.usage.completion);
     }
 
     /// Returns an error unless the stream is complete: it ended with `[DONE]`, or cleanly after a
     /// finish reason.
-    fn check_complete(&self, other_body: &[u8]) -> Result<(), Failure> {
+    fn check_complete(&self, events: &EventStream) -> Result<(), Failure> {
         if let Some(reason) = self.finish_reason {
             return reason.check();
         }
-        if !self.is_chat && !other_body.is_empty() {
-            return Err(not_a_stream(other_body));
+        let other_lines = events.other_lines();
+        if !self.is_chat && !events.is_stream() && !other_lines.is_empty() {
+            return Err(not_a_stream(other_lines));
         }
         let is_whole = self.is_done && self.is_chat;
         match &self.other_event {
@@ -351,19 +275,31 @@ impl StreamState {
                 let message = format!("stream ended after an event that is no chat: {words}");
                 Err(Failure::new(ErrorKind::StreamError, message))
             }
-            _ if self.is_done => Ok(()),
+            _ if self.is_done && self.has_choice => Ok(()),
+            _ if self.is_done => {
+                Err(Failure::new(ErrorKind::Protocol, "stream ended without a choice"))
+            }
             _ => {
                 let message = "stream ended without a finish_reason and without data: [DONE]";
+                let message = with_words(message.to_owned(), other_lines);
                 Err(Failure::new(ErrorKind::StreamCut, message))
             }
         }
     }
 
-    fn into_response(self) -> ChatResponse {
+    fn into_response(mut self) -> ChatResponse {
+        let tokens = total_tokens(&self.usage, self.event_tokens);
+        // Models that hide their reasoning report its tokens, and send none of them or a summary.
+        // A token has at least one byte, so fewer bytes than tokens are a summary.
+        let is_summary = tokens.reasoning > self.reasoning_bytes;
+        self.times.share_tokens(EventTokens {
+            answer: tokens.output + tokens.tool,
+            reasoning: Some(tokens.reasoning).filter(|_| !is_summary),
+        });
         ChatResponse {
-            first_token: self.times.first,
+            first_token: self.times.first(),
             first_content: self.first_content,
-            tokens: total_tokens(&self.usage, self.event_tokens),
+            tokens,
             token_times: self.times,
             finish_reason: self.finish_reason,
         }
@@ -374,7 +310,7 @@ impl StreamState {
 /// several tokens.
 fn total_tokens(usage: &Usage, events: Tokens) -> Tokens {
     let prompt = usage.prompt.unwrap_or(0);
-    let Some(completion) = usage.completion.filter(|tokens| *tokens > 0) else {
+    let Some(completion) = usage.generated().filter(|tokens| *tokens > 0) else {
         return Tokens { prompt, ..events };
     };
     // Without a count of its own, reasoning has the share of its events.
@@ -412,7 +348,7 @@ fn read_whole(body: &[u8], last: Instant) -> Result<ChatResponse, Failure> {
             format!("error in the response: {words}"),
         ));
     }
-    if !chat.has_choices {
+    if !chat.has_choice {
         return Err(match chat.other_api {
             Some(api) => not_chat(&format!("response is of {api}, not of chat completions")),
             None => not_chat("response has no choices"),

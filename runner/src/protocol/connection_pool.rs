@@ -283,6 +283,11 @@ impl ConnectionPool {
         shared.push(ConnectionSlot { connection, is_lost: false });
     }
 
+    /// Adds what is known about the target to a failure of a new connection.
+    pub(crate) fn explain_failure(&self, failure: Failure) -> Failure {
+        self.connector.explain_failure(failure)
+    }
+
     /// Returns when a connection that opens now is too old. Ages differ by up to 10 %, so that not
     /// all connections are replaced at once.
     fn new_expiry(&self) -> Option<Instant> {
@@ -299,7 +304,7 @@ impl ConnectionPool {
         in_flight: &InFlightRequest,
     ) -> Result<Connection, Failure> {
         if self.version == HttpVersion::Http1 {
-            let (stream, stats, steps) = self.connector.connect(in_flight.user_tls()).await?;
+            let (stream, stats, steps) = self.connector.connect(in_flight.connect_state()).await?;
             in_flight.add_opened_connection(OpenedConnection { is_reconnect, steps });
             return Ok(Connection::Http1(Http1Connection {
                 stream,
@@ -331,7 +336,7 @@ impl ConnectionPool {
         is_reconnect: bool,
         in_flight: &InFlightRequest,
     ) -> Result<Rc<Http2Connection>, Failure> {
-        let (stream, stats, steps) = self.connector.connect(in_flight.user_tls()).await?;
+        let (stream, stats, steps) = self.connector.connect(in_flight.connect_state()).await?;
         let expires = self.new_expiry();
         let connection = Rc::new(Http2Connection::handshake(stream, stats, expires).await?);
         in_flight.add_opened_connection(OpenedConnection { is_reconnect, steps });

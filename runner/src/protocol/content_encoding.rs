@@ -208,7 +208,7 @@ impl DecoderState {
             Self::Brotli(decoder) => decoder.write(piece),
             Self::Zstd(compressed) => {
                 if compressed.len() + piece.len() > MAX_WHOLE_BODY {
-                    return Err(io::Error::other("over 16 MiB, the limit of the load generator"));
+                    return Err(too_long());
                 }
                 compressed.extend_from_slice(piece);
                 Ok(piece.len())
@@ -256,9 +256,7 @@ impl DecoderState {
                     let room = (MAX_WHOLE_BODY + 1).saturating_sub(plain.len()) as u64;
                     decoder.by_ref().take(room).read_to_end(&mut plain)?;
                     if plain.len() > MAX_WHOLE_BODY {
-                        return Err(io::Error::other(
-                            "over 16 MiB, the limit of the load generator",
-                        ));
+                        return Err(too_long());
                     }
                 }
                 Ok(plain)
@@ -268,8 +266,16 @@ impl DecoderState {
     }
 }
 
+fn too_long() -> io::Error {
+    let message = "over 16 MiB, the limit of the load generator";
+    io::Error::new(io::ErrorKind::FileTooLarge, message)
+}
+
 fn decode_failure(encoding: ContentEncoding, error: &io::Error) -> Failure {
     let name = encoding.name();
+    if error.kind() == io::ErrorKind::FileTooLarge {
+        return Failure::new(ErrorKind::SizeLimit, format!("body in {name} is {error}"));
+    }
     Failure::new(ErrorKind::Protocol, format!("body is not valid {name}: {error}"))
 }
 

@@ -10,14 +10,14 @@ use crate::{
     measure::in_flight::InFlightRequest,
     prepare::{
         chat_task::PreparedChat,
-        check::{PreparedCheck, evaluate_checks},
+        check::{HeaderField, PreparedCheck, evaluate_checks},
         http_task::PreparedHttp,
     },
     protocol::{
         chat::{ChatReader, ChatResponse},
         connection_pool::{ConnectionPool, ConnectionSlot},
         send::{IncomingResponse, send_request},
-        target_words::{MAX_ERROR_BODY, with_words},
+        target_words::{MAX_ERROR_BODY, describe_status, with_words},
     },
 };
 
@@ -37,13 +37,15 @@ fn is_expected_status(prepared: &PreparedHttp, status: u16) -> bool {
 /// the target.
 async fn read_unexpected(
     response: IncomingResponse<'_>,
+    headers: &[HeaderField],
     prepared: &PreparedHttp,
     buffer: &mut BytesMut,
 ) -> Failure {
     let status = response.status();
+    let described = describe_status(status, headers);
     match response.read_start_of_body(buffer, MAX_ERROR_BODY).await {
         Ok((_, body)) => {
-            let message = format!("{} returned status {status}", prepared.name);
+            let message = format!("{} returned {described}", prepared.name);
             Failure::new(ErrorKind::Http(status), with_words(message, &body))
         }
         Err(failure) => failure,
@@ -61,11 +63,13 @@ pub(crate) async fn perform_http(
     if !prepared.checks.is_empty() || prepared.redirects.is_some() {
         return Box::pin(perform_checked_http(slot, pool, prepared, buffer, in_flight)).await;
     }
-    let response = send_request(slot, pool, &prepared.request, false, buffer, in_flight).await?;
+    let mut response =
+        send_request(slot, pool, &prepared.request, false, buffer, in_flight).await?;
     if is_expected_status(prepared, response.status()) {
         return response.skip_body(buffer).await;
     }
-    Err(Box::pin(read_unexpected(response, prepared, buffer)).await)
+    let headers = response.take_headers();
+    Err(Box::pin(read_unexpected(response, &headers, prepared, buffer)).await)
 }
 
 /// Runs one HTTP request with redirects and checks.
@@ -90,7 +94,7 @@ async fn perform_checked_http(
             continue;
         }
         if !is_expected_status(prepared, status) {
-            return Err(read_unexpected(response, prepared, buffer).await);
+            return Err(read_unexpected(response, &headers, prepared, buffer).await);
         }
         if !prepared.checks.iter().any(PreparedCheck::reads_body) {
             let last = response.skip_body(buffer).await?;
@@ -102,7 +106,7 @@ async fn perform_checked_http(
         let on_data = |data: &[u8], _| {
             if body.len() + data.len() > MAX_CHECKED_BODY {
                 let message = "body is over 16 MiB, the limit of the load generator for checks";
-                return Err(Failure::new(ErrorKind::CheckBody, message));
+                return Err(Failure::new(ErrorKind::SizeLimit, message));
             }
             body.extend_from_slice(data);
             Ok(ControlFlow::Continue(()))
@@ -123,9 +127,10 @@ pub(crate) async fn perform_chat(
     in_flight: &InFlightRequest,
 ) -> Result<(Instant, ChatResponse), Failure> {
     let request = prepared.requests.get(body).unwrap_or(&prepared.http.request);
-    let response = send_request(slot, pool, request, false, buffer, in_flight).await?;
+    let mut response = send_request(slot, pool, request, false, buffer, in_flight).await?;
     if !is_expected_status(&prepared.http, response.status()) {
-        return Err(read_unexpected(response, &prepared.http, buffer).await);
+        let headers = response.take_headers();
+        return Err(read_unexpected(response, &headers, &prepared.http, buffer).await);
     }
     if prepared.stream {
         response.encoding().check_streamable()?;
@@ -136,6 +141,9 @@ pub(crate) async fn perform_chat(
         let (first_token, first_content) = reader.first_tokens();
         first_token.into_iter().for_each(|at| in_flight.mark_first_token(at));
         first_content.into_iter().for_each(|at| in_flight.mark_first_content(at));
+        if reader.has_finish_reason() {
+            in_flight.note_finish_reason();
+        }
         Ok(flow)
     });
     let last = read.await.map_err(|failure| match failure.kind {

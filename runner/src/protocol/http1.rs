@@ -23,6 +23,7 @@ use crate::{
     prepare::check::HeaderField,
     protocol::{
         chat::event_stream::AfterEvent, chunked::ChunkedDecoder, content_encoding::ContentEncoding,
+        target_words::with_words,
     },
 };
 
@@ -38,7 +39,7 @@ const READ_SIZE: usize = 16 << 10;
 pub(crate) struct ResponseHead {
     pub(crate) status: u16,
     pub(crate) encoding: ContentEncoding,
-    /// All headers, if the caller asked for them.
+    /// All headers, if the caller asked for them. Otherwise only the location of a redirect.
     pub(crate) headers: Vec<HeaderField>,
     /// How the body ends.
     framing: BodyFraming,
@@ -100,23 +101,19 @@ fn early_end(what: &str) -> Failure {
     Failure::new(ErrorKind::Reset, format!("connection ended before {what}"))
 }
 
-fn io_failure(error: &std::io::Error) -> Failure {
-    Failure::new(ErrorKind::from_io_error(error), error)
-}
-
 /// Writes a request.
 pub(crate) async fn write_request(
     stream: &mut MeteredStream,
     request: &[u8],
 ) -> Result<(), Failure> {
-    stream.write_all(request).await.map_err(|error| io_failure(&error))?;
+    stream.write_all(request).await.map_err(|error| Failure::from_io_error(&error))?;
     // TLS may buffer encrypted bytes until a flush. A flush of a TCP connection does nothing.
-    stream.flush().await.map_err(|error| io_failure(&error))
+    stream.flush().await.map_err(|error| Failure::from_io_error(&error))
 }
 
 async fn read_more(stream: &mut MeteredStream, buffer: &mut BytesMut) -> Result<usize, Failure> {
     buffer.reserve(READ_SIZE);
-    stream.read_buf(buffer).await.map_err(|error| io_failure(&error))
+    stream.read_buf(buffer).await.map_err(|error| Failure::from_io_error(&error))
 }
 
 /// Reads the head of a response. Bytes of the body that arrive with it stay in the buffer.
@@ -148,7 +145,7 @@ pub(crate) async fn read_head(
             None if buffer.len() > MAX_HEAD => {
                 let message =
                     "head of the response is over 256 KiB, the limit of the load generator";
-                return Err(protocol_failure(message));
+                return Err(Failure::new(ErrorKind::SizeLimit, message));
             }
             None => {
                 if read_more(stream, buffer).await? == 0 {
@@ -190,9 +187,9 @@ fn parse_head(
         Ok(Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => {
             let message = "response has over 256 headers, the limit of the load generator";
-            return Err(protocol_failure(message));
+            return Err(Failure::new(ErrorKind::SizeLimit, message));
         }
-        Err(error) => return Err(protocol_failure(format!("response is not HTTP/1.1: {error}"))),
+        Err(error) => return Err(protocol_failure(describe_other_protocol(buffer, error))),
     };
     let status = response.code.unwrap_or(0);
     // HTTP/1.0 closes the connection by default.
@@ -203,9 +200,7 @@ fn parse_head(
         if name.eq_ignore_ascii_case("content-length") {
             // The same length may be repeated (RFC 9112, 6.3).
             for text in value.split(|b| *b == b',') {
-                let length =
-                    std::str::from_utf8(text).ok().and_then(|text| text.trim().parse().ok());
-                let Some(length) = length else {
+                let Some(length) = parse_length(text.trim_ascii()) else {
                     return Err(protocol_failure("content-length is not a number"));
                 };
                 if content_length.is_some_and(|before: u64| before != length) {
@@ -234,10 +229,32 @@ fn parse_head(
         None => BodyFraming::UntilClose,
     };
     let keep_alive = keep_alive && framing != BodyFraming::UntilClose;
-    let copied =
-        || response.headers.iter().map(|h| (h.name.to_ascii_lowercase(), h.value.to_vec()));
-    let headers = if keep_headers { copied().collect() } else { Vec::new() };
+    let is_redirect = (300..400).contains(&status);
+    let is_kept = |h: &&Header<'_>| keep_headers || h.name.eq_ignore_ascii_case("location");
+    let copied = |h: &Header<'_>| (h.name.to_ascii_lowercase(), h.value.to_vec());
+    let headers = if keep_headers || is_redirect {
+        response.headers.iter().filter(is_kept).map(copied).collect()
+    } else {
+        Vec::new()
+    };
     Ok(Some((ResponseHead { status, encoding, headers, framing, keep_alive }, length)))
+}
+
+/// Parses a number of digits only: `+2` is none (RFC 9110, 8.6).
+fn parse_length(text: &[u8]) -> Option<u64> {
+    let is_number = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(text).ok().filter(|_| is_number)?.parse().ok()
+}
+
+/// Describes bytes that are no HTTP/1.1: other protocols have other first bytes.
+fn describe_other_protocol(buffer: &[u8], error: httparse::Error) -> String {
+    match buffer {
+        // A record of TLS: an alert or a handshake.
+        [0x15 | 0x16, 3, ..] => {
+            "the target speaks TLS on this port: use https:// or wss://".to_owned()
+        }
+        _ => with_words(format!("response is not HTTP/1.1: {error}"), buffer),
+    }
 }
 
 fn last_token(value: &[u8]) -> &[u8] {

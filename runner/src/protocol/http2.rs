@@ -70,7 +70,7 @@ impl Drop for StreamPermit {
 pub(crate) struct Http2Response {
     pub(crate) status: u16,
     pub(crate) encoding: ContentEncoding,
-    /// All headers, if the caller asked for them.
+    /// All headers, if the caller asked for them. Otherwise only the location of a redirect.
     pub(crate) headers: Vec<HeaderField>,
     body: RecvStream,
     stats: Rc<ConnectionStats>,
@@ -189,12 +189,17 @@ impl Http2Connection {
         on_first_byte(self.stats.last_read.get());
         let encoding = head.headers.get(header::CONTENT_ENCODING);
         let headers = head.headers.iter();
-        let copied = || headers.map(|(n, v)| (n.as_str().to_owned(), v.as_bytes().to_vec()));
+        let is_redirect = head.status.is_redirection();
+        let is_kept = |n: &header::HeaderName| keep_headers || *n == header::LOCATION;
+        let copied = || {
+            let kept = headers.filter(|(n, _)| is_kept(n));
+            kept.map(|(n, v)| (n.as_str().to_owned(), v.as_bytes().to_vec()))
+        };
         Ok(Http2Response {
             status: head.status.as_u16(),
             encoding: encoding
                 .map_or_else(ContentEncoding::default, |v| ContentEncoding::parse(v.as_bytes())),
-            headers: if keep_headers { copied().collect() } else { Vec::new() },
+            headers: if keep_headers || is_redirect { copied().collect() } else { Vec::new() },
             body,
             stats: Rc::clone(&self.stats),
             _permit: permit,

@@ -211,7 +211,8 @@ pub(super) async fn send_request<'a>(
                     format!("kept connection ended before the response began: {}", failure.message);
                 return Err(Failure::new(ErrorKind::StaleConnection, message));
             }
-            error => return Err(error.into_failure()),
+            error if is_kept => return Err(error.into_failure()),
+            error => return Err(pool.explain_failure(error.into_failure())),
         }
     };
     let response = match (&mut slot.connection, head) {

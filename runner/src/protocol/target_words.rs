@@ -1,11 +1,16 @@
 //! What the target itself says about an error, short enough for a status and without credentials.
 
-use std::{borrow::Cow, sync::LazyLock};
+mod markup;
+mod secrets;
+mod text;
 
-use regex::Regex;
 use serde_json::Value;
 
-use crate::protocol::chat::json_scanner;
+use self::{markup::describe_markup, secrets::hide_secrets, text::decode_text};
+use crate::{
+    prepare::check::HeaderField,
+    protocol::chat::{json_scanner, lenient_json::parse_value},
+};
 
 /// Maximum length of a message in bytes.
 const MAX_LENGTH: usize = 240;
@@ -29,43 +34,17 @@ const DESCRIPTIONS: [&str; 12] = [
     "title",
 ];
 
-/// Words before a value that must not be shown, such as `token: abc` or `Bearer abc`.
-const SECRET_WORDS: [&str; 12] = [
-    "authorization",
-    "bearer",
-    "basic",
-    "token",
-    "password",
-    "passwd",
-    "secret",
-    "apikey",
-    "api_key",
-    "api-key",
-    "session",
-    "cookie",
-];
-
-/// Starts of values that are credentials of well-known services.
-const SECRET_STARTS: [&str; 9] = ["sk-", "sk_", "pk_", "eyJ", "AKIA", "ghp_", "gho_", "xox", "hf_"];
-
-/// Minimum length of a mix of letters and digits that is taken for a credential.
-const MIN_SECRET: usize = 32;
-
 /// Returns what a body says: the message of a JSON error, the title of an HTML page, or the first
 /// line of another text. `None` for an empty body and for bytes that are no text.
 pub(crate) fn describe_body(body: &[u8]) -> Option<String> {
-    let body = body.trim_ascii();
-    let text = match body.first()? {
-        b'{' | b'[' | b'"' => describe_json(body),
-        b'<' => describe_html(&String::from_utf8_lossy(body)),
-        _ => first_line(&String::from_utf8_lossy(body)),
+    let text = decode_text(body)?;
+    let text = text.trim();
+    let words = match text.as_bytes().first()? {
+        b'{' | b'[' | b'"' => describe_json(text),
+        b'<' => describe_markup(text),
+        _ => describe_text(text).to_owned(),
     };
-    if text.chars().filter(|c| c.is_control() || *c == char::REPLACEMENT_CHARACTER).count() * 4
-        > text.chars().count()
-    {
-        return None;
-    }
-    Some(shorten(&text)).filter(|text| !text.is_empty())
+    Some(shorten(&words)).filter(|words| !words.is_empty())
 }
 
 /// Returns a text on one line, cut to the maximum length, without credentials.
@@ -74,12 +53,23 @@ pub(crate) fn shorten(text: &str) -> String {
     let visible: String = spaced.chars().filter(|c| !c.is_control()).collect();
     // Cut first, roughly, so that a long text costs no more than a short one.
     loadtest_core::text::truncate(
-        &hide_credentials(&hide_passwords(&loadtest_core::text::truncate(
-            &visible,
-            4 * MAX_LENGTH,
-        ))),
+        &hide_secrets(&loadtest_core::text::truncate(&visible, 4 * MAX_LENGTH)),
         MAX_LENGTH,
     )
+}
+
+/// Returns a status as `status 302 (location: /login)`.
+pub(crate) fn describe_status(status: u16, headers: &[HeaderField]) -> String {
+    let location = headers.iter().find(|(name, _)| name == "location");
+    match location.filter(|_| (300..400).contains(&status)) {
+        Some((_, to)) => {
+            // The query is left out because it may hold a credential.
+            let to = String::from_utf8_lossy(to);
+            let to = to.split(['?', '#']).next().unwrap_or_default();
+            format!("status {status} (location: {})", shorten(to))
+        }
+        None => format!("status {status}"),
+    }
 }
 
 /// Adds what a body says to a message.
@@ -91,12 +81,9 @@ pub(crate) fn with_words(message: String, body: &[u8]) -> String {
 }
 
 /// Returns the description in a JSON error, or the JSON itself.
-fn describe_json(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body);
-    match serde_json::from_str(&text) {
-        Ok(value) => description(&value, 0).unwrap_or_else(|| text.into_owned()),
-        Err(_) => text.into_owned(),
-    }
+fn describe_json(text: &str) -> String {
+    let value = parse_value(text.as_bytes());
+    value.and_then(|value| description(&value, 0)).unwrap_or_else(|| text.to_owned())
 }
 
 /// Returns the text that describes an error, wherever it stands.
@@ -107,7 +94,7 @@ fn description(value: &Value, depth: u8) -> Option<String> {
         // Some gateways put the JSON of the error behind them into a text.
         Value::String(text) => {
             let inner = text.trim();
-            let parsed = inner.starts_with('{').then(|| serde_json::from_str(inner).ok()).flatten();
+            let parsed = inner.starts_with('{').then(|| parse_value(inner.as_bytes())).flatten();
             parsed
                 .and_then(|value: Value| description(&value, depth + 1))
                 .or_else(|| Some(text.clone()))
@@ -122,80 +109,15 @@ fn description(value: &Value, depth: u8) -> Option<String> {
     }
 }
 
-/// Returns the title of an HTML page, or its first text.
-fn describe_html(page: &str) -> String {
-    let lower = page.to_ascii_lowercase();
-    for (open, close) in [("<title", "</title"), ("<h1", "</h1"), ("<body", "</body")] {
-        let Some(start) = lower.find(open) else { continue };
-        let Some(begin) = page[start..].find('>').map(|at| start + at + 1) else { continue };
-        let end = lower[begin..].find(close).map_or(page.len(), |at| begin + at);
-        let text = first_line(&without_tags(&page[begin..end]));
-        if !text.is_empty() {
-            return format!("HTML page {text:?}");
-        }
+/// Returns the line of a text that says the most: the first one or, of a Python traceback, the last
+/// one.
+fn describe_text(text: &str) -> &str {
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default();
+    if first.starts_with("Traceback (most recent call last)") {
+        return lines.next_back().unwrap_or(first);
     }
-    let text = first_line(&without_tags(page));
-    if text.is_empty() { "HTML page".to_owned() } else { format!("HTML page {text:?}") }
-}
-
-fn without_tags(html: &str) -> String {
-    let mut in_tag = false;
-    html.chars()
-        .filter(|c| {
-            in_tag |= *c == '<';
-            let is_text = !in_tag;
-            in_tag &= *c != '>';
-            is_text
-        })
-        .collect()
-}
-
-fn first_line(text: &str) -> String {
-    text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
-}
-
-/// Replaces the passwords in URLs such as `postgres://app:secret@db/app` by `***`.
-fn hide_passwords(text: &str) -> Cow<'_, str> {
-    // A constant that can't be parsed would fail every test of this module.
-    static PASSWORD: LazyLock<Option<Regex>> =
-        LazyLock::new(|| Regex::new(r"(://[^\s/:@]*:)[^\s/@]+@").ok());
-    PASSWORD.as_ref().map_or(Cow::Borrowed(text), |password| password.replace_all(text, "$1***@"))
-}
-
-/// Replaces credentials by `***`: values after a word such as `token`, values with a well-known
-/// start, and long mixes of letters and digits.
-fn hide_credentials(text: &str) -> Cow<'_, str> {
-    let is_value = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '+' | '/' | '~');
-    let (mut shown, mut rest, mut after_secret_word) = (String::new(), text, false);
-    while let Some(first) = rest.chars().next() {
-        let is_word = is_value(first);
-        let end = rest.find(|c| is_value(c) != is_word).unwrap_or(rest.len());
-        let (piece, later) = rest.split_at(end);
-        rest = later;
-        if !is_word {
-            // `token: x`, `token=x` and `Bearer x` name a value; `token is invalid` does not.
-            let joins = piece.trim().chars().all(|c| matches!(c, ':' | '=' | '"' | '\''));
-            after_secret_word &= joins;
-            shown.push_str(piece);
-            continue;
-        }
-        let is_secret = looks_like_credential(piece)
-            || after_secret_word && piece.len() >= 4 && piece.chars().any(|c| c.is_ascii_digit());
-        shown.push_str(if is_secret { "***" } else { piece });
-        let lower = piece.to_ascii_lowercase();
-        after_secret_word = SECRET_WORDS.iter().any(|word| lower.ends_with(word));
-    }
-    if shown == text { Cow::Borrowed(text) } else { Cow::Owned(shown) }
-}
-
-fn looks_like_credential(word: &str) -> bool {
-    let has_start = SECRET_STARTS.iter().any(|start| word.starts_with(start));
-    let is_mix = word.chars().any(|c| c.is_ascii_digit())
-        && word.chars().any(|c| c.is_ascii_alphabetic())
-        && !word.contains("//");
-    // A path or a host name is long too, but has separators.
-    let longest = word.split(['.', '/', '-']).map(str::len).max().unwrap_or(0);
-    has_start && word.len() >= 12 || is_mix && longest >= MIN_SECRET
+    first
 }
 
 /// Returns what a body is that should have been a stream of events.
@@ -266,41 +188,6 @@ mod tests {
         assert_eq!(named(""), "an empty body");
     }
 
-    #[test]
-    fn credentials_are_hidden() {
-        for (text, shown) in [
-            ("Incorrect API key provided: sk-proj-abc123def456", "Incorrect API key provided: ***"),
-            ("invalid token: a1b2c3d4", "invalid token: ***"),
-            ("bad header Authorization: Bearer abc12345", "bad header Authorization: Bearer ***"),
-            ("got password=hunter22 for bob", "got password=*** for bob"),
-            ("jwt eyJhbGciOiJIUzI1NiJ9.e30.abc expired", "jwt *** expired"),
-            ("id 0123456789abcdef0123456789abcdef", "id ***"),
-        ] {
-            assert_eq!(hide_credentials(text), shown);
-        }
-        for text in [
-            "This model's maximum context length is 8192 tokens",
-            "Unsupported parameter: 'max_tokens' is not supported with this model.",
-            "token limit exceeded: 4096",
-            "no route to http://chat.default.svc.cluster.local:8080/v1/chat/completions",
-            "model meta-llama/Meta-Llama-3.1-8B-Instruct-very-long-name-of-a-model not found",
-            "request 550e8400-e29b-41d4-a716-446655440000 failed",
-        ] {
-            assert_eq!(hide_credentials(text), text);
-        }
-    }
-
-    #[test]
-    fn passwords_in_urls_are_hidden() {
-        for (text, shown) in [
-            ("no route to postgres://app:hunter2@db:5432/app", "postgres://app:***@db:5432/app"),
-            ("redis://:hunter2@cache failed", "redis://:***@cache failed"),
-            ("see http://db:80/a@b and http://db:80", "http://db:80/a@b and http://db:80"),
-        ] {
-            assert!(shorten(text).contains(shown), "{}", shorten(text));
-        }
-    }
-
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
@@ -311,7 +198,6 @@ mod tests {
         #[test]
         fn arbitrary_texts_never_panic(text in "[<>a-zäöü\"{}:= .,]{0,60}") {
             let _ = describe_body(text.as_bytes());
-            let _ = hide_credentials(&text);
         }
     }
 }

@@ -1,6 +1,10 @@
 //! The handshake that turns an HTTP/1.1 connection into a WebSocket (RFC 6455, 4.1).
 
-use std::hash::{BuildHasher, RandomState};
+use std::{
+    hash::{BuildHasher, RandomState},
+    ops::ControlFlow,
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::BytesMut;
@@ -11,8 +15,9 @@ use crate::{
     net::stream::MeteredStream,
     prepare::{check::HeaderField, websocket_task::PreparedWebSocket},
     protocol::{
-        http1::{read_head, write_request},
-        target_words::with_words,
+        content_encoding::BodyDecoder,
+        http1::{BodyReader, ResponseHead, read_body, read_head, write_request},
+        target_words::{MAX_ERROR_BODY, describe_status, with_words},
         websocket::frames::FrameReader,
         websocket::stream::WebSocket,
     },
@@ -20,6 +25,9 @@ use crate::{
 
 /// The text that a target appends to the key of a handshake (RFC 6455, 1.3).
 const KEY_SUFFIX: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// Maximum time to wait for the body of a response that refuses the upgrade.
+const REFUSAL_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Asks for the upgrade. Returns a session when the target agrees.
 ///
@@ -37,9 +45,9 @@ pub(crate) async fn upgrade_connection(
     let mut buffer = BytesMut::new();
     let head = read_head(&mut stream, &mut buffer, false, true, || ()).await?;
     if head.status != 101 {
-        let message = format!("the handshake got status {}", head.status);
-        // What arrived with the head is enough: a body may never end.
-        let message = with_words(message, &buffer);
+        let described = describe_status(head.status, &head.headers);
+        let body = read_refusal(&mut stream, &mut buffer, &head).await;
+        let message = with_words(format!("the handshake got {described}"), &body);
         return Err(Failure::new(ErrorKind::Http(head.status), message));
     }
     check_agreement(&head.headers, &prepared.subprotocols, &accept_key(&key))
@@ -50,6 +58,29 @@ pub(crate) async fn upgrade_connection(
     // would stay allocated for the whole session.
     let rest = BytesMut::from(&buffer[..]);
     Ok(WebSocket::new(stream, rest, FrameReader::new(deflate), new_mask_seed()))
+}
+
+/// Returns the first bytes of the body of a response that refuses the upgrade. A body that does not
+/// end is not waited for.
+async fn read_refusal(
+    stream: &mut MeteredStream,
+    buffer: &mut BytesMut,
+    head: &ResponseHead,
+) -> Vec<u8> {
+    let mut body = BodyReader::new(head);
+    let mut decoder = BodyDecoder::new(head.encoding);
+    let mut start = Vec::new();
+    let on_data = |data: &[u8]| {
+        decoder.decode(data, |plain| {
+            start.extend_from_slice(plain);
+            let is_enough = start.len() >= MAX_ERROR_BODY;
+            Ok(if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })
+    };
+    // What has come is shown, whatever happens to the rest.
+    let _ =
+        tokio::time::timeout(REFUSAL_TIMEOUT, read_body(stream, buffer, &mut body, on_data)).await;
+    start
 }
 
 /// Returns a random number.

@@ -15,9 +15,12 @@ use crate::{
     failure::{ErrorKind, Failure},
     measure::{
         in_flight::{InFlightRequest, RequestPhase},
-        recorder::OpenedConnection,
+        recorder::{OpenedConnection, Traffic},
     },
-    net::{connector::Connector, timestamped_socket::ConnectionStats},
+    net::{
+        connector::{ConnectStep, Connector},
+        timestamped_socket::ConnectionStats,
+    },
     prepare::{reply::ReplyMatcher, websocket_task::PreparedWebSocket},
     protocol::{
         target_words::shorten,
@@ -32,6 +35,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The code of a connection that ended without a close frame (RFC 6455, 7.1.5).
 const NO_CLOSE_FRAME: u16 = 1006;
+
+/// How long a reset may take to arrive after the end of a connection. The target's kernel sends it
+/// when bytes arrive that nobody reads, so it takes a round trip.
+const RESET_DELAY: Duration = Duration::from_millis(20);
 
 /// A session that is open or being opened.
 #[derive(Debug)]
@@ -53,9 +60,8 @@ pub(crate) struct SessionSlot {
     /// True when the last session in the slot ended by the target or a failure, so that the next
     /// one is a reconnect.
     is_lost: bool,
-    /// Messages (sent, received) that are not counted yet, and bytes of sessions that have ended.
-    uncounted_messages: (u64, u64),
-    uncounted_bytes: (u64, u64),
+    /// What is not counted yet. The bytes are those of sessions that have ended.
+    uncounted: Traffic,
 }
 
 /// A message that waits for replies.
@@ -77,21 +83,22 @@ impl SessionSlot {
 
     /// Drops a session that has ended, or that has an unknown state.
     pub(crate) fn discard(&mut self) {
-        self.uncounted_bytes = self.take_bytes();
+        self.uncounted.bytes = self.take_bytes();
         // A connection that was never upgraded does not make the next one a reconnect.
         self.is_lost |= self.session.take().is_some_and(|session| session.stream.is_some());
     }
 
-    /// Returns the bytes sent and received since the last call.
-    pub(crate) fn take_bytes(&mut self) -> (u64, u64) {
-        let before = std::mem::take(&mut self.uncounted_bytes);
-        let now = self.session.as_ref().map_or((0, 0), |session| session.stats.take_bytes());
-        (before.0 + now.0, before.1 + now.1)
+    /// Returns the traffic since the last call.
+    pub(crate) fn take_traffic(&mut self) -> Traffic {
+        let bytes = self.take_bytes();
+        Traffic { bytes, ..std::mem::take(&mut self.uncounted) }
     }
 
-    /// Returns the messages sent and received since the last call.
-    pub(crate) fn take_messages(&mut self) -> (u64, u64) {
-        std::mem::take(&mut self.uncounted_messages)
+    /// Returns the bytes sent and received since the last call.
+    fn take_bytes(&mut self) -> (u64, u64) {
+        let before = std::mem::take(&mut self.uncounted.bytes);
+        let now = self.session.as_ref().map_or((0, 0), |session| session.stats.take_bytes());
+        (before.0 + now.0, before.1 + now.1)
     }
 
     /// Reads events between tasks: answers pings and counts messages. Ready once the session has
@@ -102,9 +109,14 @@ impl SessionSlot {
             let Some(stream) = stream else { return Poll::Ready(()) };
             match stream.poll_event(context) {
                 Poll::Pending => return Poll::Pending,
-                Poll::Ready(Ok(SocketEvent::Message(_))) => self.uncounted_messages.1 += 1,
+                Poll::Ready(Ok(SocketEvent::Message(_))) => self.uncounted.messages.1 += 1,
                 Poll::Ready(Ok(SocketEvent::Control)) => {}
-                Poll::Ready(Ok(SocketEvent::Closed(..)) | Err(_)) => {
+                Poll::Ready(event) => {
+                    let code = match event {
+                        Ok(SocketEvent::Closed(code, _)) => code,
+                        _ => NO_CLOSE_FRAME,
+                    };
+                    self.uncounted.closes.push(code);
                     self.discard();
                     return Poll::Ready(());
                 }
@@ -146,7 +158,7 @@ impl SessionSlot {
         in_flight: &InFlightRequest,
     ) -> Result<(), Failure> {
         in_flight.begin_websocket_connect();
-        let (stream, stats, mut steps) = connector.connect(in_flight.user_tls()).await?;
+        let (stream, stats, mut steps) = connector.connect(in_flight.connect_state()).await?;
         let session = self.session.insert(Session {
             stats,
             stream: None,
@@ -154,11 +166,12 @@ impl SessionSlot {
             last_ping: Instant::now(),
         });
         let began = Instant::now();
+        in_flight.connect_state().step.set(ConnectStep::Upgrade);
         match upgrade_connection(stream, prepared).await {
             Ok(stream) => session.stream = Some(Box::new(stream)),
             Err(failure) => {
                 self.discard();
-                return Err(failure);
+                return Err(connector.explain_failure(failure));
             }
         }
         let upgraded = session.stats.last_read.get();
@@ -176,6 +189,7 @@ impl SessionSlot {
         &mut self,
         sent: &SentMessage<'_>,
         matcher: &ReplyMatcher,
+        in_flight: &InFlightRequest,
     ) -> Result<(), Failure> {
         let mut other_message = None;
         loop {
@@ -192,21 +206,21 @@ impl SessionSlot {
                         }
                         return Ok(());
                     }
+                    in_flight.note_other_message(&message);
                     other_message.get_or_insert(message);
                 }
                 SocketEvent::Control => {}
+                SocketEvent::Ended => {
+                    let message = "connection ended without a close frame";
+                    return Err(Failure::new(ErrorKind::Reset, message));
+                }
                 SocketEvent::Closed(code, reason) => {
-                    let mut message = match code {
-                        NO_CLOSE_FRAME => "connection ended before the reply".to_owned(),
-                        code => format!("target closed with code {code} before the reply"),
-                    };
-                    if !reason.is_empty() {
-                        message = format!("{message}: {reason}");
-                    } else if let Some(other) = other_message {
+                    let mut failure = close_failure(code, &reason, " before the reply");
+                    if let Some(other) = other_message.filter(|_| reason.is_empty()) {
                         let other = shorten(&String::from_utf8_lossy(&other));
-                        message = format!("{message}, after a message that is no reply: {other}");
+                        failure.message += &format!(", after a message that is no reply: {other}");
                     }
-                    return Err(Failure::new(ErrorKind::WebSocketClose(code), message));
+                    return Err(failure);
                 }
             }
         }
@@ -215,53 +229,115 @@ impl SessionSlot {
     async fn next_event(&mut self) -> Result<SocketEvent, Failure> {
         let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
         let Some(stream) = stream else {
-            return Ok(SocketEvent::Closed(NO_CLOSE_FRAME, String::new()));
+            return Ok(SocketEvent::Ended);
         };
         let event = stream.next_event().await?;
-        self.uncounted_messages.1 += u64::from(matches!(event, SocketEvent::Message(_)));
+        match event {
+            SocketEvent::Message(_) => self.uncounted.messages.1 += 1,
+            SocketEvent::Closed(code, _) => self.uncounted.closes.push(code),
+            SocketEvent::Ended => self.uncounted.closes.push(NO_CLOSE_FRAME),
+            SocketEvent::Control => {}
+        }
         Ok(event)
     }
 
     async fn send_message(&mut self, message: &OutgoingMessage) -> Result<(), Failure> {
         let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
         let ended = || Failure::new(ErrorKind::WebSocketClose(NO_CLOSE_FRAME), "connection ended");
-        stream.ok_or_else(ended)?.send(message).await?;
-        self.uncounted_messages.0 += 1;
+        if let Err(failure) = stream.ok_or_else(ended)?.send(message).await {
+            return Err(self.why_ended(failure).await);
+        }
+        self.uncounted.messages.0 += 1;
         Ok(())
+    }
+
+    /// Returns why a session ended that could not take a message: the close frame of the target, if
+    /// it has sent one, otherwise the failure of the sending.
+    async fn why_ended(&mut self, failure: Failure) -> Failure {
+        loop {
+            match self.next_event().await {
+                Ok(SocketEvent::Closed(code, reason)) => return close_failure(code, &reason, ""),
+                Ok(SocketEvent::Message(_) | SocketEvent::Control) => {}
+                Ok(SocketEvent::Ended) | Err(_) => return failure,
+            }
+        }
     }
 
     /// Runs the close handshake. Messages that arrive before the reply of the target are ignored.
     ///
-    /// A target that never replies is waited for only once, for [`CLOSE_TIMEOUT`].
-    async fn close_session(&mut self, connector: &Connector) -> Result<(), Failure> {
+    /// A target that never replies is waited for only once, for [`CLOSE_TIMEOUT`]. `is_judged` is
+    /// true when nothing but the close handshake shows that the target took the messages.
+    async fn close_session(
+        &mut self,
+        connector: &Connector,
+        is_judged: bool,
+    ) -> Result<(), Failure> {
         let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
         let Some(stream) = stream else { return Ok(()) };
-        stream.send_close().await?;
-        if connector.ignores_close.get() {
+        let sent = stream.send_close().await;
+        if connector.ignores_close.get() && sent.is_ok() {
             self.discard();
             return Ok(());
         }
-        let closed = tokio::time::timeout(CLOSE_TIMEOUT, await_close(stream)).await;
-        closed.unwrap_or_else(|_| {
+        if let Err(failure) = sent {
+            // The replies have come, so it does not matter who closed first.
+            return if is_judged { Err(self.why_ended(failure).await) } else { Ok(()) };
+        }
+        let closed = tokio::time::timeout(CLOSE_TIMEOUT, await_close(stream, is_judged)).await;
+        let result = closed.unwrap_or_else(|_| {
             connector.ignores_close.set(true);
-            self.discard();
             Ok(())
-        })
+        });
+        if let Err(Failure { kind: ErrorKind::WebSocketClose(code), .. }) = &result {
+            self.uncounted.closes.push(*code);
+        }
+        if connector.ignores_close.get() {
+            self.discard();
+        }
+        result
     }
 }
 
 /// Awaits the reply to a close frame.
-async fn await_close(stream: &mut WebSocket) -> Result<(), Failure> {
+///
+/// Some servers drop the connection instead of a reply. The session is closed too then. If
+/// `is_judged`, it is a failure when the target did not read everything or closed with the code of an
+/// error.
+async fn await_close(stream: &mut WebSocket, is_judged: bool) -> Result<(), Failure> {
     loop {
         match stream.next_event().await {
             Ok(SocketEvent::Message(_) | SocketEvent::Control) => {}
-            // Some servers drop the connection instead of a reply. The session is closed too then.
-            Ok(SocketEvent::Closed(..)) | Err(Failure { kind: ErrorKind::Reset, .. }) => {
+            Ok(SocketEvent::Closed(code, reason)) if is_judged && is_error_code(code) => {
+                return Err(close_failure(code, &reason, ""));
+            }
+            Ok(SocketEvent::Closed(..)) => return Ok(()),
+            Ok(SocketEvent::Ended) => {
+                let reset = tokio::time::timeout(RESET_DELAY, stream.until_reset());
+                if is_judged && reset.await.is_ok() {
+                    let message = "target ended the connection before it had read all messages";
+                    return Err(Failure::new(ErrorKind::Reset, message));
+                }
                 return Ok(());
             }
+            Err(Failure { kind: ErrorKind::Reset, .. }) if !is_judged => return Ok(()),
             Err(failure) => return Err(failure),
         }
     }
+}
+
+/// Returns true for close codes that report an error (RFC 6455, 7.4.1, and the codes of
+/// applications).
+const fn is_error_code(code: u16) -> bool {
+    !matches!(code, 1000 | 1001 | 1005 | 1006)
+}
+
+/// The failure of a session that the target closed, `when` it did.
+fn close_failure(code: u16, reason: &str, when: &str) -> Failure {
+    let mut message = format!("target closed with code {code}{when}");
+    if !reason.is_empty() {
+        message = format!("{message}: {reason}");
+    }
+    Failure::new(ErrorKind::WebSocketClose(code), message)
 }
 
 /// Runs one task, in the open session or in a new one. Calls `on_round_trip` with each time from a
@@ -302,7 +378,7 @@ pub(crate) async fn perform_websocket(
         let sent = SentMessage { message, at: in_flight.begin_round_trip() };
         slot.send_message(message).await?;
         for _ in 0..prepared.replies {
-            slot.await_reply(&sent, &prepared.reply).await?;
+            slot.await_reply(&sent, &prepared.reply, in_flight).await?;
         }
         in_flight.end_round_trip();
         last_reply = Some(last_read());
@@ -311,7 +387,8 @@ pub(crate) async fn perform_websocket(
     in_flight.enter_phase(RequestPhase::ReadingBody);
     let closes = prepared.send_close && !prepared.keep_open;
     if closes {
-        slot.close_session(connector).await?;
+        let is_judged = prepared.replies == 0 && !prepared.messages.is_empty();
+        slot.close_session(connector, is_judged).await?;
         // Without a reply to the close frame, the last message was the end.
         return Ok(last_read());
     }

@@ -69,6 +69,33 @@ fn a_row_that_failed_fails_despite_a_lost_runner() {
 }
 
 #[test]
+fn failures_that_no_threshold_judges_never_pass() {
+    let mut test = valid_test();
+    let rows = |errors: bool| {
+        let mut rows = vec![crate::testing::yaml("{metric: throughput, target: '> 1/s'}")];
+        if errors {
+            rows.push(crate::testing::yaml("{metric: errorRate, target: '< 90%'}"));
+        }
+        rows
+    };
+    let mut verdict = |errors, failures, successes| {
+        test.thresholds = rows(errors);
+        let mut metrics = healthy();
+        let chat = metrics.tasks.get_mut("chat").unwrap();
+        chat.requests = [successes, failures, 0, 0];
+        let report = report(&test, &metrics, &Timeline::default(), &RunContext::default());
+        (report.verdict, report.message)
+    };
+    assert_eq!(verdict(false, 900, 1000).0, Verdict::Pass);
+    assert_eq!(verdict(true, 900, 100).0, Verdict::Pass);
+    assert_eq!(verdict(false, 2, 1).0, Verdict::Pass);
+    assert_eq!(verdict(false, 2, 0).0, Verdict::Inconclusive);
+    let (verdict, message) = verdict(false, 900, 100);
+    assert_eq!(verdict, Verdict::Inconclusive);
+    assert!(message.starts_with("90% of the requests of task chat failed"), "{message}");
+}
+
+#[test]
 fn an_unknown_start_of_several_runners_never_passes() {
     let context = RunContext { runners: 2, ..RunContext::default() };
     let report = report_on(&healthy(), &context);
@@ -133,6 +160,22 @@ fn limits_of_the_generator_are_inconclusive() {
     metrics.tasks.get_mut("chat").unwrap().errors.insert("file_limit".into(), 3);
     let report = report_on(&metrics, &RunContext::default());
     assert_eq!((report.verdict, report.reason), (Verdict::Inconclusive, "GeneratorLimit"));
+}
+
+#[test]
+fn responses_that_are_too_large_are_no_errors_of_the_target() {
+    let mut test = valid_test();
+    test.thresholds = vec![crate::testing::yaml("{metric: errorRate, target: '< 0.1%'}")];
+    let verdict = |too_large: u64| {
+        let mut metrics = healthy();
+        let chat = metrics.tasks.get_mut("chat").unwrap();
+        chat.requests[Outcome::Failure.index()] = too_large;
+        chat.errors.insert("size_limit".into(), too_large);
+        let report = report(&test, &metrics, &Timeline::default(), &RunContext::default());
+        (report.verdict, report.reason)
+    };
+    assert_eq!(verdict(10), (Verdict::Pass, "TargetsMet"));
+    assert_eq!(verdict(900), (Verdict::Inconclusive, "GeneratorLimit"));
 }
 
 #[test]

@@ -422,3 +422,38 @@ fn a_slow_target_fails_despite_a_late_generator() {
     assert_eq!(judge(&p95(), &metrics, 1.0).verdict, Verdict::Pass);
     assert_eq!(judge(&p95(), &metrics, 0.9).verdict, Verdict::Inconclusive);
 }
+
+/// Returns metrics of a task with fast responses and with requests that timed out after 1 s.
+fn fast_and_timed_out(fast: u64, timed_out: u64) -> Metrics {
+    let mut metrics = responses(0.1, Outcome::Success, fast);
+    metrics.merge(&responses(1.0, Outcome::Timeout, timed_out));
+    metrics
+}
+
+#[test]
+fn a_timeout_is_a_lower_bound_of_a_latency() {
+    let row = |bound: &str, statistic: &str, fast, timed_out| {
+        let yaml =
+            format!(r#"{{metric: responseTime, statistic: {statistic}, target: "{bound}"}}"#);
+        judge_fully(&threshold(&yaml), &fast_and_timed_out(fast, timed_out))
+    };
+    for (bound, statistic, fast, timed_out, expected) in [
+        // The percentile falls on a timeout of 1 s.
+        ("< 2s", "p95", 100, 900, Verdict::Inconclusive),
+        ("< 2s", "p50", 100, 900, Verdict::Inconclusive),
+        ("< 2s", "max", 999, 1, Verdict::Inconclusive),
+        ("< 2s", "mean", 900, 100, Verdict::Inconclusive),
+        ("< 500ms", "p95", 100, 900, Verdict::Fail),
+        ("< 500ms", "max", 999, 1, Verdict::Fail),
+        // The percentile falls on a response.
+        ("< 2s", "p95", 960, 40, Verdict::Pass),
+        ("< 2s", "mean", 995, 5, Verdict::Pass),
+        ("< 2s", "min", 100, 900, Verdict::Pass),
+        ("> 500ms", "p95", 100, 900, Verdict::Pass),
+    ] {
+        let found = row(bound, statistic, fast, timed_out);
+        assert_eq!(found.verdict, expected, "{statistic} {bound}: {:?}", found.advice);
+    }
+    let advice = row("< 2s", "p95", 100, 900).advice.unwrap();
+    assert!(advice.starts_with("90% of the requests timed out"), "{advice}");
+}

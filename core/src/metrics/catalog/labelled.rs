@@ -23,7 +23,7 @@ pub(crate) struct LabelledInfo {
 }
 
 /// Every counter with an open set of label values.
-pub(crate) const LABELLED: [LabelledInfo; 4] = [
+pub(crate) const LABELLED: [LabelledInfo; 5] = [
     LabelledInfo {
         family: "loadtest_errors_total",
         label: "kind",
@@ -47,6 +47,14 @@ pub(crate) const LABELLED: [LabelledInfo; 4] = [
         tasks: TaskScope::Chats,
         get: |task| &task.finish_reasons,
         get_mut: |task| &mut task.finish_reasons,
+    },
+    LabelledInfo {
+        family: "loadtest_websocket_closes_total",
+        label: "code",
+        description: "WebSocket sessions that the target ended, by close code; 1006 without a close frame",
+        tasks: TaskScope::WebSockets,
+        get: |task| &task.websocket_closes,
+        get_mut: |task| &mut task.websocket_closes,
     },
     LabelledInfo {
         family: "loadtest_requests_by_address_total",

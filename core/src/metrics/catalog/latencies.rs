@@ -46,7 +46,8 @@ pub struct LatencyInfo {
     pub description: &'static str,
     /// The tasks that have this metric.
     pub tasks: TaskScope,
-    /// True when the family has one histogram for each [`Outcome`] of a request.
+    /// True when the family has one histogram for each [`Outcome`](crate::metrics::Outcome) of what it measures. The first
+    /// token of a request that times out later is a success.
     pub by_outcome: bool,
     /// False when the family is left out while it has no samples.
     pub always_exposed: bool,
@@ -90,7 +91,7 @@ pub const LATENCIES: [LatencyInfo; 13] = [
         label: None,
         description: "Time from the sending of an http or chat request to the first byte of its response",
         tasks: TaskScope::Requests,
-        by_outcome: false,
+        by_outcome: true,
         always_exposed: true,
         judged: Some(JudgedLatency {
             name: "timeToFirstByte",
@@ -144,7 +145,7 @@ pub const LATENCIES: [LatencyInfo; 13] = [
         metric: LatencyMetric::TimePerOutputToken,
         family: "loadtest_time_per_output_token_seconds",
         label: None,
-        description: "Time from the first to the last token of a successful streamed chat, divided by the number of tokens after the first",
+        description: "Time from the first to the last event with a token of a successful streamed chat, divided by the number of tokens after the first event",
         tasks: TaskScope::StreamedChats,
         by_outcome: false,
         always_exposed: true,
@@ -174,7 +175,7 @@ pub const LATENCIES: [LatencyInfo; 13] = [
         label: None,
         description: "Time from the sending of a WebSocket message to the last reply that it awaits",
         tasks: TaskScope::WebSocketReplies,
-        by_outcome: false,
+        by_outcome: true,
         always_exposed: true,
         judged: Some(JudgedLatency {
             name: "webSocketRoundTrip",

@@ -120,6 +120,20 @@ impl Metric {
         }
     }
 
+    /// Why successful requests have no sample of this metric; `None` if that can't be.
+    pub const fn why_no_samples(self) -> Option<&'static str> {
+        match self {
+            Self::Latency(LatencyMetric::InterTokenLatency | LatencyMetric::TimePerOutputToken) => {
+                Some("no response had a second token, so there is no time between tokens")
+            }
+            Self::Latency(LatencyMetric::TimeToFirstToken) => Some("no response had a token"),
+            Self::Latency(LatencyMetric::TimeToFirstResponse) => {
+                Some("no response had a token of content: see the finish reasons")
+            }
+            _ => None,
+        }
+    }
+
     /// Advice to a user when a target of this metric is missed.
     pub fn advice(self) -> &'static str {
         let latency = self.judged_latency().map(|judged| judged.advice);

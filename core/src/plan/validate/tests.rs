@@ -43,6 +43,21 @@ fn two_thresholds_of_one_key_are_refused() {
 }
 
 #[test]
+fn keys_that_yaml_takes_for_booleans_are_refused() {
+    let problem_of = |body: &str| {
+        let mut spec = spec();
+        let chat = spec.scenario.tasks[0].chat.as_mut().unwrap();
+        chat.body = crate::testing::yaml(body);
+        problems(&spec).first().map(ToString::to_string)
+    };
+    assert_eq!(problem_of("{'n': 2, seed: 1, stop: ['no'], stream_options: null}"), None);
+    for body in ["{'false': 2}", "{metadata: {'true': 1}}", "{tools: [{'false': 1}]}"] {
+        let problem = problem_of(body).unwrap();
+        assert!(problem.contains("chat.body: has a key") && problem.contains("quote"), "{problem}");
+    }
+}
+
+#[test]
 fn pod_templates_are_checked() {
     let mut spec = spec();
     for (template, field) in [

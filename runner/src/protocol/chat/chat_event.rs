@@ -10,8 +10,12 @@ use super::json_scanner::{JsonScanner, ScanError, is_empty_value, parse_count};
 pub(crate) struct ChatEvent<'a> {
     /// True when it has the member `choices`, so that it is part of a chat completion.
     pub(crate) has_choices: bool,
+    /// True when a choice is in it.
+    pub(crate) has_choice: bool,
     /// The kinds of tokens in it.
     pub(crate) tokens: TokenKinds,
+    /// Length of the texts of reasoning, as JSON, in bytes.
+    pub(crate) reasoning_bytes: usize,
     pub(crate) finish_reason: Option<&'a [u8]>,
     pub(crate) usage: Usage,
     /// The target's description of an error: JSON of any type.
@@ -41,9 +45,14 @@ impl TokenKinds {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
     pub(crate) prompt: Option<u64>,
-    /// All generated tokens, those of reasoning included.
+    /// All generated tokens. Most servers include those of reasoning: see [`Self::generated`].
     pub(crate) completion: Option<u64>,
     pub(crate) reasoning: Option<u64>,
+    /// Tokens of a prediction in the request that the model did not use. They are part of
+    /// `completion`, and never sent.
+    pub(crate) rejected: Option<u64>,
+    /// All tokens of prompt and response.
+    pub(crate) total: Option<u64>,
 }
 
 impl Usage {
@@ -52,6 +61,22 @@ impl Usage {
         self.prompt = later.prompt.or(self.prompt);
         self.completion = later.completion.or(self.completion);
         self.reasoning = later.reasoning.or(self.reasoning);
+        self.rejected = later.rejected.or(self.rejected);
+        self.total = later.total.or(self.total);
+    }
+
+    /// Returns the number of tokens of the response, those of reasoning included.
+    ///
+    /// Some servers, such as xAI's, count the tokens of reasoning apart from `completion`. Their
+    /// total says so.
+    pub(crate) fn generated(&self) -> Option<u64> {
+        let completion = self.completion?;
+        let reasoning = self.reasoning.unwrap_or(0);
+        let apart = completion.saturating_add(reasoning);
+        let is_apart = reasoning > completion
+            || self.total == Some(apart.saturating_add(self.prompt.unwrap_or(0)));
+        let generated = if is_apart { apart } else { completion };
+        Some(generated.saturating_sub(self.rejected.unwrap_or(0)))
     }
 }
 
@@ -136,18 +161,26 @@ impl<'a> ChatEvent<'a> {
     }
 
     fn read_error(&mut self, scanner: &mut JsonScanner<'a>) -> Result<(), ScanError> {
-        self.error = filled(scanner.value()?).or(self.error);
+        let value = scanner.value()?;
+        if !is_no_error(value) {
+            self.error = Some(value);
+        }
         Ok(())
     }
 
     fn read_finish_reason(&mut self, scanner: &mut JsonScanner<'a>) -> Result<(), ScanError> {
         if let [b'"', reason @ .., b'"'] = scanner.value()? {
-            self.finish_reason = Some(reason).filter(|r| !r.is_empty()).or(self.finish_reason);
+            let is_none =
+                [&b""[..], b"null", b"none"].iter().any(|none| reason.eq_ignore_ascii_case(none));
+            if !is_none {
+                self.finish_reason = Some(reason);
+            }
         }
         Ok(())
     }
 
     fn read_choice(&mut self, scanner: &mut JsonScanner<'a>) -> Result<(), ScanError> {
+        self.has_choice = true;
         read_members(scanner, |name, scanner| match name {
             b"delta" | b"message" => {
                 read_members(scanner, |name, scanner| self.read_delta(name, scanner))
@@ -167,15 +200,22 @@ impl<'a> ChatEvent<'a> {
     fn read_delta(&mut self, name: &[u8], scanner: &mut JsonScanner<'a>) -> Result<(), ScanError> {
         match name {
             b"content" => {
+                let text = scanner.clone().value()?;
                 let found = read_content(scanner)?;
                 self.tokens.content |= found.content;
-                self.tokens.reasoning |= found.reasoning;
+                if found.reasoning {
+                    self.tokens.reasoning = true;
+                    self.reasoning_bytes += text.len();
+                }
             }
             b"refusal" | b"audio" => self.tokens.content |= filled(scanner.value()?).is_some(),
             // Servers use different names, and some send several of them.
             b"reasoning_content" | b"reasoning" | b"reasoning_details" | b"thinking"
             | b"thinking_blocks" => {
-                self.tokens.reasoning |= filled(scanner.value()?).is_some();
+                if let Some(text) = filled(scanner.value()?) {
+                    self.tokens.reasoning = true;
+                    self.reasoning_bytes += text.len();
+                }
             }
             // The second is the older form of the first.
             b"tool_calls" | b"function_call" => {
@@ -195,6 +235,28 @@ impl<'a> ErrorSigns<'a> {
                 && (self.description.is_some() || self.has_code && self.message.is_some());
         is_error.then(|| described.unwrap_or(whole))
     }
+}
+
+/// Returns true when an error says that there is none: it is empty, or all its members are empty,
+/// or they say `success`.
+fn is_no_error(value: &[u8]) -> bool {
+    let mut is_none = true;
+    let mut scanner = JsonScanner::new(value);
+    let mut on_value = |scanner: &mut JsonScanner<'_>| {
+        is_none &= is_no_error(scanner.value()?);
+        Ok(())
+    };
+    let read = match value.first() {
+        Some(b'{') => scanner.object(|_, scanner| on_value(scanner)),
+        Some(b'[') => scanner.array(on_value),
+        _ => {
+            let word = value.trim_ascii_start().to_ascii_lowercase();
+            return is_empty_value(value)
+                || [&b"\"success\""[..], b"\"ok\"", b"\"none\"", b"\"200\"", b"200"]
+                    .contains(&&*word);
+        }
+    };
+    read.is_ok() && is_none
 }
 
 /// Returns a value unless it says nothing.
@@ -281,11 +343,17 @@ fn read_usage(scanner: &mut JsonScanner<'_>, usage: &mut Usage) -> Result<(), Sc
             found.reasoning = parse_count(scanner.value()?).or(found.reasoning);
             Ok(())
         }
+        b"total_tokens" => {
+            found.total = parse_count(scanner.value()?);
+            Ok(())
+        }
         b"completion_tokens_details" | b"output_tokens_details" => {
             read_members(scanner, |name, scanner| {
-                let value = scanner.value()?;
-                if name == b"reasoning_tokens" {
-                    found.reasoning = parse_count(value).or(found.reasoning);
+                let count = parse_count(scanner.value()?);
+                match name {
+                    b"reasoning_tokens" => found.reasoning = count.or(found.reasoning),
+                    b"rejected_prediction_tokens" => found.rejected = count.or(found.rejected),
+                    _ => {}
                 }
                 Ok(())
             })
@@ -366,7 +434,8 @@ mod tests {
 
     #[test]
     fn usage_is_found_in_every_place() {
-        let expected = Usage { prompt: Some(5), completion: Some(7), reasoning: Some(2) };
+        let expected =
+            Usage { prompt: Some(5), completion: Some(7), reasoning: Some(2), ..Usage::default() };
         for text in [
             r#"{"usage":{"prompt_tokens":5,"completion_tokens":7,"completion_tokens_details":{"reasoning_tokens":2}}}"#,
             r#"{"usage":{"prompt_tokens":5.0,"completion_tokens":7.0,"reasoning_tokens":2.0}}"#,
@@ -394,6 +463,9 @@ mod tests {
             (r#"{"detail":"dead"}"#, r#""dead""#),
             (r#"{"code":500,"message":"dead"}"#, r#""dead""#),
             (r#"{"object":"error","message":"dead"}"#, r#""dead""#),
+            (r#"{"error":{"message":"","code":500}}"#, r#"{"message":"","code":500}"#),
+            (r#"{"error":{"message":"dead","code":0}}"#, r#"{"message":"dead","code":0}"#),
+            (r#"{"error":[{"message":"dead"}]}"#, r#"[{"message":"dead"}]"#),
             (r#"{"type":"error"}"#, r#"{"type":"error"}"#),
             (r#"{"error_code":50001,"text":"dead"}"#, r#"{"error_code":50001,"text":"dead"}"#),
             (
@@ -410,6 +482,9 @@ mod tests {
             r#"{"error":false}"#,
             r#"{"error":{}}"#,
             r#"{"error":[]}"#,
+            r#"{"error":{"message":"","type":"","param":"","code":null}}"#,
+            r#"{"error":{"message":"success","code":"0","details":[{}]}}"#,
+            r#"{"choices":[{"delta":{"content":"a"},"error":{"code":0,"message":""}}]}"#,
             r#"{"error_code":"0"}"#,
             r#"{"error_code":0,"error_msg":""}"#,
             r#"{"choices":[],"code":200,"message":"success"}"#,
@@ -417,6 +492,24 @@ mod tests {
             r#"{"choices":[],"object":"chat.completion.chunk"}"#,
         ] {
             assert_eq!(words(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn tokens_of_reasoning_may_be_counted_apart() {
+        for (text, generated) in [
+            (r#""completion_tokens":100,"total_tokens":105,"reasoning_tokens":90"#, 100),
+            (r#""completion_tokens":10,"total_tokens":105,"reasoning_tokens":90"#, 100),
+            (r#""completion_tokens":100,"total_tokens":195,"reasoning_tokens":90"#, 190),
+            (r#""completion_tokens":10,"reasoning_tokens":90"#, 100),
+            (r#""completion_tokens":10,"total_tokens":15,"reasoning_tokens":0"#, 10),
+            (
+                r#""completion_tokens":100,"completion_tokens_details":{"rejected_prediction_tokens":90}"#,
+                10,
+            ),
+        ] {
+            let usage = parse(&format!(r#"{{"usage":{{"prompt_tokens":5,{text}}}}}"#)).usage;
+            assert_eq!(usage.generated(), Some(generated), "{text}");
         }
     }
 

@@ -14,7 +14,7 @@ use crate::failure::{ErrorKind, Failure};
 const MAX_EVENT: usize = 16 << 20;
 
 /// Number of bytes that are kept of a body that is not an event stream.
-const MAX_OTHER_BODY: usize = 64 << 10;
+const MAX_OTHER_LINES: usize = 64 << 10;
 
 /// The data that ends a chat stream.
 const DONE: &[u8] = b"[done]";
@@ -49,7 +49,7 @@ pub(crate) struct EventStream {
     /// True once a line was a field of an event or a comment.
     has_fields: bool,
     /// The first bytes of a body without such a line.
-    other_body: Vec<u8>,
+    other_lines: Vec<u8>,
 }
 
 impl EventStream {
@@ -93,7 +93,7 @@ impl EventStream {
         self.line.extend_from_slice(rest);
         if self.line.len() + self.data.len() > MAX_EVENT {
             let message = "an event of the stream is over 16 MiB, the limit of the load generator";
-            return Err(Failure::new(ErrorKind::StreamMalformed, message));
+            return Err(Failure::new(ErrorKind::SizeLimit, message));
         }
         // Some servers leave the stream open after `data: [DONE]` without a line end.
         if self.line.len() <= 16
@@ -118,9 +118,14 @@ impl EventStream {
         self.dispatch(on_event)
     }
 
-    /// Returns the first bytes of a body that is not an event stream. Empty for an event stream.
-    pub(crate) fn other_body(&self) -> &[u8] {
-        if self.has_fields { &[] } else { &self.other_body }
+    /// Returns the first lines that belong to no event.
+    pub(crate) fn other_lines(&self) -> &[u8] {
+        &self.other_lines
+    }
+
+    /// Returns true when a line was part of an event stream.
+    pub(crate) const fn is_stream(&self) -> bool {
+        self.has_fields
     }
 
     /// Reads one line. `is_whole_event` is true when a blank line follows it.
@@ -169,12 +174,11 @@ impl EventStream {
                 self.has_fields = true;
                 return on_event(ServerEvent { name: b"error", data: value, at });
             }
-            _ if !self.has_fields => {
-                let room = MAX_OTHER_BODY.saturating_sub(self.other_body.len());
-                self.other_body.extend_from_slice(&line[..line.len().min(room)]);
-                self.other_body.push(b'\n');
+            _ => {
+                let room = MAX_OTHER_LINES.saturating_sub(self.other_lines.len());
+                self.other_lines.extend_from_slice(&line[..line.len().min(room)]);
+                self.other_lines.push(b'\n');
             }
-            _ => {}
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -247,7 +251,7 @@ mod tests {
             let _ = stream.read(piece, at, &mut on_event).unwrap();
         }
         let _ = stream.finish(at, &mut on_event).unwrap();
-        (events, stream.other_body().to_vec())
+        (events, if stream.is_stream() { Vec::new() } else { stream.other_lines().to_vec() })
     }
 
     fn read_text(text: &str) -> Vec<String> {

@@ -5,8 +5,8 @@
 //! The scanner checks only the structure of what it reads, and steps over all other values.
 
 /// Maximum depth of nested arrays and objects that [`JsonScanner::object`] and
-/// [`JsonScanner::array`] enter. Deeper ones are stepped over without recursion.
-const MAX_DEPTH: u8 = 32;
+/// [`JsonScanner::array`] usually enter. Deeper ones are stepped over without recursion.
+const MAX_DEPTH: u16 = 32;
 
 /// Why a text could not be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,12 +34,18 @@ impl std::fmt::Display for ScanError {
 pub(crate) struct JsonScanner<'a> {
     text: &'a [u8],
     at: usize,
-    depth: u8,
+    depth: u16,
+    max_depth: u16,
 }
 
 impl<'a> JsonScanner<'a> {
     pub(crate) const fn new(text: &'a [u8]) -> Self {
-        Self { text, at: 0, depth: 0 }
+        Self::with_max_depth(text, MAX_DEPTH)
+    }
+
+    /// Creates a scanner that enters arrays and objects of another maximum depth.
+    pub(crate) const fn with_max_depth(text: &'a [u8], max_depth: u16) -> Self {
+        Self { text, at: 0, depth: 0, max_depth }
     }
 
     /// Returns the first byte of the next value, or of whatever comes next, without reading it.
@@ -124,7 +130,7 @@ impl<'a> JsonScanner<'a> {
 
     const fn enter(&mut self) -> Result<(), ScanError> {
         self.depth += 1;
-        if self.depth > MAX_DEPTH { Err(ScanError::TooDeep) } else { Ok(()) }
+        if self.depth > self.max_depth { Err(ScanError::TooDeep) } else { Ok(()) }
     }
 
     /// Reads a comma or the end of an array or object. Returns true at the end.

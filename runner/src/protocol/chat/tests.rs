@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -44,7 +46,7 @@ fn first_millis(events: &[&str]) -> (Option<u128>, Option<u128>) {
 /// Returns the gaps between tokens in milliseconds, each with its number of tokens.
 fn gaps_of(events: &[&str]) -> Vec<(f64, u64)> {
     let (response, mut gaps) = (response_of(events), Vec::new());
-    response.token_times.token_gaps(response.tokens.generated(), |gap, tokens| {
+    response.token_times.token_gaps(|gap, tokens| {
         gaps.push(((gap.as_secs_f64() * 1e5).round() / 100.0, tokens));
     });
     gaps
@@ -64,11 +66,12 @@ fn token_with_usage(completion: u64) -> String {
 fn gaps_are_measured_between_tokens_only() {
     let events = [ROLE, TOKEN, ": keep-alive\n\n", TOKEN, TOKEN, USAGE, DONE];
     assert_eq!(gaps_of(&events), [(20.0, 1), (10.0, 1)]);
-    // The usage says 1, and the count of the target is preferred.
+    // The usage says 1 token, which three events can't share.
     let found = response_of(&events);
-    assert_eq!((found.tokens.output, found.time_per_token()), (1, None));
+    let mean = Some(Duration::from_millis(15));
+    assert_eq!((found.tokens.output, found.token_times.mean_gap()), (1, mean));
     let found = response_of(&[ROLE, TOKEN, TOKEN, TOKEN, DONE]);
-    assert_eq!(found.time_per_token(), Some(Duration::from_millis(10)));
+    assert_eq!(found.token_times.mean_gap(), Some(Duration::from_millis(10)));
 }
 
 #[test]
@@ -80,6 +83,43 @@ fn tokens_of_one_event_share_its_gap() {
     assert_eq!(gaps_of(&[&first, &second, &third, DONE]), [(2.0, 5), (10.0, 1)]);
     // The mark of the end counts as a token, but no event holds it.
     assert_eq!(gaps_of(&[TOKEN, TOKEN, TOKEN, &usage(4), DONE]), [(10.0, 1), (10.0, 1)]);
+    // The tokens of the first event are not in the mean: 10 ms for 5 tokens.
+    let found = response_of(&[&token_with_usage(20), &token_with_usage(25), DONE]);
+    assert_eq!(found.token_times.mean_gap(), Some(Duration::from_millis(2)));
+}
+
+#[test]
+fn tokens_that_are_never_sent_shorten_no_gap() {
+    let hidden = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":93,\"total_tokens\":98,\"completion_tokens_details\":{\"reasoning_tokens\":90}}}\n\n";
+    let apart = hidden.replace("\"completion_tokens\":93", "\"completion_tokens\":3");
+    let rejected = hidden.replace("reasoning_tokens", "rejected_prediction_tokens");
+    let each = [(10.0, 1), (10.0, 1)];
+    for (usage, reasoning) in [(hidden, 90), (&apart, 90), (&rejected, 0)] {
+        let events = [TOKEN, TOKEN, TOKEN, usage, DONE];
+        let found = response_of(&events);
+        assert_eq!((found.tokens.output, found.tokens.reasoning), (3, reasoning), "{usage}");
+        assert_eq!(gaps_of(&events), each, "{usage}");
+        assert_eq!(found.token_times.mean_gap(), Some(Duration::from_millis(10)), "{usage}");
+    }
+    // A summary of the reasoning has fewer bytes than the reasoning has tokens.
+    assert_eq!(
+        gaps_of(&[THOUGHT, THOUGHT, TOKEN, TOKEN, TOKEN, hidden, DONE])[1..],
+        [(10.0, 1); 3]
+    );
+    // All of the reasoning: two events of 4 tokens, and the content has one token in each event.
+    let shown = hidden.replace(":93", ":11").replace(":90", ":8");
+    let gaps = gaps_of(&[THOUGHT, THOUGHT, TOKEN, TOKEN, TOKEN, &shown, DONE]);
+    assert_eq!(gaps, [(2.5, 4), (10.0, 1), (10.0, 1), (10.0, 1)]);
+}
+
+#[test]
+fn a_stream_without_a_choice_is_a_failure() {
+    let empty = "data: {\"choices\":[]}\n\n";
+    for events in [&[DONE][..], &[USAGE, DONE], &[empty, DONE]] {
+        let (kind, message) = failure_of(events);
+        assert_eq!(kind, ErrorKind::Protocol, "{events:?}: {message}");
+    }
+    assert!(read_stream(&[STOP, DONE]).is_ok());
 }
 
 #[test]
@@ -130,7 +170,8 @@ fn usage_is_preferred_to_the_number_of_events() {
     let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":11,\"completion_tokens_details\":{\"reasoning_tokens\":4}}}\n\n";
     let found = response_of(&[TOKEN, TOKEN, usage, DONE]);
     assert_eq!(found.tokens, Tokens { output: 7, reasoning: 4, tool: 0, prompt: 7 });
-    assert_eq!(found.time_per_token(), Some(Duration::from_millis(1)));
+    // The second event holds 4 of the 7 tokens that were sent.
+    assert_eq!(found.token_times.mean_gap(), Some(Duration::from_micros(2500)));
     // Without a count of its own, reasoning has the share of its events.
     let found = response_of(&[THOUGHT, THOUGHT, THOUGHT, TOKEN, &self::usage(8), DONE]);
     assert_eq!((found.tokens.reasoning, found.tokens.output), (6, 2));
@@ -163,6 +204,11 @@ fn a_stream_is_complete_after_a_finish_reason_or_its_end_mark() {
     assert!(read_stream(&[ROLE, TOKEN, DONE, "data: {oops"]).is_ok());
     assert!(read_stream(&[ROLE, TOKEN, "data: [done]"]).is_ok());
     assert_eq!(failure_of(&[ROLE, TOKEN]).0, ErrorKind::StreamCut);
+    // Some servers send a finish reason of nothing in each event.
+    for none in ["", "null", "None"] {
+        let token = STOP.replace("{}", "{\"content\":\"Hi\"}").replace("stop", none);
+        assert_eq!(failure_of(&[&token, &token]).0, ErrorKind::StreamCut, "{none}");
+    }
 }
 
 #[test]
@@ -215,6 +261,8 @@ fn a_response_without_a_stream_is_read_whole() {
         "{\"choices\":[{\"finish_reason\":\"error\"}]}",
         "{\"error\":\"dead\"}",
         "{\"id\":1}",
+        "{\"choices\":[]}",
+        "{\"choices\":null,\"message\":\"queue is full\"}",
         "data: [DONE]\n\n",
     ] {
         assert!(read(body).is_err(), "{body}");
@@ -249,26 +297,5 @@ proptest! {
         if reader.read_bytes(&bytes, at).is_ok() {
             let _ = reader.finish(at);
         }
-    }
-
-    #[test]
-    fn gaps_add_up_to_the_whole_time(
-        millis in prop::collection::vec(1_u64..500, 1..30),
-        extra in 0_u64..100,
-    ) {
-        let start = Instant::now();
-        let (mut times, mut at) = (TokenTimes::default(), start);
-        times.add(at, None);
-        for wait in &millis {
-            at += Duration::from_millis(*wait);
-            times.add(at, None);
-        }
-        let (mut sum, mut count) = (0.0, 0);
-        times.token_gaps(millis.len() as u64 + 1 + extra, |gap, tokens| {
-            sum += gap.as_secs_f64() * tokens as f64;
-            count += tokens;
-        });
-        prop_assert!((sum - (at - start).as_secs_f64()).abs() < 1e-3, "{} s", sum);
-        prop_assert!(count >= millis.len() as u64);
     }
 }

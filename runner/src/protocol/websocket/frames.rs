@@ -86,7 +86,8 @@ fn protocol_failure(message: impl std::fmt::Display) -> Failure {
 }
 
 fn too_long() -> Failure {
-    protocol_failure("a WebSocket message is over 64 MiB, the limit of the load generator")
+    let message = "a WebSocket message is over 64 MiB, the limit of the load generator";
+    Failure::new(ErrorKind::SizeLimit, message)
 }
 
 impl FrameReader {
@@ -106,6 +107,10 @@ impl FrameReader {
     ) -> Result<Option<IncomingFrame>, Failure> {
         loop {
             let Some(head) = parse_head(input)? else { return Ok(None) };
+            // RFC 6455, 5.2: the highest bit of a length is 0.
+            if head.length >> 63 != 0 {
+                return Err(protocol_failure("the length of a WebSocket frame is invalid"));
+            }
             let length = usize::try_from(head.length).map_err(|_| too_long())?;
             let before = self.partial.as_ref().map_or(0, |partial| partial.content.len());
             // The target chooses the length, which may be the largest number.
@@ -402,6 +407,9 @@ mod tests {
             let failure = read(&mut FrameReader::default(), &bytes, 1000).unwrap_err();
             assert_eq!(failure.kind, ErrorKind::Protocol, "{bytes:?}");
         }
+        let too_long = [0x81, 127, 0, 0, 0, 1, 0, 0, 0, 0];
+        let failure = read(&mut FrameReader::default(), &too_long, 1000).unwrap_err();
+        assert_eq!(failure.kind, ErrorKind::SizeLimit);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::{
-    failure::{ErrorKind, Failure},
+    failure::Failure,
     net::stream::MeteredStream,
     protocol::websocket::frames::{FrameReader, FrameWriter, IncomingFrame, OutgoingMessage},
 };
@@ -30,6 +30,8 @@ pub(crate) enum SocketEvent {
     Control,
     /// The target closed the session: its code and its reason.
     Closed(u16, String),
+    /// The connection ended without a close frame.
+    Ended,
 }
 
 /// An open WebSocket.
@@ -42,10 +44,6 @@ pub(crate) struct WebSocket {
     reader: FrameReader,
     writer: FrameWriter,
     has_sent_close: bool,
-}
-
-fn io_failure(error: &std::io::Error) -> Failure {
-    Failure::new(ErrorKind::from_io_error(error), error)
 }
 
 impl WebSocket {
@@ -84,9 +82,8 @@ impl WebSocket {
             }
             self.input.reserve(READ_SIZE);
             let read = ready!(pin!(self.stream.read_buf(&mut self.input)).poll(context));
-            if read.map_err(|error| io_failure(&error))? == 0 {
-                let message = "connection ended without a close frame";
-                return Poll::Ready(Err(Failure::new(ErrorKind::Reset, message)));
+            if read.map_err(|error| Failure::from_io_error(&error))? == 0 {
+                return Poll::Ready(Ok(SocketEvent::Ended));
             }
         }
     }
@@ -117,10 +114,12 @@ impl WebSocket {
     fn poll_write_output(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         while !self.output.is_empty() {
             let written = ready!(Pin::new(&mut self.stream).poll_write(context, &self.output));
-            let written = written.map_err(|error| io_failure(&error))?;
+            let written = written.map_err(|error| Failure::from_io_error(&error))?;
             self.output.advance(written);
         }
-        Pin::new(&mut self.stream).poll_flush(context).map_err(|error| io_failure(&error))
+        Pin::new(&mut self.stream)
+            .poll_flush(context)
+            .map_err(|error| Failure::from_io_error(&error))
     }
 
     async fn write_output(&mut self) -> Result<(), Failure> {
@@ -129,10 +128,15 @@ impl WebSocket {
             stream.write_all_buf(output).await?;
             stream.flush().await
         };
-        let result = written.await.map_err(|error| io_failure(&error));
+        let result = written.await.map_err(|error| Failure::from_io_error(&error));
         // A session that waits holds no buffer.
         self.output = BytesMut::new();
         result
+    }
+
+    /// Waits until the target resets the connection, because it got bytes that it never read.
+    pub(crate) async fn until_reset(&self) {
+        self.stream.until_reset().await;
     }
 
     /// Sends a message.
