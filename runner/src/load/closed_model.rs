@@ -71,9 +71,11 @@ pub(super) async fn run(
 /// one second of outage would count more than minutes of responses.
 async fn run_interval(state: &ThreadState, user: &mut User, from: Instant, until: Instant) {
     let mut planned = from;
+    // True when the next task begins at the moment at which the last one ended.
+    let mut is_due = false;
     // A pause that is longer than the rest of the interval ends with the interval.
-    while user.wait_until(state, planned.min(until)).await && planned < until {
-        let lag = planned.elapsed();
+    while (is_due || user.wait_until(state, planned.min(until)).await) && planned < until {
+        let lag = if is_due { Duration::ZERO } else { planned.elapsed() };
         state.record_schedule_lag(lag);
         let task = state.prepared.task_picker.next_task(&mut user.rng);
         let outcome = perform_task(state, user, task, planned, lag).await;
@@ -86,6 +88,10 @@ async fn run_interval(state: &ThreadState, user: &mut User, from: Instant, until
             Pacing::Interval(interval) => (planned + interval.to_std()).max(ended),
             Pacing::None | Pacing::Pause(_) => ended + next_think_time(state, user),
         };
+        is_due = outcome == Outcome::Success
+            && planned == ended
+            && ended < state.load_end()
+            && !user.has_open_session();
         if outcome != Outcome::Success {
             // A request can fail without a system call, for example when a failed DNS lookup is
             // cached. Then the user has to yield, or no other user would run. Sockets yield by

@@ -25,6 +25,7 @@ use crate::{
         user_pool::{PoolMember, UserPool},
     },
     measure::{request_log::RequestLogSender, snapshot::ThreadSnapshot},
+    net::poll_turns,
     prepare::plan::PreparedPlan,
 };
 
@@ -58,6 +59,7 @@ pub(crate) fn run_thread(
     user_pool: Arc<UserPool>,
 ) -> io::Result<()> {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.on_thread_park(poll_turns::begin_wait).on_thread_unpark(poll_turns::end_wait);
     let runtime = runtime.enable_all().build_local(LocalOptions::default())?;
     let thread = usize::try_from(partition.first()).unwrap_or(0);
     runtime.block_on(async move {

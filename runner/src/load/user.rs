@@ -104,11 +104,16 @@ impl User {
         }
     }
 
+    /// Returns true when a session of the user is open. Its pings have to be answered.
+    pub(super) fn has_open_session(&self) -> bool {
+        self.sessions.iter().any(|(_, session)| session.is_open())
+    }
+
     /// Waits until `until`, and answers pings on the user's sessions meanwhile. Returns false when
     /// the load ends before `until`.
     pub(super) async fn wait_until(&mut self, state: &ThreadState, until: Instant) -> bool {
         loop {
-            if !self.sessions.iter().any(|(_, session)| session.is_open()) {
+            if !self.has_open_session() {
                 return state.sleep_until(until).await;
             }
             let ping = self.next_ping(state).filter(|(at, _)| *at < until);

@@ -12,11 +12,10 @@ use kernel_timestamps::{TimestampReader, enable_timestamps, keep_timestamps_enab
 use nix::sys::socket::{getsockopt, sockopt::GetStruct};
 use tokio::net::TcpStream;
 
+use crate::net::poll_turns::{MAX_AGE, trusted_age};
+
 /// Maximum number of bytes of one read.
 pub(crate) const MAX_READ: usize = 64 << 10;
-/// Maximum age of a [`ClockPair`], and of a timestamp that is used without a check of the packet
-/// order.
-const MAX_AGE: Duration = Duration::from_millis(1);
 /// Two readings that are this close count as simultaneous.
 const SIMULTANEOUS: Duration = Duration::from_micros(1);
 /// Maximum number of attempts to read both clocks without losing the CPU in between.
@@ -116,19 +115,21 @@ impl ClockOffset {
 /// Returns when bytes arrived that were read at `now`, by their `timestamp`, and the updated
 /// offset.
 ///
-/// The clocks are read again when the offset or the timestamp is older than [`MAX_AGE`]. The
-/// timestamp is that of the packet with the last of the bytes. A packet that waited for a
-/// retransmission of an earlier packet has a timestamp that is too early. So a timestamp older than
-/// [`MAX_AGE`] is used only if the connection has had no reordering since.
+/// The clocks are read again when the offset is older than [`MAX_AGE`] or the timestamp older than
+/// `trusted_age`. The timestamp is that of the packet with the last of the bytes. A packet that
+/// waited for a retransmission of an earlier packet has a timestamp that is too early. So a timestamp
+/// older than `trusted_age` is used only if the connection has had no reordering since.
 fn arrival_time(
     offset: ClockOffset,
     timestamp: Duration,
     now: Instant,
+    trusted_age: Duration,
     read_clocks: impl FnOnce() -> ClockPair,
     last_reordering: impl FnOnce() -> Instant,
 ) -> (ClockOffset, Instant) {
-    let is_old = |at: Instant| now.saturating_duration_since(at) > MAX_AGE;
-    let is_stale = is_old(offset.pair.instant) || offset.instant_of(timestamp).is_none_or(is_old);
+    let is_old = |at: Instant| now.saturating_duration_since(at) > trusted_age;
+    let offset_age = now.saturating_duration_since(offset.pair.instant);
+    let is_stale = offset_age > MAX_AGE || offset.instant_of(timestamp).is_none_or(is_old);
     let offset = if is_stale { offset.update(read_clocks()) } else { offset };
     let at = match offset.instant_of(timestamp) {
         Some(at) if at > now || is_old(at) && at <= last_reordering() => now,
@@ -221,14 +222,20 @@ impl ArrivalClock {
         on_data(&bytes[..n]);
         let now = Instant::now();
         let Some(timestamp) = timestamp else { return Ok((n, now)) };
-        let (offset, at) =
-            arrival_time(self.offset.get(), timestamp, now, ClockPair::read_precisely, || {
+        let (offset, at) = arrival_time(
+            self.offset.get(),
+            timestamp,
+            now,
+            trusted_age(now),
+            ClockPair::read_precisely,
+            || {
                 let info = getsockopt(tcp, GetTcpInfo).ok();
                 let count =
                     info.and_then(|info| info.last_chunk().copied()).map(u32::from_ne_bytes);
                 reordering.set(reordering.get().update(count, now));
                 reordering.get().last_change
-            });
+            },
+        );
         self.offset.set(offset);
         Ok((n, at))
     }
@@ -275,10 +282,25 @@ mod tests {
         let now = now();
         let offset = offset_from(now, 400 * MICRO, timestamp(400 * MICRO));
         for ago in [0, 1, 399, 400, 401, 999] {
-            let (_, at) =
-                arrival_time(offset, timestamp(ago * MICRO), now, no_clock_reading, no_order_check);
+            let (_, at) = arrival_time(
+                offset,
+                timestamp(ago * MICRO),
+                now,
+                MAX_AGE,
+                no_clock_reading,
+                no_order_check,
+            );
             assert_eq!(now - at, ago * MICRO);
         }
+    }
+
+    #[test]
+    fn a_trusted_timestamp_is_used_without_a_check() {
+        let now = now();
+        let offset = offset_from(now, 400 * MICRO, timestamp(400 * MICRO));
+        let (stamp, trusted) = (timestamp(5000 * MICRO), 6 * MAX_AGE);
+        let (_, at) = arrival_time(offset, stamp, now, trusted, no_clock_reading, no_order_check);
+        assert_eq!(now - at, 5000 * MICRO);
     }
 
     #[test]
@@ -287,7 +309,7 @@ mod tests {
         let read_clocks = || offset_from(now, Duration::ZERO, WALL_CLOCK).pair;
         let old = offset_from(now, 2 * MAX_AGE, timestamp(2 * MAX_AGE));
         let (offset, at) =
-            arrival_time(old, timestamp(10 * MICRO), now, read_clocks, no_order_check);
+            arrival_time(old, timestamp(10 * MICRO), now, MAX_AGE, read_clocks, no_order_check);
         assert_eq!(
             (now - at, offset.pair.instant, offset.valid_from),
             (10 * MICRO, now, old.valid_from)
@@ -297,7 +319,15 @@ mod tests {
         let offset = offset_from(now, 10 * MICRO, timestamp(10 * MICRO));
         let last_reordering = || offset.valid_from;
         assert_eq!(
-            now - arrival_time(offset, timestamp(second), now, read_clocks, last_reordering).1,
+            now - arrival_time(
+                offset,
+                timestamp(second),
+                now,
+                MAX_AGE,
+                read_clocks,
+                last_reordering
+            )
+            .1,
             second
         );
     }
@@ -309,7 +339,10 @@ mod tests {
         let offset = offset_from(read, 10 * MICRO, timestamp(10 * MICRO));
         let (beginning, age) = (offset.valid_from, 5 * MAX_AGE);
         let at = |reordering: ReorderCount| {
-            arrival_time(offset, timestamp(age), read, read_clocks, || reordering.last_change).1
+            arrival_time(offset, timestamp(age), read, MAX_AGE, read_clocks, || {
+                reordering.last_change
+            })
+            .1
         };
         let reordering = ReorderCount::new(beginning);
         assert_eq!(read - at(reordering.update(Some(0), read)), age);
@@ -332,7 +365,10 @@ mod tests {
         for timestamp in
             [WALL_CLOCK + 20 * MICRO, WALL_CLOCK + Duration::from_hours(1), Duration::MAX]
         {
-            assert_eq!(arrival_time(offset, timestamp, now, || offset.pair, no_order_check).1, now);
+            assert_eq!(
+                arrival_time(offset, timestamp, now, MAX_AGE, || offset.pair, no_order_check).1,
+                now
+            );
         }
     }
 
@@ -348,16 +384,21 @@ mod tests {
                 (timestamp(change), timestamp(change + 5 * MICRO)),
             ] {
                 let old = offset_from(now, 2 * MAX_AGE, wall_clock);
-                let (offset, at) = arrival_time(old, stamp, now, read_clocks, no_order_check);
+                let (offset, at) =
+                    arrival_time(old, stamp, now, MAX_AGE, read_clocks, no_order_check);
                 assert_eq!((at, offset.valid_from), (now, now), "{change:?}");
                 // The next timestamp from before the change is not used either.
-                let (_, at) = arrival_time(offset, stamp, now, read_clocks, no_order_check);
+                let (_, at) =
+                    arrival_time(offset, stamp, now, MAX_AGE, read_clocks, no_order_check);
                 assert_eq!(at, now, "{change:?}");
             }
         }
         // A timestamp of zero.
         let offset = offset_from(now, Duration::ZERO, WALL_CLOCK);
-        assert_eq!(arrival_time(offset, Duration::ZERO, now, read_clocks, no_order_check).1, now);
+        assert_eq!(
+            arrival_time(offset, Duration::ZERO, now, MAX_AGE, read_clocks, no_order_check).1,
+            now
+        );
     }
 
     #[test]

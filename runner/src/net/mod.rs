@@ -4,6 +4,7 @@
 
 pub(crate) mod arrival_clock;
 pub(crate) mod connector;
+pub(crate) mod poll_turns;
 pub(crate) mod stream;
 pub(crate) mod timestamped_socket;
 pub(crate) mod user_tls;

@@ -29,14 +29,6 @@ impl MeteredStream {
     pub(crate) const fn new(stream: MaybeTlsStream, stats: Rc<ConnectionStats>) -> Self {
         Self { stream, stats }
     }
-
-    /// Waits until the peer resets the connection.
-    pub(crate) async fn until_reset(&self) {
-        match &self.stream {
-            MaybeTlsStream::Plain(socket) => socket.until_reset().await,
-            MaybeTlsStream::Tls(stream) => stream.get_ref().0.until_reset().await,
-        }
-    }
 }
 
 impl AsyncRead for MeteredStream {

@@ -80,14 +80,6 @@ impl TimestampedSocket {
         (Self { tcp, timestamps, stats: Rc::clone(&stats) }, stats)
     }
 
-    /// Waits until the peer resets the connection.
-    pub(crate) async fn until_reset(&self) {
-        // An error of the wait itself says nothing about the peer.
-        if self.tcp.ready(Interest::ERROR).await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-
     /// Reads the bytes that are there. Returns their number.
     fn receive_bytes(&self, buffer: &mut ReadBuf<'_>) -> io::Result<usize> {
         let Self { tcp, timestamps, stats } = self;

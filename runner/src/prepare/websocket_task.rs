@@ -1,6 +1,9 @@
 //! WebSocket tasks, prepared.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
@@ -35,6 +38,8 @@ pub(crate) struct PreparedWebSocket {
     pub(crate) send_close: bool,
     /// Interval of pings while the session waits for its user.
     pub(crate) ping_interval: Option<Duration>,
+    /// True once the target has not replied to a ping.
+    ignores_pings: AtomicBool,
 }
 
 /// Prints no headers, because they may hold credentials.
@@ -59,8 +64,13 @@ impl PreparedWebSocket {
         let headers = task_headers(shared, endpoint, &task.headers)?;
         let subprotocols = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL);
         let subprotocols = subprotocols.iter().filter_map(|value| value.to_str().ok());
+        // A user may ask for compression by its header too.
+        let extensions = headers.get_all(header::SEC_WEBSOCKET_EXTENSIONS);
+        let mut extensions = extensions.iter().filter_map(|value| value.to_str().ok());
+        let compression =
+            task.compression || extensions.any(|value| value.contains("permessage-deflate"));
         Ok(Self {
-            upgrade_request: encode_upgrade(&uri, &headers, task.compression),
+            upgrade_request: encode_upgrade(&uri, &headers, compression),
             subprotocols: subprotocols
                 .flat_map(|value| value.split(','))
                 .map(|name| name.trim().to_owned())
@@ -75,7 +85,18 @@ impl PreparedWebSocket {
             keep_open: task.session == Session::PerUser,
             send_close: task.close,
             ping_interval: task.ping_interval.map(loadtest_core::Duration::to_std),
+            ignores_pings: AtomicBool::new(false),
         })
+    }
+
+    /// Returns true once the target has not replied to a ping of this task.
+    pub(crate) fn ignores_pings(&self) -> bool {
+        self.ignores_pings.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the target has not replied to a ping of this task.
+    pub(crate) fn note_ignored_ping(&self) {
+        self.ignores_pings.store(true, Ordering::Relaxed);
     }
 }
 

@@ -8,15 +8,17 @@ pub(super) mod event_stream;
 pub(super) mod json_scanner;
 pub(crate) mod lenient_json;
 mod token_times;
+mod usage;
 
 use std::{ops::ControlFlow, time::Instant};
 
 use loadtest_core::metrics::Tokens;
 
 use self::{
-    chat_event::{ChatEvent, TokenKinds, Usage},
+    chat_event::{ChatEvent, TokenKinds},
     event_stream::{AfterEvent, EventStream, ServerEvent, is_done},
     token_times::{EventTokens, TokenTimes},
+    usage::Usage,
 };
 use crate::{
     failure::{ErrorKind, Failure},

@@ -7,10 +7,7 @@ mod text;
 use serde_json::Value;
 
 use self::{markup::describe_markup, secrets::hide_secrets, text::decode_text};
-use crate::{
-    prepare::check::HeaderField,
-    protocol::chat::{json_scanner, lenient_json::parse_value},
-};
+use crate::protocol::chat::{json_scanner, lenient_json::parse_value};
 
 /// Maximum length of a message in bytes.
 const MAX_LENGTH: usize = 240;
@@ -59,7 +56,7 @@ pub(crate) fn shorten(text: &str) -> String {
 }
 
 /// Returns a status as `status 302 (location: /login)`.
-pub(crate) fn describe_status(status: u16, headers: &[HeaderField]) -> String {
+pub(crate) fn describe_status(status: u16, headers: &[(String, Vec<u8>)]) -> String {
     let location = headers.iter().find(|(name, _)| name == "location");
     match location.filter(|_| (300..400).contains(&status)) {
         Some((_, to)) => {

@@ -30,15 +30,11 @@ use crate::{
     },
 };
 
-/// Maximum time to wait for the reply to a close frame.
+/// Maximum time to wait for the reply to a close frame, and to the ping before it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The code of a connection that ended without a close frame (RFC 6455, 7.1.5).
 const NO_CLOSE_FRAME: u16 = 1006;
-
-/// How long a reset may take to arrive after the end of a connection. The target's kernel sends it
-/// when bytes arrive that nobody reads, so it takes a round trip.
-const RESET_DELAY: Duration = Duration::from_millis(20);
 
 /// A session that is open or being opened.
 #[derive(Debug)]
@@ -110,7 +106,7 @@ impl SessionSlot {
             match stream.poll_event(context) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(SocketEvent::Message(_))) => self.uncounted.messages.1 += 1,
-                Poll::Ready(Ok(SocketEvent::Control)) => {}
+                Poll::Ready(Ok(SocketEvent::Ping | SocketEvent::Pong)) => {}
                 Poll::Ready(event) => {
                     let code = match event {
                         Ok(SocketEvent::Closed(code, _)) => code,
@@ -209,11 +205,8 @@ impl SessionSlot {
                     in_flight.note_other_message(&message);
                     other_message.get_or_insert(message);
                 }
-                SocketEvent::Control => {}
-                SocketEvent::Ended => {
-                    let message = "connection ended without a close frame";
-                    return Err(Failure::new(ErrorKind::Reset, message));
-                }
+                SocketEvent::Ping | SocketEvent::Pong => {}
+                SocketEvent::Ended => return Err(no_close_frame()),
                 SocketEvent::Closed(code, reason) => {
                     let mut failure = close_failure(code, &reason, " before the reply");
                     if let Some(other) = other_message.filter(|_| reason.is_empty()) {
@@ -236,7 +229,7 @@ impl SessionSlot {
             SocketEvent::Message(_) => self.uncounted.messages.1 += 1,
             SocketEvent::Closed(code, _) => self.uncounted.closes.push(code),
             SocketEvent::Ended => self.uncounted.closes.push(NO_CLOSE_FRAME),
-            SocketEvent::Control => {}
+            SocketEvent::Ping | SocketEvent::Pong => {}
         }
         Ok(event)
     }
@@ -257,16 +250,48 @@ impl SessionSlot {
         loop {
             match self.next_event().await {
                 Ok(SocketEvent::Closed(code, reason)) => return close_failure(code, &reason, ""),
-                Ok(SocketEvent::Message(_) | SocketEvent::Control) => {}
+                Ok(SocketEvent::Message(_) | SocketEvent::Ping | SocketEvent::Pong) => {}
                 Ok(SocketEvent::Ended) | Err(_) => return failure,
             }
         }
     }
 
-    /// Runs the close handshake. Messages that arrive before the reply of the target are ignored.
+    /// Waits until the target has read all messages: a ping asks, and the pong says so, because frames
+    /// are read in order. It is a failure if the session ends before, except for a normal end.
     ///
-    /// A target that never replies is waited for only once, for [`CLOSE_TIMEOUT`]. `is_judged` is
-    /// true when nothing but the close handshake shows that the target took the messages.
+    /// A target that answers no ping is asked only once, for [`CLOSE_TIMEOUT`].
+    async fn confirm_messages(&mut self, prepared: &PreparedWebSocket) -> Result<(), Failure> {
+        let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
+        let Some(stream) = stream.filter(|_| !prepared.ignores_pings()) else { return Ok(()) };
+        if let Err(failure) = stream.send_ping().await {
+            return Err(self.why_ended(failure).await);
+        }
+        let Ok(result) = tokio::time::timeout(CLOSE_TIMEOUT, self.await_pong()).await else {
+            prepared.note_ignored_ping();
+            return Ok(());
+        };
+        result
+    }
+
+    async fn await_pong(&mut self) -> Result<(), Failure> {
+        loop {
+            match self.next_event().await? {
+                SocketEvent::Message(_) | SocketEvent::Ping => {}
+                SocketEvent::Pong => return Ok(()),
+                SocketEvent::Closed(code, _) if is_normal_end(code) => {
+                    self.discard();
+                    return Ok(());
+                }
+                SocketEvent::Closed(code, reason) => return Err(close_failure(code, &reason, "")),
+                SocketEvent::Ended => return Err(no_close_frame()),
+            }
+        }
+    }
+
+    /// Runs the close handshake. Messages that arrive before the reply of the target are ignored. If
+    /// `is_judged`, it is a failure when the target closes with the code of an error.
+    ///
+    /// A target that never replies is waited for only once, for [`CLOSE_TIMEOUT`].
     async fn close_session(
         &mut self,
         connector: &Connector,
@@ -274,61 +299,52 @@ impl SessionSlot {
     ) -> Result<(), Failure> {
         let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
         let Some(stream) = stream else { return Ok(()) };
-        let sent = stream.send_close().await;
-        if connector.ignores_close.get() && sent.is_ok() {
-            self.discard();
-            return Ok(());
+        match stream.send_close().await {
+            Ok(()) if !connector.ignores_close.get() => {}
+            Err(failure) if is_judged => return Err(self.why_ended(failure).await),
+            // The target has closed first, or is not waited for.
+            _ => {
+                self.discard();
+                return Ok(());
+            }
         }
-        if let Err(failure) = sent {
-            // The replies have come, so it does not matter who closed first.
-            return if is_judged { Err(self.why_ended(failure).await) } else { Ok(()) };
+        match tokio::time::timeout(CLOSE_TIMEOUT, await_close(stream)).await {
+            Ok(Ok(Some((code, reason)))) if is_judged && !is_normal_end(code) => {
+                self.uncounted.closes.push(code);
+                Err(close_failure(code, &reason, ""))
+            }
+            Ok(result) => result.map(drop),
+            Err(_) => {
+                connector.ignores_close.set(true);
+                self.discard();
+                Ok(())
+            }
         }
-        let closed = tokio::time::timeout(CLOSE_TIMEOUT, await_close(stream, is_judged)).await;
-        let result = closed.unwrap_or_else(|_| {
-            connector.ignores_close.set(true);
-            Ok(())
-        });
-        if let Err(Failure { kind: ErrorKind::WebSocketClose(code), .. }) = &result {
-            self.uncounted.closes.push(*code);
-        }
-        if connector.ignores_close.get() {
-            self.discard();
-        }
-        result
     }
 }
 
-/// Awaits the reply to a close frame.
-///
-/// Some servers drop the connection instead of a reply. The session is closed too then. If
-/// `is_judged`, it is a failure when the target did not read everything or closed with the code of an
-/// error.
-async fn await_close(stream: &mut WebSocket, is_judged: bool) -> Result<(), Failure> {
+/// Awaits the reply to a close frame. Returns its code and reason; `None` from a target that drops
+/// the connection instead of a reply. The session is closed too then.
+async fn await_close(stream: &mut WebSocket) -> Result<Option<(u16, String)>, Failure> {
     loop {
         match stream.next_event().await {
-            Ok(SocketEvent::Message(_) | SocketEvent::Control) => {}
-            Ok(SocketEvent::Closed(code, reason)) if is_judged && is_error_code(code) => {
-                return Err(close_failure(code, &reason, ""));
+            Ok(SocketEvent::Message(_) | SocketEvent::Ping | SocketEvent::Pong) => {}
+            Ok(SocketEvent::Closed(code, reason)) => return Ok(Some((code, reason))),
+            Ok(SocketEvent::Ended) | Err(Failure { kind: ErrorKind::Reset, .. }) => {
+                return Ok(None);
             }
-            Ok(SocketEvent::Closed(..)) => return Ok(()),
-            Ok(SocketEvent::Ended) => {
-                let reset = tokio::time::timeout(RESET_DELAY, stream.until_reset());
-                if is_judged && reset.await.is_ok() {
-                    let message = "target ended the connection before it had read all messages";
-                    return Err(Failure::new(ErrorKind::Reset, message));
-                }
-                return Ok(());
-            }
-            Err(Failure { kind: ErrorKind::Reset, .. }) if !is_judged => return Ok(()),
             Err(failure) => return Err(failure),
         }
     }
 }
 
-/// Returns true for close codes that report an error (RFC 6455, 7.4.1, and the codes of
-/// applications).
-const fn is_error_code(code: u16) -> bool {
-    !matches!(code, 1000 | 1001 | 1005 | 1006)
+/// Returns true for close codes of a normal end (RFC 6455, 7.4.1): done, going away, and no code.
+const fn is_normal_end(code: u16) -> bool {
+    matches!(code, 1000 | 1001 | 1005)
+}
+
+fn no_close_frame() -> Failure {
+    Failure::new(ErrorKind::Reset, "connection ended without a close frame")
 }
 
 /// The failure of a session that the target closed, `when` it did.
@@ -387,7 +403,11 @@ pub(crate) async fn perform_websocket(
     in_flight.enter_phase(RequestPhase::ReadingBody);
     let closes = prepared.send_close && !prepared.keep_open;
     if closes {
+        // Without replies, only the end of the session shows whether the target took the messages.
         let is_judged = prepared.replies == 0 && !prepared.messages.is_empty();
+        if is_judged {
+            slot.confirm_messages(prepared).await?;
+        }
         slot.close_session(connector, is_judged).await?;
         // Without a reply to the close frame, the last message was the end.
         return Ok(last_read());

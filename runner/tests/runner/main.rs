@@ -16,6 +16,8 @@ mod request_log;
 mod responses;
 mod scripted_target;
 mod target;
+mod tls_servers;
 mod tokens;
 mod web_socket_handshake;
+mod web_socket_servers;
 mod web_socket_sessions;

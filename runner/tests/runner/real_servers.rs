@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::{
     harness::{only_task, run_plan},
-    scripted_target::{ScriptedTarget, Step, chunk, respond, send, stream_of, wait},
+    scripted_target::{ScriptedTarget, Step, chunk, respond, send, stream_of, stream_text, wait},
 };
 
 const TOKEN: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"Hi\"}}]}\n\n";
@@ -273,53 +273,69 @@ async fn old_connections_are_replaced() {
     assert_eq!(task.addresses.values().sum::<u64>(), task.completed_requests());
 }
 
-/// A WebSocket task that sends one message and waits for one reply, with more `settings`.
-fn websocket_task(settings: &Value) -> Value {
-    let mut task = json!({"path": "/", "send": ["{\"id\": 1}"], "replies": 1, "timeout": "2s"});
-    for (name, value) in settings.as_object().unwrap() {
-        task[name] = value.clone();
+#[tokio::test]
+async fn hidden_tokens_shorten_no_gap() {
+    let usage = "data: {\"choices\":[],\"usage\":{\"completion_tokens\":100,\"completion_tokens_details\":{\"reasoning_tokens\":97}}}\n\n";
+    let steps = vec![
+        stream_of(&[TOKEN]),
+        wait(30),
+        send(chunk(TOKEN)),
+        wait(30),
+        send(
+            [chunk(TOKEN), chunk(STOP), chunk(usage), chunk(DONE), "0\r\n\r\n".to_owned()].concat(),
+        ),
+    ];
+    let task = run_good(chat(), steps).await;
+    assert_eq!(task.tokens.output, 3 * task.completed_requests());
+    assert_eq!(task.tokens.reasoning, 97 * task.completed_requests());
+    for metric in [LatencyMetric::InterTokenLatency, LatencyMetric::TimePerOutputToken] {
+        let gap = median(&task, metric);
+        assert!((29.0..45.0).contains(&gap), "{metric:?}: {gap} ms");
     }
-    json!({"webSocket": task})
-}
-
-/// Runs a WebSocket task for a second. Each connection gets `greeting` with the response to the
-/// handshake, and `replies` after each message, every one 20 ms after the one before.
-async fn run_web_socket(
-    settings: &Value,
-    greeting: &'static [&'static str],
-    replies: &'static [&'static str],
-) -> (TaskMetrics, Vec<String>) {
-    let url = crate::web_socket_handshake::start_scripted(greeting, replies).await;
-    let target = ScriptedTarget::start(vec![Step::Close]).await;
-    let mut plan = target.plan(websocket_task(settings));
-    plan.test.target.web_socket = Some(url);
-    let result = run_plan(plan).await;
-    (only_task(&result.metrics).clone(), result.examples.into_values().collect())
 }
 
 #[tokio::test]
-async fn greetings_and_heartbeats_end_no_round_trip() {
-    const WELCOME: &str = r#"{"type":"welcome"}"#;
-    const PING: &str = r#"{"type":"ping"}"#;
-    const REPLY: &str = r#"{"type":"reply","id":1}"#;
-    for (settings, greeting, replies) in [
-        (json!({}), &[WELCOME][..], &[PING, PING, REPLY][..]),
-        (json!({"reply": {"contains": "reply"}}), &["a"], &["b", "c", REPLY]),
-        (json!({"reply": {"regex": "\"id\":[0-9]"}}), &["a"], &["b", "c", REPLY]),
-        (json!({"reply": {"jsonPath": "$.id", "equals": "1"}}), &["a"], &["b", "{}", REPLY]),
-        (json!({"session": "PerUser", "reply": {"contains": "reply"}}), &["a"], &["b", "c", REPLY]),
+async fn responses_without_a_choice_are_failures() {
+    let empty = r#"{"id":"c","choices":[]}"#;
+    let whole = json!({"chat": {"models": ["m"], "messages": ["Hi"], "stream": false}});
+    for (task, step) in [
+        (whole, respond("", empty)),
+        (chat(), send([stream_text(&[DONE]), "0\r\n\r\n".to_owned()].concat())),
     ] {
-        let (task, messages) = run_web_socket(&settings, greeting, replies).await;
-        assert_eq!((task.failed_requests(), messages), (0, vec![]), "{settings}");
-        let round_trip = median(&task, LatencyMetric::WebSocketRoundTrip);
-        assert!((39.0..90.0).contains(&round_trip), "{settings}: {round_trip} ms");
+        let (kind, message) = run_bad(task, vec![step]).await;
+        assert_eq!(kind, "protocol", "{message}");
     }
 }
 
 #[tokio::test]
-async fn a_session_that_only_gets_other_messages_says_so() {
-    let settings = json!({"reply": {"contains": "reply"}, "timeout": "300ms"});
-    let (task, messages) = run_web_socket(&settings, &[], &["other"]).await;
-    assert_eq!(task.completed_requests(), task.failed_requests());
-    assert!(task.errors["timeout_response"] > 0, "{:?} {messages:?}", task.errors);
+async fn a_finished_stream_that_does_not_end_says_so() {
+    let task =
+        json!({"chat": {"models": ["m"], "messages": ["Hi"], "stream": true, "timeout": "300ms"}});
+    let (kind, message) = run_bad(task, vec![stream_of(&[TOKEN, STOP]), Step::Hang]).await;
+    assert_eq!(kind, "timeout_body");
+    assert!(message.contains("the finish_reason came"), "{message}");
+}
+
+#[tokio::test]
+async fn redirects_and_other_protocols_are_named() {
+    let strict = json!({"http": {"path": "/", "expectStatus": [200]}});
+    let redirect = "HTTP/1.1 302 Found\r\nlocation: /login?next=/\r\ncontent-length: 0\r\n\r\n";
+    for (task, bytes, kind, words) in [
+        (strict, redirect.as_bytes(), "http_302", "status 302 (location: /login)"),
+        (get(), b"SSH-2.0-OpenSSH_9.2\r\n", "protocol", "SSH-2.0-OpenSSH_9.2"),
+        (get(), b"\x15\x03\x01\0\x02\x02\x46", "protocol", "speaks TLS on this port"),
+        (get(), b"HTTP/1.1 200 OK\r\ncontent-length: +2\r\n\r\nok", "protocol", "content-length"),
+    ] {
+        let (found, message) = run_bad(task, vec![send(bytes), Step::Close]).await;
+        assert_eq!(found, kind, "{message}");
+        assert!(message.contains(words), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_no_failed_check() {
+    let task = json!({"http": {"path": "/", "checks": [{"bodyContains": "x"}]}});
+    let (kind, message) = run_bad(task, vec![respond("", vec![b' '; 17 << 20])]).await;
+    assert_eq!(kind, "size_limit");
+    assert!(message.contains("16 MiB, the limit of the load generator"), "{message}");
 }

@@ -54,9 +54,14 @@ pub(crate) fn respond(headers: &str, body: impl AsRef<[u8]>) -> Step {
 
 /// The head of a chunked event stream, and a chunk for each event.
 pub(crate) fn stream_of(events: &[&str]) -> Step {
+    send(stream_text(events))
+}
+
+/// The bytes of [`stream_of`].
+pub(crate) fn stream_text(events: &[&str]) -> String {
     let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_owned();
     let chunks = events.iter().map(|event| chunk(event));
-    send(std::iter::once(head).chain(chunks).collect::<String>())
+    std::iter::once(head).chain(chunks).collect()
 }
 
 /// A chunk of a chunked body.

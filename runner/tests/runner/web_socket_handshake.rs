@@ -153,11 +153,11 @@ async fn rejected_handshakes_have_their_error_kinds() {
 }
 
 #[tokio::test]
-async fn endless_handshake_response_is_a_protocol_error() {
+async fn an_endless_handshake_response_is_refused() {
     // A header field of 300 KB without a line end.
     let head: &'static str =
         Box::leak(format!("HTTP/1.1 101 OK\r\nx: {}", "y".repeat(300_000)).into_boxed_str());
     let task = run_users(start_target(head, b"", 1 << 20).await, "PerTask").await;
-    assert_eq!(task.errors.get("protocol"), Some(&task.failed_requests()), "{:?}", task.errors);
+    assert_eq!(task.errors.get("size_limit"), Some(&task.failed_requests()), "{:?}", task.errors);
     assert!(task.failed_requests() > 2);
 }

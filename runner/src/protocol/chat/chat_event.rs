@@ -3,7 +3,10 @@
 //! Only the members that count are read, and each of them in every form that servers send. All
 //! others are stepped over.
 
-use super::json_scanner::{JsonScanner, ScanError, is_empty_value, parse_count};
+use super::{
+    json_scanner::{JsonScanner, ScanError, is_empty_value, read_items, read_members},
+    usage::{Usage, read_usage},
+};
 
 /// The content of an event or answer.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,45 +44,6 @@ impl TokenKinds {
     }
 }
 
-/// Numbers of tokens, as the target reports them. `None` for numbers it does not report.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Usage {
-    pub(crate) prompt: Option<u64>,
-    /// All generated tokens. Most servers include those of reasoning: see [`Self::generated`].
-    pub(crate) completion: Option<u64>,
-    pub(crate) reasoning: Option<u64>,
-    /// Tokens of a prediction in the request that the model did not use. They are part of
-    /// `completion`, and never sent.
-    pub(crate) rejected: Option<u64>,
-    /// All tokens of prompt and response.
-    pub(crate) total: Option<u64>,
-}
-
-impl Usage {
-    /// Takes over the numbers of a later report.
-    pub(crate) fn update(&mut self, later: Self) {
-        self.prompt = later.prompt.or(self.prompt);
-        self.completion = later.completion.or(self.completion);
-        self.reasoning = later.reasoning.or(self.reasoning);
-        self.rejected = later.rejected.or(self.rejected);
-        self.total = later.total.or(self.total);
-    }
-
-    /// Returns the number of tokens of the response, those of reasoning included.
-    ///
-    /// Some servers, such as xAI's, count the tokens of reasoning apart from `completion`. Their
-    /// total says so.
-    pub(crate) fn generated(&self) -> Option<u64> {
-        let completion = self.completion?;
-        let reasoning = self.reasoning.unwrap_or(0);
-        let apart = completion.saturating_add(reasoning);
-        let is_apart = reasoning > completion
-            || self.total == Some(apart.saturating_add(self.prompt.unwrap_or(0)));
-        let generated = if is_apart { apart } else { completion };
-        Some(generated.saturating_sub(self.rejected.unwrap_or(0)))
-    }
-}
-
 /// Members that report an error in an object without `choices`, beside `error`.
 #[derive(Default)]
 struct ErrorSigns<'a> {
@@ -100,7 +64,7 @@ impl<'a> ChatEvent<'a> {
         scanner.object(|name, scanner| match name {
             b"choices" => {
                 event.has_choices = true;
-                read_list(scanner, |scanner| event.read_choice(scanner))
+                read_items(scanner, |scanner| event.read_choice(scanner))
             }
             b"usage" => read_usage(scanner, &mut event.usage),
             // Groq reports here what others report at the top.
@@ -112,7 +76,7 @@ impl<'a> ChatEvent<'a> {
             b"error" => event.read_error(scanner),
             b"error_code" | b"code" | b"status" | b"status_code" | b"statusCode" => {
                 let value = scanner.value()?;
-                let is_error = !is_empty_value(value) && value != b"200" && value != b"\"success\"";
+                let is_error = !is_no_error(value) && !is_progress(value);
                 signs.has_code |= is_error;
                 if is_error && name == b"error_code" {
                     signs.is_named_error = true;
@@ -259,25 +223,29 @@ fn is_no_error(value: &[u8]) -> bool {
     read.is_ok() && is_none
 }
 
+/// Returns true for the status of a response that goes on.
+fn is_progress(value: &[u8]) -> bool {
+    const WORDS: [&[u8]; 12] = [
+        b"pending",
+        b"queued",
+        b"waiting",
+        b"loading",
+        b"starting",
+        b"started",
+        b"created",
+        b"running",
+        b"processing",
+        b"in_progress",
+        b"completed",
+        b"done",
+    ];
+    let word = value.strip_prefix(b"\"").and_then(|word| word.strip_suffix(b"\""));
+    word.is_some_and(|word| WORDS.iter().any(|known| known.eq_ignore_ascii_case(word)))
+}
+
 /// Returns a value unless it says nothing.
 fn filled(value: &[u8]) -> Option<&[u8]> {
     Some(value).filter(|value| !is_empty_value(value))
-}
-
-/// Reads an array; steps over a value of another type.
-fn read_list<'a>(
-    scanner: &mut JsonScanner<'a>,
-    on_item: impl FnMut(&mut JsonScanner<'a>) -> Result<(), ScanError>,
-) -> Result<(), ScanError> {
-    if scanner.peek()? == b'[' { scanner.array(on_item) } else { scanner.value().map(drop) }
-}
-
-/// Reads an object; steps over a value of another type.
-fn read_members<'a>(
-    scanner: &mut JsonScanner<'a>,
-    on_member: impl FnMut(&'a [u8], &mut JsonScanner<'a>) -> Result<(), ScanError>,
-) -> Result<(), ScanError> {
-    if scanner.peek()? == b'{' { scanner.object(on_member) } else { scanner.value().map(drop) }
 }
 
 /// Reads a text. Returns true when it is not empty. A number counts as a text too.
@@ -326,42 +294,6 @@ fn read_part(scanner: &mut JsonScanner<'_>) -> Result<TokenKinds, ScanError> {
         reasoning: has_content && is_reasoning,
         tool: false,
     })
-}
-
-fn read_usage(scanner: &mut JsonScanner<'_>, usage: &mut Usage) -> Result<(), ScanError> {
-    let mut found = Usage::default();
-    read_members(scanner, |name, scanner| match name {
-        b"prompt_tokens" | b"input_tokens" => {
-            found.prompt = parse_count(scanner.value()?);
-            Ok(())
-        }
-        b"completion_tokens" | b"output_tokens" => {
-            found.completion = parse_count(scanner.value()?);
-            Ok(())
-        }
-        b"reasoning_tokens" => {
-            found.reasoning = parse_count(scanner.value()?).or(found.reasoning);
-            Ok(())
-        }
-        b"total_tokens" => {
-            found.total = parse_count(scanner.value()?);
-            Ok(())
-        }
-        b"completion_tokens_details" | b"output_tokens_details" => {
-            read_members(scanner, |name, scanner| {
-                let count = parse_count(scanner.value()?);
-                match name {
-                    b"reasoning_tokens" => found.reasoning = count.or(found.reasoning),
-                    b"rejected_prediction_tokens" => found.rejected = count.or(found.rejected),
-                    _ => {}
-                }
-                Ok(())
-            })
-        }
-        _ => scanner.value().map(drop),
-    })?;
-    usage.update(found);
-    Ok(())
 }
 
 /// Returns the name of the API whose events have this `type`.
@@ -433,25 +365,6 @@ mod tests {
     }
 
     #[test]
-    fn usage_is_found_in_every_place() {
-        let expected =
-            Usage { prompt: Some(5), completion: Some(7), reasoning: Some(2), ..Usage::default() };
-        for text in [
-            r#"{"usage":{"prompt_tokens":5,"completion_tokens":7,"completion_tokens_details":{"reasoning_tokens":2}}}"#,
-            r#"{"usage":{"prompt_tokens":5.0,"completion_tokens":7.0,"reasoning_tokens":2.0}}"#,
-            r#"{"x_groq":{"id":"r","usage":{"prompt_tokens":5,"completion_tokens":7,"reasoning_tokens":2}}}"#,
-            r#"{"choices":[{"usage":{"input_tokens":5,"output_tokens":7,"output_tokens_details":{"reasoning_tokens":2}}}]}"#,
-        ] {
-            assert_eq!(parse(text).usage, expected, "{text}");
-        }
-        for text in
-            [r#"{"usage":null}"#, r#"{"usage":{"completion_tokens":-1}}"#, r#"{"usage":"x"}"#]
-        {
-            assert_eq!(parse(text).usage, Usage::default(), "{text}");
-        }
-    }
-
-    #[test]
     fn errors_have_many_forms() {
         let words =
             |text| parse(text).error.map(|error| String::from_utf8_lossy(error).into_owned());
@@ -488,28 +401,11 @@ mod tests {
             r#"{"error_code":"0"}"#,
             r#"{"error_code":0,"error_msg":""}"#,
             r#"{"choices":[],"code":200,"message":"success"}"#,
+            r#"{"status":"pending","message":"waiting for a GPU"}"#,
             r#"{"choices":[],"base_resp":{"status_code":0,"status_msg":"success"}}"#,
             r#"{"choices":[],"object":"chat.completion.chunk"}"#,
         ] {
             assert_eq!(words(text), None, "{text}");
-        }
-    }
-
-    #[test]
-    fn tokens_of_reasoning_may_be_counted_apart() {
-        for (text, generated) in [
-            (r#""completion_tokens":100,"total_tokens":105,"reasoning_tokens":90"#, 100),
-            (r#""completion_tokens":10,"total_tokens":105,"reasoning_tokens":90"#, 100),
-            (r#""completion_tokens":100,"total_tokens":195,"reasoning_tokens":90"#, 190),
-            (r#""completion_tokens":10,"reasoning_tokens":90"#, 100),
-            (r#""completion_tokens":10,"total_tokens":15,"reasoning_tokens":0"#, 10),
-            (
-                r#""completion_tokens":100,"completion_tokens_details":{"rejected_prediction_tokens":90}"#,
-                10,
-            ),
-        ] {
-            let usage = parse(&format!(r#"{{"usage":{{"prompt_tokens":5,{text}}}}}"#)).usage;
-            assert_eq!(usage.generated(), Some(generated), "{text}");
         }
     }
 

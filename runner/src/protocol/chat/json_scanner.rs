@@ -200,6 +200,22 @@ impl<'a> JsonScanner<'a> {
     }
 }
 
+/// Reads an array; steps over a value of another type.
+pub(crate) fn read_items<'a>(
+    scanner: &mut JsonScanner<'a>,
+    on_item: impl FnMut(&mut JsonScanner<'a>) -> Result<(), ScanError>,
+) -> Result<(), ScanError> {
+    if scanner.peek()? == b'[' { scanner.array(on_item) } else { scanner.value().map(drop) }
+}
+
+/// Reads an object; steps over a value of another type.
+pub(crate) fn read_members<'a>(
+    scanner: &mut JsonScanner<'a>,
+    on_member: impl FnMut(&'a [u8], &mut JsonScanner<'a>) -> Result<(), ScanError>,
+) -> Result<(), ScanError> {
+    if scanner.peek()? == b'{' { scanner.object(on_member) } else { scanner.value().map(drop) }
+}
+
 fn is_literal(word: &[u8]) -> bool {
     const LITERALS: [&[u8]; 5] = [b"null", b"true", b"false", b"NaN", b"Infinity"];
     LITERALS.contains(&word)

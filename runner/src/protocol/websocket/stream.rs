@@ -26,8 +26,10 @@ const NO_CLOSE_CODE: u16 = 1005;
 pub(crate) enum SocketEvent {
     /// A text or binary message.
     Message(Bytes),
-    /// A control frame, which needs nothing from the user.
-    Control,
+    /// The reply to a ping.
+    Pong,
+    /// A ping, which has been answered.
+    Ping,
     /// The target closed the session: its code and its reason.
     Closed(u16, String),
     /// The connection ended without a close frame.
@@ -98,9 +100,9 @@ impl WebSocket {
             IncomingFrame::Message(content) => SocketEvent::Message(content),
             IncomingFrame::Ping(content) => {
                 self.writer.write_pong(&content, &mut self.output);
-                SocketEvent::Control
+                SocketEvent::Ping
             }
-            IncomingFrame::Pong => SocketEvent::Control,
+            IncomingFrame::Pong => SocketEvent::Pong,
             IncomingFrame::Close(code, reason) => {
                 if !self.has_sent_close {
                     self.has_sent_close = true;
@@ -132,11 +134,6 @@ impl WebSocket {
         // A session that waits holds no buffer.
         self.output = BytesMut::new();
         result
-    }
-
-    /// Waits until the target resets the connection, because it got bytes that it never read.
-    pub(crate) async fn until_reset(&self) {
-        self.stream.until_reset().await;
     }
 
     /// Sends a message.
