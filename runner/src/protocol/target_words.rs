@@ -6,14 +6,12 @@ mod text;
 
 use serde_json::Value;
 
+pub(crate) use self::text::MAX_ERROR_BODY;
 use self::{markup::describe_markup, secrets::hide_secrets, text::decode_text};
 use crate::protocol::chat::{json_scanner, lenient_json::parse_value};
 
 /// Maximum length of a message in bytes.
 const MAX_LENGTH: usize = 240;
-
-/// Number of bytes of a body that are looked at for a message.
-pub(crate) const MAX_ERROR_BODY: usize = 16 << 10;
 
 /// Members of a JSON error that describe it, the best first.
 const DESCRIPTIONS: [&str; 12] = [

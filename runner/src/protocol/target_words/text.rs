@@ -2,7 +2,8 @@
 
 use std::borrow::Cow;
 
-use super::MAX_ERROR_BODY;
+/// Number of bytes of a body that are looked at for a message.
+pub(crate) const MAX_ERROR_BODY: usize = 16 << 10;
 
 /// Returns a body as text: UTF-8, UTF-16 with its mark, or one byte for each character as in
 /// ISO 8859-1. `None` for bytes that are no text.
