@@ -3,6 +3,8 @@
 //! The steps are in modules of their own. This module sets the time limit, keeps the cache of the
 //! run, writes the status and chooses the time of the next reconciliation.
 
+mod unseen;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -30,6 +32,7 @@ use crate::{
     error::{Error, format_error_chain},
     observe::observe,
     observe::state::Observed,
+    reconcile::unseen::supervise_unseen,
     status::{self, EventDraft},
 };
 
@@ -105,7 +108,19 @@ async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, 
     let test = with_timeout(async {
         tests.get_opt(&name).await.map_err(|e| Error::api("get loadtest", &name, e))
     });
-    let test = test.await?;
+    let test = match test.await {
+        Ok(test) => test,
+        Err(error) => {
+            let run_uid = cached.uid().unwrap_or_default();
+            let mut cache = context.take_cache(&run_uid);
+            Box::pin(supervise_unseen(context, &mut cache)).await;
+            // A run that this process has never seen has no cache to keep.
+            if cache.first_seen.is_some() {
+                context.store_cache(run_uid, cache);
+            }
+            return Err(error);
+        }
+    };
     // The test is deleted or being deleted. Kubernetes deletes its children through their owner
     // references.
     let Some(test) = test.filter(|test| test.metadata.deletion_timestamp.is_none()) else {
@@ -135,7 +150,11 @@ async fn run_pipeline(
     tests: &Api<LoadTest>,
     observed: &mut Observed,
 ) -> Result<Decision, Error> {
-    observe(context, observed).await?;
+    if let Err(error) = observe(context, observed).await {
+        Box::pin(supervise_unseen(context, &mut observed.cache)).await;
+        return Err(error);
+    }
+    observed.keep_objects();
     observed.update_timeline();
     let now = Timestamp::now();
     let mut decision = decide(observed, &context.settings, now);

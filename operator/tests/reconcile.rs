@@ -21,6 +21,8 @@ use tower_test::mock::Handle;
 
 #[path = "reconcile/earlier_versions.rs"]
 mod earlier_versions;
+#[path = "reconcile/unread_api_server.rs"]
+mod unread_api_server;
 
 const UID: &str = "0a1b2c3d-1111-4222-8333-444455556666";
 const TEST: &str = "/apis/loadtest.cell0.io/v1alpha1/namespaces/default/loadtests/burst";

@@ -42,6 +42,14 @@ pub(crate) fn latest_start(start: &StartRecord, valid: &ValidTest) -> Timestamp 
     start.at.saturating_add(skew).unwrap_or(start.at)
 }
 
+/// The objects of a test under load, as the last successful reconciliation saw them.
+#[derive(Clone, Debug)]
+pub(crate) struct LastObjects {
+    pub(crate) test: LoadTest,
+    pub(crate) job: Job,
+    pub(crate) runners: Vec<Runner>,
+}
+
 /// Facts about a run that the operator keeps between reconciliations.
 ///
 /// After a restart, the operator collects them again from the runners. Only the snapshots of
@@ -89,6 +97,8 @@ pub(crate) struct RunCache {
     pub(crate) token_has_changed: bool,
     /// Time of the last write of the status.
     pub(crate) status_written_at: Option<Timestamp>,
+    /// The objects to go on with while the API server can't be read. `None` for a test without load.
+    pub(crate) last_objects: Option<Box<LastObjects>>,
 }
 
 impl RunCache {
@@ -131,6 +141,16 @@ impl Observed {
     pub(crate) fn new(test: LoadTest, cache: RunCache) -> Self {
         let valid = validate(&test.spec);
         Self { test, valid, job: None, runners: Vec::new(), cache }
+    }
+
+    /// Keeps the objects of a test under load, for the time when the API server can't be read.
+    pub(crate) fn keep_objects(&mut self) {
+        let is_over = self.phase().is_some_and(Phase::is_final);
+        let is_under_load = self.start_record().is_some() && !is_over;
+        self.cache.last_objects = self.job.clone().filter(|_| is_under_load).map(|job| {
+            let (test, runners) = (self.test.clone(), self.runners.clone());
+            Box::new(LastObjects { test, job, runners })
+        });
     }
 
     /// Returns the status of the test; an empty one if there is none yet.
