@@ -302,6 +302,36 @@ watch_two_namespaces() {
     check_namespaced_rights "$two" "$shop"
 }
 
+# create_as_runner RUNNERS: a user with the ClusterRole of rbac.runRole creates a LoadTest, as a dry
+# run, with this value of spec.runners.
+create_as_runner() {
+    kubectl -n "$shop" create --dry-run=server --as chart-test-runner -f - <<LOADTEST
+apiVersion: loadtest.cell0.io/v1alpha1
+kind: LoadTest
+metadata: { name: run-only }
+spec:
+  target: { http: "http://cell0:18800" }
+  load: { users: 1, spawnRate: 1, duration: 1s }
+  scenario: { tasks: [{ name: health, http: { path: /health } }] }
+  runners: $1
+LOADTEST
+}
+
+# Repeats the first check: the API server applies a policy a moment after it is created.
+users_without_pods() {
+    run_helm upgrade first "$one" --set rbac.runRole=true
+    kubectl -n "$shop" create rolebinding runner --clusterrole "$one:first-loadtest-operator:run" --user chart-test-runner
+    retry_until_success is_allowed create loadtests.loadtest.cell0.io -n "$shop" --as chart-test-runner
+    create_as_runner '{ usersPerRunner: 10 }'
+    retry_until_success expect_failure "spec.runners.image is for users who may create pods" \
+        create_as_runner '{ image: "other:1" }'
+    expect_failure "valueFrom is for users" \
+        create_as_runner '{ env: [{ name: A, valueFrom: { secretKeyRef: { name: a, key: b } } }] }'
+    create_as_runner '{ env: [{ name: A, value: b }] }'
+    kubectl -n "$shop" create rolebinding pods --clusterrole edit --user chart-test-runner
+    retry_until_success create_as_runner '{ image: "other:1" }'
+}
+
 # The steps of the README: an administrator creates the Roles, the owner of a namespace installs.
 install_as_namespace_owner() {
     local set=(--set "watchNamespaces={$shop}" --set "crds.install=false,rbac.aggregate=false")
@@ -353,5 +383,6 @@ run_cluster_tests() {
     run_test "installs over an older CRD created by kubectl" install_over_older_kubectl_crd
     run_test "watches one namespace" watch_one_namespace
     run_test "watches two other namespaces" watch_two_namespaces
+    run_test "users who may create no pods run plain load tests" users_without_pods
     run_test "the owner of a namespace installs the chart there" install_as_namespace_owner
 }
