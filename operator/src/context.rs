@@ -16,7 +16,7 @@ use kube::{
 use crate::{
     children::{OPERATOR_NAME, Settings},
     error::format_error_chain,
-    metrics::OperatorMetrics,
+    metrics::{ApiCalls, OperatorMetrics},
     observe::state::RunCache,
 };
 
@@ -73,6 +73,11 @@ impl std::fmt::Debug for Context {
 }
 
 impl Context {
+    /// Exposes the counts of requests to the API server. Call this method only once.
+    pub fn measure_api_calls(&self, calls: &ApiCalls) {
+        self.metrics.add_api_calls(calls);
+    }
+
     /// Reads the token key from a Secret. Creates the Secret if it is missing. Tries again as long
     /// as the API server is down: an operator that restarts with it must not give up.
     ///

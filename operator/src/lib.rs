@@ -21,7 +21,7 @@ pub mod controller;
 mod crd_check;
 mod decide;
 pub mod error;
-mod metrics;
+pub mod metrics;
 mod observe;
 pub mod reconcile;
 mod runner_client;

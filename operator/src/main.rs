@@ -9,9 +9,11 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use kube::{Client, Config};
+use kube::{Client, Config, client::ClientBuilder};
 use loadtest_core::Duration;
-use loadtest_operator::{children::Settings, context::Context, controller, server};
+use loadtest_operator::{
+    children::Settings, context::Context, controller, metrics::ApiCalls, server,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -117,13 +119,18 @@ async fn run(arguments: Run) -> anyhow::Result<()> {
     let mut config = Config::infer().await.context("failed to find a Kubernetes configuration")?;
     // The controller retries failed reconciliations. Retries by the client would repeat creations.
     config.default_retry = false;
-    let watches =
-        Client::try_from(config.clone()).context("failed to create the Kubernetes client")?;
+    let api_calls = ApiCalls::default();
+    let client_of = |config: Config| {
+        let builder = ClientBuilder::try_from(config)?;
+        Ok::<Client, kube::Error>(builder.with_layer(&api_calls).build())
+    };
+    let watches = client_of(config.clone()).context("failed to create the Kubernetes client")?;
     // A watch may be silent for minutes. A reconciliation must not wait that long for a response.
     config.read_timeout = Some(std::time::Duration::from_secs(20));
-    let client = Client::try_from(config).context("failed to create the Kubernetes client")?;
+    let client = client_of(config).context("failed to create the Kubernetes client")?;
     let settings = Settings { runner_image, start_timeout, release_grace, metrics_linger };
     let context = Arc::new(Context::new(client, settings)?);
+    context.measure_api_calls(&api_calls);
     let listener = server::bind_listener(listen)
         .await
         .with_context(|| format!("failed to listen on {listen}"))?;

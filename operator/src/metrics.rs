@@ -1,5 +1,7 @@
 //! Metrics of the operator itself, as served at `/metrics`. They contain no metrics of runners.
 
+mod api_calls;
+
 use std::{fmt, sync::Mutex};
 
 use kube::{ResourceExt, core::DeserializeGuard, runtime::reflector::Store};
@@ -10,6 +12,8 @@ use prometheus_client::{
     metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+
+pub use self::api_calls::ApiCalls;
 
 /// Bounds of the buckets of the durations of reconciliations, in seconds.
 const RECONCILE_BUCKETS: [f64; 9] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
@@ -83,6 +87,17 @@ impl OperatorMetrics {
     /// Sets the number of fields that only the installed CRD or only this operator has.
     pub(crate) fn set_crd_differences(&self, fields: usize) {
         self.crd_differences.set(i64::try_from(fields).unwrap_or(i64::MAX));
+    }
+
+    /// Adds the counts of requests to the API server. Call this method only once.
+    pub(crate) fn add_api_calls(&self, calls: &ApiCalls) {
+        let mut registry = self.lock_registry();
+        registry.register(
+            "loadtest_operator_api_errors",
+            "Requests to the API server that failed, by code; without those for objects that do not exist",
+            calls.errors.clone(),
+        );
+        registry.register_collector(Box::new(calls.clone()));
     }
 
     /// Adds gauges of the tests in the controllers' caches. Call this method only once.
