@@ -10,8 +10,8 @@ use super::{
 /// How a request ended.
 ///
 /// Latency rows take every outcome but [`Outcome::Failure`]: a fast error is not a fast response,
-/// while a timeout or an interruption lasted at least its age. What came before that, such as a first
-/// token, is a success in its own latency.
+/// while a timeout or an interruption lasted at least its age. A first token that came before that
+/// is a success in its own latency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
     /// The response was as expected.

@@ -70,7 +70,7 @@ pub(crate) struct RunCache {
     pub(crate) logs_read: BTreeSet<String>,
     /// When this process first saw that a pod has ended, by UID.
     pub(crate) ended_at: BTreeMap<String, Timestamp>,
-    /// What is known about runners that ended, by index.
+    /// Descriptions of the runners that ended, by index.
     pub(crate) losses: BTreeMap<u32, String>,
     /// The start record, after the Job that holds it is gone.
     pub(crate) start: Option<StartRecord>,

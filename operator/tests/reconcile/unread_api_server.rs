@@ -17,14 +17,14 @@ use super::*;
 const RUNNER_IP: &str = "127.0.0.71";
 const START_ANNOTATION: &str = "loadtest.cell0.io/start";
 
-/// What a runner was asked for.
+/// Counts of the requests to a runner.
 #[derive(Debug, Default)]
 struct Asked {
     scrapes: AtomicU32,
     stops: AtomicU32,
 }
 
-/// Returns the exposition of a runner whose requests all fail, 5 s later with each scrape.
+/// Returns the exposition of a runner. All its requests fail, and each scrape is 5 s later.
 fn exposition(scrape: u32) -> Vec<u8> {
     let seconds = 5.0 * f64::from(scrape);
     let mut metrics =

@@ -73,7 +73,7 @@ pub(crate) struct InFlightRequest {
     /// When the WebSocket began to connect, and when it was upgraded.
     connect_and_upgrade: Cell<(Option<Instant>, Option<Instant>)>,
     phase: Cell<RequestPhase>,
-    /// What has come of the response, for the message of a timeout.
+    /// The parts of the response that have come, for the message of a timeout.
     progress: RefCell<Option<Cow<'static, str>>>,
     /// Deadline of the whole request.
     request_deadline: Cell<Instant>,
@@ -82,7 +82,7 @@ pub(crate) struct InFlightRequest {
     waker: RefCell<Waker>,
     /// Connections that were opened for the request.
     opened_connections: RefCell<Vec<OpenedConnection>>,
-    /// What the user brings to its connections.
+    /// The state of the user that its connections share.
     connect_state: ConnectState,
 }
 
@@ -250,7 +250,7 @@ impl InFlightRequest {
         self.sent.get()
     }
 
-    /// Returns what the user brings to its connections.
+    /// Returns the state of the user that its connections share.
     pub(crate) const fn connect_state(&self) -> &ConnectState {
         &self.connect_state
     }

@@ -67,7 +67,7 @@ pub(crate) struct RequestEvents {
     pub(crate) tokens: bool,
 }
 
-/// What went over a transport since the last count. Each pair is (sent, received).
+/// The traffic of a transport since the last count. Each pair is (sent, received).
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Traffic {
     pub(crate) bytes: (u64, u64),
@@ -204,7 +204,7 @@ impl TaskRecorder {
             let is_whole =
                 matches!(metric, LatencyMetric::ResponseTime | LatencyMetric::ServiceTime);
             let (outcome, ended) = match ended {
-                // What came before the request was given up has its exact time.
+                // A part that ended before the request was given up has its exact time.
                 Some(ended) if is_given_up && !is_whole => (Outcome::Success, ended),
                 Some(ended) => (outcome, ended),
                 None if is_given_up => (outcome, times.last),

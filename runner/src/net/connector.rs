@@ -68,7 +68,7 @@ impl ConnectStep {
     }
 }
 
-/// What a user brings to a new connection.
+/// The state of a user that its connections share.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectState {
     /// The user's TLS settings, with its sessions.

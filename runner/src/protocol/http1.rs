@@ -240,7 +240,7 @@ fn parse_head(
     Ok(Some((ResponseHead { status, encoding, headers, framing, keep_alive }, length)))
 }
 
-/// Parses a number of digits only: `+2` is none (RFC 9110, 8.6).
+/// Parses a number of digits only, so not `+2` (RFC 9110, 8.6).
 fn parse_length(text: &[u8]) -> Option<u64> {
     let is_number = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(text).ok().filter(|_| is_number)?.parse().ok()
