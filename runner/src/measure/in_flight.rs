@@ -245,6 +245,11 @@ impl InFlightRequest {
         self.message_sent.get().map(|sent| now.saturating_duration_since(sent))
     }
 
+    /// Returns the time until the deadline of the request.
+    pub(crate) fn time_left(&self) -> Duration {
+        self.request_deadline.get().saturating_duration_since(Instant::now())
+    }
+
     /// Returns when the request was sent.
     pub(crate) fn sent_at(&self) -> Option<Instant> {
         self.sent.get()

@@ -33,6 +33,12 @@ use crate::{
 /// Maximum time to wait for the reply to a close frame, and to the ping before it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Returns how long the reply to a close frame or to a ping is awaited. The wait must not use up the
+/// timeout of the task: the target may never reply, and that is no failure.
+fn close_timeout(in_flight: &InFlightRequest) -> Duration {
+    CLOSE_TIMEOUT.min(in_flight.time_left() / 3)
+}
+
 /// The code of a connection that ended without a close frame (RFC 6455, 7.1.5).
 const NO_CLOSE_FRAME: u16 = 1006;
 
@@ -260,13 +266,18 @@ impl SessionSlot {
     /// are read in order. It is a failure if the session ends before, except for a normal end.
     ///
     /// A target that answers no ping is asked only once, for [`CLOSE_TIMEOUT`].
-    async fn confirm_messages(&mut self, prepared: &PreparedWebSocket) -> Result<(), Failure> {
+    async fn confirm_messages(
+        &mut self,
+        prepared: &PreparedWebSocket,
+        in_flight: &InFlightRequest,
+    ) -> Result<(), Failure> {
         let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
         let Some(stream) = stream.filter(|_| !prepared.ignores_pings()) else { return Ok(()) };
         if let Err(failure) = stream.send_ping().await {
             return Err(self.why_ended(failure).await);
         }
-        let Ok(result) = tokio::time::timeout(CLOSE_TIMEOUT, self.await_pong()).await else {
+        let Ok(result) = tokio::time::timeout(close_timeout(in_flight), self.await_pong()).await
+        else {
             prepared.note_ignored_ping();
             return Ok(());
         };
@@ -295,6 +306,7 @@ impl SessionSlot {
     async fn close_session(
         &mut self,
         connector: &Connector,
+        in_flight: &InFlightRequest,
         is_judged: bool,
     ) -> Result<(), Failure> {
         let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
@@ -308,7 +320,7 @@ impl SessionSlot {
                 return Ok(());
             }
         }
-        match tokio::time::timeout(CLOSE_TIMEOUT, await_close(stream)).await {
+        match tokio::time::timeout(close_timeout(in_flight), await_close(stream)).await {
             Ok(Ok(Some((code, reason)))) if is_judged && !is_normal_end(code) => {
                 self.uncounted.closes.push(code);
                 Err(close_failure(code, &reason, ""))
@@ -406,9 +418,9 @@ pub(crate) async fn perform_websocket(
         // Without replies, only the end of the session shows whether the target took the messages.
         let is_judged = prepared.replies == 0 && !prepared.messages.is_empty();
         if is_judged {
-            slot.confirm_messages(prepared).await?;
+            slot.confirm_messages(prepared, in_flight).await?;
         }
-        slot.close_session(connector, is_judged).await?;
+        slot.close_session(connector, in_flight, is_judged).await?;
         // Without a reply to the close frame, the last message was the end.
         return Ok(last_read());
     }

@@ -96,6 +96,15 @@ async fn sessions_without_replies_fail_as_the_target_ends_them() {
 }
 
 #[tokio::test]
+async fn a_target_that_answers_no_ping_fails_no_task() {
+    let url = crate::web_socket_handshake::start_scripted(&[], &[]).await;
+    let task = json!({"webSocket": {"path": "/", "send": ["1"], "timeout": "600ms"}});
+    let (metrics, messages) = run_against(url, task).await;
+    assert_eq!((metrics.failed_requests(), messages), (0, vec![]));
+    assert!(metrics.completed_requests() > 20, "{:?}", metrics.requests);
+}
+
+#[tokio::test]
 async fn kept_sessions_that_the_target_ends_are_counted_by_code() {
     let task = json!({"webSocket": {
         "path": "/", "send": ["1"], "replies": 1, "session": "PerUser", "timeout": "2s",

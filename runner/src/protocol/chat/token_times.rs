@@ -152,8 +152,8 @@ impl EvenSpread {
     /// Takes one token for each event unless `tokens` clearly says something else: servers count
     /// the mark of the end as a token, and send a token in two pieces now and then.
     const fn new(tokens: u64, events: u64) -> Self {
-        let is_more = tokens > events + 1;
-        let is_less = tokens > 1 && tokens * 3 <= events * 2;
+        let is_more = tokens > events.saturating_add(1);
+        let is_less = tokens > 1 && tokens.saturating_mul(3) <= events.saturating_mul(2);
         Self { tokens: if is_more || is_less { tokens } else { events }, events, event: 0 }
     }
 

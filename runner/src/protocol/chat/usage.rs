@@ -1,6 +1,10 @@
 //! The usage of a chat response: the numbers of its tokens, as the target reports them.
 
-use super::json_scanner::{JsonScanner, ScanError, parse_count, read_members};
+use super::json_scanner::{self, JsonScanner, ScanError, read_members};
+
+/// A larger number of tokens of one response is a mistake of the target. Sums of smaller ones don't
+/// overflow.
+const MAX_TOKENS: u64 = 1_000_000_000;
 
 /// Numbers of tokens, as the target reports them. `None` for numbers it does not report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +43,10 @@ impl Usage {
         let generated = if is_apart { apart } else { completion };
         Some(generated.saturating_sub(self.rejected.unwrap_or(0)))
     }
+}
+
+fn parse_count(value: &[u8]) -> Option<u64> {
+    json_scanner::parse_count(value).filter(|count| *count <= MAX_TOKENS)
 }
 
 /// Reads a usage and takes over its numbers.
@@ -101,6 +109,8 @@ mod tests {
         ] {
             assert_eq!(usage_of(text), expected, "{text}");
         }
+        let huge = r#"{"usage":{"completion_tokens":18446744073709551615}}"#;
+        assert_eq!(usage_of(huge), Usage::default());
         for text in
             [r#"{"usage":null}"#, r#"{"usage":{"completion_tokens":-1}}"#, r#"{"usage":"x"}"#]
         {

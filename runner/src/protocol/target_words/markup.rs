@@ -84,8 +84,9 @@ fn decode_characters(text: &str) -> String {
     while let Some(at) = rest.find('&') {
         decoded.push_str(&rest[..at]);
         rest = &rest[at..];
-        let reference = rest[1..].split(';').next().unwrap_or_default();
-        let is_whole = rest.len() > reference.len() + 1;
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '#';
+        let reference = rest[1..].split(|c| !is_name(c)).next().unwrap_or_default();
+        let is_whole = rest[1 + reference.len()..].starts_with(';');
         if let Some(character) = character_of(reference).filter(|_| is_whole) {
             decoded.push_str(&character);
             rest = &rest[reference.len() + 2..];
