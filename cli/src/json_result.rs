@@ -58,7 +58,7 @@ fn task_to_json(task: &TaskMetrics, elapsed: f64) -> Value {
         "timeouts": task.requests_with(Outcome::Timeout),
         "interrupted": task.requests_with(Outcome::Interrupted),
         "dropped": task.dropped,
-        "errorRate": share(task.failed_or_dropped(), task.offered_requests()),
+        "errorRate": share(task.errors_and_dropped(), task.judged_requests()),
         "throughput": per_second(task.successes_in_load),
         "tokensPerSecond": per_second(task.tokens_in_load),
         "tokens": {"output": output, "reasoning": reasoning, "tool": tool, "prompt": prompt},

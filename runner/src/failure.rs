@@ -15,7 +15,7 @@ pub enum ErrorKind {
     FileLimit,
     /// The response is larger than the load generator reads.
     SizeLimit,
-    /// The TLS handshake failed.
+    /// The TLS handshake failed, or TLS on an open connection.
     Tls,
     /// Timeout while connecting.
     TimeoutConnect,

@@ -90,18 +90,15 @@ pub(super) fn observe(
         Metric::Throughput => observation(has_rate.then(|| rate(task.successes_in_load)), offered),
         Metric::Goodput => {
             // An interrupted request was not a good one.
-            let all = offered + task.requests_with(Outcome::Interrupted);
+            let all = task.judged_requests() + task.requests_with(Outcome::Interrupted);
             observation(percent(task.good, all), all)
         }
         Metric::ErrorRate => {
-            // A response that is too large for the load generator is no error of the target.
-            let too_large = task.too_large();
-            let percent = |failed: u64| {
-                percent(failed.saturating_sub(too_large), offered.saturating_sub(too_large))
-            };
+            let judged = task.judged_requests();
+            let without_dropped = task.errors_and_dropped().saturating_sub(task.dropped);
             Observation {
-                without_dropped: percent(task.failed_requests()),
-                ..observation(percent(task.failed_or_dropped()), offered)
+                without_dropped: percent(without_dropped, judged),
+                ..observation(percent(task.errors_and_dropped(), judged), offered)
             }
         }
     }

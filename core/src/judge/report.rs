@@ -24,8 +24,8 @@ use crate::{
 pub const MAX_ERRORS: usize = 20;
 /// Error kinds of a load generator that has too little of something.
 const GENERATOR_ERRORS: [&str; 2] = ["file_limit", "port_exhausted"];
-/// Maximum share of responses that may be too large for the load generator, before the test can't be
-/// judged.
+/// Maximum share of the responses of a task that may be too large for the load generator, before the
+/// test can't be judged.
 const MAX_TOO_LARGE: f64 = 0.01;
 /// Minimum number of failures of a task that has successes too, before the share of its failures says
 /// something.
@@ -186,12 +186,14 @@ fn generator_limit(metrics: &Metrics) -> Option<String> {
             "{count} requests failed because the load generator ran out of files or ports, and not because of the target: use fewer users per runner"
         ));
     }
-    let (too_large, all) = (total.too_large(), total.completed_requests());
-    (too_large as f64 > MAX_TOO_LARGE * all as f64).then(|| {
-        format!(
-            "{} of the responses were too large for the load generator, which is not the target's fault: see the errors",
-            Percent::of(too_large, all).rounded()
-        )
+    metrics.tasks.iter().find_map(|(name, task)| {
+        let (too_large, all) = (task.too_large(), task.completed_requests());
+        (too_large as f64 > MAX_TOO_LARGE * all as f64).then(|| {
+            format!(
+                "{} of the responses of task {name} were too large for the load generator, which is not the target's fault: see the errors",
+                Percent::of(too_large, all).rounded()
+            )
+        })
     })
 }
 
@@ -314,7 +316,7 @@ fn token_summary(task: &TaskMetrics, elapsed_seconds: f64) -> TokenSummary {
 
 /// The percentage of a task's requests that were good; `None` without a latency target.
 fn goodput(test: &ValidTest, name: &str, task: &TaskMetrics) -> Option<String> {
-    let all = task.offered_requests() + task.requests_with(Outcome::Interrupted);
+    let all = task.judged_requests() + task.requests_with(Outcome::Interrupted);
     let has_target = !LatencyTargets::of_task(&test.thresholds, name).is_empty();
     (has_target && all > 0).then(|| Percent::of(task.good, all).rounded())
 }

@@ -29,7 +29,7 @@ pub fn summarize(task: &TaskMetrics, elapsed_seconds: f64) -> Summary {
         failures: task.failed_requests(),
         interrupted: task.requests_with(Outcome::Interrupted),
         dropped: task.dropped,
-        error_rate: Percent::of(task.failed_or_dropped(), task.offered_requests()).rounded(),
+        error_rate: Percent::of(task.errors_and_dropped(), task.judged_requests()).rounded(),
         throughput: Rate::per_second(rate).rounded(),
         min: quantile(0.0),
         mean: response_time.mean().map(Duration::rounded),

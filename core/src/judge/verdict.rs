@@ -137,6 +137,8 @@ fn decide(
         return inconclusive(if *metric == Metric::TokensPerSecond {
             "the target does not count its tokens: set chat.stream to true, or let its responses include usage"
                 .to_owned()
+        } else if task.too_large() > 0 {
+            "all responses were too large for the load generator: see the errors".to_owned()
         } else {
             format!("no response came: all {samples} arrivals were dropped")
         });
@@ -181,13 +183,16 @@ fn decide(
     }
     let decided = verdict_by_bounds(threshold, value);
     // Requests that were given up may have been slower than anything that was measured.
-    let is_certain = match decided.0 {
-        _ if observed.given_up == 0 => true,
-        Verdict::Pass | Verdict::Warning if target.comparison.is_upper() => observed
-            .at_most
-            .is_some_and(|at_most| verdict_by_bounds(threshold, at_most).0 == decided.0),
-        _ => true,
+    let may_differ = if target.comparison.is_upper() {
+        matches!(decided.0, Verdict::Pass | Verdict::Warning)
+    } else {
+        decided.0 != Verdict::Pass
     };
+    let is_certain = observed.given_up == 0
+        || !may_differ
+        || observed
+            .at_most
+            .is_some_and(|at_most| verdict_by_bounds(threshold, at_most).0 == decided.0);
     if !is_certain {
         let share = Percent::of(observed.given_up, samples);
         return inconclusive(format!(

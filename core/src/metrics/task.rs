@@ -248,6 +248,17 @@ impl TaskMetrics {
         self.errors.get("size_limit").copied().unwrap_or(0)
     }
 
+    /// Errors of the target, and dropped arrivals: a response that is too large for the load generator
+    /// is neither an error nor a success.
+    pub fn errors_and_dropped(&self) -> u64 {
+        self.failed_or_dropped().saturating_sub(self.too_large())
+    }
+
+    /// Offered requests, without those whose response is too large for the load generator.
+    pub fn judged_requests(&self) -> u64 {
+        self.offered_requests().saturating_sub(self.too_large())
+    }
+
     /// Failed requests and dropped arrivals.
     pub fn failed_or_dropped(&self) -> u64 {
         self.failed_requests() + self.dropped

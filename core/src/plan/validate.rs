@@ -261,24 +261,12 @@ fn duplicate_thresholds(spec: &LoadTestSpec) -> Vec<Problem> {
 fn body_problems(tasks: &[resource::Task]) -> Vec<Problem> {
     let chats = tasks.iter().enumerate().filter_map(|(index, task)| {
         let body = &task.chat.as_ref()?.body;
-        let key = body.iter().find_map(|(key, value)| boolean_key(key, value))?;
+        let key = body.keys().find(|key| matches!(key.as_str(), "true" | "false"))?;
         let unquoted = if key == "true" { "y, yes, on or true" } else { "n, no, off or false" };
         let message = format!("has a key {unquoted}, which YAML takes for {key}: quote the key");
         Some(Problem::new(format!("spec.scenario.tasks[{index}].chat.body"), message))
     });
     chats.collect()
-}
-
-/// Returns the first key that is `true` or `false`, at any depth.
-fn boolean_key<'a>(key: &'a str, value: &'a serde_json::Value) -> Option<&'a str> {
-    if matches!(key, "true" | "false") {
-        return Some(key);
-    }
-    match value {
-        serde_json::Value::Object(members) => members.iter().find_map(|(k, v)| boolean_key(k, v)),
-        serde_json::Value::Array(items) => items.iter().find_map(|item| boolean_key("", item)),
-        _ => None,
-    }
 }
 
 /// Problems of the `JSONPath`s and regular expressions of tasks.

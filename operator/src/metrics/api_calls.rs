@@ -23,7 +23,8 @@ const NO_RESPONSE: &str = "none";
 /// Counts of requests to the API server. Clones share the counts.
 #[derive(Clone, Debug, Default)]
 pub struct ApiCalls {
-    /// Responses with an error, by code. 404 is the usual response for an object that does not exist.
+    /// Responses with an error, by code, without 404: it is the usual response for an object that does
+    /// not exist.
     pub(super) errors: Family<[(&'static str, String); 1], Counter>,
     /// When each watch was last accepted, by path.
     watches: Arc<Mutex<HashMap<String, Instant>>>,

@@ -13,12 +13,12 @@ use crate::{
 };
 
 /// Scrapes the runners that the last successful reconciliation saw, judges the abort, and sends the
-/// orders that follow. Writes nothing to the API server.
+/// orders that follow. Writes nothing to the API server. If it is cut short, the cache stays as it is.
 pub(super) async fn supervise_unseen(context: &Context, cache: &mut RunCache) {
     let Some(objects) = cache.last_objects.clone() else { return };
     let LastObjects { test, job, runners } = *objects;
     let (namespace, run_uid) = (test.namespace().unwrap_or_default(), test.uid());
-    let mut observed = Observed::new(test, std::mem::take(cache));
+    let mut observed = Observed::new(test, cache.clone());
     observed.job = Some(job);
     // The logs of pods that have ended are on the API server.
     observed.runners = runners.into_iter().filter(|r| r.termination.is_none()).collect();
@@ -26,12 +26,13 @@ pub(super) async fn supervise_unseen(context: &Context, cache: &mut RunCache) {
         let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
         runner_client::collect_snapshots(context, &pods, &run_uid, &start, &mut observed).await;
         observed.update_timeline();
-        let aborted = observed.aborted();
-        if let Some(status) = &mut observed.test.status {
-            // The status gets the reason when it can be written again. The target can't wait.
-            status.aborted = aborted;
-        }
-        let decision = decide(&observed, &context.settings, Timestamp::now());
+        // Losses and the reason of an abort can't be reported now. The target can't wait for that.
+        let decision = if observed.aborted().is_some() {
+            let is_untold = |uid: &&String| !observed.cache.stop_accepted.contains(*uid);
+            Decision::SendStop(start.pods.iter().filter(is_untold).cloned().collect())
+        } else {
+            decide(&observed, &context.settings, Timestamp::now())
+        };
         if matches!(decision, Decision::SendStart(..) | Decision::SendStop(_)) {
             tracing::info!(namespace, run_uid, ?decision, "decided without the API server");
             if let Err(error) = act::carry_out(context, &mut observed, &decision).await {

@@ -4,7 +4,6 @@
 //! interrupted request is still counted.
 
 use std::{
-    borrow::Cow,
     cell::{Cell, RefCell},
     future::{Future, poll_fn},
     pin::pin,
@@ -12,14 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use loadtest_core::resource::Timeouts;
 
 use crate::{
     failure::ErrorKind,
     measure::recorder::{OpenedConnection, RequestEvents, RequestTimes},
-    net::connector::ConnectState,
+    net::connector::{ConnectState, ConnectStep},
     prepare::plan::PreparedKind,
-    protocol::target_words::shorten,
+    protocol::target_words::{MAX_ERROR_BODY, shorten},
 };
 
 /// A request that begins later than this after its planned time was sent late.
@@ -49,6 +49,33 @@ impl RequestPhase {
     }
 }
 
+/// What has come of a response that is not complete.
+#[derive(Clone, Debug)]
+enum Progress {
+    /// A WebSocket message that is not the awaited reply.
+    OtherMessage(Bytes),
+    /// The finish reason of a chat.
+    Finished,
+}
+
+impl Progress {
+    fn describe(&self) -> String {
+        match self {
+            Self::OtherMessage(message) => {
+                let start = &message[..message.len().min(MAX_ERROR_BODY)];
+                let words = shorten(&String::from_utf8_lossy(start));
+                format!(
+                    "a message came that is not taken for the reply (`reply` names the reply): {words}"
+                )
+            }
+            Self::Finished => {
+                "the finish_reason came, but neither data: [DONE] nor the end of the body"
+                    .to_owned()
+            }
+        }
+    }
+}
+
 /// The in-flight request of one user, if the user has one.
 #[derive(Debug)]
 pub(crate) struct InFlightRequest {
@@ -74,7 +101,7 @@ pub(crate) struct InFlightRequest {
     connect_and_upgrade: Cell<(Option<Instant>, Option<Instant>)>,
     phase: Cell<RequestPhase>,
     /// The parts of the response that have come, for the message of a timeout.
-    progress: RefCell<Option<Cow<'static, str>>>,
+    progress: RefCell<Option<Progress>>,
     /// Deadline of the whole request.
     request_deadline: Cell<Instant>,
     /// The earlier of the deadlines of the request and of its phase. `None` after it has passed.
@@ -132,6 +159,7 @@ impl InFlightRequest {
         self.connect_and_upgrade.set((None, None));
         self.phase.set(RequestPhase::Connecting);
         self.progress.take();
+        self.connect_state.step.set(ConnectStep::Wait);
     }
 
     /// Enters a phase, which may have a timeout of its own.
@@ -223,21 +251,13 @@ impl InFlightRequest {
     }
 
     /// Notes a message that is no reply to the one that was sent.
-    pub(crate) fn note_other_message(&self, message: &[u8]) {
-        let mut progress = self.progress.borrow_mut();
-        if progress.is_none() {
-            let words = shorten(&String::from_utf8_lossy(message));
-            *progress = Some(Cow::Owned(format!(
-                "a message came that is not taken for the reply (`reply` names the reply): {words}"
-            )));
-        }
+    pub(crate) fn note_other_message(&self, message: &Bytes) {
+        self.progress.borrow_mut().get_or_insert_with(|| Progress::OtherMessage(message.clone()));
     }
 
     /// Notes that the model has finished, while the stream has not ended.
     pub(crate) fn note_finish_reason(&self) {
-        *self.progress.borrow_mut() = Some(Cow::Borrowed(
-            "the finish_reason came, but neither data: [DONE] nor the end of the body",
-        ));
+        *self.progress.borrow_mut() = Some(Progress::Finished);
     }
 
     /// Returns how long replies have been awaited at `now`.
@@ -283,10 +303,7 @@ impl InFlightRequest {
         self.connect_and_upgrade.set((self.connect_and_upgrade.get().0, Some(at)));
     }
 
-    /// Returns the times of a request that ended at `last`.
-    ///
-    /// After a timeout or an interruption, an event that has not happened counts as happening at
-    /// `last`: the first byte of a request, the first token of a chat, the upgrade of a WebSocket.
+    /// Returns the times of a request that ended, or was given up, at `last`.
     pub(crate) fn request_times(
         &self,
         kind: &PreparedKind,
@@ -332,7 +349,9 @@ impl InFlightRequest {
                 format!("no connection within {timeout}: {awaited}")
             }
             _ => match &*self.progress.borrow() {
-                Some(progress) => format!("no complete response within {timeout}: {progress}"),
+                Some(progress) => {
+                    format!("no complete response within {timeout}: {}", progress.describe())
+                }
                 None => format!("no complete response within {timeout}"),
             },
         }

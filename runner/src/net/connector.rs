@@ -49,7 +49,9 @@ pub(crate) struct ConnectSteps {
 /// The step of opening a connection that is under way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum ConnectStep {
+    /// Waiting for the connection that another user opens for both.
     #[default]
+    Wait,
     Resolve,
     Tcp,
     Tls,
@@ -60,6 +62,7 @@ impl ConnectStep {
     /// Returns what has not happened yet.
     pub(crate) const fn awaited(self) -> &'static str {
         match self {
+            Self::Wait => "the shared connection was not open",
             Self::Resolve => "the name was not resolved",
             Self::Tcp => "the target did not accept the TCP connection",
             Self::Tls => "the target did not end the TLS handshake",

@@ -7,6 +7,7 @@ use url::Url;
 use crate::{
     failure::{ErrorKind, Failure},
     prepare::request::{EncodedRequest, RequestTemplate},
+    protocol::target_words::shorten,
 };
 
 /// The redirects that may still be followed, and the template of the latest request.
@@ -29,7 +30,7 @@ impl Redirects {
         let fail = |message: String| Err(Failure::new(ErrorKind::Redirect, message));
         // The query is left out because it may hold a credential.
         let shown = location.split(['?', '#']).next().unwrap_or_default();
-        let shown = loadtest_core::text::truncate(shown, 100);
+        let shown = loadtest_core::text::truncate(&shorten(shown), 100);
         let template = &mut self.template;
         let origin = &template.origin.url;
         let path = template.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);

@@ -1,7 +1,7 @@
 //! WebSocket tasks, prepared.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicU8, Ordering},
     time::Duration,
 };
 
@@ -18,6 +18,13 @@ use crate::prepare::{
     request::{write_header, write_request_line},
 };
 use crate::protocol::websocket::frames::OutgoingMessage;
+
+/// No ping of the task has been answered or missed.
+const PONG_UNKNOWN: u8 = 0;
+/// The target has answered a ping.
+const PONG_SEEN: u8 = 1;
+/// The target has not answered the first ping.
+const PONG_MISSING: u8 = 2;
 
 /// A WebSocket session, ready to be opened.
 pub(crate) struct PreparedWebSocket {
@@ -38,8 +45,8 @@ pub(crate) struct PreparedWebSocket {
     pub(crate) send_close: bool,
     /// Interval of pings while the session waits for its user.
     pub(crate) ping_interval: Option<Duration>,
-    /// True once the target has not replied to a ping.
-    ignores_pings: AtomicBool,
+    /// Whether the target answers pings: one of the constants `PONG_…`.
+    pongs: AtomicU8,
 }
 
 /// Prints no headers, because they may hold credentials.
@@ -85,18 +92,24 @@ impl PreparedWebSocket {
             keep_open: task.session == Session::PerUser,
             send_close: task.close,
             ping_interval: task.ping_interval.map(loadtest_core::Duration::to_std),
-            ignores_pings: AtomicBool::new(false),
+            pongs: AtomicU8::new(PONG_UNKNOWN),
         })
     }
 
-    /// Returns true once the target has not replied to a ping of this task.
+    /// Returns true when the target has left the first ping of this task without an answer.
     pub(crate) fn ignores_pings(&self) -> bool {
-        self.ignores_pings.load(Ordering::Relaxed)
+        self.pongs.load(Ordering::Relaxed) == PONG_MISSING
     }
 
-    /// Notes that the target has not replied to a ping of this task.
-    pub(crate) fn note_ignored_ping(&self) {
-        self.ignores_pings.store(true, Ordering::Relaxed);
+    /// Notes that the target has answered a ping of this task.
+    pub(crate) fn note_pong(&self) {
+        self.pongs.store(PONG_SEEN, Ordering::Relaxed);
+    }
+
+    /// Notes that the target has not answered a ping. A target that has answered one is only slow.
+    pub(crate) fn note_missing_pong(&self) {
+        let (unknown, missing) = (PONG_UNKNOWN, PONG_MISSING);
+        let _ = self.pongs.compare_exchange(unknown, missing, Ordering::Relaxed, Ordering::Relaxed);
     }
 }
 

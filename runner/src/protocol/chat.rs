@@ -28,6 +28,9 @@ use crate::{
 /// Maximum length of a response without a stream.
 const MAX_RESPONSE: usize = 16 << 20;
 
+/// A text of reasoning with fewer bytes for each token is a summary: tokens have about four.
+const MIN_BYTES_PER_TOKEN: u64 = 2;
+
 /// Maximum length of a finish reason, which is the value of a label.
 const MAX_FINISH_REASON: usize = 32;
 
@@ -292,8 +295,8 @@ impl StreamState {
     fn into_response(mut self) -> ChatResponse {
         let tokens = total_tokens(&self.usage, self.event_tokens);
         // Models that hide their reasoning report its tokens, and send none of them or a summary.
-        // A token has at least one byte, so fewer bytes than tokens are a summary.
-        let is_summary = tokens.reasoning > self.reasoning_bytes;
+        let is_summary =
+            tokens.reasoning.saturating_mul(MIN_BYTES_PER_TOKEN) > self.reasoning_bytes;
         self.times.share_tokens(EventTokens {
             answer: tokens.output + tokens.tool,
             reasoning: Some(tokens.reasoning).filter(|_| !is_summary),

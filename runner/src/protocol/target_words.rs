@@ -13,6 +13,9 @@ use crate::protocol::chat::{json_scanner, lenient_json::parse_value};
 /// Maximum length of a message in bytes.
 const MAX_LENGTH: usize = 240;
 
+/// Maximum length of a JSON error that is read as a whole.
+const MAX_JSON_ERROR: usize = 256 << 10;
+
 /// Members of a JSON error that describe it, the best first.
 const DESCRIPTIONS: [&str; 12] = [
     "message",
@@ -32,7 +35,10 @@ const DESCRIPTIONS: [&str; 12] = [
 /// Returns what a body says: the message of a JSON error, the title of an HTML page, or the first
 /// line of another text. `None` for an empty body and for bytes that are no text.
 pub(crate) fn describe_body(body: &[u8]) -> Option<String> {
-    let text = decode_text(body)?;
+    // The work on a load thread has a limit. A JSON error is read as a whole unless it is very large.
+    let is_large = body.len() > MAX_JSON_ERROR || body.first() == Some(&b'<');
+    let limit = if is_large { MAX_ERROR_BODY } else { MAX_JSON_ERROR };
+    let text = decode_text(&body[..body.len().min(limit)])?;
     let text = text.trim();
     let words = match text.as_bytes().first()? {
         b'{' | b'[' | b'"' => describe_json(text),

@@ -114,11 +114,7 @@ impl SessionSlot {
                 Poll::Ready(Ok(SocketEvent::Message(_))) => self.uncounted.messages.1 += 1,
                 Poll::Ready(Ok(SocketEvent::Ping | SocketEvent::Pong)) => {}
                 Poll::Ready(event) => {
-                    let code = match event {
-                        Ok(SocketEvent::Closed(code, _)) => code,
-                        _ => NO_CLOSE_FRAME,
-                    };
-                    self.uncounted.closes.push(code);
+                    self.uncounted.closes.extend(code_of_end(&event));
                     self.discard();
                     return Poll::Ready(());
                 }
@@ -138,6 +134,7 @@ impl SessionSlot {
         session.last_ping = Instant::now();
         let Some(stream) = &mut session.stream else { return };
         if stream.send_ping().await.is_err() {
+            self.uncounted.closes.push(NO_CLOSE_FRAME);
             self.discard();
         }
     }
@@ -230,13 +227,10 @@ impl SessionSlot {
         let Some(stream) = stream else {
             return Ok(SocketEvent::Ended);
         };
-        let event = stream.next_event().await?;
-        match event {
-            SocketEvent::Message(_) => self.uncounted.messages.1 += 1,
-            SocketEvent::Closed(code, _) => self.uncounted.closes.push(code),
-            SocketEvent::Ended => self.uncounted.closes.push(NO_CLOSE_FRAME),
-            SocketEvent::Ping | SocketEvent::Pong => {}
-        }
+        let event = stream.next_event().await;
+        self.uncounted.closes.extend(code_of_end(&event));
+        let event = event?;
+        self.uncounted.messages.1 += u64::from(matches!(event, SocketEvent::Message(_)));
         Ok(event)
     }
 
@@ -244,44 +238,60 @@ impl SessionSlot {
         let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
         let ended = || Failure::new(ErrorKind::WebSocketClose(NO_CLOSE_FRAME), "connection ended");
         if let Err(failure) = stream.ok_or_else(ended)?.send(message).await {
-            return Err(self.why_ended(failure).await);
+            let closed = self.read_close().await;
+            return Err(closed.map_or(failure, |(code, reason)| close_failure(code, &reason, "")));
         }
         self.uncounted.messages.0 += 1;
         Ok(())
     }
 
-    /// Returns why a session ended that could not take a message: the close frame of the target, if
-    /// it has sent one, otherwise the failure of the sending.
-    async fn why_ended(&mut self, failure: Failure) -> Failure {
+    /// Reads on after the sending failed. Returns the close code and the reason of the target, if it
+    /// has closed the session.
+    async fn read_close(&mut self) -> Option<(u16, String)> {
         loop {
             match self.next_event().await {
-                Ok(SocketEvent::Closed(code, reason)) => return close_failure(code, &reason, ""),
+                Ok(SocketEvent::Closed(code, reason)) => return Some((code, reason)),
                 Ok(SocketEvent::Message(_) | SocketEvent::Ping | SocketEvent::Pong) => {}
-                Ok(SocketEvent::Ended) | Err(_) => return failure,
+                Ok(SocketEvent::Ended) | Err(_) => return None,
             }
         }
     }
 
+    /// Returns how a session ended that took all messages and then could not take a ping or a close
+    /// frame: the close frame of the target, if it has sent one, otherwise the failure of the sending.
+    async fn end_of_session(&mut self, failure: Failure) -> Result<(), Failure> {
+        let closed = self.read_close().await;
+        self.discard();
+        match closed {
+            Some((code, _)) if is_normal_end(code) => Ok(()),
+            Some((code, reason)) => Err(close_failure(code, &reason, "")),
+            None => Err(failure),
+        }
+    }
+
     /// Waits until the target has read all messages: a ping asks, and the pong says so, because frames
-    /// are read in order. It is a failure if the session ends before, except for a normal end.
+    /// are read in order. It is a failure if the session ends before, except for a normal end. Returns
+    /// true when it is sure that the target has read them.
     ///
-    /// A target that answers no ping is asked only once, for [`CLOSE_TIMEOUT`].
+    /// A target that has never answered a ping is asked only once, for [`close_timeout`].
     async fn confirm_messages(
         &mut self,
         prepared: &PreparedWebSocket,
         in_flight: &InFlightRequest,
-    ) -> Result<(), Failure> {
+    ) -> Result<bool, Failure> {
         let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
-        let Some(stream) = stream.filter(|_| !prepared.ignores_pings()) else { return Ok(()) };
+        let Some(stream) = stream.filter(|_| !prepared.ignores_pings()) else { return Ok(false) };
         if let Err(failure) = stream.send_ping().await {
-            return Err(self.why_ended(failure).await);
+            return self.end_of_session(failure).await.map(|()| true);
         }
-        let Ok(result) = tokio::time::timeout(close_timeout(in_flight), self.await_pong()).await
-        else {
-            prepared.note_ignored_ping();
-            return Ok(());
+        let pong = tokio::time::timeout(close_timeout(in_flight), self.await_pong()).await;
+        let Ok(result) = pong else {
+            prepared.note_missing_pong();
+            return Ok(false);
         };
-        result
+        result?;
+        prepared.note_pong();
+        Ok(true)
     }
 
     async fn await_pong(&mut self) -> Result<(), Failure> {
@@ -313,7 +323,7 @@ impl SessionSlot {
         let Some(stream) = stream else { return Ok(()) };
         match stream.send_close().await {
             Ok(()) if !connector.ignores_close.get() => {}
-            Err(failure) if is_judged => return Err(self.why_ended(failure).await),
+            Err(failure) if is_judged => return self.end_of_session(failure).await,
             // The target has closed first, or is not waited for.
             _ => {
                 self.discard();
@@ -350,6 +360,18 @@ async fn await_close(stream: &mut WebSocket) -> Result<Option<(u16, String)>, Fa
     }
 }
 
+/// Returns the close code of a session that the target has ended. `None` for an event of an open
+/// session, and for an end that is not the target's.
+const fn code_of_end(event: &Result<SocketEvent, Failure>) -> Option<u16> {
+    match event {
+        Ok(SocketEvent::Closed(code, _)) => Some(*code),
+        Ok(SocketEvent::Ended) | Err(Failure { kind: ErrorKind::Reset, .. }) => {
+            Some(NO_CLOSE_FRAME)
+        }
+        _ => None,
+    }
+}
+
 /// Returns true for close codes of a normal end (RFC 6455, 7.4.1): done, going away, and no code.
 const fn is_normal_end(code: u16) -> bool {
     matches!(code, 1000 | 1001 | 1005)
@@ -363,7 +385,7 @@ fn no_close_frame() -> Failure {
 fn close_failure(code: u16, reason: &str, when: &str) -> Failure {
     let mut message = format!("target closed with code {code}{when}");
     if !reason.is_empty() {
-        message = format!("{message}: {reason}");
+        message = format!("{message}: {}", shorten(reason));
     }
     Failure::new(ErrorKind::WebSocketClose(code), message)
 }
@@ -417,10 +439,8 @@ pub(crate) async fn perform_websocket(
     if closes {
         // Without replies, only the end of the session shows whether the target took the messages.
         let is_judged = prepared.replies == 0 && !prepared.messages.is_empty();
-        if is_judged {
-            slot.confirm_messages(prepared, in_flight).await?;
-        }
-        slot.close_session(connector, in_flight, is_judged).await?;
+        let is_confirmed = is_judged && slot.confirm_messages(prepared, in_flight).await?;
+        slot.close_session(connector, in_flight, is_judged && !is_confirmed).await?;
         // Without a reply to the close frame, the last message was the end.
         return Ok(last_read());
     }

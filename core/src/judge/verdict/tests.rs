@@ -450,6 +450,8 @@ fn a_timeout_is_a_lower_bound_of_a_latency() {
         ("< 2s", "mean", 995, 5, Verdict::Pass),
         ("< 2s", "min", 100, 900, Verdict::Pass),
         ("> 500ms", "p95", 100, 900, Verdict::Pass),
+        ("> 2s", "p95", 100, 900, Verdict::Inconclusive),
+        ("> 2s", "p95", 960, 40, Verdict::Fail),
     ] {
         let found = row(bound, statistic, fast, timed_out);
         assert_eq!(found.verdict, expected, "{statistic} {bound}: {:?}", found.advice);

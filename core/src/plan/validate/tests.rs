@@ -50,8 +50,8 @@ fn keys_that_yaml_takes_for_booleans_are_refused() {
         chat.body = crate::testing::yaml(body);
         problems(&spec).first().map(ToString::to_string)
     };
-    assert_eq!(problem_of("{'n': 2, seed: 1, stop: ['no'], stream_options: null}"), None);
-    for body in ["{'false': 2}", "{metadata: {'true': 1}}", "{tools: [{'false': 1}]}"] {
+    assert_eq!(problem_of("{'n': 2, seed: 1, stop: ['no'], metadata: {'true': 1}}"), None);
+    for body in ["{'false': 2}", "{seed: 1, 'true': 1}"] {
         let problem = problem_of(body).unwrap();
         assert!(problem.contains("chat.body: has a key") && problem.contains("quote"), "{problem}");
     }

@@ -17,7 +17,7 @@ pub(crate) struct ChatEvent<'a> {
     pub(crate) has_choice: bool,
     /// The kinds of tokens in it.
     pub(crate) tokens: TokenKinds,
-    /// Length of the texts of reasoning, as JSON, in bytes.
+    /// Length of the text of reasoning, as JSON, in bytes.
     pub(crate) reasoning_bytes: usize,
     pub(crate) finish_reason: Option<&'a [u8]>,
     pub(crate) usage: Usage,
@@ -161,6 +161,12 @@ impl<'a> ChatEvent<'a> {
         })
     }
 
+    /// Some servers send the same reasoning in several members, so the longest one counts.
+    fn note_reasoning(&mut self, text: &[u8]) {
+        self.tokens.reasoning = true;
+        self.reasoning_bytes = self.reasoning_bytes.max(text.len());
+    }
+
     fn read_delta(&mut self, name: &[u8], scanner: &mut JsonScanner<'a>) -> Result<(), ScanError> {
         match name {
             b"content" => {
@@ -168,8 +174,7 @@ impl<'a> ChatEvent<'a> {
                 let found = read_content(scanner)?;
                 self.tokens.content |= found.content;
                 if found.reasoning {
-                    self.tokens.reasoning = true;
-                    self.reasoning_bytes += text.len();
+                    self.note_reasoning(text);
                 }
             }
             b"refusal" | b"audio" => self.tokens.content |= filled(scanner.value()?).is_some(),
@@ -177,8 +182,7 @@ impl<'a> ChatEvent<'a> {
             b"reasoning_content" | b"reasoning" | b"reasoning_details" | b"thinking"
             | b"thinking_blocks" => {
                 if let Some(text) = filled(scanner.value()?) {
-                    self.tokens.reasoning = true;
-                    self.reasoning_bytes += text.len();
+                    self.note_reasoning(text);
                 }
             }
             // The second is the older form of the first.
@@ -202,25 +206,31 @@ impl<'a> ErrorSigns<'a> {
 }
 
 /// Returns true when an error says that there is none: it is empty, or all its members are empty,
-/// or they say `success`.
+/// or they say `success`. Values that are nested too deeply say something.
 fn is_no_error(value: &[u8]) -> bool {
-    let mut is_none = true;
-    let mut scanner = JsonScanner::new(value);
-    let mut on_value = |scanner: &mut JsonScanner<'_>| {
-        is_none &= is_no_error(scanner.value()?);
-        Ok(())
-    };
-    let read = match value.first() {
-        Some(b'{') => scanner.object(|_, scanner| on_value(scanner)),
-        Some(b'[') => scanner.array(on_value),
+    says_nothing(&mut JsonScanner::new(value)).unwrap_or(false)
+}
+
+fn says_nothing(scanner: &mut JsonScanner<'_>) -> Result<bool, ScanError> {
+    let mut is_nothing = true;
+    match scanner.peek()? {
+        b'{' => scanner.object(|_, scanner| {
+            is_nothing &= says_nothing(scanner)?;
+            Ok(())
+        })?,
+        b'[' => scanner.array(|scanner| {
+            is_nothing &= says_nothing(scanner)?;
+            Ok(())
+        })?,
         _ => {
-            let word = value.trim_ascii_start().to_ascii_lowercase();
-            return is_empty_value(value)
-                || [&b"\"success\""[..], b"\"ok\"", b"\"none\"", b"\"200\"", b"200"]
-                    .contains(&&*word);
+            const SUCCESS: [&[u8]; 5] =
+                [b"\"success\"", b"\"ok\"", b"\"none\"", b"\"200\"", b"200"];
+            let value = scanner.value()?;
+            let is_success = SUCCESS.iter().any(|word| word.eq_ignore_ascii_case(value));
+            is_nothing = is_success || is_empty_value(value);
         }
-    };
-    read.is_ok() && is_none
+    }
+    Ok(is_nothing)
 }
 
 /// Returns true for the status of a response that goes on.
@@ -379,6 +389,7 @@ mod tests {
             (r#"{"error":{"message":"","code":500}}"#, r#"{"message":"","code":500}"#),
             (r#"{"error":{"message":"dead","code":0}}"#, r#"{"message":"dead","code":0}"#),
             (r#"{"error":[{"message":"dead"}]}"#, r#"[{"message":"dead"}]"#),
+            (r#"{"error":"Success","detail":"dead"}"#, r#""dead""#),
             (r#"{"type":"error"}"#, r#"{"type":"error"}"#),
             (r#"{"error_code":50001,"text":"dead"}"#, r#"{"error_code":50001,"text":"dead"}"#),
             (
@@ -407,6 +418,13 @@ mod tests {
         ] {
             assert_eq!(words(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn deeply_nested_errors_end_no_stack() {
+        let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        let text = format!("{{\"error\":{nested}}}");
+        assert_eq!(parse(&text).error.map(<[u8]>::len), Some(200_000));
     }
 
     #[test]

@@ -101,14 +101,15 @@ fn tokens_that_are_never_sent_shorten_no_gap() {
         assert_eq!(gaps_of(&events), each, "{usage}");
         assert_eq!(found.token_times.mean_gap(), Some(Duration::from_millis(10)), "{usage}");
     }
-    // A summary of the reasoning has fewer bytes than the reasoning has tokens.
+    // A summary of the reasoning has few bytes for each token.
     assert_eq!(
         gaps_of(&[THOUGHT, THOUGHT, TOKEN, TOKEN, TOKEN, hidden, DONE])[1..],
         [(10.0, 1); 3]
     );
     // All of the reasoning: two events of 4 tokens, and the content has one token in each event.
     let shown = hidden.replace(":93", ":11").replace(":90", ":8");
-    let gaps = gaps_of(&[THOUGHT, THOUGHT, TOKEN, TOKEN, TOKEN, &shown, DONE]);
+    let thought = THOUGHT.replace("Hm", "Let me see");
+    let gaps = gaps_of(&[&thought, &thought, TOKEN, TOKEN, TOKEN, &shown, DONE]);
     assert_eq!(gaps, [(2.5, 4), (10.0, 1), (10.0, 1), (10.0, 1)]);
 }
 

@@ -54,7 +54,7 @@ fn hide_credentials(text: &str) -> Cow<'_, str> {
         rest = later;
         if !is_word {
             // `token: x`, `token=x` and `Bearer x` name a value; `token is invalid` does not.
-            let joins = piece.trim().chars().all(|c| matches!(c, ':' | '=' | '"' | '\''));
+            let joins = piece.trim().chars().all(|c| matches!(c, ':' | '=' | '"' | '\'' | '\\'));
             after_secret_word &= joins;
             shown.push_str(piece);
             continue;
@@ -92,6 +92,7 @@ mod tests {
             ("bad header Authorization: Bearer abc12345", "bad header Authorization: Bearer ***"),
             ("got password=hunter22 for bob", "got password=*** for bob"),
             ("jwt eyJhbGciOiJIUzI1NiJ9.e30.abc expired", "jwt *** expired"),
+            (r#"HTML page "token=\"abc12345\"""#, r#"HTML page "token=\"***\"""#),
             ("id 0123456789abcdef0123456789abcdef", "id ***"),
         ] {
             assert_eq!(hide_credentials(text), shown);

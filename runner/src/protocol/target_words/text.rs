@@ -20,20 +20,19 @@ pub(super) fn decode_text(body: &[u8]) -> Option<Cow<'_, str>> {
 }
 
 fn decode_bytes(body: &[u8]) -> Option<Cow<'_, str>> {
-    match std::str::from_utf8(body) {
-        Ok(text) => Some(Cow::Borrowed(text)),
-        // The body was cut within a character.
-        Err(error) if error.error_len().is_none() && body.len() >= MAX_ERROR_BODY => {
-            Some(String::from_utf8_lossy(body))
-        }
-        Err(_) => {
-            let is_text = |byte: &u8| !byte.is_ascii_control() || byte.is_ascii_whitespace();
-            let ascii = body.iter().filter(|byte| byte.is_ascii()).count();
-            // Bytes of a binary format are of all values.
-            let is_latin = body.iter().all(is_text) && ascii * 2 >= body.len();
-            is_latin.then(|| body.iter().map(|byte| char::from(*byte)).collect())
-        }
+    if let Ok(text) = std::str::from_utf8(body) {
+        return Some(Cow::Borrowed(text));
     }
+    let text = String::from_utf8_lossy(body);
+    // A text of UTF-8 that was cut within a character, or that has some wrong bytes.
+    if text.chars().any(|c| !c.is_ascii() && c != char::REPLACEMENT_CHARACTER) {
+        return Some(text);
+    }
+    let is_text = |byte: &u8| !byte.is_ascii_control() || byte.is_ascii_whitespace();
+    let ascii = body.iter().filter(|byte| byte.is_ascii()).count();
+    // Bytes of a binary format are of all values.
+    let is_latin = body.iter().all(is_text) && ascii * 2 >= body.len();
+    is_latin.then(|| body.iter().map(|byte| char::from(*byte)).collect())
 }
 
 fn decode_utf16(body: &[u8], unit: fn([u8; 2]) -> u16) -> Cow<'_, str> {
@@ -54,6 +53,8 @@ mod tests {
         for body in ["zu groß".as_bytes(), b"\xef\xbb\xbfzu gro\xc3\x9f", b"zu gro\xdf", &utf16] {
             assert_eq!(decode_text(body).unwrap(), "zu groß");
         }
+        let cut = &"模型正在加载".as_bytes()[..17];
+        assert!(decode_text(cut).unwrap().starts_with("模型正在加"));
         for body in [&[0x1f, 0x8b, 8, 0, 0, 0][..], b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff"] {
             assert_eq!(decode_text(body), None);
         }
