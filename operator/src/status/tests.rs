@@ -233,3 +233,64 @@ fn status_never_counts_backwards() {
     let (status, _) = next_status(&observed, &decision, noon());
     assert_eq!(status.summary.unwrap().requests, 500);
 }
+
+/// An object of Kubernetes may have 1.5 MB, and the field `managedFields` repeats the names of all
+/// fields.
+const MAX_STATUS_BYTES: usize = 512 * 1024;
+
+#[test]
+fn the_largest_status_fits_into_an_object() {
+    use loadtest_core::{
+        metrics::{LatencyMetric, Metrics, Outcome, RunnerMetrics, RunnerState},
+        resource::LoadTestSpec,
+    };
+    let name = |index: usize| format!("{:0>63}", format!("t{index}"));
+    let tasks: Vec<_> = (0..64)
+        .map(
+            |i| serde_json::json!({"name": name(i), "chat": {"models": ["m"], "messages": ["hi"]}}),
+        )
+        .collect();
+    let rows: Vec<_> = (0..64)
+        .map(|i| {
+            serde_json::json!({
+                "task": name(i), "metric": "timeToFirstResponse", "statistic": "p99.9",
+                "target": "< 1ms", "warning": "< 2ms", "critical": "> 500s",
+            })
+        })
+        .collect();
+    let stages: Vec<_> =
+        (1..=64).map(|i| serde_json::json!({"duration": "1m", "users": 10 * i})).collect();
+    let spec: LoadTestSpec = serde_json::from_value(serde_json::json!({
+        "target": {"http": "http://c"}, "load": {"stages": stages},
+        "scenario": {"tasks": tasks}, "thresholds": rows,
+    }))
+    .unwrap();
+    let mut metrics = Metrics { elapsed_seconds: 3840.0, user_seconds: 1e6, ..Metrics::default() };
+    let mut cache = RunCache::default();
+    for i in 0..64 {
+        let task = metrics.tasks.entry(name(i)).or_default();
+        task.requests = [123_456_789, 1_234_567, 123_456, 1234];
+        for (metric, _) in LatencyMetric::all_judged() {
+            let latency = task.latencies.get_mut(metric, Outcome::Success);
+            latency.record(0.1234, 123_456_789);
+            latency.record(83.4, 1000);
+        }
+        for status in 500..530 {
+            task.statuses.insert(status.to_string(), 123_456);
+            let kind = format!("http_{status}");
+            task.errors.insert(kind.clone(), 123_456);
+            cache.error_examples.insert((name(i), kind), "x".repeat(400));
+        }
+    }
+    let runner = RunnerMetrics { state: RunnerState::Done, metrics, ..RunnerMetrics::default() };
+    cache.snapshots.insert(0, runner);
+    let mut test = example_test();
+    test.spec = spec;
+    test.status = Some(admitted_status());
+    let observed = Observed::new(test, cache);
+    let decision = Decision::Conclude { cancelled: false, failed: None };
+    let (status, _) = next_status(&observed, &decision, noon());
+    assert_eq!((status.tasks.len(), status.thresholds.len(), status.errors.len()), (64, 64, 20));
+    let bytes = serde_json::to_vec(&status).unwrap().len();
+    assert!(bytes < MAX_STATUS_BYTES, "{bytes} bytes");
+}
