@@ -7,7 +7,7 @@ use loadtest_core::{
 use serde_json::{Value, json};
 
 use crate::{
-    harness::{only_task, run_plan},
+    harness::{load_model, only_task, run_plan},
     scripted_target::{ScriptedTarget, Step, chunk, respond, send, stream_of, stream_text, wait},
 };
 
@@ -330,6 +330,24 @@ async fn redirects_and_other_protocols_are_named() {
         assert_eq!(found, kind, "{message}");
         assert!(message.contains(words), "{message}");
     }
+}
+
+#[tokio::test]
+async fn the_first_byte_after_a_redirect_is_that_of_the_last_hop() {
+    let redirect = "HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n";
+    let steps = move |number: u64| {
+        let is_first = number.is_multiple_of(2);
+        vec![wait(50), if is_first { send(redirect) } else { respond("", "ok") }]
+    };
+    let target = ScriptedTarget::start_with(steps).await;
+    let mut plan = target.plan(json!({"http": {"path": "/", "maxRedirects": 1}}));
+    plan.test.load = load_model(json!({"users": 1, "spawnRate": 1, "duration": "1s"}));
+    let metrics = run_plan(plan).await.metrics;
+    let task = only_task(&metrics);
+    assert_eq!((task.failed_requests(), task.statuses.get("302")), (0, None));
+    assert_eq!(target.requests(), 2 * task.completed_requests());
+    let first_byte = median(task, LatencyMetric::TimeToFirstByte);
+    assert!((99.0..180.0).contains(&first_byte), "{first_byte} ms");
 }
 
 #[tokio::test]
