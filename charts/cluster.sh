@@ -302,10 +302,9 @@ watch_two_namespaces() {
     check_namespaced_rights "$two" "$shop"
 }
 
-# create_as_runner RUNNERS: a user with the ClusterRole of rbac.runRole creates a LoadTest, as a dry
-# run, with this value of spec.runners.
-create_as_runner() {
-    kubectl -n "$shop" create --dry-run=server --as chart-test-runner -f - <<LOADTEST
+# print_load_test RUNNERS: prints a LoadTest with this value of spec.runners.
+print_load_test() {
+    cat <<LOADTEST
 apiVersion: loadtest.cell0.io/v1alpha1
 kind: LoadTest
 metadata: { name: run-only }
@@ -315,6 +314,12 @@ spec:
   scenario: { tasks: [{ name: health, http: { path: /health } }] }
   runners: $1
 LOADTEST
+}
+
+# create_as_runner RUNNERS: a user with the ClusterRole of rbac.runRole creates a LoadTest, as a dry
+# run, with this value of spec.runners.
+create_as_runner() {
+    print_load_test "$1" | kubectl -n "$shop" create --dry-run=server --as chart-test-runner -f -
 }
 
 # Repeats the first check: the API server applies a policy a moment after it is created.
@@ -328,8 +333,10 @@ users_without_pods() {
     expect_failure "valueFrom is for users" \
         create_as_runner '{ env: [{ name: A, valueFrom: { secretKeyRef: { name: a, key: b } } }] }'
     create_as_runner '{ env: [{ name: A, value: b }] }'
-    # A change of metadata is no choice of a pod.
-    kubectl -n "$shop" annotate --as chart-test-runner loadtest kept chart-test=1 --overwrite
+    # A change of metadata chooses no pod, whatever the spec contains.
+    print_load_test '{ image: "other:1" }' | kubectl -n "$shop" create -f -
+    kubectl -n "$shop" annotate --as chart-test-runner loadtest run-only chart-test=1
+    kubectl -n "$shop" delete loadtest run-only
     kubectl -n "$shop" create rolebinding pods --clusterrole edit --user chart-test-runner
     retry_until_success create_as_runner '{ image: "other:1" }'
 }

@@ -14,7 +14,10 @@ use loadtest_core::{
     text::truncate,
 };
 
-use crate::{children::Settings, observe::state::Observed};
+use crate::{
+    children::Settings,
+    observe::state::{Observed, StartRecord},
+};
 
 pub(crate) use self::{
     decision::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL_SECONDS, Reason, signed_duration},
@@ -25,6 +28,24 @@ use self::{
     running::decide_running,
     starting::{decide_launch, decide_starting},
 };
+
+/// Chooses the orders to the runners of a test under load while the API server can't be read.
+///
+/// Losses and the reason of a stop can't be reported then, and the target can't wait for that.
+pub(crate) fn decide_unseen(
+    observed: &Observed,
+    start: &StartRecord,
+    settings: &Settings,
+    now: Timestamp,
+) -> Option<Decision> {
+    if observed.aborted().is_some() || observed.test.spec.cancel {
+        let is_untold = |uid: &&String| !observed.cache.stop_accepted.contains(*uid);
+        let untold: Vec<String> = start.pods.iter().filter(is_untold).cloned().collect();
+        return (!untold.is_empty()).then_some(Decision::SendStop(untold));
+    }
+    let decision = decide(observed, settings, now);
+    matches!(decision, Decision::SendStart(..) | Decision::SendStop(_)).then_some(decision)
+}
 
 /// Chooses the next step of a test.
 pub(crate) fn decide(observed: &Observed, settings: &Settings, now: Timestamp) -> Decision {

@@ -79,8 +79,6 @@ fn describe_statuses(statuses: &BTreeMap<String, u64>) -> String {
     if statuses.is_empty() {
         return String::new();
     }
-    let counts: Vec<String> =
-        statuses.iter().map(|(status, count)| format!("{status} ({count})")).collect();
     let redirects: u64 =
         ["301", "302", "303", "307", "308"].iter().filter_map(|status| statuses.get(*status)).sum();
     let note = if redirects > 0 {
@@ -88,7 +86,7 @@ fn describe_statuses(statuses: &BTreeMap<String, u64>) -> String {
     } else {
         String::new()
     };
-    format!("  statuses: {}{note}\n", counts.join(", "))
+    format!("  statuses: {}{note}\n", describe_counts(statuses))
 }
 
 fn summary_row(name: &str, summary: &Summary) -> Vec<String> {

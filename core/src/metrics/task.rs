@@ -254,7 +254,7 @@ impl TaskMetrics {
         self.failed_or_dropped().saturating_sub(self.too_large())
     }
 
-    /// Offered requests, without those whose response is too large for the load generator.
+    /// Offered requests, without responses that are too large for the load generator.
     pub fn judged_requests(&self) -> u64 {
         self.offered_requests().saturating_sub(self.too_large())
     }

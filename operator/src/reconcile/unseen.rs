@@ -7,7 +7,7 @@ use kube::{Api, ResourceExt};
 use crate::{
     act,
     context::Context,
-    decide::{Decision, decide},
+    decide::decide_unseen,
     observe::state::{LastObjects, Observed, RunCache},
     runner_client,
 };
@@ -26,14 +26,8 @@ pub(super) async fn supervise_unseen(context: &Context, cache: &mut RunCache) {
         let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
         runner_client::collect_snapshots(context, &pods, &run_uid, &start, &mut observed).await;
         observed.update_timeline();
-        // Losses and the reason of an abort can't be reported now. The target can't wait for that.
-        let decision = if observed.aborted().is_some() {
-            let is_untold = |uid: &&String| !observed.cache.stop_accepted.contains(*uid);
-            Decision::SendStop(start.pods.iter().filter(is_untold).cloned().collect())
-        } else {
-            decide(&observed, &context.settings, Timestamp::now())
-        };
-        if matches!(decision, Decision::SendStart(..) | Decision::SendStop(_)) {
+        let decision = decide_unseen(&observed, &start, &context.settings, Timestamp::now());
+        if let Some(decision) = decision {
             tracing::info!(namespace, run_uid, ?decision, "decided without the API server");
             if let Err(error) = act::carry_out(context, &mut observed, &decision).await {
                 tracing::warn!(namespace, run_uid, %error, "orders failed");

@@ -33,6 +33,9 @@ use crate::{
 /// Maximum time to wait for the reply to a close frame, and to the ping before it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A shorter wait says nothing about the target: the deadline of the task was near.
+const MIN_CLOSE_WAIT: Duration = Duration::from_millis(100);
+
 /// Returns how long the reply to a close frame or to a ping is awaited. The wait must not use up the
 /// timeout of the task: the target may never reply, and that is no failure.
 fn close_timeout(in_flight: &InFlightRequest) -> Duration {
@@ -284,21 +287,26 @@ impl SessionSlot {
         if let Err(failure) = stream.send_ping().await {
             return self.end_of_session(failure).await.map(|()| true);
         }
-        let pong = tokio::time::timeout(close_timeout(in_flight), self.await_pong()).await;
+        let limit = close_timeout(in_flight);
+        let pong = tokio::time::timeout(limit, self.await_pong(prepared)).await;
         let Ok(result) = pong else {
-            prepared.note_missing_pong();
+            if limit >= MIN_CLOSE_WAIT {
+                prepared.note_missing_pong();
+            }
             return Ok(false);
         };
-        result?;
-        prepared.note_pong();
-        Ok(true)
+        result.map(|()| true)
     }
 
-    async fn await_pong(&mut self) -> Result<(), Failure> {
+    /// Awaits a pong, or a normal end of the session, with which the target has read all it wanted.
+    async fn await_pong(&mut self, prepared: &PreparedWebSocket) -> Result<(), Failure> {
         loop {
             match self.next_event().await? {
                 SocketEvent::Message(_) | SocketEvent::Ping => {}
-                SocketEvent::Pong => return Ok(()),
+                SocketEvent::Pong => {
+                    prepared.note_pong();
+                    return Ok(());
+                }
                 SocketEvent::Closed(code, _) if is_normal_end(code) => {
                     self.discard();
                     return Ok(());
@@ -312,7 +320,7 @@ impl SessionSlot {
     /// Runs the close handshake. Messages that arrive before the reply of the target are ignored. If
     /// `is_judged`, it is a failure when the target closes with the code of an error.
     ///
-    /// A target that never replies is waited for only once, for [`CLOSE_TIMEOUT`].
+    /// A target that never replies is waited for only once, for [`close_timeout`].
     async fn close_session(
         &mut self,
         connector: &Connector,
@@ -330,14 +338,15 @@ impl SessionSlot {
                 return Ok(());
             }
         }
-        match tokio::time::timeout(close_timeout(in_flight), await_close(stream)).await {
+        let limit = close_timeout(in_flight);
+        match tokio::time::timeout(limit, await_close(stream)).await {
             Ok(Ok(Some((code, reason)))) if is_judged && !is_normal_end(code) => {
                 self.uncounted.closes.push(code);
                 Err(close_failure(code, &reason, ""))
             }
             Ok(result) => result.map(drop),
             Err(_) => {
-                connector.ignores_close.set(true);
+                connector.ignores_close.set(limit >= MIN_CLOSE_WAIT);
                 self.discard();
                 Ok(())
             }

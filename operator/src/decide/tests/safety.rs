@@ -131,3 +131,20 @@ fn rejected_test_is_validated_again_after_an_edit() {
     rejected.test.metadata.generation = Some(2);
     assert_eq!(decision_at(&rejected, 1), Decision::Admit(example_sizing()));
 }
+
+#[test]
+fn losses_that_cannot_be_reported_hold_up_no_stop() {
+    let decision = |observed: &Observed| {
+        let start = start_record();
+        decide_unseen(observed, &start, &crate::testing::example_settings(), time_after_start(15))
+    };
+    let mut unseen = observed_under_load();
+    assert_eq!(decision(&unseen), None);
+    // A runner is gone, and the status can't say so.
+    unseen.runners.pop();
+    assert!(matches!(decision_at(&unseen, 15), Decision::ReportLoss(_)));
+    unseen.test.spec.cancel = true;
+    assert_eq!(decision(&unseen), Some(Decision::SendStop(start_record().pods)));
+    unseen.cache.stop_accepted.extend(start_record().pods);
+    assert_eq!(decision(&unseen), None);
+}

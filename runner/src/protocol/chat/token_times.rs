@@ -120,8 +120,11 @@ impl TokenTimes {
     /// `None` for a single event.
     pub(crate) fn mean_gap(&self) -> Option<Duration> {
         let took = self.latest?.saturating_duration_since(self.first?);
-        let mut count = 0;
-        self.token_gaps(|_, tokens| count += tokens);
+        let count = if self.tokens.is_empty() {
+            self.gaps.len() as u64
+        } else {
+            self.tokens.iter().skip(1).copied().map(u64::from).sum()
+        };
         u32::try_from(count).ok().and_then(|tokens| took.checked_div(tokens))
     }
 
