@@ -70,6 +70,7 @@ pub(super) async fn run(
 /// users would send most of their requests in the few seconds in which the target fails fast, and
 /// one second of outage would count more than minutes of responses.
 async fn run_interval(state: &ThreadState, user: &mut User, from: Instant, until: Instant) {
+    let pacing = state.prepared.plan.test.scenario.pacing;
     let mut planned = from;
     // True when the next task begins at the moment at which the last one ended.
     let mut is_due = false;
@@ -79,11 +80,17 @@ async fn run_interval(state: &ThreadState, user: &mut User, from: Instant, until
         state.record_schedule_lag(lag);
         let task = state.prepared.task_picker.next_task(&mut user.rng);
         let outcome = perform_task(state, user, task, planned, lag).await;
+        // All responses that have come are read before the next requests are sent: many writes in a
+        // row cost less than reads and writes in turn. A request can also fail without a system
+        // call, for example when a failed DNS lookup is cached. Then other users have to run.
+        if outcome != Outcome::Success || pacing == Pacing::None {
+            tokio::task::yield_now().await;
+        }
         let ended = match outcome {
             Outcome::Success => Instant::now(),
             _ => Instant::now().max(planned + state.usual_duration(task)),
         };
-        planned = match state.prepared.plan.test.scenario.pacing {
+        planned = match pacing {
             // A task that took longer than the pacing delays the next task.
             Pacing::Interval(interval) => (planned + interval.to_std()).max(ended),
             Pacing::None | Pacing::Pause(_) => ended + next_think_time(state, user),
@@ -92,12 +99,6 @@ async fn run_interval(state: &ThreadState, user: &mut User, from: Instant, until
             && planned == ended
             && ended < state.load_end()
             && !user.has_open_session();
-        if outcome != Outcome::Success {
-            // A request can fail without a system call, for example when a failed DNS lookup is
-            // cached. Then the user has to yield, or no other user would run. Sockets yield by
-            // themselves.
-            tokio::task::yield_now().await;
-        }
     }
 }
 

@@ -343,7 +343,7 @@ async fn run_exchange(
     in_flight: &InFlightRequest,
     transport: &mut Transport,
     buffer: &mut BytesMut,
-) -> Result<(Instant, Option<ChatResponse>), Failure> {
+) -> Result<(Instant, Option<Box<ChatResponse>>), Failure> {
     let missing = |what| Failure::new(ErrorKind::Connect, format!("no {what}"));
     match (&prepared.kind, transport) {
         (PreparedKind::Http(request), Transport::Http(slot)) => {
@@ -358,7 +358,7 @@ async fn run_exchange(
             // allocation costs little beside a chat response.
             let run = perform_chat(slot, pool, chat, body, buffer, in_flight);
             let (last, response) = Box::pin(run).await?;
-            Ok((last, Some(response)))
+            Ok((last, Some(Box::new(response))))
         }
         (PreparedKind::WebSocket(prepared), Transport::WebSocket(session)) => {
             let connector =

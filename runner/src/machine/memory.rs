@@ -14,6 +14,13 @@ pub(crate) fn preload_program() {
     while program.read(&mut block).is_ok_and(|n| n > 0) {}
 }
 
+/// Keeps this process from using huge pages. The kernel clears a huge page when it is first used,
+/// which stops a load thread for milliseconds.
+pub(crate) fn avoid_huge_pages() {
+    // A kernel without huge pages knows no such setting.
+    let _ = nix::sys::prctl::set_thp_disable(true);
+}
+
 /// Returns the resident memory of this process in bytes.
 pub(crate) fn resident_bytes() -> u64 {
     let text = fs::read_to_string("/proc/self/statm").unwrap_or_default();

@@ -14,6 +14,7 @@ use std::{
     time::Instant,
 };
 
+use rustix::net::SendFlags;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
@@ -137,7 +138,18 @@ impl AsyncWrite for TimestampedSocket {
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().tcp).poll_write(context, buffer)
+        let tcp = &self.get_mut().tcp;
+        loop {
+            ready!(tcp.poll_write_ready(context))?;
+            // The call of the C library is a cancellation point, and does more than the system call.
+            let sent = tcp.try_io(Interest::WRITABLE, || {
+                rustix::net::send(tcp, buffer, SendFlags::NOSIGNAL).map_err(io::Error::from)
+            });
+            match sent {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => return Poll::Ready(sent),
+            }
+        }
     }
 
     fn poll_write_vectored(

@@ -10,10 +10,11 @@ use crate::{
     machine::{limits, memory},
 };
 
-/// Gets this process ready for load: raises the limit of open files, reads the program into memory
-/// and makes a little load on loopback.
+/// Gets this process ready for load: raises the limit of open files, turns huge pages off, reads the
+/// program into memory and makes a little load on loopback.
 pub fn warm_up() {
     limits::raise_file_limit();
+    memory::avoid_huge_pages();
     memory::preload_program();
     if let Err(error) = run_warm_up_load() {
         tracing::warn!(%error, "warm-up failed: the first requests may be slow");

@@ -32,7 +32,8 @@ const REST_TIMEOUT: Duration = Duration::from_millis(5);
 /// An open connection.
 #[derive(Debug)]
 pub(crate) enum Connection {
-    Http1(Http1Connection),
+    /// Boxed, because a slot moves from its user to each request and back.
+    Http1(Box<Http1Connection>),
     Http2(Rc<Http2Connection>),
 }
 
@@ -306,13 +307,13 @@ impl ConnectionPool {
         if self.version == HttpVersion::Http1 {
             let (stream, stats, steps) = self.connector.connect(in_flight.connect_state()).await?;
             in_flight.add_opened_connection(OpenedConnection { is_reconnect, steps });
-            return Ok(Connection::Http1(Http1Connection {
+            return Ok(Connection::Http1(Box::new(Http1Connection {
                 stream,
                 stats,
                 is_used_up: false,
                 unread_body: None,
                 expires: self.new_expiry(),
-            }));
+            })));
         }
         if self.reuse != ConnectionReuse::Shared {
             return self.open_http2(is_reconnect, in_flight).await.map(Connection::Http2);
