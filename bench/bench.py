@@ -23,7 +23,7 @@ import report
 from cases import Context
 from cases.chat import CHAT
 from cases.first_response import FIRST_RESPONSE
-from cases.http import MAX, POST, RATE, TLS
+from cases.http import MAX, MAX_MANY, POST, RATE, TLS
 from cases.latency import LATENCY
 from cases.memory import IDLE, SOCKETS
 from cases.schedule import SCHEDULE
@@ -33,7 +33,7 @@ from machine import claim_machine, log_progress
 from tools import ROOT, install_tools
 
 CASES = [
-    MAX, POST, TLS, RATE, CHAT, FIRST_RESPONSE, WEBSOCKET, LATENCY, SCHEDULE, IDLE, SOCKETS, SCRAPE,
+    MAX, MAX_MANY, POST, TLS, RATE, CHAT, FIRST_RESPONSE, WEBSOCKET, LATENCY, SCHEDULE, IDLE, SOCKETS, SCRAPE,
 ]
 NAMES = [case.name for case in CASES]
 

@@ -24,6 +24,8 @@ class Load:
     connections: int = CONNECTIONS
     # Measure latency from the time at which a request was due, in tools that have an option for this.
     corrected: bool = False
+    # Arrivals within this time start together, such as "1ms"; `loadtest` only.
+    precision: str | None = None
     # Seconds of a ramp to the rate, before `seconds`; `loadtest` only. An open model without a ramp
     # opens many connections at once. Each of them delays the requests after it. This delay is real,
     # but it is not an error of the quantiles in the time after it.
@@ -48,7 +50,7 @@ def build_loadtest_command(path, folder, load):
     task = load_test.build_post_task(load.body) if load.body else load_test.build_get_task()
     model = load_test.build_closed_load(load.connections, load.seconds)
     if load.rate:
-        model = load_test.build_open_load(load.rate, load.connections, load.seconds, load.ramp)
+        model = load_test.build_open_load(load.rate, load.connections, load.seconds, load.ramp, load.precision)
     target = {"http": load.base}
     if load.tls:
         target["tls"] = {"insecureSkipVerify": True}

@@ -36,9 +36,11 @@ def build_closed_load(users, seconds, spawn_rate=10000):
     return {"users": users, "spawnRate": spawn_rate, "duration": f"{seconds}s", "gracefulStop": "1s"}
 
 
-def build_open_load(rate, users, seconds, ramp=0):
+def build_open_load(rate, users, seconds, ramp=0, precision=None):
     """Returns an open model: an arrival rate, with a linear ramp to it if `ramp` seconds are given."""
     common = {"maxUsers": users, "gracefulStop": "1s"}
+    if precision:
+        common["precision"] = precision
     if not ramp:
         return {"arrivalRate": f"{rate}/s", "duration": f"{seconds}s", **common}
     durations = (ramp, seconds)

@@ -1,5 +1,6 @@
 """The machine: its cores, processes pinned to them, and the kernel's figures about both."""
 
+import contextlib
 import os
 import pathlib
 import platform
@@ -10,6 +11,13 @@ import time
 
 SERVER_CORE, GENERATOR_CORE = 0, 1
 PORT = 18990
+# The share of each second that programs with a real-time policy may use, in microseconds; -1 for all.
+REAL_TIME_SHARE = pathlib.Path("/proc/sys/kernel/sched_rt_runtime_us")
+# Real-time priorities. This program has to run beside a server that never sleeps.
+OWN_PRIORITY, STARTED_PRIORITY = 2, 1
+
+# A command that gives the programs that this one starts their scheduling policy.
+_policy_command = []
 
 
 def run_command(command, **kwargs):
@@ -36,7 +44,25 @@ def claim_machine():
 
 def start_pinned(core, command, **kwargs):
     """Starts a command on one core."""
-    return subprocess.Popen(["taskset", "-c", str(core), *command], **kwargs)
+    return subprocess.Popen([*_policy_command, "taskset", "-c", str(core), *command], **kwargs)
+
+
+@contextlib.contextmanager
+def use_real_time_policy():
+    """Runs this program, servers and generators with the policy SCHED_FIFO.
+
+    Nothing but a real-time program of a higher priority then takes a core from them. Needs root.
+    """
+    share = REAL_TIME_SHARE.read_text()
+    REAL_TIME_SHARE.write_text("-1")
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(OWN_PRIORITY))
+        _policy_command.extend(["chrt", "--fifo", str(STARTED_PRIORITY)])
+        yield
+    finally:
+        _policy_command.clear()
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        REAL_TIME_SHARE.write_text(share)
 
 
 def stop_process(process, signal_number=signal.SIGKILL):

@@ -1,7 +1,8 @@
 """The performance targets. The measured values come from the figures of the cases."""
 
 from cases.first_response import ORIGINS, QUANTILES, list_errors, middle_of, middle_of_rounds
-from cases.latency import LOADTEST_SERVICE_TIME
+from cases.http import COARSE_PRECISION, LOADTEST_COARSE, MANY_CONNECTIONS
+from cases.latency import FIFO_KEY, LOADTEST_SERVICE_TIME
 from cases.memory import compute_bytes_per_user
 from tables import compute_median, format_table
 from target import C_CLIENT
@@ -37,24 +38,30 @@ def error_at_most(description, error, bound):
     return at_most(description, None if error is None else abs(error), bound, "{:,.0f} µs")
 
 
-def compute_ratio(results, tool, figure):
+def compute_ratio(results, tool, figure, own_tool=LOADTEST):
     """Returns the median of `loadtest` divided by the median of a tool; None if one is missing."""
-    own, other = compute_median(results, LOADTEST, figure), compute_median(results, tool, figure)
+    own, other = compute_median(results, own_tool, figure), compute_median(results, tool, figure)
     return own / other if own and other else None
 
 
 def list_max_rate_targets(figures):
     results = figures.get("max", {})
-    for tool, bound in (("wrk", 1.0), ("oha", 1.2), ("k6", 6.0), ("locust", 10.0)):
+    for tool, bound in (("wrk", 1.03), ("oha", 1.2), ("k6", 6.0), ("locust", 10.0)):
         value = compute_ratio(results, tool, "rps")
         yield at_least(f"highest rate, small GET, loadtest ÷ {tool}", value, bound, "{:.2f} ×")
+    value = compute_ratio(figures.get("max256", {}), "wrk", "rps")
+    description = f"highest rate, small GET, {MANY_CONNECTIONS} connections, loadtest ÷ wrk"
+    yield at_least(description, value, 1.03, "{:.2f} ×")
 
 
 def list_cpu_targets(figures):
     for key, server in (("10000", "a server that sleeps"), ("awake", "a server that never sleeps")):
         results = figures.get("rate", {}).get(key, {})
         value = compute_ratio(results, "oha", "cpu_us")
-        yield at_most(f"CPU time per request at 10,000/s to {server}, loadtest ÷ oha", value, 1.0, "{:.2f} ×")
+        description = f"CPU time per request at 10,000/s to {server}, loadtest ÷ oha"
+        yield at_most(description, value, 1.0, "{:.2f} ×")
+        value = compute_ratio(results, "oha", "cpu_us", LOADTEST_COARSE)
+        yield at_most(f"{description}, precision {COARSE_PRECISION}", value, 1.0, "{:.2f} ×")
 
 
 def list_memory_targets(figures):
@@ -78,7 +85,9 @@ def list_chat_targets(figures):
 
 def list_latency_targets(figures):
     levels = figures.get("latency", {}).get("levels", {})
-    for level, name, bound in (("50", "half a core", 50), ("80", "80 % of a core", 200)):
+    for level, name, bound in (
+        ("50", "half a core", 50), (FIFO_KEY, "half a core under SCHED_FIFO", 50), ("80", "80 % of a core", 200),
+    ):
         level_figures = levels.get(level, {"results": {}})
         results = level_figures["results"]
         load = f"at {name}"

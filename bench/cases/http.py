@@ -14,6 +14,10 @@ SERVER_FULL = 0.85
 RATES = (1000, 5000, 10000, 20000)
 # This rate is also measured with a server that never sleeps.
 AWAKE_RATE = 10000
+# `loadtest` with `precision`: arrivals of a millisecond start together.
+COARSE_PRECISION = "1ms"
+LOADTEST_COARSE = f"{LOADTEST}, precision {COARSE_PRECISION}"
+MANY_CONNECTIONS = 256
 
 
 def build_max_rate_case(name, title, tools=MAX_RATE_TOOLS, note=None, **load):
@@ -51,13 +55,16 @@ def build_max_rate_case(name, title, tools=MAX_RATE_TOOLS, note=None, **load):
 
 def list_tools_at(rate):
     # k6 can't make a higher rate on one core.
-    return [LOADTEST, "oha", "vegeta"] + (["k6"] if rate <= 10000 else [])
+    return [LOADTEST, LOADTEST_COARSE, "oha", "vegeta"] + (["k6"] if rate <= 10000 else [])
 
 
 def measure_fixed_rates(context):
     def measure_rate(rate, *options):
         def run_once(tool, folder):
-            return measure_run(tool, context.paths[tool], folder, Load(context.seconds, rate=rate))
+            is_coarse = tool == LOADTEST_COARSE
+            load = Load(context.seconds, rate=rate, precision=COARSE_PRECISION if is_coarse else None)
+            tool = LOADTEST if is_coarse else tool
+            return measure_run(tool, context.paths[tool], folder, load)
 
         label = " ".join([f"{rate}/s", *options])
         return run_rounds(list_tools_at(rate), context, label, run_once, lambda: Server(*options))
@@ -71,7 +78,8 @@ def build_fixed_rate_lines(figures):
         "## CPU time per request at a fixed rate", "",
         "A request to a sleeping server also costs the client the CPU time for waking the server. A tool that sends"
         f" many requests at once wakes the server once. {AWAKE_RATE:,}/s is therefore also measured with a server that"
-        " never sleeps.", "",
+        " never sleeps. With `precision: 1ms`, `loadtest` starts the arrivals of each millisecond together, as the"
+        " timer of oha does.", "",
     ]
     for key, results in figures.items():
         head = ["tool", "requests/s", "CPU time per request, median", "min–max", "loadtest ÷ tool"]
@@ -89,6 +97,10 @@ def build_fixed_rate_lines(figures):
 
 
 MAX = build_max_rate_case("max", f"Highest rate: {CONNECTIONS} connections, small GET, one core")
+MAX_MANY = build_max_rate_case(
+    "max256", f"Highest rate: {MANY_CONNECTIONS} connections, small GET, one core",
+    tools=["wrk", "h2load", "oha", LOADTEST], connections=MANY_CONNECTIONS,
+)
 POST = build_max_rate_case("post", f"Highest rate: {CONNECTIONS} connections, POST of 2 KB, one core", body=BODY)
 TLS = build_max_rate_case(
     "tls", f"Highest rate over TLS 1.3: {CONNECTIONS} keep-alive connections, small GET, one core", tls=True,

@@ -7,7 +7,7 @@ import tempfile
 import load_test
 from cases import Case
 from generators import COMMANDS, Load, count_requests, create_vegeta_report, read_k6_metrics
-from machine import log_progress
+from machine import log_progress, use_real_time_policy
 from runs import run_generator, run_rounds
 from tables import compute_median, format_percent, format_range, format_table, format_value
 from target import C_CLIENT, Server, build_c_client_command, measure_round_trips
@@ -24,6 +24,9 @@ ROUND_TRIP_RUNS = 3
 RAMP = 1
 # CPU usage of `loadtest` in percent of its core.
 LEVELS = (10, 50, 80)
+# This level is also measured under SCHED_FIFO. Its record is `50 fifo`.
+FIFO_LEVEL = 50
+FIFO_KEY = f"{FIFO_LEVEL} fifo"
 CALIBRATION_RATES = (
     500, 1000, 2000, 5000, 10000, 15000, 20000, 30000, 40000, 60000, 80000, 100000, 120000, 150000,
 )
@@ -114,7 +117,7 @@ class HoldingServer(Server):
         return json.loads(self.report.read_text())
 
 
-def measure_level(context, level, rate, baseline):
+def measure_level(context, label, tools, rate, baseline):
     def run_once(tool, folder):
         path = context.paths.get(tool)
         load = Load(
@@ -143,7 +146,7 @@ def measure_level(context, level, rate, baseline):
             for name, quantiles in reported.items()
         }
 
-    rounds_by_tool = run_rounds([*TOOLS, C_CLIENT], context, f"latency at {level} %", run_once, HoldingServer)
+    rounds_by_tool = run_rounds([*tools, C_CLIENT], context, f"latency at {label}", run_once, HoldingServer)
     results = {}
     for rounds in rounds_by_tool.values():
         for one_round in rounds:
@@ -161,10 +164,14 @@ def measure(context):
     log_progress(f"latency: baseline {baseline:.1f} µs")
     rates = find_rates(context, LEVELS)
     log_progress("latency: rates " + ", ".join(f"{level} %: {rate:,}/s" for level, rate in rates.items()))
-    return {
-        "baseline_us": baseline,
-        "levels": {str(level): measure_level(context, level, rate, baseline) for level, rate in rates.items()},
-    }
+    levels = {}
+    for level, rate in rates.items():
+        levels[str(level)] = measure_level(context, f"{level} %", TOOLS, rate, baseline)
+    with use_real_time_policy():
+        levels[FIFO_KEY] = measure_level(
+            context, f"{FIFO_LEVEL} %, SCHED_FIFO", [LOADTEST], rates[FIFO_LEVEL], baseline,
+        )
+    return {"baseline_us": baseline, "levels": levels}
 
 
 def build_lines(figures):
@@ -186,7 +193,8 @@ def build_lines(figures):
         f"`loadtest` first increases its rate over {RAMP} s, because an open model without a ramp opens many"
         " connections at once. The C client opens its connections before it starts.", "",
     ]
-    for level, level_figures in figures["levels"].items():
+    for key, level_figures in figures["levels"].items():
+        level = key.split()[0]
         results = level_figures["results"]
         order = sorted(results, key=lambda tool: abs(compute_median(results, tool, "p99")))
         dropped = sum(result["dropped"] for result in results[LOADTEST])
@@ -203,7 +211,15 @@ def build_lines(figures):
         ]
         head = ["tool", "requests/s", "generator core busy", "error of p50", "min–max", "error of p99", "min–max"]
         title = f"### {level_figures['rate']:,} requests/s, chosen so that loadtest uses {level} % of its core"
-        lines += [title, "", *format_table(head, rows)]
+        if key == FIFO_KEY:
+            title += ", under SCHED_FIFO"
+        lines += [title, ""]
+        if key == FIFO_KEY:
+            lines += [
+                "Server and generator have the real-time policy SCHED_FIFO, so other programs can't take their cores."
+                " The host of a virtual machine still can.", "",
+            ]
+        lines += format_table(head, rows)
         if dropped:
             lines += [
                 f"`loadtest` dropped {dropped} arrivals because no user was free. The quantiles do not include dropped"
