@@ -101,13 +101,21 @@ LOADTEST
 # load_test_uid NAMESPACE
 load_test_uid() { kubectl -n "$1" get loadtest kept -o 'jsonpath={.metadata.uid}'; }
 
+# Prints the path in the chart of the CRD for the cluster's version.
+crd_file() {
+    local minor
+    # The last of the versions of client and server.
+    minor=$(kubectl version -o json | sed -nE 's/.*"minor": "([0-9]+).*/\1/p' | tail -n 1)
+    ((minor < 34)) && echo files/loadtests-1.29-to-1.33.yaml || echo files/loadtests.yaml
+}
+
 # Makes a copy of the chart with one more printer column in its CRD.
 make_changed_chart() {
     rm -rf "$work/changed"
     cp -r "$chart" "$work/changed"
     sed -i '0,/  - additionalPrinterColumns:/s//&\n    - jsonPath: .spec.load.users\n      name: Asked\n      type: integer/' \
-        "$work/changed/files/loadtests.yaml"
-    grep -q 'name: Asked' "$work/changed/files/loadtests.yaml"
+        "$work/changed/$(crd_file)"
+    grep -q 'name: Asked' "$work/changed/$(crd_file)"
 }
 
 run_helm_with_changed_chart() {
@@ -278,7 +286,7 @@ install_over_older_kubectl_crd() {
     uninstall_release first "$one"
     kubectl delete crd "$crd" --timeout=60s
     make_changed_chart
-    kubectl apply -f "$work/changed/files/loadtests.yaml"
+    kubectl apply -f "$work/changed/$(crd_file)"
     wait_for_crd
     create_load_test "$shop"
     load_test_uid "$shop" >"$work/uid"

@@ -175,6 +175,22 @@ spec:
     }
 
     #[test]
+    fn every_unit_of_time_is_accepted() {
+        let load = "load: {arrivalRate: 5, maxUsers: 9, duration: 2m, precision: VALUE}";
+        let valid = VALID
+            .replace("load: {users: 20, spawnRate: 5, duration: 2m}", load)
+            .replace("    pause: {min: 1s, max: 3s}\n", "");
+        for precision in ["100us", "1500µs", "1500μs", "0.5ms", "1ms", "100000000ns", "0.1s"] {
+            let problems = parse_manifest(&valid.replace("VALUE", precision), &[]).err();
+            assert_eq!(problems, None, "{precision}");
+        }
+        let problem = first_problem(&valid.replace("VALUE", "99µs"));
+        assert!(problem.message.contains("out of range: at least 100µs"), "{}", problem.message);
+        let bound = VALID.replace("< 500ms", "< 500µs").replace("min: 1s", "min: 1.5µs");
+        assert_eq!(parse_manifest(&bound, &[]).err(), None);
+    }
+
+    #[test]
     fn problems_have_line_and_column() {
         let problem = first_problem(&VALID.replace("duration: 2m", "duration: soon"));
         assert_eq!(problem.position, Some((6, 35)));

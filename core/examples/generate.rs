@@ -2,13 +2,17 @@
 
 use std::io::{self, Write};
 
-use loadtest_core::{metrics::markdown_table::metrics_table, resource::crd_yaml};
+use loadtest_core::{
+    metrics::markdown_table::metrics_table,
+    resource::{CrdEdition, crd_yaml},
+};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let text = match std::env::args().nth(1).as_deref() {
-        Some("crd") => crd_yaml()?,
+        Some("crd") => crd_yaml(CrdEdition::Current)?,
+        Some("older-crd") => crd_yaml(CrdEdition::Older)?,
         Some("metrics-table") => metrics_table(),
-        _ => return Err("usage: generate crd|metrics-table".into()),
+        _ => return Err("usage: generate crd|older-crd|metrics-table".into()),
     };
     Ok(io::stdout().write_all(text.as_bytes())?)
 }

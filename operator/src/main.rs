@@ -10,7 +10,10 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use kube::{Client, Config, client::ClientBuilder};
-use loadtest_core::Duration;
+use loadtest_core::{
+    Duration,
+    resource::{CrdEdition, crd_yaml},
+};
 use loadtest_operator::{
     children::Settings, context::Context, controller, metrics::ApiCalls, server,
 };
@@ -34,7 +37,11 @@ enum Command {
     /// Runs the controller.
     Run(Run),
     /// Prints the CustomResourceDefinition.
-    Crd,
+    Crd {
+        /// Prints the definition for Kubernetes 1.29 to 1.33, with fewer rules.
+        #[arg(long)]
+        older: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -73,7 +80,7 @@ struct Run {
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Crd => match print_crd() {
+        Command::Crd { older } => match print_crd(older) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 // This command has no logger, so the error goes to standard error.
@@ -95,8 +102,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn print_crd() -> anyhow::Result<()> {
-    let yaml = loadtest_core::resource::crd_yaml()?;
+fn print_crd(older: bool) -> anyhow::Result<()> {
+    let edition = if older { CrdEdition::Older } else { CrdEdition::Current };
+    let yaml = crd_yaml(edition)?;
     std::io::stdout().write_all(yaml.as_bytes())?;
     Ok(())
 }

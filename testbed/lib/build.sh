@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154 # testbed/testbed sets the variables named below
-# Installs and builds the parts of the cluster. Reads $here, $cache and $bin.
+# Installs and builds the parts of the cluster. Reads $here, $cache, $bin and $kubernetes_part.
 #
 # Each part is one file in $cache/parts. The file name contains a hash of all inputs of the
 # part. $bin holds hard links to the parts of the last build.
@@ -21,7 +21,7 @@ build_all() {
     exec {build_lock}>"$cache/build.lock"
     flock "$build_lock"
     install_packages
-    build_part kubernetes
+    build_part "$kubernetes_part"
     build_part coredns
     build_part helm
     build_part pause
@@ -93,7 +93,9 @@ part_file() {
     local hash
     hash=$(cd "$here" && {
         uname -m
-        declare -f go_build "build_$1" # these functions contain the build flags
+        # These functions contain the build flags.
+        declare -f go_build "build_$1"
+        [[ $1 != kubernetes* ]] || declare -f build_kubernetes_version
         find "$1" -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
     } | sha256sum)
     say "$cache/parts/$1-${hash:0:16}"
@@ -126,15 +128,21 @@ go_build() {
 
 # Sets the version that a release build would report: Helm compares the chart's kubeVersion with
 # the version that the API server reports.
-build_kubernetes() {
-    local version major minor package flags=()
-    version=$(pinned_version kubernetes k8s.io/kubernetes)
+build_kubernetes() { build_kubernetes_version kubernetes "$1"; }
+
+# This version refers to a private function of Go's library, which the linker has to allow.
+build_kubernetes-1.29() { build_kubernetes_version kubernetes-1.29 "$1" -checklinkname=0; }
+
+# build_kubernetes_version FOLDER OUT FLAG...
+build_kubernetes_version() {
+    local folder=$1 out=$2 version major minor package flags=("${@:3}")
+    version=$(pinned_version "$folder" k8s.io/kubernetes)
     IFS=. read -r major minor _ <<<"${version#v}"
     for package in k8s.io/component-base/version k8s.io/client-go/pkg/version; do
         flags+=("-X $package.gitVersion=$version" "-X $package.gitMajor=$major"
             "-X $package.gitMinor=$minor" "-X $package.gitTreeState=clean")
     done
-    go_build kubernetes "$1" "${flags[*]}" .
+    go_build "$folder" "$out" "${flags[*]}" .
 }
 
 build_coredns() { go_build coredns "$1" "" .; }
@@ -159,7 +167,7 @@ build_pause() (
 link_programs() {
     local program
     for program in "${kubernetes_programs[@]}"; do
-        link_program "$(part_file kubernetes)" "$program"
+        link_program "$(part_file "$kubernetes_part")" "$program"
     done
     link_program "$(part_file coredns)" coredns
     link_program "$(part_file helm)" helm

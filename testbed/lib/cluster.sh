@@ -207,6 +207,8 @@ start_controllers() {
 
 start_node() {
     sed -i "s/@CGROUP@/$CGROUP/" config/kubelet.yaml
+    # Version 1.29 does not know this setting.
+    [[ $(kubelet --version) != *' v1.29.'* ]] || sed -i '/^failCgroupV1:/d' config/kubelet.yaml
     start_component kubelet kubelet --config=config/kubelet.yaml --kubeconfig=kubelet.kubeconfig \
         --node-ip="$node_address" --hostname-override=node-1
     # The two conntrack flags are 0: kube-proxy must not resize the machine's connection table.

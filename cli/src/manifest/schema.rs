@@ -97,7 +97,9 @@ fn short_message(error: &jsonschema::ValidationError<'_>) -> String {
 
 /// Checks the CEL rules that an API server runs when an object is created.
 pub(super) fn check_cel_rules(schema: &Value, object: &Value, document: &Node) -> Vec<Problem> {
-    let Err(errors) = kube_cel::Validator::new().validate(schema, object, None) else {
+    let mut object = object.clone();
+    spell_microseconds(&mut object);
+    let Err(errors) = kube_cel::Validator::new().validate(schema, &object, None) else {
         return Vec::new();
     };
     let to_problem = |error: kube_cel::ValidationError| {
@@ -109,6 +111,22 @@ pub(super) fn check_cel_rules(schema: &Value, object: &Value, document: &Node) -
         Problem { position: Some(find_position(document, &steps)), message }
     };
     errors.into_vec().into_iter().map(to_problem).collect()
+}
+
+/// Writes `us` for `µs` after a number. An API server reads both, this CEL library only the first.
+fn spell_microseconds(value: &mut Value) {
+    match value {
+        Value::String(text) => {
+            for unit in ["µs", "μs"] {
+                for digit in ('0'..='9').chain(['.']) {
+                    *text = text.replace(&format!("{digit}{unit}"), &format!("{digit}us"));
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(spell_microseconds),
+        Value::Object(map) => map.values_mut().for_each(spell_microseconds),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
 }
 
 #[cfg(test)]

@@ -13,12 +13,34 @@ const FROZEN: &str = "!has(oldSelf.status) || !has(oldSelf.status.plan) || \
     self.spec.runners == oldSelf.spec.runners && \
     self.spec.suspend == oldSelf.spec.suspend)";
 
+/// The texts of a rate, at most a million: a pattern for API servers that can't run the rules.
+const RATE_PATTERN: &str = "^(0*[0-9]{1,6}([.][0-9]*)?|0*[.][0-9]+|0*1000000)(/s)?$";
+
 /// Limits for texts and lists without their own limits, so that CEL's cost estimate is finite.
 const MAX_STRING: u64 = 8192;
 const MAX_ITEMS: u64 = 256;
 
+/// Whether the API server estimates the cost of CEL rules as Kubernetes 1.34 does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrdEdition {
+    /// For Kubernetes 1.34 and later: every rule.
+    Current,
+    /// For Kubernetes 1.29 to 1.33: without the rules that these versions refuse. A pattern replaces
+    /// the rules of a rate in a list. Of the others, [`crate::plan::validate`] repeats all.
+    Older,
+}
+
 /// The CustomResourceDefinition as JSON.
-pub fn crd() -> Value {
+pub fn crd(edition: CrdEdition) -> Value {
+    let mut crd = current_crd();
+    if edition == CrdEdition::Older {
+        let schema = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        remove_refused_rules(schema, false);
+    }
+    crd
+}
+
+fn current_crd() -> Value {
     let mut crd = json!(LoadTest::crd());
     let version = &mut crd["spec"]["versions"][0];
     let schema = &mut version["schema"]["openAPIV3Schema"];
@@ -38,18 +60,18 @@ pub fn crd() -> Value {
     crd
 }
 
-/// The CustomResourceDefinition as YAML: the content of `crds/loadtests.yaml`.
+/// The CustomResourceDefinition as YAML: the content of a file in `crds/`.
 ///
 /// # Errors
 /// Never in practice: the value is plain JSON.
-pub fn crd_yaml() -> Result<String, serde_saphyr::ser::Error> {
-    let yaml = serde_saphyr::to_string(&crd())?;
+pub fn crd_yaml(edition: CrdEdition) -> Result<String, serde_saphyr::ser::Error> {
+    let yaml = serde_saphyr::to_string(&crd(edition))?;
     Ok(format!("# Generated from core/src/resource by `make generate`. Don't edit.\n{yaml}"))
 }
 
 /// The OpenAPI schema of the resource, to check objects without a cluster.
 pub fn schema() -> Value {
-    crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"].take()
+    current_crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"].take()
 }
 
 /// Adds a limit to every string, list and map, and removes what API servers warn about.
@@ -82,6 +104,39 @@ fn add_limits(schema: &mut Value) {
     }
     if let Some(properties) = map.get_mut("properties").and_then(Value::as_object_mut) {
         properties.values_mut().for_each(add_limits);
+    }
+}
+
+/// Removes the rules that API servers before 1.34 refuse.
+///
+/// Their CEL has no `format`. They also take every `x-kubernetes-int-or-string` for a text of the size
+/// of the largest request, whatever its `maxLength`. A rule that reads one in a list then costs too
+/// much.
+fn remove_refused_rules(schema: &mut Value, is_in_list: bool) {
+    let Some(map) = schema.as_object_mut() else { return };
+    if is_in_list && map.contains_key("x-kubernetes-int-or-string") {
+        map.remove("x-kubernetes-validations");
+        map.insert("pattern".into(), RATE_PATTERN.into());
+        map.insert("minimum".into(), 0.into());
+        map.insert("maximum".into(), 1_000_000.into());
+    }
+    if let Some(rules) = map.get_mut("x-kubernetes-validations").and_then(Value::as_array_mut) {
+        rules.retain(|rule| !rule["rule"].as_str().is_some_and(|rule| rule.contains("string(s.")));
+        for rule in rules {
+            let uses_format =
+                rule["messageExpression"].as_str().is_some_and(|text| text.contains(".format("));
+            if let Some(rule) = rule.as_object_mut().filter(|_| uses_format) {
+                rule.remove("messageExpression");
+            }
+        }
+    }
+    for key in ["items", "additionalProperties"] {
+        if let Some(inner) = map.get_mut(key) {
+            remove_refused_rules(inner, true);
+        }
+    }
+    if let Some(properties) = map.get_mut("properties").and_then(Value::as_object_mut) {
+        properties.values_mut().for_each(|inner| remove_refused_rules(inner, is_in_list));
     }
 }
 
@@ -127,11 +182,37 @@ mod tests {
     }
 
     #[test]
-    fn the_committed_crd_is_fresh() {
-        let committed = include_str!("../../../crds/loadtests.yaml");
-        assert!(
-            committed == crd_yaml().unwrap(),
-            "crds/loadtests.yaml is stale: run make generate"
-        );
+    fn the_committed_crds_are_fresh() {
+        for (edition, committed) in [
+            (CrdEdition::Current, include_str!("../../../crds/loadtests.yaml")),
+            (CrdEdition::Older, include_str!("../../../crds/loadtests-1.29-to-1.33.yaml")),
+        ] {
+            assert!(committed == crd_yaml(edition).unwrap(), "{edition:?}: run make generate");
+        }
+    }
+
+    #[test]
+    fn the_older_edition_lacks_only_what_older_servers_refuse() {
+        let mut older = crd(CrdEdition::Older)["spec"]["versions"][0]["schema"].take();
+        let older = &mut older["openAPIV3Schema"];
+        let count_rules = |schema: &Value| {
+            let (mut rules, mut without_message) = (0, 0);
+            visit_all(schema, "", &mut |schema, _| {
+                for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+                    rules += 1;
+                    let message = rule.get("messageExpression").or_else(|| rule.get("message"));
+                    without_message += usize::from(message.is_none());
+                }
+            });
+            (rules, without_message)
+        };
+        let (rules, without_message) = count_rules(older);
+        // Two of the rate of a stage, and that not every stage ends at 0.
+        assert_eq!((count_rules(&schema()).0 - rules, without_message), (3, 0));
+        assert!(!older.to_string().contains(".format("));
+        let load = &older["properties"]["spec"]["properties"]["load"]["properties"];
+        let rate = &load["stages"]["items"]["properties"]["rate"];
+        assert_eq!(rate["pattern"], RATE_PATTERN);
+        assert!(load["arrivalRate"]["pattern"].is_null());
     }
 }

@@ -118,14 +118,18 @@ fn rules() -> serde_json::Value {
         {
             "rule": "self.thresholds.all(h, h.task == '' || self.scenario.tasks.exists(t, t.name == h.task))",
             // CEL estimates the cost of `+` on texts at the size of the whole list; `format` is cheap.
+            // Servers before 1.34 use the message.
+            "message": "thresholds: a task is named that does not exist: use the name of one of scenario.tasks",
             "messageExpression": "'thresholds: no task is named \"%s\": use the name of one of scenario.tasks'.format([self.thresholds.filter(h, h.task != '' && !self.scenario.tasks.exists(t, t.name == h.task))[0].task])",
         },
         {
             "rule": "self.thresholds.all(h, h.task == '' || !self.scenario.tasks.exists(t, t.name == h.task && t.weight == 0))",
+            "message": "thresholds: a task has weight 0 and sends no requests: give it a weight, or remove the threshold",
             "messageExpression": "'thresholds: task \"%s\" has weight 0 and sends no requests: give it a weight, or remove the threshold'.format([self.thresholds.filter(h, h.task != '' && self.scenario.tasks.exists(t, t.name == h.task && t.weight == 0))[0].task])",
         },
         {
             "rule": "!has(self.runners.usersPerRunner) || ((!has(self.load.users) || self.load.users <= 200 * self.runners.usersPerRunner) && (!has(self.load.maxUsers) || self.load.maxUsers <= 200 * self.runners.usersPerRunner) && (!has(self.load.stages) || self.load.stages.all(s, !has(s.users) || s.users <= 200 * self.runners.usersPerRunner)))",
+            "message": "runners.usersPerRunner: the load needs more than the maximum of 200 runners: raise usersPerRunner, or lower the number of users",
             "messageExpression": "'runners.usersPerRunner: with %d users per runner, the load needs more than the maximum of 200 runners: raise usersPerRunner, or lower the number of users'.format([self.runners.usersPerRunner])",
         },
         {

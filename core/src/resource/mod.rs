@@ -23,7 +23,7 @@ mod threshold;
 pub use crate::values::{Extensible, Named};
 pub use check::Check;
 #[cfg(feature = "crd")]
-pub use crd::{crd, crd_yaml, schema};
+pub use crd::{CrdEdition, crd, crd_yaml, schema};
 #[cfg(feature = "crd")]
 pub use kind::{LoadTest, LoadTestSpec, LoadTestStatus, OnRunnerLoss};
 pub use load::{Load, Ramp, Stage};

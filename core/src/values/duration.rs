@@ -256,6 +256,9 @@ pub(crate) fn optional_schema_between(min: &str, max: &str) -> schemars::Schema 
 
 #[cfg(feature = "crd")]
 fn schema_with_grammar(grammar: &str, min: &str, max: &str) -> schemars::Schema {
+    // Not every CEL library reads `µs`.
+    let spell = |limit: &str| limit.replace('µ', "u");
+    let (cel_min, cel_max) = (spell(min), spell(max));
     schemars::json_schema!({
         "type": "string",
         "maxLength": 32,
@@ -265,7 +268,7 @@ fn schema_with_grammar(grammar: &str, min: &str, max: &str) -> schemars::Schema 
                 "messageExpression": "'\"' + self + '\" is not a duration: write a number with a unit, such as 500ms, 30s, 2m or 1h30m'",
             },
             {
-                "rule": format!("!{grammar} || (duration(self) >= duration('{min}') && duration(self) <= duration('{max}'))"),
+                "rule": format!("!{grammar} || (duration(self) >= duration('{cel_min}') && duration(self) <= duration('{cel_max}'))"),
                 "messageExpression": format!("'\"' + self + '\" is out of range: at least {min} and at most {max}'"),
             },
         ],
