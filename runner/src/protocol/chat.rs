@@ -34,6 +34,9 @@ const MIN_BYTES_PER_TOKEN: u64 = 2;
 /// Maximum length of a finish reason, which is the value of a label.
 const MAX_FINISH_REASON: usize = 32;
 
+/// Maximum length of the head of an event that is remembered for the next one.
+const MAX_HEAD: usize = 4096;
+
 /// A chat response that is being read.
 #[derive(Debug)]
 pub(crate) enum ChatReader {
@@ -87,6 +90,8 @@ struct StreamState {
     is_done: bool,
     /// The first event that says nothing about a chat, and whether it is JSON.
     other_event: Option<OtherEvent>,
+    /// What came before the value of `choices` in the last event, if nothing of it counts.
+    head: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -209,10 +214,15 @@ impl StreamState {
             self.note_other_event(event, false);
             return Ok(ControlFlow::Continue(()));
         }
-        let chat = ChatEvent::parse(data).map_err(|error| {
+        let chat = ChatEvent::parse_after(data, &self.head).map_err(|error| {
             let text = shorten(&String::from_utf8_lossy(data));
             Failure::new(ErrorKind::StreamMalformed, format!("{error}: {text}"))
         })?;
+        let is_new = |head: &&[u8]| head.len() <= MAX_HEAD && *head != self.head.as_slice();
+        if let Some(head) = chat.head.filter(is_new) {
+            self.head.clear();
+            self.head.extend_from_slice(head);
+        }
         if let Some(error) = chat.error {
             return Err(error_event(error));
         }

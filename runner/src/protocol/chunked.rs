@@ -7,6 +7,9 @@ use crate::{
     protocol::chat::event_stream::AfterEvent,
 };
 
+/// Maximum number of digits, and one more byte, of a size that is read at once.
+const MAX_USUAL_DIGITS: usize = 9;
+
 /// Decodes a chunked body (RFC 9112, 7.1) from pieces of any size.
 #[derive(Debug, Default)]
 pub(super) struct ChunkedDecoder {
@@ -61,10 +64,36 @@ impl ChunkedDecoder {
                 }
                 continue;
             }
+            if let Some((size, length)) = self.read_usual_size(&bytes[at..]) {
+                self.state = ChunkState::Data(size);
+                at += length;
+                continue;
+            }
             self.state = self.next_state(bytes[at])?;
             at += 1;
         }
         Ok((at, ControlFlow::Continue(())))
+    }
+
+    /// Reads the line with the size of the next chunk, and the end of the line before it, if all of
+    /// it is there in its usual form. Returns the size and the length of what was read.
+    fn read_usual_size(&self, bytes: &[u8]) -> Option<(u64, usize)> {
+        let line = match self.state {
+            ChunkState::DataEnd => bytes.strip_prefix(b"\r\n")?,
+            ChunkState::Size(0, 0) => bytes,
+            _ => return None,
+        };
+        let mut size = 0;
+        for (index, byte) in line.iter().take(MAX_USUAL_DIGITS).enumerate() {
+            match char::from(*byte).to_digit(16) {
+                Some(digit) => size = size * 16 + u64::from(digit),
+                None if size > 0 && line[index..].starts_with(b"\r\n") => {
+                    return Some((size, bytes.len() - line.len() + index + 2));
+                }
+                None => return None,
+            }
+        }
+        None
     }
 
     fn next_state(&self, byte: u8) -> Result<ChunkState, Failure> {

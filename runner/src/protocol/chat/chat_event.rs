@@ -9,7 +9,7 @@ use super::{
 };
 
 /// The content of an event or answer.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ChatEvent<'a> {
     /// True when it has the member `choices`, so that it is part of a chat completion.
     pub(crate) has_choices: bool,
@@ -25,6 +25,8 @@ pub(crate) struct ChatEvent<'a> {
     pub(crate) error: Option<&'a [u8]>,
     /// The name of the API, if it is not chat completions.
     pub(crate) other_api: Option<&'static str>,
+    /// What comes before the value of `choices`, if nothing of it counts.
+    pub(crate) head: Option<&'a [u8]>,
 }
 
 /// Which kinds of tokens an event holds.
@@ -45,7 +47,7 @@ impl TokenKinds {
 }
 
 /// Members that report an error in an object without `choices`, beside `error`.
-#[derive(Default)]
+#[derive(Default, PartialEq, Eq)]
 struct ErrorSigns<'a> {
     /// A description of the error, which needs no other sign.
     description: Option<&'a [u8]>,
@@ -59,10 +61,19 @@ struct ErrorSigns<'a> {
 impl<'a> ChatEvent<'a> {
     /// Reads an object.
     pub(crate) fn parse(text: &'a [u8]) -> Result<Self, ScanError> {
+        Self::parse_after(text, &[])
+    }
+
+    /// Reads an object. `known_head` is the head of an event before it: if this object begins with
+    /// the same bytes, they are not read again. The events of most streams differ only after them.
+    pub(crate) fn parse_after(text: &'a [u8], known_head: &[u8]) -> Result<Self, ScanError> {
         let (mut event, mut signs) = (Self::default(), ErrorSigns::default());
         let mut scanner = JsonScanner::new(text);
-        scanner.object(|name, scanner| match name {
+        let read_member = |name: &'a [u8], scanner: &mut JsonScanner<'a>| match name {
             b"choices" => {
+                if event == Self::default() && signs == ErrorSigns::default() {
+                    event.head = text.get(..scanner.position());
+                }
                 event.has_choices = true;
                 read_items(scanner, |scanner| event.read_choice(scanner))
             }
@@ -116,7 +127,12 @@ impl<'a> ChatEvent<'a> {
                 scanner.value().map(drop)
             }
             _ => scanner.value().map(drop),
-        })?;
+        };
+        if !known_head.is_empty() && text.starts_with(known_head) {
+            scanner.rest_of_object(known_head.len(), b"choices", read_member)?;
+        } else {
+            scanner.object(read_member)?;
+        }
         scanner.end()?;
         if event.error.is_none() {
             event.error = signs.error(event.has_choices, text);

@@ -73,7 +73,7 @@ impl<'a> JsonScanner<'a> {
         let start = self.at;
         loop {
             let rest = self.text.get(self.at..).ok_or(ScanError::Incomplete)?;
-            let found = memchr::memchr2(b'"', b'\\', rest).ok_or(ScanError::Incomplete)?;
+            let found = find_quote_or_escape(rest).ok_or(ScanError::Incomplete)?;
             self.at += found;
             if self.text[self.at] == b'"' {
                 let content = &self.text[start..self.at];
@@ -94,17 +94,48 @@ impl<'a> JsonScanner<'a> {
         if self.peek()? == b'}' {
             self.at += 1;
         } else {
-            loop {
-                let name = self.string()?;
-                self.expect(b':')?;
-                on_member(name, self)?;
-                if self.ends_list(b'}')? {
-                    break;
-                }
-            }
+            self.members(&mut on_member)?;
         }
         self.depth -= 1;
         Ok(())
+    }
+
+    /// Reads the rest of an object whose members before `at` are known. The value of the member
+    /// `name` is at `at`.
+    pub(crate) fn rest_of_object(
+        &mut self,
+        at: usize,
+        name: &'a [u8],
+        mut on_member: impl FnMut(&'a [u8], &mut Self) -> Result<(), ScanError>,
+    ) -> Result<(), ScanError> {
+        self.at = at;
+        self.enter()?;
+        on_member(name, self)?;
+        if !self.ends_list(b'}')? {
+            self.members(&mut on_member)?;
+        }
+        self.depth -= 1;
+        Ok(())
+    }
+
+    /// Reads members up to the end of their object.
+    fn members(
+        &mut self,
+        on_member: &mut impl FnMut(&'a [u8], &mut Self) -> Result<(), ScanError>,
+    ) -> Result<(), ScanError> {
+        loop {
+            let name = self.string()?;
+            self.expect(b':')?;
+            on_member(name, self)?;
+            if self.ends_list(b'}')? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Returns the position in the text.
+    pub(crate) const fn position(&self) -> usize {
+        self.at
     }
 
     /// Reads an array. `on_item` reads or steps over each value.
@@ -200,6 +231,31 @@ impl<'a> JsonScanner<'a> {
     }
 }
 
+/// Returns the position of the first `"` or `\\`.
+///
+/// Most strings of a chat event have fewer than 16 bytes. For these, the call of a vector search costs
+/// more than the search.
+fn find_quote_or_escape(text: &[u8]) -> Option<usize> {
+    const ONES: u64 = u64::from_le_bytes([0x01; 8]);
+    const QUOTES: u64 = u64::from_le_bytes([b'"'; 8]);
+    const ESCAPES: u64 = u64::from_le_bytes([b'\\'; 8]);
+    const HIGH_BITS: u64 = u64::from_le_bytes([0x80; 8]);
+    // The high bit of each zero byte, and perhaps of bytes after the first zero byte.
+    const fn zero_bytes(word: u64) -> u64 {
+        word.wrapping_sub(ONES) & !word & HIGH_BITS
+    }
+    let mut at = 0;
+    while let Some(bytes) = text.get(at..).and_then(<[u8]>::first_chunk::<8>).filter(|_| at < 16) {
+        let word = u64::from_le_bytes(*bytes);
+        let found = zero_bytes(word ^ QUOTES) | zero_bytes(word ^ ESCAPES);
+        if found != 0 {
+            return Some(at + found.trailing_zeros() as usize / 8);
+        }
+        at += 8;
+    }
+    memchr::memchr2(b'"', b'\\', &text[at..]).map(|found| at + found)
+}
+
 /// Reads an array; steps over a value of another type.
 pub(crate) fn read_items<'a>(
     scanner: &mut JsonScanner<'a>,
@@ -278,6 +334,19 @@ mod tests {
             })
             .ok()?;
         found
+    }
+
+    proptest! {
+        #[test]
+        fn the_end_of_a_string_is_found(
+            text in prop::collection::vec(prop::sample::select(b"ab!#[]\\\"\x00\xff\x22\x5d".to_vec()), 0..40),
+            padding in 0_usize..30,
+        ) {
+            let mut whole = vec![b'x'; padding];
+            whole.extend(text);
+            let expected = whole.iter().position(|byte| matches!(byte, b'"' | b'\\'));
+            prop_assert_eq!(find_quote_or_escape(&whole), expected);
+        }
     }
 
     #[test]

@@ -300,3 +300,40 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_known_head_changes_nothing() {
+    let heads = [
+        "{",
+        r#"{"id":"a","created":1,"code":0,"#,
+        r#"{"id":"a","created":12,"#,
+        r#" { "id" : "a" , "#,
+        r#"{"object":"error","#,
+        r#"{"error":{"message":"bad"},"#,
+        r#"{"usage":{"completion_tokens":3},"#,
+        r#"{"code":"x","message":"bad","#,
+    ];
+    let tails = [
+        r#""choices":[]}"#,
+        r#""choices" : [{"delta":{"content":"x"}}] } "#,
+        r#""choices":null,"error":"bad"}"#,
+        r#""choices":[],"choices":[{"text":"x"}]}"#,
+        r#""choices":[{"delta":{}}"#,
+        r#""message":"m"}"#,
+    ];
+    let events: Vec<String> = heads
+        .iter()
+        .flat_map(|head| tails.iter().map(move |tail| format!("{head}{tail}")))
+        .collect();
+    let mut known_heads = 0;
+    for before in &events {
+        let head = ChatEvent::parse(before.as_bytes()).ok().and_then(|event| event.head);
+        known_heads += usize::from(head.is_some());
+        for event in &events {
+            let text = event.as_bytes();
+            let after = ChatEvent::parse_after(text, head.unwrap_or_default());
+            assert_eq!(after, ChatEvent::parse(text), "{event} after {before}");
+        }
+    }
+    assert_eq!(known_heads, 4 * 4, "heads that say nothing, and tails that are whole");
+}
