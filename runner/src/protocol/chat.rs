@@ -218,8 +218,7 @@ impl StreamState {
             let text = shorten(&String::from_utf8_lossy(data));
             Failure::new(ErrorKind::StreamMalformed, format!("{error}: {text}"))
         })?;
-        let is_new = |head: &&[u8]| head.len() <= MAX_HEAD && *head != self.head.as_slice();
-        if let Some(head) = chat.head.filter(is_new) {
+        if let Some(head) = chat.head.filter(|head| head.len() <= MAX_HEAD) {
             self.head.clear();
             self.head.extend_from_slice(head);
         }

@@ -25,7 +25,7 @@ pub(crate) struct ChatEvent<'a> {
     pub(crate) error: Option<&'a [u8]>,
     /// The name of the API, if it is not chat completions.
     pub(crate) other_api: Option<&'static str>,
-    /// What comes before the value of `choices`, if nothing of it counts.
+    /// What comes before the value of `choices`, if nothing of it counts. `None` also if it was known.
     pub(crate) head: Option<&'a [u8]>,
 }
 
@@ -69,9 +69,11 @@ impl<'a> ChatEvent<'a> {
     pub(crate) fn parse_after(text: &'a [u8], known_head: &[u8]) -> Result<Self, ScanError> {
         let (mut event, mut signs) = (Self::default(), ErrorSigns::default());
         let mut scanner = JsonScanner::new(text);
+        let is_head_known = !known_head.is_empty() && starts_with(text, known_head);
         let read_member = |name: &'a [u8], scanner: &mut JsonScanner<'a>| match name {
             b"choices" => {
-                if event == Self::default() && signs == ErrorSigns::default() {
+                let is_first = !is_head_known && !event.has_choices;
+                if is_first && event == Self::default() && signs == ErrorSigns::default() {
                     event.head = text.get(..scanner.position());
                 }
                 event.has_choices = true;
@@ -128,7 +130,7 @@ impl<'a> ChatEvent<'a> {
             }
             _ => scanner.value().map(drop),
         };
-        if !known_head.is_empty() && text.starts_with(known_head) {
+        if is_head_known {
             scanner.rest_of_object(known_head.len(), b"choices", read_member)?;
         } else {
             scanner.object(read_member)?;
@@ -209,6 +211,15 @@ impl<'a> ChatEvent<'a> {
         }
         Ok(())
     }
+}
+
+/// Compares in words: the function of musl's C library compares single bytes.
+fn starts_with(text: &[u8], start: &[u8]) -> bool {
+    let Some(text) = text.get(..start.len()) else { return false };
+    let ((words, rest), (start_words, start_rest)) =
+        (text.as_chunks::<8>(), start.as_chunks::<8>());
+    let number = |word: &[u8; 8]| u64::from_ne_bytes(*word);
+    words.iter().map(number).eq(start_words.iter().map(number)) && rest == start_rest
 }
 
 impl<'a> ErrorSigns<'a> {
