@@ -20,7 +20,7 @@ const RATE_PATTERN: &str = "^(0*[0-9]{1,6}([.][0-9]*)?|0*[.][0-9]+|0*1000000)(/s
 const MAX_STRING: u64 = 8192;
 const MAX_ITEMS: u64 = 256;
 
-/// Whether the API server estimates the cost of CEL rules as Kubernetes 1.34 does.
+/// An edition of the CustomResourceDefinition. API servers before 1.34 refuse some of the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CrdEdition {
     /// For Kubernetes 1.34 and later: every rule.

@@ -100,8 +100,8 @@ impl<'a> JsonScanner<'a> {
         Ok(())
     }
 
-    /// Reads the rest of an object whose members before `at` are known. The value of the member
-    /// `name` is at `at`.
+    /// Reads the rest of an object, from the value of its member `name` at `at`. The members before
+    /// it are known.
     pub(crate) fn rest_of_object(
         &mut self,
         at: usize,
