@@ -114,7 +114,9 @@ fn add_limits(schema: &mut Value) {
 /// much.
 fn remove_refused_rules(schema: &mut Value, is_in_list: bool) {
     let Some(map) = schema.as_object_mut() else { return };
-    if is_in_list && map.contains_key("x-kubernetes-int-or-string") {
+    let is_rate = map.contains_key("x-kubernetes-int-or-string")
+        && map.contains_key("x-kubernetes-validations");
+    if is_in_list && is_rate {
         map.remove("x-kubernetes-validations");
         map.insert("pattern".into(), RATE_PATTERN.into());
         map.insert("minimum".into(), 0.into());
@@ -214,5 +216,6 @@ mod tests {
         let rate = &load["stages"]["items"]["properties"]["rate"];
         assert_eq!(rate["pattern"], RATE_PATTERN);
         assert!(load["arrivalRate"]["pattern"].is_null());
+        assert_eq!(older.to_string().matches(RATE_PATTERN).count(), 1);
     }
 }
