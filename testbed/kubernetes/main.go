@@ -22,6 +22,19 @@ import (
 	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
+// newKubeletCommand calls the function of the kubelet, which takes a context in newer versions. All
+// versions of the testbed share this file.
+func newKubeletCommand(create any) *cobra.Command {
+	switch create := create.(type) {
+	case func() *cobra.Command:
+		return create()
+	case func(context.Context) *cobra.Command:
+		return create(context.Background())
+	default:
+		panic(fmt.Sprintf("the kubelet has a new kind of command: %T", create))
+	}
+}
+
 func main() {
 	var command *cobra.Command
 	switch name := filepath.Base(os.Args[0]); name {
@@ -35,7 +48,7 @@ func main() {
 		command = proxy.NewProxyCommand()
 	case "kubelet":
 		// Not SetupSignalContext(): that function panics when it is called twice.
-		command = kubelet.NewKubeletCommand(context.Background())
+		command = newKubeletCommand(kubelet.NewKubeletCommand)
 	case "kubectl":
 		// kubectl prints its own errors. Its upstream main function does the same.
 		if err := cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()); err != nil {

@@ -96,7 +96,7 @@ part_file() {
         # These functions contain the build flags.
         declare -f go_build "build_$1"
         [[ $1 != kubernetes* ]] || declare -f build_kubernetes_version
-        find "$1" -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
+        find -L "$1" -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
     } | sha256sum)
     say "$cache/parts/$1-${hash:0:16}"
 }

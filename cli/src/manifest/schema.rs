@@ -113,15 +113,12 @@ pub(super) fn check_cel_rules(schema: &Value, object: &Value, document: &Node) -
     errors.into_vec().into_iter().map(to_problem).collect()
 }
 
-/// Writes `us` for `µs` after a number. An API server reads both, this CEL library only the first.
+/// Writes `us` for `µs` in all texts. An API server reads both, this CEL library only the first.
 fn spell_microseconds(value: &mut Value) {
     match value {
         Value::String(text) => {
-            for unit in ["µs", "μs"] {
-                for digit in ('0'..='9').chain(['.']) {
-                    *text = text.replace(&format!("{digit}{unit}"), &format!("{digit}us"));
-                }
-            }
+            // The micro sign and the Greek letter look the same.
+            *text = text.replace("µs", "us").replace("μs", "us");
         }
         Value::Array(items) => items.iter_mut().for_each(spell_microseconds),
         Value::Object(map) => map.values_mut().for_each(spell_microseconds),

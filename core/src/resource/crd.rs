@@ -13,8 +13,11 @@ const FROZEN: &str = "!has(oldSelf.status) || !has(oldSelf.status.plan) || \
     self.spec.runners == oldSelf.spec.runners && \
     self.spec.suspend == oldSelf.spec.suspend)";
 
-/// The texts of a rate, at most a million: a pattern for API servers that can't run the rules.
+/// A rate of at most a million, for API servers that can't run the rules.
 const RATE_PATTERN: &str = "^(0*[0-9]{1,6}([.][0-9]*)?|0*[.][0-9]+|0*1000000)(/s)?$";
+
+/// What a rule contains that reads the rate of each stage.
+const READS_STAGE_RATES: &str = "string(s.rate)";
 
 /// Limits for texts and lists without their own limits, so that CEL's cost estimate is finite.
 const MAX_STRING: u64 = 8192;
@@ -25,8 +28,8 @@ const MAX_ITEMS: u64 = 256;
 pub enum CrdEdition {
     /// For Kubernetes 1.34 and later: every rule.
     Current,
-    /// For Kubernetes 1.29 to 1.33: without the rules that these versions refuse. A pattern replaces
-    /// the rules of a rate in a list. Of the others, [`crate::plan::validate`] repeats all.
+    /// For Kubernetes 1.29 to 1.33: without the rules that these versions refuse. A pattern checks the
+    /// rate of a stage instead, and [`crate::plan::validate`] refuses stages that all end at 0.
     Older,
 }
 
@@ -109,9 +112,9 @@ fn add_limits(schema: &mut Value) {
 
 /// Removes the rules that API servers before 1.34 refuse.
 ///
-/// Their CEL has no `format`. They also take every `x-kubernetes-int-or-string` for a text of the size
-/// of the largest request, whatever its `maxLength`. A rule that reads one in a list then costs too
-/// much.
+/// Their CEL has no `format`. To estimate the cost of a rule, they ignore the `maxLength` of an
+/// `x-kubernetes-int-or-string` and take it for a text as long as a request can be. A rule that reads
+/// one for each item of a list is then too costly for them.
 fn remove_refused_rules(schema: &mut Value, is_in_list: bool) {
     let Some(map) = schema.as_object_mut() else { return };
     let is_rate = map.contains_key("x-kubernetes-int-or-string")
@@ -123,7 +126,9 @@ fn remove_refused_rules(schema: &mut Value, is_in_list: bool) {
         map.insert("maximum".into(), 1_000_000.into());
     }
     if let Some(rules) = map.get_mut("x-kubernetes-validations").and_then(Value::as_array_mut) {
-        rules.retain(|rule| !rule["rule"].as_str().is_some_and(|rule| rule.contains("string(s.")));
+        rules.retain(|rule| {
+            !rule["rule"].as_str().is_some_and(|rule| rule.contains(READS_STAGE_RATES))
+        });
         for rule in rules {
             let uses_format =
                 rule["messageExpression"].as_str().is_some_and(|text| text.contains(".format("));
@@ -209,7 +214,7 @@ mod tests {
             (rules, without_message)
         };
         let (rules, without_message) = count_rules(older);
-        // Two of the rate of a stage, and that not every stage ends at 0.
+        // Two rules of the rate of a stage, and the rule that a stage ends above 0.
         assert_eq!((count_rules(&schema()).0 - rules, without_message), (3, 0));
         assert!(!older.to_string().contains(".format("));
         let load = &older["properties"]["spec"]["properties"]["load"]["properties"];

@@ -80,9 +80,9 @@ async fn run_interval(state: &ThreadState, user: &mut User, from: Instant, until
         state.record_schedule_lag(lag);
         let task = state.prepared.task_picker.next_task(&mut user.rng);
         let outcome = perform_task(state, user, task, planned, lag).await;
-        // All responses that have come are read before the next requests are sent: many writes in a
-        // row cost less than reads and writes in turn. A request can also fail without a system
-        // call, for example when a failed DNS lookup is cached. Then other users have to run.
+        // Other users run first: they read the responses that have come. Many writes in a row cost
+        // less than reads and writes in turn. And a request can fail without a system call, for
+        // example when a failed DNS lookup is cached: without a yield, no other user would run.
         if outcome != Outcome::Success || pacing == Pacing::None {
             tokio::task::yield_now().await;
         }

@@ -14,8 +14,8 @@ pub(crate) fn preload_program() {
     while program.read(&mut block).is_ok_and(|n| n > 0) {}
 }
 
-/// Keeps this process from using huge pages. The kernel clears a huge page when it is first used,
-/// which stops a load thread for milliseconds.
+/// Keeps this process from using huge pages. The kernel clears all of a huge page when it is first
+/// used, and a load thread would wait for that.
 pub(crate) fn avoid_huge_pages() {
     // A kernel without huge pages knows no such setting.
     let _ = nix::sys::prctl::set_thp_disable(true);

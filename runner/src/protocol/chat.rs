@@ -90,7 +90,7 @@ struct StreamState {
     is_done: bool,
     /// The first event that says nothing about a chat, and whether it is JSON.
     other_event: Option<OtherEvent>,
-    /// What came before the value of `choices` in the last event, if nothing of it counts.
+    /// The text before the value of `choices` in an earlier event. It holds nothing that counts.
     head: Vec<u8>,
 }
 

@@ -7,8 +7,8 @@ use crate::{
     protocol::chat::event_stream::AfterEvent,
 };
 
-/// Maximum number of digits, and one more byte, of a size that is read at once.
-const MAX_USUAL_DIGITS: usize = 9;
+/// Maximum number of digits of a size that is read at once.
+const MAX_USUAL_DIGITS: usize = 8;
 
 /// Decodes a chunked body (RFC 9112, 7.1) from pieces of any size.
 #[derive(Debug, Default)]
@@ -84,7 +84,7 @@ impl ChunkedDecoder {
             _ => return None,
         };
         let mut size = 0;
-        for (index, byte) in line.iter().take(MAX_USUAL_DIGITS).enumerate() {
+        for (index, byte) in line.iter().take(MAX_USUAL_DIGITS + 1).enumerate() {
             match char::from(*byte).to_digit(16) {
                 Some(digit) => size = size * 16 + u64::from(digit),
                 None if size > 0 && line[index..].starts_with(b"\r\n") => {

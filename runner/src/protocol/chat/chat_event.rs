@@ -3,6 +3,8 @@
 //! Only the members that count are read, and each of them in every form that servers send. All
 //! others are stepped over.
 
+use memchr::arch::all::is_prefix;
+
 use super::{
     json_scanner::{JsonScanner, ScanError, is_empty_value, read_items, read_members},
     usage::{Usage, read_usage},
@@ -25,7 +27,8 @@ pub(crate) struct ChatEvent<'a> {
     pub(crate) error: Option<&'a [u8]>,
     /// The name of the API, if it is not chat completions.
     pub(crate) other_api: Option<&'static str>,
-    /// What comes before the value of `choices`, if nothing of it counts. `None` also if it was known.
+    /// The text before the value of `choices`. `None` if it holds something that counts, and if it
+    /// was known.
     pub(crate) head: Option<&'a [u8]>,
 }
 
@@ -69,7 +72,8 @@ impl<'a> ChatEvent<'a> {
     pub(crate) fn parse_after(text: &'a [u8], known_head: &[u8]) -> Result<Self, ScanError> {
         let (mut event, mut signs) = (Self::default(), ErrorSigns::default());
         let mut scanner = JsonScanner::new(text);
-        let is_head_known = !known_head.is_empty() && starts_with(text, known_head);
+        // `starts_with` would call the C library, and musl compares single bytes.
+        let is_head_known = !known_head.is_empty() && is_prefix(text, known_head);
         let read_member = |name: &'a [u8], scanner: &mut JsonScanner<'a>| match name {
             b"choices" => {
                 let is_first = !is_head_known && !event.has_choices;
@@ -211,15 +215,6 @@ impl<'a> ChatEvent<'a> {
         }
         Ok(())
     }
-}
-
-/// Compares in words: the function of musl's C library compares single bytes.
-fn starts_with(text: &[u8], start: &[u8]) -> bool {
-    let Some(text) = text.get(..start.len()) else { return false };
-    let ((words, rest), (start_words, start_rest)) =
-        (text.as_chunks::<8>(), start.as_chunks::<8>());
-    let number = |word: &[u8; 8]| u64::from_ne_bytes(*word);
-    words.iter().map(number).eq(start_words.iter().map(number)) && rest == start_rest
 }
 
 impl<'a> ErrorSigns<'a> {
