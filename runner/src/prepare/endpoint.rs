@@ -1,6 +1,6 @@
 //! Base URLs: host, port, path and TLS settings of a target.
 
-use http::Uri;
+use http::{Uri, uri::Authority};
 use loadtest_core::resource::HttpVersion;
 use rustls::pki_types::ServerName;
 
@@ -13,6 +13,7 @@ use crate::prepare::{
 /// Host, port, path and TLS settings of a base URL.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoint {
+    /// The name or address to connect to.
     pub(crate) host: String,
     pub(crate) port: u16,
     /// `None` without TLS.
@@ -46,7 +47,7 @@ impl Endpoint {
             None => return Err(invalid()),
             Some(text) => text.parse().map_err(|_| invalid())?,
         };
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = host_to_resolve(authority);
         let tls = if is_secure {
             let name = server_name.unwrap_or(&host);
             Some(EndpointTls {
@@ -85,5 +86,26 @@ impl Endpoint {
             value: full_path,
             example: "/health",
         })
+    }
+}
+
+/// Returns the host of a URL in lower case, without the brackets of an IPv6 address.
+///
+/// Names have no case (RFC 4343), but musl searches `/etc/hosts` for the exact letters.
+fn host_to_resolve(authority: &Authority) -> String {
+    authority.host().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_resolved_in_lower_case() {
+        for (authority, host) in
+            [("SHOP.Test:80", "shop.test"), ("[::FFFF:1]", "::ffff:1"), ("cell0", "cell0")]
+        {
+            assert_eq!(host_to_resolve(&Authority::from_static(authority)), host);
+        }
     }
 }
