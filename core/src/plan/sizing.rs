@@ -162,9 +162,11 @@ pub fn size_test(test: &ValidTest) -> Sizing {
         let fewest = users.get().div_ceil(MAX_RUNNERS);
         Users::new(of_thread.max(fewest)).unwrap_or(Users::ONE)
     });
-    // A runner without a user would have nothing to do.
-    let asked = test.runner_request.count.map(|count| count.min(users));
-    let runners = asked.unwrap_or_else(|| users.groups_of(per_runner));
+    let runners = match test.runner_request.count {
+        // A runner without a user would have nothing to do.
+        Some(count) => count.min(users),
+        None => users.groups_of(per_runner),
+    };
     let largest = users.groups_of(runners).get();
     let millicores = user_millicores * f64::from(largest);
     let cpu =
