@@ -403,17 +403,27 @@ fn error_counts(
 const MAX_IMBALANCE: f64 = 1.5;
 
 /// Describes how unevenly the requests went to the addresses of the target; `None` when they are in
-/// balance.
-fn address_imbalance(addresses: &BTreeMap<String, u64>) -> Option<String> {
-    let total: u64 = addresses.values().sum();
-    let (busiest, most) = addresses.iter().max_by_key(|(_, count)| **count)?;
-    let mean = total as f64 / addresses.len() as f64;
-    let ratio = *most as f64 / mean.max(1.0);
-    (ratio > MAX_IMBALANCE).then(|| {
-        format!(
-            "{busiest} got {ratio:.1} times the mean of {} addresses; see target.connectionLimits",
-            addresses.len()
-        )
+/// balance. The two base URLs of a target have addresses of their own.
+fn address_imbalance(test: &ValidTest, metrics: &Metrics) -> Option<String> {
+    let is_web_socket = |task: &crate::plan::Task| matches!(task.kind, TaskKind::WebSocket(_));
+    [false, true].into_iter().find_map(|web_socket| {
+        let tasks = test.scenario.tasks.iter().filter(|task| is_web_socket(task) == web_socket);
+        let mut addresses = BTreeMap::<&str, u64>::new();
+        for task in tasks.filter_map(|task| metrics.tasks.get(&task.name)) {
+            for (address, count) in &task.addresses {
+                *addresses.entry(address).or_default() += count;
+            }
+        }
+        let total: u64 = addresses.values().sum();
+        let (busiest, most) = addresses.iter().max_by_key(|(_, count)| **count)?;
+        let mean = total as f64 / addresses.len() as f64;
+        let ratio = *most as f64 / mean.max(1.0);
+        (ratio > MAX_IMBALANCE).then(|| {
+            format!(
+                "{busiest} got {ratio:.1} times the mean of {} addresses; see target.connectionLimits",
+                addresses.len()
+            )
+        })
     })
 }
 
@@ -438,7 +448,7 @@ fn measurement(
         unobserved: Some(timeline.unobserved())
             .filter(|time| *time > Duration::ZERO)
             .map(Duration::rounded),
-        imbalance: address_imbalance(&metrics.all_tasks().addresses),
+        imbalance: address_imbalance(test, metrics),
         // One decimal: finer digits are noise of the start.
         coverage: Some(format!("{}%", (coverage * 1000.0).round() / 10.0)),
     }

@@ -210,3 +210,21 @@ fn most_frequent_errors_come_first() {
     let rows = error_counts(&metrics, &BTreeMap::new());
     assert_eq!((rows.len(), rows[0].count), (MAX_ERRORS, 39));
 }
+
+#[test]
+fn imbalance_is_among_the_addresses_of_one_url() {
+    let mut metrics = healthy();
+    let imbalance =
+        |metrics: &Metrics| report_on(metrics, &RunContext::default()).measurement.imbalance;
+    let mut count = |task: &str, address: &str, count| {
+        let task = metrics.tasks.entry(task.into()).or_default();
+        task.addresses.insert(address.into(), count);
+    };
+    count("chat", "10.0.0.1:18800", 900);
+    count("health", "10.0.0.1:18800", 90);
+    count("websocket", "10.0.0.1:18801", 10);
+    assert_eq!(imbalance(&metrics), None);
+    metrics.tasks.get_mut("websocket").unwrap().addresses.insert("10.0.0.2:18801".into(), 100);
+    let found = imbalance(&metrics).unwrap();
+    assert!(found.starts_with("10.0.0.2:18801 got 1.8 times the mean of 2 addresses"), "{found}");
+}
