@@ -21,6 +21,10 @@ pub(crate) enum Command {
     Run(RunArguments),
     /// Prints the progress of a LoadTest on a cluster until its verdict.
     Watch(WatchArguments),
+    /// Prints the result of a finished run again, and writes reports of it.
+    Report(ReportArguments),
+    /// Prints a JSON Schema.
+    Schema(SchemaArguments),
 }
 
 #[derive(Debug, Args)]
@@ -45,12 +49,60 @@ pub(crate) struct RunArguments {
     /// WebSocket base URL of the target; overrides spec.target.webSocket.
     #[arg(long, value_name = "URL")]
     pub(crate) ws_host: Option<String>,
-    /// Writes the whole result to a JSON file.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) json: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) outputs: OutputArguments,
     /// Writes one line per request, with all its timestamps, to a CSV file.
     #[arg(long, value_name = "FILE")]
     pub(crate) request_log: Option<PathBuf>,
+}
+
+/// The files that a result is written to.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Files of the result")]
+#[expect(clippy::doc_markdown, reason = "help texts are plain text")]
+pub(crate) struct OutputArguments {
+    /// Writes the whole result as JSON; `loadtest schema result` prints its schema.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Writes a report for people: one HTML file with charts.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Writes PREFIX_stats.csv, PREFIX_stats_history.csv, PREFIX_failures.csv and
+    /// PREFIX_exceptions.csv with the columns of Locust.
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) csv: Option<String>,
+    /// Writes a JUnit report with a test case for each threshold.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) junit: Option<PathBuf>,
+    /// Writes a Markdown report of at most 60 lines, for a comment on a pull request.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) markdown: Option<PathBuf>,
+    /// Writes the summary in the shape of k6's --summary-export.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) summary_export: Option<PathBuf>,
+    /// Writes the response times of each second and task as a log of HdrHistogram.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) hdr: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReportArguments {
+    /// File that `loadtest run --json` wrote.
+    pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) outputs: OutputArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SchemaArguments {
+    /// The document that the schema describes.
+    pub(crate) document: SchemaDocument,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum SchemaDocument {
+    /// The result that `loadtest run --json` writes.
+    Result,
 }
 
 #[derive(Debug, Args)]

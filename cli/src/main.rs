@@ -4,10 +4,11 @@
 
 mod arguments;
 mod exit;
-mod json_result;
 mod manifest;
 mod output;
+mod outputs;
 mod render;
+mod report;
 mod run;
 mod watch;
 
@@ -31,6 +32,8 @@ fn main() -> ExitCode {
     let mut out = std::io::stdout().lock();
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run_test(&arguments, &mut out),
+        Command::Report(arguments) => report::report_result(&arguments, &mut out),
+        Command::Schema(arguments) => report::print_schema(&arguments, &mut out),
         Command::Watch(arguments) => watch::watch_test(&arguments, &mut out),
     };
     let exit = result.unwrap_or_else(|error| {

@@ -19,6 +19,7 @@ use loadtest_core::{
     metrics::RunnerState,
     plan::{Plan, RunIdentity, ValidTest, size_test, warnings},
     resource::{Sizing, Verdict},
+    result::{RunFacts, SeriesRecorder, build_result},
 };
 use loadtest_runner::{
     Engine, PreparedPlan, RequestLog, Snapshot, lower_priority, preflight, warm_up,
@@ -32,9 +33,9 @@ use self::{
 use crate::{
     arguments::RunArguments,
     exit::Exit,
-    json_result::build_json_result,
     manifest::{Manifest, ManifestError, read_manifest},
     output::eprint_line,
+    outputs::write_outputs,
     render,
 };
 
@@ -86,7 +87,7 @@ fn collect_overrides(
         ws_host,
         file: _,
         simulator: _,
-        json: _,
+        outputs: _,
         request_log: _,
     } = arguments;
     let simulator_url = |address: Option<std::net::SocketAddr>, scheme: &str| {
@@ -165,8 +166,10 @@ async fn run_load(
     let start_time = Timestamp::now();
     engine.start(Instant::now());
     let mut timeline = Timeline::default();
-    let stop_reason = poll_until_finished(&engine, valid, &mut timeline, out).await?;
-    let Snapshot { metrics, examples } = engine.snapshot().await;
+    let mut series = SeriesRecorder::new(&valid.load);
+    let stop_reason = poll_until_finished(&engine, valid, &mut timeline, &mut series, out).await?;
+    let Snapshot { mut metrics, examples } = engine.snapshot().await;
+    metrics.runners.insert("local".into(), metrics.generator());
     let runner_lost = engine.state() == RunnerState::CutShort;
     drop(engine);
     let log_result = request_log.map(RequestLog::finish).transpose();
@@ -185,14 +188,18 @@ async fn run_load(
     };
     let status = build_status(valid, &metrics, &timeline, &context, start_time);
     // A file that can't be written does not lose the others, or the result on the terminal.
-    let json_result = arguments.json.as_ref().map_or(Ok(()), |path| {
-        let value = build_json_result(test, &status, &metrics);
-        std::fs::write(path, format!("{value:#}\n"))
-            .with_context(|| format!("the result can't be written to {}", path.display()))
-    });
-    let result = render::format_result(test, &status, Some(&metrics));
-    write!(out, "{result}").and_then(|()| out.flush())?;
-    json_result?;
+    let facts = RunFacts {
+        generator: concat!("loadtest ", env!("CARGO_PKG_VERSION")).into(),
+        uid: prepared.plan().run_uid.clone(),
+        test,
+        valid,
+        status: &status,
+    };
+    let result = build_result(&facts, &metrics, series.finish(&metrics));
+    let written = write_outputs(&arguments.outputs, &result);
+    let text = render::format_result(test, &status, Some(&metrics));
+    write!(out, "{text}").and_then(|()| out.flush())?;
+    written?;
     log_result.context("--request-log: the file can't be written")?;
     Ok(Exit::from_verdict(status.known_verdict().unwrap_or(Verdict::Inconclusive)))
 }

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use loadtest_core::{
     metrics::markdown_table::metrics_table,
     resource::{CrdEdition, crd_yaml},
+    result::result_schema,
 };
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -12,7 +13,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("crd") => crd_yaml(CrdEdition::Current)?,
         Some("older-crd") => crd_yaml(CrdEdition::Older)?,
         Some("metrics-table") => metrics_table(),
-        _ => return Err("usage: generate crd|older-crd|metrics-table".into()),
+        Some("result-schema") => format!("{:#}\n", result_schema()),
+        _ => return Err("usage: generate crd|older-crd|metrics-table|result-schema".into()),
     };
     Ok(io::stdout().write_all(text.as_bytes())?)
 }

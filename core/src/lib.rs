@@ -17,6 +17,8 @@ pub mod load;
 pub mod metrics;
 pub mod plan;
 pub mod resource;
+#[cfg(feature = "crd")]
+pub mod result;
 #[cfg(test)]
 mod testing;
 pub mod text;

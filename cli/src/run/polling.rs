@@ -7,13 +7,14 @@ use loadtest_core::{
     judge::{Timeline, progress_of, summarize},
     plan::ValidTest,
     resource::Aborted,
+    result::SeriesRecorder,
 };
 use loadtest_runner::Engine;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{output::eprint_line, render};
 
-/// Time between two snapshots for threshold windows.
+/// Time between two snapshots for the series and for threshold windows.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
 /// Time that in-flight requests get to end after the user or a threshold stops the test.
 const STOP_GRACE: Duration = Duration::from_secs(5);
@@ -32,6 +33,7 @@ pub(super) async fn poll_until_finished(
     engine: &Engine,
     test: &ValidTest,
     timeline: &mut Timeline,
+    series: &mut SeriesRecorder,
     out: &mut impl Write,
 ) -> anyhow::Result<Option<StopReason>> {
     let duration = test.load.duration();
@@ -63,6 +65,7 @@ pub(super) async fn poll_until_finished(
             }
             () = snapshot_times.wait_for_next() => {
                 let metrics = engine.snapshot().await.metrics;
+                series.record(&metrics);
                 if let (Some(aborted), None) = (timeline.record_snapshot(test, &metrics), &stop_reason) {
                     eprint_line(&format!(
                         "stopping the test: {} is {}",
@@ -86,8 +89,8 @@ pub(super) async fn poll_until_finished(
 
 /// The times at which the [`Timeline`] needs a snapshot.
 struct SnapshotTimes {
-    /// Regular snapshots; `None` if no threshold has a window or `abort`.
-    ticks: Option<tokio::time::Interval>,
+    /// Regular snapshots.
+    ticks: tokio::time::Interval,
     /// Ends of the stages, latest first.
     stage_ends: Vec<tokio::time::Instant>,
 }
@@ -95,25 +98,17 @@ struct SnapshotTimes {
 impl SnapshotTimes {
     /// Computes the times for a load that starts now.
     fn new(test: &ValidTest) -> Self {
-        let needs_ticks = test.thresholds.iter().any(|t| t.window.is_some() || t.abort.is_some());
         let start = tokio::time::Instant::now();
         let stages = test.load.stages().into_iter();
         let mut stage_ends: Vec<_> = stages.map(|stage| start + stage.end.to_std()).collect();
         stage_ends.reverse();
-        Self { ticks: needs_ticks.then(|| tokio::time::interval(SNAPSHOT_INTERVAL)), stage_ends }
+        let ticks = tokio::time::interval_at(start + SNAPSHOT_INTERVAL, SNAPSHOT_INTERVAL);
+        Self { ticks, stage_ends }
     }
 
     /// Waits for the next time. Never returns if no time is left.
     async fn wait_for_next(&mut self) {
         let next_stage_end = self.stage_ends.last().copied();
-        let tick = async {
-            match &mut self.ticks {
-                Some(ticks) => {
-                    ticks.tick().await;
-                }
-                None => std::future::pending().await,
-            }
-        };
         let stage_end = async {
             match next_stage_end {
                 Some(end) => tokio::time::sleep_until(end).await,
@@ -121,7 +116,7 @@ impl SnapshotTimes {
             }
         };
         tokio::select! {
-            () = tick => {}
+            _ = self.ticks.tick() => {}
             () = stage_end => {
                 self.stage_ends.pop();
             }

@@ -13,5 +13,5 @@ mod windows;
 pub use report::{MAX_ERRORS, Report, RunContext, max_start_skew, progress_of, report};
 pub use stages::breaking_point;
 pub use summary::summarize;
-pub use timeline::{Coverage, Timeline};
+pub use timeline::{Coverage, Timeline, coverage_of};
 pub use verdict::{judge, worst_verdict};

@@ -213,7 +213,7 @@ impl Timeline {
 
 /// The achieved load as a share of the planned load, from 0 to 1. The clocks of runners differ a
 /// little.
-pub(super) fn coverage_of(test: &ValidTest, metrics: &Metrics) -> f64 {
+pub fn coverage_of(test: &ValidTest, metrics: &Metrics) -> f64 {
     let done = if test.load.is_open() {
         metrics.all_tasks().requests.iter().sum::<u64>() as f64
     } else {

@@ -30,6 +30,11 @@ impl Segment {
         f64::midpoint(self.start_level, self.end_level) * (self.end - self.start)
     }
 
+    /// The level at a time within the segment.
+    fn level_at(&self, time: f64) -> f64 {
+        self.start_level + self.slope() * (time - self.start)
+    }
+
     /// The time at which the segment reaches a level within its range.
     pub(super) fn time_of_level(&self, level: f64) -> f64 {
         self.start + (level - self.start_level) / self.slope()
@@ -76,13 +81,19 @@ impl LoadProfile {
         }
     }
 
-    /// The level at a time: at a step the later level, and 0 after the end.
-    #[cfg(test)]
-    fn level_at(&self, time: crate::values::Duration) -> f64 {
-        let time = time.as_secs_f64();
-        let segment = self.segments.iter().find(|segment| time < segment.end);
-        segment
-            .map_or(0.0, |segment| segment.start_level + segment.slope() * (time - segment.start))
+    /// The mean level from `start` to `end`, in seconds from the test's start; the level at `end` if
+    /// both are equal. The level after the end of the test is 0.
+    pub fn mean_level(&self, start: f64, end: f64) -> f64 {
+        if end <= start {
+            let segment = self.segments.iter().find(|segment| end < segment.end);
+            return segment.map_or(0.0, |segment| segment.level_at(end));
+        }
+        let area = self.segments.iter().map(|segment| {
+            let (from, to) = (start.max(segment.start), end.min(segment.end));
+            let middle = f64::midpoint(from, to);
+            if from < to { segment.level_at(middle) * (to - from) } else { 0.0 }
+        });
+        area.sum::<f64>() / (end - start)
     }
 }
 
@@ -120,8 +131,11 @@ mod tests {
             "{stages: [{duration: 1s, users: 10}, {duration: 1s, users: 0}, {duration: 1s, users: 10, ramp: Step}]}",
         );
         assert_eq!(to_millis(&profile.active_intervals(5)), [(500.0, 1500.0), (2000.0, 3000.0)]);
-        assert!((profile.level_at(Duration::from_millis(500)) - 5.0).abs() < 1e-9);
-        assert!((profile.level_at(Duration::from_secs(2)) - 10.0).abs() < 1e-9);
+        for (start, end, mean) in
+            [(0.5, 0.5, 5.0), (2.0, 2.0, 10.0), (0.0, 1.0, 5.0), (0.5, 1.5, 7.5), (2.5, 3.5, 5.0)]
+        {
+            assert!((profile.mean_level(start, end) - mean).abs() < 1e-9, "{start} to {end}");
+        }
     }
 
     #[test]
@@ -174,7 +188,7 @@ mod tests {
             let running = (0..60)
                 .filter(|user| profile.active_intervals(*user).iter().any(|(a, b)| *a <= time && time < *b))
                 .count();
-            prop_assert!((running as f64 - profile.level_at(time)).abs() <= 1.0 + 1e-6);
+            prop_assert!((running as f64 - profile.mean_level(time.as_secs_f64(), time.as_secs_f64())).abs() <= 1.0 + 1e-6);
         }
 
         #[test]

@@ -39,6 +39,11 @@ pub enum HistogramError {
     Buckets,
 }
 
+/// The geometric middle of a bucket.
+fn middle_of(bucket: i32) -> Duration {
+    Duration::from_secs_f64(((f64::from(bucket) - 0.5) / BUCKETS_PER_DOUBLING).exp2())
+}
+
 impl LatencyHistogram {
     /// The index of the bucket that holds a duration in seconds; `None` for zero.
     pub fn bucket_of(seconds: f64) -> Option<i32> {
@@ -59,6 +64,14 @@ impl LatencyHistogram {
     /// Replaces the sum that was added up from buckets by the exact sum of the samples.
     pub fn set_sum(&mut self, seconds: f64) {
         self.sum_seconds = seconds;
+    }
+
+    /// The values in ascending order, with their numbers of samples: zero, then the geometric middle of
+    /// each bucket.
+    pub fn values(&self) -> impl Iterator<Item = (Duration, u64)> {
+        let zero = (self.zero > 0).then_some((Duration::ZERO, self.zero));
+        let buckets = self.buckets.iter().map(|(bucket, count)| (middle_of(*bucket), *count));
+        zero.into_iter().chain(buckets)
     }
 
     /// The number of samples.
@@ -95,8 +108,7 @@ impl LatencyHistogram {
         for (bucket, n) in &self.buckets {
             seen = seen.saturating_add(*n);
             if rank <= seen {
-                let middle = ((f64::from(*bucket) - 0.5) / BUCKETS_PER_DOUBLING).exp2();
-                return Some(Duration::from_secs_f64(middle));
+                return Some(middle_of(*bucket));
             }
         }
         None

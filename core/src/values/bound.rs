@@ -48,7 +48,8 @@ impl Comparison {
         matches!(self, Self::Below | Self::AtMost)
     }
 
-    const fn as_symbol(self) -> &'static str {
+    /// The comparison as it is written.
+    pub const fn as_symbol(self) -> &'static str {
         match self {
             Self::Below => "<",
             Self::AtMost => "<=",

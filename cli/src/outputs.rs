@@ -1,0 +1,56 @@
+//! Writes the result of a run to the files that the command line names.
+
+use std::path::Path;
+
+use anyhow::Context;
+use loadtest_report::{
+    RunResult, csv_files, hdr_log, html_report, junit_report, k6_summary, markdown_report,
+};
+
+use crate::arguments::OutputArguments;
+
+/// Writes every file. A file that can't be written does not keep the others from being written.
+///
+/// # Errors
+/// When a file can't be written; the error names every such file.
+pub(crate) fn write_outputs(outputs: &OutputArguments, result: &RunResult) -> anyhow::Result<()> {
+    let OutputArguments { json, html, csv, junit, markdown, summary_export, hdr } = outputs;
+    let mut problems = Vec::new();
+    let mut write = |path: &Path, text: anyhow::Result<String>| {
+        let written = text.and_then(|text| Ok(std::fs::write(path, text)?));
+        let written =
+            written.with_context(|| format!("the result can't be written to {}", path.display()));
+        problems.extend(written.err().map(|error| format!("{error:#}")));
+    };
+    if let Some(path) = json {
+        let text = serde_json::to_string(result).map_err(anyhow::Error::from);
+        write(path, text.map(|text| text + "\n"));
+    }
+    if let Some(path) = html {
+        write(path, html_report(result).map_err(Into::into));
+    }
+    if let Some(path) = junit {
+        write(path, Ok(junit_report(result)));
+    }
+    if let Some(path) = markdown {
+        write(path, Ok(markdown_report(result)));
+    }
+    if let Some(path) = summary_export {
+        write(path, Ok(k6_summary(result)));
+    }
+    if let Some(path) = hdr {
+        write(path, hdr_log(result).map_err(Into::into));
+    }
+    if let Some(prefix) = csv {
+        match csv_files(result) {
+            Ok(files) => {
+                for (suffix, text) in files.with_suffixes() {
+                    write(Path::new(&format!("{prefix}{suffix}")), Ok(text));
+                }
+            }
+            Err(error) => write(Path::new(prefix), Err(error.into())),
+        }
+    }
+    anyhow::ensure!(problems.is_empty(), "{}", problems.join("; "));
+    Ok(())
+}

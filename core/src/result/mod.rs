@@ -1,0 +1,20 @@
+//! The result of a run: one versioned document for programs, reports and comparisons. Pure.
+//!
+//! [`RunResult`] holds everything that a run produced. Reports are functions of it and read nothing
+//! else. Its series keeps a histogram of each latency for each interval, so that percentiles of any
+//! span can be computed later: histograms add.
+
+mod build;
+mod distribution;
+mod document;
+mod schema;
+mod series;
+
+pub use build::{RunFacts, build_result};
+pub use distribution::{Distribution, HistogramData};
+pub use document::{
+    BoundValue, Connections, EventKind, FORMAT_VERSION, LatencyResults, NamedTaskResult, RunEvent,
+    RunResult, RunnerResult, TaskResult, ThresholdResult, TokenCounts, ValueUnit,
+};
+pub use schema::result_schema;
+pub use series::{Point, Series, SeriesRecorder, TaskPoint};

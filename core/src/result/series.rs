@@ -1,0 +1,291 @@
+//! A run over time: what happened in each interval, with the histograms of each interval.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::distribution::{HistogramData, is_zero, round_seconds};
+use crate::{
+    load::{LoadModel, LoadProfile},
+    metrics::{HistogramError, LatencyMetric, Metrics, Outcome, TaskMetrics},
+};
+
+/// Maximum number of points of a series. A series that is full doubles its step.
+const MAX_POINTS: usize = 720;
+/// Maximum number of counts in all histograms of a series: about 3 MB of memory.
+const MAX_COUNTS: usize = 400_000;
+/// The first step, in seconds.
+const FIRST_STEP: f64 = 1.0;
+/// A snapshot this much earlier than the end of its step still ends the step, as a share of the step.
+const TOLERANCE: f64 = 0.1;
+
+/// A run over time. The intervals of the points follow each other without a gap, and the sum of all
+/// points is exactly the whole run.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Series {
+    /// Usual length of an interval, in seconds.
+    pub step_seconds: f64,
+    /// The intervals, in their order.
+    pub points: Vec<Point>,
+}
+
+/// What happened in one interval. Times are in seconds from the start of the load.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Point {
+    /// Start of the interval.
+    pub start: f64,
+    /// End of the interval. The last interval also holds the requests that ended in the graceful
+    /// stop.
+    pub end: f64,
+    /// Number of users that ran at the end of the interval.
+    pub users: u64,
+    /// Number of users that the spec asks for, on average over the interval; only in a closed model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned_users: Option<f64>,
+    /// Arrivals per second that the spec asks for, on average over the interval; only in an open
+    /// model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned_rate: Option<f64>,
+    /// Seconds that the busiest load thread was on a CPU.
+    pub busy_seconds: f64,
+    /// Seconds that a CPU limit kept a runner from running.
+    #[serde(default)]
+    pub throttled_seconds: f64,
+    /// Delay between the planned and the real start of users' actions.
+    pub schedule_lag: HistogramData,
+    /// The numbers of each task that had any.
+    pub tasks: BTreeMap<String, TaskPoint>,
+}
+
+/// What happened to one task in one interval.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskPoint {
+    /// Completed requests, failed ones included.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub requests: u64,
+    /// Failed requests, timeouts included.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failures: u64,
+    /// Requests that timed out.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub timeouts: u64,
+    /// Requests that were in flight when the graceful stop ended.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub interrupted: u64,
+    /// Arrivals that were not sent.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropped: u64,
+    /// Successful requests that ended while load was on: the base of throughput.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub successes_in_load: u64,
+    /// Generated tokens that came while load was on.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tokens_in_load: u64,
+    /// Bytes written to sockets.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub sent_bytes: u64,
+    /// Bytes read from sockets.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub received_bytes: u64,
+    /// Errors by kind.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub errors: BTreeMap<String, u64>,
+    /// The samples of each latency that had any, by the names that thresholds use.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub latencies: BTreeMap<String, HistogramData>,
+}
+
+impl TaskPoint {
+    fn of(task: &TaskMetrics) -> Self {
+        let mut latencies = BTreeMap::new();
+        for (metric, judged) in LatencyMetric::all_judged() {
+            if task.latencies.has_samples(metric) {
+                let samples = task.latencies.samples(metric);
+                if samples.count() > 0 {
+                    latencies.insert(judged.name.to_owned(), HistogramData::of(&samples));
+                }
+            }
+        }
+        let errors = task.errors.iter().filter(|(_, count)| **count > 0);
+        Self {
+            requests: task.completed_requests(),
+            failures: task.failed_requests(),
+            timeouts: task.requests_with(Outcome::Timeout),
+            interrupted: task.requests_with(Outcome::Interrupted),
+            dropped: task.dropped,
+            successes_in_load: task.successes_in_load,
+            tokens_in_load: task.tokens_in_load,
+            sent_bytes: task.sent_bytes,
+            received_bytes: task.received_bytes,
+            errors: errors.map(|(kind, count)| (kind.clone(), *count)).collect(),
+            latencies,
+        }
+    }
+
+    fn merge(&mut self, other: &Self) -> Result<(), HistogramError> {
+        self.requests += other.requests;
+        self.failures += other.failures;
+        self.timeouts += other.timeouts;
+        self.interrupted += other.interrupted;
+        self.dropped += other.dropped;
+        self.successes_in_load += other.successes_in_load;
+        self.tokens_in_load += other.tokens_in_load;
+        self.sent_bytes += other.sent_bytes;
+        self.received_bytes += other.received_bytes;
+        for (kind, count) in &other.errors {
+            *self.errors.entry(kind.clone()).or_default() += count;
+        }
+        for (metric, samples) in &other.latencies {
+            self.latencies.entry(metric.clone()).or_default().merge(samples)?;
+        }
+        Ok(())
+    }
+}
+
+impl Point {
+    /// Length of the interval in seconds.
+    pub fn seconds(&self) -> f64 {
+        self.end - self.start
+    }
+
+    /// Adds the next interval to this one.
+    fn merge(&mut self, next: &Self) -> Result<(), HistogramError> {
+        let (mine, theirs) = (self.seconds(), next.seconds());
+        let mean = |a: Option<f64>, b: Option<f64>| {
+            let whole = mine + theirs;
+            let (a, b) = (a?, b?);
+            Some(if whole > 0.0 { (a * mine + b * theirs) / whole } else { b })
+        };
+        self.planned_users = mean(self.planned_users, next.planned_users);
+        self.planned_rate = mean(self.planned_rate, next.planned_rate);
+        self.end = next.end;
+        self.users = next.users;
+        self.busy_seconds += next.busy_seconds;
+        self.throttled_seconds += next.throttled_seconds;
+        self.schedule_lag.merge(&next.schedule_lag)?;
+        for (name, task) in &next.tasks {
+            self.tasks.entry(name.clone()).or_default().merge(task)?;
+        }
+        Ok(())
+    }
+
+    /// Number of counts in the histograms of the point.
+    fn histogram_size(&self) -> usize {
+        let latencies = self.tasks.values().flat_map(|task| task.latencies.values());
+        let latencies: usize = latencies.map(|samples| samples.counts.len()).sum();
+        latencies + self.schedule_lag.counts.len()
+    }
+}
+
+impl Series {
+    /// Halves the number of points: merges each point with the next one and doubles the step. No
+    /// number is lost, only the time at which it was measured is less exact.
+    ///
+    /// # Errors
+    /// When a histogram is malformed, as in a file that was changed.
+    pub fn halve(&mut self) -> Result<(), HistogramError> {
+        let points = std::mem::take(&mut self.points);
+        for (index, point) in points.into_iter().enumerate() {
+            match self.points.last_mut() {
+                Some(last) if index % 2 == 1 => last.merge(&point)?,
+                _ => self.points.push(point),
+            }
+        }
+        self.step_seconds *= 2.0;
+        Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        let size = || self.points.iter().map(Point::histogram_size).sum::<usize>();
+        self.points.len() > 1 && (self.points.len() > MAX_POINTS || size() > MAX_COUNTS)
+    }
+}
+
+/// Records a [`Series`] from snapshots of the cumulative metrics of a run.
+#[derive(Clone, Debug)]
+pub struct SeriesRecorder {
+    series: Series,
+    /// The snapshot at the end of the last point.
+    last: Metrics,
+    profile: LoadProfile,
+    is_open: bool,
+}
+
+impl SeriesRecorder {
+    /// A recorder for a run with this load.
+    pub fn new(load: &LoadModel) -> Self {
+        Self {
+            series: Series { step_seconds: FIRST_STEP, points: Vec::new() },
+            last: Metrics::default(),
+            profile: LoadProfile::of(load),
+            is_open: load.is_open(),
+        }
+    }
+
+    /// Takes a snapshot of the merged metrics. A snapshot before the end of the current step changes
+    /// nothing: the next one contains it.
+    pub fn record(&mut self, metrics: &Metrics) {
+        let step = self.series.step_seconds * (1.0 - TOLERANCE);
+        if metrics.elapsed_seconds - self.last.elapsed_seconds >= step {
+            self.push_point(metrics);
+        }
+    }
+
+    /// The series so far, up to the last complete step.
+    pub fn series(&self) -> &Series {
+        &self.series
+    }
+
+    /// Ends the series with the final metrics.
+    #[must_use]
+    pub fn finish(mut self, metrics: &Metrics) -> Series {
+        let is_long = |point: &Point| point.seconds() >= self.series.step_seconds / 2.0;
+        let mut rest = self.point_since_last(metrics);
+        // The users have ended by now.
+        if let Some(last) = self.series.points.last() {
+            rest.users = last.users;
+        }
+        match self.series.points.last_mut() {
+            // The recorder has made both points, so their histograms are well-formed.
+            Some(last) if !is_long(&rest) => drop(last.merge(&rest)),
+            _ => self.series.points.push(rest),
+        }
+        self.series
+    }
+
+    fn push_point(&mut self, metrics: &Metrics) {
+        let point = self.point_since_last(metrics);
+        self.series.points.push(point);
+        self.last = metrics.clone();
+        self.last.runners.clear();
+        while self.series.is_full() {
+            // See `finish`.
+            drop(self.series.halve());
+        }
+    }
+
+    fn point_since_last(&self, metrics: &Metrics) -> Point {
+        let (start, end) = (self.last.elapsed_seconds, metrics.elapsed_seconds);
+        let change = metrics.since(&self.last);
+        let planned = round_seconds(self.profile.mean_level(start, end));
+        let tasks = change.tasks.iter().map(|(name, task)| (name.clone(), TaskPoint::of(task)));
+        Point {
+            start: round_seconds(start),
+            end: round_seconds(end),
+            users: metrics.users,
+            planned_users: (!self.is_open).then_some(planned),
+            planned_rate: self.is_open.then_some(planned),
+            busy_seconds: round_seconds(change.busy_seconds),
+            throttled_seconds: round_seconds(change.throttled_seconds),
+            schedule_lag: HistogramData::of(&change.schedule_lag),
+            tasks: tasks.filter(|(_, task)| *task != TaskPoint::default()).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,106 @@
+use super::*;
+use crate::{
+    metrics::{LatencyHistogram, Outcome},
+    testing::load,
+};
+
+/// Cumulative metrics after a number of seconds: 10 requests per second of one task, which become
+/// slower from hundred to hundred.
+fn snapshot(seconds: f64) -> Metrics {
+    let mut task = TaskMetrics::default();
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small numbers")]
+    let requests = (seconds * 10.0).round() as u64;
+    for hundred in 0..requests.div_ceil(100) {
+        let latency = 0.01 * (1.0 + hundred as f64);
+        let samples = task.latencies.get_mut(LatencyMetric::ResponseTime, Outcome::Success);
+        samples.record(latency, (requests - hundred * 100).min(100));
+    }
+    task.requests[Outcome::Success.index()] = requests;
+    task.successes_in_load = requests;
+    task.errors.insert("connect".into(), requests / 7);
+    let mut metrics = Metrics { elapsed_seconds: seconds, users: 3, ..Metrics::default() };
+    metrics.tasks.insert("get".into(), task);
+    metrics
+}
+
+fn record(load_yaml: &str, times: impl IntoIterator<Item = f64>, end: f64) -> Series {
+    let mut recorder = SeriesRecorder::new(&load(load_yaml));
+    times.into_iter().for_each(|time| recorder.record(&snapshot(time)));
+    recorder.finish(&snapshot(end))
+}
+
+fn check_sum(series: &Series, end: f64) {
+    let mut sum = TaskPoint::default();
+    let mut at = 0.0_f64;
+    for point in &series.points {
+        assert!((point.start - at).abs() < 1e-9, "a gap at {at} s");
+        at = point.end;
+        if let Some(task) = point.tasks.get("get") {
+            sum.merge(task).unwrap();
+        }
+    }
+    let whole = snapshot(end);
+    let task = &whole.tasks["get"];
+    assert_eq!((sum.requests, sum.successes_in_load), (task.requests[0], task.requests[0]));
+    assert_eq!(sum.errors["connect"], task.errors["connect"]);
+    let samples = task.latencies.samples(LatencyMetric::ResponseTime);
+    let found = &sum.latencies["responseTime"];
+    assert_eq!(found.counts, HistogramData::of(&samples).counts);
+    assert_eq!(found.spans, HistogramData::of(&samples).spans);
+}
+
+const USERS: &str = "{users: 3, spawnRate: 10, duration: 2h}";
+
+#[test]
+fn the_sum_of_all_points_is_the_whole_run() {
+    let series = record(USERS, (1..=20).map(f64::from), 20.3);
+    // The last 0.3 s are too short for a point of their own.
+    assert_eq!(series.points.len(), 20);
+    check_sum(&series, 20.3);
+    let series = record(USERS, (1..=20).map(|n| f64::from(n) * 0.25), 5.7);
+    assert_eq!(series.points.len(), 6);
+    check_sum(&series, 5.7);
+    // A run that is shorter than a step has one point.
+    assert_eq!(record(USERS, [], 0.2).points.len(), 1);
+}
+
+#[test]
+fn a_full_series_doubles_its_step() {
+    let series = record(USERS, (1..=2000).map(f64::from), 2000.0);
+    assert!((series.step_seconds - 4.0).abs() < 1e-9, "{}", series.step_seconds);
+    assert!(series.points.len() <= MAX_POINTS, "{}", series.points.len());
+    check_sum(&series, 2000.0);
+}
+
+#[test]
+fn a_series_stays_within_its_size() {
+    let mut recorder = SeriesRecorder::new(&load(USERS));
+    let mut histogram = LatencyHistogram::default();
+    for second in 1..=300_u32 {
+        for bucket in 0..4000 {
+            histogram.record(0.001 * f64::from(bucket + 1), 1);
+        }
+        let metrics = Metrics {
+            elapsed_seconds: f64::from(second),
+            schedule_lag: histogram.clone(),
+            ..Metrics::default()
+        };
+        recorder.record(&metrics);
+    }
+    let size: usize = recorder.series().points.iter().map(Point::histogram_size).sum();
+    assert!(size <= MAX_COUNTS, "{size}");
+    assert!(recorder.series().points.len() > 20, "{}", recorder.series().points.len());
+}
+
+#[test]
+fn points_hold_the_planned_load() {
+    let planned = |yaml: &str| {
+        let series = record(yaml, (1..=4).map(f64::from), 4.0);
+        let of = |point: &Point| (point.planned_users, point.planned_rate);
+        series.points.iter().map(of).collect::<Vec<_>>()
+    };
+    let users = planned("{users: 10, spawnRate: 5, duration: 4s}");
+    assert_eq!(users, [2.5, 7.5, 10.0, 10.0].map(|mean| (Some(mean), None)));
+    let rate = planned("{arrivalRate: 40/s, maxUsers: 10, duration: 4s}");
+    assert_eq!(rate, [(None, Some(40.0)); 4]);
+}

@@ -1,0 +1,84 @@
+//! Texts that several reports share: the type of a task, the verdict with its reason, numbers.
+
+use loadtest_core::{
+    Duration,
+    resource::{LoadTestStatus, Task},
+    result::{RunResult, ThresholdResult, ValueUnit},
+    values::{Percent, Rate},
+};
+
+/// The type of a task as Locust names it: the HTTP method, or `WebSocket`.
+pub(crate) fn type_of(task: &Task) -> String {
+    if let Some(http) = &task.http {
+        http.method.as_str().to_owned()
+    } else if task.chat.is_some() {
+        "POST".to_owned()
+    } else {
+        "WebSocket".to_owned()
+    }
+}
+
+/// The type of the task with a name.
+pub(crate) fn type_of_name(result: &RunResult, name: &str) -> String {
+    let task = result.spec.scenario.tasks.iter().find(|task| task.name == name);
+    task.map_or_else(String::new, type_of)
+}
+
+/// The verdict of a run; `none` when the test did not end.
+pub(crate) fn verdict_of(status: &LoadTestStatus) -> &str {
+    status.verdict.as_ref().map_or("none", |verdict| verdict.as_str())
+}
+
+/// The reason of the verdict, for people.
+pub(crate) fn verdict_message(status: &LoadTestStatus) -> &str {
+    let conditions = ["Passed", "Finished"].iter().filter_map(|kind| status.condition(kind));
+    conditions.map(|condition| condition.message.as_str()).next().unwrap_or_default()
+}
+
+/// The name of the test.
+pub(crate) fn name_of(result: &RunResult) -> &str {
+    result.name.as_deref().unwrap_or("loadtest")
+}
+
+/// A number of a threshold with its unit: `343.6ms`, `12.5/s`, `0.25%`.
+pub(crate) fn with_unit(unit: ValueUnit, value: f64) -> String {
+    match unit {
+        ValueUnit::Seconds => Duration::from_secs_f64(value).rounded(),
+        ValueUnit::PerSecond => Rate::per_second(value).rounded(),
+        ValueUnit::Fraction => Percent::from_fraction(value).rounded(),
+    }
+}
+
+/// The observed value of a threshold; `-` without samples.
+pub(crate) fn observed_of(row: &ThresholdResult) -> String {
+    row.observed.map_or_else(|| "-".to_owned(), |value| with_unit(row.unit, value))
+}
+
+/// The target of a threshold: `< 500ms`.
+pub(crate) fn target_of(row: &ThresholdResult) -> String {
+    format!("{} {}", row.target.comparison, with_unit(row.unit, row.target.value))
+}
+
+/// Seconds as milliseconds.
+pub(crate) fn millis(seconds: f64) -> f64 {
+    seconds * 1000.0
+}
+
+/// The text with the characters replaced that HTML and XML give a meaning.
+pub(crate) fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            // XML 1.0 allows no other control characters.
+            '\t' | '\n' | '\r' => out.push(character),
+            _ if character.is_control() => out.push('\u{fffd}'),
+            _ => out.push(character),
+        }
+    }
+    out
+}
