@@ -18,7 +18,11 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Runs a LoadTest on this machine, without a cluster.
-    Run(RunArguments),
+    Run(Box<RunArguments>),
+    /// Checks LoadTest files as an API server would, and prints each problem with its place.
+    Validate(ValidateArguments),
+    /// Prints the runners that a LoadTest would get on a cluster.
+    Plan(PlanArguments),
     /// Prints the progress of a LoadTest on a cluster until its verdict.
     Watch(WatchArguments),
     /// Prints the result of a finished run again, and writes reports of it.
@@ -29,8 +33,24 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArguments {
-    /// File that contains the LoadTest.
-    pub(crate) file: String,
+    /// File that contains the LoadTest; - for the standard input.
+    #[arg(conflicts_with = "url")]
+    pub(crate) file: Option<String>,
+    /// The same as FILE.
+    #[arg(short, long = "filename", value_name = "FILE", conflicts_with_all = ["file", "url"])]
+    pub(crate) filename: Option<String>,
+    /// Name of the LoadTest to run, if the file contains several.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Adds a threshold, such as 'p95<500ms', 'errors<1%' or 'chat:timeToFirstToken:p95<1s'.
+    #[arg(long, value_name = "THRESHOLD")]
+    pub(crate) threshold: Vec<String>,
+    /// Sets a field of the spec, such as load.users=50 or 'scenario.tasks[chat].weight=3'.
+    #[arg(long, value_name = "PATH=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Exit code 1 for the verdict Warning too.
+    #[arg(long)]
+    pub(crate) strict: bool,
     /// Starts a simulator of Cell 0 in this process and sends the load to it.
     #[arg(long)]
     pub(crate) simulator: bool,
@@ -41,7 +61,7 @@ pub(crate) struct RunArguments {
     #[arg(short = 'r', long)]
     pub(crate) spawn_rate: Option<String>,
     /// Duration of the test, such as 20s, 5m or 90 for 90 seconds; overrides spec.load.duration.
-    #[arg(short = 't', long)]
+    #[arg(short = 't', long, visible_alias = "run-time")]
     pub(crate) duration: Option<String>,
     /// Base URL of the target; overrides spec.target.http.
     #[arg(long, value_name = "URL")]
@@ -50,10 +70,39 @@ pub(crate) struct RunArguments {
     #[arg(long, value_name = "URL")]
     pub(crate) ws_host: Option<String>,
     #[command(flatten)]
+    pub(crate) request: RequestArguments,
+    #[command(flatten)]
     pub(crate) outputs: OutputArguments,
     /// Writes one line per request, with all its timestamps, to a CSV file.
     #[arg(long, value_name = "FILE")]
     pub(crate) request_log: Option<PathBuf>,
+}
+
+/// A test of one request, without a file.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Without a file")]
+pub(crate) struct RequestArguments {
+    /// Sends requests to this URL, in place of a FILE: http, https, ws or wss.
+    #[arg(long)]
+    pub(crate) url: Option<String>,
+    /// Starts this many requests per second, such as 200/s, however long the responses take.
+    #[arg(long, requires = "url")]
+    pub(crate) rate: Option<String>,
+    /// Sends chat completions to this model.
+    #[arg(long, value_name = "MODEL", requires = "url")]
+    pub(crate) chat: Option<String>,
+    /// The message of a chat or of a WebSocket. With several, each chat picks one.
+    #[arg(long, value_name = "TEXT", requires = "url")]
+    pub(crate) message: Vec<String>,
+    /// Method of the request [default: GET, and POST with -d].
+    #[arg(short = 'X', long = "request", value_name = "METHOD", requires = "url")]
+    pub(crate) method: Option<String>,
+    /// Body of the request; @FILE reads it from a file.
+    #[arg(short, long, requires = "url")]
+    pub(crate) data: Option<String>,
+    /// A header, such as 'accept: text/html'.
+    #[arg(short = 'H', long, requires = "url")]
+    pub(crate) header: Vec<String>,
 }
 
 /// The files that a result is written to.
@@ -89,8 +138,33 @@ pub(crate) struct OutputArguments {
 pub(crate) struct ReportArguments {
     /// File that `loadtest run --json` wrote.
     pub(crate) file: PathBuf,
+    /// Exit code 1 for the verdict Warning too.
+    #[arg(long)]
+    pub(crate) strict: bool,
     #[command(flatten)]
     pub(crate) outputs: OutputArguments,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ValidateArguments {
+    /// Files that contain one LoadTest each; - for the standard input.
+    #[arg(required = true)]
+    pub(crate) files: Vec<String>,
+    /// Name of the LoadTest, if a file contains several.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanArguments {
+    /// File that contains the LoadTest; - for the standard input.
+    pub(crate) file: String,
+    /// Name of the LoadTest, if the file contains several.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Sets a field of the spec, such as load.users=50.
+    #[arg(long, value_name = "PATH=VALUE")]
+    pub(crate) set: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -101,6 +175,8 @@ pub(crate) struct SchemaArguments {
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub(crate) enum SchemaDocument {
+    /// A LoadTest, for editors that check YAML files.
+    Loadtest,
     /// The result that `loadtest run --json` writes.
     Result,
 }
@@ -112,4 +188,7 @@ pub(crate) struct WatchArguments {
     /// Namespace of the LoadTest [default: the namespace of the current context].
     #[arg(short, long)]
     pub(crate) namespace: Option<String>,
+    /// Exit code 1 for the verdict Warning too.
+    #[arg(long)]
+    pub(crate) strict: bool,
 }

@@ -20,9 +20,10 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
-    /// Returns the result that belongs to a verdict.
-    pub(crate) const fn from_verdict(verdict: Verdict) -> Self {
+    /// Returns the result that belongs to a verdict. With `strict`, a Warning is missed too.
+    pub(crate) const fn from_verdict(verdict: Verdict, strict: bool) -> Self {
         match verdict {
+            Verdict::Warning if strict => Self::Missed,
             Verdict::Pass | Verdict::Warning | Verdict::NotJudged => Self::Passed,
             Verdict::Fail | Verdict::Critical => Self::Missed,
             Verdict::Inconclusive => Self::Inconclusive,

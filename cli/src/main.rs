@@ -1,4 +1,5 @@
-//! `loadtest`: runs load tests on this machine and watches load tests on a cluster.
+//! `loadtest`: runs load tests on this machine, checks and plans them, makes reports, and watches load
+//! tests on a cluster.
 //!
 //! `main` starts a command and maps its result to an exit code.
 
@@ -7,9 +8,12 @@ mod exit;
 mod manifest;
 mod output;
 mod outputs;
+mod plan;
 mod render;
 mod report;
+mod request;
 mod run;
+mod threshold;
 mod watch;
 
 use std::process::ExitCode;
@@ -34,6 +38,8 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run_test(&arguments, &mut out),
         Command::Report(arguments) => report::report_result(&arguments, &mut out),
         Command::Schema(arguments) => report::print_schema(&arguments, &mut out),
+        Command::Validate(arguments) => plan::validate_files(&arguments, &mut out),
+        Command::Plan(arguments) => plan::print_plan(&arguments, &mut out),
         Command::Watch(arguments) => watch::watch_test(&arguments, &mut out),
     };
     let exit = result.unwrap_or_else(|error| {

@@ -1,6 +1,7 @@
 //! Reads a LoadTest from a YAML file and validates it as an API server would: same schema, same
 //! CEL rules, same defaults. Each [`Problem`] has its line and column in the file.
 
+mod change;
 mod position;
 mod problem;
 mod schema;
@@ -10,9 +11,11 @@ use loadtest_core::{
     plan::{self, ValidTest, validate},
     resource::{self, GROUP, LoadTest},
 };
-use serde_json::{Map, Value};
+use std::io::Read;
 
-pub(crate) use self::problem::Problem;
+use serde_json::Value;
+
+pub(crate) use self::{change::Change, problem::Problem};
 use self::{
     position::{Step, find_position, format_path, parse_path},
     problem::ProblemList,
@@ -35,6 +38,14 @@ pub(crate) enum ManifestError {
     Invalid { path: String, problems: Vec<Problem> },
 }
 
+impl ManifestError {
+    /// The error with its cause, for people.
+    pub(crate) fn message(&self) -> String {
+        let source = std::error::Error::source(self).map(|source| format!(": {source}"));
+        format!("{self}{}", source.unwrap_or_default())
+    }
+}
+
 /// A LoadTest that an API server would accept.
 #[derive(Debug)]
 pub(crate) struct Manifest {
@@ -43,22 +54,46 @@ pub(crate) struct Manifest {
     pub(crate) valid: ValidTest,
 }
 
-/// Reads a file, sets the fields in `overrides`, and validates the result.
+/// Reads a file, or the standard input for `-`, makes the changes, and validates the result. `name`
+/// chooses one of several LoadTests.
 pub(crate) fn read_manifest(
     path: &str,
-    overrides: &[(&str, Value)],
+    name: Option<&str>,
+    changes: &[Change],
 ) -> Result<Manifest, ManifestError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ManifestError::Read { path: path.to_owned(), source })?;
-    parse_manifest(&text, overrides)
+    let text = if path == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).map(|_| text)
+    } else {
+        std::fs::read_to_string(path)
+    };
+    let text = text.map_err(|source| ManifestError::Read { path: path.to_owned(), source })?;
+    parse_manifest(&text, name, changes)
         .map_err(|problems| ManifestError::Invalid { path: path.to_owned(), problems })
 }
 
-fn parse_manifest(yaml: &str, overrides: &[(&str, Value)]) -> Result<Manifest, Vec<Problem>> {
-    let document = find_load_test(yaml).map_err(|problem| vec![problem])?;
+/// Makes the changes to a LoadTest that was built from options, and validates the result.
+pub(crate) fn check_manifest(
+    object: &Value,
+    changes: &[Change],
+) -> Result<Manifest, ManifestError> {
+    // JSON is YAML.
+    parse_manifest(&object.to_string(), None, changes).map_err(|mut problems| {
+        // There is no file that the positions could be in.
+        problems.iter_mut().for_each(|problem| problem.position = None);
+        ManifestError::Invalid { path: "command line".to_owned(), problems }
+    })
+}
+
+fn parse_manifest(
+    yaml: &str,
+    name: Option<&str>,
+    changes: &[Change],
+) -> Result<Manifest, Vec<Problem>> {
+    let document = find_load_test(yaml, name).map_err(|problem| vec![problem])?;
     let mut object = to_json(&document);
-    for (field, value) in overrides {
-        set_field(&mut object, field, value.clone());
+    for change in changes {
+        change.apply(&mut object).map_err(|message| vec![Problem { position: None, message }])?;
     }
     let schema = resource::schema();
     drop_nulls(&schema, &mut object);
@@ -91,8 +126,8 @@ fn parse_manifest(yaml: &str, overrides: &[(&str, Value)]) -> Result<Manifest, V
     }
 }
 
-/// Returns the only LoadTest among the documents of a file.
-fn find_load_test(text: &str) -> Result<Node, Problem> {
+/// Returns the only LoadTest among the documents of a file, or the one with a name.
+fn find_load_test(text: &str, name: Option<&str>) -> Result<Node, Problem> {
     let without_position = |message: String| Problem { position: None, message };
     let documents = parse_documents(text)?;
     let supported_version = format!("{GROUP}/v1alpha1");
@@ -113,10 +148,26 @@ fn find_load_test(text: &str) -> Result<Node, Problem> {
             (kind, _) => other_kinds.push(kind.to_owned()),
         }
     }
+    let name_of = |document: &Node| {
+        to_json(document)["metadata"]["name"].as_str().unwrap_or_default().to_owned()
+    };
+    let names: Vec<String> = found.iter().map(name_of).collect();
+    if let Some(name) = name {
+        found.retain(|document| name_of(document) == name);
+        if found.is_empty() && !names.is_empty() {
+            return Err(without_position(format!(
+                "no LoadTest is named {name}, only: {}",
+                names.join(", ")
+            )));
+        }
+    }
     let count = found.len();
     match found.pop() {
         Some(document) if count == 1 => Ok(document),
-        Some(_) => Err(without_position(format!("{count} LoadTests in one file: keep one"))),
+        Some(_) => Err(without_position(format!(
+            "{count} LoadTests in one file: choose one with --name ({})",
+            names.join(", ")
+        ))),
         None if other_kinds.iter().all(String::is_empty) => Err(without_position(format!(
             "no LoadTest found: start the file with apiVersion: {supported_version} and kind: LoadTest"
         ))),
@@ -124,18 +175,6 @@ fn find_load_test(text: &str) -> Result<Node, Problem> {
             Err(without_position(format!("no LoadTest found, only: {}", other_kinds.join(", "))))
         }
     }
-}
-
-/// Sets a field given as a dotted path. Creates missing objects on the way.
-fn set_field(object: &mut Value, field: &str, value: Value) {
-    let mut target = object;
-    for key in field.split('.') {
-        if !target.is_object() {
-            *target = Value::Object(Map::new());
-        }
-        target = &mut target[key];
-    }
-    *target = value;
 }
 
 #[cfg(test)]
@@ -163,12 +202,12 @@ spec:
 "#;
 
     fn first_problem(text: &str) -> Problem {
-        parse_manifest(text, &[]).unwrap_err().remove(0)
+        parse_manifest(text, None, &[]).unwrap_err().remove(0)
     }
 
     #[test]
     fn valid_file_is_read_with_defaults() {
-        let manifest = parse_manifest(VALID, &[]).unwrap();
+        let manifest = parse_manifest(VALID, None, &[]).unwrap();
         assert_eq!(manifest.test.spec.runners.users_per_runner, None);
         assert_eq!(manifest.test.spec.load.graceful_stop, loadtest_core::Duration::from_secs(30));
         assert_eq!(manifest.test.spec.scenario.tasks[1].weight, 1);
@@ -181,13 +220,13 @@ spec:
             .replace("load: {users: 20, spawnRate: 5, duration: 2m}", load)
             .replace("    pause: {min: 1s, max: 3s}\n", "");
         for precision in ["100us", "1500µs", "1500μs", "0.5ms", "1ms", "100000000ns", "0.1s"] {
-            let problems = parse_manifest(&valid.replace("VALUE", precision), &[]).err();
+            let problems = parse_manifest(&valid.replace("VALUE", precision), None, &[]).err();
             assert_eq!(problems, None, "{precision}");
         }
         let problem = first_problem(&valid.replace("VALUE", "99µs"));
         assert!(problem.message.contains("out of range: at least 100µs"), "{}", problem.message);
         let bound = VALID.replace("< 500ms", "< 500µs").replace("min: 1s", "min: 1.5µs");
-        assert_eq!(parse_manifest(&bound, &[]).err(), None);
+        assert_eq!(parse_manifest(&bound, None, &[]).err(), None);
     }
 
     #[test]
@@ -213,15 +252,29 @@ spec:
 
     #[test]
     fn overrides_are_applied_and_validated() {
-        let manifest = parse_manifest(VALID, &[("spec.load.users", 7.into())]).unwrap();
-        assert_eq!(manifest.valid.load.peak_users().get(), 7);
-        assert!(parse_manifest(VALID, &[("spec.load.users", 0.into())]).is_err());
+        let users = |users: u32| {
+            let change = Change::Set("spec.load.users".into(), users.into());
+            parse_manifest(VALID, None, &[change])
+        };
+        assert_eq!(users(7).unwrap().valid.load.peak_users().get(), 7);
+        assert!(users(0).is_err());
+    }
+
+    #[test]
+    fn one_of_several_tests_is_chosen_by_name() {
+        let other = VALID.replace("name: valid", "name: other");
+        let both = format!("{VALID}---\n{other}");
+        let manifest = parse_manifest(&both, Some("other"), &[]).unwrap();
+        assert_eq!(manifest.test.metadata.name.as_deref(), Some("other"));
+        let problem = |name| parse_manifest(&both, name, &[]).unwrap_err().remove(0).message;
+        assert!(problem(None).contains("choose one with --name (valid, other)"));
+        assert!(problem(Some("x")).contains("no LoadTest is named x, only: valid, other"));
     }
 
     #[test]
     fn file_must_contain_exactly_one_load_test() {
         let two = format!("apiVersion: v1\nkind: Service\n---\n{VALID}");
-        assert!(parse_manifest(&two, &[]).is_ok());
+        assert!(parse_manifest(&two, None, &[]).is_ok());
         assert!(first_problem("apiVersion: v1\nkind: Service\n").message.contains("only: Service"));
         assert!(first_problem("").message.contains("no LoadTest found"));
         assert!(first_problem(&format!("{VALID}---\n{VALID}")).message.contains("2 LoadTests"));

@@ -35,7 +35,8 @@ pub(crate) fn report_result(
     write!(out, "{}", render::format_result(&test, &result.status, None))?;
     out.flush()?;
     write_outputs(&arguments.outputs, &result)?;
-    Ok(Exit::from_verdict(result.status.known_verdict().unwrap_or(Verdict::Inconclusive)))
+    let verdict = result.status.known_verdict().unwrap_or(Verdict::Inconclusive);
+    Ok(Exit::from_verdict(verdict, arguments.strict))
 }
 
 fn read_result(arguments: &ReportArguments) -> anyhow::Result<RunResult> {
@@ -58,6 +59,7 @@ pub(crate) fn print_schema(
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
     let schema = match arguments.document {
+        SchemaDocument::Loadtest => loadtest_core::resource::schema(),
         SchemaDocument::Result => result_schema(),
     };
     writeln!(out, "{schema:#}")?;

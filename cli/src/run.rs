@@ -33,10 +33,12 @@ use self::{
 use crate::{
     arguments::RunArguments,
     exit::Exit,
-    manifest::{Manifest, ManifestError, read_manifest},
+    manifest::{Change, Manifest, check_manifest, read_manifest},
     output::eprint_line,
     outputs::write_outputs,
     render,
+    request::build_test,
+    threshold::parse_threshold,
 };
 
 /// Runs a test and prints its result.
@@ -51,14 +53,16 @@ pub(crate) fn run_test(arguments: &RunArguments, out: &mut impl Write) -> anyhow
     } else {
         None
     };
-    let overrides =
-        collect_overrides(arguments, simulator.as_ref().map(|(simulator, _)| simulator));
-    let manifest = match read_manifest(&arguments.file, &overrides) {
+    let manifest = read_test(arguments, simulator.as_ref().map(|(simulator, _)| simulator));
+    let manifest = match manifest {
         Ok(manifest) => manifest,
-        Err(error) => return Ok(report_bad_input(&error)),
+        Err(message) => {
+            eprint_line(&format!("loadtest: {message}"));
+            return Ok(Exit::BadInput);
+        }
     };
     for warning in warnings(&manifest.test.spec) {
-        eprint_line(&format!("warning: {}: {warning}", arguments.file));
+        eprint_line(&format!("warning: {}: {warning}", source_name(arguments)));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let exit = runtime.block_on(run_load(&manifest, arguments, out));
@@ -68,44 +72,54 @@ pub(crate) fn run_test(arguments: &RunArguments, out: &mut impl Write) -> anyhow
     exit
 }
 
-fn report_bad_input(error: &ManifestError) -> Exit {
-    let source = std::error::Error::source(error).map(|s| format!(": {s}")).unwrap_or_default();
-    eprint_line(&format!("loadtest: {error}{source}"));
-    Exit::BadInput
+/// Reads the test from the file or from the options of the command line. Errors are messages for the
+/// user.
+fn read_test(arguments: &RunArguments, simulator: Option<&Simulator>) -> Result<Manifest, String> {
+    let changes = collect_changes(arguments, simulator)?;
+    let manifest = match arguments.file.as_ref().or(arguments.filename.as_ref()) {
+        Some(file) => read_manifest(file, arguments.name.as_deref(), &changes),
+        None => check_manifest(&build_test(&arguments.request, arguments.users)?, &changes),
+    };
+    manifest.map_err(|error| error.message())
 }
 
-/// Returns the spec fields that the command line sets, with their values.
-fn collect_overrides(
+/// The place that the test comes from, for messages.
+fn source_name(arguments: &RunArguments) -> &str {
+    let file = arguments.file.as_deref().or(arguments.filename.as_deref());
+    file.unwrap_or("command line")
+}
+
+/// Returns the changes of the spec that the command line asks for, those of `--set` last.
+fn collect_changes(
     arguments: &RunArguments,
     simulator: Option<&Simulator>,
-) -> Vec<(&'static str, Value)> {
-    let RunArguments {
-        users,
-        spawn_rate,
-        duration,
-        host,
-        ws_host,
-        file: _,
-        simulator: _,
-        outputs: _,
-        request_log: _,
-    } = arguments;
+) -> Result<Vec<Change>, String> {
+    let RunArguments { users, spawn_rate, duration, host, ws_host, threshold, set, .. } = arguments;
     let simulator_url = |address: Option<std::net::SocketAddr>, scheme: &str| {
         address.map(|address| format!("{scheme}://{address}"))
     };
     let http = host.clone().or_else(|| simulator_url(simulator.map(Simulator::http_addr), "http"));
     let ws = simulator_url(simulator.map(Simulator::websocket_addr), "ws");
     let ws = ws_host.clone().or(ws);
-    [
+    // With --rate, users are the maximum of an open load.
+    let users = users.filter(|_| arguments.request.rate.is_none());
+    let fields = [
         ("spec.load.users", users.map(Value::from)),
         ("spec.load.spawnRate", spawn_rate.clone().map(Value::from)),
         ("spec.load.duration", duration.as_deref().map(with_unit).map(Value::from)),
         ("spec.target.http", http.map(Value::from)),
         ("spec.target.webSocket", ws.map(Value::from)),
-    ]
-    .into_iter()
-    .filter_map(|(field, value)| Some((field, value?)))
-    .collect()
+    ];
+    let fields = fields.into_iter();
+    let mut changes: Vec<Change> =
+        fields.filter_map(|(field, value)| Some(Change::Set(field.to_owned(), value?))).collect();
+    for text in threshold {
+        changes.push(Change::AddThreshold(parse_threshold(text)?));
+    }
+    for text in set {
+        changes.push(Change::parse(text).map_err(|error| format!("--set: {error}"))?);
+    }
+    Ok(changes)
 }
 
 /// Adds the unit to a number without one: seconds, as in Locust.
@@ -139,7 +153,7 @@ async fn run_load(
     let prepared = match PreparedPlan::new(plan, |variable| std::env::var(variable).ok()) {
         Ok(prepared) => prepared,
         Err(error) => {
-            eprint_line(&format!("loadtest: {}: {error}", arguments.file));
+            eprint_line(&format!("loadtest: {}: {error}", source_name(arguments)));
             return Ok(Exit::BadInput);
         }
     };
@@ -201,5 +215,6 @@ async fn run_load(
     write!(out, "{text}").and_then(|()| out.flush())?;
     written?;
     log_result.context("--request-log: the file can't be written")?;
-    Ok(Exit::from_verdict(status.known_verdict().unwrap_or(Verdict::Inconclusive)))
+    let verdict = status.known_verdict().unwrap_or(Verdict::Inconclusive);
+    Ok(Exit::from_verdict(verdict, arguments.strict))
 }

@@ -32,7 +32,7 @@ pub(crate) fn watch_test(arguments: &WatchArguments, out: &mut impl Write) -> an
         tokio::select! {
             exit = poll_status(arguments, out) => exit,
             _ = tokio::signal::ctrl_c() => {
-                let WatchArguments { name, namespace } = arguments;
+                let WatchArguments { name, namespace, .. } = arguments;
                 let namespace =
                     namespace.as_ref().map_or_else(String::new, |name| format!(" -n {name}"));
                 anyhow::bail!(
@@ -44,7 +44,7 @@ pub(crate) fn watch_test(arguments: &WatchArguments, out: &mut impl Write) -> an
 }
 
 async fn poll_status(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
-    let WatchArguments { name, namespace } = arguments;
+    let WatchArguments { name, namespace, .. } = arguments;
     let config = Config::infer().await.context("no Kubernetes configuration was found")?;
     let namespace = namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
     let client = Client::try_from(config).context("no Kubernetes client can be made")?;
@@ -73,7 +73,9 @@ async fn poll_status(arguments: &WatchArguments, out: &mut impl Write) -> anyhow
             out.flush()?;
             return Ok(match (status.known_phase(), status.known_verdict()) {
                 (Some(Phase::Error), _) => Exit::CouldNotRun,
-                (_, verdict) => Exit::from_verdict(verdict.unwrap_or(Verdict::Inconclusive)),
+                (_, verdict) => {
+                    Exit::from_verdict(verdict.unwrap_or(Verdict::Inconclusive), arguments.strict)
+                }
             });
         }
         last_status = status;

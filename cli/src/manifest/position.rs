@@ -7,6 +7,8 @@ use super::yaml::{Content, Node, Position};
 pub(super) enum Step {
     Key(String),
     Index(usize),
+    /// The item of a list with this name.
+    Name(String),
 }
 
 /// Returns the line and column of a field. If the field is missing, returns the position of the
@@ -25,6 +27,10 @@ pub(super) fn find_position(document: &Node, steps: &[Step]) -> Position {
             (Step::Index(index), Content::Sequence(items)) => {
                 items.get(*index).inspect(|item| position = item.position)
             }
+            (Step::Name(name), Content::Sequence(items)) => {
+                let is_named = |item: &&Node| super::yaml::to_json(item)["name"] == *name;
+                items.iter().find(is_named).inspect(|item| position = item.position)
+            }
             _ => None,
         };
         match next {
@@ -35,7 +41,7 @@ pub(super) fn find_position(document: &Node, steps: &[Step]) -> Position {
     position
 }
 
-/// Parses a path such as `spec.scenario.tasks[0].http.path`.
+/// Parses a path such as `spec.scenario.tasks[0].http.path` or `spec.scenario.tasks[health].weight`.
 pub(super) fn parse_path(path: &str) -> Vec<Step> {
     let mut steps = Vec::new();
     for part in path.split('.').filter(|part| !part.is_empty()) {
@@ -43,8 +49,12 @@ pub(super) fn parse_path(path: &str) -> Vec<Step> {
         if !name.is_empty() {
             steps.push(Step::Key(name.to_owned()));
         }
-        let numbers = indices.split('[').filter_map(|i| i.trim_end_matches(']').parse().ok());
-        steps.extend(numbers.map(Step::Index));
+        let items = indices.split('[').map(|item| item.trim_end_matches(']'));
+        steps.extend(
+            items
+                .filter(|item| !item.is_empty())
+                .map(|item| item.parse().map_or_else(|_| Step::Name(item.to_owned()), Step::Index)),
+        );
     }
     steps
 }
@@ -57,6 +67,7 @@ pub(super) fn format_path(steps: &[Step]) -> String {
             Step::Key(key) if text.is_empty() => text.push_str(key),
             Step::Key(key) => text.push_str(&format!(".{key}")),
             Step::Index(index) => text.push_str(&format!("[{index}]")),
+            Step::Name(name) => text.push_str(&format!("[{name}]")),
         }
     }
     text

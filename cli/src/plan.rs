@@ -1,0 +1,80 @@
+//! `loadtest validate` and `loadtest plan`: what an API server and the operator would say to a file.
+
+use std::io::Write;
+
+use loadtest_core::{
+    load::LoadModel,
+    plan::{size_test, warnings},
+    resource::Sizing,
+};
+
+use crate::{
+    arguments::{PlanArguments, ValidateArguments},
+    exit::Exit,
+    manifest::{Change, Manifest, read_manifest},
+    output::eprint_line,
+};
+
+/// Checks files. The exit code is that of bad input if one of them is invalid.
+pub(crate) fn validate_files(
+    arguments: &ValidateArguments,
+    out: &mut impl Write,
+) -> anyhow::Result<Exit> {
+    let mut exit = Exit::Passed;
+    for file in &arguments.files {
+        match read_manifest(file, arguments.name.as_deref(), &[]) {
+            Ok(Manifest { test, .. }) => {
+                for warning in warnings(&test.spec) {
+                    eprint_line(&format!("warning: {file}: {warning}"));
+                }
+                writeln!(out, "{file}: valid")?;
+            }
+            Err(error) => {
+                eprint_line(&error.message());
+                exit = Exit::BadInput;
+            }
+        }
+    }
+    Ok(exit)
+}
+
+/// Prints the runners of a test.
+pub(crate) fn print_plan(arguments: &PlanArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
+    let changes: Result<Vec<Change>, String> =
+        arguments.set.iter().map(|text| Change::parse(text)).collect();
+    let manifest =
+        changes.map_err(|error| format!("loadtest: --set: {error}")).and_then(|changes| {
+            let manifest = read_manifest(&arguments.file, arguments.name.as_deref(), &changes);
+            manifest.map_err(|error| error.message())
+        });
+    match manifest {
+        Ok(manifest) => {
+            write!(out, "{}", format_plan(&manifest))?;
+            out.flush()?;
+            Ok(Exit::Passed)
+        }
+        Err(message) => {
+            eprint_line(&message);
+            Ok(Exit::BadInput)
+        }
+    }
+}
+
+fn format_plan(manifest: &Manifest) -> String {
+    let load: &LoadModel = &manifest.valid.load;
+    let Sizing { runners, users_per_runner, rate_per_runner, threads_per_runner, cpu, memory } =
+        size_test(&manifest.valid);
+    let lines = [
+        ("load", load.to_string()),
+        ("runners", runners.to_string()),
+        ("users of a runner at most", users_per_runner.to_string()),
+        ("requests of a runner at most", rate_per_runner),
+        ("load threads of a runner", threads_per_runner.to_string()),
+        ("CPU request of a runner", cpu),
+        ("memory request of a runner", memory),
+    ];
+    let name = manifest.test.metadata.name.as_deref().unwrap_or("loadtest");
+    let lines: Vec<String> =
+        lines.iter().map(|(what, value)| format!("  {what:<30}{value}\n")).collect();
+    format!("{name}\n{}", lines.concat())
+}
