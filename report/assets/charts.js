@@ -215,7 +215,7 @@ function drawPercentiles(element, sum) {
     cursor: { drag: { x: false, y: false }, points: { show: false } },
     scales: { x: { time: false }, y: { distr: 3 } },
     axes: [
-      { stroke, grid, splits: () => [0, 0.30103, 1, 2, 3, 4, 5, 6].filter((x) => x <= nines), values: (_, ticks) => ticks.map(percent) },
+      { stroke, grid, splits: () => (element.clientWidth < 400 ? [0, 1, 2, 3, 4, 5, 6] : [0, 0.30103, 1, 2, 3, 4, 5, 6]).filter((x) => x <= nines), values: (_, ticks) => ticks.map(percent) },
       { stroke, grid, size: 70, values: (_, ticks) => ticks.map((tick) => (tick === null ? null : formatSeconds(tick))) },
     ],
   }, data, element);

@@ -40,7 +40,8 @@ pub struct Point {
     /// End of the interval. The last interval also holds the requests that ended in the graceful
     /// stop.
     pub end: f64,
-    /// Number of users that ran at the end of the interval.
+    /// Number of users that ran at the end of the interval; at the end of the load, the number before
+    /// they ended.
     pub users: u64,
     /// Number of users that the spec asks for, on average over the interval; only in a closed model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -213,6 +214,8 @@ pub struct SeriesRecorder {
     last: Metrics,
     profile: LoadProfile,
     is_open: bool,
+    /// Planned length of the load, in seconds.
+    duration: f64,
 }
 
 impl SeriesRecorder {
@@ -223,6 +226,7 @@ impl SeriesRecorder {
             last: Metrics::default(),
             profile: LoadProfile::of(load),
             is_open: load.is_open(),
+            duration: load.duration().as_secs_f64(),
         }
     }
 
@@ -273,10 +277,17 @@ impl SeriesRecorder {
         let change = metrics.since(&self.last);
         let planned = round_seconds(self.profile.mean_level(start, end));
         let tasks = change.tasks.iter().map(|(name, task)| (name.clone(), TaskPoint::of(task)));
+        // At the end of the load, users end one after the other.
+        let is_over = end >= self.duration - FIRST_STEP * TOLERANCE;
+        let users = match self.series.points.last() {
+            Some(last) if is_over => last.users,
+            None if is_over => metrics.users_peak,
+            _ => metrics.users,
+        };
         Point {
             start: round_seconds(start),
             end: round_seconds(end),
-            users: metrics.users,
+            users,
             planned_users: (!self.is_open).then_some(planned),
             planned_rate: self.is_open.then_some(planned),
             busy_seconds: round_seconds(change.busy_seconds),

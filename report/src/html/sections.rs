@@ -29,13 +29,8 @@ fn number_cell(value: f64, text: &str) -> String {
 
 /// The class of a column's head: columns of texts are aligned to the left.
 fn alignment(name: &str) -> &'static str {
-    let is_text = ["verdict", "advice", "kind", "example", "missed"].contains(&name);
+    let is_text = ["verdict", "kind", "example", "missed"].contains(&name);
     if is_text { " class=\"text\"" } else { "" }
-}
-
-/// A cell with a text of several lines.
-fn wide_cell(text: Option<&str>) -> String {
-    format!("<td class=\"wrap text\">{}</td>", escape(text.unwrap_or_default()))
 }
 
 fn head(names: &[&str]) -> String {
@@ -77,7 +72,6 @@ pub(super) fn thresholds(result: &RunResult) -> String {
         return String::new();
     }
     let mut rows = String::new();
-    let has_advice = result.thresholds.iter().any(|row| row.advice.is_some());
     for row in &result.thresholds {
         let bound = |bound: &Option<loadtest_core::result::BoundValue>| {
             bound.as_ref().map_or_else(String::new, |bound| {
@@ -87,7 +81,7 @@ pub(super) fn thresholds(result: &RunResult) -> String {
         let verdict = escape(row.verdict.as_str());
         let _ = writeln!(
             rows,
-            "<tr><td>{}</td><td class=\"text\">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"{verdict} text\"><span class=\"badge\">{verdict}</span></td>{}</tr>",
+            "<tr><td>{}</td><td class=\"text\">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td class=\"{verdict} text\"><span class=\"badge\">{verdict}</span></td></tr>",
             escape(&row.key.to_string()),
             bullet(row),
             escape(&observed_of(row)),
@@ -95,14 +89,17 @@ pub(super) fn thresholds(result: &RunResult) -> String {
             escape(&bound(&row.warning)),
             escape(&bound(&row.critical)),
             row.samples,
-            if has_advice { wide_cell(row.advice.as_deref()) } else { String::new() },
         );
+        if let Some(advice) = &row.advice {
+            let _ = writeln!(
+                rows,
+                "<tr class=\"advice\"><td colspan=\"8\" class=\"text\">{}</td></tr>",
+                escape(advice)
+            );
+        }
     }
-    let mut names = vec!["threshold", "", "observed", "target", "warning", "critical", "samples"];
-    names.push("verdict");
-    if has_advice {
-        names.push("advice");
-    }
+    let names =
+        ["threshold", "", "observed", "target", "warning", "critical", "samples", "verdict"];
     let head = head(&names).replace("<th scope=\"col\"></th>", "<td></td>");
     format!(
         "<section aria-labelledby=\"thresholds\">\n<h2 id=\"thresholds\">Thresholds</h2>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-labelledby=\"thresholds\"><table>{head}<tbody>\n{rows}</tbody></table></div>\n</section>\n"

@@ -104,3 +104,14 @@ fn points_hold_the_planned_load() {
     let rate = planned("{arrivalRate: 40/s, maxUsers: 10, duration: 4s}");
     assert_eq!(rate, [(None, Some(40.0)); 4]);
 }
+
+#[test]
+fn users_that_end_with_the_load_are_counted() {
+    let mut recorder = SeriesRecorder::new(&load("{users: 3, spawnRate: 10, duration: 3s}"));
+    for (seconds, users) in [(1.0, 3), (2.0, 3), (2.999, 1)] {
+        recorder.record(&Metrics { users, ..snapshot(seconds) });
+    }
+    let series = recorder.finish(&Metrics { users: 0, ..snapshot(3.0) });
+    let users: Vec<u64> = series.points.iter().map(|point| point.users).collect();
+    assert_eq!(users, [3, 3, 3]);
+}

@@ -1,0 +1,266 @@
+"""Checks the HTML report of a run in Chromium.
+
+usage: test_report.py FOLDER BROWSER [--screenshots FOLDER]
+
+FOLDER holds report.html, and from the same run result.json and requests.csv. The numbers of the charts
+are compared with those of the result, and the percentiles of a selected span with those of the request
+log, which has every request.
+"""
+import csv
+import json
+import math
+import pathlib
+import sys
+import traceback
+
+from axe_core_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
+
+# A percentile of the report is at most this far from the exact one, as a share.
+MAX_ERROR = 0.002
+# A request that ended this close to the end of an interval may be counted in the next one, in seconds.
+BOUNDARY = 0.02
+COLUMNS = ["task", "requests", "errors", "rate", "mean", "p50", "p90", "p95", "p99", "p99.9", "max"]
+UNITS = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+def read_seconds(text):
+    for unit, factor in UNITS.items():
+        number = text.removesuffix(unit)
+        if number != text and number.replace(".", "", 1).isdigit():
+            return float(number) * factor
+    raise ValueError(f"{text!r} is not a duration below one minute")
+
+
+def selection(page):
+    """The table of the selected span, one dictionary for each task."""
+    rows = page.eval_on_selector_all(
+        "#selection tbody tr", "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
+    )
+    return {row[0]: dict(zip(COLUMNS, row)) for row in rows}
+
+
+def select_span(page, start, end):
+    page.fill("#to", str(end))
+    page.fill("#from", str(start))
+    page.press("#from", "Enter")
+    page.locator("#to").blur()
+
+
+def nearest_rank(times, p):
+    return times[max(math.ceil(p * len(times) * (1 - 1e-12)), 1) - 1]
+
+
+def is_close(found, exact):
+    # Four digits are shown.
+    return abs(found / exact - 1) <= MAX_ERROR + 0.0005
+
+
+def wait_until(page, condition):
+    """Waits up to 10 s for a condition. Playwright's own function for this needs a page that allows
+    `eval`, and the report does not."""
+    page.evaluate(
+        f"""async () => {{
+            const end = performance.now() + 10000;
+            while (!({condition})) {{
+                if (performance.now() > end) throw new Error("not within 10 s: " + {json.dumps(condition)});
+                await new Promise(requestAnimationFrame);
+            }}
+        }}"""
+    )
+
+
+class Report:
+    def __init__(self, folder, page):
+        self.page = page
+        self.result = json.loads((folder / "result.json").read_text())
+        self.points = self.result["series"]["points"]
+        with open(folder / "requests.csv", newline="") as file:
+            self.requests = [row for row in csv.DictReader(file) if row["outcome"] != "failure"]
+
+    def response_times(self, task, start, end):
+        rows = [row for row in self.requests if row["task"] == task and start < float(row["last"]) <= end]
+        return sorted(float(row["last"]) - float(row["planned"]) for row in rows)
+
+    def check_span(self, task, start, end):
+        """Compares a span's percentiles with the request log. Requests near the ends of the span may
+        belong to it or not, so every choice of them is allowed."""
+        select_span(self.page, start, end)
+        row = selection(self.page)[task]
+        is_last = end >= self.points[-1]["end"]
+        near = lambda at: [0.0] if at == 0 else [-BOUNDARY, -BOUNDARY / 4, 0.0, BOUNDARY / 4, BOUNDARY]
+        edges = sorted({
+            float(request["last"])
+            for request in self.requests
+            if request["task"] == task
+            and min(abs(float(request["last"]) - start), abs(float(request["last"]) - end)) <= BOUNDARY
+        })
+        starts = [0.0] if start == 0 else [start] + [edge for edge in edges if abs(edge - start) <= BOUNDARY]
+        starts += [start + shift for shift in near(start)]
+        # The last interval also holds the graceful stop.
+        ends = [math.inf] if is_last else [end + shift for shift in near(end)]
+        ends += [] if is_last else [edge for edge in edges if abs(edge - end) <= BOUNDARY]
+        choices = [self.response_times(task, a, b) for a in set(starts) for b in set(ends)]
+        for name, p in [("p50", 0.5), ("p90", 0.9), ("p95", 0.95), ("max", 1.0)]:
+            found = read_seconds(row[name])
+            exact = [nearest_rank(times, p) for times in choices if times]
+            assert any(is_close(found, value) for value in exact), f"{task} {name} {start}–{end}: {found}, exact {exact}"
+
+    def test_the_selected_span_has_exact_percentiles(self):
+        last = self.points[-1]["end"]
+        for task in ["chat", "health", "websocket"]:
+            self.check_span(task, 0, last)
+            self.check_span(task, self.points[3]["start"], self.points[7]["end"])
+            self.check_span(task, self.points[5]["start"], last)
+
+    def test_the_whole_run_has_the_numbers_of_the_result(self):
+        self.page.click("#reset")
+        rows = selection(self.page)
+        for task in self.result["tasks"]:
+            row = rows[task["name"]]
+            assert row["requests"] == str(task["requests"]), (row, task["requests"])
+            latency = task["responseTime"]
+            if latency is None:
+                assert row["p95"] == "–", row
+                continue
+            for name in ["p50", "p90", "p95", "p99", "max"]:
+                assert abs(read_seconds(row[name]) / latency[name] - 1) < 0.0006, (name, row, latency[name])
+            assert abs(read_seconds(row["mean"]) / latency["mean"] - 1) < 0.001
+        assert rows["all tasks"]["requests"] == str(self.result["total"]["requests"])
+
+    def test_charts_draw_the_numbers_of_the_result(self):
+        self.page.select_option("#task", "")
+        self.page.select_option("#metric", "responseTime")
+        plots = self.page.evaluate("loadtestPage.plots.map(plot => plot.data.map(values => [...values]))")
+        rates, latency, users = plots[:3]
+        for index, point in enumerate(self.points):
+            seconds = point["end"] - point["start"]
+            tasks = point["tasks"].values()
+            successes = sum(task.get("successesInLoad", 0) for task in tasks) / seconds
+            assert rates[0][index] == point["end"]
+            assert abs(rates[1][index] - successes) < 1e-6, (index, rates[1][index], successes)
+            failures = sum(task.get("failures", 0) for task in tasks) / seconds
+            assert abs(rates[2][index] - failures) < 1e-6
+            assert users[1][index] == point["users"]
+            assert latency[1][index] <= latency[2][index] <= latency[3][index]
+        blank = self.page.eval_on_selector_all(
+            "#charts canvas",
+            """canvases => canvases.filter(canvas => {
+                const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+                return !data.some(value => value !== 0);
+            }).length""",
+        )
+        assert blank == 0, f"{blank} charts are blank"
+
+    def test_every_control_works(self):
+        page = self.page
+        page.select_option("#task", "chat")
+        assert list(selection(page)) == ["chat"]
+        metrics = page.eval_on_selector_all("#metric option", "options => options.map(option => option.value)")
+        assert metrics[0] == "responseTime" and "timeToFirstToken" in metrics, metrics
+        for metric in metrics:
+            page.select_option("#metric", metric)
+            assert selection(page)["chat"]["p50"] != "–", metric
+        page.select_option("#task", "")
+        page.select_option("#metric", "responseTime")
+        # A drag over a chart selects the intervals that it touches.
+        box = page.locator("#rates .u-over").bounding_box()
+        page.mouse.move(box["x"] + box["width"] * 0.26, box["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 0.49, box["y"] + 40, steps=5)
+        page.mouse.up()
+        start, end = float(page.input_value("#from")), float(page.input_value("#to"))
+        last = self.points[-1]["end"]
+        assert 0.1 * last < start < 0.27 * last and 0.45 * last < end < 0.6 * last, (start, end)
+        assert "of the run" in page.text_content("#selected")
+        # By keyboard alone.
+        page.focus("#reset")
+        page.keyboard.press("Enter")
+        assert page.text_content("#selected").startswith("Whole run")
+        page.focus("#task")
+        page.keyboard.press("ArrowDown")
+        assert page.input_value("#task") == self.result["tasks"][0]["name"]
+        page.select_option("#task", "")
+        requests = page.locator("table.sortable").first.locator("th button", has_text="requests")
+        column = lambda: [int(text) for text in page.locator("table.sortable").first.locator("tbody td:nth-child(2)").all_text_contents()]
+        requests.click()
+        assert column() == sorted(column()), column()
+        requests.click()
+        assert column() == sorted(column(), reverse=True), column()
+
+    def test_main_facts_are_there_without_javascript(self):
+        context = self.page.context.browser.new_context(java_script_enabled=False)
+        page = context.new_page()
+        page.goto(self.page.url)
+        text = page.inner_text("main")
+        context.close()
+        for part in ["report: Fail", "health responseTime p95", "http_404", "The charts need JavaScript."]:
+            assert part in text, part
+        assert str(self.result["tasks"][0]["requests"]) in text
+
+    def test_layout_and_accessibility(self):
+        page = self.page
+        for width in [360, 1440]:
+            for scheme in ["light", "dark"]:
+                page.set_viewport_size({"width": width, "height": 900})
+                page.emulate_media(color_scheme=scheme)
+                wait_until(page, "document.querySelector('#rates canvas').clientWidth <= document.body.clientWidth")
+                overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+                assert overflow <= 0, f"{width} px: {overflow} px too wide"
+                found = Axe().run(page)["violations"]
+                serious = [
+                    f"{rule['id']}: {[node['html'] for node in rule['nodes']][:3]}"
+                    for rule in found
+                    if rule["impact"] in ("serious", "critical")
+                ]
+                assert not serious, f"{width} px, {scheme}: {serious}"
+        page.set_viewport_size({"width": 1440, "height": 900})
+        page.emulate_media(color_scheme="light")
+
+
+def write_screenshots(page, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    for scheme in ["light", "dark"]:
+        page.set_viewport_size({"width": 1100, "height": 1250})
+        page.emulate_media(color_scheme=scheme)
+        wait_until(page, "document.querySelector('#rates canvas').clientWidth <= document.body.clientWidth")
+        page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        page.screenshot(path=folder / f"report-{scheme}.png")
+
+
+def main():
+    folder = pathlib.Path(sys.argv[1])
+    problems = []
+    passed = failed = 0
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=sys.argv[2], args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        url = (folder / "report.html").resolve().as_uri()
+        page.on("console", lambda message: problems.append(f"console: {message.text}") if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+        page.on("request", lambda request: problems.append(f"request: {request.url[:100]}") if request.url != url and not request.url.startswith("data:") else None)
+        page.goto(url)
+        page.wait_for_selector("#charts:not([hidden])")
+        report = Report(folder, page)
+
+        def test_the_page_has_no_errors_and_loads_nothing():
+            assert not problems, problems
+
+        tests = [getattr(report, name) for name in dir(report) if name.startswith("test_")]
+        for test in [*tests, test_the_page_has_no_errors_and_loads_nothing]:
+            try:
+                test()
+                passed += 1
+                print(f"ok    {test.__name__}")
+            except Exception:
+                failed += 1
+                print(f"FAIL  {test.__name__}")
+                traceback.print_exc()
+        if "--screenshots" in sys.argv:
+            write_screenshots(page, pathlib.Path(sys.argv[sys.argv.index("--screenshots") + 1]))
+        browser.close()
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+sys.exit(main())
