@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 /// Runs load tests on this machine and watches load tests on a cluster.
 ///
 /// Exit codes: 0 for Pass, Warning or NotJudged; 1 for Fail or Critical; 2 for invalid input;
-/// 3 for Inconclusive; 4 if the test could not run.
+/// 3 for Inconclusive; 4 if the test could not run; 130 after a second Ctrl-C.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub(crate) struct Arguments {
@@ -110,6 +110,9 @@ pub(crate) struct RequestArguments {
 #[command(next_help_heading = "Files of the result")]
 #[expect(clippy::doc_markdown, reason = "help texts are plain text")]
 pub(crate) struct OutputArguments {
+    /// Form of the result on the standard output.
+    #[arg(short = 'o', long = "output", value_name = "FORMAT", default_value = "table")]
+    pub(crate) format: OutputFormat,
     /// Writes the whole result as JSON; `loadtest schema result` prints its schema.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
@@ -132,6 +135,20 @@ pub(crate) struct OutputArguments {
     /// Writes the response times of each second and task as a log of HdrHistogram.
     #[arg(long, value_name = "FILE")]
     pub(crate) hdr: Option<PathBuf>,
+}
+
+/// The form of a result on the standard output.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// Tables for people.
+    #[default]
+    Table,
+    /// The whole result as JSON.
+    Json,
+    /// The whole result as YAML.
+    Yaml,
+    /// A Markdown report of at most 60 lines.
+    Markdown,
 }
 
 #[derive(Debug, Args)]

@@ -17,6 +17,8 @@ pub(crate) enum Exit {
     Inconclusive = 3,
     /// The test did not run, or its result could not be written.
     CouldNotRun = 4,
+    /// A second Ctrl-C ended the command at once.
+    Interrupted = 130,
 }
 
 impl Exit {

@@ -1,4 +1,4 @@
-//! Writes the result of a run to the files that the command line names.
+//! Writes the result of a run to the standard output, and to the files that the command line names.
 
 use std::path::Path;
 
@@ -7,14 +7,34 @@ use loadtest_report::{
     RunResult, csv_files, hdr_log, html_report, junit_report, k6_summary, markdown_report,
 };
 
-use crate::arguments::OutputArguments;
+use crate::arguments::{OutputArguments, OutputFormat};
+
+impl OutputFormat {
+    /// Returns the result in this form. `table` makes the tables.
+    ///
+    /// # Errors
+    /// When the result can't be written as JSON or YAML.
+    pub(crate) fn render(
+        self,
+        result: &RunResult,
+        table: impl FnOnce() -> String,
+    ) -> anyhow::Result<String> {
+        Ok(match self {
+            Self::Table => table(),
+            Self::Json => serde_json::to_string(result)? + "\n",
+            Self::Yaml => serde_saphyr::to_string(result)?,
+            Self::Markdown => markdown_report(result),
+        })
+    }
+}
 
 /// Writes every file. A file that can't be written does not keep the others from being written.
 ///
 /// # Errors
 /// When a file can't be written; the error names every such file.
 pub(crate) fn write_outputs(outputs: &OutputArguments, result: &RunResult) -> anyhow::Result<()> {
-    let OutputArguments { json, html, csv, junit, markdown, summary_export, hdr } = outputs;
+    let OutputArguments { format: _, json, html, csv, junit, markdown, summary_export, hdr } =
+        outputs;
     let mut problems = Vec::new();
     let mut write = |path: &Path, text: anyhow::Result<String>| {
         let written = text.and_then(|text| Ok(std::fs::write(path, text)?));

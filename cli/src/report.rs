@@ -32,7 +32,8 @@ pub(crate) fn report_result(
     };
     let mut test = LoadTest::new(result.name.as_deref().unwrap_or("loadtest"), result.spec.clone());
     test.metadata.namespace.clone_from(&result.namespace);
-    write!(out, "{}", render::format_result(&test, &result.status, None))?;
+    let table = || render::format_result(&test, &result.status, None);
+    write!(out, "{}", arguments.outputs.format.render(&result, table)?)?;
     out.flush()?;
     write_outputs(&arguments.outputs, &result)?;
     let verdict = result.status.known_verdict().unwrap_or(Verdict::Inconclusive);

@@ -27,7 +27,7 @@ use loadtest_runner::{
 use serde_json::Value;
 
 use self::{
-    polling::{StopReason, poll_until_finished},
+    polling::{LoadEnd, StopReason, poll_until_finished},
     status::build_status,
 };
 use crate::{
@@ -176,12 +176,13 @@ async fn run_load(
     let urls: Vec<&str> = urls.into_iter().flatten().map(String::as_str).collect();
     let (name, load) = (&prepared.plan().name, &valid.load);
     let header = render::progress_header();
-    let _ = writeln!(out, "{name}: {load} against {}\n{header}", urls.join(", "));
+    eprint_line(&format!("{name}: {load} against {}\n{header}", urls.join(", ")));
     let start_time = Timestamp::now();
     engine.start(Instant::now());
     let mut timeline = Timeline::default();
     let mut series = SeriesRecorder::new(&valid.load);
-    let stop_reason = poll_until_finished(&engine, valid, &mut timeline, &mut series, out).await?;
+    let end = poll_until_finished(&engine, valid, &mut timeline, &mut series).await?;
+    let LoadEnd::Finished(stop_reason) = end else { return Ok(Exit::Interrupted) };
     let Snapshot { mut metrics, examples } = engine.snapshot().await;
     metrics.runners.insert("local".into(), metrics.generator());
     let runner_lost = engine.state() == RunnerState::CutShort;
@@ -211,7 +212,8 @@ async fn run_load(
     };
     let result = build_result(&facts, &metrics, series.finish(&metrics));
     let written = write_outputs(&arguments.outputs, &result);
-    let text = render::format_result(test, &status, Some(&metrics));
+    let table = || render::format_result(test, &status, Some(&metrics));
+    let text = arguments.outputs.format.render(&result, table)?;
     write!(out, "{text}").and_then(|()| out.flush())?;
     written?;
     log_result.context("--request-log: the file can't be written")?;

@@ -111,6 +111,13 @@ fn every_output_holds_the_numbers_of_the_run() {
     assert_eq!(report.status.code(), Some(1), "{report:?}");
     let text = String::from_utf8_lossy(&report.stdout).into_owned();
     assert!(text.contains("VERDICT  Fail"), "{text}");
+    for (format, start) in
+        [("json", "{\"version\":3,"), ("yaml", "version: 3"), ("markdown", "### ❌")]
+    {
+        let report = run_loadtest(&["report", &json, "-o", format]);
+        let text = String::from_utf8_lossy(&report.stdout).into_owned();
+        assert!(text.starts_with(start), "{format}: {}", text.lines().next().unwrap_or_default());
+    }
     for name in ["r.html", "r.xml", "r.md", "k6.json", "r.hlog", "locust_stats.csv"] {
         let (first, second) =
             (read(folder, &format!("run-{name}")), read(folder, &format!("report-{name}")));

@@ -68,8 +68,10 @@ fn example_runs_to_a_verdict_with_the_legacy_summary() {
     let output = run_until_conclusive(&[&burst, "--simulator", "-t", "12s", "--json", json]);
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(0), "{text}");
+    let progress = String::from_utf8_lossy(&output.stderr).into_owned();
+    let title = "burst: 200 users at 50/s for 12s against http://127.0.0.1:";
+    assert!(progress.contains(title), "{progress}");
     for part in [
-        "burst: 200 users at 50/s for 12s against http://127.0.0.1:",
         "chat_latency_avg_ms: ",
         "chat_latency_p95_ms: ",
         "chat_latency_p99_ms: ",
@@ -167,13 +169,15 @@ fn signals_end_the_run_and_everything_is_written() {
             .arg("--request-log")
             .arg(&log)
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         // Title, header and the first line of progress: the load is on.
-        let mut lines = BufReader::new(run.stdout.take().unwrap()).lines();
-        let start: Vec<String> = lines.by_ref().take(3).map(Result::unwrap).collect();
+        let mut progress = BufReader::new(run.stderr.take().unwrap()).lines();
+        let start: Vec<String> = progress.by_ref().take(3).map(Result::unwrap).collect();
         let id = run.id().to_string();
         assert!(Command::new("kill").args(["-s", signal, &id]).status().unwrap().success());
+        let lines = BufReader::new(run.stdout.take().unwrap()).lines();
         let rest: Vec<String> = lines.map(Result::unwrap).collect();
         let code = run.wait().unwrap().code();
         assert_eq!(code, Some(3), "{signal}: {start:?} {rest:?}");
@@ -190,7 +194,35 @@ fn a_duration_without_a_unit_is_in_seconds() {
     let folder = tempfile::tempdir().unwrap();
     let file = write_test(folder.path(), r#"{metric: errorRate, target: "< 1%"}"#);
     let output = run_until_conclusive(&[&file, "--simulator", "-t", "2"]);
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(0), "{text}");
     assert!(text.contains("for 2s against"), "{text}");
+}
+
+#[test]
+fn a_second_signal_ends_the_run_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = write_test(folder.path(), r#"{metric: errorRate, target: "< 1%"}"#);
+    // A target that accepts connections and never responds, so that the first signal has to wait.
+    let target = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", target.local_addr().unwrap());
+    let _guard = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut run = Command::new(env!("CARGO_BIN_EXE_loadtest"))
+        .args(["run", &file, "--host", &url, "-t", "10m"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut progress = BufReader::new(run.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let interrupt = || {
+        let id = run.id().to_string();
+        assert!(Command::new("kill").args(["-s", "INT", &id]).status().unwrap().success());
+    };
+    // Title, header and the first line of progress: the load is on.
+    assert_eq!(progress.by_ref().take(3).count(), 3);
+    interrupt();
+    assert!(progress.any(|line| line.starts_with("stopping the test")));
+    interrupt();
+    assert!(progress.any(|line| line.contains("the result is lost")));
+    assert_eq!(run.wait().unwrap().code(), Some(130));
 }

@@ -36,6 +36,7 @@ pub fn hdr_log(result: &RunResult) -> Result<String, ReportError> {
         .with_start_time(start)
         .with_base_time(start)
         .with_max_value_divisor(1e6)
+        .add_comment("[Histogram log format version 1.3]")
         .begin_log_with(&mut buffer, &mut serializer)
         .map_err(|error| fault(&error))?;
     let name = LatencyMetric::ResponseTime.info().judged.map_or("", |judged| judged.name);

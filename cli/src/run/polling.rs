@@ -1,7 +1,7 @@
 //! Follows a running load: prints progress, evaluates windows and stages, and stops the load when
 //! the user or a threshold asks for it.
 
-use std::{io::Write, time::Duration};
+use std::time::Duration;
 
 use loadtest_core::{
     judge::{Timeline, progress_of, summarize},
@@ -28,14 +28,22 @@ pub(super) enum StopReason {
     ByThreshold(Aborted),
 }
 
-/// Prints progress until the load is over. Returns the reason if the load stopped early.
+/// How a load ended.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum LoadEnd {
+    /// The last request ended. The reason is that of a load that stopped early.
+    Finished(Option<StopReason>),
+    /// A second signal came, so there is no result.
+    Interrupted,
+}
+
+/// Prints progress to standard error until the load is over.
 pub(super) async fn poll_until_finished(
     engine: &Engine,
     test: &ValidTest,
     timeline: &mut Timeline,
     series: &mut SeriesRecorder,
-    out: &mut impl Write,
-) -> anyhow::Result<Option<StopReason>> {
+) -> anyhow::Result<LoadEnd> {
     let duration = test.load.duration();
     let interval = Duration::from_secs_f64((duration.as_secs_f64() / 60.0).clamp(1.0, 10.0));
     let mut progress_ticks =
@@ -47,7 +55,7 @@ pub(super) async fn poll_until_finished(
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     loop {
         tokio::select! {
-            () = engine.wait_until_finished() => return Ok(stop_reason),
+            () = engine.wait_until_finished() => return Ok(LoadEnd::Finished(stop_reason)),
             Some(()) = async {
                 tokio::select! {
                     received = interrupts.recv() => received,
@@ -55,7 +63,8 @@ pub(super) async fn poll_until_finished(
                 }
             } => {
                 if signal_received {
-                    anyhow::bail!("stopped by a second signal: the result is lost");
+                    eprint_line("stopped by a second signal: the result is lost");
+                    return Ok(LoadEnd::Interrupted);
                 }
                 signal_received = true;
                 // If a threshold stopped the test first, that stays the reason.
@@ -79,9 +88,7 @@ pub(super) async fn poll_until_finished(
                 let metrics = engine.snapshot().await.metrics;
                 let summary = summarize(&metrics.all_tasks(), metrics.elapsed_seconds);
                 let progress = progress_of(test, &metrics, 1, metrics.users);
-                let line = render::progress_line(&progress, &summary, duration);
-                // A closed pipe must not end the test: `--json` still needs the result.
-                let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+                eprint_line(&render::progress_line(&progress, &summary, duration));
             }
         }
     }

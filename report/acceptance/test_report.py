@@ -224,6 +224,7 @@ def write_screenshots(page, folder):
         page.set_viewport_size({"width": 1100, "height": 1250})
         page.emulate_media(color_scheme=scheme)
         wait_until(page, "document.querySelector('#rates canvas').clientWidth <= document.body.clientWidth")
+        page.evaluate("scrollTo(0, 0)")
         page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         page.screenshot(path=folder / f"report-{scheme}.png")
 
