@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-/// Runs load tests on this machine and watches load tests on a cluster.
+/// Runs load tests on this machine, makes reports of them, and runs load tests on a cluster.
 ///
 /// Exit codes: 0 for Pass, Warning or NotJudged; 1 for Fail or Critical; 2 for invalid input;
 /// 3 for Inconclusive; 4 if the test could not run; 130 after a second Ctrl-C.
@@ -29,6 +29,10 @@ pub(crate) enum Command {
     Report(ReportArguments),
     /// Prints a JSON Schema.
     Schema(SchemaArguments),
+    /// Prints a script that completes commands and options in a shell.
+    Completions(CompletionsArguments),
+    /// Prints the manual page, in the format of man.
+    Man,
 }
 
 #[derive(Debug, Args)]
@@ -182,6 +186,12 @@ pub(crate) struct PlanArguments {
     /// Sets a field of the spec, such as load.users=50.
     #[arg(long, value_name = "PATH=VALUE")]
     pub(crate) set: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArguments {
+    /// The shell.
+    pub(crate) shell: clap_complete::Shell,
 }
 
 #[derive(Debug, Args)]

@@ -6,14 +6,13 @@
 mod arguments;
 mod exit;
 mod manifest;
+mod manual;
 mod output;
 mod outputs;
 mod plan;
 mod render;
 mod report;
-mod request;
 mod run;
-mod threshold;
 mod watch;
 
 use std::process::ExitCode;
@@ -40,6 +39,8 @@ fn main() -> ExitCode {
         Command::Schema(arguments) => report::print_schema(&arguments, &mut out),
         Command::Validate(arguments) => plan::validate_files(&arguments, &mut out),
         Command::Plan(arguments) => plan::print_plan(&arguments, &mut out),
+        Command::Completions(arguments) => manual::print_completions(&arguments, &mut out),
+        Command::Man => manual::print_manual(&mut out),
         Command::Watch(arguments) => watch::watch_test(&arguments, &mut out),
     };
     let exit = result.unwrap_or_else(|error| {

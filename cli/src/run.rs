@@ -2,7 +2,9 @@
 //! judges as it does for the operator. The runner's [`Engine`] makes the load in this process.
 
 mod polling;
+mod request;
 mod status;
+mod threshold;
 
 use std::{
     io::Write,
@@ -28,7 +30,9 @@ use serde_json::Value;
 
 use self::{
     polling::{LoadEnd, StopReason, poll_until_finished},
+    request::build_test,
     status::build_status,
+    threshold::parse_threshold,
 };
 use crate::{
     arguments::RunArguments,
@@ -37,8 +41,6 @@ use crate::{
     output::eprint_line,
     outputs::write_outputs,
     render,
-    request::build_test,
-    threshold::parse_threshold,
 };
 
 /// Runs a test and prints its result.

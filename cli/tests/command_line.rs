@@ -105,3 +105,16 @@ fn wrong_options_are_bad_input() {
         assert!(stderr.contains(message), "{arguments:?}: {stderr}");
     }
 }
+
+#[test]
+fn completions_and_manual_name_every_command() {
+    let commands = ["run", "watch", "report", "validate", "plan", "schema", "completions", "man"];
+    for arguments in [&["completions", "bash"][..], &["completions", "fish"], &["man"]] {
+        let (code, stdout, stderr) = run_loadtest(arguments, "");
+        assert_eq!(code, Some(0), "{stderr}");
+        for name in commands {
+            assert!(stdout.contains(name), "{arguments:?}: {name}");
+        }
+        assert!(stdout.contains("summary\\-export") || stdout.contains("summary-export"));
+    }
+}
