@@ -23,8 +23,14 @@ pub(crate) enum Command {
     Validate(ValidateArguments),
     /// Prints the runners that a LoadTest would get on a cluster.
     Plan(PlanArguments),
+    /// Applies a LoadTest to a cluster, and waits for its verdict with --wait.
+    Apply(ApplyArguments),
     /// Prints the progress of a LoadTest on a cluster until its verdict.
     Watch(WatchArguments),
+    /// Lists the LoadTests of a namespace.
+    List(ListArguments),
+    /// Stops a LoadTest on a cluster.
+    Cancel(CancelArguments),
     /// Prints the result of a finished run again, and writes reports of it.
     Report(ReportArguments),
     /// Prints a JSON Schema.
@@ -206,6 +212,53 @@ pub(crate) enum SchemaDocument {
     Loadtest,
     /// The result that `loadtest run --json` writes.
     Result,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ApplyArguments {
+    /// File that contains the LoadTest; - for the standard input.
+    #[arg(short, long = "filename", value_name = "FILE")]
+    pub(crate) filename: Option<String>,
+    /// The same as --filename.
+    #[arg(required_unless_present = "filename", conflicts_with = "filename")]
+    pub(crate) file: Option<String>,
+    /// Name of the LoadTest, if the file contains several.
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Namespace of the LoadTest [default: that of the file, then that of the current context].
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+    /// Sets a field of the spec, such as load.users=50.
+    #[arg(long, value_name = "PATH=VALUE")]
+    pub(crate) set: Vec<String>,
+    /// Prints progress until the verdict. The exit code follows the verdict.
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Deletes a LoadTest of the same name that has ended, and runs it again.
+    #[arg(long)]
+    pub(crate) replace: bool,
+    /// Exit code 1 for the verdict Warning too.
+    #[arg(long)]
+    pub(crate) strict: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArguments {
+    /// Namespace [default: the namespace of the current context].
+    #[arg(short, long, conflicts_with = "all_namespaces")]
+    pub(crate) namespace: Option<String>,
+    /// Lists the LoadTests of all namespaces.
+    #[arg(short = 'A', long)]
+    pub(crate) all_namespaces: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CancelArguments {
+    /// Name of the LoadTest.
+    pub(crate) name: String,
+    /// Namespace of the LoadTest [default: the namespace of the current context].
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@
 //! `main` starts a command and maps its result to an exit code.
 
 mod arguments;
+mod cluster;
 mod exit;
 mod manifest;
 mod manual;
@@ -13,7 +14,6 @@ mod plan;
 mod render;
 mod report;
 mod run;
-mod watch;
 
 use std::process::ExitCode;
 
@@ -41,7 +41,10 @@ fn main() -> ExitCode {
         Command::Plan(arguments) => plan::print_plan(&arguments, &mut out),
         Command::Completions(arguments) => manual::print_completions(&arguments, &mut out),
         Command::Man => manual::print_manual(&mut out),
-        Command::Watch(arguments) => watch::watch_test(&arguments, &mut out),
+        Command::Apply(arguments) => cluster::apply_test(&arguments, &mut out),
+        Command::Watch(arguments) => cluster::watch_test(&arguments, &mut out),
+        Command::List(arguments) => cluster::list_tests(&arguments, &mut out),
+        Command::Cancel(arguments) => cluster::cancel_test(&arguments, &mut out),
     };
     let exit = result.unwrap_or_else(|error| {
         eprint_line(&format!("loadtest: {error:#}"));

@@ -49,6 +49,8 @@ impl ManifestError {
 /// A LoadTest that an API server would accept.
 #[derive(Debug)]
 pub(crate) struct Manifest {
+    /// The object as it was written, with the changes of the command line.
+    pub(crate) object: Value,
     pub(crate) test: LoadTest,
     /// The validated spec of the test.
     pub(crate) valid: ValidTest,
@@ -103,7 +105,8 @@ fn parse_manifest(
         let message = format!("{}: unknown field", format_path(steps));
         problems.push(Problem { position: Some(find_position(&document, steps)), message });
     });
-    let object = kube_cel::apply_defaults(&schema, &object);
+    let written = object;
+    let object = kube_cel::apply_defaults(&schema, &written);
     problems.extend(check_schema(&schema, &object, &document));
     if problems.is_empty() {
         problems = check_cel_rules(&schema, &object, &document);
@@ -121,7 +124,7 @@ fn parse_manifest(
         message: problem.to_string(),
     };
     match validate(&test.spec) {
-        Ok(valid) => Ok(Manifest { test, valid }),
+        Ok(valid) => Ok(Manifest { object: written, test, valid }),
         Err(problems) => Err(problems.into_iter().map(with_position).collect()),
     }
 }

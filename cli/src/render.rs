@@ -8,6 +8,7 @@ mod thresholds;
 
 use std::fmt::Write;
 
+pub(crate) use self::table::format_table;
 use loadtest_core::{
     Duration,
     metrics::Metrics,
@@ -15,11 +16,8 @@ use loadtest_core::{
 };
 
 use self::{
-    legacy_summary::format_legacy_summary,
-    stages::format_stages,
-    summary::format_summary,
-    table::{format_table, text_row},
-    thresholds::format_thresholds,
+    legacy_summary::format_legacy_summary, stages::format_stages, summary::format_summary,
+    table::text_row, thresholds::format_thresholds,
 };
 
 /// Returns the header of the progress lines.

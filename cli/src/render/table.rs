@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 /// Formats rows of cells. Each column is as wide as its widest cell. The first `text_columns`
 /// columns are aligned to the left, all others to the right.
-pub(super) fn format_table(rows: &[Vec<String>], text_columns: usize) -> String {
+pub(crate) fn format_table(rows: &[Vec<String>], text_columns: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
         .map(|c| rows.iter().filter_map(|r| r.get(c)).map(|t| t.chars().count()).max().unwrap_or(0))

@@ -3,6 +3,7 @@
 
 mod accuracy;
 mod bad_input;
+mod command_line;
 mod examples;
 mod lifecycle;
 mod load_generator;

@@ -7,14 +7,14 @@ use std::{
 };
 
 use anyhow::Context;
-use kube::{Api, Client, Config};
 use loadtest_core::{
     load::LoadModel,
     plan::validate,
     resource::{LoadTest, LoadTestStatus, Phase, Verdict},
 };
 
-use crate::{arguments::WatchArguments, exit::Exit, render};
+use super::Cluster;
+use crate::{arguments::WatchArguments, exit::Exit, output::eprint_line, render};
 
 /// Time between two reads of the status. The operator changes it at most every 5 s.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -27,28 +27,38 @@ const MAX_OUTAGE: Duration = Duration::from_mins(2);
 
 /// Prints the progress of a test until it is over, then its result.
 pub(crate) fn watch_test(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        tokio::select! {
-            exit = poll_status(arguments, out) => exit,
-            _ = tokio::signal::ctrl_c() => {
-                let WatchArguments { name, namespace, .. } = arguments;
-                let namespace =
-                    namespace.as_ref().map_or_else(String::new, |name| format!(" -n {name}"));
-                anyhow::bail!(
-                    "stopped watching; the test is still running: kubectl get loadtest {name}{namespace}"
-                );
-            }
-        }
+    let WatchArguments { name, namespace, strict } = arguments;
+    super::block_on(async {
+        let cluster = Cluster::connect(namespace.as_deref()).await?;
+        follow_test(&cluster, name, *strict, out).await
     })
 }
 
-async fn poll_status(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
-    let WatchArguments { name, namespace, .. } = arguments;
-    let config = Config::infer().await.context("no Kubernetes configuration was found")?;
-    let namespace = namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-    let client = Client::try_from(config).context("no Kubernetes client can be made")?;
-    let tests: Api<LoadTest> = Api::namespaced(client, &namespace);
+/// Prints the progress of a test until it is over, then its result. Ctrl-C ends this, and not the test.
+pub(super) async fn follow_test(
+    cluster: &Cluster,
+    name: &str,
+    strict: bool,
+    out: &mut impl Write,
+) -> anyhow::Result<Exit> {
+    tokio::select! {
+        exit = poll_status(cluster, name, strict, out) => exit,
+        _ = tokio::signal::ctrl_c() => {
+            let namespace = &cluster.namespace;
+            anyhow::bail!(
+                "stopped watching; the test is still running: kubectl get loadtest {name} -n {namespace}"
+            );
+        }
+    }
+}
+
+async fn poll_status(
+    cluster: &Cluster,
+    name: &str,
+    strict: bool,
+    out: &mut impl Write,
+) -> anyhow::Result<Exit> {
+    let Cluster { tests, namespace } = cluster;
     let mut last_status = LoadTestStatus::default();
     let mut outage_start: Option<Instant> = None;
     loop {
@@ -67,14 +77,14 @@ async fn poll_status(arguments: &WatchArguments, out: &mut impl Write) -> anyhow
         outage_start = None;
         let test = found.with_context(|| format!("no LoadTest {name} in namespace {namespace}"))?;
         let status = test.status.clone().unwrap_or_default();
-        print_changes(&test, &last_status, &status, out)?;
+        print_changes(&test, &last_status, &status);
         if status.known_phase().is_some_and(Phase::is_final) {
             write!(out, "{}", render::format_result(&test, &status, None))?;
             out.flush()?;
             return Ok(match (status.known_phase(), status.known_verdict()) {
                 (Some(Phase::Error), _) => Exit::CouldNotRun,
                 (_, verdict) => {
-                    Exit::from_verdict(verdict.unwrap_or(Verdict::Inconclusive), arguments.strict)
+                    Exit::from_verdict(verdict.unwrap_or(Verdict::Inconclusive), strict)
                 }
             });
         }
@@ -83,13 +93,8 @@ async fn poll_status(arguments: &WatchArguments, out: &mut impl Write) -> anyhow
     }
 }
 
-/// Prints the phase and the progress if they have changed.
-fn print_changes(
-    test: &LoadTest,
-    before: &LoadTestStatus,
-    now: &LoadTestStatus,
-    out: &mut impl Write,
-) -> std::io::Result<()> {
+/// Prints the phase and the progress to standard error, if they have changed.
+fn print_changes(test: &LoadTest, before: &LoadTestStatus, now: &LoadTestStatus) {
     // A spec of a newer version may not be valid for this one; its status can be shown all the same.
     let valid = validate(&test.spec).ok();
     let load = valid.as_ref().map(|valid| &valid.load);
@@ -107,16 +112,15 @@ fn print_changes(
             (Some(Phase::Running), _) => load.map(ToString::to_string).unwrap_or_default(),
             _ => String::new(),
         };
-        writeln!(out, "{:<10}{details}", phase.as_str())?;
+        eprint_line(&format!("{:<10}{details}", phase.as_str()));
         if *phase == Phase::Running {
-            writeln!(out, "{}", render::progress_header())?;
+            eprint_line(&render::progress_header());
         }
     }
     if now.progress != before.progress
         && let (Some(Phase::Running | Phase::Stopping), Some(progress), Some(summary)) =
             (now.known_phase(), &now.progress, &now.summary)
     {
-        writeln!(out, "{}", render::progress_line(progress, summary, duration))?;
+        eprint_line(&render::progress_line(progress, summary, duration));
     }
-    out.flush()
 }

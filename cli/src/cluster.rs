@@ -1,0 +1,66 @@
+//! Commands that work on a cluster, with the rights of the user's own kubeconfig.
+
+mod apply;
+mod list;
+mod watch;
+
+use std::future::Future;
+
+use anyhow::Context;
+use kube::{
+    Api, Client, Config,
+    api::{Patch, PatchParams},
+};
+use loadtest_core::resource::{LoadTest, Phase};
+
+pub(crate) use self::{apply::apply_test, list::list_tests, watch::watch_test};
+use crate::{arguments::CancelArguments, exit::Exit};
+
+/// The LoadTests of one namespace of a cluster.
+struct Cluster {
+    tests: Api<LoadTest>,
+    namespace: String,
+}
+
+impl Cluster {
+    /// Connects to the cluster of the current context. Without a namespace, that of the context.
+    async fn connect(namespace: Option<&str>) -> anyhow::Result<Self> {
+        let (client, default) = connect().await?;
+        let namespace = namespace.map_or(default, str::to_owned);
+        Ok(Self { tests: Api::namespaced(client, &namespace), namespace })
+    }
+}
+
+/// A client for the cluster of the current context, and the namespace of the context.
+async fn connect() -> anyhow::Result<(Client, String)> {
+    let config = Config::infer().await.context("no Kubernetes configuration was found")?;
+    let namespace = config.default_namespace.clone();
+    let client = Client::try_from(config).context("no Kubernetes client can be made")?;
+    Ok((client, namespace))
+}
+
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}
+
+/// Asks the operator to stop a test.
+pub(crate) fn cancel_test(
+    arguments: &CancelArguments,
+    out: &mut impl std::io::Write,
+) -> anyhow::Result<Exit> {
+    let CancelArguments { name, namespace } = arguments;
+    block_on(async {
+        let cluster = Cluster::connect(namespace.as_deref()).await?;
+        let patch = Patch::Merge(serde_json::json!({"spec": {"cancel": true}}));
+        let cancelled = cluster.tests.patch(name, &PatchParams::default(), &patch).await;
+        let test = cancelled.with_context(|| {
+            format!("LoadTest {name} in namespace {} can't be cancelled", cluster.namespace)
+        })?;
+        let phase = test.status.as_ref().and_then(|status| status.phase.clone());
+        match phase.filter(|phase| phase.known().is_some_and(Phase::is_final)) {
+            Some(phase) => writeln!(out, "{name} is over already: {}", phase.as_str())?,
+            None => writeln!(out, "{name} is being cancelled")?,
+        }
+        Ok(Exit::Passed)
+    })
+}

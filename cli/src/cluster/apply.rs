@@ -1,0 +1,104 @@
+//! `loadtest apply`: creates a LoadTest on a cluster, and waits for its verdict if asked to.
+
+use std::{
+    io::Write,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use kube::api::{DeleteParams, Patch, PatchParams};
+use loadtest_core::{
+    plan::warnings,
+    resource::{LoadTest, LoadTestStatus, Phase},
+};
+
+use super::{Cluster, watch::follow_test};
+use crate::{
+    arguments::ApplyArguments,
+    exit::Exit,
+    manifest::{Change, Manifest, read_manifest},
+    output::eprint_line,
+};
+
+/// Time that a deleted LoadTest and its pods get to go away.
+const DELETE_TIMEOUT: Duration = Duration::from_mins(2);
+/// Time between two reads of a LoadTest that is being deleted.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// The field manager of what this command writes.
+const FIELD_MANAGER: &str = "loadtest-cli";
+
+/// Applies the LoadTest of a file. With `--wait`, the exit code follows the verdict.
+pub(crate) fn apply_test(arguments: &ApplyArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
+    let file = arguments.file.as_ref().or(arguments.filename.as_ref());
+    let file = file.map_or("-", String::as_str);
+    let changes: Result<Vec<Change>, String> =
+        arguments.set.iter().map(|text| Change::parse(text)).collect();
+    let manifest =
+        changes.map_err(|error| format!("loadtest: --set: {error}")).and_then(|changes| {
+            let manifest = read_manifest(file, arguments.name.as_deref(), &changes);
+            manifest.map_err(|error| error.message())
+        });
+    let Manifest { test, object, .. } = match manifest {
+        Ok(manifest) => manifest,
+        Err(message) => {
+            eprint_line(&message);
+            return Ok(Exit::BadInput);
+        }
+    };
+    for warning in warnings(&test.spec) {
+        eprint_line(&format!("warning: {file}: {warning}"));
+    }
+    let Some(name) = test.metadata.name.as_deref() else {
+        eprint_line(&format!("{file}: metadata.name is missing: give the test a name"));
+        return Ok(Exit::BadInput);
+    };
+    let namespace = arguments.namespace.as_ref().or(test.metadata.namespace.as_ref());
+    super::block_on(async {
+        let cluster = Cluster::connect(namespace.map(String::as_str)).await?;
+        let mut before = cluster.tests.get_opt(name).await.context("the LoadTest can't be read")?;
+        if let Some(old) = before.take_if(|old| has_ended(old)) {
+            if !arguments.replace {
+                anyhow::bail!(
+                    "LoadTest {name} has run already, and a LoadTest runs once: use --replace to delete it and run it again"
+                );
+            }
+            delete_test(&cluster, &old).await?;
+        }
+        // What the user's file says wins over what others wrote to the same fields.
+        let params = PatchParams::apply(FIELD_MANAGER).force();
+        let applied = cluster.tests.patch(name, &params, &Patch::Apply(&object)).await;
+        let applied = applied.with_context(|| format!("LoadTest {name} can't be applied"))?;
+        let generation = |test: &LoadTest| test.metadata.generation;
+        let change = match &before {
+            None => "created",
+            Some(before) if generation(before) == generation(&applied) => "unchanged",
+            Some(_) => "configured",
+        };
+        eprint_line(&format!("loadtest/{name} {change} in namespace {}", cluster.namespace));
+        if !arguments.wait {
+            return Ok(Exit::Passed);
+        }
+        follow_test(&cluster, name, arguments.strict, out).await
+    })
+}
+
+fn has_ended(test: &LoadTest) -> bool {
+    let phase = test.status.as_ref().and_then(LoadTestStatus::known_phase);
+    phase.is_some_and(Phase::is_final)
+}
+
+/// Deletes a test and its pods, and waits until they are gone.
+async fn delete_test(cluster: &Cluster, test: &LoadTest) -> anyhow::Result<()> {
+    let (Some(name), Some(uid)) = (&test.metadata.name, &test.metadata.uid) else { return Ok(()) };
+    let deleted = cluster.tests.delete(name, &DeleteParams::foreground()).await;
+    deleted.with_context(|| format!("LoadTest {name} can't be deleted"))?;
+    let end = Instant::now() + DELETE_TIMEOUT;
+    while Instant::now() < end {
+        let found = cluster.tests.get_opt(name).await.context("the LoadTest can't be read")?;
+        if found.is_none_or(|found| found.metadata.uid.as_ref() != Some(uid)) {
+            return Ok(());
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    anyhow::bail!("LoadTest {name} is still there {DELETE_TIMEOUT:?} after it was deleted");
+}
