@@ -1,4 +1,5 @@
-//! `loadtest validate` and `loadtest plan`: what an API server and the operator would say to a file.
+//! `loadtest validate` and `loadtest plan`: check a file as an API server does, and size it as the
+//! operator does.
 
 use std::io::Write;
 

@@ -212,17 +212,10 @@ fn header_problems(spec: &LoadTestSpec) -> Vec<Problem> {
 /// What a user should know about a valid spec: credentials that everybody can read who can read the
 /// test.
 pub fn warnings(spec: &LoadTestSpec) -> Vec<String> {
-    const CREDENTIALS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "x-api-key"];
-    let is_credential =
-        |name: &&String| CREDENTIALS.iter().any(|credential| name.eq_ignore_ascii_case(credential));
-    let of_task = |task: &resource::Task| {
-        let (http, chat) = (task.http.as_ref(), task.chat.as_ref());
-        let headers = http.map(|t| &t.headers).or(chat.map(|t| &t.headers));
-        headers.or(task.web_socket.as_ref().map(|t| &t.headers)).cloned().unwrap_or_default()
-    };
-    let in_tasks = spec.scenario.tasks.iter().map(of_task);
-    let maps = std::iter::once(spec.target.headers.clone()).chain(in_tasks);
-    let names = maps.flat_map(|map| map.keys().filter(is_credential).cloned().collect::<Vec<_>>());
+    let in_tasks = spec.scenario.tasks.iter().filter_map(resource::Task::headers);
+    let names =
+        std::iter::once(&spec.target.headers).chain(in_tasks).flat_map(|headers| headers.keys());
+    let names = names.filter(|name| is_credential(name)).cloned();
     let names: BTreeSet<String> = names.collect();
     names
         .into_iter()
@@ -230,6 +223,12 @@ pub fn warnings(spec: &LoadTestSpec) -> Vec<String> {
             format!("the value of header {name} is readable in the spec: put it into a Secret and use target.headersFrom")
         })
         .collect()
+}
+
+/// True for a header whose value is a credential.
+pub(crate) fn is_credential(header: &str) -> bool {
+    const CREDENTIALS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "x-api-key"];
+    CREDENTIALS.iter().any(|credential| header.eq_ignore_ascii_case(credential))
 }
 
 fn duplicate_names(tasks: &[resource::Task]) -> Vec<Problem> {

@@ -39,6 +39,22 @@ pub struct Task {
     pub web_socket: Option<WebSocketTask>,
 }
 
+impl Task {
+    /// The headers of the task's requests.
+    pub fn headers(&self) -> Option<&BTreeMap<String, String>> {
+        let http = self.http.as_ref().map(|task| &task.headers);
+        let chat = self.chat.as_ref().map(|task| &task.headers);
+        http.or(chat).or(self.web_socket.as_ref().map(|task| &task.headers))
+    }
+
+    /// Borrows the headers of the task's requests to change them.
+    pub fn headers_mut(&mut self) -> Option<&mut BTreeMap<String, String>> {
+        let http = self.http.as_mut().map(|task| &mut task.headers);
+        let chat = self.chat.as_mut().map(|task| &mut task.headers);
+        http.or(chat).or(self.web_socket.as_mut().map(|task| &mut task.headers))
+    }
+}
+
 const fn default_weight() -> u32 {
     1
 }

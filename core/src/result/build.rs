@@ -15,8 +15,8 @@ use crate::{
         GeneratorMetrics, LatencyHistogram, LatencyMetric, Metrics, Outcome, TaskMetrics,
         catalog::LATENCIES,
     },
-    plan::ValidTest,
-    resource::{LoadTest, LoadTestStatus, Phase, Threshold, ThresholdRow},
+    plan::{ValidTest, is_credential},
+    resource::{LoadTest, LoadTestSpec, LoadTestStatus, Phase, Task, Threshold, ThresholdRow},
     values::{Bound, Duration, Quantity},
 };
 
@@ -50,7 +50,7 @@ pub fn build_result(facts: &RunFacts<'_>, metrics: &Metrics, series: Series) -> 
         name: test.metadata.name.clone(),
         namespace: test.metadata.namespace.clone(),
         uid: uid.clone(),
-        spec: test.spec.clone(),
+        spec: without_credentials(&test.spec),
         status: (*status).clone(),
         elapsed_seconds: elapsed,
         user_seconds: metrics.user_seconds,
@@ -65,6 +65,18 @@ pub fn build_result(facts: &RunFacts<'_>, metrics: &Metrics, series: Series) -> 
         runners: metrics.runners.iter().map(|(name, runner)| runner_result(name, runner)).collect(),
         series,
     }
+}
+
+/// The spec with `***` in place of the values of headers that are credentials.
+fn without_credentials(spec: &LoadTestSpec) -> LoadTestSpec {
+    let mut spec = spec.clone();
+    let in_tasks = spec.scenario.tasks.iter_mut().filter_map(Task::headers_mut);
+    for headers in std::iter::once(&mut spec.target.headers).chain(in_tasks) {
+        for (_, value) in headers.iter_mut().filter(|(name, _)| is_credential(name)) {
+            "***".clone_into(value);
+        }
+    }
+    spec
 }
 
 fn task_result(task: &TaskMetrics, elapsed: f64) -> TaskResult {

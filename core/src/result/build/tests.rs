@@ -30,7 +30,12 @@ fn example() -> RunResult {
             ..LoadTestStatus::default()
         }
     };
-    let test = LoadTest::new("burst", spec());
+    let mut test = LoadTest::new("burst", spec());
+    let credential = ("Authorization".to_owned(), "Bearer secret".to_owned());
+    test.spec.target.headers = [credential.clone(), ("accept".into(), "*/*".into())].into();
+    for task in &mut test.spec.scenario.tasks {
+        task.headers_mut().unwrap().extend([credential.clone()]);
+    }
     let facts = RunFacts {
         generator: "loadtest 0.1.0".into(),
         uid: "local-1".into(),
@@ -90,4 +95,13 @@ fn events_are_in_order_of_time() {
     let result = example();
     let kinds: Vec<EventKind> = result.events.iter().map(|event| event.kind).collect();
     assert_eq!(kinds, [EventKind::Started, EventKind::LoadEnded]);
+}
+
+#[test]
+fn a_result_holds_no_credentials() {
+    let result = example();
+    let text = serde_json::to_string(&result).unwrap();
+    assert!(!text.contains("secret"), "{text}");
+    assert_eq!(text.matches(r#""Authorization":"***""#).count(), 5, "{text}");
+    assert_eq!(result.spec.target.headers["accept"], "*/*");
 }
