@@ -142,7 +142,7 @@ pub(crate) struct OutputArguments {
     /// Writes the summary in the shape of k6's --summary-export.
     #[arg(long, value_name = "FILE")]
     pub(crate) summary_export: Option<PathBuf>,
-    /// Writes the response times of each second and task as a log of HdrHistogram.
+    /// Writes the response times of each interval and task as a log of HdrHistogram.
     #[arg(long, value_name = "FILE")]
     pub(crate) hdr: Option<PathBuf>,
 }

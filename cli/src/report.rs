@@ -47,8 +47,11 @@ fn read_result(arguments: &ReportArguments) -> anyhow::Result<RunResult> {
     let version = value["version"].as_u64();
     anyhow::ensure!(
         version == Some(u64::from(FORMAT_VERSION)),
-        "the file has no result of version {FORMAT_VERSION}{}: write it with loadtest run --json",
-        version.map_or_else(String::new, |version| format!(", but of version {version}"))
+        "{}, and this program reads version {FORMAT_VERSION}",
+        version.map_or_else(
+            || "the file is not a result of loadtest run --json".to_owned(),
+            |version| format!("the result has version {version}")
+        )
     );
     serde_path_to_error::deserialize(&value)
         .map_err(|error| anyhow::anyhow!("{}: {}", error.path(), error.inner()))

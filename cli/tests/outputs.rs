@@ -131,8 +131,8 @@ fn files_that_are_no_results_are_refused() {
     let file = folder.path().join("r.json").display().to_string();
     let cases = [
         ("{", "not the JSON of a result"),
-        ("{}", "no result of version 3: write it with loadtest run --json"),
-        (r#"{"version": 2}"#, "of version 3, but of version 2"),
+        ("{}", "the file is not a result of loadtest run --json"),
+        (r#"{"version": 2}"#, "the result has version 2, and this program reads version 3"),
         (r#"{"version": 3, "generator": 5}"#, "generator: invalid type"),
     ];
     for (text, message) in cases {

@@ -2,6 +2,22 @@
 // page has to keep, except those that return a uPlot.
 "use strict";
 
+/**
+ * The range of a logarithmic axis around positive values: from a whole number of units of the lower
+ * decade to 1.3 times the highest. uPlot never ends if a logarithmic axis begins just below a power
+ * of ten.
+ */
+function logRange(low, high) {
+  const start = low / 1.3;
+  const unit = 10 ** Math.floor(Math.log10(start));
+  return [Math.max(Math.floor(start / unit), 1) * unit, high * 1.3];
+}
+
+/** A logarithmic axis has no place for zero. */
+function positiveOrNull(value) {
+  return value > 0 ? value : null;
+}
+
 function cssColor(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
@@ -103,7 +119,7 @@ function drawLatency(element, page) {
     low = Math.min(low, bucketMiddle(entries[0][0]));
     high = Math.max(high, bucketMiddle(entries[entries.length - 1][0]));
   }
-  const bounds = page.boundsOf(page.task, page.metric);
+  const bounds = page.boundsOf(page.task, page.metric).filter((bound) => bound.value > 0);
   for (const bound of bounds) {
     low = Math.min(low, bound.value);
     high = Math.max(high, bound.value);
@@ -113,10 +129,10 @@ function drawLatency(element, page) {
   const data = [timesOf(points)];
   for (const [label, p, color] of PERCENTILE_LINES) {
     series.push({ label, stroke: cssColor(color), width: 2, value: (_, value) => formatSeconds(value) });
-    data.push(histograms.map((histogram) => histogram.quantile(p)));
+    data.push(histograms.map((histogram) => positiveOrNull(histogram.quantile(p))));
   }
   const options = timeOptions(element.clientWidth, 260, page, {
-    scales: { y: { distr: 3, range: [low / 1.3, high * 1.3] } },
+    scales: { y: { distr: 3, range: logRange(low, high) } },
     left: { values: (_, ticks) => ticks.map((tick) => (tick === null ? null : formatSeconds(tick))) },
   });
   options.hooks.drawClear = [(plot) => drawHeat(plot, points, histograms)];
@@ -208,7 +224,7 @@ function drawPercentiles(element, sum) {
   const data = [xs];
   names.forEach((name, index) => {
     series.push({ label: name, stroke: cssColor(index === 0 ? "--blue" : "--amber"), width: 2, dash: index === 0 ? undefined : [6, 4], value: (_, value) => formatSeconds(value) });
-    data.push(xs.map((x) => sum.latencies[name].quantile(1 - 10 ** -x)));
+    data.push(xs.map((x) => positiveOrNull(sum.latencies[name].quantile(1 - 10 ** -x))));
   });
   return new uPlot({
     width: element.clientWidth, height: 240, series,
@@ -229,7 +245,7 @@ function drawLoadAgainstLatency(element, page) {
       const latency = sum.latencies[page.metric];
       return latency && sum.seconds > 0 ? [sum.successesInLoad / sum.seconds, latency.quantile(0.95)] : null;
     })
-    .filter((dot) => dot !== null)
+    .filter((dot) => dot !== null && dot[1] > 0)
     .sort((a, b) => a[0] - b[0]);
   const stroke = cssColor("--muted");
   const grid = { stroke: cssColor("--line"), width: 1 };
@@ -245,7 +261,7 @@ function drawLoadAgainstLatency(element, page) {
       { label: "successes/s", value: (_, value) => (value === null ? "–" : formatRate(value)) },
       { label: "p95", stroke: cssColor("--blue"), paths: () => null, points: { show: true, size: 7, fill: cssColor("--blue") }, value: (_, value) => formatSeconds(value) },
     ],
-    hooks: { draw: [(plot) => drawBounds(plot, page.boundsOf(page.task, page.metric))] },
+    hooks: { draw: [(plot) => drawBounds(plot, page.boundsOf(page.task, page.metric).filter((bound) => bound.value > 0))] },
   };
   return new uPlot(options, [dots.map((dot) => dot[0]), dots.map((dot) => dot[1])], element);
 }

@@ -140,8 +140,8 @@ function formatSeconds(seconds) {
   if (seconds === 0) return "0s";
   if (seconds >= 60) {
     const tenths = Math.round(seconds * 10);
-    const minutes = Math.floor(tenths / 600);
-    return `${minutes}m${(tenths % 600) / 10}s`;
+    const parts = [[Math.floor(tenths / 36000), "h"], [Math.floor(tenths / 600) % 60, "m"], [(tenths % 600) / 10, "s"]];
+    return parts.filter(([number]) => number > 0).map(([number, unit]) => `${number}${unit}`).join("");
   }
   for (const [factor, unit] of [[1e9, "ns"], [1e6, "µs"], [1e3, "ms"]]) {
     const value = Number((seconds * factor).toPrecision(4));

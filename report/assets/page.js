@@ -44,8 +44,8 @@ class Page {
   /** Selects the whole intervals that a span of seconds touches. */
   select(from, to) {
     const touched = this.series.points.filter((point) => point.end > from + 1e-6 && point.start < to - 1e-6);
-    if (touched.length === 0) return;
-    this.span = [touched[0].start, touched[touched.length - 1].end];
+    // Without a touched interval, the span and the fields stay as they were.
+    if (touched.length > 0) this.span = [touched[0].start, touched[touched.length - 1].end];
     this.showSelection();
   }
 

@@ -1,14 +1,14 @@
 //! Locust's CSV files, with its exact columns. Times are in milliseconds.
 //!
 //! Two columns differ in what they count: `Average Content Size` is the bytes read from sockets per
-//! request, headers included, and the rates leave out what ended after the load.
+//! request, headers included, and `Requests/s` leaves out successes after the end of the load.
 
-use std::{collections::BTreeMap, fmt::Write};
+use std::fmt::Write;
 
 use loadtest_core::{
     Duration,
     metrics::{LatencyHistogram, LatencyMetric},
-    result::{HistogramData, RunResult, TaskPoint, TaskResult},
+    result::{HistogramData, Point, RunResult, TaskPoint, TaskResult},
 };
 
 use crate::{
@@ -118,13 +118,36 @@ fn stats(result: &RunResult) -> Result<String, ReportError> {
     Ok(out)
 }
 
-/// What happened to a task from the start of the run to the end of an interval.
-#[derive(Default)]
-struct Cumulative {
+/// Counts and response times of one task, or of all tasks together.
+#[derive(Clone, Default)]
+struct Numbers {
     requests: u64,
     failures: u64,
+    successes_in_load: u64,
     received_bytes: u64,
     response_time: LatencyHistogram,
+}
+
+impl Numbers {
+    fn of(task: &TaskPoint) -> Result<Self, ReportError> {
+        let times = task.latencies.get(RESPONSE_TIME).map(HistogramData::to_histogram);
+        Ok(Self {
+            requests: task.requests,
+            failures: task.failures,
+            successes_in_load: task.successes_in_load,
+            received_bytes: task.received_bytes,
+            response_time: times.transpose()?.unwrap_or_default(),
+        })
+    }
+
+    fn add(&mut self, other: &Self) {
+        // A file that was changed may hold any number.
+        self.requests = self.requests.saturating_add(other.requests);
+        self.failures = self.failures.saturating_add(other.failures);
+        self.successes_in_load = self.successes_in_load.saturating_add(other.successes_in_load);
+        self.received_bytes = self.received_bytes.saturating_add(other.received_bytes);
+        self.response_time.merge(&other.response_time);
+    }
 }
 
 fn history(result: &RunResult) -> Result<String, ReportError> {
@@ -133,58 +156,52 @@ fn history(result: &RunResult) -> Result<String, ReportError> {
         percentile_header()
     );
     let start = start_seconds(result);
-    let mut sums: BTreeMap<&str, Cumulative> = BTreeMap::new();
+    let none = TaskPoint::default();
+    let mut sums = vec![Numbers::default(); result.tasks.len()];
+    let mut sum_of_all = Numbers::default();
     for point in &result.series.points {
-        let mut all = (0, 0, LatencyHistogram::default());
-        let mut row = |name: &str,
-                       (successes, failures, times): (u64, u64, &LatencyHistogram),
-                       sum: &Cumulative| {
-            let time = |p| sum.response_time.quantile(p).map_or(0.0, Duration::as_millis_f64);
-            let _ = writeln!(
-                out,
-                "{:.0},{},{},{},{},{},{},{},{},{:.0},{},{},{},{}",
-                start + point.end,
-                point.users,
-                quote(&if name == AGGREGATED { String::new() } else { type_of_name(result, name) }),
-                quote(name),
-                per_second(successes + failures, point.seconds()),
-                per_second(failures, point.seconds()),
-                percentile_columns(times),
-                sum.requests,
-                sum.failures,
-                time(0.5),
-                sum.response_time.mean().map_or(0.0, Duration::as_millis_f64),
-                time(0.0),
-                time(1.0),
-                content_size(sum.received_bytes, sum.requests),
-            );
-        };
-        for task in &result.tasks {
-            let none = TaskPoint::default();
-            let now = point.tasks.get(&task.name).unwrap_or(&none);
-            let times = now.latencies.get(RESPONSE_TIME).map(HistogramData::to_histogram);
-            let times = times.transpose()?.unwrap_or_default();
-            let sum = sums.entry(&task.name).or_default();
-            sum.add(now, &times);
-            row(&task.name, (now.successes_in_load, now.failures, &times), sum);
-            all.0 += now.successes_in_load;
-            all.1 += now.failures;
-            all.2.merge(&times);
-            sums.entry(AGGREGATED).or_default().add(now, &times);
+        let mut all = Numbers::default();
+        for (task, sum) in result.tasks.iter().zip(&mut sums) {
+            let now = Numbers::of(point.tasks.get(&task.name).unwrap_or(&none))?;
+            sum.add(&now);
+            all.add(&now);
+            let kind = type_of_name(result, &task.name);
+            push_history_row(&mut out, start, point, (&kind, &task.name), &now, sum);
         }
-        let sum = sums.entry(AGGREGATED).or_default();
-        row(AGGREGATED, (all.0, all.1, &all.2), sum);
+        sum_of_all.add(&all);
+        push_history_row(&mut out, start, point, ("", AGGREGATED), &all, &sum_of_all);
     }
     Ok(out)
 }
 
-impl Cumulative {
-    fn add(&mut self, now: &TaskPoint, times: &LatencyHistogram) {
-        self.requests += now.requests;
-        self.failures += now.failures;
-        self.received_bytes += now.received_bytes;
-        self.response_time.merge(times);
-    }
+/// Adds the row of an interval: its numbers, and their sums from the start of the run.
+fn push_history_row(
+    out: &mut String,
+    start: f64,
+    point: &Point,
+    (kind, name): (&str, &str),
+    now: &Numbers,
+    sum: &Numbers,
+) {
+    let time = |p| sum.response_time.quantile(p).map_or(0.0, Duration::as_millis_f64);
+    let _ = writeln!(
+        out,
+        "{:.0},{},{},{},{},{},{},{},{},{:.0},{},{},{},{}",
+        start + point.end,
+        point.users,
+        quote(kind),
+        quote(name),
+        per_second(now.successes_in_load.saturating_add(now.failures), point.seconds()),
+        per_second(now.failures, point.seconds()),
+        percentile_columns(&now.response_time),
+        sum.requests,
+        sum.failures,
+        time(0.5),
+        sum.response_time.mean().map_or(0.0, Duration::as_millis_f64),
+        time(0.0),
+        time(1.0),
+        content_size(sum.received_bytes, sum.requests),
+    );
 }
 
 fn failures(result: &RunResult) -> String {
@@ -200,7 +217,7 @@ fn failures(result: &RunResult) -> String {
                     errors.is_some_and(|errors| errors.contains_key(kind))
                 })
             };
-            let time = |point: Option<&loadtest_core::result::Point>| {
+            let time = |point: Option<&Point>| {
                 point.map_or_else(String::new, |point| format!("{:.0}", start + point.end))
             };
             let errors = &result.status.errors;
@@ -282,6 +299,21 @@ mod tests {
         let last = files.history.lines().last().unwrap();
         assert_eq!(last.split(',').nth(17).unwrap(), result.total.requests.to_string());
         assert_eq!(last.split(',').nth(18).unwrap(), result.total.failures.to_string());
+    }
+
+    #[test]
+    fn a_task_may_have_the_name_of_the_sum() {
+        let mut result = example();
+        for (index, name) in [(0, AGGREGATED), (1, "other")] {
+            let old = std::mem::replace(&mut result.tasks[index].name, name.into());
+            for point in &mut result.series.points {
+                let numbers = point.tasks.remove(&old).unwrap_or_default();
+                point.tasks.insert(name.into(), numbers);
+            }
+        }
+        let files = csv_files(&result).unwrap();
+        let last = files.history.lines().last().unwrap();
+        assert_eq!(last.split(',').nth(17).unwrap(), result.total.requests.to_string());
     }
 
     #[test]

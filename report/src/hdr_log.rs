@@ -45,13 +45,10 @@ pub fn hdr_log(result: &RunResult) -> Result<String, ReportError> {
             let samples = point.tasks.get(&task.name).and_then(|task| task.latencies.get(name));
             let Some(samples) = samples else { continue };
             let histogram = to_hdr(samples)?;
+            let time = |seconds| Duration::try_from_secs_f64(seconds).map_err(|e| fault(&e));
+            let (start, length) = (time(point.start)?, time(point.seconds())?);
             writer
-                .write_histogram(
-                    &histogram,
-                    Duration::from_secs_f64(point.start),
-                    Duration::from_secs_f64(point.seconds()),
-                    Tag::new(&task.name),
-                )
+                .write_histogram(&histogram, start, length, Tag::new(&task.name))
                 .map_err(|error| fault(&error))?;
         }
     }
@@ -78,6 +75,13 @@ mod tests {
 
     use super::*;
     use crate::testing::example;
+
+    #[test]
+    fn a_damaged_result_is_an_error() {
+        let mut result = example();
+        result.series.points[0].start = -1.0;
+        assert!(hdr_log(&result).is_err());
+    }
 
     #[test]
     fn the_log_can_be_read_again() {

@@ -38,7 +38,7 @@ pub(crate) fn apply_test(arguments: &ApplyArguments, out: &mut impl Write) -> an
             let manifest = read_manifest(file, arguments.name.as_deref(), &changes);
             manifest.map_err(|error| error.message())
         });
-    let Manifest { test, object, .. } = match manifest {
+    let Manifest { test, mut object, .. } = match manifest {
         Ok(manifest) => manifest,
         Err(message) => {
             eprint_line(&message);
@@ -55,6 +55,7 @@ pub(crate) fn apply_test(arguments: &ApplyArguments, out: &mut impl Write) -> an
     let namespace = arguments.namespace.as_ref().or(test.metadata.namespace.as_ref());
     super::block_on(async {
         let cluster = Cluster::connect(namespace.map(String::as_str)).await?;
+        object["metadata"]["namespace"] = cluster.namespace.clone().into();
         let mut before = cluster.tests.get_opt(name).await.context("the LoadTest can't be read")?;
         if let Some(old) = before.take_if(|old| has_ended(old)) {
             if !arguments.replace {

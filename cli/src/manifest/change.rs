@@ -42,12 +42,15 @@ impl Change {
         match self {
             Self::Set(path, value) => set_field(object, path, value.clone()),
             Self::AddThreshold(threshold) => {
-                let thresholds = &mut object["spec"]["thresholds"];
-                if thresholds.is_null() {
-                    *thresholds = Value::Array(Vec::new());
-                }
-                if let Value::Array(rows) = thresholds {
-                    rows.push(threshold.clone());
+                // A spec or a list of another type is left to the check of the schema.
+                let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else {
+                    return Ok(());
+                };
+                let rows = spec.entry("thresholds").or_insert(Value::Null);
+                match rows {
+                    Value::Null => *rows = Value::Array(vec![threshold.clone()]),
+                    Value::Array(rows) => rows.push(threshold.clone()),
+                    _ => {}
                 }
                 Ok(())
             }
@@ -116,6 +119,13 @@ mod tests {
     }
 
     #[test]
+    fn names_of_tasks_may_have_dots() {
+        let mut object = json!({"spec": {"scenario": {"tasks": [{"name": "v1.chat"}]}}});
+        Change::parse("scenario.tasks[v1.chat].weight=3").unwrap().apply(&mut object).unwrap();
+        assert_eq!(object["spec"]["scenario"]["tasks"][0]["weight"], 3);
+    }
+
+    #[test]
     fn wrong_paths_are_named() {
         for (text, message) in [
             ("load.users", "is not path=value"),
@@ -135,5 +145,10 @@ mod tests {
             Change::AddThreshold(json!({"metric": "errorRate"})).apply(&mut object).unwrap();
         }
         assert_eq!(object["spec"]["thresholds"].as_array().unwrap().len(), 2);
+        for mut other in [json!({"spec": []}), json!({"spec": {"thresholds": "x"}}), json!(5)] {
+            let before = other.clone();
+            Change::AddThreshold(json!({"metric": "errorRate"})).apply(&mut other).unwrap();
+            assert_eq!(other, before);
+        }
     }
 }

@@ -44,17 +44,22 @@ pub(super) fn find_position(document: &Node, steps: &[Step]) -> Position {
 /// Parses a path such as `spec.scenario.tasks[0].http.path` or `spec.scenario.tasks[health].weight`.
 pub(super) fn parse_path(path: &str) -> Vec<Step> {
     let mut steps = Vec::new();
-    for part in path.split('.').filter(|part| !part.is_empty()) {
-        let (name, indices) = part.split_once('[').map_or((part, ""), |(n, i)| (n, i));
-        if !name.is_empty() {
-            steps.push(Step::Key(name.to_owned()));
+    let mut rest = path;
+    while !rest.is_empty() {
+        // An item in brackets may have dots in its name.
+        if let Some((item, after)) = rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            let step = item.parse().map_or_else(|_| Step::Name(item.to_owned()), Step::Index);
+            steps.push(step);
+            rest = after;
+            continue;
         }
-        let items = indices.split('[').map(|item| item.trim_end_matches(']'));
-        steps.extend(
-            items
-                .filter(|item| !item.is_empty())
-                .map(|item| item.parse().map_or_else(|_| Step::Name(item.to_owned()), Step::Index)),
-        );
+        let end = rest.get(1..).and_then(|after| after.find(['.', '[']));
+        let (part, after) = rest.split_at(end.map_or(rest.len(), |end| end + 1));
+        let key = part.trim_start_matches('.');
+        if !key.is_empty() {
+            steps.push(Step::Key(key.to_owned()));
+        }
+        rest = after;
     }
     steps
 }

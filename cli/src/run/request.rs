@@ -136,7 +136,15 @@ fn read_headers(headers: &[String]) -> Result<Map<String, Value>, String> {
         })?;
         Ok((name.trim().to_owned(), value.trim().into()))
     };
-    headers.iter().map(header).collect()
+    let headers = headers.iter().map(header).collect::<Result<Vec<(String, Value)>, String>>()?;
+    let mut map = Map::new();
+    for (name, value) in headers {
+        if map.keys().any(|other: &String| other.eq_ignore_ascii_case(&name)) {
+            return Err(format!("-H: header {name} is given twice"));
+        }
+        map.insert(name, value);
+    }
+    Ok(map)
 }
 
 #[cfg(test)]

@@ -64,6 +64,8 @@ pub(crate) fn parse_threshold(text: &str) -> Result<Value, String> {
             bad(&format!("{expression:?} is not a statistic: use min, avg, med, max or a percentile such as p95"))
         })?;
         row["statistic"] = statistic.into();
+    } else if find_metric(expression) != Some(metric) && !["rate", "value"].contains(&expression) {
+        return Err(bad(&format!("{} has no {expression}", metric.as_str())));
     }
     if let Some(task) = task {
         row["task"] = task.into();
@@ -97,7 +99,7 @@ fn with_unit(bound: &str, unit: Unit) -> Option<String> {
     let Ok(number) = bound.parse::<f64>() else {
         return (!bound.is_empty()).then(|| bound.to_owned());
     };
-    Some(match unit {
+    (number.is_finite() && number >= 0.0).then(|| match unit {
         Unit::Duration => Duration::from_secs_f64(number / 1000.0).to_string(),
         Unit::Percent => Percent::from_fraction(number).to_string(),
         Unit::Rate => Rate::per_second(number).to_string(),
@@ -148,7 +150,19 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused_with_examples() {
-        for text in ["", "p95", "<5", "fast<500ms", "p95<", "timeToFirstToken<1s", "p(x)<5"] {
+        for text in [
+            "",
+            "p95",
+            "<5",
+            "fast<500ms",
+            "p95<",
+            "timeToFirstToken<1s",
+            "p(x)<5",
+            "p95<-5",
+            "errors<NaN",
+            "errors:p99<1%",
+            "http_reqs:count>1000",
+        ] {
             let error = parse_threshold(text).unwrap_err();
             assert!(error.contains("write for example p95<500ms"), "{text}: {error}");
         }

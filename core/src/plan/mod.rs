@@ -20,8 +20,6 @@ pub use partition::Partition;
 pub use sizing::{memory_bytes, size_test};
 pub use valid_test::{Pacing, RunnerRequest, Scenario, Task, TaskKind, ValidTest};
 #[cfg(feature = "crd")]
-pub(crate) use validate::is_credential;
-#[cfg(feature = "crd")]
 pub use validate::{MAX_PLAN_BYTES, Problem, validate, warnings};
 
 use crate::{control, resource::Sizing, values::Duration};

@@ -226,7 +226,7 @@ pub fn warnings(spec: &LoadTestSpec) -> Vec<String> {
 }
 
 /// True for a header whose value is a credential.
-pub(crate) fn is_credential(header: &str) -> bool {
+fn is_credential(header: &str) -> bool {
     const CREDENTIALS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "x-api-key"];
     CREDENTIALS.iter().any(|credential| header.eq_ignore_ascii_case(credential))
 }

@@ -15,7 +15,7 @@ use crate::{
         GeneratorMetrics, LatencyHistogram, LatencyMetric, Metrics, Outcome, TaskMetrics,
         catalog::LATENCIES,
     },
-    plan::{ValidTest, is_credential},
+    plan::ValidTest,
     resource::{LoadTest, LoadTestSpec, LoadTestStatus, Phase, Task, Threshold, ThresholdRow},
     values::{Bound, Duration, Quantity},
 };
@@ -67,12 +67,17 @@ pub fn build_result(facts: &RunFacts<'_>, metrics: &Metrics, series: Series) -> 
     }
 }
 
-/// The spec with `***` in place of the values of headers that are credentials.
+/// Headers whose values a result shows. All others may be credentials.
+const SHOWN_HEADERS: [&str; 4] = ["accept", "accept-encoding", "content-type", "user-agent"];
+
+/// The spec with `***` in place of the values of headers that may be credentials.
 fn without_credentials(spec: &LoadTestSpec) -> LoadTestSpec {
     let mut spec = spec.clone();
     let in_tasks = spec.scenario.tasks.iter_mut().filter_map(Task::headers_mut);
     for headers in std::iter::once(&mut spec.target.headers).chain(in_tasks) {
-        for (_, value) in headers.iter_mut().filter(|(name, _)| is_credential(name)) {
+        let is_shown =
+            |name: &str| SHOWN_HEADERS.iter().any(|shown| name.eq_ignore_ascii_case(shown));
+        for (_, value) in headers.iter_mut().filter(|(name, _)| !is_shown(name)) {
             "***".clone_into(value);
         }
     }

@@ -142,19 +142,15 @@ impl LatencyResults {
 /// Skips fields of a newer version that are not latencies.
 impl<'de> Deserialize<'de> for LatencyResults {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Field {
-            Latency(Option<Box<Distribution>>),
-            Other(serde::de::IgnoredAny),
-        }
-        let fields = BTreeMap::<String, Field>::deserialize(deserializer)?;
+        let fields = BTreeMap::<String, serde_json::Value>::deserialize(deserializer)?;
         let is_latency = |name: &str| LatencyMetric::all_judged().any(|(_, j)| j.name == name);
-        let latencies = fields.into_iter().filter_map(|(name, field)| match field {
-            Field::Latency(latency) if is_latency(&name) => Some((name, latency.map(|l| *l))),
-            Field::Latency(_) | Field::Other(_) => None,
-        });
-        Ok(Self(latencies.collect()))
+        let mut latencies = BTreeMap::new();
+        for (name, field) in fields.into_iter().filter(|(name, _)| is_latency(name)) {
+            let latency = Option::<Distribution>::deserialize(field)
+                .map_err(|error| serde::de::Error::custom(format!("{name}: {error}")))?;
+            latencies.insert(name, latency);
+        }
+        Ok(Self(latencies))
     }
 }
 

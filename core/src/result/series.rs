@@ -200,6 +200,14 @@ impl Series {
         Ok(())
     }
 
+    /// Halves a series that is full. A recorder has made the points, so their histograms are
+    /// well-formed.
+    fn limit_size(&mut self) {
+        while self.is_full() {
+            drop(self.halve());
+        }
+    }
+
     fn is_full(&self) -> bool {
         let size = || self.points.iter().map(Point::histogram_size).sum::<usize>();
         self.points.len() > 1 && (self.points.len() > MAX_POINTS || size() > MAX_COUNTS)
@@ -258,6 +266,7 @@ impl SeriesRecorder {
             Some(last) if !is_long(&rest) => drop(last.merge(&rest)),
             _ => self.series.points.push(rest),
         }
+        self.series.limit_size();
         self.series
     }
 
@@ -266,10 +275,7 @@ impl SeriesRecorder {
         self.series.points.push(point);
         self.last = metrics.clone();
         self.last.runners.clear();
-        while self.series.is_full() {
-            // See `finish`.
-            drop(self.series.halve());
-        }
+        self.series.limit_size();
     }
 
     fn point_since_last(&self, metrics: &Metrics) -> Point {

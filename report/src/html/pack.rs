@@ -27,7 +27,6 @@ pub(super) fn pack_series(
     series: &Series,
     streams: &mut Streams,
 ) -> Result<Value, crate::ReportError> {
-    let mut value = serde_json::to_value(Series { points: Vec::new(), ..series.clone() })?;
     let mut points = Vec::new();
     for point in &series.points {
         let mut packed = serde_json::to_value(point)?;
@@ -40,8 +39,7 @@ pub(super) fn pack_series(
         }
         points.push(packed);
     }
-    value["points"] = points.into();
-    Ok(value)
+    Ok(json!({"stepSeconds": series.step_seconds, "points": points}))
 }
 
 fn pack_histogram(data: &HistogramData, streams: &mut Streams) -> Result<Value, HistogramError> {

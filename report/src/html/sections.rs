@@ -109,7 +109,7 @@ pub(super) fn thresholds(result: &RunResult) -> String {
 /// The places of the charts. The page fills them.
 pub(super) fn charts() -> String {
     let chart = |id: &str, label: &str| {
-        format!("<div class=\"chart\" id=\"{id}\" role=\"img\" aria-label=\"{label}\"></div>")
+        format!("<div class=\"chart\" id=\"{id}\" role=\"group\" aria-label=\"{label}\"></div>")
     };
     let selection_head = head(&[
         "task", "requests", "errors", "rate", "mean", "p50", "p90", "p95", "p99", "p99.9", "max",

@@ -87,7 +87,11 @@ fn a_result_survives_a_round_trip() {
     let mut value = serde_json::to_value(&result).unwrap();
     value["tasks"][0]["cost"] = 5.into();
     value["total"]["carbon"] = serde_json::json!({"grams": "7"});
-    assert_eq!(serde_json::from_value::<RunResult>(value).unwrap(), result);
+    assert_eq!(serde_json::from_value::<RunResult>(value.clone()).unwrap(), result);
+    // A damaged latency is not one without samples.
+    value["total"]["responseTime"]["p95"] = "fast".into();
+    let error = serde_json::from_value::<RunResult>(value).unwrap_err().to_string();
+    assert!(error.contains("responseTime"), "{error}");
 }
 
 #[test]

@@ -70,6 +70,9 @@ fn a_full_series_doubles_its_step() {
     assert!((series.step_seconds - 4.0).abs() < 1e-9, "{}", series.step_seconds);
     assert!(series.points.len() <= MAX_POINTS, "{}", series.points.len());
     check_sum(&series, 2000.0);
+    let series = record(USERS, (1..=720).map(f64::from), 720.6);
+    assert!(series.points.len() <= MAX_POINTS, "{}", series.points.len());
+    check_sum(&series, 720.6);
 }
 
 #[test]
