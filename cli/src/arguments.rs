@@ -88,6 +88,10 @@ pub(crate) struct RunArguments {
     pub(crate) request_log: Option<PathBuf>,
 }
 
+/// The arguments that name a file. clap drops `requires = "url"` where one of them is given, because they
+/// conflict with `--url`. So the options of a request name them too.
+const FILE_ARGUMENTS: [&str; 2] = ["file", "filename"];
+
 /// A test of one request, without a file.
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Without a file")]
@@ -96,22 +100,22 @@ pub(crate) struct RequestArguments {
     #[arg(long)]
     pub(crate) url: Option<String>,
     /// Starts this many requests per second, such as 200/s, however long the responses take.
-    #[arg(long, requires = "url")]
+    #[arg(long, requires = "url", conflicts_with_all = FILE_ARGUMENTS)]
     pub(crate) rate: Option<String>,
     /// Sends chat completions to this model.
-    #[arg(long, value_name = "MODEL", requires = "url")]
+    #[arg(long, value_name = "MODEL", requires = "url", conflicts_with_all = FILE_ARGUMENTS)]
     pub(crate) chat: Option<String>,
     /// The message of a chat or of a WebSocket. With several, each chat picks one.
-    #[arg(long, value_name = "TEXT", requires = "url")]
+    #[arg(long, value_name = "TEXT", requires = "url", conflicts_with_all = FILE_ARGUMENTS)]
     pub(crate) message: Vec<String>,
     /// Method of the request [default: GET, and POST with -d].
-    #[arg(short = 'X', long = "request", value_name = "METHOD", requires = "url")]
+    #[arg(short = 'X', long = "request", value_name = "METHOD", requires = "url", conflicts_with_all = FILE_ARGUMENTS)]
     pub(crate) method: Option<String>,
     /// Body of the request; @FILE reads it from a file.
-    #[arg(short, long, requires = "url")]
+    #[arg(short, long, requires = "url", conflicts_with_all = FILE_ARGUMENTS)]
     pub(crate) data: Option<String>,
     /// A header, such as 'accept: text/html'.
-    #[arg(short = 'H', long, requires = "url")]
+    #[arg(short = 'H', long, requires = "url", conflicts_with_all = FILE_ARGUMENTS)]
     pub(crate) header: Vec<String>,
 }
 
@@ -131,7 +135,7 @@ pub(crate) struct OutputArguments {
     pub(crate) html: Option<PathBuf>,
     /// Writes PREFIX_stats.csv, PREFIX_stats_history.csv, PREFIX_failures.csv and
     /// PREFIX_exceptions.csv with the columns of Locust.
-    #[arg(long, value_name = "PREFIX")]
+    #[arg(long, value_name = "PREFIX", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) csv: Option<String>,
     /// Writes a JUnit report with a test case for each threshold.
     #[arg(long, value_name = "FILE")]

@@ -74,6 +74,18 @@ pub(crate) fn read_manifest(
         .map_err(|problems| ManifestError::Invalid { path: path.to_owned(), problems })
 }
 
+/// Reads a file as [`read_manifest`] does, with the changes of `--set`. Errors are messages for people.
+pub(crate) fn read_with_settings(
+    path: &str,
+    name: Option<&str>,
+    settings: &[String],
+) -> Result<Manifest, String> {
+    let changes: Result<Vec<Change>, String> =
+        settings.iter().map(|text| Change::parse(text)).collect();
+    let changes = changes.map_err(|error| format!("--set: {error}"))?;
+    read_manifest(path, name, &changes).map_err(|error| error.message())
+}
+
 /// Makes the changes to a LoadTest that was built from options, and validates the result.
 pub(crate) fn check_manifest(
     object: &Value,

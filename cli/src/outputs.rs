@@ -1,10 +1,13 @@
 //! Writes the result of a run to the standard output, and to the files that the command line names.
 
-use std::path::Path;
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use loadtest_report::{
-    RunResult, csv_files, hdr_log, html_report, junit_report, k6_summary, markdown_report,
+    CsvFiles, RunResult, csv_files, hdr_log, html_report, junit_report, k6_summary, markdown_report,
 };
 
 use crate::arguments::{OutputArguments, OutputFormat};
@@ -26,6 +29,39 @@ impl OutputFormat {
             Self::Markdown => markdown_report(result),
         })
     }
+}
+
+/// Checks before a load that every file can be written: a load of an hour must not be lost to a typo. A
+/// file that does not exist yet is created.
+///
+/// # Errors
+/// When a file can't be written, or when two options name the same file.
+pub(crate) fn check_outputs(outputs: &OutputArguments) -> anyhow::Result<()> {
+    let mut seen = BTreeSet::new();
+    for path in output_paths(outputs) {
+        std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&path)
+            .with_context(|| format!("the result can't be written to {}", path.display()))?;
+        anyhow::ensure!(
+            seen.insert(path.clone()),
+            "two options name the file {}: give each a file of its own",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+/// The path of each file, in no order.
+fn output_paths(outputs: &OutputArguments) -> Vec<PathBuf> {
+    let OutputArguments { format: _, json, html, csv, junit, markdown, summary_export, hdr } =
+        outputs;
+    let files = [json, html, junit, markdown, summary_export, hdr].into_iter().flatten().cloned();
+    let csv = csv.iter().flat_map(|prefix| {
+        CsvFiles::SUFFIXES.map(|suffix| PathBuf::from(format!("{prefix}{suffix}")))
+    });
+    files.chain(csv).collect()
 }
 
 /// Writes every file. A file that can't be written does not keep the others from being written.

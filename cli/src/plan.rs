@@ -12,7 +12,7 @@ use loadtest_core::{
 use crate::{
     arguments::{PlanArguments, ValidateArguments},
     exit::Exit,
-    manifest::{Change, Manifest, read_manifest},
+    manifest::{Manifest, read_manifest, read_with_settings},
     output::eprint_line,
 };
 
@@ -31,7 +31,7 @@ pub(crate) fn validate_files(
                 writeln!(out, "{file}: valid")?;
             }
             Err(error) => {
-                eprint_line(&error.message());
+                eprint_line(&format!("loadtest: {}", error.message()));
                 exit = Exit::BadInput;
             }
         }
@@ -41,13 +41,7 @@ pub(crate) fn validate_files(
 
 /// Prints the runners of a test.
 pub(crate) fn print_plan(arguments: &PlanArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
-    let changes: Result<Vec<Change>, String> =
-        arguments.set.iter().map(|text| Change::parse(text)).collect();
-    let manifest =
-        changes.map_err(|error| format!("loadtest: --set: {error}")).and_then(|changes| {
-            let manifest = read_manifest(&arguments.file, arguments.name.as_deref(), &changes);
-            manifest.map_err(|error| error.message())
-        });
+    let manifest = read_with_settings(&arguments.file, arguments.name.as_deref(), &arguments.set);
     match manifest {
         Ok(manifest) => {
             write!(out, "{}", format_plan(&manifest))?;
@@ -55,7 +49,7 @@ pub(crate) fn print_plan(arguments: &PlanArguments, out: &mut impl Write) -> any
             Ok(Exit::Passed)
         }
         Err(message) => {
-            eprint_line(&message);
+            eprint_line(&format!("loadtest: {message}"));
             Ok(Exit::BadInput)
         }
     }

@@ -72,10 +72,10 @@ pub(crate) fn format_result(
     if let Some(measurement) = &status.measurement {
         let _ = write!(out, "\nMEASUREMENT\n  {}\n", format_measurement(measurement));
     }
-    let reason = ["Passed", "Finished"]
-        .iter()
-        .find_map(|kind| status.condition(kind))
-        .map_or_else(String::new, |condition| format!(": {}", condition.message));
+    let reason = match status.verdict_message() {
+        "" => String::new(),
+        message => format!(": {message}"),
+    };
     let verdict = status.verdict.as_ref().map_or("none", Extensible::as_str);
     let _ = write!(out, "\nVERDICT  {verdict}{reason}\n");
     out

@@ -14,7 +14,7 @@ use crate::{
     arguments::{ReportArguments, SchemaArguments, SchemaDocument},
     exit::Exit,
     output::eprint_line,
-    outputs::write_outputs,
+    outputs::{check_outputs, write_outputs},
     render,
 };
 
@@ -32,6 +32,7 @@ pub(crate) fn report_result(
     };
     let mut test = LoadTest::new(result.name.as_deref().unwrap_or("loadtest"), result.spec.clone());
     test.metadata.namespace.clone_from(&result.namespace);
+    check_outputs(&arguments.outputs)?;
     let table = || render::format_result(&test, &result.status, None);
     write!(out, "{}", arguments.outputs.format.render(&result, table)?)?;
     out.flush()?;

@@ -39,7 +39,7 @@ use crate::{
     exit::Exit,
     manifest::{Change, Manifest, check_manifest, read_manifest},
     output::eprint_line,
-    outputs::write_outputs,
+    outputs::{check_outputs, write_outputs},
     render,
 };
 
@@ -167,6 +167,7 @@ async fn run_load(
         "this machine can't make the load: {}",
         problems.join("; ")
     );
+    check_outputs(&arguments.outputs)?;
     let task_names = valid.scenario.tasks.iter().map(|task| task.name.clone()).collect();
     let request_log =
         arguments.request_log.as_ref().map(|path| RequestLog::create(path, task_names)).transpose();

@@ -89,7 +89,7 @@ fn validate_checks_every_file() {
 #[test]
 fn wrong_options_are_bad_input() {
     let burst = example("loadtest-burst.yaml");
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 15] = [
         (&["run"], "give a FILE, or --url"),
         (&["run", "--url", "localhost:80"], "is not http, https, ws or wss"),
         (&["run", "--url", "http://a", "-d", "@/no/such/file"], "/no/such/file"),
@@ -98,6 +98,14 @@ fn wrong_options_are_bad_input() {
         (&["run", &burst, "--threshold", "p95"], "write for example p95<500ms"),
         (&["run", &burst, "--set", "load.usres=5"], "spec.load.usres: unknown field"),
         (&["run", &burst, "--name", "no-such-test"], "only: burst"),
+        // Options of a request have no effect on a file, so they are refused.
+        (&["run", &burst, "--rate", "5"], "--rate"),
+        (&["run", "-f", &burst, "-X", "POST"], "--request"),
+        (&["run", &burst, "-d", "x"], "--data"),
+        (&["run", &burst, "-H", "a: b"], "--header"),
+        (&["run", "-f", &burst, "--message", "x"], "--message"),
+        (&["run", &burst, "--chat", "m"], "--chat"),
+        (&["run", &burst, "--csv", ""], "--csv"),
     ];
     for (arguments, message) in cases {
         let (code, stdout, stderr) = run_loadtest(arguments, "");

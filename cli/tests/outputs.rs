@@ -145,3 +145,20 @@ fn files_that_are_no_results_are_refused() {
     let output = run_loadtest(&["report", &format!("{file}.missing")]);
     assert_eq!(output.status.code(), Some(2));
 }
+
+#[test]
+fn files_are_checked_before_the_load() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let (missing, same) = (path("no/such/folder"), path("same"));
+    let cases: [&[&str]; 3] =
+        [&["--html", &missing], &["--csv", &missing], &["--json", &same, "--junit", &same]];
+    for outputs in cases {
+        // The load would last an hour.
+        let arguments = [&["run", "--url", "http://127.0.0.1:9", "-t", "1h"], outputs].concat();
+        let output = run_loadtest(&arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(4), "{outputs:?}: {stderr}");
+        assert!(stderr.contains(outputs.last().unwrap()), "{outputs:?}: {stderr}");
+    }
+}

@@ -29,7 +29,6 @@ const PERCENTILES: [(&str, f64); 11] = [
     ("99.99%", 0.9999),
     ("100%", 1.0),
 ];
-const RESPONSE_TIME: &str = "responseTime";
 const AGGREGATED: &str = "Aggregated";
 
 /// The contents of Locust's four files.
@@ -46,13 +45,18 @@ pub struct CsvFiles {
 }
 
 impl CsvFiles {
+    /// The ends of the files' names, after the prefix.
+    pub const SUFFIXES: [&'static str; 4] =
+        ["_stats.csv", "_stats_history.csv", "_failures.csv", "_exceptions.csv"];
+
     /// Each file with the end of its name: `PREFIX` + `_stats.csv`.
     pub fn with_suffixes(self) -> [(&'static str, String); 4] {
+        let [stats, history, failures, exceptions] = Self::SUFFIXES;
         [
-            ("_stats.csv", self.stats),
-            ("_stats_history.csv", self.history),
-            ("_failures.csv", self.failures),
-            ("_exceptions.csv", self.exceptions),
+            (stats, self.stats),
+            (history, self.history),
+            (failures, self.failures),
+            (exceptions, self.exceptions),
         ]
     }
 }
@@ -130,7 +134,7 @@ struct Numbers {
 
 impl Numbers {
     fn of(task: &TaskPoint) -> Result<Self, ReportError> {
-        let times = task.latencies.get(RESPONSE_TIME).map(HistogramData::to_histogram);
+        let times = task.latency(LatencyMetric::ResponseTime).map(HistogramData::to_histogram);
         Ok(Self {
             requests: task.requests,
             failures: task.failures,

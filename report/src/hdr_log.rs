@@ -39,10 +39,10 @@ pub fn hdr_log(result: &RunResult) -> Result<String, ReportError> {
         .add_comment("[Histogram log format version 1.3]")
         .begin_log_with(&mut buffer, &mut serializer)
         .map_err(|error| fault(&error))?;
-    let name = LatencyMetric::ResponseTime.info().judged.map_or("", |judged| judged.name);
     for point in &result.series.points {
         for task in &result.tasks {
-            let samples = point.tasks.get(&task.name).and_then(|task| task.latencies.get(name));
+            let numbers = point.tasks.get(&task.name);
+            let samples = numbers.and_then(|task| task.latency(LatencyMetric::ResponseTime));
             let Some(samples) = samples else { continue };
             let histogram = to_hdr(samples)?;
             let time = |seconds| Duration::try_from_secs_f64(seconds).map_err(|e| fault(&e));

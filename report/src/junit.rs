@@ -8,7 +8,7 @@ use loadtest_core::{
     result::{RunResult, ThresholdResult},
 };
 
-use crate::text::{escape, name_of, observed_of, target_of, verdict_message, verdict_of};
+use crate::text::{escape, name_of, observed_of, target_of, verdict_of};
 
 /// How a test case ended, in `JUnit`'s terms.
 enum CaseEnd {
@@ -61,7 +61,7 @@ pub fn junit_report(result: &RunResult) -> String {
     let worst = result.thresholds.iter().map(|row| severity(row.verdict.known())).max();
     let has_own_case = worst != Some(severity(verdict));
     if has_own_case {
-        push_case("verdict", verdict, verdict_of(&result.status), verdict_message(&result.status));
+        push_case("verdict", verdict, verdict_of(&result.status), result.status.verdict_message());
     }
     let tests = result.thresholds.len() + usize::from(has_own_case);
     let start = result.status.start_time.as_ref();

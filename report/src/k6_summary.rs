@@ -9,7 +9,7 @@ use loadtest_core::{
 };
 use serde_json::{Map, Value, json};
 
-use crate::text::{millis, observed_of, target_of};
+use crate::text::{millis, target_of};
 
 /// k6's name of the metric that a latency of ours is closest to.
 const NAMES: [(LatencyMetric, &str); 4] = [
@@ -112,8 +112,9 @@ fn push_threshold(metrics: &mut Map<String, Value>, row: &ThresholdResult) {
     let target = target_of(row);
     let statistic = row.key.statistic.as_deref().unwrap_or("value");
     let window = row.key.window.as_ref().map_or_else(String::new, |w| format!(" over {w}"));
-    let source = format!("{statistic}{window} {target} (was {})", observed_of(row));
-    let is_met = matches!(row.verdict.known(), Some(Verdict::Pass | Verdict::Warning));
+    let source = format!("{statistic}{window} {target}");
+    // k6 knows no third answer: a threshold that could not be judged is not one that was met.
+    let is_met = row.verdict == Verdict::Pass;
     let entry = metrics.entry(format!("{name}{tag}")).or_insert_with(|| json!({}));
     entry["thresholds"][source] = (!is_met).into();
 }
@@ -132,8 +133,20 @@ mod tests {
         let p95 = metrics["http_req_duration{name:chat}"]["p(95)"].as_f64().unwrap();
         assert!((p95 / 750.0 - 1.0).abs() < 0.002, "{p95}");
         // True stands for a missed threshold.
-        assert_eq!(metrics["http_req_failed"]["thresholds"]["value < 0.1% (was 4%)"], true);
-        assert_eq!(metrics["http_reqs"]["thresholds"]["value > 10/s (was 48/s)"], false);
+        assert_eq!(metrics["http_req_failed"]["thresholds"]["value < 0.1%"], true);
+        assert_eq!(metrics["http_reqs"]["thresholds"]["value > 10/s"], false);
+        let mut result = example();
+        for (verdict, missed) in [
+            (Verdict::Pass, false),
+            (Verdict::Warning, true),
+            (Verdict::Critical, true),
+            (Verdict::Inconclusive, true),
+        ] {
+            result.thresholds[2].verdict = verdict.into();
+            let summary: Value = serde_json::from_str(&k6_summary(&result)).unwrap();
+            let found = &summary["metrics"]["http_reqs"]["thresholds"]["value > 10/s"];
+            assert_eq!(found, missed, "{verdict:?}");
+        }
         let own = &metrics["timeToFirstResponse{name:chat}"]["thresholds"];
         assert_eq!(own.as_object().unwrap().len(), 1);
     }

@@ -10,7 +10,7 @@ use loadtest_core::{
     values::{Percent, Rate},
 };
 
-use crate::text::{name_of, observed_of, target_of, verdict_message, verdict_of};
+use crate::text::{name_of, observed_of, target_of, verdict_of};
 
 /// Maximum number of rows of one table. Further rows are counted in a line.
 const MAX_ROWS: usize = 12;
@@ -29,7 +29,7 @@ pub fn markdown_report(result: &RunResult) -> String {
         "### {mark} Load test {}: {}\n\n{}\n",
         cell(name_of(result)),
         verdict_of(&result.status),
-        cell(verdict_message(&result.status))
+        cell(result.status.verdict_message())
     );
     let _ = write!(
         out,

@@ -29,12 +29,6 @@ pub(crate) fn verdict_of(status: &LoadTestStatus) -> &str {
     status.verdict.as_ref().map_or("none", |verdict| verdict.as_str())
 }
 
-/// The reason of the verdict, for people.
-pub(crate) fn verdict_message(status: &LoadTestStatus) -> &str {
-    let conditions = ["Passed", "Finished"].iter().filter_map(|kind| status.condition(kind));
-    conditions.map(|condition| condition.message.as_str()).next().unwrap_or_default()
-}
-
 /// The name of the test.
 pub(crate) fn name_of(result: &RunResult) -> &str {
     result.name.as_deref().unwrap_or("loadtest")

@@ -16,7 +16,7 @@ use super::{Cluster, watch::follow_test};
 use crate::{
     arguments::ApplyArguments,
     exit::Exit,
-    manifest::{Change, Manifest, read_manifest},
+    manifest::{Manifest, read_with_settings},
     output::eprint_line,
 };
 
@@ -31,17 +31,11 @@ const FIELD_MANAGER: &str = "loadtest-cli";
 pub(crate) fn apply_test(arguments: &ApplyArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
     let file = arguments.file.as_ref().or(arguments.filename.as_ref());
     let file = file.map_or("-", String::as_str);
-    let changes: Result<Vec<Change>, String> =
-        arguments.set.iter().map(|text| Change::parse(text)).collect();
-    let manifest =
-        changes.map_err(|error| format!("loadtest: --set: {error}")).and_then(|changes| {
-            let manifest = read_manifest(file, arguments.name.as_deref(), &changes);
-            manifest.map_err(|error| error.message())
-        });
+    let manifest = read_with_settings(file, arguments.name.as_deref(), &arguments.set);
     let Manifest { test, mut object, .. } = match manifest {
         Ok(manifest) => manifest,
         Err(message) => {
-            eprint_line(&message);
+            eprint_line(&format!("loadtest: {message}"));
             return Ok(Exit::BadInput);
         }
     };

@@ -97,8 +97,8 @@ fn build_load(rate: Option<&str>, users: Option<u32>) -> Result<Value, String> {
         let users = users.unwrap_or(DEFAULT_USERS);
         return Ok(json!({"users": users, "spawnRate": users, "duration": DEFAULT_DURATION}));
     };
-    let number = rate.strip_suffix("/s").unwrap_or(rate).parse::<f64>();
-    let number = number.map_err(|_| {
+    let number = rate.strip_suffix("/s").unwrap_or(rate).parse::<f64>().ok();
+    let number = number.filter(|number| number.is_finite() && *number > 0.0).ok_or_else(|| {
         format!("--rate {rate:?} is not a rate: write a number per second, such as 200/s")
     })?;
     #[expect(
@@ -204,7 +204,16 @@ mod tests {
         assert_eq!(of("200/s", None), Ok(json!(200)));
         assert_eq!(of("2", None), Ok(json!(10)));
         assert_eq!(of("200/s", Some(7)), Ok(json!(7)));
-        assert!(of("fast", None).unwrap_err().contains("such as 200/s"));
+        for rate in ["fast", "nan", "inf", "-5", "0"] {
+            assert!(of(rate, None).unwrap_err().contains("such as 200/s"), "{rate}");
+        }
+    }
+
+    #[test]
+    fn a_header_is_given_once() {
+        let header = vec!["cookie: a=1".to_owned(), "Cookie: b=2".to_owned()];
+        let error = build_test(&RequestArguments { header, ..request("http://a") }, None);
+        assert!(error.unwrap_err().contains("Cookie is given twice"));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! Thresholds on the command line, in k6's spelling and in ours: `p95<500ms`, `p(95)<500`,
-//! `errors<1%`, `chat:timeToFirstToken:p95<1s`, `http_req_failed:rate<0.01`.
+//! `errors<1%`, `chat:timeToFirstToken:p95<1s`, `http_req_duration{name:chat}:p(95)<500`.
 
 use loadtest_core::{
     Duration,
@@ -39,10 +39,11 @@ pub(crate) fn parse_threshold(text: &str) -> Result<Value, String> {
     let length = if right[1..].starts_with('=') { 2 } else { 1 };
     let (comparison, bound) = right.split_at(length);
     let (left, bound) = (left.trim(), bound.trim());
+    let (left, tag) = take_name_tag(left);
     let mut parts: Vec<&str> = left.split(':').map(str::trim).collect();
     let expression = parts.pop().filter(|part| !part.is_empty());
     let expression = expression.ok_or_else(|| bad("there is nothing to compare"))?;
-    let mut task = None;
+    let mut task = tag;
     let mut metric = None;
     for part in parts {
         match find_metric(part) {
@@ -71,6 +72,16 @@ pub(crate) fn parse_threshold(text: &str) -> Result<Value, String> {
         row["task"] = task.into();
     }
     Ok(row)
+}
+
+/// Takes k6's tag with the name of the task out of a text: `{name:chat}` in
+/// `http_req_duration{name:chat}:p(95)`.
+fn take_name_tag(text: &str) -> (String, Option<&str>) {
+    let tag = text.split_once("{name:").and_then(|(before, rest)| {
+        let (name, after) = rest.split_once('}')?;
+        Some((format!("{before}{after}"), Some(name.trim())))
+    });
+    tag.unwrap_or_else(|| (text.to_owned(), None))
 }
 
 fn find_metric(name: &str) -> Option<Metric> {
@@ -141,6 +152,10 @@ mod tests {
             (
                 "chat:p95<1s",
                 json!({"task": "chat", "metric": "responseTime", "statistic": "p95", "target": "< 1s"}),
+            ),
+            (
+                "http_req_duration{name:chat}: p(95)<500",
+                json!({"task": "chat", "metric": "responseTime", "statistic": "p95", "target": "< 500ms"}),
             ),
             ("chat:errors<1%", json!({"task": "chat", "metric": "errorRate", "target": "< 1%"})),
         ] {

@@ -240,6 +240,12 @@ impl LoadTestStatus {
         self.conditions.iter().find(|condition| condition.type_ == kind)
     }
 
+    /// The reason of the verdict or of the end, for people; empty before the test ended.
+    pub fn verdict_message(&self) -> &str {
+        let conditions = ["Passed", "Finished"].iter().filter_map(|kind| self.condition(kind));
+        conditions.map(|condition| condition.message.as_str()).next().unwrap_or_default()
+    }
+
     /// The phase; `None` when it is not set yet, or when this version doesn't know its value.
     pub fn known_phase(&self) -> Option<Phase> {
         self.phase.as_ref().and_then(Extensible::known)

@@ -53,7 +53,7 @@ pub struct RunResult {
     pub tasks: Vec<NamedTaskResult>,
     /// Each threshold, judged, in the order of the spec.
     pub thresholds: Vec<ThresholdResult>,
-    /// What happened in the run, in order of time.
+    /// The events of the run, in order of time.
     pub events: Vec<RunEvent>,
     /// The load generator, one entry for each runner.
     pub runners: Vec<RunnerResult>,
@@ -203,7 +203,7 @@ pub struct Connections {
     pub opened: u64,
     /// Number of connections that replaced one which the target or a failure had ended.
     pub reconnects: u64,
-    /// Number of connections whose TLS handshake resumed an earlier session.
+    /// Number of connections that resumed an earlier TLS session.
     pub tls_resumed: u64,
     /// Time of the DNS lookup.
     pub dns: Option<Distribution>,
@@ -266,7 +266,7 @@ pub struct ThresholdResult {
     pub advice: Option<String>,
 }
 
-/// What kind of event happened in a run.
+/// The kind of an event.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 pub enum EventKind {
     /// The load began.
@@ -281,12 +281,12 @@ pub enum EventKind {
     LoadEnded,
 }
 
-/// Something that happened in a run.
+/// An event of a run.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 pub struct RunEvent {
     /// Time in seconds from the start of the load.
     pub seconds: f64,
-    /// What kind of event.
+    /// The kind of the event.
     pub kind: EventKind,
     /// The event in words.
     pub message: String,

@@ -1,4 +1,4 @@
-//! A run over time: what happened in each interval, with the histograms of each interval.
+//! A run over time: the numbers and the histograms of each interval.
 
 use std::collections::BTreeMap;
 
@@ -31,7 +31,7 @@ pub struct Series {
     pub points: Vec<Point>,
 }
 
-/// What happened in one interval. Times are in seconds from the start of the load.
+/// One interval of a run. Times are in seconds from the start of the load.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Point {
@@ -61,7 +61,7 @@ pub struct Point {
     pub tasks: BTreeMap<String, TaskPoint>,
 }
 
-/// What happened to one task in one interval.
+/// The numbers of one task in one interval.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskPoint {
@@ -104,11 +104,9 @@ impl TaskPoint {
     fn of(task: &TaskMetrics) -> Self {
         let mut latencies = BTreeMap::new();
         for (metric, judged) in LatencyMetric::all_judged() {
-            if task.latencies.has_samples(metric) {
-                let samples = task.latencies.samples(metric);
-                if samples.count() > 0 {
-                    latencies.insert(judged.name.to_owned(), HistogramData::of(&samples));
-                }
+            let samples = task.latencies.samples(metric);
+            if samples.count() > 0 {
+                latencies.insert(judged.name.to_owned(), HistogramData::of(&samples));
             }
         }
         let errors = task.errors.iter().filter(|(_, count)| **count > 0);
@@ -127,18 +125,25 @@ impl TaskPoint {
         }
     }
 
+    /// The samples of a latency; `None` if there are none.
+    pub fn latency(&self, metric: LatencyMetric) -> Option<&HistogramData> {
+        self.latencies.get(metric.info().judged?.name)
+    }
+
     fn merge(&mut self, other: &Self) -> Result<(), HistogramError> {
-        self.requests += other.requests;
-        self.failures += other.failures;
-        self.timeouts += other.timeouts;
-        self.interrupted += other.interrupted;
-        self.dropped += other.dropped;
-        self.successes_in_load += other.successes_in_load;
-        self.tokens_in_load += other.tokens_in_load;
-        self.sent_bytes += other.sent_bytes;
-        self.received_bytes += other.received_bytes;
+        // A file that was changed may hold any number.
+        let add = |mine: &mut u64, theirs: u64| *mine = mine.saturating_add(theirs);
+        add(&mut self.requests, other.requests);
+        add(&mut self.failures, other.failures);
+        add(&mut self.timeouts, other.timeouts);
+        add(&mut self.interrupted, other.interrupted);
+        add(&mut self.dropped, other.dropped);
+        add(&mut self.successes_in_load, other.successes_in_load);
+        add(&mut self.tokens_in_load, other.tokens_in_load);
+        add(&mut self.sent_bytes, other.sent_bytes);
+        add(&mut self.received_bytes, other.received_bytes);
         for (kind, count) in &other.errors {
-            *self.errors.entry(kind.clone()).or_default() += count;
+            add(self.errors.entry(kind.clone()).or_default(), *count);
         }
         for (metric, samples) in &other.latencies {
             self.latencies.entry(metric.clone()).or_default().merge(samples)?;
@@ -245,11 +250,6 @@ impl SeriesRecorder {
         if metrics.elapsed_seconds - self.last.elapsed_seconds >= step {
             self.push_point(metrics);
         }
-    }
-
-    /// The series so far, up to the last complete step.
-    pub fn series(&self) -> &Series {
-        &self.series
     }
 
     /// Ends the series with the final metrics.

@@ -8,7 +8,7 @@ use loadtest_core::{
 use serde_json::{Value, json};
 
 /// Significant digits of a histogram's sum, which only means are computed from.
-const SUM_DIGITS: i32 = 6;
+const SUM_DIGITS: usize = 6;
 
 /// The two streams. Numbers are LEB128: seven bits a byte, the lowest first, the highest bit set in all
 /// bytes but the last.
@@ -21,8 +21,8 @@ pub(super) struct Streams {
     pub(super) counts: Vec<u8>,
 }
 
-/// The series as JSON, in which each histogram is `{count, sum, zero, buckets}` with the number of its
-/// buckets. The streams hold the buckets in the order of the histograms in the JSON.
+/// The series as JSON, with `{count, sum, zero, buckets}` for each histogram: `buckets` is the number of
+/// its buckets. The streams hold the buckets in the order of the histograms in the JSON.
 pub(super) fn pack_series(
     series: &Series,
     streams: &mut Streams,
@@ -81,7 +81,7 @@ fn push_number(stream: &mut Vec<u8>, mut number: u64) {
 }
 
 fn round_significant(value: f64) -> f64 {
-    format!("{value:.*e}", usize::try_from(SUM_DIGITS - 1).unwrap_or(5)).parse().unwrap_or(value)
+    format!("{value:.*e}", SUM_DIGITS - 1).parse().unwrap_or(value)
 }
 
 #[cfg(test)]

@@ -10,9 +10,7 @@ use loadtest_core::{
 };
 
 use super::bullet::bullet;
-use crate::text::{
-    escape, name_of, observed_of, target_of, verdict_message, verdict_of, with_unit,
-};
+use crate::text::{escape, name_of, observed_of, target_of, verdict_of, with_unit};
 
 fn seconds(value: f64) -> String {
     Duration::from_secs_f64(value).rounded()
@@ -62,7 +60,7 @@ pub(super) fn verdict(result: &RunResult) -> String {
     format!(
         "<header class=\"verdict {verdict}\">\n<h1>{}: <span class=\"badge\">{verdict}</span></h1>\n<p>{}</p>\n<ul class=\"facts\">{}</ul>\n</header>\n",
         escape(name_of(result)),
-        escape(verdict_message(&result.status)),
+        escape(result.status.verdict_message()),
         facts.concat()
     )
 }

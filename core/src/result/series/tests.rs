@@ -90,9 +90,9 @@ fn a_series_stays_within_its_size() {
         };
         recorder.record(&metrics);
     }
-    let size: usize = recorder.series().points.iter().map(Point::histogram_size).sum();
+    let size: usize = recorder.series.points.iter().map(Point::histogram_size).sum();
     assert!(size <= MAX_COUNTS, "{size}");
-    assert!(recorder.series().points.len() > 20, "{}", recorder.series().points.len());
+    assert!(recorder.series.points.len() > 20, "{}", recorder.series.points.len());
 }
 
 #[test]
