@@ -29,7 +29,8 @@ async fn apply_runs_a_test_to_its_exit_code() -> Result<()> {
         let object = json!({
             "apiVersion": "loadtest.cell0.io/v1alpha1",
             "kind": "LoadTest",
-            "metadata": {"name": "by-command"},
+            // The option -n wins over the namespace of the file.
+            "metadata": {"name": "by-command", "namespace": "of-the-file"},
             "spec": health_spec(5, "5s", &thresholds),
         });
         let folder = tempfile::tempdir()?;
