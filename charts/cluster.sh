@@ -13,7 +13,7 @@ clean_up() {
     while read -r release namespace; do
         helm uninstall "$release" -n "$namespace" --wait --timeout 60s >/dev/null || true
     done < <(helm list -A --no-headers 2>/dev/null | awk -v own="^chart-test-" '$2 ~ own { print $1, $2 }')
-    kubectl delete crd "$crd" --ignore-not-found --timeout=60s >/dev/null || true
+    kubectl delete crd "$crd" loadtestresults.loadtest.cell0.io --ignore-not-found --timeout=60s >/dev/null || true
     kubectl delete namespace -l "$test_label" --timeout=120s >/dev/null || true
 }
 

@@ -12,6 +12,7 @@ import sys
 import yaml
 
 CRD = "loadtests.loadtest.cell0.io"
+RESULT_CRD = "loadtestresults.loadtest.cell0.io"
 CLUSTER_WIDE = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
 
 # The rights that the operator needs in watched namespaces, as group/resource: verbs. It must have
@@ -19,6 +20,7 @@ CLUSTER_WIDE = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
 WATCH_RIGHTS = {
     "loadtest.cell0.io/loadtests": {"get", "list", "watch", "delete"},
     "loadtest.cell0.io/loadtests/status": {"patch"},
+    "loadtest.cell0.io/loadtestresults": {"get", "create", "patch", "delete"},
     "/configmaps": {"get", "create"},
     "batch/jobs": {"get", "list", "watch", "create", "patch", "delete"},
     "/pods": {"list", "watch"},
@@ -137,7 +139,8 @@ def check_no_secret_access(objects):
 
 
 def check_aggregated_roles(objects):
-    """view may read LoadTests, edit and admin may also write them. No role may write a status."""
+    """view may read LoadTests and results, edit and admin may also write LoadTests and delete both.
+    No role may write a status or a result."""
     rights = {"view": {}, "edit": {}, "admin": {}}
     for role in select_kind(objects, "ClusterRole"):
         for role_name, verbs in rights.items():
@@ -148,9 +151,10 @@ def check_aggregated_roles(objects):
     read = {"get", "list", "watch"}
     write = {"create", "update", "patch", "delete", "deletecollection"}
     tests, status = "loadtest.cell0.io/loadtests", "loadtest.cell0.io/loadtests/status"
-    expect_equal({tests: read, status: read}, rights["view"], "rights of view")
+    results, delete = "loadtest.cell0.io/loadtestresults", {"delete", "deletecollection"}
+    expect_equal({tests: read, status: read, results: read}, rights["view"], "rights of view")
     for role_name in ("edit", "admin"):
-        expected = {tests: read | write, status: read}
+        expected = {tests: read | write, status: read, results: read | delete}
         expect_equal(expected, rights[role_name], f"rights of {role_name}")
 
 
@@ -221,8 +225,10 @@ def check_crd(objects, generated):
     """The CRD equals the generated file, survives an uninstall and has the release's labels."""
     with open(generated, encoding="utf-8") as file:
         expected = yaml.safe_load(file)
-    rendered = get_single(objects, "CustomResourceDefinition")
-    expect_equal(CRD, rendered["metadata"]["name"], "the CRD's name")
+    name = expected["metadata"]["name"]
+    found = select_kind(objects, "CustomResourceDefinition")
+    expect_equal({CRD, RESULT_CRD}, {crd["metadata"]["name"] for crd in found}, "the CRDs' names")
+    rendered = next(crd for crd in found if crd["metadata"]["name"] == name)
     if json.dumps(expected["spec"], sort_keys=True) != json.dumps(rendered["spec"], sort_keys=True):
         raise CheckFailed(f"the rendered CRD's spec differs from {generated}")
     annotations = rendered["metadata"]["annotations"]

@@ -167,8 +167,13 @@ pub(crate) enum OutputFormat {
 
 #[derive(Debug, Args)]
 pub(crate) struct ReportArguments {
-    /// File that `loadtest run --json` wrote.
-    pub(crate) file: PathBuf,
+    /// File that `loadtest run --json` wrote, or name of a LoadTest on the cluster, whose result may
+    /// still be there when the LoadTest is gone.
+    #[arg(value_name = "FILE|NAME")]
+    pub(crate) source: String,
+    /// Namespace of the LoadTest on the cluster [default: the namespace of the current context].
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
     /// Exit code 1 for the verdict Warning too.
     #[arg(long)]
     pub(crate) strict: bool,
@@ -235,7 +240,8 @@ pub(crate) struct ApplyArguments {
     /// Sets a field of the spec, such as load.users=50.
     #[arg(long, value_name = "PATH=VALUE")]
     pub(crate) set: Vec<String>,
-    /// Prints progress until the verdict. The exit code follows the verdict.
+    /// Prints progress until the verdict, and writes the files of the result. The exit code follows
+    /// the verdict.
     #[arg(long)]
     pub(crate) wait: bool,
     /// Deletes a LoadTest of the same name that has ended, and runs it again.
@@ -244,6 +250,8 @@ pub(crate) struct ApplyArguments {
     /// Exit code 1 for the verdict Warning too.
     #[arg(long)]
     pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) outputs: OutputArguments,
 }
 
 #[derive(Debug, Args)]
@@ -275,4 +283,6 @@ pub(crate) struct WatchArguments {
     /// Exit code 1 for the verdict Warning too.
     #[arg(long)]
     pub(crate) strict: bool,
+    #[command(flatten)]
+    pub(crate) outputs: OutputArguments,
 }

@@ -2,6 +2,7 @@
 
 mod apply;
 mod list;
+mod result;
 mod watch;
 
 use std::future::Future;
@@ -13,11 +14,14 @@ use kube::{
 };
 use loadtest_core::resource::{LoadTest, Phase};
 
-pub(crate) use self::{apply::apply_test, list::list_tests, watch::watch_test};
+pub(crate) use self::{
+    apply::apply_test, list::list_tests, result::read_stored_result, watch::watch_test,
+};
 use crate::{arguments::CancelArguments, exit::Exit};
 
 /// The LoadTests of one namespace of a cluster.
 struct Cluster {
+    client: Client,
     tests: Api<LoadTest>,
     namespace: String,
 }
@@ -27,7 +31,7 @@ impl Cluster {
     async fn connect(namespace: Option<&str>) -> anyhow::Result<Self> {
         let (client, default) = connect().await?;
         let namespace = namespace.map_or(default, str::to_owned);
-        Ok(Self { tests: Api::namespaced(client, &namespace), namespace })
+        Ok(Self { tests: Api::namespaced(client.clone(), &namespace), client, namespace })
     }
 }
 

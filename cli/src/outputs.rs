@@ -31,6 +31,13 @@ impl OutputFormat {
     }
 }
 
+impl OutputArguments {
+    /// Returns true if a file is to be written.
+    pub(crate) fn has_files(&self) -> bool {
+        !output_paths(self).is_empty()
+    }
+}
+
 /// Checks before a load that every file can be written: a load of an hour must not be lost to a typo. A
 /// file that does not exist yet is created.
 ///

@@ -1,7 +1,7 @@
 //! `loadtest report` and `loadtest schema`: read a result that was written before, and describe its
 //! format.
 
-use std::io::Write;
+use std::{io::Write, path::Path};
 
 use anyhow::Context;
 use loadtest_core::{
@@ -12,37 +12,56 @@ use loadtest_report::RunResult;
 
 use crate::{
     arguments::{ReportArguments, SchemaArguments, SchemaDocument},
+    cluster::read_stored_result,
     exit::Exit,
     output::eprint_line,
     outputs::{check_outputs, write_outputs},
     render,
 };
 
-/// Prints the result in a file, and writes reports of it. The exit code follows its verdict.
+/// Prints a result that a file or the cluster holds, and writes reports of it. The exit code follows
+/// its verdict.
 pub(crate) fn report_result(
     arguments: &ReportArguments,
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
-    let result = match read_result(arguments) {
-        Ok(result) => result,
-        Err(error) => {
-            eprint_line(&format!("loadtest: {}: {error:#}", arguments.file.display()));
-            return Ok(Exit::BadInput);
+    let ReportArguments { source, namespace, strict, outputs } = arguments;
+    check_outputs(outputs)?;
+    let result = if namespace.is_none() && is_file(source) {
+        match read_result(Path::new(source)) {
+            Ok(result) => result,
+            Err(error) => {
+                eprint_line(&format!("loadtest: {source}: {error:#}"));
+                return Ok(Exit::BadInput);
+            }
         }
+    } else {
+        read_stored_result(source, namespace.as_deref())?
     };
     let mut test = LoadTest::new(result.name.as_deref().unwrap_or("loadtest"), result.spec.clone());
     test.metadata.namespace.clone_from(&result.namespace);
-    check_outputs(&arguments.outputs)?;
     let table = || render::format_result(&test, &result.status, None);
-    write!(out, "{}", arguments.outputs.format.render(&result, table)?)?;
+    write!(out, "{}", outputs.format.render(&result, table)?)?;
     out.flush()?;
-    write_outputs(&arguments.outputs, &result)?;
+    write_outputs(outputs, &result)?;
+    let is_running = result.status.known_phase().is_some_and(|phase| !phase.is_final());
+    if is_running {
+        eprint_line("the test still runs; its result on the cluster is up to 30 s old");
+        return Ok(Exit::Passed);
+    }
     let verdict = result.status.known_verdict().unwrap_or(Verdict::Inconclusive);
-    Ok(Exit::from_verdict(verdict, arguments.strict))
+    Ok(Exit::from_verdict(verdict, *strict))
 }
 
-fn read_result(arguments: &ReportArguments) -> anyhow::Result<RunResult> {
-    let text = std::fs::read_to_string(&arguments.file).context("the file can't be read")?;
+/// Returns true if the user means a file: it exists, or no LoadTest can have this name.
+fn is_file(source: &str) -> bool {
+    let path = Path::new(source);
+    let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+    path.exists() || source.contains(std::path::MAIN_SEPARATOR) || is_json
+}
+
+fn read_result(file: &Path) -> anyhow::Result<RunResult> {
+    let text = std::fs::read_to_string(file).context("the file can't be read")?;
     let value: serde_json::Value =
         serde_json::from_str(&text).context("the file is not the JSON of a result")?;
     let version = value["version"].as_u64();

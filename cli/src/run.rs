@@ -212,6 +212,7 @@ async fn run_load(
         test,
         valid,
         status: &status,
+        losses: std::collections::BTreeMap::new(),
     };
     let result = build_result(&facts, &metrics, series.finish(&metrics));
     let written = write_outputs(&arguments.outputs, &result);

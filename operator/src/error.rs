@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use loadtest_core::result::StoredResultError;
+
 /// Reason why a reconciliation failed. The next reconciliation starts again from live reads.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -62,6 +64,33 @@ impl Error {
             Self::NameTaken { .. } => "name_taken",
             Self::Serialize { .. } => "plan_error",
             Self::Timeout(_) => "too_slow",
+        }
+    }
+}
+
+/// Why the result of a test can't be stored or read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResultError {
+    /// The API server rejected a request, or the operator can't reach the API server.
+    #[error(transparent)]
+    Api(#[from] Error),
+    /// The data can't be written or read.
+    #[error(transparent)]
+    Document(#[from] StoredResultError),
+    /// A thread panicked.
+    #[error("the thread that compresses results panicked")]
+    Panic(#[from] tokio::task::JoinError),
+}
+
+impl ResultError {
+    /// Returns the error if the API server may accept the same request later.
+    pub(crate) fn into_transient(self) -> Result<Error, Self> {
+        match self {
+            Self::Api(error) => match error.status_code() {
+                Some(code) if code != 409 && code != 429 && code < 500 => Err(Self::Api(error)),
+                _ => Ok(error),
+            },
+            other => Err(other),
         }
     }
 }

@@ -7,7 +7,7 @@
 //! | modules | task |
 //! |---|---|
 //! | `observe` | reads the Kubernetes objects and the runners into one value |
-//! | `decide`, `status`, [`children`] | pure: take values and a `now`, and have no client |
+//! | `decide`, `status`, `stored_result`, [`children`] | pure: take values and a `now`, and have no client |
 //! | `runner_client` | scrapes the runners and sends orders to them |
 //! | `act` | writes objects and publishes Events; decides nothing |
 //! | [`controller`], [`reconcile`] | run these steps for each changed test |
@@ -27,5 +27,6 @@ pub mod reconcile;
 mod runner_client;
 pub mod server;
 mod status;
+mod stored_result;
 #[cfg(test)]
 mod testing;

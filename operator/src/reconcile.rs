@@ -3,6 +3,7 @@
 //! The steps are in modules of their own. This module sets the time limit, keeps the cache of the
 //! run, writes the status and chooses the time of the next reconciliation.
 
+mod result;
 mod unseen;
 
 use std::{
@@ -256,7 +257,8 @@ async fn report_status(
     now: Timestamp,
 ) -> Result<(), Error> {
     let old = observed.status();
-    let (next, event) = status::next_status(observed, decision, now);
+    let (mut next, event) = status::next_status(observed, decision, now);
+    Box::pin(result::write_result(context, observed, decision, &mut next, now)).await?;
     if next == old || status::is_throttled(&old, &next, observed.cache.status_written_at, now) {
         return Ok(());
     }

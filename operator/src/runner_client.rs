@@ -91,7 +91,9 @@ pub(crate) async fn collect_snapshots(
     cache.scraped_now.clear();
     let (terminated, alive): (Vec<&Runner>, Vec<&Runner>) = runners
         .iter()
-        .filter(|runner| start.pods.contains(&runner.uid) && !cache.is_final(runner.index))
+        .filter(|runner| start.pods.contains(&runner.uid))
+        .filter(|runner| !cache.is_final(runner.index))
+        .filter(|runner| !cache.gone.runners.contains_key(&runner.index))
         .partition(|runner| runner.termination.is_some());
     scrape_runners(context, run_uid, &alive, load_seconds, cache).await;
     let now = Timestamp::now();

@@ -75,6 +75,7 @@ pub(crate) fn example() -> RunResult {
         test: &test,
         valid: &valid,
         status: &status,
+        losses: std::collections::BTreeMap::new(),
     };
     build_result(&facts, &metrics, recorder.finish(&metrics))
 }

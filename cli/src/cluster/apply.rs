@@ -18,6 +18,7 @@ use crate::{
     exit::Exit,
     manifest::{Manifest, read_with_settings},
     output::eprint_line,
+    outputs::check_outputs,
 };
 
 /// Time that a deleted LoadTest and its pods get to go away.
@@ -46,6 +47,7 @@ pub(crate) fn apply_test(arguments: &ApplyArguments, out: &mut impl Write) -> an
         eprint_line(&format!("{file}: metadata.name is missing: give the test a name"));
         return Ok(Exit::BadInput);
     };
+    check_outputs(&arguments.outputs)?;
     let namespace = arguments.namespace.as_ref().or(test.metadata.namespace.as_ref());
     super::block_on(async {
         let cluster = Cluster::connect(namespace.map(String::as_str)).await?;
@@ -73,7 +75,7 @@ pub(crate) fn apply_test(arguments: &ApplyArguments, out: &mut impl Write) -> an
         if !arguments.wait {
             return Ok(Exit::Passed);
         }
-        follow_test(&cluster, name, arguments.strict, out).await
+        follow_test(&cluster, name, arguments.strict, &arguments.outputs, out).await
     })
 }
 

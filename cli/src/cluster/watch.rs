@@ -13,8 +13,14 @@ use loadtest_core::{
     resource::{LoadTest, LoadTestStatus, Phase, Verdict},
 };
 
-use super::Cluster;
-use crate::{arguments::WatchArguments, exit::Exit, output::eprint_line, render};
+use super::{Cluster, result::write_result};
+use crate::{
+    arguments::{OutputArguments, WatchArguments},
+    exit::Exit,
+    output::eprint_line,
+    outputs::check_outputs,
+    render,
+};
 
 /// Time between two reads of the status. The operator changes it at most every 5 s.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -27,10 +33,11 @@ const MAX_OUTAGE: Duration = Duration::from_mins(2);
 
 /// Prints the progress of a test until it is over, then its result.
 pub(crate) fn watch_test(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
-    let WatchArguments { name, namespace, strict } = arguments;
+    let WatchArguments { name, namespace, strict, outputs } = arguments;
+    check_outputs(outputs)?;
     super::block_on(async {
         let cluster = Cluster::connect(namespace.as_deref()).await?;
-        follow_test(&cluster, name, *strict, out).await
+        follow_test(&cluster, name, *strict, outputs, out).await
     })
 }
 
@@ -39,10 +46,11 @@ pub(super) async fn follow_test(
     cluster: &Cluster,
     name: &str,
     strict: bool,
+    outputs: &OutputArguments,
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
     tokio::select! {
-        exit = poll_status(cluster, name, strict, out) => exit,
+        exit = poll_status(cluster, name, strict, outputs, out) => exit,
         _ = tokio::signal::ctrl_c() => {
             let namespace = &cluster.namespace;
             anyhow::bail!(
@@ -56,9 +64,10 @@ async fn poll_status(
     cluster: &Cluster,
     name: &str,
     strict: bool,
+    outputs: &OutputArguments,
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
-    let Cluster { tests, namespace } = cluster;
+    let Cluster { tests, namespace, .. } = cluster;
     let mut last_status = LoadTestStatus::default();
     let mut outage_start: Option<Instant> = None;
     loop {
@@ -79,8 +88,7 @@ async fn poll_status(
         let status = test.status.clone().unwrap_or_default();
         print_changes(&test, &last_status, &status);
         if status.known_phase().is_some_and(Phase::is_final) {
-            write!(out, "{}", render::format_result(&test, &status, None))?;
-            out.flush()?;
+            write_result(cluster, &test, &status, outputs, out).await?;
             return Ok(match (status.known_phase(), status.known_verdict()) {
                 (Some(Phase::Error), _) => Exit::CouldNotRun,
                 (_, verdict) => {

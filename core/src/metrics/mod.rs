@@ -10,6 +10,7 @@ mod decode;
 #[cfg(feature = "control")]
 mod encode;
 mod histogram;
+mod histogram_data;
 pub mod markdown_table;
 mod merge;
 mod run_metrics;
@@ -22,6 +23,9 @@ pub use decode::{ExpositionError, decode};
 #[cfg(feature = "control")]
 pub use encode::{ExpositionOptions, Format, encode};
 pub use histogram::{HistogramError, LatencyHistogram, SCHEMA};
+pub use histogram_data::HistogramData;
+#[cfg(feature = "crd")]
+pub(crate) use histogram_data::{is_zero, round_seconds};
 pub use run_metrics::{GeneratorMetrics, Identity, Metrics, RunnerMetrics, RunnerState};
 pub use statistic::{Statistic, StatisticError};
 pub use task::{Latencies, Outcome, TaskMetrics, Tokens};

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::{histogram::LatencyHistogram, task::TaskMetrics};
 
 /// The metrics of one runner, or of several runners merged.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// The metrics of each task, by the task's name.
     pub tasks: BTreeMap<String, TaskMetrics>,
@@ -37,8 +39,10 @@ pub struct Metrics {
 }
 
 /// The measurements that show whether one runner was able to make its load.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct GeneratorMetrics {
+    /// Completed requests of all tasks.
+    pub requests: u64,
     /// See [`Metrics::schedule_lag`].
     pub schedule_lag: LatencyHistogram,
     /// See [`Metrics::event_loop_lag`].
@@ -66,6 +70,7 @@ impl Metrics {
     /// The measurements of the load generator: of all runners merged.
     pub fn generator(&self) -> GeneratorMetrics {
         GeneratorMetrics {
+            requests: self.tasks.values().map(TaskMetrics::completed_requests).sum(),
             schedule_lag: self.schedule_lag.clone(),
             event_loop_lag: self.event_loop_lag.clone(),
             user_seconds: self.user_seconds,
@@ -92,7 +97,7 @@ impl Metrics {
 
 /// Identifies the runner of an exposition. The operator discards an exposition of any other
 /// runner, because pod IPs are reused.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// UID of the `LoadTest`.
     pub run_uid: String,
@@ -103,7 +108,7 @@ pub struct Identity {
 }
 
 /// How far a runner has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RunnerState {
     /// The runner has no start order yet.
     #[default]
@@ -141,7 +146,7 @@ impl RunnerState {
 }
 
 /// The content of one exposition.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RunnerMetrics {
     /// The runner that exposes the metrics.
     pub identity: Identity,

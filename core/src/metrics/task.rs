@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
-    catalog::{LATENCIES, LatencyMetric},
+    catalog::{LATENCIES, LatencyInfo, LatencyMetric},
     histogram::LatencyHistogram,
 };
 
@@ -43,6 +45,12 @@ impl Outcome {
         Self::ALL.into_iter().find(|outcome| outcome.as_str() == label)
     }
 
+    /// The outcomes with a distribution of their own: one for all in latencies that don't tell
+    /// outcomes apart.
+    const fn of_latency(info: &LatencyInfo) -> &'static [Self] {
+        if info.by_outcome { &Self::ALL } else { &[Self::Success] }
+    }
+
     /// The outcome's place in an array with one element for each outcome.
     pub const fn index(self) -> usize {
         self as usize
@@ -51,7 +59,7 @@ impl Outcome {
 
 /// Tokens of chat requests, as the target's `usage` counts them. Without `usage` from the target, each
 /// event of a stream counts as one token.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tokens {
     /// Tokens of content.
     pub output: u64,
@@ -82,7 +90,11 @@ impl Tokens {
 /// Latency distributions of a task: one for each [`LatencyMetric`] and [`Outcome`].
 ///
 /// Metrics that the catalogue does not keep by outcome have one distribution for all outcomes.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(
+    into = "BTreeMap<String, LatencyHistogram>",
+    try_from = "BTreeMap<String, LatencyHistogram>"
+)]
 pub struct Latencies {
     by_metric: [[LatencyHistogram; 4]; LatencyMetric::COUNT],
     /// The samples of requests that the load generator sent late. They are in `by_metric` too.
@@ -175,8 +187,54 @@ impl Latencies {
     }
 }
 
+/// Names a distribution in [`Latencies`] as a document holds it. `kind` is an outcome, or [`LATE`].
+fn key_of(info: &LatencyInfo, kind: &str) -> String {
+    let label = info.label.map_or("", |(_, value)| value);
+    format!("{}/{label}/{kind}", info.family)
+}
+
+/// The last part of the key of late samples.
+const LATE: &str = "late";
+
+impl From<Latencies> for BTreeMap<String, LatencyHistogram> {
+    fn from(latencies: Latencies) -> Self {
+        let mut all = Self::new();
+        for info in &LATENCIES {
+            for outcome in Outcome::of_latency(info) {
+                let samples = latencies.get(info.metric, *outcome).clone();
+                all.insert(key_of(info, outcome.as_str()), samples);
+            }
+            all.insert(key_of(info, LATE), latencies.late(info.metric).clone());
+        }
+        all.retain(|_, samples| samples.count() > 0);
+        all
+    }
+}
+
+impl TryFrom<BTreeMap<String, LatencyHistogram>> for Latencies {
+    type Error = String;
+
+    fn try_from(mut all: BTreeMap<String, LatencyHistogram>) -> Result<Self, String> {
+        let mut latencies = Self::default();
+        for info in &LATENCIES {
+            for outcome in Outcome::of_latency(info) {
+                if let Some(samples) = all.remove(&key_of(info, outcome.as_str())) {
+                    *latencies.get_mut(info.metric, *outcome) = samples;
+                }
+            }
+            if let Some(samples) = all.remove(&key_of(info, LATE)) {
+                *latencies.late_mut(info.metric) = samples;
+            }
+        }
+        match all.first_key_value() {
+            Some((unknown, _)) => Err(format!("unknown latency {unknown}")),
+            None => Ok(latencies),
+        }
+    }
+}
+
 /// The metrics of one task. All numbers are cumulative.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TaskMetrics {
     /// Requests by outcome, in the order of [`Outcome::ALL`].
     pub requests: [u64; 4],
@@ -268,6 +326,22 @@ impl TaskMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn latencies_survive_a_document() {
+        let mut latencies = Latencies::default();
+        for (n, info) in (1..).zip(&LATENCIES) {
+            for outcome in Outcome::of_latency(info) {
+                latencies.get_mut(info.metric, *outcome).record(0.5, n + *outcome as u64);
+            }
+            latencies.late_mut(info.metric).record(0.5, n);
+        }
+        let text = serde_json::to_string(&latencies).unwrap();
+        assert_eq!(serde_json::from_str::<Latencies>(&text).unwrap(), latencies);
+        let unknown = text.replacen("/success", "/succes", 1);
+        let error = serde_json::from_str::<Latencies>(&unknown).unwrap_err().to_string();
+        assert!(error.contains("unknown latency"), "{error}");
+    }
 
     #[test]
     fn failures_are_not_latency_samples() {

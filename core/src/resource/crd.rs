@@ -78,7 +78,7 @@ pub fn schema() -> Value {
 }
 
 /// Adds a limit to every string, list and map, and removes what API servers warn about.
-fn add_limits(schema: &mut Value) {
+pub(crate) fn add_limits(schema: &mut Value) {
     let Some(map) = schema.as_object_mut() else { return };
     let kind = map.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
     // Kubernetes does not know the formats of Rust's unsigned integers.

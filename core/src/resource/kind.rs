@@ -86,6 +86,10 @@ pub struct LoadTestSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 31_536_000))]
     pub ttl_seconds_after_finished: Option<u32>,
+    /// Set true to keep the LoadTestResult when the LoadTest is deleted. It counts when the result is
+    /// written, the last time at the end of the test.
+    #[serde(default)]
+    pub keep_result: bool,
 }
 
 /// The response to the loss of a runner under load.

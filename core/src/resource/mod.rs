@@ -23,6 +23,8 @@ mod threshold;
 pub use crate::values::{Extensible, Named};
 pub use check::Check;
 #[cfg(feature = "crd")]
+pub(crate) use crd::add_limits;
+#[cfg(feature = "crd")]
 pub use crd::{CrdEdition, crd, crd_yaml, schema};
 #[cfg(feature = "crd")]
 pub use kind::{LoadTest, LoadTestSpec, LoadTestStatus, OnRunnerLoss};

@@ -1,7 +1,9 @@
 //! From the metrics of a run to its result.
 
+use std::collections::BTreeMap;
+
 use super::{
-    distribution::{Distribution, round_seconds},
+    distribution::Distribution,
     document::{
         BoundValue, Connections, EventKind, FORMAT_VERSION, LatencyResults, NamedTaskResult,
         RunEvent, RunResult, RunnerResult, TaskResult, ThresholdResult, ValueUnit,
@@ -13,7 +15,7 @@ use crate::{
     load::LoadModel,
     metrics::{
         GeneratorMetrics, LatencyHistogram, LatencyMetric, Metrics, Outcome, TaskMetrics,
-        catalog::LATENCIES,
+        catalog::LATENCIES, round_seconds,
     },
     plan::ValidTest,
     resource::{LoadTest, LoadTestSpec, LoadTestStatus, Phase, Task, Threshold, ThresholdRow},
@@ -33,11 +35,13 @@ pub struct RunFacts<'a> {
     pub valid: &'a ValidTest,
     /// Its status, with the verdict.
     pub status: &'a LoadTestStatus,
+    /// How runners were lost, in words, by their names.
+    pub losses: BTreeMap<String, String>,
 }
 
 /// Builds the result of a run.
 pub fn build_result(facts: &RunFacts<'_>, metrics: &Metrics, series: Series) -> RunResult {
-    let RunFacts { generator, uid, test, valid, status } = facts;
+    let RunFacts { generator, uid, test, valid, status, losses } = facts;
     let elapsed = metrics.elapsed_seconds;
     let none = TaskMetrics::default();
     let named_result = |task: &crate::plan::Task| NamedTaskResult {
@@ -62,7 +66,11 @@ pub fn build_result(facts: &RunFacts<'_>, metrics: &Metrics, series: Series) -> 
         tasks: valid.scenario.tasks.iter().map(named_result).collect(),
         thresholds: threshold_results(&valid.thresholds, &status.thresholds),
         events: run_events(&valid.load, status, elapsed),
-        runners: metrics.runners.iter().map(|(name, runner)| runner_result(name, runner)).collect(),
+        runners: metrics
+            .runners
+            .iter()
+            .map(|(name, runner)| runner_result(name, runner, losses.get(name)))
+            .collect(),
         series,
     }
 }
@@ -70,9 +78,11 @@ pub fn build_result(facts: &RunFacts<'_>, metrics: &Metrics, series: Series) -> 
 /// Headers whose values a result shows. All others may be credentials.
 const SHOWN_HEADERS: [&str; 4] = ["accept", "accept-encoding", "content-type", "user-agent"];
 
-/// The spec with `***` in place of the values of headers that may be credentials.
+/// The spec with `***` in place of the values of headers and variables that may be credentials.
 fn without_credentials(spec: &LoadTestSpec) -> LoadTestSpec {
     let mut spec = spec.clone();
+    let variables = spec.runners.env.iter_mut().filter_map(|variable| variable.value.as_mut());
+    variables.for_each(|value| "***".clone_into(value));
     let in_tasks = spec.scenario.tasks.iter_mut().filter_map(Task::headers_mut);
     for headers in std::iter::once(&mut spec.target.headers).chain(in_tasks) {
         let is_shown =
@@ -133,10 +143,12 @@ fn connections(task: &TaskMetrics) -> Connections {
     }
 }
 
-fn runner_result(name: &str, runner: &GeneratorMetrics) -> RunnerResult {
+fn runner_result(name: &str, runner: &GeneratorMetrics, loss: Option<&String>) -> RunnerResult {
     let p99 = |lag: &LatencyHistogram| lag.quantile(0.99).map(Duration::as_secs_f64);
     RunnerResult {
         name: name.to_owned(),
+        requests: runner.requests,
+        loss: loss.cloned(),
         user_seconds: round_seconds(runner.user_seconds),
         schedule_lag_p99: p99(&runner.schedule_lag),
         event_loop_lag_p99: p99(&runner.event_loop_lag),
@@ -197,11 +209,27 @@ fn run_events(load: &LoadModel, status: &LoadTestStatus, elapsed: f64) -> Vec<Ru
         );
         events.push(event(aborted.elapsed.as_secs_f64(), EventKind::Aborted, message));
     }
-    if status.known_phase() == Some(Phase::Cancelled) {
+    events.extend(loss_event(status));
+    // Events of the same time keep this order.
+    events.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+    let phase = status.known_phase();
+    if phase == Some(Phase::Cancelled) {
         events.push(event(elapsed, EventKind::Cancelled, "test cancelled".to_owned()));
     }
-    events.push(event(elapsed, EventKind::LoadEnded, "load ended".to_owned()));
+    if phase.is_none_or(|phase| phase.is_final() || phase == Phase::Stopping) {
+        events.push(event(elapsed, EventKind::LoadEnded, "load ended".to_owned()));
+    }
     events
+}
+
+/// The first loss of runners, with the words of the condition.
+fn loss_event(status: &LoadTestStatus) -> Option<RunEvent> {
+    let condition = status.condition("RunnersLost")?;
+    let start = status.start_time.as_ref()?.0;
+    // The time of a condition has whole seconds.
+    let seconds = condition.last_transition_time.0.duration_since(start).as_secs_f64().max(0.0);
+    let message = condition.message.clone();
+    Some(RunEvent { seconds, kind: EventKind::RunnersLost, message })
 }
 
 #[cfg(test)]

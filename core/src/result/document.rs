@@ -273,6 +273,8 @@ pub enum EventKind {
     Started,
     /// A stage of the load ended.
     StageEnded,
+    /// Runners were lost.
+    RunnersLost,
     /// A threshold stopped the load.
     Aborted,
     /// A person stopped the load.
@@ -298,6 +300,12 @@ pub struct RunEvent {
 pub struct RunnerResult {
     /// Name of the runner.
     pub name: String,
+    /// Completed requests, failed ones included.
+    #[serde(default)]
+    pub requests: u64,
+    /// How the runner was lost, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss: Option<String>,
     /// Sum of the times that users of this runner ran.
     pub user_seconds: f64,
     /// 99th percentile of the delay between the planned and the real start of users' actions.

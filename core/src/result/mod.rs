@@ -7,14 +7,23 @@
 mod build;
 mod distribution;
 mod document;
+mod kind;
+mod resume;
 mod schema;
 mod series;
+mod stored;
 
+pub use crate::metrics::HistogramData;
 pub use build::{RunFacts, build_result};
-pub use distribution::{Distribution, HistogramData};
+pub use distribution::Distribution;
 pub use document::{
     BoundValue, Connections, EventKind, FORMAT_VERSION, LatencyResults, NamedTaskResult, RunEvent,
     RunResult, RunnerResult, TaskResult, ThresholdResult, TokenCounts, ValueUnit,
 };
+pub use kind::{
+    LoadTestResult, MAX_DATA_BYTES, MAX_PARTS, ResultSummary, TestReference, result_crd_yaml,
+};
+pub use resume::{GoneRunner, GoneRunners, ResumeState};
 pub use schema::result_schema;
 pub use series::{Point, Series, SeriesRecorder, TaskPoint};
+pub use stored::{StoredResult, StoredResultError};

@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::distribution::{HistogramData, is_zero, round_seconds};
 use crate::{
     load::{LoadModel, LoadProfile},
-    metrics::{HistogramError, LatencyMetric, Metrics, Outcome, TaskMetrics},
+    metrics::{
+        HistogramData, HistogramError, LatencyMetric, Metrics, Outcome, TaskMetrics, is_zero,
+        round_seconds,
+    },
 };
 
 /// Maximum number of points of a series. A series that is full doubles its step.
@@ -252,27 +254,62 @@ impl SeriesRecorder {
         }
     }
 
+    /// A recorder that goes on with a series of an earlier process. `recorded` are the merged metrics
+    /// at the end of its last point.
+    #[must_use]
+    pub fn resume(load: &LoadModel, series: Series, recorded: Metrics) -> Self {
+        Self { series, last: recorded, ..Self::new(load) }
+    }
+
+    /// Takes a snapshot as the end of a point, whatever the step: the sum of all points is then
+    /// exactly these metrics. A short rest is added to the last point.
+    pub fn record_all(&mut self, metrics: &Metrics) {
+        let mut rest = self.point_since_last(metrics);
+        let is_short = rest.seconds() < self.series.step_seconds / 2.0;
+        match self.series.points.last_mut() {
+            Some(last) if is_short => {
+                // After the load, users end one after the other.
+                if rest.seconds() <= 0.0 {
+                    rest.users = last.users;
+                }
+                // The recorder has made both points, so their histograms are well-formed.
+                drop(last.merge(&rest));
+            }
+            _ => self.series.points.push(rest),
+        }
+        self.keep(metrics);
+    }
+
     /// Ends the series with the final metrics.
     #[must_use]
     pub fn finish(mut self, metrics: &Metrics) -> Series {
-        let is_long = |point: &Point| point.seconds() >= self.series.step_seconds / 2.0;
-        let mut rest = self.point_since_last(metrics);
+        let users = self.series.points.last().map(|last| last.users);
+        self.record_all(metrics);
         // The users have ended by now.
-        if let Some(last) = self.series.points.last() {
-            rest.users = last.users;
+        if let (Some(last), Some(users)) = (self.series.points.last_mut(), users) {
+            last.users = users;
         }
-        match self.series.points.last_mut() {
-            // The recorder has made both points, so their histograms are well-formed.
-            Some(last) if !is_long(&rest) => drop(last.merge(&rest)),
-            _ => self.series.points.push(rest),
-        }
-        self.series.limit_size();
         self.series
+    }
+
+    /// The series so far.
+    pub const fn series(&self) -> &Series {
+        &self.series
+    }
+
+    /// The merged metrics at the end of the last point, without those of single runners.
+    pub const fn recorded(&self) -> &Metrics {
+        &self.last
     }
 
     fn push_point(&mut self, metrics: &Metrics) {
         let point = self.point_since_last(metrics);
         self.series.points.push(point);
+        self.keep(metrics);
+    }
+
+    /// Keeps the metrics at the end of the last point.
+    fn keep(&mut self, metrics: &Metrics) {
         self.last = metrics.clone();
         self.last.runners.clear();
         self.series.limit_size();

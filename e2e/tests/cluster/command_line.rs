@@ -7,7 +7,7 @@ use loadtest_core::resource::Phase;
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::test_namespace::{TestNamespace, health_spec};
+use crate::test_namespace::{TestNamespace, health_spec, wait_for};
 
 /// Builds the command, and returns its path: beside the folder of the test's own program.
 async fn build_command() -> Result<PathBuf> {
@@ -45,10 +45,14 @@ async fn apply_runs_a_test_to_its_exit_code() -> Result<()> {
             Ok((status.code(), String::from_utf8_lossy(&text).into_owned()))
         };
 
-        let (code, text) = run(&["apply", &file, "--wait"]).await?;
+        let html = folder.path().join("report.html");
+        let html_option = format!("--html={}", html.display());
+        let arguments = ["apply", &file, "--wait", "--set", "keepResult=true", &html_option];
+        let (code, text) = run(&arguments).await?;
         ensure!(code == Some(0), "{code:?}: {text}");
         ensure!(text.contains("loadtest/by-command created in namespace"), "{text}");
         ensure!(text.contains("VERDICT  Pass"), "{text}");
+        ensure!(std::fs::read_to_string(&html)?.contains("<title>by-command · Pass"));
         let (code, text) = run(&["list"]).await?;
         ensure!(code == Some(0) && text.contains("by-command  Finished  Pass"), "{text}");
         // A LoadTest runs once.
@@ -66,6 +70,18 @@ async fn apply_runs_a_test_to_its_exit_code() -> Result<()> {
         ensure!(code == Some(3) && text.contains("VERDICT  Inconclusive"), "{code:?}: {text}");
         let (code, text) = run(&["cancel", "by-command"]).await?;
         ensure!(code == Some(0) && text.contains("is over already: Cancelled"), "{text}");
+        // The newest result of this name is that of the cancelled test.
+        let (code, text) = run(&["report", "by-command"]).await?;
+        ensure!(code == Some(3) && text.contains("VERDICT  Inconclusive"), "{code:?}: {text}");
+        namespace.delete_test("by-command").await?;
+        // It goes with its LoadTest. That of the first test is kept.
+        wait_for(30, "the kept result", async || {
+            let (code, text) = run(&["report", "by-command", "-o", "json"]).await?;
+            Ok((code == Some(0) && text.contains(r#""verdict":"Pass""#)).then_some(()))
+        })
+        .await?;
+        let (code, text) = run(&["report", "never-ran"]).await?;
+        ensure!(code == Some(4) && text.contains("no result of LoadTest"), "{code:?}: {text}");
         // An object that the API server refuses is bad input, before it is sent.
         let (code, text) = run(&["apply", &file, "--set", "load.users=0"]).await?;
         ensure!(code == Some(2) && text.contains("spec.load.users"), "{code:?}: {text}");

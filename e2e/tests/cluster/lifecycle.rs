@@ -11,7 +11,10 @@ use kube::{
     Api, ResourceExt,
     api::{DeleteParams, EvictParams, ListParams, LogParams, Patch, PatchParams},
 };
-use loadtest_core::resource::{Phase, Verdict};
+use loadtest_core::{
+    resource::{Phase, Verdict},
+    result::RunResult,
+};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -60,9 +63,30 @@ async fn killed_operator_finishes_the_same_run() -> Result<()> {
         ensure!((summary.requests as f64) < max_requests, "{summary:?}");
         let measured = status.measurement.context("no measurement")?;
         ensure!(measured.runners_lost == 0, "{measured:?}");
+        // The series of the result covers the whole test, restarts included.
+        let result = namespace.read_result(&test).await?.context("no result")?;
+        check_whole_series(&result)?;
+        ensure!(result.total.requests == summary.requests, "{} requests", result.total.requests);
+        ensure!(result.series.points.len() >= 4, "{} points", result.series.points.len());
         Ok(())
     })
     .await
+}
+
+/// Checks that the points of a series follow each other from the start to the end of the load, and
+/// that together they hold every request.
+pub(crate) fn check_whole_series(result: &RunResult) -> Result<()> {
+    let points = &result.series.points;
+    let mut end = 0.0_f64;
+    for point in points {
+        ensure!((point.start - end).abs() < 1e-6, "a gap in the series at {end} s");
+        end = point.end;
+    }
+    ensure!((end - result.elapsed_seconds).abs() < 0.01, "the series ends at {end} s");
+    let tasks = points.iter().flat_map(|point| point.tasks.values());
+    let requests: u64 = tasks.map(|task| task.requests).sum();
+    ensure!(requests == result.total.requests, "{requests} requests in the series");
+    Ok(())
 }
 
 #[tokio::test]

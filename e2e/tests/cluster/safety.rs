@@ -15,11 +15,14 @@ use kube::{
     Api, ResourceExt,
     api::{DeleteParams, EvictParams, ListParams, LogParams, Patch, PatchParams, PostParams},
 };
-use loadtest_core::resource::{LoadTestStatus, Phase, Verdict};
+use loadtest_core::{
+    resource::{LoadTestStatus, Phase, Verdict},
+    result::EventKind,
+};
 use serde_json::{Value, json};
 
 use crate::{
-    lifecycle::kill_operator,
+    lifecycle::{check_whole_series, kill_operator},
     test_namespace::{OPERATOR_NAMESPACE, TestNamespace, health_spec, is_ready, pod_ip, wait_for},
 };
 
@@ -141,7 +144,7 @@ async fn numbers_of_a_lost_runner_survive_a_restart() -> Result<()> {
         let mut spec = health_spec(10, "40s", &thresholds);
         spec["runners"] = json!({"count": 2});
         spec["onRunnerLoss"] = "Continue".into();
-        namespace.create_test("lost", spec).await?;
+        let test = namespace.create_test("lost", spec).await?;
         namespace.wait_for_status("lost", 60, has_requests).await?;
         let runner = namespace.list_runners("lost").await?.pop().context("no runner")?;
         namespace.pods.evict(&runner.name_any(), &EvictParams::default()).await?;
@@ -152,6 +155,10 @@ async fn numbers_of_a_lost_runner_survive_a_restart() -> Result<()> {
         ensure!(condition.message.contains(&runner.name_any()), "{condition:?}");
         ensure!(told.measurement.context("no measurement")?.runners_lost == 1);
         let before = told.summary.context("no summary")?.requests;
+        let result = namespace.read_result(&test).await?.context("no result at the loss")?;
+        let lost = result.runners.iter().find(|runner| runner.loss.is_some());
+        let of_lost = lost.context("no runner is lost")?.requests;
+        ensure!(of_lost > 0, "{:?}", result.runners);
         kill_operator(&namespace).await?;
         let lowest = Mutex::new(u64::MAX);
         let status = namespace
@@ -164,6 +171,12 @@ async fn numbers_of_a_lost_runner_survive_a_restart() -> Result<()> {
             .await?;
         let lowest = lowest.into_inner()?;
         ensure!(lowest >= before, "the status counted backwards, from {before} to {lowest}");
+        let result = namespace.read_result(&test).await?.context("no result")?;
+        let lost = result.runners.iter().find(|runner| runner.loss.is_some());
+        let lost = lost.context("the lost runner is forgotten")?;
+        ensure!(lost.requests == of_lost, "{lost:?} had {of_lost} requests before the restart");
+        check_whole_series(&result)?;
+        ensure!(result.events.iter().any(|event| event.kind == EventKind::RunnersLost));
         ensure!(status.known_phase() == Some(Phase::Finished), "{status:#?}");
         ensure!(status.known_verdict() == Some(Verdict::Pass), "{status:#?}");
         Ok(())

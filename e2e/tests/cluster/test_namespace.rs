@@ -17,7 +17,10 @@ use kube::{
         PostParams,
     },
 };
-use loadtest_core::resource::{LoadTest, LoadTestStatus, Phase};
+use loadtest_core::{
+    resource::{LoadTest, LoadTestStatus, Phase},
+    result::{LoadTestResult, RunResult, StoredResult},
+};
 use serde_json::{Value, json};
 use tokio::sync::RwLock;
 
@@ -216,6 +219,16 @@ impl TestNamespace {
     /// Waits until a load test is in a phase.
     pub(crate) async fn wait_for_phase(&self, name: &str, phase: Phase) -> Result<LoadTestStatus> {
         self.wait_for_status(name, 60, |status| status.known_phase() == Some(phase)).await
+    }
+
+    /// Returns the stored result of a load test; `None` if there is none.
+    pub(crate) async fn read_result(&self, test: &LoadTest) -> Result<Option<RunResult>> {
+        let uid = test.metadata.uid.as_deref().context("no UID")?;
+        let results: Api<LoadTestResult> = Api::namespaced(self.client.clone(), &self.name);
+        let selector = ListParams::default().labels(&format!("loadtest.cell0.io/uid={uid}"));
+        let objects = results.list(&selector).await?.items;
+        let Some(first) = objects.iter().find(|object| object.part == 0) else { return Ok(None) };
+        Ok(Some(StoredResult::from_objects(first, &objects)?.result))
     }
 
     /// Returns the runner pods of a load test.

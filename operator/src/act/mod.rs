@@ -3,6 +3,7 @@
 //! This module makes no decisions, and it does not write the status of the `LoadTest`.
 
 pub(crate) mod events;
+pub(crate) mod results;
 
 use std::fmt::Debug;
 

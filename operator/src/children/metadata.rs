@@ -60,6 +60,21 @@ pub(super) fn child_metadata(test: &LoadTest) -> ObjectMeta {
     }
 }
 
+/// Returns the metadata of the result of a test, without its name. A result that outlives its test
+/// has no owner.
+pub(crate) fn result_metadata(test: &LoadTest) -> ObjectMeta {
+    let mut labels = child_labels(test);
+    // The label by which monitors select runner pods.
+    labels.remove("app.kubernetes.io/name");
+    let owner = owner_reference(test).filter(|_| !test.spec.keep_result);
+    ObjectMeta {
+        namespace: test.namespace(),
+        labels: Some(labels),
+        owner_references: owner.map(|owner| vec![owner]),
+        ..ObjectMeta::default()
+    }
+}
+
 /// Returns true if the controlling owner of an object has this UID.
 pub(crate) fn is_controlled_by<K: Resource>(object: &K, owner_uid: &str) -> bool {
     let owners = object.meta().owner_references.iter().flatten();

@@ -17,10 +17,12 @@ use loadtest_core::{
     resource::Phase,
 };
 
+mod result;
 pub(crate) mod runner;
 pub(crate) mod skew;
 pub(crate) mod state;
 
+use result::resume_from_result;
 use runner::Runner;
 use state::Observed;
 
@@ -57,7 +59,6 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
     if let Some(start) = observed.start_record() {
         observed.cache.start = Some(start);
     }
-    observed.cache.first_seen.get_or_insert_with(Timestamp::now);
     let is_over = observed.phase().is_some_and(Phase::is_final);
     let has_plan = observed.test.status.as_ref().is_some_and(|status| status.plan.is_some());
     if observed.valid.is_err()
@@ -67,6 +68,11 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
     {
         observed.valid = Ok(test);
     }
+    let is_new = observed.cache.first_seen.is_none();
+    if is_new && !is_over && observed.start_record().is_some() {
+        resume_from_result(context, observed).await?;
+    }
+    observed.cache.first_seen.get_or_insert_with(Timestamp::now);
     if let (Some(start), false) = (observed.start_record(), is_over) {
         runner_client::collect_snapshots(context, &pods, &run_uid, &start, observed).await;
     }

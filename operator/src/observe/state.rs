@@ -18,6 +18,7 @@ use loadtest_core::{
     metrics::{Metrics, RunnerMetrics, RunnerState},
     plan::{Problem, ValidTest, validate},
     resource::{Aborted, LoadTest, LoadTestStatus, OnRunnerLoss, Phase},
+    result::{GoneRunners, SeriesRecorder},
 };
 use serde::{Deserialize, Serialize};
 
@@ -50,10 +51,25 @@ pub(crate) struct LastObjects {
     pub(crate) runners: Vec<Runner>,
 }
 
+/// What this process has written of the result of a run.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WrittenResult {
+    /// Number of writes.
+    pub(crate) revision: u64,
+    /// Time of the last write, or of the last attempt.
+    pub(crate) at: Option<Timestamp>,
+    /// Number of completed requests in the last write.
+    pub(crate) requests: u64,
+    /// Number of finished stages in the last write.
+    pub(crate) stages: usize,
+    /// Time of the first attempt at the last write, if it failed.
+    pub(crate) failing_since: Option<Timestamp>,
+}
+
 /// Facts about a run that the operator keeps between reconciliations.
 ///
-/// After a restart, the operator collects them again from the runners. Only the snapshots of
-/// runners that are gone by then are lost.
+/// After a restart, the operator collects them again from the runners, and goes on from the
+/// `LoadTestResult`, which holds the numbers of runners that are gone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RunCache {
     /// Latest snapshot of each runner's metrics, by runner index.
@@ -70,8 +86,13 @@ pub(crate) struct RunCache {
     pub(crate) logs_read: BTreeSet<String>,
     /// When this process first saw that a pod has ended, by UID.
     pub(crate) ended_at: BTreeMap<String, Timestamp>,
-    /// Descriptions of the runners that ended, by index.
-    pub(crate) losses: BTreeMap<u32, String>,
+    /// The runners that were gone when an earlier process wrote the result. [`Self::snapshots`] holds
+    /// those that went later.
+    pub(crate) gone: GoneRunners,
+    /// The run over time.
+    pub(crate) series: Option<SeriesRecorder>,
+    /// What was written of the result.
+    pub(crate) written_result: WrittenResult,
     /// The start record, after the Job that holds it is gone.
     pub(crate) start: Option<StartRecord>,
     /// Number of launches in a row that the API server did not carry out.
@@ -104,7 +125,8 @@ pub(crate) struct RunCache {
 impl RunCache {
     /// Returns the state of a runner in its latest snapshot.
     fn runner_state(&self, index: u32) -> Option<RunnerState> {
-        self.snapshots.get(&index).map(|snapshot| snapshot.state)
+        let gone = self.gone.runners.get(&index).map(|runner| runner.state);
+        gone.or_else(|| self.snapshots.get(&index).map(|snapshot| snapshot.state))
     }
 
     /// Returns true if the latest snapshot of a runner is final.
@@ -117,6 +139,8 @@ impl RunCache {
         self.snapshots.clear();
         self.error_examples.clear();
         self.timeline = None;
+        self.series = None;
+        self.gone = GoneRunners::default();
     }
 }
 
@@ -187,12 +211,12 @@ impl Observed {
     }
 
     fn runner_state(&self, index: usize) -> Option<RunnerState> {
-        self.cache.runner_state(cache_key(index))
+        self.cache.runner_state(index_of(index))
     }
 
     /// Returns true if the snapshot of a runner is final.
     pub(crate) fn is_final(&self, index: usize) -> bool {
-        self.cache.is_final(cache_key(index))
+        self.cache.is_final(index_of(index))
     }
 
     /// Returns true if a runner has responded and has not started its load.
@@ -209,12 +233,19 @@ impl Observed {
     /// covers only a part of its load. The log of a pod that has ended may still hold its last
     /// snapshot.
     pub(crate) fn is_lost(&self, start: &StartRecord, index: usize) -> bool {
-        if self.is_final(index) {
+        if self.is_final(index) || self.cache.gone.runners.contains_key(&index_of(index)) {
             return !self.is_complete(index);
         }
         self.started_runner(start, index).is_none_or(|runner| {
             runner.termination.is_some() && self.cache.logs_read.contains(&runner.uid)
         })
+    }
+
+    /// Returns true if a started runner will never answer again.
+    pub(crate) fn is_gone(&self, start: &StartRecord, index: usize) -> bool {
+        let has_ended =
+            || self.started_runner(start, index).is_none_or(|runner| runner.termination.is_some());
+        self.is_lost(start, index) || (self.is_final(index) && has_ended())
     }
 
     /// Returns the indices of the runners that are lost, or that missed their start.
@@ -230,8 +261,9 @@ impl Observed {
 
     /// Describes a lost runner: its index, pod and node, and how it ended.
     pub(crate) fn describe_loss(&self, start: &StartRecord, index: usize) -> String {
-        if let Some(text) = self.cache.losses.get(&cache_key(index)) {
-            return text.clone();
+        let gone = self.cache.gone.runners.get(&index_of(index));
+        if let Some(loss) = gone.and_then(|runner| runner.loss.as_ref()) {
+            return loss.clone();
         }
         match self.started_runner(start, index) {
             Some(runner) => runner.describe_loss(),
@@ -278,7 +310,7 @@ impl Observed {
     ///
     /// Without a scrape, this is the time when this process first saw the run.
     pub(crate) fn last_seen(&self, index: usize) -> Option<Timestamp> {
-        self.cache.last_seen.get(&cache_key(index)).copied().or(self.cache.first_seen)
+        self.cache.last_seen.get(&index_of(index)).copied().or(self.cache.first_seen)
     }
 
     /// Returns the threshold that ends the test early, from the status or from this reconciliation.
@@ -300,7 +332,7 @@ impl Observed {
             return;
         }
         let is_current = |index: usize| {
-            self.is_complete(index) || self.cache.scraped_now.contains(&cache_key(index))
+            self.is_complete(index) || self.cache.scraped_now.contains(&index_of(index))
         };
         let missing = (0..start.pods.len()).filter(|index| !is_current(*index));
         let (mut coverage, mut has_silent) = (Coverage::All, false);
@@ -312,6 +344,8 @@ impl Observed {
             coverage = Coverage::Partial;
         }
         let merged = self.merge_snapshots();
+        let series = &mut self.cache.series;
+        series.get_or_insert_with(|| SeriesRecorder::new(&valid.load)).record(&merged);
         let timeline = self.cache.timeline.take();
         let mut timeline = timeline.unwrap_or_else(|| self.timeline_from_status(valid));
         let aborted = timeline.record_snapshot_of(valid, &merged, coverage);
@@ -358,14 +392,15 @@ impl Observed {
 
     /// Merges the latest snapshots of all runners.
     pub(crate) fn merge_snapshots(&self) -> Metrics {
-        self.cache.snapshots.iter().fold(Metrics::default(), |mut merged, (index, snapshot)| {
+        let RunCache { snapshots, gone, .. } = &self.cache;
+        snapshots.iter().fold(gone.metrics.clone(), |mut merged, (index, snapshot)| {
             merged.merge_runner(&self.runner_name(*index), &snapshot.metrics);
             merged
         })
     }
 
     /// Returns the name of a runner in messages: its index and its node.
-    fn runner_name(&self, index: u32) -> String {
+    pub(crate) fn runner_name(&self, index: u32) -> String {
         let runner = self.runners.iter().find(|runner| runner.index == index);
         match runner.and_then(|runner| runner.node.as_ref()) {
             Some(node) => format!("runner {index} on node {node}"),
@@ -390,7 +425,7 @@ impl Observed {
     }
 }
 
-/// Returns the key of a runner in the maps of [`RunCache`].
-fn cache_key(index: usize) -> u32 {
+/// Returns the index of a runner as the maps of [`RunCache`] hold it.
+pub(crate) fn index_of(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }

@@ -42,6 +42,7 @@ fn example() -> RunResult {
         test: &test,
         valid: &valid,
         status: &status,
+        losses: BTreeMap::new(),
     };
     let series = SeriesRecorder::new(&valid.load).finish(&metrics);
     build_result(&facts, &metrics, series)

@@ -1,0 +1,84 @@
+//! The `LoadTestResult` of a LoadTest on a cluster.
+
+use anyhow::Context;
+use kube::{Api, Client, api::ListParams};
+use loadtest_core::{
+    resource::{GROUP, LoadTest, LoadTestStatus},
+    result::{LoadTestResult, StoredResult},
+};
+use loadtest_report::RunResult;
+
+use super::Cluster;
+use crate::{
+    arguments::{OutputArguments, OutputFormat},
+    outputs::write_outputs,
+    render,
+};
+
+/// Maximum length of a label's value.
+const MAX_LABEL_LENGTH: usize = 63;
+
+/// Reads the latest result of a LoadTest, also after the LoadTest is gone. `name` is the name of the
+/// LoadTest or of the result.
+pub(crate) fn read_stored_result(name: &str, namespace: Option<&str>) -> anyhow::Result<RunResult> {
+    super::block_on(async {
+        let (client, default) = super::connect().await?;
+        find_result(&client, namespace.unwrap_or(&default), name).await
+    })
+}
+
+async fn find_result(client: &Client, namespace: &str, name: &str) -> anyhow::Result<RunResult> {
+    let results: Api<LoadTestResult> = Api::namespaced(client.clone(), namespace);
+    let label: String = name.chars().take(MAX_LABEL_LENGTH).collect();
+    let label = label.trim_end_matches(['-', '.']);
+    let of_test = ListParams::default().labels(&format!("{GROUP}/name={label}"));
+    let failed = || format!("the results in namespace {namespace} can't be read");
+    let mut objects = results.list(&of_test).await.with_context(failed)?.items;
+    objects.retain(|object| object.test.name == name);
+    if objects.is_empty() {
+        // The name of a result ends with the start of the UID of its LoadTest.
+        let named = results.get_opt(name).await.with_context(failed)?;
+        if let Some(named) = named {
+            let uid = ListParams::default().labels(&format!("{GROUP}/uid={}", named.test.uid));
+            objects = results.list(&uid).await.with_context(failed)?.items;
+        }
+    }
+    let created =
+        |object: &LoadTestResult| object.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    let newest = objects.iter().filter(|object| object.part == 0).max_by_key(|o| created(o));
+    let first = newest.with_context(|| {
+        format!(
+            "no result of LoadTest {name} in namespace {namespace}: there is one from the start of the load on, and it is deleted with the LoadTest unless spec.keepResult is true"
+        )
+    })?;
+    let stored = StoredResult::from_objects(first, &objects);
+    Ok(stored.with_context(|| format!("the result of LoadTest {name} can't be read"))?.result)
+}
+
+/// Prints a finished LoadTest in the form that the user asked for, and writes the files.
+pub(super) async fn write_result(
+    cluster: &Cluster,
+    test: &LoadTest,
+    status: &LoadTestStatus,
+    outputs: &OutputArguments,
+    out: &mut impl std::io::Write,
+) -> anyhow::Result<()> {
+    let table = || render::format_result(test, status, None);
+    if matches!(outputs.format, OutputFormat::Table) && !outputs.has_files() {
+        write!(out, "{}", table())?;
+        return Ok(out.flush()?);
+    }
+    let name = test.metadata.name.as_deref().unwrap_or_default();
+    let result = find_result(&cluster.client, &cluster.namespace, name).await;
+    let result = match result {
+        Ok(result) => result,
+        Err(error) => {
+            write!(out, "{}", table())?;
+            out.flush()?;
+            return Err(error);
+        }
+    };
+    write!(out, "{}", outputs.format.render(&result, table)?)?;
+    out.flush()?;
+    write_outputs(outputs, &result)
+}

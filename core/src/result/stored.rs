@@ -1,0 +1,143 @@
+//! A result as the objects of a cluster hold it: JSON, compressed, in parts. Pure.
+
+use std::io::{Read, Write};
+
+use flate2::{Compression, read::GzDecoder, write::GzEncoder};
+use k8s_openapi::ByteString;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    document::{FORMAT_VERSION, RunResult},
+    kind::{LoadTestResult, MAX_DATA_BYTES, MAX_PARTS},
+    resume::ResumeState,
+};
+
+/// Maximum size of a document. A person who may write results could fill the memory of a reader.
+const MAX_DOCUMENT_BYTES: u64 = 64 << 20;
+
+/// The document in the data of [`LoadTestResult`]s.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct StoredResult {
+    /// The result.
+    pub result: RunResult,
+    /// What the operator needs to go on after a restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<ResumeState>,
+}
+
+/// Why a stored result can't be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoredResultError {
+    /// The objects are not those of one complete result.
+    #[error("{found} of {wanted} parts of the result are there")]
+    Parts {
+        /// Number of parts that belong together.
+        found: usize,
+        /// Number of parts of the result.
+        wanted: usize,
+    },
+    /// The data is not gzip, or too long.
+    #[error("the data of the result is not gzip of at most {} MiB", MAX_DOCUMENT_BYTES >> 20)]
+    Compression(#[source] std::io::Error),
+    /// The document can't be read.
+    #[error("the data of the result is not a result: {path}")]
+    Document {
+        /// Path of the field that can't be read.
+        path: String,
+        /// The error in the field.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Another version of the program wrote the document.
+    #[error("the result has version {found}, and this program reads version {FORMAT_VERSION}")]
+    Version {
+        /// The version of the document; zero if it has none.
+        found: u64,
+    },
+    /// The document can't be written.
+    #[error("the result can't be written as JSON")]
+    Write(#[source] serde_json::Error),
+}
+
+impl StoredResult {
+    /// The compressed document, in parts of at most [`MAX_DATA_BYTES`]. Where it needs several, the
+    /// metrics of runners that may still answer are left out. Where it needs more than [`MAX_PARTS`],
+    /// the series gets longer steps.
+    ///
+    /// # Errors
+    /// When the document can't be written as JSON, which no value here makes happen.
+    pub fn into_parts(self) -> Result<Vec<Vec<u8>>, StoredResultError> {
+        self.split(MAX_DATA_BYTES, MAX_PARTS)
+    }
+
+    fn split(mut self, part: usize, max_parts: u32) -> Result<Vec<Vec<u8>>, StoredResultError> {
+        loop {
+            let bytes = self.compress()?;
+            let runners = self.resume.as_mut().map(|resume| &mut resume.runners);
+            if bytes.len() > part
+                && let Some(runners) = runners.filter(|runners| !runners.is_empty())
+            {
+                runners.clear();
+                continue;
+            }
+            let series = &mut self.result.series;
+            let is_small = bytes.len() <= part * max_parts as usize;
+            if is_small || series.points.len() <= 1 || series.halve().is_err() {
+                return Ok(bytes.chunks(part).map(<[u8]>::to_vec).collect());
+            }
+        }
+    }
+
+    fn compress(&self) -> Result<Vec<u8>, StoredResultError> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        let json = serde_json::to_vec(self).map_err(StoredResultError::Write)?;
+        encoder.write_all(&json).map_err(StoredResultError::Compression)?;
+        encoder.finish().map_err(StoredResultError::Compression)
+    }
+
+    /// Reads the document of a result from its objects: the first one, and the others in any order.
+    /// Objects of other revisions are ignored.
+    ///
+    /// # Errors
+    /// When a part is missing, or when the data can't be read.
+    pub fn from_objects(
+        first: &LoadTestResult,
+        others: &[LoadTestResult],
+    ) -> Result<Self, StoredResultError> {
+        let wanted = first.parts.clamp(1, MAX_PARTS);
+        let mut bytes = Vec::new();
+        for part in 0..wanted {
+            let is_next = |object: &&LoadTestResult| {
+                object.part == part
+                    && object.revision == first.revision
+                    && object.parts == first.parts
+                    && object.test.uid == first.test.uid
+            };
+            let found = std::iter::once(first).chain(others).find(is_next);
+            let Some(LoadTestResult { data: ByteString(data), .. }) = found else {
+                let (found, wanted) = (part as usize, wanted as usize);
+                return Err(StoredResultError::Parts { found, wanted });
+            };
+            bytes.extend_from_slice(data);
+        }
+        Self::decompress(&bytes)
+    }
+
+    fn decompress(bytes: &[u8]) -> Result<Self, StoredResultError> {
+        let mut json = Vec::new();
+        let mut decoder = GzDecoder::new(bytes).take(MAX_DOCUMENT_BYTES);
+        decoder.read_to_end(&mut json).map_err(StoredResultError::Compression)?;
+        let document = |path: String, source| StoredResultError::Document { path, source };
+        let value: serde_json::Value =
+            serde_json::from_slice(&json).map_err(|source| document("data".to_owned(), source))?;
+        let found = value["result"]["version"].as_u64().unwrap_or(0);
+        if found != u64::from(FORMAT_VERSION) {
+            return Err(StoredResultError::Version { found });
+        }
+        serde_path_to_error::deserialize(value)
+            .map_err(|error| document(error.path().to_string(), error.into_inner()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,69 @@
+//! Reads the `LoadTestResult` of a run that this process has never seen.
+
+use k8s_openapi::jiff::Timestamp;
+use kube::{Api, ResourceExt};
+use loadtest_core::{
+    resource::LoadTest,
+    result::{LoadTestResult, MAX_PARTS, StoredResult},
+};
+
+use super::state::Observed;
+use crate::{
+    children::child_name,
+    context::Context,
+    error::{Error, ResultError, format_error_chain},
+    stored_result::{part_name, restore},
+};
+
+/// Goes on from the result that an earlier process wrote.
+///
+/// # Errors
+/// Fails if the result can't be read now and may be later. A result that can't be read at all is
+/// logged, and the numbers of runners that are gone are missing.
+pub(super) async fn resume_from_result(
+    context: &Context,
+    observed: &mut Observed,
+) -> Result<(), Error> {
+    let Ok(valid) = &observed.valid else { return Ok(()) };
+    let (namespace, name) = (observed.test.namespace(), observed.test.name_any());
+    match read_result(context, &observed.test).await {
+        Ok(Some((stored, revision))) => {
+            restore(&mut observed.cache, &valid.load, stored, revision, Timestamp::now());
+            tracing::info!(namespace, name, revision, "going on from an earlier result");
+        }
+        Ok(None) => {}
+        Err(error) => {
+            let error = match error.into_transient() {
+                Ok(error) => return Err(error),
+                Err(error) => format_error_chain(&error),
+            };
+            tracing::warn!(namespace, name, error, "the earlier result can't be read");
+        }
+    }
+    Ok(())
+}
+
+/// Reads the result of a test and its revision. Returns `None` if there is none yet.
+async fn read_result(
+    context: &Context,
+    test: &LoadTest,
+) -> Result<Option<(StoredResult, u64)>, ResultError> {
+    let results: Api<LoadTestResult> =
+        Api::namespaced(context.client.clone(), &test.namespace().unwrap_or_default());
+    let name = child_name(test);
+    let read = async |name: String| {
+        results.get_opt(&name).await.map_err(|error| Error::api("get loadtestresult", &name, error))
+    };
+    let Some(first) = read(name.clone()).await? else { return Ok(None) };
+    if Some(&first.test.uid) != test.metadata.uid.as_ref() {
+        return Ok(None);
+    }
+    let mut others = Vec::new();
+    for part in 1..first.parts.min(MAX_PARTS) {
+        others.extend(read(part_name(&name, first.revision, part)).await?);
+    }
+    let stored = tokio::task::spawn_blocking(move || {
+        StoredResult::from_objects(&first, &others).map(|stored| (stored, first.revision))
+    });
+    Ok(Some(stored.await??))
+}

@@ -1,0 +1,146 @@
+use super::*;
+use crate::{
+    observe::state::START_ANNOTATION,
+    testing::{example_test, noon, ready_runner, validated},
+};
+use k8s_openapi::{
+    api::batch::v1::Job,
+    jiff::{SignedDuration, ToSpan},
+};
+use loadtest_core::{
+    metrics::{Identity, Metrics, RunnerMetrics, RunnerState, TaskMetrics},
+    resource::StageRow,
+};
+use serde_json::json;
+
+/// A test under load on two runners that have sent these numbers of requests.
+fn running(requests: [u64; 2], seconds: f64) -> Observed {
+    let start = StartRecord { at: noon(), pods: vec!["pod-0".into(), "pod-1".into()] };
+    let mut observed = Observed::new(example_test(), RunCache::default());
+    let record = serde_json::to_string(&start).unwrap();
+    let mut job = Job::default();
+    job.metadata.annotations = Some([(START_ANNOTATION.to_owned(), record)].into());
+    observed.job = Some(job);
+    observed.cache.start = Some(start);
+    observed.runners = vec![ready_runner(0), ready_runner(1)];
+    set_requests(&mut observed, requests, seconds);
+    observed
+}
+
+fn set_requests(observed: &mut Observed, requests: [u64; 2], seconds: f64) {
+    observed.cache.scraped_now.clear();
+    for (index, requests) in (0..).zip(requests).filter(|(_, requests)| *requests > 0) {
+        let mut metrics = Metrics { elapsed_seconds: seconds, users: 5, ..Metrics::default() };
+        let task = TaskMetrics { requests: [requests, 0, 0, 0], ..TaskMetrics::default() };
+        metrics.tasks.insert("health".into(), task);
+        let identity = Identity { index, pod_uid: format!("pod-{index}"), ..Identity::default() };
+        let snapshot = RunnerMetrics { identity, state: RunnerState::Running, metrics };
+        observed.cache.snapshots.insert(index, snapshot);
+        observed.cache.scraped_now.insert(index);
+    }
+    observed.update_timeline();
+}
+
+fn progress() -> Decision {
+    Decision::ReportProgress(Phase::Running, Duration::from_secs(2))
+}
+
+#[test]
+fn a_running_test_writes_its_result_at_each_turn_and_every_half_minute() {
+    let mut observed = running([10, 10], 2.0);
+    let status_with = |requests: u64, stages: usize| {
+        let mut status = LoadTestStatus::default();
+        status.summary.get_or_insert_default().requests = requests;
+        let row = json!({"load": "5 users", "requests": 1, "errorRate": "0%", "throughput": "1/s", "verdict": "Pass"});
+        let row: StageRow = serde_json::from_value(row).unwrap();
+        status.stages = vec![row; stages];
+        status
+    };
+    let now = noon();
+    assert!(is_due(&observed, &progress(), &status_with(20, 0), now), "never written");
+    note_attempt(&mut observed.cache, 20, &status_with(20, 0), now);
+    let later = |seconds: i64| now + SignedDuration::from_secs(seconds);
+    assert!(!is_due(&observed, &progress(), &status_with(90, 0), later(29)));
+    assert!(is_due(&observed, &progress(), &status_with(90, 0), later(30)));
+    assert!(!is_due(&observed, &progress(), &status_with(20, 0), later(30)), "nothing changed");
+    assert!(is_due(&observed, &progress(), &status_with(20, 1), later(1)), "a stage has ended");
+    let conclude = Decision::Conclude { cancelled: false, failed: None };
+    assert!(is_due(&observed, &conclude, &status_with(20, 0), now));
+    assert!(is_due(&observed, &Decision::ReportLoss(vec![]), &status_with(20, 0), now));
+    assert!(!is_due(&observed, &Decision::NothingToDo, &status_with(20, 0), later(99)));
+    let unstarted = Observed::new(example_test(), RunCache::default());
+    assert!(!is_due(&unstarted, &conclude, &status_with(0, 0), now));
+}
+
+#[test]
+fn a_restarted_operator_goes_on_with_the_numbers_of_lost_runners() {
+    let mut observed = running([100, 70], 2.0);
+    set_requests(&mut observed, [200, 140], 4.0);
+    // The second runner is gone without a last word.
+    observed.runners.pop();
+    let stored = build(&mut observed, &LoadTestStatus::default()).unwrap();
+    assert_eq!(stored.result.total.requests, 340);
+    let lost = stored.result.runners.iter().find(|runner| runner.loss.is_some()).unwrap();
+    assert!(lost.name.starts_with("runner 1") && lost.requests == 140, "{lost:?}");
+
+    let mut next = running([0, 0], 0.0);
+    next.cache = RunCache { start: next.cache.start, ..RunCache::default() };
+    next.runners.pop();
+    restore(&mut next.cache, &validated(&next.test).load, stored, 7, noon());
+    assert_eq!(next.merge_snapshots().all_tasks().completed_requests(), 340);
+    let start = next.known_start().unwrap();
+    assert!(next.is_lost(&start, 1) && !next.is_lost(&start, 0));
+    assert!(next.describe_loss(&start, 1).contains("deleted"));
+    // Ten seconds later the first runner answers again.
+    set_requests(&mut next, [700, 0], 14.0);
+    let stored = build(&mut next, &LoadTestStatus::default()).unwrap();
+    assert_eq!(stored.result.total.requests, 840);
+    let points = &stored.result.series.points;
+    let times: Vec<f64> = points.iter().map(|point| point.end).collect();
+    let counted: u64 = points.iter().map(|point| point.tasks["health"].requests).sum();
+    assert_eq!((times, counted), (vec![2.0, 4.0, 14.0], 840));
+    assert_eq!(next.cache.written_result.revision, 7);
+}
+
+#[test]
+fn the_last_result_needs_no_runners_that_can_still_be_asked() {
+    let mut observed = running([100, 70], 2.0);
+    let status = LoadTestStatus { phase: Some(Phase::Finished.into()), ..Default::default() };
+    let resume = build(&mut observed, &status).unwrap().resume.unwrap();
+    assert!(resume.runners.is_empty() && resume.gone.runners.is_empty());
+}
+
+#[test]
+fn a_verdict_does_not_wait_for_ever_for_its_result() {
+    let mut cache = RunCache::default();
+    assert!(is_retried(&mut cache, noon()));
+    assert!(is_retried(&mut cache, noon() + 119.seconds()));
+    assert!(!is_retried(&mut cache, noon() + 120.seconds()));
+}
+
+#[test]
+fn the_first_object_is_last_and_two_revisions_share_no_other_name() {
+    let mut observed = running([100, 70], 2.0);
+    let stored = build(&mut observed, &LoadTestStatus::default()).unwrap();
+    let head = build_head(&observed.test, &stored);
+    let names = |revision: u64| -> Vec<String> {
+        let parts = vec![vec![1], vec![2], vec![3]];
+        let objects = build_objects(&observed.test, &head, parts, revision);
+        assert!(objects.iter().all(|object| object.parts == 3 && object.revision == revision));
+        objects.into_iter().filter_map(|object| object.metadata.name).collect()
+    };
+    assert_eq!(names(4), ["burst-0a1b2c3d.2a", "burst-0a1b2c3d.1a", "burst-0a1b2c3d"]);
+    assert_eq!(names(5), ["burst-0a1b2c3d.2b", "burst-0a1b2c3d.1b", "burst-0a1b2c3d"]);
+}
+
+#[test]
+fn a_kept_result_has_no_owner() {
+    let mut test = example_test();
+    assert!(result_metadata(&test).owner_references.is_some());
+    test.spec.keep_result = true;
+    let metadata = result_metadata(&test);
+    assert_eq!(metadata.owner_references, None);
+    let labels = metadata.labels.unwrap();
+    assert_eq!(labels["loadtest.cell0.io/name"], "burst");
+    assert!(!labels.contains_key("app.kubernetes.io/name"));
+}
