@@ -83,6 +83,10 @@ pub(crate) struct RunArguments {
     pub(crate) request: RequestArguments,
     #[command(flatten)]
     pub(crate) outputs: OutputArguments,
+    /// Serves a page with charts of the running test, for this machine only unless ADDR names another
+    /// address [default address: 127.0.0.1:8089].
+    #[arg(long, value_name = "ADDR", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = crate::live::parse_address)]
+    pub(crate) web: Option<std::net::SocketAddr>,
     /// Writes one line per request, with all its timestamps, to a CSV file.
     #[arg(long, value_name = "FILE")]
     pub(crate) request_log: Option<PathBuf>,

@@ -6,6 +6,7 @@
 mod arguments;
 mod cluster;
 mod exit;
+mod live;
 mod manifest;
 mod manual;
 mod output;

@@ -3,7 +3,6 @@
 
 mod polling;
 mod request;
-mod status;
 mod threshold;
 
 use std::{
@@ -21,7 +20,7 @@ use loadtest_core::{
     metrics::RunnerState,
     plan::{Plan, RunIdentity, ValidTest, size_test, warnings},
     resource::{Sizing, Verdict},
-    result::{RunFacts, SeriesRecorder, build_result},
+    result::SeriesRecorder,
 };
 use loadtest_runner::{
     Engine, PreparedPlan, RequestLog, Snapshot, lower_priority, preflight, warm_up,
@@ -31,12 +30,12 @@ use serde_json::Value;
 use self::{
     polling::{LoadEnd, StopReason, poll_until_finished},
     request::build_test,
-    status::build_status,
     threshold::parse_threshold,
 };
 use crate::{
     arguments::RunArguments,
     exit::Exit,
+    live::{LiveFeed, LivePage, RunFrame, StopOrder, build_status},
     manifest::{Change, Manifest, check_manifest, read_manifest},
     output::eprint_line,
     outputs::{check_outputs, write_outputs},
@@ -180,12 +179,32 @@ async fn run_load(
     let (name, load) = (&prepared.plan().name, &valid.load);
     let header = render::progress_header();
     eprint_line(&format!("{name}: {load} against {}\n{header}", urls.join(", ")));
+    let feed = LiveFeed::new();
+    let stop_order = StopOrder::new();
+    let page = match arguments.web {
+        None => None,
+        Some(address) => {
+            let page = LivePage::serve(address, name, &feed, Some(stop_order.clone())).await?;
+            eprint_line(&format!("live page: http://{}/", page.address));
+            Some(page)
+        }
+    };
     let start_time = Timestamp::now();
+    let frame = RunFrame { test, valid, uid: prepared.plan().run_uid.clone(), start_time };
     engine.start(Instant::now());
     let mut timeline = Timeline::default();
     let mut series = SeriesRecorder::new(&valid.load);
-    let end = poll_until_finished(&engine, valid, &mut timeline, &mut series).await?;
-    let LoadEnd::Finished(stop_reason) = end else { return Ok(Exit::Interrupted) };
+    let mut publish = |snapshot: Snapshot, timeline: &Timeline, series: &SeriesRecorder| {
+        if page.is_some() {
+            let Snapshot { mut metrics, examples } = snapshot;
+            metrics.runners.insert("local".into(), metrics.generator());
+            let result = frame.result_so_far(&metrics, examples, timeline);
+            feed.publish(result, series.series(), false);
+        }
+    };
+    let polled =
+        poll_until_finished(&engine, valid, &mut timeline, &mut series, &stop_order, &mut publish);
+    let LoadEnd::Finished(stop_reason) = polled.await? else { return Ok(Exit::Interrupted) };
     let Snapshot { mut metrics, examples } = engine.snapshot().await;
     metrics.runners.insert("local".into(), metrics.generator());
     let runner_lost = engine.state() == RunnerState::CutShort;
@@ -205,16 +224,12 @@ async fn run_load(
         ..RunContext::default()
     };
     let status = build_status(valid, &metrics, &timeline, &context, start_time);
+    let result = frame.result(&status, &metrics, series.finish(&metrics));
+    if let Some(page) = page {
+        feed.publish(result.clone(), &result.series, true);
+        page.end().await;
+    }
     // A file that can't be written does not lose the others, or the result on the terminal.
-    let facts = RunFacts {
-        generator: concat!("loadtest ", env!("CARGO_PKG_VERSION")).into(),
-        uid: prepared.plan().run_uid.clone(),
-        test,
-        valid,
-        status: &status,
-        losses: std::collections::BTreeMap::new(),
-    };
-    let result = build_result(&facts, &metrics, series.finish(&metrics));
     let written = write_outputs(&arguments.outputs, &result);
     let table = || render::format_result(test, &status, Some(&metrics));
     let text = arguments.outputs.format.render(&result, table)?;

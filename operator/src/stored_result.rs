@@ -57,10 +57,9 @@ pub(crate) fn build(observed: &mut Observed, status: &LoadTestStatus) -> Option<
     let mut recorder = recorder.unwrap_or_else(|| SeriesRecorder::new(&valid.load));
     recorder.record_all(&merged);
     let gone = gone_runners(observed, &start);
-    let losses = gone
-        .runners
-        .iter()
-        .filter_map(|(index, runner)| Some((observed.runner_name(*index), runner.loss.clone()?)));
+    let gone_runners = gone.runners.values();
+    let losses =
+        gone_runners.filter_map(|runner| Some((runner.name.clone(), runner.loss.clone()?)));
     let facts = RunFacts {
         generator: concat!("loadtest-operator ", env!("CARGO_PKG_VERSION")).into(),
         uid: observed.test.metadata.uid.clone().unwrap_or_default(),
@@ -105,6 +104,7 @@ fn gone_runners(observed: &Observed, start: &StartRecord) -> GoneRunners {
         let snapshot = observed.cache.snapshots.get(&key);
         let is_lost = observed.is_lost(start, index);
         let runner = GoneRunner {
+            name: observed.runner_name(key),
             pod_uid: pod_uid.clone(),
             state: snapshot.map(|snapshot| snapshot.state).unwrap_or_default(),
             loss: is_lost.then(|| observed.describe_loss(start, index)),

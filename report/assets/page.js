@@ -60,7 +60,16 @@ class Page {
     return Object.keys(sum.latencies).sort((a, b) => (a === "responseTime" ? -1 : b === "responseTime" ? 1 : a.localeCompare(b)));
   }
 
+  /** Takes over points that were added to the series. */
+  extend() {
+    this.duration = this.points.length > 0 ? this.points[this.points.length - 1].end : 0;
+    for (const id of ["from", "to"]) document.getElementById(id).max = this.duration;
+    if (this.metrics().length !== document.getElementById("metric").options.length) this.fillMetrics();
+  }
+
   draw() {
+    const hovered = this.plots.findIndex((plot) => plot.over.matches(":hover"));
+    const cursor = hovered >= 0 ? { left: this.plots[hovered].cursor.left, top: this.plots[hovered].cursor.top } : null;
     for (const plot of this.plots) plot.destroy();
     const at = (id) => document.getElementById(id);
     const hasErrors = Object.keys(sumPoints(this.points, this.task).errors).length > 0;
@@ -71,12 +80,16 @@ class Page {
     this.percentilePlot?.destroy();
     this.percentilePlot = null;
     this.showSelection();
+    if (cursor) this.plots[hovered]?.setCursor(cursor);
   }
 
   showSelection() {
     const [from, to] = this.span;
-    document.getElementById("from").value = from;
-    document.getElementById("to").value = to;
+    for (const [id, value] of [["from", from], ["to", to]]) {
+      const field = document.getElementById(id);
+      // Not while the viewer writes in it.
+      if (field !== document.activeElement) field.value = value;
+    }
     const points = pointsWithin(this.series, from, to);
     const isWhole = points.length === this.series.points.length;
     document.getElementById("selected").textContent = isWhole
@@ -166,17 +179,3 @@ function makeSortable(table) {
     });
   });
 }
-
-async function showPage() {
-  document.querySelectorAll("table.sortable").forEach(makeSortable);
-  const page = new Page(await readEmbeddedData());
-  document.getElementById("charts").hidden = false;
-  page.connectControls();
-  page.fillMetrics();
-  page.draw();
-  window.loadtestPage = page;
-}
-
-showPage().catch((error) => {
-  document.getElementById("chart-problem").textContent = `The charts can't be drawn: ${error.message}`;
-});

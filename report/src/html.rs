@@ -3,8 +3,11 @@
 
 mod bullet;
 mod data;
+mod live;
 mod pack;
 mod sections;
+
+pub use live::{live_page, live_update};
 
 use crate::{
     ReportError, RunResult,
@@ -16,6 +19,7 @@ const CSS: &str = concat!(
     "\n",
     include_str!("../assets/report.css")
 );
+/// The code that a report and a live page share.
 const JS: &str = concat!(
     "/*\n",
     include_str!("../assets/uplot/LICENSE"),
@@ -28,6 +32,7 @@ const JS: &str = concat!(
     "\n",
     include_str!("../assets/page.js")
 );
+const START: &str = include_str!("../assets/start.js");
 
 /// The page may load nothing: its styles and its code are in the file.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'";
@@ -49,10 +54,16 @@ pub fn html_report(result: &RunResult) -> Result<String, ReportError> {
         sections::footer(result),
     ]
     .concat();
-    Ok(format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\n<link rel=\"icon\" href=\"data:,\">\n<title>{}</title>\n<style>\n{CSS}\n</style>\n</head>\n<body>\n<main>\n{body}</main>\n<script type=\"text/plain\" id=\"result\">{data}</script>\n<script>\n{JS}\n</script>\n</body>\n</html>\n",
-        escape(&title)
-    ))
+    let data = format!("<script type=\"text/plain\" id=\"result\">{data}</script>\n");
+    Ok(document(&title, POLICY, &body, &data, START))
+}
+
+/// A page with this content. `code` runs at its end.
+fn document(title: &str, policy: &str, body: &str, data: &str, code: &str) -> String {
+    format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta http-equiv=\"Content-Security-Policy\" content=\"{policy}\">\n<link rel=\"icon\" href=\"data:,\">\n<title>{}</title>\n<style>\n{CSS}\n</style>\n</head>\n<body>\n<main>\n{body}</main>\n{data}<script>\n{JS}\n{code}\n</script>\n</body>\n</html>\n",
+        escape(title)
+    )
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! | report | for |
 //! |---|---|
 //! | [`html_report`] | people: one file with charts |
+//! | [`live_page`], [`live_update`] | people who watch a running test |
 //! | [`csv_files`] | spreadsheets and scripts that read Locust's files |
 //! | [`junit_report`] | CI systems: a test case for each threshold |
 //! | [`markdown_report`] | comments on pull requests |
@@ -12,7 +13,6 @@
 mod csv;
 mod hdr_log;
 mod html;
-
 mod junit;
 mod k6_summary;
 mod markdown;
@@ -20,8 +20,7 @@ mod text;
 
 pub use csv::{CsvFiles, csv_files};
 pub use hdr_log::hdr_log;
-pub use html::html_report;
-
+pub use html::{html_report, live_page, live_update};
 pub use junit::junit_report;
 pub use k6_summary::k6_summary;
 pub use loadtest_core::result::RunResult;

@@ -24,9 +24,10 @@ pub(crate) fn type_of_name(result: &RunResult, name: &str) -> String {
     task.map_or_else(String::new, type_of)
 }
 
-/// The verdict of a run; `none` when the test did not end.
+/// The verdict of a run, or the phase of a test that did not end.
 pub(crate) fn verdict_of(status: &LoadTestStatus) -> &str {
-    status.verdict.as_ref().map_or("none", |verdict| verdict.as_str())
+    let phase = || status.phase.as_ref().map_or("none", |phase| phase.as_str());
+    status.verdict.as_ref().map_or_else(phase, |verdict| verdict.as_str())
 }
 
 /// The name of the test.

@@ -9,10 +9,10 @@ use loadtest_core::{
     resource::Aborted,
     result::SeriesRecorder,
 };
-use loadtest_runner::Engine;
+use loadtest_runner::{Engine, Snapshot};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{output::eprint_line, render};
+use crate::{live::StopOrder, output::eprint_line, render};
 
 /// Time between two snapshots for the series and for threshold windows.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
@@ -37,12 +37,14 @@ pub(super) enum LoadEnd {
     Interrupted,
 }
 
-/// Prints progress to standard error until the load is over.
+/// Prints progress to standard error until the load is over. Calls `publish` with each snapshot.
 pub(super) async fn poll_until_finished(
     engine: &Engine,
     test: &ValidTest,
     timeline: &mut Timeline,
     series: &mut SeriesRecorder,
+    stop_order: &StopOrder,
+    publish: &mut impl FnMut(Snapshot, &Timeline, &SeriesRecorder),
 ) -> anyhow::Result<LoadEnd> {
     let duration = test.load.duration();
     let interval = Duration::from_secs_f64((duration.as_secs_f64() / 60.0).clamp(1.0, 10.0));
@@ -72,10 +74,18 @@ pub(super) async fn poll_until_finished(
                 eprint_line("stopping the test; press Ctrl-C again to stop at once");
                 engine.stop(STOP_GRACE);
             }
+            () = stop_order.cancelled(), if stop_reason.is_none() => {
+                stop_reason = Some(StopReason::ByUser);
+                eprint_line("stopping the test, as ordered on the live page");
+                engine.stop(STOP_GRACE);
+            }
             () = snapshot_times.wait_for_next() => {
-                let metrics = engine.snapshot().await.metrics;
-                series.record(&metrics);
-                if let (Some(aborted), None) = (timeline.record_snapshot(test, &metrics), &stop_reason) {
+                let snapshot = engine.snapshot().await;
+                let metrics = &snapshot.metrics;
+                series.record(metrics);
+                let aborted = timeline.record_snapshot(test, metrics);
+                publish(snapshot, timeline, series);
+                if let (Some(aborted), None) = (aborted, &stop_reason) {
                     eprint_line(&format!(
                         "stopping the test: {} is {}",
                         aborted.key, aborted.observed

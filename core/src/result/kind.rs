@@ -108,23 +108,29 @@ pub struct ResultSummary {
     pub tokens_per_second: Option<f64>,
 }
 
+/// Rounds to six decimals, which people can read in a table.
+fn rounded(value: f64) -> f64 {
+    (value * 1e6).round() / 1e6
+}
+
 impl ResultSummary {
     /// The main numbers of a result.
     pub fn of(result: &RunResult) -> Self {
         let total = &result.total;
         let response_time = total.latencies.get(LatencyMetric::ResponseTime);
         Self {
-            elapsed_seconds: result.elapsed_seconds,
+            elapsed_seconds: rounded(result.elapsed_seconds),
             users_peak: result.users_peak,
             runners: result.runners.len() as u64,
             requests: total.requests,
             failures: total.failures,
-            error_rate: total.error_rate,
-            throughput: total.throughput,
-            p50: response_time.map(|times| times.p50),
-            p95: response_time.map(|times| times.p95),
-            p99: response_time.map(|times| times.p99),
-            tokens_per_second: (total.tokens_per_second > 0.0).then_some(total.tokens_per_second),
+            error_rate: rounded(total.error_rate),
+            throughput: rounded(total.throughput),
+            p50: response_time.map(|times| rounded(times.p50)),
+            p95: response_time.map(|times| rounded(times.p95)),
+            p99: response_time.map(|times| rounded(times.p99)),
+            tokens_per_second: (total.tokens_per_second > 0.0)
+                .then_some(rounded(total.tokens_per_second)),
         }
     }
 }

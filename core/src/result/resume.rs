@@ -38,6 +38,8 @@ pub struct GoneRunners {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct GoneRunner {
+    /// Its name in messages.
+    pub name: String,
     /// UID of its pod.
     pub pod_uid: String,
     /// Its last state.

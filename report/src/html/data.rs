@@ -60,7 +60,7 @@ fn encode(head: &Value, series: &Series, overview: Option<&Series>) -> Result<St
 
 /// What the page reads of a result besides the series. Nothing else is embedded: a spec may hold
 /// secrets, and the histograms of the whole run are the sum of the series.
-fn head_of(result: &RunResult) -> Value {
+pub(super) fn head_of(result: &RunResult) -> Value {
     let names = result.tasks.iter().map(|task| json!({"name": task.name}));
     json!({
         "tasks": names.collect::<Vec<_>>(),

@@ -1,4 +1,4 @@
-//! The status of a finished local run, in the form that the operator writes on a cluster.
+//! The status of a local run, in the form that the operator writes on a cluster.
 
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
@@ -12,7 +12,7 @@ use loadtest_core::{
 };
 
 /// Judges a finished run and returns its status.
-pub(super) fn build_status(
+pub(crate) fn build_status(
     test: &ValidTest,
     metrics: &Metrics,
     timeline: &Timeline,

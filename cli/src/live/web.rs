@@ -1,0 +1,223 @@
+//! The live page on the viewer's own machine. It sends an update a second as server-sent events, and
+//! takes the order to stop the test.
+
+use std::{
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use axum::{
+    Router,
+    extract::{Request, State},
+    http::{HeaderMap, StatusCode, header},
+    middleware::{self, Next},
+    response::{
+        Html, IntoResponse, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
+    routing::{get, post},
+};
+use futures_util::stream::{self, Stream};
+use loadtest_report::{live_page, live_update};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+use super::{LiveFeed, LiveState};
+
+/// The port of the page, as that of Locust's page.
+const DEFAULT_PORT: u16 = 8089;
+/// Time for which viewers get the last update of a test, before the command ends.
+const LAST_UPDATE_TIMEOUT: Duration = Duration::from_secs(2);
+/// The header of an order to stop.
+const TOKEN_HEADER: &str = "x-stop-token";
+
+/// Reads the address of `--web`: `8089`, `:8089`, `0.0.0.0:8089`. Without an IP address, the page is for
+/// this machine only.
+///
+/// # Errors
+/// When the text is no address; the error says which forms there are.
+pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let port = text.strip_prefix(':').unwrap_or(text);
+    if text.is_empty() {
+        return Ok(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), DEFAULT_PORT));
+    }
+    if let Ok(port) = port.parse() {
+        return Ok(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port));
+    }
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(SocketAddr::new(address, DEFAULT_PORT));
+    }
+    text.strip_prefix("localhost:")
+        .and_then(|port| port.parse().ok().map(|port| (Ipv4Addr::LOCALHOST, port).into()))
+        .or_else(|| text.parse().ok())
+        .ok_or_else(|| {
+            "use a port, such as 8089, or an IP address and a port, such as 0.0.0.0:8089".to_owned()
+        })
+}
+
+/// A viewer's order to stop the test.
+pub(crate) type StopOrder = CancellationToken;
+
+/// What the handlers of the page share.
+#[derive(Clone)]
+struct Shared {
+    page: Arc<str>,
+    states: watch::Receiver<Option<LiveState>>,
+    token: Option<Arc<str>>,
+    stop: StopOrder,
+    /// True if only names of this machine are accepted in the header `Host`.
+    is_local: bool,
+}
+
+/// A page that is being served.
+#[derive(Debug)]
+pub(crate) struct LivePage {
+    /// The address of the page.
+    pub(crate) address: SocketAddr,
+    serving: JoinHandle<std::io::Result<()>>,
+    end: CancellationToken,
+}
+
+impl LivePage {
+    /// Serves the page of a test. An order to stop cancels `stop`; without it, the page has no button for
+    /// it.
+    ///
+    /// # Errors
+    /// When the address can't be listened on.
+    pub(crate) async fn serve(
+        address: SocketAddr,
+        name: &str,
+        feed: &LiveFeed,
+        stop: Option<StopOrder>,
+    ) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(address).await.with_context(|| {
+            format!("the live page can't be served on {address}: choose another port")
+        })?;
+        let address = listener.local_addr()?;
+        let token = stop.is_some().then(|| format!("{:032x}", rand::random::<u128>()));
+        let shared = Shared {
+            page: live_page(name, token.as_deref()).into(),
+            states: feed.subscribe(),
+            token: token.map(Into::into),
+            stop: stop.unwrap_or_default(),
+            is_local: address.ip().is_loopback(),
+        };
+        let end = CancellationToken::new();
+        let router = Router::new()
+            .route(
+                "/",
+                get(|State(shared): State<Shared>| async move { Html(shared.page.to_string()) }),
+            )
+            .route("/events", get(send_updates))
+            .route("/stop", post(stop_test))
+            .layer(middleware::from_fn_with_state(shared.clone(), check_host))
+            .with_state(shared);
+        let shutdown = end.clone().cancelled_owned();
+        let serving = tokio::spawn(async move {
+            axum::serve(listener, router).with_graceful_shutdown(shutdown).await
+        });
+        Ok(Self { address, serving, end })
+    }
+
+    /// Ends the page after viewers had a moment to get the last update.
+    pub(crate) async fn end(self) {
+        self.end.cancel();
+        // A viewer who does not read keeps nobody waiting.
+        drop(tokio::time::timeout(LAST_UPDATE_TIMEOUT, self.serving).await);
+    }
+}
+
+/// Refuses requests for other names than those of this machine: a page of another site could give its name
+/// the address of this machine, and read the numbers or stop the test.
+async fn check_host(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    if shared.is_local && !host.is_some_and(is_name_of_this_machine) {
+        let text = "this page is only served as localhost or 127.0.0.1\n";
+        return (StatusCode::FORBIDDEN, text).into_response();
+    }
+    next.run(request).await
+}
+
+fn is_name_of_this_machine(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+async fn stop_test(State(shared): State<Shared>, headers: HeaderMap) -> Response {
+    let found = headers.get(TOKEN_HEADER).map(axum::http::HeaderValue::as_bytes);
+    match &shared.token {
+        Some(token) if found == Some(token.as_bytes()) => {
+            shared.stop.cancel();
+            StatusCode::NO_CONTENT.into_response()
+        }
+        _ => (StatusCode::FORBIDDEN, "the order has no valid token: load the page again\n")
+            .into_response(),
+    }
+}
+
+/// What one viewer has of the series.
+struct Viewer {
+    states: watch::Receiver<Option<LiveState>>,
+    step_seconds: f64,
+    /// Number of points that have come and don't change any more.
+    points: usize,
+    is_over: bool,
+}
+
+impl Viewer {
+    /// Waits for the next state and makes an update of it. Returns `None` after the last one.
+    async fn next_update(&mut self) -> Option<String> {
+        while !self.is_over {
+            self.states.changed().await.ok()?;
+            let state = self.states.borrow_and_update().clone();
+            if let Some(state) = state {
+                return self.update(&state);
+            }
+        }
+        None
+    }
+
+    fn update(&mut self, state: &LiveState) -> Option<String> {
+        self.is_over = state.is_over;
+        let series = state.series();
+        if self.step_seconds.total_cmp(&series.step_seconds).is_ne() {
+            self.step_seconds = series.step_seconds;
+            self.points = 0;
+        }
+        let update = live_update(&state.result, &series, self.points, state.is_over);
+        // The last point may still grow.
+        self.points = series.points.len().saturating_sub(1);
+        match update {
+            Ok(update) => Some(update),
+            Err(error) => {
+                tracing::error!(%error, "the live page can't be updated");
+                None
+            }
+        }
+    }
+}
+
+async fn send_updates(
+    State(shared): State<Shared>,
+) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    let mut states = shared.states;
+    // The first update is the latest state.
+    states.mark_changed();
+    let viewer = Viewer { states, step_seconds: 0.0, points: 0, is_over: false };
+    let updates = stream::unfold(viewer, |mut viewer| async move {
+        let update = viewer.next_update().await?;
+        Some((Ok(Event::default().data(update)), viewer))
+    });
+    Sse::new(updates).keep_alive(KeepAlive::default())
+}
+
+#[cfg(test)]
+mod tests;
