@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Apply(ApplyArguments),
     /// Prints the progress of a LoadTest on a cluster until its verdict.
     Watch(WatchArguments),
+    /// Serves a page with charts of a LoadTest on a cluster, until Ctrl-C.
+    Ui(UiArguments),
     /// Lists the LoadTests of a namespace.
     List(ListArguments),
     /// Stops a LoadTest on a cluster.
@@ -83,6 +85,9 @@ pub(crate) struct RunArguments {
     pub(crate) request: RequestArguments,
     #[command(flatten)]
     pub(crate) outputs: OutputArguments,
+    /// Prints lines of progress, also in a terminal, which has a view with charts otherwise.
+    #[arg(long)]
+    pub(crate) plain: bool,
     /// Serves a page with charts of the running test, for this machine only unless ADDR names another
     /// address [default address: 127.0.0.1:8089].
     #[arg(long, value_name = "ADDR", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = crate::live::parse_address)]
@@ -275,6 +280,18 @@ pub(crate) struct CancelArguments {
     /// Namespace of the LoadTest [default: the namespace of the current context].
     #[arg(short, long)]
     pub(crate) namespace: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UiArguments {
+    /// Name of the LoadTest. Of one that is gone, the page shows the result that was kept.
+    pub(crate) name: String,
+    /// Namespace of the LoadTest [default: the namespace of the current context].
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+    /// Address of the page; only for this machine, unless it names an IP address.
+    #[arg(long, value_name = "ADDR", default_value = "8089", value_parser = crate::live::parse_address)]
+    pub(crate) address: std::net::SocketAddr,
 }
 
 #[derive(Debug, Args)]

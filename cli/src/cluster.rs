@@ -3,6 +3,8 @@
 mod apply;
 mod list;
 mod result;
+mod runners;
+mod ui;
 mod watch;
 
 use std::future::Future;
@@ -15,7 +17,8 @@ use kube::{
 use loadtest_core::resource::{LoadTest, Phase};
 
 pub(crate) use self::{
-    apply::apply_test, list::list_tests, result::read_stored_result, watch::watch_test,
+    apply::apply_test, list::list_tests, result::read_stored_result, ui::show_page,
+    watch::watch_test,
 };
 use crate::{arguments::CancelArguments, exit::Exit};
 

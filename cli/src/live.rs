@@ -2,6 +2,7 @@
 
 mod result;
 mod status;
+mod terminal;
 mod web;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,6 +14,7 @@ use tokio::sync::watch;
 pub(crate) use self::{
     result::RunFrame,
     status::build_status,
+    terminal::{TerminalView, has_terminal},
     web::{LivePage, StopOrder, parse_address},
 };
 

@@ -44,6 +44,7 @@ fn main() -> ExitCode {
         Command::Man => manual::print_manual(&mut out),
         Command::Apply(arguments) => cluster::apply_test(&arguments, &mut out),
         Command::Watch(arguments) => cluster::watch_test(&arguments, &mut out),
+        Command::Ui(arguments) => cluster::show_page(&arguments),
         Command::List(arguments) => cluster::list_tests(&arguments, &mut out),
         Command::Cancel(arguments) => cluster::cancel_test(&arguments, &mut out),
     };

@@ -28,14 +28,14 @@ use loadtest_runner::{
 use serde_json::Value;
 
 use self::{
-    polling::{LoadEnd, StopReason, poll_until_finished},
+    polling::{LoadEnd, StopReason, Viewers, poll_until_finished},
     request::build_test,
     threshold::parse_threshold,
 };
 use crate::{
     arguments::RunArguments,
     exit::Exit,
-    live::{LiveFeed, LivePage, RunFrame, StopOrder, build_status},
+    live::{LiveFeed, LivePage, RunFrame, StopOrder, TerminalView, build_status, has_terminal},
     manifest::{Change, Manifest, check_manifest, read_manifest},
     output::eprint_line,
     outputs::{check_outputs, write_outputs},
@@ -144,6 +144,30 @@ fn build_plan(name: Option<String>, test: &ValidTest) -> Plan {
     Plan::new(test.clone(), &Sizing { runners: 1, threads_per_runner, ..sizing }, run)
 }
 
+/// Starts the live page and the view in the terminal, where they are wanted.
+async fn start_viewers(
+    arguments: &RunArguments,
+    name: &str,
+    feed: &LiveFeed,
+    stop_order: &StopOrder,
+) -> anyhow::Result<(Option<LivePage>, Option<TerminalView>)> {
+    let page = match arguments.web {
+        None => None,
+        Some(address) => {
+            let page = LivePage::serve(address, name, feed, Some(stop_order.clone())).await?;
+            eprint_line(&format!("live page: http://{}/", page.address));
+            Some(page)
+        }
+    };
+    let view = if has_terminal() && !arguments.plain {
+        let view = TerminalView::start(feed);
+        Some(view.context("the terminal can't show the view: use --plain")?)
+    } else {
+        None
+    };
+    Ok((page, view))
+}
+
 async fn run_load(
     manifest: &Manifest,
     arguments: &RunArguments,
@@ -181,30 +205,31 @@ async fn run_load(
     eprint_line(&format!("{name}: {load} against {}\n{header}", urls.join(", ")));
     let feed = LiveFeed::new();
     let stop_order = StopOrder::new();
-    let page = match arguments.web {
-        None => None,
-        Some(address) => {
-            let page = LivePage::serve(address, name, &feed, Some(stop_order.clone())).await?;
-            eprint_line(&format!("live page: http://{}/", page.address));
-            Some(page)
-        }
-    };
+    let (page, view) = start_viewers(arguments, name, &feed, &stop_order).await?;
+    let is_watched = view.is_some() || page.is_some();
     let start_time = Timestamp::now();
     let frame = RunFrame { test, valid, uid: prepared.plan().run_uid.clone(), start_time };
     engine.start(Instant::now());
     let mut timeline = Timeline::default();
     let mut series = SeriesRecorder::new(&valid.load);
     let mut publish = |snapshot: Snapshot, timeline: &Timeline, series: &SeriesRecorder| {
-        if page.is_some() {
+        if is_watched {
             let Snapshot { mut metrics, examples } = snapshot;
             metrics.runners.insert("local".into(), metrics.generator());
             let result = frame.result_so_far(&metrics, examples, timeline);
             feed.publish(result, series.series(), false);
         }
     };
+    let viewers = Viewers { stop_order: &stop_order, prints_progress: view.is_none() };
     let polled =
-        poll_until_finished(&engine, valid, &mut timeline, &mut series, &stop_order, &mut publish);
-    let LoadEnd::Finished(stop_reason) = polled.await? else { return Ok(Exit::Interrupted) };
+        poll_until_finished(&engine, valid, &mut timeline, &mut series, &viewers, &mut publish);
+    let end = polled.await?;
+    // What follows is printed on the restored terminal.
+    drop(view);
+    let LoadEnd::Finished(stop_reason) = end else {
+        eprint_line("stopped by a second signal: the result is lost");
+        return Ok(Exit::Interrupted);
+    };
     let Snapshot { mut metrics, examples } = engine.snapshot().await;
     metrics.runners.insert("local".into(), metrics.generator());
     let runner_lost = engine.state() == RunnerState::CutShort;

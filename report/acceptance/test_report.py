@@ -13,14 +13,14 @@ import pathlib
 import sys
 import traceback
 
-from axe_core_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
+
+from browser import check_layout, selection, wait_until, watch_problems
 
 # A percentile of the report is at most this far from the exact one, as a share.
 MAX_ERROR = 0.002
 # A request that ended this close to the end of an interval may be counted in the next one, in seconds.
 BOUNDARY = 0.02
-COLUMNS = ["task", "requests", "errors", "rate", "mean", "p50", "p90", "p95", "p99", "p99.9", "max"]
 UNITS = {"ns": 1e-9, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -30,14 +30,6 @@ def read_seconds(text):
         if number != text and number.replace(".", "", 1).isdigit():
             return float(number) * factor
     raise ValueError(f"{text!r} is not a duration below one minute")
-
-
-def selection(page):
-    """The table of the selected span, one dictionary for each task."""
-    rows = page.eval_on_selector_all(
-        "#selection tbody tr", "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
-    )
-    return {row[0]: dict(zip(COLUMNS, row)) for row in rows}
 
 
 def select_span(page, start, end):
@@ -54,20 +46,6 @@ def nearest_rank(times, p):
 def is_close(found, exact):
     # Four digits are shown.
     return abs(found / exact - 1) <= MAX_ERROR + 0.0005
-
-
-def wait_until(page, condition):
-    """Waits up to 10 s for a condition. Playwright's own function for this needs a page that allows
-    `eval`, and the report does not."""
-    page.evaluate(
-        f"""async () => {{
-            const end = performance.now() + 10000;
-            while (!({condition})) {{
-                if (performance.now() > end) throw new Error("not within 10 s: " + {json.dumps(condition)});
-                await new Promise(requestAnimationFrame);
-            }}
-        }}"""
-    )
 
 
 class Report:
@@ -210,23 +188,7 @@ class Report:
         assert str(self.result["tasks"][0]["requests"]) in text
 
     def test_layout_and_accessibility(self):
-        page = self.page
-        for width in [360, 1440]:
-            for scheme in ["light", "dark"]:
-                page.set_viewport_size({"width": width, "height": 900})
-                page.emulate_media(color_scheme=scheme)
-                wait_until(page, "document.querySelector('#rates canvas').clientWidth <= document.body.clientWidth")
-                overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-                assert overflow <= 0, f"{width} px: {overflow} px too wide"
-                found = Axe().run(page)["violations"]
-                serious = [
-                    f"{rule['id']}: {[node['html'] for node in rule['nodes']][:3]}"
-                    for rule in found
-                    if rule["impact"] in ("serious", "critical")
-                ]
-                assert not serious, f"{width} px, {scheme}: {serious}"
-        page.set_viewport_size({"width": 1440, "height": 900})
-        page.emulate_media(color_scheme="light")
+        check_layout(self.page)
 
 
 def write_screenshots(page, folder):
@@ -248,9 +210,7 @@ def main():
         browser = playwright.chromium.launch(executable_path=sys.argv[2], args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         url = (folder / "report.html").resolve().as_uri()
-        page.on("console", lambda message: problems.append(f"console: {message.text}") if message.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: problems.append(f"error: {error}"))
-        page.on("request", lambda request: problems.append(f"request: {request.url[:100]}") if request.url != url and not request.url.startswith("data:") else None)
+        watch_problems(page, problems, lambda requested: requested == url)
         page.goto(url)
         page.wait_for_selector("#charts:not([hidden])")
         report = Report(folder, page)

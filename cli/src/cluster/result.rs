@@ -27,7 +27,24 @@ pub(crate) fn read_stored_result(name: &str, namespace: Option<&str>) -> anyhow:
     })
 }
 
-async fn find_result(client: &Client, namespace: &str, name: &str) -> anyhow::Result<RunResult> {
+/// Reads the latest result of a LoadTest.
+///
+/// # Errors
+/// When there is none, or when it can't be read.
+pub(super) async fn find_result(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> anyhow::Result<RunResult> {
+    Ok(find_stored(client, namespace, name).await?.result)
+}
+
+/// Reads the latest result of a LoadTest, with what the operator needs to go on.
+pub(super) async fn find_stored(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> anyhow::Result<StoredResult> {
     let results: Api<LoadTestResult> = Api::namespaced(client.clone(), namespace);
     let label: String = name.chars().take(MAX_LABEL_LENGTH).collect();
     let label = label.trim_end_matches(['-', '.']);
@@ -52,7 +69,7 @@ async fn find_result(client: &Client, namespace: &str, name: &str) -> anyhow::Re
         )
     })?;
     let stored = StoredResult::from_objects(first, &objects);
-    Ok(stored.with_context(|| format!("the result of LoadTest {name} can't be read"))?.result)
+    stored.with_context(|| format!("the result of LoadTest {name} can't be read"))
 }
 
 /// Prints a finished LoadTest in the form that the user asked for, and writes the files.

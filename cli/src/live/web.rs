@@ -107,10 +107,7 @@ impl LivePage {
         };
         let end = CancellationToken::new();
         let router = Router::new()
-            .route(
-                "/",
-                get(|State(shared): State<Shared>| async move { Html(shared.page.to_string()) }),
-            )
+            .route("/", get(send_page))
             .route("/events", get(send_updates))
             .route("/stop", post(stop_test))
             .layer(middleware::from_fn_with_state(shared.clone(), check_host))
@@ -149,6 +146,12 @@ fn is_name_of_this_machine(host: &str) -> bool {
     let name = name.trim_start_matches('[').trim_end_matches(']');
     name.eq_ignore_ascii_case("localhost")
         || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+async fn send_page(State(shared): State<Shared>) -> Response {
+    // No page of another site may show this one in a frame, and make the viewer click in it.
+    let headers = [(header::CONTENT_SECURITY_POLICY, "frame-ancestors 'none'")];
+    (headers, Html(shared.page.to_string())).into_response()
 }
 
 async fn stop_test(State(shared): State<Shared>, headers: HeaderMap) -> Response {

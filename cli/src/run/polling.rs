@@ -28,6 +28,24 @@ pub(super) enum StopReason {
     ByThreshold(Aborted),
 }
 
+/// Those who follow the run.
+#[derive(Debug)]
+pub(super) struct Viewers<'a> {
+    /// An order to stop from the live page.
+    pub(super) stop_order: &'a StopOrder,
+    /// False where the view in the terminal shows the progress.
+    pub(super) prints_progress: bool,
+}
+
+impl Viewers<'_> {
+    /// Prints a line, unless it would be printed over the view in the terminal.
+    fn tell(&self, line: &str) {
+        if self.prints_progress {
+            eprint_line(line);
+        }
+    }
+}
+
 /// How a load ended.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum LoadEnd {
@@ -43,7 +61,7 @@ pub(super) async fn poll_until_finished(
     test: &ValidTest,
     timeline: &mut Timeline,
     series: &mut SeriesRecorder,
-    stop_order: &StopOrder,
+    viewers: &Viewers<'_>,
     publish: &mut impl FnMut(Snapshot, &Timeline, &SeriesRecorder),
 ) -> anyhow::Result<LoadEnd> {
     let duration = test.load.duration();
@@ -65,18 +83,17 @@ pub(super) async fn poll_until_finished(
                 }
             } => {
                 if signal_received {
-                    eprint_line("stopped by a second signal: the result is lost");
                     return Ok(LoadEnd::Interrupted);
                 }
                 signal_received = true;
+                viewers.tell("stopping the test; press Ctrl-C again to stop at once");
                 // If a threshold stopped the test first, that stays the reason.
                 stop_reason.get_or_insert(StopReason::ByUser);
-                eprint_line("stopping the test; press Ctrl-C again to stop at once");
                 engine.stop(STOP_GRACE);
             }
-            () = stop_order.cancelled(), if stop_reason.is_none() => {
+            () = viewers.stop_order.cancelled(), if stop_reason.is_none() => {
                 stop_reason = Some(StopReason::ByUser);
-                eprint_line("stopping the test, as ordered on the live page");
+                viewers.tell("stopping the test, as ordered on the live page");
                 engine.stop(STOP_GRACE);
             }
             () = snapshot_times.wait_for_next() => {
@@ -86,7 +103,7 @@ pub(super) async fn poll_until_finished(
                 let aborted = timeline.record_snapshot(test, metrics);
                 publish(snapshot, timeline, series);
                 if let (Some(aborted), None) = (aborted, &stop_reason) {
-                    eprint_line(&format!(
+                    viewers.tell(&format!(
                         "stopping the test: {} is {}",
                         aborted.key, aborted.observed
                     ));
@@ -94,7 +111,7 @@ pub(super) async fn poll_until_finished(
                     stop_reason = Some(StopReason::ByThreshold(aborted));
                 }
             }
-            _ = progress_ticks.tick() => {
+            _ = progress_ticks.tick(), if viewers.prints_progress => {
                 let metrics = engine.snapshot().await.metrics;
                 let summary = summarize(&metrics.all_tasks(), metrics.elapsed_seconds);
                 let progress = progress_of(test, &metrics, 1, metrics.users);

@@ -1,11 +1,18 @@
 //! The commands of `loadtest` that work on a cluster.
 
-use std::{path::PathBuf, process::Output};
+use std::{
+    path::PathBuf,
+    process::{Output, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use loadtest_core::resource::Phase;
 use serde_json::json;
-use tokio::process::Command;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    process::Command,
+};
 
 use crate::test_namespace::{TestNamespace, health_spec, wait_for};
 
@@ -88,4 +95,94 @@ async fn apply_runs_a_test_to_its_exit_code() -> Result<()> {
         Ok(())
     })
     .await
+}
+
+#[tokio::test]
+async fn a_page_shows_a_running_test_and_stops_it() -> Result<()> {
+    let command = build_command().await?;
+    TestNamespace::run("live-page", async |namespace| {
+        namespace.deploy_simulator(json!({"health": {"latency": "5ms"}})).await?;
+        let mut spec = health_spec(6, "5m", &json!([]));
+        spec["runners"] = json!({"count": 2});
+        let test = namespace.create_test("watched", spec).await?;
+        namespace.wait_for_phase("watched", Phase::Running).await?;
+        let mut page = Command::new(&command)
+            .args(["ui", "watched", "-n", &namespace.name, "--address", "127.0.0.1:0"])
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let mut lines = BufReader::new(page.stderr.take().context("no standard error")?).lines();
+        let url = loop {
+            let line = lines.next_line().await?.context("the command has ended")?;
+            if let Some((_, rest)) = line.split_once("live page: ") {
+                break rest.split_whitespace().next().context("no address")?.to_owned();
+            }
+        };
+        let html = namespace.http.get(&url).send().await?.error_for_status()?.text().await?;
+        let (_, token) = html.split_once("data-token=\"").context("no button to stop")?;
+        let token = token.split('"').next().context("no token")?;
+
+        let client =
+            reqwest::Client::builder().no_proxy().timeout(Duration::from_mins(1)).build()?;
+        let mut updates = Updates {
+            response: client.get(format!("{url}events")).send().await?,
+            text: String::new(),
+        };
+        let (mut last_end, mut requests) = (0.0, 0);
+        for _ in 0..5 {
+            let update = updates.next().await?;
+            let points = update["series"]["points"].as_array().context("no points")?;
+            let end = points.last().and_then(|point| point["end"].as_f64()).unwrap_or(last_end);
+            ensure!(end >= last_end, "the page goes back from {last_end} to {end}");
+            last_end = end;
+            requests += points.len();
+            let trust = update["parts"]["trust"].as_str().context("no part")?;
+            ensure!(trust.contains("schedule lag"), "{trust}");
+        }
+        ensure!(requests >= 3 && last_end > 2.0, "{requests} points until {last_end} s");
+
+        let stop = format!("{url}stop");
+        let refused = namespace.http.post(&stop).header("x-stop-token", "0").send().await?;
+        ensure!(refused.status() == http::StatusCode::FORBIDDEN, "{}", refused.status());
+        let accepted = namespace.http.post(&stop).header("x-stop-token", token).send().await?;
+        ensure!(accepted.status() == http::StatusCode::NO_CONTENT, "{}", accepted.status());
+        let status = namespace.wait_until_finished("watched", 60).await?;
+        ensure!(status.known_phase() == Some(Phase::Cancelled), "{status:#?}");
+        let last = loop {
+            let update = updates.next().await?;
+            if update["isOver"] == true {
+                break update;
+            }
+        };
+        ensure!(last["parts"]["verdict"].as_str().context("no part")?.contains("Inconclusive"));
+        let result = namespace.read_result(&test).await?.context("no result")?;
+        ensure!(result.runners.len() == 2, "{:?}", result.runners);
+        Ok(())
+    })
+    .await
+}
+
+/// The updates of a live page.
+struct Updates {
+    response: reqwest::Response,
+    /// What came and is not yet read.
+    text: String,
+}
+
+impl Updates {
+    async fn next(&mut self) -> Result<serde_json::Value> {
+        loop {
+            if let Some((event, rest)) = self.text.split_once("\n\n") {
+                let (event, rest) = (event.to_owned(), rest.to_owned());
+                self.text = rest;
+                // The rest keeps the connection alive.
+                if let Some(data) = event.strip_prefix("data: ") {
+                    return Ok(serde_json::from_str(data)?);
+                }
+                continue;
+            }
+            let chunk = self.response.chunk().await?.context("the page has ended")?;
+            self.text.push_str(&String::from_utf8_lossy(&chunk));
+        }
+    }
 }

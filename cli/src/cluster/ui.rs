@@ -1,0 +1,216 @@
+//! `loadtest ui`: the live page of a LoadTest on a cluster, served on the viewer's machine.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use loadtest_core::{
+    judge::Timeline,
+    plan::validate,
+    resource::{LoadTest, LoadTestStatus, Phase},
+    result::{Series, SeriesRecorder, StoredResult},
+};
+
+use super::{
+    Cluster,
+    result::{find_result, find_stored},
+    runners::{Runners, is_forbidden},
+};
+use crate::{
+    arguments::UiArguments,
+    exit::Exit,
+    live::{LiveFeed, LivePage, RunFrame, StopOrder},
+    output::eprint_line,
+};
+
+/// Time between two updates of the page.
+const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
+/// Number of updates between two reads of the LoadTest.
+const UPDATES_PER_READ: u32 = 3;
+
+/// Serves the page of a test until Ctrl-C.
+pub(crate) fn show_page(arguments: &UiArguments) -> anyhow::Result<Exit> {
+    let UiArguments { name, namespace, address } = arguments;
+    super::block_on(async {
+        let cluster = Cluster::connect(namespace.as_deref()).await?;
+        let found = cluster.tests.get_opt(name).await.context("the LoadTest can't be read")?;
+        if found.is_none() {
+            // A kept result, or an error that says that there is none.
+            find_result(&cluster.client, &cluster.namespace, name).await?;
+        }
+        let feed = LiveFeed::new();
+        let stop = StopOrder::new();
+        let button = found.as_ref().is_some_and(|test| !is_over(test)).then(|| stop.clone());
+        let page = LivePage::serve(*address, name, &feed, button).await?;
+        eprint_line(&format!(
+            "live page: http://{}/  (Ctrl-C ends it; the test goes on)",
+            page.address
+        ));
+        tokio::select! {
+            shown = feed_page(&cluster, name, &feed, &stop) => shown?,
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        page.end().await;
+        Ok(Exit::Passed)
+    })
+}
+
+fn is_over(test: &LoadTest) -> bool {
+    let phase = test.status.as_ref().and_then(LoadTestStatus::known_phase);
+    phase.is_some_and(Phase::is_final)
+}
+
+/// Feeds the page until the test is over, and then waits.
+async fn feed_page(
+    cluster: &Cluster,
+    name: &str,
+    feed: &LiveFeed,
+    stop: &StopOrder,
+) -> anyhow::Result<()> {
+    let mut ticks = tokio::time::interval(UPDATE_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut last_phase = None;
+    loop {
+        ticks.tick().await;
+        let test = cluster.tests.get_opt(name).await.context("the LoadTest can't be read")?;
+        let Some(test) = test.filter(|test| !is_over(test)) else { break };
+        let phase = test.status.as_ref().and_then(LoadTestStatus::known_phase);
+        if phase != last_phase
+            && let Some(status) = &test.status
+            && let Some(phase) = &status.phase
+        {
+            eprint_line(phase.as_str());
+        }
+        last_phase = phase;
+        if matches!(phase, Some(Phase::Running | Phase::Stopping)) {
+            show_run(cluster, &test, feed, stop).await?;
+        }
+    }
+    let result = find_result(&cluster.client, &cluster.namespace, name).await?;
+    let series = result.series.clone();
+    feed.publish(result, &series, true);
+    eprint_line("the test is over; the page shows its result");
+    std::future::pending().await
+}
+
+/// Shows a test under load until it is over.
+async fn show_run(
+    cluster: &Cluster,
+    test: &LoadTest,
+    feed: &LiveFeed,
+    stop: &StopOrder,
+) -> anyhow::Result<()> {
+    let name = test.metadata.name.as_deref().unwrap_or_default();
+    let uid = test.metadata.uid.clone().unwrap_or_default();
+    let Ok(valid) = validate(&test.spec) else {
+        return show_stored(cluster, name, feed, "this version can't read the spec").await;
+    };
+    let status = test.status.clone().unwrap_or_default();
+    let stored = find_stored(&cluster.client, &cluster.namespace, name).await.ok();
+    let StoredParts { series, recorded, gone, examples } = parts_of(stored);
+    let mut recorder = SeriesRecorder::resume(&valid.load, series, recorded);
+    let seconds = status.progress.as_ref().map_or(0.0, |progress| progress.elapsed.as_secs_f64());
+    let mut timeline =
+        Timeline::from_status(&valid, status.stages.clone(), &status.thresholds, seconds);
+    let pods = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let mut runners = Runners::new(pods, &uid, gone, examples);
+    let start_time = status.start_time.map_or_else(Timestamp::now, |time| time.0);
+    let frame = RunFrame { test, valid: &valid, uid, start_time };
+    let mut ticks = tokio::time::interval(UPDATE_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut is_stopped = false;
+    for update in 1_u32.. {
+        ticks.tick().await;
+        if stop.is_cancelled() && !is_stopped {
+            is_stopped = true;
+            cancel(cluster, name).await;
+        }
+        match runners.ask_all().await {
+            Ok(_) => {
+                let merged = runners.merged();
+                if merged.elapsed_seconds > 0.0 {
+                    recorder.record(&merged);
+                    timeline.record_snapshot(&valid, &merged);
+                    let examples = runners.examples.clone();
+                    let result = frame.result_so_far(&merged, examples, &timeline);
+                    feed.publish(result, recorder.series(), false);
+                }
+            }
+            Err(error) if is_forbidden(&error) => {
+                let why = "you may not forward ports to pods here";
+                return show_stored(cluster, name, feed, why).await;
+            }
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "the runners can't be read"),
+        }
+        if update % UPDATES_PER_READ == 0 {
+            let now = cluster.tests.get_opt(name).await;
+            match now {
+                Ok(found) if found.as_ref().is_none_or(is_over) => return Ok(()),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "the LoadTest can't be read; trying again"),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Shows the result that the operator stores, because the runners can't be read.
+async fn show_stored(
+    cluster: &Cluster,
+    name: &str,
+    feed: &LiveFeed,
+    why: &str,
+) -> anyhow::Result<()> {
+    eprint_line(&format!("{why}: the page shows the stored result, which is up to 30 s old"));
+    let mut ticks = tokio::time::interval(5 * UPDATE_INTERVAL);
+    loop {
+        ticks.tick().await;
+        let test = cluster.tests.get_opt(name).await.context("the LoadTest can't be read")?;
+        if test.as_ref().is_none_or(is_over) {
+            return Ok(());
+        }
+        if let Ok(mut result) = find_result(&cluster.client, &cluster.namespace, name).await {
+            let series = std::mem::take(&mut result.series);
+            let age = "The numbers are those of the stored result, up to 30 s old.";
+            for condition in &mut result.status.conditions {
+                condition.message = format!("{} {age}", condition.message);
+            }
+            feed.publish(result, &series, false);
+        }
+    }
+}
+
+/// Orders the test to stop, with the rights of the viewer.
+async fn cancel(cluster: &Cluster, name: &str) {
+    let patch = Patch::Merge(serde_json::json!({"spec": {"cancel": true}}));
+    match cluster.tests.patch(name, &PatchParams::default(), &patch).await {
+        Ok(_) => eprint_line("the test is being cancelled"),
+        Err(error) => eprint_line(&format!("the test can't be cancelled: {error}")),
+    }
+}
+
+/// What a viewer who joins a run takes over from the stored result.
+#[derive(Default)]
+struct StoredParts {
+    series: Series,
+    recorded: loadtest_core::metrics::Metrics,
+    gone: loadtest_core::result::GoneRunners,
+    examples: Vec<loadtest_core::control::ErrorExample>,
+}
+
+fn parts_of(stored: Option<StoredResult>) -> StoredParts {
+    let Some(StoredResult { result, resume: Some(resume) }) = stored else {
+        let series = Series { step_seconds: 1.0, points: Vec::new() };
+        return StoredParts { series, ..StoredParts::default() };
+    };
+    StoredParts {
+        series: result.series,
+        recorded: resume.recorded,
+        gone: resume.gone,
+        examples: resume.error_examples,
+    }
+}
