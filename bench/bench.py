@@ -25,6 +25,7 @@ from cases.chat import CHAT
 from cases.first_response import FIRST_RESPONSE
 from cases.http import MAX, MAX_MANY, POST, RATE, TLS
 from cases.latency import LATENCY
+from cases.live_view import LIVE_VIEW
 from cases.memory import IDLE, SOCKETS
 from cases.schedule import SCHEDULE
 from cases.scrape import SCRAPE
@@ -34,6 +35,7 @@ from tools import ROOT, install_tools
 
 CASES = [
     MAX, MAX_MANY, POST, TLS, RATE, CHAT, FIRST_RESPONSE, WEBSOCKET, LATENCY, SCHEDULE, IDLE, SOCKETS, SCRAPE,
+    LIVE_VIEW,
 ]
 NAMES = [case.name for case in CASES]
 

@@ -127,7 +127,15 @@ def list_schedule_targets(figures):
         yield at_most(description, worst_of_rates(LOADTEST, quantile), bound, "{:,.0f} µs")
 
 
+def list_live_targets(figures):
+    results = figures.get("live", {}).get("results", {})
+    alone, watched = (compute_median(results, view, "watching_ms") for view in ("none", "both"))
+    cost = None if alone is None or watched is None else (watched - alone) / 10
+    yield at_most("live page and terminal view of 1,000 requests/s, share of a core", cost, 3.0, "{:.2f} %")
+
+
 TARGETS = [
     list_max_rate_targets, list_cpu_targets, list_memory_targets, list_socket_targets, list_chat_targets,
     list_first_response_targets, list_latency_targets, list_schedule_targets,
+    list_live_targets,
 ]

@@ -1,4 +1,4 @@
-//! What people see of a test that runs: its result so far, which a page and the terminal show.
+//! The result of a running test so far, for the live page and the view in the terminal.
 
 mod result;
 mod status;
@@ -62,8 +62,8 @@ impl LiveFeed {
     }
 }
 
-/// Makes `copy` equal to `series`, of which it is an earlier state: only the last point may have changed
-/// since, unless the step has.
+/// Makes `copy` equal to `series`. `copy` is an earlier state of it: with the same step, only its last
+/// point may have changed.
 fn copy_new_points(copy: &mut Series, series: &Series) {
     let is_earlier = copy.step_seconds.total_cmp(&series.step_seconds).is_eq()
         && copy.points.len() <= series.points.len();

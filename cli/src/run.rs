@@ -159,13 +159,13 @@ async fn start_viewers(
             Some(page)
         }
     };
-    let view = if has_terminal() && !arguments.plain {
-        let view = TerminalView::start(feed);
-        Some(view.context("the terminal can't show the view: use --plain")?)
-    } else {
-        None
-    };
-    Ok((page, view))
+    if !has_terminal() || arguments.plain {
+        return Ok((page, None));
+    }
+    // Lines of progress do as well.
+    let view = TerminalView::start(feed);
+    let view = view.inspect_err(|error| tracing::warn!(%error, "the terminal can't show charts"));
+    Ok((page, view.ok()))
 }
 
 async fn run_load(

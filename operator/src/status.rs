@@ -3,6 +3,9 @@
 //! Pure: this module has no client and takes the time as `now`. The module `reconcile` writes the
 //! status, and `events` publishes the Event.
 
+mod result_stored;
+
+pub(crate) use self::result_stored::set_result_stored;
 use crate::{
     decide::{Decision, Reason},
     observe::runner::{Runner, Waiting},
@@ -339,30 +342,6 @@ fn set_stop_forced(
     );
     set_condition(status, "StopForced", "True", "OrdersNotTaken", &note, now);
     draft_event("StopForced", note, true)
-}
-
-/// Says whether the result is stored: in the object of this name, or why it can't be. Returns an Event
-/// about a failure that is news.
-pub(crate) fn set_result_stored(
-    status: &mut LoadTestStatus,
-    stored: Result<&str, &str>,
-    now: Timestamp,
-) -> Option<EventDraft> {
-    const KIND: &str = "ResultStored";
-    match stored {
-        Ok(name) => {
-            let message = format!("LoadTestResult {name} holds the result");
-            set_condition(status, KIND, "True", "Stored", &message, now);
-            None
-        }
-        Err(error) => {
-            const REASON: &str = "ResultNotStored";
-            let is_reported = status.condition(KIND).is_some_and(|c| c.reason == REASON);
-            let message = format!("no reports can be made of this test: {error}");
-            set_condition(status, KIND, "False", REASON, &message, now);
-            (!is_reported).then(|| draft_event(REASON, message, true))
-        }
-    }
 }
 
 /// Returns the progress of a run. `users` is the number of users to show.

@@ -39,7 +39,7 @@ pub(crate) fn show_page(arguments: &UiArguments) -> anyhow::Result<Exit> {
         let cluster = Cluster::connect(namespace.as_deref()).await?;
         let found = cluster.tests.get_opt(name).await.context("the LoadTest can't be read")?;
         if found.is_none() {
-            // A kept result, or an error that says that there is none.
+            // Fails if no result was kept either.
             find_result(&cluster.client, &cluster.namespace, name).await?;
         }
         let feed = LiveFeed::new();
@@ -193,7 +193,7 @@ async fn cancel(cluster: &Cluster, name: &str) {
     }
 }
 
-/// What a viewer who joins a run takes over from the stored result.
+/// The parts of the stored result with which a viewer joins a run.
 #[derive(Default)]
 struct StoredParts {
     series: Series,

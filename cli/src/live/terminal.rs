@@ -4,7 +4,7 @@ mod draw;
 mod figures;
 
 use std::{
-    io::{IsTerminal, Stderr},
+    io::{BufWriter, IsTerminal, Stderr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -19,7 +19,10 @@ use ratatui::{
     crossterm::{
         event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers},
         execute,
-        terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
+        terminal::{
+            Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode,
+            enable_raw_mode,
+        },
     },
 };
 use rustix::process::{Signal, getpid, kill_process};
@@ -33,6 +36,9 @@ use super::{LiveFeed, LiveState};
 
 /// Time that the view waits for a key before it looks for new numbers.
 const KEY_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// The times of a series are rounded by less than this, in seconds.
+const ROUNDING: f64 = 1e-6;
 
 /// Returns true if a person can see the view and press its keys.
 pub(crate) fn has_terminal() -> bool {
@@ -76,14 +82,13 @@ impl Drop for TerminalView {
 }
 
 /// The terminal in raw mode, on its other screen. Dropping it restores the terminal.
-struct Screen(Terminal<CrosstermBackend<Stderr>>);
+struct Screen(Terminal<CrosstermBackend<BufWriter<Stderr>>>);
 
 impl Screen {
     fn enter() -> std::io::Result<Self> {
         enable_raw_mode()?;
-        let terminal = execute!(std::io::stderr(), EnterAlternateScreen)
-            .and_then(|()| Terminal::new(CrosstermBackend::new(std::io::stderr())))
-            .and_then(|mut terminal| terminal.clear().map(|()| terminal));
+        let terminal = execute!(std::io::stderr(), EnterAlternateScreen, Clear(ClearType::All))
+            .and_then(|()| Terminal::new(CrosstermBackend::new(BufWriter::new(std::io::stderr()))));
         match terminal {
             Ok(terminal) => Ok(Self(terminal)),
             Err(error) => {
@@ -128,7 +133,9 @@ fn show(
         }
         if is_changed {
             if let Some(state) = &shown {
-                figures.update(&state.series(), view.task_name(&state.result));
+                // The series is that of the running test, also while the view is frozen.
+                let end = state.result.elapsed_seconds + ROUNDING;
+                figures.update(&state.series(), view.task_name(&state.result), end);
                 screen.0.draw(|frame| draw(frame, &state.result, figures.points(), &view))?;
             }
             is_changed = false;

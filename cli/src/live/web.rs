@@ -61,7 +61,7 @@ pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
 /// A viewer's order to stop the test.
 pub(crate) type StopOrder = CancellationToken;
 
-/// What the handlers of the page share.
+/// The state that the handlers of the page share.
 #[derive(Clone)]
 struct Shared {
     page: Arc<str>,
@@ -122,7 +122,7 @@ impl LivePage {
     /// Ends the page after viewers had a moment to get the last update.
     pub(crate) async fn end(self) {
         self.end.cancel();
-        // A viewer who does not read keeps nobody waiting.
+        // The command does not wait longer for a viewer that reads nothing.
         drop(tokio::time::timeout(LAST_UPDATE_TIMEOUT, self.serving).await);
     }
 }
@@ -166,7 +166,7 @@ async fn stop_test(State(shared): State<Shared>, headers: HeaderMap) -> Response
     }
 }
 
-/// What one viewer has of the series.
+/// The part of the series that one viewer has.
 struct Viewer {
     states: watch::Receiver<Option<LiveState>>,
     step_seconds: f64,

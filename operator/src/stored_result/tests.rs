@@ -46,7 +46,7 @@ fn progress() -> Decision {
 }
 
 #[test]
-fn a_running_test_writes_its_result_at_each_turn_and_every_half_minute() {
+fn a_running_test_writes_its_result_every_half_minute() {
     let mut observed = running([10, 10], 2.0);
     let status_with = |requests: u64, stages: usize| {
         let mut status = LoadTestStatus::default();
@@ -73,7 +73,7 @@ fn a_running_test_writes_its_result_at_each_turn_and_every_half_minute() {
 }
 
 #[test]
-fn a_restarted_operator_goes_on_with_the_numbers_of_lost_runners() {
+fn a_restarted_operator_keeps_the_numbers_of_lost_runners() {
     let mut observed = running([100, 70], 2.0);
     set_requests(&mut observed, [200, 140], 4.0);
     // The second runner is gone without a last word.
@@ -119,7 +119,7 @@ fn a_verdict_does_not_wait_for_ever_for_its_result() {
 }
 
 #[test]
-fn the_first_object_is_last_and_two_revisions_share_no_other_name() {
+fn revisions_share_only_the_first_object_which_comes_last() {
     let mut observed = running([100, 70], 2.0);
     let stored = build(&mut observed, &LoadTestStatus::default()).unwrap();
     let head = build_head(&observed.test, &stored);

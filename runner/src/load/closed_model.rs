@@ -88,7 +88,7 @@ async fn run_interval(state: &ThreadState, user: &mut User, from: Instant, until
         }
         let ended = match outcome {
             Outcome::Success => Instant::now(),
-            _ => Instant::now().max(planned + state.usual_duration(task)),
+            _ => Instant::now().max(planned + state.failure_hold(task)),
         };
         planned = match pacing {
             // A task that took longer than the pacing delays the next task.

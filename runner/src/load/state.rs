@@ -34,6 +34,9 @@ const MAX_KEPT_BUFFER: usize = 64 << 10;
 
 /// Maximum time that a failed request holds its user.
 const MAX_HOLD: Duration = Duration::from_secs(1);
+/// Time that a failed request holds its user as long as the target has not sent a byte. Otherwise one user
+/// would try a target that is down thousands of times a second.
+const HOLD_WITHOUT_TARGET: Duration = Duration::from_millis(250);
 
 /// State of a load thread, shared by its users.
 #[derive(Debug)]
@@ -124,12 +127,12 @@ impl ThreadState {
         self.load_end.get()
     }
 
-    /// Returns how long a successful request of a task usually takes, at most [`MAX_HOLD`]; zero
-    /// before the first success.
-    pub(crate) fn usual_duration(&self, task: usize) -> Duration {
+    /// Returns how long a failed request of a task takes its user at least: as long as a successful
+    /// request usually takes, at most [`MAX_HOLD`].
+    pub(crate) fn failure_hold(&self, task: usize) -> Duration {
         let recorders = self.recorders.borrow();
-        let usual = recorders.get(task).map_or(Duration::ZERO, TaskRecorder::usual_duration);
-        usual.min(MAX_HOLD)
+        let usual = recorders.get(task).and_then(TaskRecorder::usual_duration);
+        usual.map_or(HOLD_WITHOUT_TARGET, |usual| usual.min(MAX_HOLD))
     }
 
     /// Returns when requests in flight are interrupted.

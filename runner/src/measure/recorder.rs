@@ -228,9 +228,10 @@ impl TaskRecorder {
         }
     }
 
-    /// Returns how long a successful request usually takes; zero before the first success.
-    pub(crate) fn usual_duration(&self) -> Duration {
-        Duration::from_secs_f64(self.usual_seconds)
+    /// Returns how long a successful request usually takes; zero before the first success, and `None`
+    /// as long as the target has not sent a byte.
+    pub(crate) fn usual_duration(&self) -> Option<Duration> {
+        (self.received_bytes > 0).then(|| Duration::from_secs_f64(self.usual_seconds))
     }
 
     /// Counts a response by its status, and how often its request was sent again.

@@ -150,7 +150,6 @@ fn draw_chart(
     let top = if top > 0.0 { top * 1.1 } else { 1.0 };
     let datasets = curves.iter().map(|curve| {
         Dataset::default()
-            .name(curve.name)
             .marker(Marker::Braille)
             .graph_type(GraphType::Line)
             .style(view.style(curve.color))
@@ -158,8 +157,14 @@ fn draw_chart(
     });
     let y_labels =
         [0.0, top / 2.0, top].map(|value| if value > 0.0 { format(value) } else { "0".into() });
+    // The legend of the widget hides in small charts.
+    let names = curves
+        .iter()
+        .map(|curve| Span::styled(format!("{} ", curve.name), view.style(curve.color)));
+    let title = std::iter::once(Span::raw(format!(" {title}  "))).chain(names);
     let chart = Chart::new(datasets.collect())
-        .block(Block::bordered().title(format!(" {title} ")))
+        .legend_position(None)
+        .block(Block::bordered().title(title.collect::<Line<'_>>()))
         .x_axis(Axis::default().bounds([0.0, end]).labels(["0s".to_owned(), seconds(end)]))
         .y_axis(Axis::default().bounds([0.0, top]).labels(y_labels));
     frame.render_widget(chart, area);

@@ -29,8 +29,8 @@ pub(super) struct Figures {
 }
 
 impl Figures {
-    /// Takes over the new intervals of a series.
-    pub(super) fn update(&mut self, series: &Series, task: Option<&str>) {
+    /// Takes over the new intervals of a series, up to a time in seconds.
+    pub(super) fn update(&mut self, series: &Series, task: Option<&str>, until: f64) {
         let is_same = self.task.as_deref() == task
             && self.step_seconds.total_cmp(&series.step_seconds).is_eq();
         if !is_same || self.points.len() > series.points.len() {
@@ -40,8 +40,9 @@ impl Figures {
         self.step_seconds = series.step_seconds;
         // The last interval may have grown.
         self.points.pop();
-        let new = series.points.get(self.points.len()..).unwrap_or_default();
-        self.points.extend(new.iter().map(|point| figures_of(point, task)));
+        let new = series.points.get(self.points.len()..).unwrap_or_default().iter();
+        let new = new.take_while(|point| point.end <= until);
+        self.points.extend(new.map(|point| figures_of(point, task)));
     }
 
     /// The figures, in order of time.

@@ -56,7 +56,7 @@ fn example() -> RunResult {
 fn lines(view: &View, width: u16, height: u16) -> Vec<String> {
     let result = example();
     let mut figures = Figures::default();
-    figures.update(&result.series, view.task_name(&result));
+    figures.update(&result.series, view.task_name(&result), 10.0);
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
     terminal.draw(|frame| draw(frame, &result, figures.points(), view)).unwrap();
     let buffer = terminal.backend().buffer();
@@ -112,15 +112,17 @@ fn figures_follow_a_growing_series() {
     };
     let mut figures = Figures::default();
     for count in [3, 4, 10] {
-        figures.update(&part(count), None);
+        figures.update(&part(count), None, 10.0);
         assert_eq!(figures.points().len(), count);
     }
     let last = figures.points()[9];
     assert!((last.successes - 10.0).abs() < 1e-9 && (last.failures - 4.0).abs() < 1e-9);
     let [p50, _, p99] = last.percentiles.unwrap();
     assert!(p50 > 0.01 && p99 < 0.03, "{last:?}");
-    figures.update(&series, Some("missing"));
+    figures.update(&series, Some("missing"), 10.0);
     assert_eq!(figures.points()[9].percentiles, None);
-    figures.update(&part(2), Some("missing"));
+    figures.update(&part(2), Some("missing"), 10.0);
     assert_eq!(figures.points().len(), 2);
+    figures.update(&series, None, 5.0);
+    assert_eq!(figures.points().len(), 5);
 }
