@@ -67,7 +67,8 @@ async fn killed_operator_finishes_the_same_run() -> Result<()> {
         let result = namespace.read_result(&test).await?.context("no result")?;
         check_whole_series(&result)?;
         ensure!(result.total.requests == summary.requests, "{} requests", result.total.requests);
-        ensure!(result.series.points.len() >= 4, "{} points", result.series.points.len());
+        // The time without operator is one interval, and an operator may take seconds to come back.
+        ensure!(result.series.points.len() >= 2, "{} points", result.series.points.len());
         Ok(())
     })
     .await
