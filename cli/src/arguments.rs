@@ -19,6 +19,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Runs a LoadTest on this machine, without a cluster.
     Run(Box<RunArguments>),
+    /// Prints a LoadTest file with comments, to begin with.
+    Init(InitArguments),
     /// Checks LoadTest files as an API server would, and prints each problem with its place.
     Validate(ValidateArguments),
     /// Prints the runners that a LoadTest would get on a cluster.
@@ -31,10 +33,14 @@ pub(crate) enum Command {
     Ui(UiArguments),
     /// Lists the LoadTests of a namespace.
     List(ListArguments),
+    /// Prints the logs of the runners of a LoadTest on a cluster.
+    Logs(LogsArguments),
     /// Stops a LoadTest on a cluster.
     Cancel(CancelArguments),
     /// Prints the result of a finished run again, and writes reports of it.
     Report(ReportArguments),
+    /// Compares the results of two runs.
+    Diff(DiffArguments),
     /// Prints a JSON Schema.
     Schema(SchemaArguments),
     /// Prints a script that completes commands and options in a shell.
@@ -190,6 +196,59 @@ pub(crate) struct ReportArguments {
     pub(crate) outputs: OutputArguments,
 }
 
+#[derive(Clone, Debug, Args)]
+pub(crate) struct InitArguments {
+    /// Address to test: http, https, ws or wss. Without it, a terminal is asked for the values.
+    #[arg(long)]
+    pub(crate) url: Option<String>,
+    /// Sends chat completions to this model.
+    #[arg(long, value_name = "MODEL", requires = "url")]
+    pub(crate) chat: Option<String>,
+    /// The message of a chat or of a WebSocket.
+    #[arg(long, value_name = "TEXT", requires = "url")]
+    pub(crate) message: Vec<String>,
+    /// Name of the LoadTest.
+    #[arg(long, default_value = "my-test")]
+    pub(crate) name: String,
+    /// Number of users.
+    #[arg(short, long)]
+    pub(crate) users: Option<u32>,
+    /// Duration of the test, such as 20s or 5m.
+    #[arg(short = 't', long, visible_alias = "run-time")]
+    pub(crate) duration: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffArguments {
+    /// The first result: a file that `loadtest run --json` wrote, or the name of a LoadTest.
+    #[arg(value_name = "BASE")]
+    pub(crate) base: String,
+    /// The second result.
+    #[arg(value_name = "NEW")]
+    pub(crate) new: String,
+    /// Namespace of LoadTests on the cluster [default: the namespace of the current context].
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+    /// Exit code 1 if a number is worse by more than the noise within the runs.
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Form of the comparison.
+    #[arg(short = 'o', long = "output", value_name = "FORMAT", default_value = "table")]
+    pub(crate) format: DiffFormat,
+}
+
+/// The form of a comparison on the standard output.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+pub(crate) enum DiffFormat {
+    /// A table for people.
+    #[default]
+    Table,
+    /// The comparison as JSON.
+    Json,
+    /// A table for a comment on a pull request.
+    Markdown,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct ValidateArguments {
     /// Files that contain one LoadTest each; - for the standard input.
@@ -280,6 +339,21 @@ pub(crate) struct CancelArguments {
     /// Namespace of the LoadTest [default: the namespace of the current context].
     #[arg(short, long)]
     pub(crate) namespace: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArguments {
+    /// Name of the LoadTest.
+    pub(crate) name: String,
+    /// Namespace of the LoadTest [default: the namespace of the current context].
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+    /// Prints new lines as they come, until the runners have ended or until Ctrl-C.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Prints only this many of the last lines of each runner.
+    #[arg(long, value_name = "LINES")]
+    pub(crate) tail: Option<i64>,
 }
 
 #[derive(Debug, Args)]

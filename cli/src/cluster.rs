@@ -2,6 +2,7 @@
 
 mod apply;
 mod list;
+mod logs;
 mod result;
 mod runners;
 mod ui;
@@ -17,8 +18,8 @@ use kube::{
 use loadtest_core::resource::{LoadTest, Phase};
 
 pub(crate) use self::{
-    apply::apply_test, list::list_tests, result::read_stored_result, ui::show_page,
-    watch::watch_test,
+    apply::apply_test, list::list_tests, logs::print_logs, result::read_stored_result,
+    ui::show_page, watch::watch_test,
 };
 use crate::{arguments::CancelArguments, exit::Exit};
 

@@ -37,7 +37,9 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run(arguments) => run::run_test(&arguments, &mut out),
         Command::Report(arguments) => report::report_result(&arguments, &mut out),
+        Command::Diff(arguments) => report::print_difference(&arguments, &mut out),
         Command::Schema(arguments) => report::print_schema(&arguments, &mut out),
+        Command::Init(arguments) => run::print_file(&arguments, &mut out),
         Command::Validate(arguments) => plan::validate_files(&arguments, &mut out),
         Command::Plan(arguments) => plan::print_plan(&arguments, &mut out),
         Command::Completions(arguments) => manual::print_completions(&arguments, &mut out),
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Command::Watch(arguments) => cluster::watch_test(&arguments, &mut out),
         Command::Ui(arguments) => cluster::show_page(&arguments),
         Command::List(arguments) => cluster::list_tests(&arguments, &mut out),
+        Command::Logs(arguments) => cluster::print_logs(&arguments, &mut out),
         Command::Cancel(arguments) => cluster::cancel_test(&arguments, &mut out),
     };
     let exit = result.unwrap_or_else(|error| {

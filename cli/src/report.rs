@@ -1,6 +1,8 @@
 //! `loadtest report` and `loadtest schema`: read a result that was written before, and describe its
 //! format.
 
+mod diff;
+
 use std::{io::Write, path::Path};
 
 use anyhow::Context;
@@ -10,6 +12,7 @@ use loadtest_core::{
 };
 use loadtest_report::RunResult;
 
+pub(crate) use self::diff::print_difference;
 use crate::{
     arguments::{ReportArguments, SchemaArguments, SchemaDocument},
     cluster::read_stored_result,
@@ -27,16 +30,12 @@ pub(crate) fn report_result(
 ) -> anyhow::Result<Exit> {
     let ReportArguments { source, namespace, strict, outputs } = arguments;
     check_outputs(outputs)?;
-    let result = if namespace.is_none() && is_file(source) {
-        match read_result(Path::new(source)) {
-            Ok(result) => result,
-            Err(error) => {
-                eprint_line(&format!("loadtest: {source}: {error:#}"));
-                return Ok(Exit::BadInput);
-            }
+    let result = match read_source(source, namespace.as_deref())? {
+        Ok(result) => result,
+        Err(message) => {
+            eprint_line(&format!("loadtest: {message}"));
+            return Ok(Exit::BadInput);
         }
-    } else {
-        read_stored_result(source, namespace.as_deref())?
     };
     let mut test = LoadTest::new(result.name.as_deref().unwrap_or("loadtest"), result.spec.clone());
     test.metadata.namespace.clone_from(&result.namespace);
@@ -51,6 +50,17 @@ pub(crate) fn report_result(
     }
     let verdict = result.status.known_verdict().unwrap_or(Verdict::Inconclusive);
     Ok(Exit::from_verdict(verdict, *strict))
+}
+
+/// Reads a result from a file, or from the cluster. The inner error says what is wrong with a file.
+///
+/// # Errors
+/// When the cluster has no such result, or can't be asked.
+fn read_source(source: &str, namespace: Option<&str>) -> anyhow::Result<Result<RunResult, String>> {
+    if namespace.is_none() && is_file(source) {
+        return Ok(read_result(Path::new(source)).map_err(|error| format!("{source}: {error:#}")));
+    }
+    read_stored_result(source, namespace).map(Ok)
 }
 
 /// Returns true if the user means a file: it exists, or no LoadTest can have this name.

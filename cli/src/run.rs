@@ -1,6 +1,7 @@
 //! `loadtest run`: runs a LoadTest on this machine, without a cluster. `core` sizes, merges and
 //! judges as it does for the operator. The runner's [`Engine`] makes the load in this process.
 
+mod init;
 mod polling;
 mod request;
 mod threshold;
@@ -27,6 +28,7 @@ use loadtest_runner::{
 };
 use serde_json::Value;
 
+pub(crate) use self::init::print_file;
 use self::{
     polling::{LoadEnd, StopReason, Viewers, poll_until_finished},
     request::build_test,

@@ -5,6 +5,7 @@
 //! span can be computed later: histograms add.
 
 mod build;
+mod compare;
 mod distribution;
 mod document;
 mod kind;
@@ -15,6 +16,7 @@ mod stored;
 
 pub use crate::metrics::HistogramData;
 pub use build::{RunFacts, build_result};
+pub use compare::{ComparedRow, Comparison, Movement, compare};
 pub use distribution::Distribution;
 pub use document::{
     BoundValue, Connections, EventKind, FORMAT_VERSION, LatencyResults, NamedTaskResult, RunEvent,

@@ -132,7 +132,8 @@ impl TaskPoint {
         self.latencies.get(metric.info().judged?.name)
     }
 
-    fn merge(&mut self, other: &Self) -> Result<(), HistogramError> {
+    /// Adds the numbers of the same task in another interval.
+    pub(super) fn merge(&mut self, other: &Self) -> Result<(), HistogramError> {
         // A file that was changed may hold any number.
         let add = |mine: &mut u64, theirs: u64| *mine = mine.saturating_add(theirs);
         add(&mut self.requests, other.requests);

@@ -1,0 +1,128 @@
+//! `loadtest diff`: two results side by side.
+
+use std::{fmt::Write as _, io::Write};
+
+use loadtest_core::{
+    Duration,
+    result::{ComparedRow, Comparison, Movement, ValueUnit, compare},
+    values::{Percent, Rate},
+};
+use loadtest_report::RunResult;
+
+use super::read_source;
+use crate::{
+    arguments::{DiffArguments, DiffFormat},
+    exit::Exit,
+    output::eprint_line,
+    render::format_table,
+};
+
+/// Prints the numbers of two runs with their changes. A change is at most a warning, so only `--strict`
+/// makes the command fail.
+pub(crate) fn print_difference(
+    arguments: &DiffArguments,
+    out: &mut impl Write,
+) -> anyhow::Result<Exit> {
+    let DiffArguments { base, new, namespace, strict, format } = arguments;
+    let mut results = Vec::new();
+    for source in [base, new] {
+        match read_source(source, namespace.as_deref())? {
+            Ok(result) => results.push(result),
+            Err(message) => {
+                eprint_line(&format!("loadtest: {message}"));
+                return Ok(Exit::BadInput);
+            }
+        }
+    }
+    let [base, new] = results.as_slice() else { return Ok(Exit::BadInput) };
+    let comparison = compare(base, new)?;
+    match format {
+        DiffFormat::Table => write!(out, "{}", format_comparison(base, new, &comparison))?,
+        DiffFormat::Markdown => write!(out, "{}", format_markdown(&comparison))?,
+        DiffFormat::Json => writeln!(out, "{}", serde_json::to_string(&comparison)?)?,
+    }
+    out.flush()?;
+    if !comparison.differences.is_empty() {
+        let parts = comparison.differences.join(" and ");
+        eprint_line(&format!("the runs differ in {parts}: their numbers can't be compared"));
+        return Ok(if *strict { Exit::Inconclusive } else { Exit::Passed });
+    }
+    let is_worse = comparison.rows.iter().any(|row| row.movement == Movement::Worse);
+    Ok(if *strict && is_worse { Exit::Missed } else { Exit::Passed })
+}
+
+fn value_of(row: &ComparedRow, value: f64) -> String {
+    match row.unit {
+        ValueUnit::Seconds => Duration::from_secs_f64(value).rounded(),
+        ValueUnit::PerSecond => Rate::per_second(value).rounded(),
+        ValueUnit::Fraction => Percent::from_fraction(value).rounded(),
+    }
+}
+
+/// A change as a signed percentage; that of an error rate in percentage points.
+fn change_of(row: &ComparedRow, change: f64) -> String {
+    let unit = if row.unit == ValueUnit::Fraction { " pp" } else { "%" };
+    format!("{:+.1}{unit}", change * 100.0)
+}
+
+const fn movement_of(row: &ComparedRow) -> &'static str {
+    match row.movement {
+        Movement::Worse => "worse",
+        Movement::Better => "better",
+        Movement::WithinNoise => "within noise",
+        Movement::Unknown => "too short",
+    }
+}
+
+/// The cells of a row: what is compared, both values, the change, its interval and what it means.
+fn cells_of(row: &ComparedRow) -> Vec<String> {
+    let name = match &row.statistic {
+        Some(statistic) => format!("{} {statistic}", row.metric),
+        None => row.metric.clone(),
+    };
+    let text = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+    vec![
+        row.task.clone().unwrap_or_else(|| "all".to_owned()),
+        name,
+        value_of(row, row.base),
+        value_of(row, row.new),
+        text(row.change.map(|change| change_of(row, change))),
+        text(
+            row.interval
+                .map(|(low, high)| format!("{} … {}", change_of(row, low), change_of(row, high))),
+        ),
+        movement_of(row).to_owned(),
+    ]
+}
+
+const HEAD: [&str; 7] = ["task", "number", "base", "new", "change", "95 % of draws", "meaning"];
+const NOTE: &str = "The interval comes from the noise within the two runs (blocks of at least 20 s). Two runs of the same target\ncan differ by more: repeat both to be sure. A run needs a minute for an interval.";
+
+fn format_comparison(base: &RunResult, new: &RunResult, comparison: &Comparison) -> String {
+    let describe = |result: &RunResult| {
+        let verdict =
+            result.status.verdict.as_ref().map_or("no verdict", |verdict| verdict.as_str());
+        let name = result.name.as_deref().unwrap_or("loadtest");
+        format!("{name} ({verdict}, run {})", result.uid)
+    };
+    let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
+    rows.extend(comparison.rows.iter().map(cells_of));
+    format!(
+        "  base: {}\n  new:  {}\n\n{}\n{NOTE}\n",
+        describe(base),
+        describe(new),
+        format_table(&rows, 2)
+    )
+}
+
+fn format_markdown(comparison: &Comparison) -> String {
+    let mut out = format!("| {} |\n|---|---|--:|--:|--:|--:|---|\n", HEAD.join(" | "));
+    for row in &comparison.rows {
+        let cells: Vec<String> =
+            cells_of(row).iter().map(|cell| cell.replace('|', "\\|")).collect();
+        // Writing to a `String` can't fail.
+        let _ = writeln!(out, "| {} |", cells.join(" | "));
+    }
+    let _ = write!(out, "\n{}\n", NOTE.replace('\n', " "));
+    out
+}

@@ -1,0 +1,354 @@
+//! Compares the results of two runs, one against the other. Pure.
+//!
+//! Requests of one run depend on each other: a target that is slow for a moment is slow for all of them. So
+//! the noise of a run is estimated from blocks of at least 20 s, which are drawn anew many times (block
+//! bootstrap; Künsch, The Jackknife and the Bootstrap for General Stationary Observations, 1989). Two runs
+//! of the same target can still differ by more than that, so a change is at most a hint.
+
+use std::collections::BTreeMap;
+
+use rand::{Rng, SeedableRng};
+use rand_pcg::Pcg32;
+use serde::Serialize;
+
+use super::{
+    document::{RunResult, TaskResult, ValueUnit},
+    series::{Series, TaskPoint},
+};
+use crate::{
+    metrics::{HistogramError, LatencyMetric},
+    values::Duration,
+};
+
+/// Minimum length of a block in seconds.
+const BLOCK_SECONDS: f64 = 20.0;
+/// Minimum number of blocks of a run with an interval.
+const MIN_BLOCKS: usize = 3;
+/// A change of a latency by less than the width of a bucket is none.
+const RESOLUTION: f64 = 0.0028;
+/// How many times the blocks are drawn anew.
+const RESAMPLES: usize = 1000;
+/// The interval leaves out this share of the draws on each side: it holds 95 %.
+const TAIL: f64 = 0.025;
+/// The percentiles of the response time, and those of other latencies.
+const RESPONSE_TIME_PERCENTILES: [(&str, f64); 3] = [("p50", 0.5), ("p95", 0.95), ("p99", 0.99)];
+const OTHER_PERCENTILES: [(&str, f64); 2] = [("p50", 0.5), ("p95", 0.95)];
+
+/// The comparison of two runs.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Comparison {
+    /// Parts of the spec in which the runs differ, so that their numbers can't be compared.
+    pub differences: Vec<String>,
+    /// The compared numbers.
+    pub rows: Vec<ComparedRow>,
+}
+
+/// One number of both runs.
+#[derive(Serialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ComparedRow {
+    /// Name of the task; absent for all tasks together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// The metric, by its name in thresholds.
+    pub metric: String,
+    /// The statistic of a latency.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub statistic: Option<String>,
+    /// The unit of the two values.
+    pub unit: ValueUnit,
+    /// The value of the first run.
+    pub base: f64,
+    /// The value of the second run.
+    pub new: f64,
+    /// The change as a share of the first value; for an error rate, the difference of the two.
+    pub change: Option<f64>,
+    /// The interval in which 95 % of the changes lie when the blocks of both runs are drawn anew; absent
+    /// if a run is too short for three blocks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval: Option<(f64, f64)>,
+    /// The meaning of the change.
+    pub movement: Movement,
+}
+
+/// The meaning of a change.
+#[derive(Serialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub enum Movement {
+    /// Worse by more than the noise within the runs.
+    Worse,
+    /// Better by more than the noise within the runs.
+    Better,
+    /// The noise within the runs can explain the change.
+    WithinNoise,
+    /// The runs are too short to estimate their noise.
+    Unknown,
+}
+
+/// What a row compares.
+#[derive(Clone, Copy, Debug)]
+enum Quantity {
+    Throughput,
+    ErrorRate,
+    Latency(LatencyMetric, &'static str, f64),
+}
+
+impl Quantity {
+    /// The value of a run as the result has it.
+    fn of(self, task: &TaskResult) -> Option<f64> {
+        match self {
+            Self::Throughput => Some(task.throughput),
+            Self::ErrorRate => Some(task.error_rate),
+            Self::Latency(metric, _, p) => {
+                let samples = task.latencies.get(metric)?.histogram.to_histogram().ok()?;
+                samples.quantile(p).map(Duration::as_secs_f64)
+            }
+        }
+    }
+
+    /// The change from one value to another; `None` without a base.
+    fn change(self, base: f64, new: f64) -> Option<f64> {
+        match self {
+            Self::ErrorRate => Some(new - base),
+            Self::Throughput | Self::Latency(..) => (base > 0.0).then(|| new / base - 1.0),
+        }
+    }
+
+    const fn is_higher_better(self) -> bool {
+        matches!(self, Self::Throughput)
+    }
+}
+
+/// Compares two results. Rows without a value in one of them are left out.
+///
+/// # Errors
+/// When a histogram is malformed, as in a file that was changed.
+pub fn compare(base: &RunResult, new: &RunResult) -> Result<Comparison, HistogramError> {
+    let mut rows = compare_task(None, (&base.total, base), (&new.total, new))?;
+    for task in &base.tasks {
+        let Some(other) = new.tasks.iter().find(|other| other.name == task.name) else { continue };
+        rows.extend(compare_task(Some(&task.name), (&task.result, base), (&other.result, new))?);
+    }
+    Ok(Comparison { differences: find_differences(base, new), rows })
+}
+
+fn find_differences(base: &RunResult, new: &RunResult) -> Vec<String> {
+    let (a, b) = (&base.spec, &new.spec);
+    let parts = [
+        ("spec.load", a.load == b.load),
+        ("spec.scenario", a.scenario == b.scenario),
+        ("the number of runners", base.runners.len() == new.runners.len()),
+    ];
+    let different = parts.into_iter().filter(|(_, is_equal)| !is_equal);
+    different.map(|(name, _)| name.to_owned()).collect()
+}
+
+fn compare_task(
+    task: Option<&str>,
+    (base, base_run): (&TaskResult, &RunResult),
+    (new, new_run): (&TaskResult, &RunResult),
+) -> Result<Vec<ComparedRow>, HistogramError> {
+    // A task that neither run picked has nothing to compare.
+    if [base, new].iter().all(|side| side.requests == 0 && side.dropped == 0) {
+        return Ok(Vec::new());
+    }
+    let mut quantities = vec![Quantity::Throughput, Quantity::ErrorRate];
+    for (metric, _) in LatencyMetric::all_judged() {
+        let percentiles = match metric {
+            LatencyMetric::ResponseTime => &RESPONSE_TIME_PERCENTILES[..],
+            LatencyMetric::ServiceTime | LatencyMetric::TimeToFirstByte => &[],
+            // The other latencies belong to one kind of task.
+            _ if task.is_none() => &[],
+            _ => &OTHER_PERCENTILES,
+        };
+        quantities.extend(percentiles.iter().map(|(name, p)| Quantity::Latency(metric, name, *p)));
+    }
+    let sides = [blocks_of(&base_run.series, task)?, blocks_of(&new_run.series, task)?];
+    let mut rows = Vec::new();
+    for quantity in quantities {
+        let Some((from, to)) = quantity.of(base).zip(quantity.of(new)) else { continue };
+        let interval = if sides.iter().all(|blocks| blocks.len() >= MIN_BLOCKS) {
+            interval_of(quantity, &sides)?
+        } else {
+            None
+        };
+        let (metric, statistic, unit) = match quantity {
+            Quantity::Throughput => ("throughput", None, ValueUnit::PerSecond),
+            Quantity::ErrorRate => ("errorRate", None, ValueUnit::Fraction),
+            Quantity::Latency(metric, name, _) => {
+                let judged = metric.info().judged;
+                (judged.map_or("", |judged| judged.name), Some(name), ValueUnit::Seconds)
+            }
+        };
+        rows.push(ComparedRow {
+            task: task.map(str::to_owned),
+            metric: metric.to_owned(),
+            statistic: statistic.map(str::to_owned),
+            unit,
+            base: from,
+            new: to,
+            change: quantity.change(from, to),
+            interval,
+            movement: movement_of(quantity, interval),
+        });
+    }
+    Ok(rows)
+}
+
+fn movement_of(quantity: Quantity, interval: Option<(f64, f64)>) -> Movement {
+    match interval {
+        None => Movement::Unknown,
+        Some((low, high)) if low <= 0.0 && high >= 0.0 => Movement::WithinNoise,
+        Some((low, _)) if (low > 0.0) == quantity.is_higher_better() => Movement::Better,
+        Some(_) => Movement::Worse,
+    }
+}
+
+/// A part of a run: its length in seconds, and its numbers.
+type Block = (f64, TaskPoint);
+
+/// The run in blocks of at least [`BLOCK_SECONDS`]. A rest that is shorter belongs to the last block.
+fn blocks_of(series: &Series, task: Option<&str>) -> Result<Vec<Block>, HistogramError> {
+    let mut blocks: Vec<Block> = Vec::new();
+    for point in &series.points {
+        if blocks.last().is_none_or(|(seconds, _)| *seconds >= BLOCK_SECONDS) {
+            blocks.push((0.0, TaskPoint::default()));
+        }
+        let Some((seconds, numbers)) = blocks.last_mut() else { continue };
+        *seconds += point.seconds();
+        for (name, of_task) in &point.tasks {
+            if task.is_none_or(|task| task == name) {
+                numbers.merge(of_task)?;
+            }
+        }
+    }
+    if let Some((seconds, _)) = blocks.last()
+        && *seconds < BLOCK_SECONDS
+        && blocks.len() > 1
+        && let Some((seconds, rest)) = blocks.pop()
+        && let Some((length, last)) = blocks.last_mut()
+    {
+        *length += seconds;
+        last.merge(&rest)?;
+    }
+    Ok(blocks)
+}
+
+/// The numbers of the blocks of one side, in the form in which they are drawn.
+enum Blocks {
+    /// A numerator and a denominator for each block.
+    Shares(Vec<(f64, f64)>),
+    /// For each value that occurs, its number of samples in each block.
+    Samples(BTreeMap<Duration, Vec<u64>>, usize),
+}
+
+impl Blocks {
+    fn new(quantity: Quantity, blocks: &[Block]) -> Result<Self, HistogramError> {
+        Ok(match quantity {
+            Quantity::Throughput => Self::Shares(
+                blocks.iter().map(|(s, block)| (block.successes_in_load as f64, *s)).collect(),
+            ),
+            Quantity::ErrorRate => Self::Shares(blocks.iter().map(|(_, b)| share_of(b)).collect()),
+            Quantity::Latency(metric, ..) => {
+                let mut samples = BTreeMap::<Duration, Vec<u64>>::new();
+                for (index, (_, block)) in blocks.iter().enumerate() {
+                    let Some(data) = block.latency(metric) else { continue };
+                    for (value, count) in data.to_histogram()?.values() {
+                        let counts = samples.entry(value).or_insert_with(|| vec![0; blocks.len()]);
+                        if let Some(sum) = counts.get_mut(index) {
+                            *sum += count;
+                        }
+                    }
+                }
+                Self::Samples(samples, blocks.len())
+            }
+        })
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Shares(blocks) => blocks.len(),
+            Self::Samples(_, len) => *len,
+        }
+    }
+
+    /// The value of as many blocks as there are, each drawn at random. `weights` is for reuse.
+    fn draw(&self, quantity: Quantity, random: &mut Pcg32, weights: &mut Vec<u64>) -> Option<f64> {
+        let len = self.len();
+        weights.clear();
+        weights.resize(len, 0);
+        for _ in 0..len {
+            if let Some(weight) = weights.get_mut(random.random_range(0..len)) {
+                *weight += 1;
+            }
+        }
+        match self {
+            Self::Shares(blocks) => {
+                let sum = |pick: fn(&(f64, f64)) -> f64| -> f64 {
+                    blocks.iter().zip(&*weights).map(|(b, weight)| pick(b) * *weight as f64).sum()
+                };
+                let whole = sum(|block| block.1);
+                (whole > 0.0).then(|| sum(|block| block.0) / whole)
+            }
+            Self::Samples(samples, _) => {
+                let Quantity::Latency(_, _, p) = quantity else { return None };
+                let count = |counts: &[u64]| -> u64 {
+                    counts.iter().zip(&*weights).map(|(count, weight)| count * weight).sum()
+                };
+                let total: u64 = samples.values().map(|counts| count(counts)).sum();
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "a rank is between 1 and the number of samples"
+                )]
+                let rank = (p * total as f64 * (1.0 - 1e-12)).ceil().max(1.0) as u64;
+                let mut seen = 0;
+                let value = samples.iter().find(|(_, counts)| {
+                    seen += count(counts);
+                    seen >= rank
+                });
+                value.map(|(value, _)| value.as_secs_f64())
+            }
+        }
+    }
+}
+
+/// Failed and judged requests, as `errorRate` counts them.
+fn share_of(block: &TaskPoint) -> (f64, f64) {
+    let too_large = block.errors.get("size_limit").copied().unwrap_or(0);
+    let failed = (block.failures + block.dropped).saturating_sub(too_large);
+    let judged = (block.requests + block.dropped).saturating_sub(too_large);
+    (failed as f64, judged as f64)
+}
+
+fn interval_of(
+    quantity: Quantity,
+    sides: &[Vec<Block>; 2],
+) -> Result<Option<(f64, f64)>, HistogramError> {
+    let [base, new] = sides;
+    let (base, new) = (Blocks::new(quantity, base)?, Blocks::new(quantity, new)?);
+    // The same two results always give the same interval.
+    let mut random = Pcg32::seed_from_u64(1);
+    let mut weights = Vec::new();
+    let mut changes = Vec::with_capacity(RESAMPLES);
+    for _ in 0..RESAMPLES {
+        let from = base.draw(quantity, &mut random, &mut weights);
+        let to = new.draw(quantity, &mut random, &mut weights);
+        changes.extend(from.zip(to).and_then(|(from, to)| quantity.change(from, to)));
+    }
+    changes.sort_by(f64::total_cmp);
+    let last = changes.len().saturating_sub(1) as f64;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share of the number of draws"
+    )]
+    let at = |share: f64| changes.get((last * share).round() as usize).copied();
+    let width = if matches!(quantity, Quantity::Latency(..)) { RESOLUTION } else { 0.0 };
+    let interval = at(TAIL).zip(at(1.0 - TAIL));
+    Ok(interval.map(|(low, high)| (low - width, high + width)))
+}
+
+#[cfg(test)]
+mod tests;
