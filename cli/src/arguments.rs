@@ -358,7 +358,7 @@ pub(crate) struct LogsArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct UiArguments {
-    /// Name of the LoadTest. Of one that is gone, the page shows the result that was kept.
+    /// Name of the LoadTest. If it is gone, the page shows the result that was kept.
     pub(crate) name: String,
     /// Namespace of the LoadTest [default: the namespace of the current context].
     #[arg(short, long)]

@@ -55,7 +55,14 @@ impl LiveFeed {
 
     /// Publishes a state. `result` needs no series.
     pub(crate) fn publish(&self, result: RunResult, series: &Series, is_over: bool) {
-        copy_new_points(&mut self.series.lock().unwrap_or_else(PoisonError::into_inner), series);
+        let mut copy = self.series.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_over {
+            // The last series may be another one: that of the operator, whose points lie elsewhere.
+            copy.clone_from(series);
+        } else {
+            copy_new_points(&mut copy, series);
+        }
+        drop(copy);
         let state =
             LiveState { result: Arc::new(result), series: Arc::clone(&self.series), is_over };
         self.sender.send_replace(Some(state));

@@ -45,8 +45,10 @@ pub(crate) fn report_result(
     write_outputs(outputs, &result)?;
     let is_running = result.status.known_phase().is_some_and(|phase| !phase.is_final());
     if is_running {
-        eprint_line("the test still runs; its result on the cluster is up to 30 s old");
-        return Ok(Exit::Passed);
+        eprint_line(
+            "the result is that of a test without an end: it still runs, or its end was not stored",
+        );
+        return Ok(Exit::Inconclusive);
     }
     let verdict = result.status.known_verdict().unwrap_or(Verdict::Inconclusive);
     Ok(Exit::from_verdict(verdict, *strict))
@@ -67,7 +69,7 @@ fn read_source(source: &str, namespace: Option<&str>) -> anyhow::Result<Result<R
 fn is_file(source: &str) -> bool {
     let path = Path::new(source);
     let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
-    path.exists() || source.contains(std::path::MAIN_SEPARATOR) || is_json
+    path.is_file() || source.contains(std::path::MAIN_SEPARATOR) || is_json
 }
 
 fn read_result(file: &Path) -> anyhow::Result<RunResult> {

@@ -57,6 +57,11 @@ impl Error {
         }
     }
 
+    /// Returns true if the API server sent an object that this version can't read.
+    fn is_undecodable(&self) -> bool {
+        matches!(self, Self::Api { source, .. } if matches!(**source, kube::Error::SerdeError(_)))
+    }
+
     /// Returns the value of the metric label `outcome`.
     pub(crate) const fn outcome_label(&self) -> &'static str {
         match self {
@@ -88,6 +93,7 @@ impl ResultError {
         match self {
             Self::Api(error) => match error.status_code() {
                 Some(code) if code != 409 && code != 429 && code < 500 => Err(Self::Api(error)),
+                None if error.is_undecodable() => Err(Self::Api(error)),
                 _ => Ok(error),
             },
             other => Err(other),

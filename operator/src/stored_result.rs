@@ -6,6 +6,7 @@ use loadtest_core::{
     Duration,
     control::ErrorExample,
     load::LoadModel,
+    metrics::RunnerState,
     resource::{LoadTest, LoadTestStatus, Phase},
     result::{
         GoneRunner, GoneRunners, LoadTestResult, ResumeState, RunFacts, SeriesRecorder,
@@ -21,6 +22,8 @@ use crate::{
 
 /// Interval between two writes of the result of a running test.
 const WRITE_INTERVAL: Duration = Duration::from_secs(30);
+/// Time for which a result that can't be read after a restart is tried again.
+const RESUME_PATIENCE: Duration = Duration::from_secs(20);
 /// Time for which the last write of a result is tried again.
 const LAST_WRITE_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -135,37 +138,54 @@ pub(crate) fn restore(
         failing_since: None,
     };
     cache.series = Some(SeriesRecorder::resume(load, stored.result.series, recorded));
-    let alive = runners.into_iter().filter(|r| !gone.runners.contains_key(&r.identity.index));
+    // A runner that waited at the last write may run by now.
+    let alive = runners.into_iter().filter(|runner| {
+        runner.state != RunnerState::Waiting && !gone.runners.contains_key(&runner.identity.index)
+    });
     cache.snapshots = alive.map(|runner| (runner.identity.index, runner)).collect();
     cache.gone = gone;
     let examples = error_examples.into_iter();
     cache.error_examples = examples.map(|e| ((e.task, e.kind), e.message)).collect();
 }
 
-/// Notes an attempt to write the result.
-pub(crate) fn note_attempt(
+/// Notes that the result was written as the next revision.
+pub(crate) fn note_write(
     cache: &mut RunCache,
     requests: u64,
     status: &LoadTestStatus,
     now: Timestamp,
 ) {
+    let revision = cache.written_result.revision + 1;
+    let stages = status.stages.len();
+    cache.written_result =
+        WrittenResult { revision, at: Some(now), requests, stages, failing_since: None };
+}
+
+/// Notes that a write failed. The next attempt has the same revision, so that it leaves the objects of the
+/// revision before whole. It comes after [`WRITE_INTERVAL`], also if nothing changes until then.
+pub(crate) fn note_failure(cache: &mut RunCache, status: &LoadTestStatus, now: Timestamp) {
     let written = &mut cache.written_result;
-    written.revision += 1;
     written.at = Some(now);
-    written.requests = requests;
+    written.requests = u64::MAX;
     written.stages = status.stages.len();
 }
 
-/// Notes that the last result of a test can't be written now. Returns true if the operator is to try
-/// again: a verdict must not wait for ever for its result.
+/// Notes the start of an attempt at the last write. Returns true if the operator is to try again when it
+/// fails: a verdict must not wait for ever for its result.
 pub(crate) fn is_retried(cache: &mut RunCache, now: Timestamp) -> bool {
     let since = *cache.written_result.failing_since.get_or_insert(now);
     now.duration_since(since) < signed_duration(LAST_WRITE_PATIENCE)
 }
 
-/// The objects of a result: the first one last, because it makes the others count. The objects of two
-/// revisions in a row have different names, but for the first one: a write that is cut short leaves
-/// the earlier revision whole.
+/// Returns true if the operator is to try again to read the result of an earlier process.
+pub(crate) fn is_resume_retried(cache: &mut RunCache, now: Timestamp) -> bool {
+    let since = *cache.resume_failing_since.get_or_insert(now);
+    now.duration_since(since) < signed_duration(RESUME_PATIENCE)
+}
+
+/// The objects of a result. The first part comes last, because it makes the others count. The other parts
+/// of two revisions in a row have different names: a write that is cut short leaves the earlier revision
+/// whole.
 pub(crate) fn build_objects(
     test: &LoadTest,
     head: &LoadTestResult,

@@ -13,6 +13,7 @@ class LivePage {
     this.page = null;
     this.isOver = false;
     this.isDragging = false;
+    this.isStopping = false;
     // The column by which the viewer sorted the table of a part.
     this.sorting = {};
     const at = (id) => document.getElementById(id);
@@ -50,7 +51,7 @@ class LivePage {
     this.isOver = update.isOver;
     const button = document.getElementById("stop");
     if (button && this.isOver) button.hidden = true;
-    this.say(this.isOver ? "The test is over. This page keeps its result until you close it." : "The test runs. New numbers come each second.");
+    if (this.isOver || !this.isStopping) this.say(this.isOver ? "The test is over. This page keeps its result until you close it." : "The test runs. New numbers come each second.");
     this.draw();
   }
 
@@ -114,6 +115,7 @@ class LivePage {
     const response = await fetch("stop", { method: "POST", headers: { "x-stop-token": button.dataset.token } }).catch((error) => error);
     if (response.ok) {
       button.hidden = true;
+      this.isStopping = true;
       this.say("The test is being stopped.");
     } else {
       button.disabled = false;

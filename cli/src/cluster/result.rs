@@ -23,11 +23,11 @@ const MAX_LABEL_LENGTH: usize = 63;
 pub(crate) fn read_stored_result(name: &str, namespace: Option<&str>) -> anyhow::Result<RunResult> {
     super::block_on(async {
         let (client, default) = super::connect().await?;
-        find_result(&client, namespace.unwrap_or(&default), name).await
+        find_result(&client, namespace.unwrap_or(&default), name, None).await
     })
 }
 
-/// Reads the latest result of a LoadTest.
+/// Reads the latest result of a LoadTest; with a UID, only that of this LoadTest.
 ///
 /// # Errors
 /// When there is none, or when it can't be read.
@@ -35,8 +35,9 @@ pub(super) async fn find_result(
     client: &Client,
     namespace: &str,
     name: &str,
+    uid: Option<&str>,
 ) -> anyhow::Result<RunResult> {
-    Ok(find_stored(client, namespace, name).await?.result)
+    Ok(find_stored(client, namespace, name, uid).await?.result)
 }
 
 /// Reads the latest result of a LoadTest, with what the operator needs to go on.
@@ -44,6 +45,7 @@ pub(super) async fn find_stored(
     client: &Client,
     namespace: &str,
     name: &str,
+    uid: Option<&str>,
 ) -> anyhow::Result<StoredResult> {
     let results: Api<LoadTestResult> = Api::namespaced(client.clone(), namespace);
     let label: String = name.chars().take(MAX_LABEL_LENGTH).collect();
@@ -51,8 +53,10 @@ pub(super) async fn find_stored(
     let of_test = ListParams::default().labels(&format!("{GROUP}/name={label}"));
     let failed = || format!("the results in namespace {namespace} can't be read");
     let mut objects = results.list(&of_test).await.with_context(failed)?.items;
-    objects.retain(|object| object.test.name == name);
-    if objects.is_empty() {
+    // An earlier LoadTest of this name may have left its result.
+    objects
+        .retain(|object| object.test.name == name && uid.is_none_or(|uid| object.test.uid == uid));
+    if objects.is_empty() && uid.is_none() {
         // The name of a result ends with the start of the UID of its LoadTest.
         let named = results.get_opt(name).await.with_context(failed)?;
         if let Some(named) = named {
@@ -86,7 +90,8 @@ pub(super) async fn write_result(
         return Ok(out.flush()?);
     }
     let name = test.metadata.name.as_deref().unwrap_or_default();
-    let result = find_result(&cluster.client, &cluster.namespace, name).await;
+    let uid = test.metadata.uid.as_deref();
+    let result = find_result(&cluster.client, &cluster.namespace, name, uid).await;
     let result = match result {
         Ok(result) => result,
         Err(error) => {

@@ -41,11 +41,13 @@ pub(super) struct Runners {
 }
 
 impl Runners {
-    /// The runners of a run. `gone` are those that ended before.
+    /// The runners of a run. `gone` are those that ended before, `known` are the others as the stored
+    /// result has them.
     pub(super) fn new(
         pods: Api<Pod>,
         run_uid: &str,
         gone: GoneRunners,
+        known: Vec<RunnerMetrics>,
         examples: impl IntoIterator<Item = ErrorExample>,
     ) -> Self {
         let examples = examples.into_iter().map(|e| ((e.task, e.kind), e.message)).collect();
@@ -53,7 +55,7 @@ impl Runners {
             pods,
             run_uid: run_uid.to_owned(),
             connections: HashMap::new(),
-            snapshots: BTreeMap::new(),
+            snapshots: known.into_iter().map(|known| (known.identity.index, known)).collect(),
             nodes: BTreeMap::new(),
             gone,
             examples,
@@ -74,24 +76,25 @@ impl Runners {
         let questions: Vec<_> = running
             .map(|pod| {
                 let name = pod.name_any();
+                let uid = pod.uid().unwrap_or_default();
                 let node = pod.spec.and_then(|spec| spec.node_name);
                 let connection = self.connections.remove(&name);
                 let pods = self.pods.clone();
                 async move {
                     let answer = ask(&pods, &name, connection);
                     let answer = tokio::time::timeout(RESPONSE_TIMEOUT, answer).await;
-                    (name, node, answer)
+                    (name, uid, node, answer)
                 }
             })
             .collect();
         let answers = stream::iter(questions).buffer_unordered(MAX_CONCURRENT_REQUESTS);
         let answers: Vec<_> = answers.collect().await;
         let mut count = 0;
-        for (name, node, answer) in answers {
+        for (name, uid, node, answer) in answers {
             match answer {
                 Ok(Ok((connection, snapshot, examples))) => {
                     self.connections.insert(name, connection);
-                    count += usize::from(self.keep(snapshot, node, examples));
+                    count += usize::from(self.keep(&uid, snapshot, node, examples));
                 }
                 Ok(Err(error)) if is_forbidden(&error) => return Err(error),
                 Ok(Err(error)) => {
@@ -105,12 +108,20 @@ impl Runners {
 
     fn keep(
         &mut self,
+        pod_uid: &str,
         snapshot: RunnerMetrics,
         node: Option<String>,
         examples: Vec<ErrorExample>,
     ) -> bool {
-        let index = snapshot.identity.index;
-        if snapshot.identity.run_uid != self.run_uid || self.gone.runners.contains_key(&index) {
+        let identity = &snapshot.identity;
+        let index = identity.index;
+        // A pod that replaces a lost runner makes no load, and has no numbers of it.
+        let is_other = self
+            .snapshots
+            .get(&index)
+            .is_some_and(|earlier| earlier.identity.pod_uid != identity.pod_uid);
+        let is_ours = identity.run_uid == self.run_uid && identity.pod_uid == pod_uid;
+        if !is_ours || is_other || self.gone.runners.contains_key(&index) {
             return false;
         }
         self.snapshots.insert(index, snapshot);

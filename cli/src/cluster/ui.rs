@@ -40,7 +40,7 @@ pub(crate) fn show_page(arguments: &UiArguments) -> anyhow::Result<Exit> {
         let found = cluster.tests.get_opt(name).await.context("the LoadTest can't be read")?;
         if found.is_none() {
             // Fails if no result was kept either.
-            find_result(&cluster.client, &cluster.namespace, name).await?;
+            find_result(&cluster.client, &cluster.namespace, name, None).await?;
         }
         let feed = LiveFeed::new();
         let stop = StopOrder::new();
@@ -50,8 +50,10 @@ pub(crate) fn show_page(arguments: &UiArguments) -> anyhow::Result<Exit> {
             "live page: http://{}/  (Ctrl-C ends it; the test goes on)",
             page.address
         ));
+        let uid = found.and_then(|test| test.metadata.uid);
         tokio::select! {
-            shown = feed_page(&cluster, name, &feed, &stop) => shown?,
+            shown = feed_page(&cluster, name, uid.as_deref(), &feed) => shown?,
+            () = cancel_on_order(&cluster, name, uid.as_deref(), &stop) => {}
             _ = tokio::signal::ctrl_c() => {}
         }
         page.end().await;
@@ -68,8 +70,8 @@ fn is_over(test: &LoadTest) -> bool {
 async fn feed_page(
     cluster: &Cluster,
     name: &str,
+    uid: Option<&str>,
     feed: &LiveFeed,
-    stop: &StopOrder,
 ) -> anyhow::Result<()> {
     let mut ticks = tokio::time::interval(UPDATE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
@@ -77,7 +79,9 @@ async fn feed_page(
     loop {
         ticks.tick().await;
         let test = cluster.tests.get_opt(name).await.context("the LoadTest can't be read")?;
-        let Some(test) = test.filter(|test| !is_over(test)) else { break };
+        // A LoadTest that replaces this one is another test.
+        let is_shown = |test: &LoadTest| test.metadata.uid.as_deref() == uid && !is_over(test);
+        let Some(test) = test.filter(is_shown) else { break };
         let phase = test.status.as_ref().and_then(LoadTestStatus::known_phase);
         if phase != last_phase
             && let Some(status) = &test.status
@@ -87,10 +91,10 @@ async fn feed_page(
         }
         last_phase = phase;
         if matches!(phase, Some(Phase::Running | Phase::Stopping)) {
-            show_run(cluster, &test, feed, stop).await?;
+            show_run(cluster, &test, feed).await?;
         }
     }
-    let result = find_result(&cluster.client, &cluster.namespace, name).await?;
+    let result = find_result(&cluster.client, &cluster.namespace, name, uid).await?;
     let series = result.series.clone();
     feed.publish(result, &series, true);
     eprint_line("the test is over; the page shows its result");
@@ -98,37 +102,27 @@ async fn feed_page(
 }
 
 /// Shows a test under load until it is over.
-async fn show_run(
-    cluster: &Cluster,
-    test: &LoadTest,
-    feed: &LiveFeed,
-    stop: &StopOrder,
-) -> anyhow::Result<()> {
+async fn show_run(cluster: &Cluster, test: &LoadTest, feed: &LiveFeed) -> anyhow::Result<()> {
     let name = test.metadata.name.as_deref().unwrap_or_default();
     let uid = test.metadata.uid.clone().unwrap_or_default();
     let Ok(valid) = validate(&test.spec) else {
         return show_stored(cluster, name, feed, "this version can't read the spec").await;
     };
     let status = test.status.clone().unwrap_or_default();
-    let stored = find_stored(&cluster.client, &cluster.namespace, name).await.ok();
-    let StoredParts { series, recorded, gone, examples } = parts_of(stored);
+    let stored = find_stored(&cluster.client, &cluster.namespace, name, Some(&uid)).await.ok();
+    let StoredParts { series, recorded, gone, known, examples } = parts_of(stored);
     let mut recorder = SeriesRecorder::resume(&valid.load, series, recorded);
     let seconds = status.progress.as_ref().map_or(0.0, |progress| progress.elapsed.as_secs_f64());
     let mut timeline =
         Timeline::from_status(&valid, status.stages.clone(), &status.thresholds, seconds);
     let pods = Api::namespaced(cluster.client.clone(), &cluster.namespace);
-    let mut runners = Runners::new(pods, &uid, gone, examples);
+    let mut runners = Runners::new(pods, &uid, gone, known, examples);
     let start_time = status.start_time.map_or_else(Timestamp::now, |time| time.0);
     let frame = RunFrame { test, valid: &valid, uid, start_time };
     let mut ticks = tokio::time::interval(UPDATE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let mut is_stopped = false;
     for update in 1_u32.. {
         ticks.tick().await;
-        if stop.is_cancelled() && !is_stopped {
-            is_stopped = true;
-            cancel(cluster, name).await;
-        }
         match runners.ask_all().await {
             Ok(_) => {
                 let merged = runners.merged();
@@ -173,7 +167,8 @@ async fn show_stored(
         if test.as_ref().is_none_or(is_over) {
             return Ok(());
         }
-        if let Ok(mut result) = find_result(&cluster.client, &cluster.namespace, name).await {
+        let uid = test.as_ref().and_then(|test| test.metadata.uid.as_deref());
+        if let Ok(mut result) = find_result(&cluster.client, &cluster.namespace, name, uid).await {
             let series = std::mem::take(&mut result.series);
             let age = "The numbers are those of the stored result, up to 30 s old.";
             for condition in &mut result.status.conditions {
@@ -184,13 +179,17 @@ async fn show_stored(
     }
 }
 
-/// Orders the test to stop, with the rights of the viewer.
-async fn cancel(cluster: &Cluster, name: &str) {
-    let patch = Patch::Merge(serde_json::json!({"spec": {"cancel": true}}));
+/// Waits for an order of the viewer, stops the test with the viewer's rights, and never returns.
+async fn cancel_on_order(cluster: &Cluster, name: &str, uid: Option<&str>, stop: &StopOrder) {
+    stop.cancelled().await;
+    // With the UID, the API server refuses to cancel another test of the same name.
+    let metadata = serde_json::json!({"uid": uid});
+    let patch = Patch::Merge(serde_json::json!({"metadata": metadata, "spec": {"cancel": true}}));
     match cluster.tests.patch(name, &PatchParams::default(), &patch).await {
         Ok(_) => eprint_line("the test is being cancelled"),
         Err(error) => eprint_line(&format!("the test can't be cancelled: {error}")),
     }
+    std::future::pending::<()>().await;
 }
 
 /// The parts of the stored result with which a viewer joins a run.
@@ -199,6 +198,7 @@ struct StoredParts {
     series: Series,
     recorded: loadtest_core::metrics::Metrics,
     gone: loadtest_core::result::GoneRunners,
+    known: Vec<loadtest_core::metrics::RunnerMetrics>,
     examples: Vec<loadtest_core::control::ErrorExample>,
 }
 
@@ -211,6 +211,7 @@ fn parts_of(stored: Option<StoredResult>) -> StoredParts {
         series: result.series,
         recorded: resume.recorded,
         gone: resume.gone,
+        known: resume.runners,
         examples: resume.error_examples,
     }
 }

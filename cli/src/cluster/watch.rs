@@ -88,13 +88,22 @@ async fn poll_status(
         let status = test.status.clone().unwrap_or_default();
         print_changes(&test, &last_status, &status);
         if status.known_phase().is_some_and(Phase::is_final) {
-            write_result(cluster, &test, &status, outputs, out).await?;
-            return Ok(match (status.known_phase(), status.known_verdict()) {
+            let written = write_result(cluster, &test, &status, outputs, out).await;
+            let exit = match (status.known_phase(), status.known_verdict()) {
                 (Some(Phase::Error), _) => Exit::CouldNotRun,
                 (_, verdict) => {
                     Exit::from_verdict(verdict.unwrap_or(Verdict::Inconclusive), strict)
                 }
-            });
+            };
+            // A verdict that is not a pass counts more than a file that is missing.
+            return match written {
+                Err(error) if exit == Exit::Passed => Err(error),
+                Err(error) => {
+                    eprint_line(&format!("loadtest: {error:#}"));
+                    Ok(exit)
+                }
+                Ok(()) => Ok(exit),
+            };
         }
         last_status = status;
         tokio::time::sleep(POLL_INTERVAL).await;

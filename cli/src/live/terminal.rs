@@ -25,7 +25,10 @@ use ratatui::{
         },
     },
 };
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::{
+    process::{Signal, getpgrp, getpid, kill_process},
+    termios::tcgetpgrp,
+};
 use tokio::sync::watch;
 
 use self::{
@@ -43,7 +46,9 @@ const ROUNDING: f64 = 1e-6;
 /// Returns true if a person can see the view and press its keys.
 pub(crate) fn has_terminal() -> bool {
     let is_dumb = std::env::var("TERM").is_ok_and(|terminal| terminal == "dumb");
-    std::io::stderr().is_terminal() && std::io::stdin().is_terminal() && !is_dumb
+    let is_terminal = std::io::stderr().is_terminal() && std::io::stdin().is_terminal();
+    // A process in the background would be stopped if it changed the terminal.
+    is_terminal && !is_dumb && tcgetpgrp(std::io::stderr()).is_ok_and(|group| group == getpgrp())
 }
 
 /// A view that is being drawn by a thread of its own. It ends with the test, or when it is dropped.

@@ -191,7 +191,8 @@ impl Viewer {
     fn update(&mut self, state: &LiveState) -> Option<String> {
         self.is_over = state.is_over;
         let series = state.series();
-        if self.step_seconds.total_cmp(&series.step_seconds).is_ne() {
+        // The last series may be another one, so it comes as a whole.
+        if state.is_over || self.step_seconds.total_cmp(&series.step_seconds).is_ne() {
             self.step_seconds = series.step_seconds;
             self.points = 0;
         }

@@ -12,6 +12,8 @@ use crate::values::Duration;
 /// The native histogram schema of every latency.
 pub const SCHEMA: i32 = 8;
 const BUCKETS_PER_DOUBLING: f64 = 256.0;
+/// Any duration in seconds that an `f64` can hold has its bucket between this index and its negative.
+const MAX_BUCKET: u32 = 300_000;
 
 /// A distribution of durations in buckets 0.27 % wide.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -185,6 +187,9 @@ impl LatencyHistogram {
         let (mut at, mut level, mut count) = (0_i32, 0_i64, zero);
         for (offset, length) in spans {
             at = at.checked_add(offset).ok_or(HistogramError::Buckets)?;
+            if at.unsigned_abs() > MAX_BUCKET {
+                return Err(HistogramError::Buckets);
+            }
             for _ in 0..length {
                 let delta = deltas.next().ok_or(HistogramError::Buckets)?;
                 level = level.checked_add(*delta).ok_or(HistogramError::Buckets)?;

@@ -8,6 +8,7 @@ use super::{histogram::LatencyHistogram, task::TaskMetrics};
 
 /// The metrics of one runner, or of several runners merged.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Metrics {
     /// The metrics of each task, by the task's name.
     pub tasks: BTreeMap<String, TaskMetrics>,
@@ -40,6 +41,7 @@ pub struct Metrics {
 
 /// The measurements that show whether one runner was able to make its load.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct GeneratorMetrics {
     /// Completed requests of all tasks.
     pub requests: u64,
@@ -70,7 +72,10 @@ impl Metrics {
     /// The measurements of the load generator: of all runners merged.
     pub fn generator(&self) -> GeneratorMetrics {
         GeneratorMetrics {
-            requests: self.tasks.values().map(TaskMetrics::completed_requests).sum(),
+            requests: self
+                .tasks
+                .values()
+                .fold(0, |sum, task| sum.saturating_add(task.completed_requests())),
             schedule_lag: self.schedule_lag.clone(),
             event_loop_lag: self.event_loop_lag.clone(),
             user_seconds: self.user_seconds,

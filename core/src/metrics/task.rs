@@ -235,6 +235,7 @@ impl TryFrom<BTreeMap<String, LatencyHistogram>> for Latencies {
 
 /// The metrics of one task. All numbers are cumulative.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TaskMetrics {
     /// Requests by outcome, in the order of [`Outcome::ALL`].
     pub requests: [u64; 4],

@@ -66,11 +66,7 @@ pub fn build_result(facts: &RunFacts<'_>, metrics: &Metrics, series: Series) -> 
         tasks: valid.scenario.tasks.iter().map(named_result).collect(),
         thresholds: threshold_results(&valid.thresholds, &status.thresholds),
         events: run_events(&valid.load, status, elapsed),
-        runners: metrics
-            .runners
-            .iter()
-            .map(|(name, runner)| runner_result(name, runner, losses.get(name)))
-            .collect(),
+        runners: runner_results(metrics, losses),
         series,
     }
 }
@@ -141,6 +137,19 @@ fn connections(task: &TaskMetrics) -> Connections {
         tls: step_time("tls"),
         upgrade: step_time("upgrade"),
     }
+}
+
+/// One entry for each runner, also for those that were lost before they were heard.
+fn runner_results(metrics: &Metrics, losses: &BTreeMap<String, String>) -> Vec<RunnerResult> {
+    let unheard = GeneratorMetrics::default();
+    let mut runners: BTreeMap<&String, &GeneratorMetrics> = metrics.runners.iter().collect();
+    for name in losses.keys() {
+        runners.entry(name).or_insert(&unheard);
+    }
+    let result = |(name, runner): (&String, &GeneratorMetrics)| {
+        runner_result(name, runner, losses.get(name))
+    };
+    runners.into_iter().map(result).collect()
 }
 
 fn runner_result(name: &str, runner: &GeneratorMetrics, loss: Option<&String>) -> RunnerResult {

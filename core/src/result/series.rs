@@ -250,6 +250,9 @@ impl SeriesRecorder {
     /// nothing: the next one contains it.
     pub fn record(&mut self, metrics: &Metrics) {
         let step = self.series.step_seconds * (1.0 - TOLERANCE);
+        if self.is_ahead_of(metrics) {
+            return;
+        }
         if metrics.elapsed_seconds - self.last.elapsed_seconds >= step {
             self.push_point(metrics);
         }
@@ -265,6 +268,9 @@ impl SeriesRecorder {
     /// Takes a snapshot as the end of a point, whatever the step: the sum of all points is then
     /// exactly these metrics. A short rest is added to the last point.
     pub fn record_all(&mut self, metrics: &Metrics) {
+        if self.is_ahead_of(metrics) {
+            return;
+        }
         let mut rest = self.point_since_last(metrics);
         let is_short = rest.seconds() < self.series.step_seconds / 2.0;
         match self.series.points.last_mut() {
@@ -279,6 +285,16 @@ impl SeriesRecorder {
             _ => self.series.points.push(rest),
         }
         self.keep(metrics);
+    }
+
+    /// Returns true if the metrics lack runners that earlier ones had, as after a restart. Their requests
+    /// would be counted twice when the runners answer again.
+    fn is_ahead_of(&self, metrics: &Metrics) -> bool {
+        let requests = |metrics: &Metrics| -> u64 {
+            let tasks = metrics.tasks.values();
+            tasks.fold(0, |sum, task| sum.saturating_add(task.completed_requests()))
+        };
+        requests(metrics) < requests(&self.last)
     }
 
     /// Ends the series with the final metrics.

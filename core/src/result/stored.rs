@@ -20,9 +20,18 @@ const MAX_DOCUMENT_BYTES: u64 = 64 << 20;
 pub struct StoredResult {
     /// The result.
     pub result: RunResult,
-    /// What the operator needs to go on after a restart.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// What the operator needs to go on after a restart; `None` if another version wrote it in a form
+    /// that this one can't read.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "read_resume")]
     pub resume: Option<ResumeState>,
+}
+
+/// Reports need only the result.
+fn read_resume<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<ResumeState>, D::Error> {
+    let found = Option::<serde_json::Value>::deserialize(deserializer)?;
+    Ok(found.and_then(|found| serde_json::from_value(found).ok()))
 }
 
 /// Why a stored result can't be read or written.

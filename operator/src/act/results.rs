@@ -12,7 +12,7 @@ use loadtest_core::{
 use crate::{
     children::{OPERATOR_NAME, child_name},
     context::Context,
-    error::{Error, ResultError},
+    error::{Error, ResultError, format_error_chain},
     stored_result::{build_head, build_objects, part_name},
 };
 
@@ -39,7 +39,12 @@ pub(crate) async fn store_result(
             .map_err(|error| Error::api("write loadtestresult", &name, error))?;
     }
     if is_last {
-        delete_earlier_parts(&results, &child_name(test), revision, count).await?;
+        // The result is stored, whatever becomes of earlier parts.
+        let name = child_name(test);
+        if let Err(error) = delete_earlier_parts(&results, &name, revision, count).await {
+            let error = format_error_chain(&error);
+            tracing::warn!(name, error, "earlier parts of the result can't be deleted");
+        }
     }
     Ok(())
 }

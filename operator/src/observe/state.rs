@@ -93,6 +93,8 @@ pub(crate) struct RunCache {
     pub(crate) series: Option<SeriesRecorder>,
     /// What was written of the result.
     pub(crate) written_result: WrittenResult,
+    /// Time of the first failure to read the result of an earlier process.
+    pub(crate) resume_failing_since: Option<Timestamp>,
     /// The start record, after the Job that holds it is gone.
     pub(crate) start: Option<StartRecord>,
     /// Number of launches in a row that the API server did not carry out.

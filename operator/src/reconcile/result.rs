@@ -12,7 +12,7 @@ use crate::{
     error::{Error, format_error_chain},
     observe::state::Observed,
     status::set_result_stored,
-    stored_result::{build, is_due, is_retried, note_attempt},
+    stored_result::{build, is_due, is_retried, note_failure, note_write},
 };
 
 /// Writes the result if it is due, and says in the status whether it is stored.
@@ -30,22 +30,25 @@ pub(super) async fn write_result(
     if !is_due(observed, decision, next, now) {
         return Ok(());
     }
-    // The status in the result says that the result is stored: who reads it, has it.
+    // The status in the result says already that the result is stored.
     let before = next.clone();
     let name = child_name(&observed.test);
     set_result_stored(next, Ok(&name), now);
     let Some(stored) = build(observed, next) else { return Ok(()) };
     let requests = stored.result.total.requests;
-    note_attempt(&mut observed.cache, requests, next, now);
-    let revision = observed.cache.written_result.revision;
+    let revision = observed.cache.written_result.revision + 1;
     let is_last = next.known_phase().is_some_and(Phase::is_final);
+    // Before the attempt, because a slow API server may end the reconciliation.
+    let is_retried = is_last && is_retried(&mut observed.cache, now);
     let Err(error) = store_result(context, &observed.test, stored, revision, is_last).await else {
+        note_write(&mut observed.cache, requests, next, now);
         return Ok(());
     };
+    note_failure(&mut observed.cache, next, now);
     *next = before;
     let (namespace, name) = (observed.test.namespace(), observed.test.name_any());
     let text = match error.into_transient() {
-        Ok(error) if is_last && is_retried(&mut observed.cache, now) => return Err(error),
+        Ok(error) if is_retried => return Err(error),
         Ok(error) if !is_last => {
             let error = format_error_chain(&error);
             tracing::warn!(namespace, name, error, "the result can't be stored; trying again");

@@ -58,7 +58,7 @@ fn a_running_test_writes_its_result_every_half_minute() {
     };
     let now = noon();
     assert!(is_due(&observed, &progress(), &status_with(20, 0), now), "never written");
-    note_attempt(&mut observed.cache, 20, &status_with(20, 0), now);
+    note_write(&mut observed.cache, 20, &status_with(20, 0), now);
     let later = |seconds: i64| now + SignedDuration::from_secs(seconds);
     assert!(!is_due(&observed, &progress(), &status_with(90, 0), later(29)));
     assert!(is_due(&observed, &progress(), &status_with(90, 0), later(30)));
@@ -68,6 +68,10 @@ fn a_running_test_writes_its_result_every_half_minute() {
     assert!(is_due(&observed, &conclude, &status_with(20, 0), now));
     assert!(is_due(&observed, &Decision::ReportLoss(vec![]), &status_with(20, 0), now));
     assert!(!is_due(&observed, &Decision::NothingToDo, &status_with(20, 0), later(99)));
+    note_failure(&mut observed.cache, &status_with(20, 1), now);
+    assert_eq!(observed.cache.written_result.revision, 1, "the same revision again");
+    assert!(!is_due(&observed, &progress(), &status_with(20, 1), later(29)));
+    assert!(is_due(&observed, &progress(), &status_with(20, 1), later(30)), "after a failure");
     let unstarted = Observed::new(example_test(), RunCache::default());
     assert!(!is_due(&unstarted, &conclude, &status_with(0, 0), now));
 }

@@ -34,7 +34,7 @@ const MAX_KEPT_BUFFER: usize = 64 << 10;
 
 /// Maximum time that a failed request holds its user.
 const MAX_HOLD: Duration = Duration::from_secs(1);
-/// Time that a failed request holds its user as long as the target has not sent a byte. Otherwise one user
+/// Time that a failed request holds its user as long as its task has not received a byte. Otherwise one user
 /// would try a target that is down thousands of times a second.
 const HOLD_WITHOUT_TARGET: Duration = Duration::from_millis(250);
 
@@ -127,8 +127,8 @@ impl ThreadState {
         self.load_end.get()
     }
 
-    /// Returns how long a failed request of a task takes its user at least: as long as a successful
-    /// request usually takes, at most [`MAX_HOLD`].
+    /// Returns the minimum time between the planned start of a failed request and the next action of its
+    /// user: as long as a successful request usually takes, at most [`MAX_HOLD`].
     pub(crate) fn failure_hold(&self, task: usize) -> Duration {
         let recorders = self.recorders.borrow();
         let usual = recorders.get(task).and_then(TaskRecorder::usual_duration);
