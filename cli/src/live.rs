@@ -12,7 +12,7 @@ use loadtest_report::RunResult;
 use tokio::sync::watch;
 
 pub(crate) use self::{
-    result::RunFrame,
+    result::RunDescription,
     status::build_status,
     terminal::{TerminalView, has_terminal},
     web::{LivePage, StopOrder, parse_address},

@@ -37,7 +37,9 @@ use self::{
 use crate::{
     arguments::RunArguments,
     exit::Exit,
-    live::{LiveFeed, LivePage, RunFrame, StopOrder, TerminalView, build_status, has_terminal},
+    live::{
+        LiveFeed, LivePage, RunDescription, StopOrder, TerminalView, build_status, has_terminal,
+    },
     manifest::{Change, Manifest, check_manifest, read_manifest},
     output::eprint_line,
     outputs::{check_outputs, write_outputs},
@@ -210,7 +212,8 @@ async fn run_load(
     let (page, view) = start_viewers(arguments, name, &feed, &stop_order).await?;
     let is_watched = view.is_some() || page.is_some();
     let start_time = Timestamp::now();
-    let frame = RunFrame { test, valid, uid: prepared.plan().run_uid.clone(), start_time };
+    let description =
+        RunDescription { test, valid, uid: prepared.plan().run_uid.clone(), start_time };
     engine.start(Instant::now());
     let mut timeline = Timeline::default();
     let mut series = SeriesRecorder::new(&valid.load);
@@ -218,7 +221,7 @@ async fn run_load(
         if is_watched {
             let Snapshot { mut metrics, examples } = snapshot;
             metrics.runners.insert("local".into(), metrics.generator());
-            let result = frame.result_so_far(&metrics, examples, timeline);
+            let result = description.result_so_far(&metrics, examples, timeline);
             feed.publish(result, series.series(), false);
         }
     };
@@ -251,7 +254,7 @@ async fn run_load(
         ..RunContext::default()
     };
     let status = build_status(valid, &metrics, &timeline, &context, start_time);
-    let result = frame.result(&status, &metrics, series.finish(&metrics));
+    let result = description.result(&status, &metrics, series.finish(&metrics));
     if let Some(page) = page {
         feed.publish(result.clone(), &result.series, true);
         page.end().await;

@@ -14,6 +14,14 @@ use crate::values::Duration;
 /// another one.
 pub const VERSION: u32 = 3;
 
+/// Name of a runner's container.
+pub const CONTAINER: &str = "runner";
+/// Label of a pod with its index in its Job, set by Kubernetes.
+pub const INDEX_LABEL: &str = "batch.kubernetes.io/job-completion-index";
+/// Maximum size of a runner's response in bytes. The metrics of 64 tasks at full resolution are smaller.
+/// Users choose the image of the runners, so the response is not trusted.
+pub const MAX_RESPONSE_BYTES: usize = 16 << 20;
+
 /// The port on which a runner serves its metrics and takes orders.
 pub const PORT: u16 = 9464;
 

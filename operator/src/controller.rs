@@ -21,11 +21,11 @@ use kube::{
         watcher,
     },
 };
-use loadtest_core::resource::LoadTest;
+use loadtest_core::resource::{LoadTest, UID_LABEL};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    children::{OPERATOR_NAME, UID_LABEL},
+    children::OPERATOR_NAME,
     context::Context,
     crd_check::watch_crd,
     error::format_error_chain,

@@ -16,7 +16,6 @@ use loadtest_core::{
 };
 
 use crate::{
-    children::RUNNER_CONTAINER,
     context::Context,
     error::format_error_chain,
     observe::runner::Runner,
@@ -26,8 +25,6 @@ use crate::{
 /// Maximum number of concurrent requests to runners.
 const MAX_CONCURRENT_REQUESTS: usize = 16;
 
-/// Maximum size of a runner's response. The metrics of 64 tasks at full resolution are smaller.
-const MAX_RESPONSE_BYTES: usize = 16 << 20;
 /// Time limit for asking a runner whether it is ready.
 const READINESS_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(500);
 /// Time limit for reading the log of a pod. The kubelet that holds the log may be gone.
@@ -48,7 +45,7 @@ pub(crate) enum CollectError {
         "response comes from run {run_uid} index {index} pod {pod_uid}; another runner has this address now"
     )]
     WrongRunner { run_uid: String, index: u32, pod_uid: String },
-    #[error("response is larger than {} MiB", MAX_RESPONSE_BYTES >> 20)]
+    #[error("response is larger than {} MiB", control::MAX_RESPONSE_BYTES >> 20)]
     TooLarge,
     #[error("failed to read the pod's log")]
     Log(#[source] kube::Error),
@@ -217,7 +214,7 @@ async fn scrape_runner(
 async fn read_body(mut response: reqwest::Response) -> Result<Vec<u8>, CollectError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(CollectError::Request)? {
-        if bytes.len() + chunk.len() > MAX_RESPONSE_BYTES {
+        if bytes.len() + chunk.len() > control::MAX_RESPONSE_BYTES {
             return Err(CollectError::TooLarge);
         }
         bytes.extend_from_slice(&chunk);
@@ -232,7 +229,7 @@ async fn read_last_metrics(
     runner: &Runner,
 ) -> Result<RunnerMetrics, CollectError> {
     let parameters = LogParams {
-        container: Some(RUNNER_CONTAINER.into()),
+        container: Some(control::CONTAINER.into()),
         limit_bytes: Some(MAX_LOG_BYTES),
         ..LogParams::default()
     };

@@ -54,7 +54,7 @@ pub(crate) fn is_due(
 /// for a test whose spec is invalid.
 pub(crate) fn build(observed: &mut Observed, status: &LoadTestStatus) -> Option<StoredResult> {
     let start = observed.known_start()?;
-    let valid = observed.valid.clone().ok()?;
+    let valid = observed.valid.as_ref().ok()?;
     let merged = observed.merge_snapshots();
     let recorder = observed.cache.series.take();
     let mut recorder = recorder.unwrap_or_else(|| SeriesRecorder::new(&valid.load));
@@ -67,7 +67,7 @@ pub(crate) fn build(observed: &mut Observed, status: &LoadTestStatus) -> Option<
         generator: concat!("loadtest-operator ", env!("CARGO_PKG_VERSION")).into(),
         uid: observed.test.metadata.uid.clone().unwrap_or_default(),
         test: &observed.test,
-        valid: &valid,
+        valid,
         status,
         losses: losses.collect(),
     };
@@ -120,23 +120,36 @@ fn gone_runners(observed: &Observed, start: &StartRecord) -> GoneRunners {
     gone
 }
 
-/// Fills the empty cache of a process that has never seen the run.
+/// A result that an earlier process wrote.
+#[derive(Clone, Debug)]
+pub(crate) struct EarlierResult {
+    /// The document.
+    pub(crate) stored: StoredResult,
+    /// Its revision.
+    pub(crate) revision: u64,
+    /// Number of its objects.
+    pub(crate) parts: u32,
+}
+
+/// Fills the empty cache of a process that has never seen the run. Returns false if another version
+/// wrote what this one would need to go on.
 pub(crate) fn restore(
     cache: &mut RunCache,
     load: &LoadModel,
-    stored: StoredResult,
-    revision: u64,
+    earlier: EarlierResult,
     now: Timestamp,
-) {
-    let Some(resume) = stored.resume else { return };
-    let ResumeState { recorded, gone, runners, error_examples } = resume;
+) -> bool {
+    let EarlierResult { stored, revision, parts } = earlier;
     cache.written_result = WrittenResult {
         revision,
         at: Some(now),
         requests: stored.result.total.requests,
         stages: stored.result.status.stages.len(),
+        most_parts: parts,
         failing_since: None,
     };
+    let Some(resume) = stored.resume else { return false };
+    let ResumeState { recorded, gone, runners, error_examples } = resume;
     cache.series = Some(SeriesRecorder::resume(load, stored.result.series, recorded));
     // A runner that waited at the last write may run by now.
     let alive = runners.into_iter().filter(|runner| {
@@ -146,19 +159,26 @@ pub(crate) fn restore(
     cache.gone = gone;
     let examples = error_examples.into_iter();
     cache.error_examples = examples.map(|e| ((e.task, e.kind), e.message)).collect();
+    true
 }
 
-/// Notes that the result was written as the next revision.
+/// Notes that the result was written as the next revision, in this number of objects.
 pub(crate) fn note_write(
     cache: &mut RunCache,
     requests: u64,
+    parts: u32,
     status: &LoadTestStatus,
     now: Timestamp,
 ) {
-    let revision = cache.written_result.revision + 1;
-    let stages = status.stages.len();
-    cache.written_result =
-        WrittenResult { revision, at: Some(now), requests, stages, failing_since: None };
+    let written = &mut cache.written_result;
+    *written = WrittenResult {
+        revision: written.revision + 1,
+        at: Some(now),
+        requests,
+        stages: status.stages.len(),
+        most_parts: written.most_parts.max(parts),
+        failing_since: None,
+    };
 }
 
 /// Notes that a write failed. The next attempt has the same revision, so that it leaves the objects of the
@@ -211,6 +231,14 @@ pub(crate) fn part_name(name: &str, revision: u64, part: u32) -> String {
         (part, 0) => format!("{name}.{part}a"),
         (part, _) => format!("{name}.{part}b"),
     }
+}
+
+/// The names of the objects that earlier revisions may have left behind, after the last revision was
+/// written in `parts` objects. No earlier revision had more than `most`.
+pub(crate) fn stale_names(name: &str, revision: u64, parts: u32, most: u32) -> Vec<String> {
+    let earlier = (1..most).map(|part| part_name(name, revision + 1, part));
+    let shrunk = (parts.max(1)..most).map(|part| part_name(name, revision, part));
+    earlier.chain(shrunk).collect()
 }
 
 /// The object of a result without its data.

@@ -1,10 +1,8 @@
 //! Texts that several reports share: the type of a task, the verdict with its reason, numbers.
 
 use loadtest_core::{
-    Duration,
     resource::{LoadTestStatus, Task},
-    result::{RunResult, ThresholdResult, ValueUnit},
-    values::{Percent, Rate},
+    result::{RunResult, ThresholdResult},
 };
 
 /// The type of a task as Locust names it: the HTTP method, or `WebSocket`.
@@ -35,23 +33,14 @@ pub(crate) fn name_of(result: &RunResult) -> &str {
     result.name.as_deref().unwrap_or("loadtest")
 }
 
-/// A number of a threshold with its unit: `343.6ms`, `12.5/s`, `0.25%`.
-pub(crate) fn with_unit(unit: ValueUnit, value: f64) -> String {
-    match unit {
-        ValueUnit::Seconds => Duration::from_secs_f64(value).rounded(),
-        ValueUnit::PerSecond => Rate::per_second(value).rounded(),
-        ValueUnit::Fraction => Percent::from_fraction(value).rounded(),
-    }
-}
-
 /// The observed value of a threshold; `-` without samples.
 pub(crate) fn observed_of(row: &ThresholdResult) -> String {
-    row.observed.map_or_else(|| "-".to_owned(), |value| with_unit(row.unit, value))
+    row.observed.map_or_else(|| "-".to_owned(), |value| row.unit.format(value))
 }
 
 /// The target of a threshold: `< 500ms`.
 pub(crate) fn target_of(row: &ThresholdResult) -> String {
-    format!("{} {}", row.target.comparison, with_unit(row.unit, row.target.value))
+    format!("{} {}", row.target.comparison, row.unit.format(row.target.value))
 }
 
 /// Seconds as milliseconds.

@@ -9,15 +9,13 @@ use kube::{
     Api, ResourceExt,
     api::{ListParams, LogParams},
 };
-use loadtest_core::{control::LAST_METRICS, resource::GROUP};
+use loadtest_core::{
+    control::{CONTAINER, INDEX_LABEL, LAST_METRICS},
+    resource::UID_LABEL,
+};
 
 use super::Cluster;
 use crate::{arguments::LogsArguments, exit::Exit, output::eprint_line};
-
-/// Label with the index of a pod in its Job.
-const INDEX_LABEL: &str = "batch.kubernetes.io/job-completion-index";
-/// Name of the runner's container.
-const CONTAINER: &str = "runner";
 
 /// Prints the logs of the runners, each line after the index of its runner. The lines that carry a
 /// runner's last metrics are left out: they are for the operator.
@@ -30,7 +28,7 @@ pub(crate) fn print_logs(arguments: &LogsArguments, out: &mut impl Write) -> any
         })?;
         let uid = test.uid().unwrap_or_default();
         let pods: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
-        let selector = ListParams::default().labels(&format!("{GROUP}/uid={uid}"));
+        let selector = ListParams::default().labels(&format!("{UID_LABEL}={uid}"));
         let mut found = pods.list(&selector).await.context("the pods can't be listed")?.items;
         if found.is_empty() {
             eprint_line(

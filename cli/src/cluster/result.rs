@@ -3,7 +3,7 @@
 use anyhow::Context;
 use kube::{Api, Client, api::ListParams};
 use loadtest_core::{
-    resource::{GROUP, LoadTest, LoadTestStatus},
+    resource::{LoadTest, LoadTestStatus, NAME_LABEL, UID_LABEL, name_label_of},
     result::{LoadTestResult, StoredResult},
 };
 use loadtest_report::RunResult;
@@ -14,9 +14,6 @@ use crate::{
     outputs::write_outputs,
     render,
 };
-
-/// Maximum length of a label's value.
-const MAX_LABEL_LENGTH: usize = 63;
 
 /// Reads the latest result of a LoadTest, also after the LoadTest is gone. `name` is the name of the
 /// LoadTest or of the result.
@@ -48,9 +45,8 @@ pub(super) async fn find_stored(
     uid: Option<&str>,
 ) -> anyhow::Result<StoredResult> {
     let results: Api<LoadTestResult> = Api::namespaced(client.clone(), namespace);
-    let label: String = name.chars().take(MAX_LABEL_LENGTH).collect();
-    let label = label.trim_end_matches(['-', '.']);
-    let of_test = ListParams::default().labels(&format!("{GROUP}/name={label}"));
+    let label = format!("{NAME_LABEL}={}", name_label_of(name));
+    let of_test = ListParams::default().labels(&label);
     let failed = || format!("the results in namespace {namespace} can't be read");
     let mut objects = results.list(&of_test).await.with_context(failed)?.items;
     // An earlier LoadTest of this name may have left its result.
@@ -60,7 +56,7 @@ pub(super) async fn find_stored(
         // The name of a result ends with the start of the UID of its LoadTest.
         let named = results.get_opt(name).await.with_context(failed)?;
         if let Some(named) = named {
-            let uid = ListParams::default().labels(&format!("{GROUP}/uid={}", named.test.uid));
+            let uid = ListParams::default().labels(&format!("{UID_LABEL}={}", named.test.uid));
             objects = results.list(&uid).await.with_context(failed)?.items;
         }
     }

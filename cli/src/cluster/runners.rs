@@ -15,7 +15,7 @@ use kube::{Api, ResourceExt, api::ListParams};
 use loadtest_core::{
     control::{self, ErrorExample, path},
     metrics::{Format, Metrics, RunnerMetrics, decode},
-    resource::GROUP,
+    resource::UID_LABEL,
     result::GoneRunners,
 };
 
@@ -23,8 +23,6 @@ use loadtest_core::{
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of requests to runners at once.
 const MAX_CONCURRENT_REQUESTS: usize = 16;
-/// Maximum size of a runner's response. Users choose the runner image.
-const MAX_RESPONSE_BYTES: usize = 16 << 20;
 
 type Sender = SendRequest<String>;
 
@@ -67,7 +65,7 @@ impl Runners {
     /// # Errors
     /// When the pods can't be listed, or when the user may not forward ports.
     pub(super) async fn ask_all(&mut self) -> anyhow::Result<usize> {
-        let selector = ListParams::default().labels(&format!("{GROUP}/uid={}", self.run_uid));
+        let selector = ListParams::default().labels(&format!("{UID_LABEL}={}", self.run_uid));
         let pods = self.pods.list(&selector).await.context("the pods can't be listed")?.items;
         let running = pods.into_iter().filter(|pod| {
             let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
@@ -201,7 +199,7 @@ async fn get(connection: &mut Sender, path: &str) -> anyhow::Result<Vec<u8>> {
         .body(String::new())?;
     let response = connection.send_request(request).await?;
     anyhow::ensure!(response.status().is_success(), "the runner answers {}", response.status());
-    let body = Limited::new(response.into_body(), MAX_RESPONSE_BYTES).collect().await;
+    let body = Limited::new(response.into_body(), control::MAX_RESPONSE_BYTES).collect().await;
     let body = body.map_err(|error| anyhow::anyhow!("the response can't be read: {error}"))?;
     Ok(body.to_bytes().to_vec())
 }

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     arguments::UiArguments,
     exit::Exit,
-    live::{LiveFeed, LivePage, RunFrame, StopOrder},
+    live::{LiveFeed, LivePage, RunDescription, StopOrder},
     output::eprint_line,
 };
 
@@ -118,7 +118,7 @@ async fn show_run(cluster: &Cluster, test: &LoadTest, feed: &LiveFeed) -> anyhow
     let pods = Api::namespaced(cluster.client.clone(), &cluster.namespace);
     let mut runners = Runners::new(pods, &uid, gone, known, examples);
     let start_time = status.start_time.map_or_else(Timestamp::now, |time| time.0);
-    let frame = RunFrame { test, valid: &valid, uid, start_time };
+    let description = RunDescription { test, valid: &valid, uid, start_time };
     let mut ticks = tokio::time::interval(UPDATE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     for update in 1_u32.. {
@@ -130,7 +130,7 @@ async fn show_run(cluster: &Cluster, test: &LoadTest, feed: &LiveFeed) -> anyhow
                     recorder.record(&merged);
                     timeline.record_snapshot(&valid, &merged);
                     let examples = runners.examples.clone();
-                    let result = frame.result_so_far(&merged, examples, &timeline);
+                    let result = description.result_so_far(&merged, examples, &timeline);
                     feed.publish(result, recorder.series(), false);
                 }
             }

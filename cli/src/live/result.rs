@@ -8,7 +8,7 @@ use k8s_openapi::{
 };
 use loadtest_core::{
     Duration,
-    judge::{RunContext, Timeline},
+    judge::{RunContext, Timeline, progress_of},
     metrics::Metrics,
     plan::ValidTest,
     resource::{LoadTest, LoadTestStatus, Named, Phase},
@@ -18,7 +18,7 @@ use loadtest_core::{
 use super::status::build_status;
 
 /// The facts of a run that don't change.
-pub(crate) struct RunFrame<'a> {
+pub(crate) struct RunDescription<'a> {
     /// The test.
     pub(crate) test: &'a LoadTest,
     /// Its validated spec.
@@ -29,7 +29,7 @@ pub(crate) struct RunFrame<'a> {
     pub(crate) start_time: Timestamp,
 }
 
-impl RunFrame<'_> {
+impl RunDescription<'_> {
     /// The result of the run so far, without its series. `metrics` has the measurements of each runner.
     pub(crate) fn result_so_far(
         &self,
@@ -37,14 +37,18 @@ impl RunFrame<'_> {
         examples: BTreeMap<(String, String), String>,
         timeline: &Timeline,
     ) -> RunResult {
+        let runners = metrics.runners.len() as u64;
         let context = RunContext {
-            runners: metrics.runners.len() as u64,
-            start_skew: Some(Duration::ZERO),
+            runners,
+            // Unknown for several runners.
+            start_skew: (runners <= 1).then_some(Duration::ZERO),
             examples,
             ..RunContext::default()
         };
         let judged = build_status(self.valid, metrics, timeline, &context, self.start_time);
-        let status = running_status(judged, metrics.elapsed_seconds, self.valid.load.duration());
+        let duration = self.valid.load.duration();
+        let mut status = running_status(judged, metrics.elapsed_seconds, duration);
+        status.progress = Some(progress_of(self.valid, metrics, runners, metrics.users));
         self.result(&status, metrics, Series::default())
     }
 

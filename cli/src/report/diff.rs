@@ -2,11 +2,7 @@
 
 use std::{fmt::Write as _, io::Write};
 
-use loadtest_core::{
-    Duration,
-    result::{ComparedRow, Comparison, Movement, ValueUnit, compare},
-    values::{Percent, Rate},
-};
+use loadtest_core::result::{ComparedRow, Comparison, Movement, ValueUnit, compare};
 use loadtest_report::RunResult;
 
 use super::read_source;
@@ -51,14 +47,6 @@ pub(crate) fn print_difference(
     Ok(if *strict && is_worse { Exit::Missed } else { Exit::Passed })
 }
 
-fn value_of(row: &ComparedRow, value: f64) -> String {
-    match row.unit {
-        ValueUnit::Seconds => Duration::from_secs_f64(value).rounded(),
-        ValueUnit::PerSecond => Rate::per_second(value).rounded(),
-        ValueUnit::Fraction => Percent::from_fraction(value).rounded(),
-    }
-}
-
 /// A change as a signed percentage; that of an error rate in percentage points.
 fn change_of(row: &ComparedRow, change: f64) -> String {
     let unit = if row.unit == ValueUnit::Fraction { " pp" } else { "%" };
@@ -84,8 +72,8 @@ fn cells_of(row: &ComparedRow) -> Vec<String> {
     vec![
         row.task.clone().unwrap_or_else(|| "all".to_owned()),
         name,
-        value_of(row, row.base),
-        value_of(row, row.new),
+        row.unit.format(row.base),
+        row.unit.format(row.new),
         text(row.change.map(|change| change_of(row, change))),
         text(
             row.interval
@@ -95,8 +83,8 @@ fn cells_of(row: &ComparedRow) -> Vec<String> {
     ]
 }
 
-const HEAD: [&str; 7] = ["task", "number", "base", "new", "change", "95 % of draws", "meaning"];
-const NOTE: &str = "The interval comes from the noise within the two runs (blocks of at least 20 s). Two runs of the same target\ncan differ by more: repeat both to be sure. A run needs a minute for an interval.";
+const HEAD: [&str; 7] = ["task", "number", "base", "new", "change", "interval", "meaning"];
+const NOTE: &str = "The interval (95 %) comes from the noise within the two runs. Two runs of the same target can differ by more:\nrepeat both to be sure. A run needs a minute for an interval.";
 
 fn format_comparison(base: &RunResult, new: &RunResult, comparison: &Comparison) -> String {
     let describe = |result: &RunResult| {

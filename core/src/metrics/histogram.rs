@@ -46,6 +46,18 @@ fn middle_of(bucket: i32) -> Duration {
     Duration::from_secs_f64(((f64::from(bucket) - 0.5) / BUCKETS_PER_DOUBLING).exp2())
 }
 
+/// The nearest rank of the quantile at `p`, a fraction of one, among `count` samples: 1 is the smallest.
+pub(crate) fn rank_of(p: f64, count: u64) -> u64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a rank lies between 1 and the count"
+    )]
+    // `p * count` may be slightly above a whole number in binary: 0.999 * 1000 must be rank 999.
+    let rank = (p * count as f64 * (1.0 - 1e-12)).ceil() as u64;
+    rank.clamp(1, count.max(1))
+}
+
 impl LatencyHistogram {
     /// The index of the bucket that holds a duration in seconds; `None` for zero.
     pub fn bucket_of(seconds: f64) -> Option<i32> {
@@ -96,13 +108,7 @@ impl LatencyHistogram {
         if self.count == 0 {
             return None;
         }
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a rank lies between 1 and the count"
-        )]
-        // `p * count` may be slightly above a whole number in binary: 0.999 * 1000 must be rank 999.
-        let rank = ((p * self.count as f64 * (1.0 - 1e-12)).ceil() as u64).clamp(1, self.count);
+        let rank = rank_of(p, self.count);
         let mut seen = self.zero;
         if rank <= seen {
             return Some(Duration::ZERO);

@@ -22,10 +22,14 @@ pub use catalog::{LatencyMetric, Metric, TaskScope, Unit, names};
 pub use decode::{ExpositionError, decode};
 #[cfg(feature = "control")]
 pub use encode::{ExpositionOptions, Format, encode};
+#[cfg(feature = "crd")]
+pub(crate) use histogram::rank_of;
 pub use histogram::{HistogramError, LatencyHistogram, SCHEMA};
 pub use histogram_data::HistogramData;
 #[cfg(feature = "crd")]
 pub(crate) use histogram_data::{is_zero, round_seconds};
 pub use run_metrics::{GeneratorMetrics, Identity, Metrics, RunnerMetrics, RunnerState};
 pub use statistic::{Statistic, StatisticError};
+#[cfg(feature = "crd")]
+pub(crate) use task::SIZE_LIMIT;
 pub use task::{Latencies, Outcome, TaskMetrics, Tokens};

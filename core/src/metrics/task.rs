@@ -57,6 +57,9 @@ impl Outcome {
     }
 }
 
+/// The kind of error of a response that is larger than the load generator reads.
+pub(crate) const SIZE_LIMIT: &str = "size_limit";
+
 /// Tokens of chat requests, as the target's `usage` counts them. Without `usage` from the target, each
 /// event of a stream counts as one token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -304,7 +307,7 @@ impl TaskMetrics {
 
     /// Requests that failed because their response is larger than the load generator reads.
     pub fn too_large(&self) -> u64 {
-        self.errors.get("size_limit").copied().unwrap_or(0)
+        self.errors.get(SIZE_LIMIT).copied().unwrap_or(0)
     }
 
     /// Errors of the target, and dropped arrivals: a response that is too large for the load generator

@@ -8,6 +8,7 @@ mod check;
 mod crd;
 #[cfg(feature = "crd")]
 mod kind;
+mod labels;
 mod load;
 #[cfg(feature = "crd")]
 mod pod_template;
@@ -28,6 +29,7 @@ pub(crate) use crd::add_limits;
 pub use crd::{CrdEdition, crd, crd_yaml, schema};
 #[cfg(feature = "crd")]
 pub use kind::{LoadTest, LoadTestSpec, LoadTestStatus, OnRunnerLoss};
+pub use labels::{NAME_LABEL, UID_LABEL, name_label_of};
 pub use load::{Load, Ramp, Stage};
 #[cfg(feature = "crd")]
 pub use pod_template::PodTemplate;

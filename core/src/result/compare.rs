@@ -1,9 +1,10 @@
 //! Compares the results of two runs, one against the other. Pure.
 //!
-//! Requests of one run depend on each other: a target that is slow for a moment is slow for all of them. So
-//! the noise of a run is estimated from blocks of at least 20 s, which are drawn anew many times (block
-//! bootstrap; Künsch, The Jackknife and the Bootstrap for General Stationary Observations, 1989). Two runs
-//! of the same target can still differ by more than that, so a change is at most a hint.
+//! Requests of one run depend on each other: a target that is slow for a moment is slow for all of them.
+//! This module therefore cuts a run into blocks of at least 20 s and estimates the noise from random
+//! samples of the blocks (block bootstrap; Künsch, The Jackknife and the Bootstrap for General Stationary
+//! Observations, 1989). Two runs of the same target can differ by more than this noise, so a change is a
+//! hint and no proof.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,7 @@ use super::{
     series::{Series, TaskPoint},
 };
 use crate::{
-    metrics::{HistogramError, LatencyMetric},
+    metrics::{HistogramError, LatencyMetric, Metric, rank_of},
     values::Duration,
 };
 
@@ -24,11 +25,11 @@ use crate::{
 const BLOCK_SECONDS: f64 = 20.0;
 /// Minimum number of blocks of a run with an interval.
 const MIN_BLOCKS: usize = 3;
-/// A change of a latency by less than the width of a bucket is none.
+/// Width of a bucket as a share of its value. A smaller change of a latency is not visible.
 const RESOLUTION: f64 = 0.0028;
-/// How many times the blocks are drawn anew.
+/// Number of random samples of the blocks.
 const RESAMPLES: usize = 1000;
-/// The interval leaves out this share of the draws on each side: it holds 95 %.
+/// Share of the samples below the interval, and above it: the interval holds 95 %.
 const TAIL: f64 = 0.025;
 /// The percentiles of the response time, and those of other latencies.
 const RESPONSE_TIME_PERCENTILES: [(&str, f64); 3] = [("p50", 0.5), ("p95", 0.95), ("p99", 0.99)];
@@ -64,8 +65,8 @@ pub struct ComparedRow {
     pub new: f64,
     /// The change as a share of the first value; for an error rate, the difference of the two.
     pub change: Option<f64>,
-    /// The interval in which 95 % of the changes lie when the blocks of both runs are drawn anew; absent
-    /// if a run is too short for three blocks.
+    /// The 95 % interval of the change, from the noise within the two runs; absent if a run is too short
+    /// for three blocks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval: Option<(f64, f64)>,
     /// The meaning of the change.
@@ -86,7 +87,7 @@ pub enum Movement {
     Unknown,
 }
 
-/// What a row compares.
+/// The number that a row compares.
 #[derive(Clone, Copy, Debug)]
 enum Quantity {
     Throughput,
@@ -174,16 +175,15 @@ fn compare_task(
             None
         };
         let (metric, statistic, unit) = match quantity {
-            Quantity::Throughput => ("throughput", None, ValueUnit::PerSecond),
-            Quantity::ErrorRate => ("errorRate", None, ValueUnit::Fraction),
+            Quantity::Throughput => (Metric::Throughput, None, ValueUnit::PerSecond),
+            Quantity::ErrorRate => (Metric::ErrorRate, None, ValueUnit::Fraction),
             Quantity::Latency(metric, name, _) => {
-                let judged = metric.info().judged;
-                (judged.map_or("", |judged| judged.name), Some(name), ValueUnit::Seconds)
+                (Metric::Latency(metric), Some(name), ValueUnit::Seconds)
             }
         };
         rows.push(ComparedRow {
             task: task.map(str::to_owned),
-            metric: metric.to_owned(),
+            metric: metric.as_str().to_owned(),
             statistic: statistic.map(str::to_owned),
             unit,
             base: from,
@@ -235,7 +235,7 @@ fn blocks_of(series: &Series, task: Option<&str>) -> Result<Vec<Block>, Histogra
     Ok(blocks)
 }
 
-/// The numbers of the blocks of one side, in the form in which they are drawn.
+/// The numbers of the blocks of one run, ready for random samples.
 enum Blocks {
     /// A numerator and a denominator for each block.
     Shares(Vec<(f64, f64)>),
@@ -249,7 +249,9 @@ impl Blocks {
             Quantity::Throughput => Self::Shares(
                 blocks.iter().map(|(s, block)| (block.successes_in_load as f64, *s)).collect(),
             ),
-            Quantity::ErrorRate => Self::Shares(blocks.iter().map(|(_, b)| share_of(b)).collect()),
+            Quantity::ErrorRate => {
+                Self::Shares(blocks.iter().map(|(_, block)| block.errors_and_judged()).collect())
+            }
             Quantity::Latency(metric, ..) => {
                 let mut samples = BTreeMap::<Duration, Vec<u64>>::new();
                 for (index, (_, block)) in blocks.iter().enumerate() {
@@ -273,7 +275,7 @@ impl Blocks {
         }
     }
 
-    /// The value of as many blocks as there are, each drawn at random. `weights` is for reuse.
+    /// The value of a random sample of the blocks, with replacement. `weights` is memory for reuse.
     fn draw(&self, quantity: Quantity, random: &mut Pcg32, weights: &mut Vec<u64>) -> Option<f64> {
         let len = self.len();
         weights.clear();
@@ -297,12 +299,7 @@ impl Blocks {
                     counts.iter().zip(&*weights).map(|(count, weight)| count * weight).sum()
                 };
                 let total: u64 = samples.values().map(|counts| count(counts)).sum();
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "a rank is between 1 and the number of samples"
-                )]
-                let rank = (p * total as f64 * (1.0 - 1e-12)).ceil().max(1.0) as u64;
+                let rank = rank_of(p, total);
                 let mut seen = 0;
                 let value = samples.iter().find(|(_, counts)| {
                     seen += count(counts);
@@ -314,21 +311,13 @@ impl Blocks {
     }
 }
 
-/// Failed and judged requests, as `errorRate` counts them.
-fn share_of(block: &TaskPoint) -> (f64, f64) {
-    let too_large = block.errors.get("size_limit").copied().unwrap_or(0);
-    let failed = (block.failures + block.dropped).saturating_sub(too_large);
-    let judged = (block.requests + block.dropped).saturating_sub(too_large);
-    (failed as f64, judged as f64)
-}
-
 fn interval_of(
     quantity: Quantity,
     sides: &[Vec<Block>; 2],
 ) -> Result<Option<(f64, f64)>, HistogramError> {
     let [base, new] = sides;
     let (base, new) = (Blocks::new(quantity, base)?, Blocks::new(quantity, new)?);
-    // The same two results always give the same interval.
+    // A fixed seed: the same two results always give the same interval.
     let mut random = Pcg32::seed_from_u64(1);
     let mut weights = Vec::new();
     let mut changes = Vec::with_capacity(RESAMPLES);
@@ -342,7 +331,7 @@ fn interval_of(
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "a share of the number of draws"
+        reason = "a share of the number of samples"
     )]
     let at = |share: f64| changes.get((last * share).round() as usize).copied();
     let width = if matches!(quantity, Quantity::Latency(..)) { RESOLUTION } else { 0.0 };

@@ -10,6 +10,7 @@ use super::{distribution::Distribution, series::Series};
 use crate::{
     metrics::{LatencyMetric, Tokens},
     resource::{Extensible, LoadTestSpec, LoadTestStatus, ThresholdKey, Verdict},
+    values::{Duration, Percent, Rate},
 };
 
 /// Version of the format. It grows when a field changes its meaning or is removed; new fields don't
@@ -225,6 +226,17 @@ pub enum ValueUnit {
     PerSecond,
     /// A share from 0 to 1.
     Fraction,
+}
+
+impl ValueUnit {
+    /// A number with its unit, for people: `343.6ms`, `12.5/s`, `0.25%`.
+    pub fn format(self, value: f64) -> String {
+        match self {
+            Self::Seconds => Duration::from_secs_f64(value).rounded(),
+            Self::PerSecond => Rate::per_second(value).rounded(),
+            Self::Fraction => Percent::from_fraction(value).rounded(),
+        }
+    }
 }
 
 /// A bound in numbers.

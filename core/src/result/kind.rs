@@ -56,7 +56,7 @@ pub struct LoadTestResult {
     pub summary: ResultSummary,
     /// How many times the result was written. The objects of one result carry the same number.
     pub revision: u64,
-    /// Number of this object among the objects of the result, from 0. All fields but data are complete
+    /// Number of this object, from 0 to parts − 1. All fields but data are complete
     /// in each of them.
     pub part: u32,
     /// Number of objects of the result. The data of all of them, joined, is one document.

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     load::{LoadModel, LoadProfile},
     metrics::{
-        HistogramData, HistogramError, LatencyMetric, Metrics, Outcome, TaskMetrics, is_zero,
-        round_seconds,
+        HistogramData, HistogramError, LatencyMetric, Metrics, Outcome, SIZE_LIMIT, TaskMetrics,
+        is_zero, round_seconds,
     },
 };
 
@@ -125,6 +125,14 @@ impl TaskPoint {
             errors: errors.map(|(kind, count)| (kind.clone(), *count)).collect(),
             latencies,
         }
+    }
+
+    /// The numerator and the denominator of `errorRate`; see
+    /// [`TaskMetrics::errors_and_dropped`] and [`TaskMetrics::judged_requests`].
+    pub(super) fn errors_and_judged(&self) -> (f64, f64) {
+        let too_large = self.errors.get(SIZE_LIMIT).copied().unwrap_or(0);
+        let without = |count: u64| count.saturating_add(self.dropped).saturating_sub(too_large);
+        (without(self.failures) as f64, without(self.requests) as f64)
     }
 
     /// The samples of a latency; `None` if there are none.

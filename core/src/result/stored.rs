@@ -12,16 +12,16 @@ use super::{
     resume::ResumeState,
 };
 
-/// Maximum size of a document. A person who may write results could fill the memory of a reader.
-const MAX_DOCUMENT_BYTES: u64 = 64 << 20;
+/// Maximum size of a document in bytes. A person who may write results could fill the memory of a reader.
+const MAX_DOCUMENT_BYTES: usize = 32 << 20;
 
 /// The document in the data of [`LoadTestResult`]s.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct StoredResult {
     /// The result.
     pub result: RunResult,
-    /// What the operator needs to go on after a restart; `None` if another version wrote it in a form
-    /// that this one can't read.
+    /// The state with which the operator goes on after a restart; `None` if another version wrote it in a
+    /// form that this one can't read.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "read_resume")]
     pub resume: Option<ResumeState>,
 }
@@ -32,6 +32,19 @@ fn read_resume<'de, D: serde::Deserializer<'de>>(
 ) -> Result<Option<ResumeState>, D::Error> {
     let found = Option::<serde_json::Value>::deserialize(deserializer)?;
     Ok(found.and_then(|found| serde_json::from_value(found).ok()))
+}
+
+/// The version of a document, which is read before anything else.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Versioned {
+    result: Version,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Version {
+    version: u64,
 }
 
 /// Why a stored result can't be read or written.
@@ -45,9 +58,12 @@ pub enum StoredResultError {
         /// Number of parts of the result.
         wanted: usize,
     },
-    /// The data is not gzip, or too long.
-    #[error("the data of the result is not gzip of at most {} MiB", MAX_DOCUMENT_BYTES >> 20)]
+    /// The data is not gzip.
+    #[error("the data of the result is not gzip")]
     Compression(#[source] std::io::Error),
+    /// The document is larger than that of any test.
+    #[error("the result is larger than {} MiB", MAX_DOCUMENT_BYTES >> 20)]
+    TooLarge,
     /// The document can't be read.
     #[error("the data of the result is not a result: {path}")]
     Document {
@@ -69,9 +85,9 @@ pub enum StoredResultError {
 }
 
 impl StoredResult {
-    /// The compressed document, in parts of at most [`MAX_DATA_BYTES`]. Where it needs several, the
-    /// metrics of runners that may still answer are left out. Where it needs more than [`MAX_PARTS`],
-    /// the series gets longer steps.
+    /// The compressed document, in parts of at most [`MAX_DATA_BYTES`]. If one part is too small for it,
+    /// the metrics of runners that may still answer are left out. If [`MAX_PARTS`] are too few, or the
+    /// document is too large to be read, the series gets longer steps.
     ///
     /// # Errors
     /// When the document can't be written as JSON, which no value here makes happen.
@@ -81,7 +97,7 @@ impl StoredResult {
 
     fn split(mut self, part: usize, max_parts: u32) -> Result<Vec<Vec<u8>>, StoredResultError> {
         loop {
-            let bytes = self.compress()?;
+            let (json_length, bytes) = self.compress()?;
             let runners = self.resume.as_mut().map(|resume| &mut resume.runners);
             if bytes.len() > part
                 && let Some(runners) = runners.filter(|runners| !runners.is_empty())
@@ -90,18 +106,20 @@ impl StoredResult {
                 continue;
             }
             let series = &mut self.result.series;
-            let is_small = bytes.len() <= part * max_parts as usize;
+            let is_small =
+                bytes.len() <= part * max_parts as usize && json_length <= MAX_DOCUMENT_BYTES;
             if is_small || series.points.len() <= 1 || series.halve().is_err() {
                 return Ok(bytes.chunks(part).map(<[u8]>::to_vec).collect());
             }
         }
     }
 
-    fn compress(&self) -> Result<Vec<u8>, StoredResultError> {
+    /// The length of the JSON, and the JSON compressed.
+    fn compress(&self) -> Result<(usize, Vec<u8>), StoredResultError> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
         let json = serde_json::to_vec(self).map_err(StoredResultError::Write)?;
         encoder.write_all(&json).map_err(StoredResultError::Compression)?;
-        encoder.finish().map_err(StoredResultError::Compression)
+        Ok((json.len(), encoder.finish().map_err(StoredResultError::Compression)?))
     }
 
     /// Reads the document of a result from its objects: the first one, and the others in any order.
@@ -134,16 +152,19 @@ impl StoredResult {
 
     fn decompress(bytes: &[u8]) -> Result<Self, StoredResultError> {
         let mut json = Vec::new();
-        let mut decoder = GzDecoder::new(bytes).take(MAX_DOCUMENT_BYTES);
+        let mut decoder = GzDecoder::new(bytes).take(MAX_DOCUMENT_BYTES as u64 + 1);
         decoder.read_to_end(&mut json).map_err(StoredResultError::Compression)?;
+        if json.len() > MAX_DOCUMENT_BYTES {
+            return Err(StoredResultError::TooLarge);
+        }
         let document = |path: String, source| StoredResultError::Document { path, source };
-        let value: serde_json::Value =
+        let Versioned { result: Version { version: found } } =
             serde_json::from_slice(&json).map_err(|source| document("data".to_owned(), source))?;
-        let found = value["result"]["version"].as_u64().unwrap_or(0);
         if found != u64::from(FORMAT_VERSION) {
             return Err(StoredResultError::Version { found });
         }
-        serde_path_to_error::deserialize(value)
+        let mut deserializer = serde_json::Deserializer::from_slice(&json);
+        serde_path_to_error::deserialize(&mut deserializer)
             .map_err(|error| document(error.path().to_string(), error.into_inner()))
     }
 }

@@ -16,11 +16,7 @@ use loadtest_core::{
     resource::{LoadTest, Runners, Sizing},
 };
 
-use super::{
-    metadata::{RUNNER_CONTAINER, child_metadata},
-    pod::merged_pod_template,
-    settings::Settings,
-};
+use super::{metadata::child_metadata, pod::merged_pod_template, settings::Settings};
 
 /// Annotation of the Job with the SHA-256 of the token that its runners take orders with.
 pub(crate) const TOKEN_ANNOTATION: &str = "loadtest.cell0.io/token-sha256";
@@ -106,7 +102,7 @@ fn pod_failure_policy() -> PodFailurePolicy {
     let killed_after_start = PodFailurePolicyRule {
         action: "FailIndex".into(),
         on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
-            container_name: Some(RUNNER_CONTAINER.into()),
+            container_name: Some(control::CONTAINER.into()),
             operator: "In".into(),
             values: vec![i32::from(control::exit_code::KILLED_AFTER_START)],
         }),

@@ -4,21 +4,15 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::{Resource, ResourceExt};
-use loadtest_core::resource::{GROUP, LoadTest};
+use loadtest_core::resource::{LoadTest, NAME_LABEL, UID_LABEL, name_label_of};
 
 /// Name of the operator: field manager, reporter of Events and value of the label
 /// `app.kubernetes.io/managed-by`.
 pub(crate) const OPERATOR_NAME: &str = "loadtest-operator";
 /// Value of the label `app.kubernetes.io/name` of runner pods, which a PodMonitor selects.
 const RUNNER_APP_NAME: &str = "loadtest-runner";
-/// Name of the runner's container.
-pub(crate) const RUNNER_CONTAINER: &str = "runner";
-/// Label with the UID of the test, on all of its child objects.
-pub(crate) const UID_LABEL: &str = "loadtest.cell0.io/uid";
 /// Maximum length of a Job's name. The names of its pods add an index and a suffix.
 const MAX_JOB_NAME_LENGTH: usize = 52;
-/// Maximum length of a label value in Kubernetes.
-const MAX_LABEL_LENGTH: usize = 63;
 
 /// Returns the name of a test's child objects: the truncated name of the test and eight digits of
 /// its UID.
@@ -33,12 +27,10 @@ pub fn child_name(test: &LoadTest) -> String {
 }
 
 pub(super) fn child_labels(test: &LoadTest) -> BTreeMap<String, String> {
-    let name: String = test.name_any().chars().take(MAX_LABEL_LENGTH).collect();
-    let name = name.trim_end_matches(['-', '.']).to_owned();
     BTreeMap::from([
         ("app.kubernetes.io/name".into(), RUNNER_APP_NAME.into()),
         ("app.kubernetes.io/managed-by".into(), OPERATOR_NAME.into()),
-        (format!("{GROUP}/name"), name),
+        (NAME_LABEL.into(), name_label_of(&test.name_any())),
         (UID_LABEL.into(), test.uid().unwrap_or_default()),
     ])
 }
@@ -95,7 +87,7 @@ mod tests {
             assert!(child.len() <= MAX_JOB_NAME_LENGTH, "{child}");
             assert!(child.chars().all(|c| c.is_ascii_alphanumeric() || c == '-'), "{child}");
             assert!(child.ends_with("-0a1b2c3d"), "{child}");
-            assert!(child_labels(&test).values().all(|value| value.len() <= MAX_LABEL_LENGTH));
+            assert!(child_labels(&test).values().all(|value| value.len() <= 63));
         }
     }
 

@@ -10,7 +10,5 @@ mod settings;
 
 pub(crate) use job::{TOKEN_ANNOTATION, build_config_map, build_job, build_plan};
 pub use metadata::child_name;
-pub(crate) use metadata::{
-    OPERATOR_NAME, RUNNER_CONTAINER, UID_LABEL, is_controlled_by, result_metadata,
-};
+pub(crate) use metadata::{OPERATOR_NAME, is_controlled_by, result_metadata};
 pub use settings::Settings;

@@ -22,7 +22,7 @@ use loadtest_core::{
 };
 
 use super::{
-    metadata::{RUNNER_CONTAINER, child_labels, child_name},
+    metadata::{child_labels, child_name},
     settings::Settings,
 };
 
@@ -95,7 +95,7 @@ fn pod_template(test: &LoadTest, sizing: &Sizing, settings: &Settings) -> PodTem
     all_labels.extend(child_labels(test));
     let security = security_context.unwrap_or_default();
     let container = Container {
-        name: RUNNER_CONTAINER.into(),
+        name: control::CONTAINER.into(),
         image: Some(image.unwrap_or_else(|| settings.runner_image.clone())),
         args: Some(vec!["run".into()]),
         env: Some(environment_variables(test, env)),

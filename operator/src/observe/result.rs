@@ -4,7 +4,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt};
 use loadtest_core::{
     resource::LoadTest,
-    result::{LoadTestResult, MAX_PARTS, StoredResult},
+    result::{LoadTestResult, MAX_PARTS, StoredResult, StoredResultError},
 };
 
 use super::state::Observed;
@@ -12,7 +12,7 @@ use crate::{
     children::child_name,
     context::Context,
     error::{Error, ResultError, format_error_chain},
-    stored_result::{is_resume_retried, part_name, restore},
+    stored_result::{EarlierResult, is_resume_retried, part_name, restore},
 };
 
 /// Goes on from the result that an earlier process wrote.
@@ -27,9 +27,15 @@ pub(super) async fn resume_from_result(
     let Ok(valid) = &observed.valid else { return Ok(()) };
     let (namespace, name) = (observed.test.namespace(), observed.test.name_any());
     match read_result(context, &observed.test).await {
-        Ok(Some((stored, revision))) => {
-            restore(&mut observed.cache, &valid.load, stored, revision, Timestamp::now());
-            tracing::info!(namespace, name, revision, "going on from an earlier result");
+        Ok(Some(earlier)) => {
+            let revision = earlier.revision;
+            if restore(&mut observed.cache, &valid.load, earlier, Timestamp::now()) {
+                tracing::info!(namespace, name, revision, "going on from an earlier result");
+            } else {
+                let text =
+                    "another version wrote the earlier result: numbers of lost runners are missing";
+                tracing::warn!(namespace, name, revision, "{text}");
+            }
         }
         Ok(None) => {}
         Err(error) => {
@@ -47,11 +53,11 @@ pub(super) async fn resume_from_result(
     Ok(())
 }
 
-/// Reads the result of a test and its revision. Returns `None` if there is none yet.
+/// Reads the result of a test. Returns `None` if there is none yet.
 async fn read_result(
     context: &Context,
     test: &LoadTest,
-) -> Result<Option<(StoredResult, u64)>, ResultError> {
+) -> Result<Option<EarlierResult>, ResultError> {
     let results: Api<LoadTestResult> =
         Api::namespaced(context.client.clone(), &test.namespace().unwrap_or_default());
     let name = child_name(test);
@@ -67,7 +73,9 @@ async fn read_result(
         others.extend(read(part_name(&name, first.revision, part)).await?);
     }
     let stored = tokio::task::spawn_blocking(move || {
-        StoredResult::from_objects(&first, &others).map(|stored| (stored, first.revision))
+        let stored = StoredResult::from_objects(&first, &others)?;
+        let (revision, parts) = (first.revision, first.parts.min(MAX_PARTS));
+        Ok::<_, StoredResultError>(EarlierResult { stored, revision, parts })
     });
     Ok(Some(stored.await??))
 }

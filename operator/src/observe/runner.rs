@@ -6,7 +6,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 
-use crate::children::RUNNER_CONTAINER;
+use loadtest_core::control::{CONTAINER, INDEX_LABEL};
 
 /// Reason why a container is not running yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,15 +58,13 @@ pub(crate) struct Runner {
 impl Runner {
     /// Reads a pod of a test's Job. Returns `None` if the pod has no completion index.
     pub(crate) fn from_pod(pod: &Pod) -> Option<Self> {
-        const INDEX: &str = "batch.kubernetes.io/job-completion-index";
-        let index = pod.labels().get(INDEX).or_else(|| pod.annotations().get(INDEX))?;
+        let index = pod.labels().get(INDEX_LABEL).or_else(|| pod.annotations().get(INDEX_LABEL))?;
         let status = pod.status.clone().unwrap_or_default();
         let condition =
             |kind: &str| status.conditions.iter().flatten().find(|c| c.type_ == kind).cloned();
         // An admission webhook may have injected other containers.
         let all = status.container_statuses.iter().flatten();
-        let container =
-            all.clone().find(|c| c.name == RUNNER_CONTAINER).or_else(|| all.clone().next());
+        let container = all.clone().find(|c| c.name == CONTAINER).or_else(|| all.clone().next());
         let has_ended = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
         let unschedulable = condition("PodScheduled")
             .filter(|c| c.status == "False" && c.reason.as_deref() == Some("Unschedulable"))

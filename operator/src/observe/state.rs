@@ -62,6 +62,8 @@ pub(crate) struct WrittenResult {
     pub(crate) requests: u64,
     /// Number of finished stages in the last write.
     pub(crate) stages: usize,
+    /// Largest number of objects in a write.
+    pub(crate) most_parts: u32,
     /// Time of the first attempt at the last write, if it failed.
     pub(crate) failing_since: Option<Timestamp>,
 }

@@ -5,14 +5,17 @@ use kube::{Resource, ResourceExt};
 use loadtest_core::resource::{LoadTestStatus, Phase};
 
 use crate::{
-    act::{events::publish_event, results::store_result},
+    act::{
+        events::publish_event,
+        results::{delete_parts, store_result},
+    },
     children::child_name,
     context::Context,
     decide::Decision,
     error::{Error, format_error_chain},
     observe::state::Observed,
     status::set_result_stored,
-    stored_result::{build, is_due, is_retried, note_failure, note_write},
+    stored_result::{build, is_due, is_retried, note_failure, note_write, stale_names},
 };
 
 /// Writes the result if it is due, and says in the status whether it is stored.
@@ -40,9 +43,17 @@ pub(super) async fn write_result(
     let is_last = next.known_phase().is_some_and(Phase::is_final);
     // Before the attempt, because a slow API server may end the reconciliation.
     let is_retried = is_last && is_retried(&mut observed.cache, now);
-    let Err(error) = store_result(context, &observed.test, stored, revision, is_last).await else {
-        note_write(&mut observed.cache, requests, next, now);
-        return Ok(());
+    let error = match store_result(context, &observed.test, stored, revision).await {
+        Ok(parts) => {
+            note_write(&mut observed.cache, requests, parts, next, now);
+            if is_last {
+                let most = observed.cache.written_result.most_parts;
+                let stale = stale_names(&name, revision, parts, most);
+                delete_parts(context, &observed.test, &stale).await;
+            }
+            return Ok(());
+        }
+        Err(error) => error,
     };
     note_failure(&mut observed.cache, next, now);
     *next = before;

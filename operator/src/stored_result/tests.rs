@@ -58,7 +58,7 @@ fn a_running_test_writes_its_result_every_half_minute() {
     };
     let now = noon();
     assert!(is_due(&observed, &progress(), &status_with(20, 0), now), "never written");
-    note_write(&mut observed.cache, 20, &status_with(20, 0), now);
+    note_write(&mut observed.cache, 20, 1, &status_with(20, 0), now);
     let later = |seconds: i64| now + SignedDuration::from_secs(seconds);
     assert!(!is_due(&observed, &progress(), &status_with(90, 0), later(29)));
     assert!(is_due(&observed, &progress(), &status_with(90, 0), later(30)));
@@ -90,7 +90,8 @@ fn a_restarted_operator_keeps_the_numbers_of_lost_runners() {
     let mut next = running([0, 0], 0.0);
     next.cache = RunCache { start: next.cache.start, ..RunCache::default() };
     next.runners.pop();
-    restore(&mut next.cache, &validated(&next.test).load, stored, 7, noon());
+    let earlier = EarlierResult { stored, revision: 7, parts: 1 };
+    assert!(restore(&mut next.cache, &validated(&next.test).load, earlier, noon()));
     assert_eq!(next.merge_snapshots().all_tasks().completed_requests(), 340);
     let start = next.known_start().unwrap();
     assert!(next.is_lost(&start, 1) && !next.is_lost(&start, 0));
@@ -135,6 +136,25 @@ fn revisions_share_only_the_first_object_which_comes_last() {
     };
     assert_eq!(names(4), ["burst-0a1b2c3d.2a", "burst-0a1b2c3d.1a", "burst-0a1b2c3d"]);
     assert_eq!(names(5), ["burst-0a1b2c3d.2b", "burst-0a1b2c3d.1b", "burst-0a1b2c3d"]);
+}
+
+#[test]
+fn a_result_that_shrank_leaves_no_part_behind() {
+    // Revisions 4 and 5 had three parts, and the last one has two.
+    assert_eq!(stale_names("burst", 6, 2, 3), ["burst.1b", "burst.2b", "burst.2a"]);
+    assert_eq!(stale_names("burst", 6, 1, 3).len(), 4);
+    assert!(stale_names("burst", 6, 1, 1).is_empty());
+}
+
+#[test]
+fn a_result_without_a_resume_state_keeps_its_revision() {
+    let mut observed = running([100, 70], 2.0);
+    let mut stored = build(&mut observed, &LoadTestStatus::default()).unwrap();
+    stored.resume = None;
+    let mut cache = RunCache::default();
+    let earlier = EarlierResult { stored, revision: 7, parts: 2 };
+    assert!(!restore(&mut cache, &validated(&observed.test).load, earlier, noon()));
+    assert_eq!((cache.written_result.revision, cache.written_result.most_parts), (7, 2));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use loadtest_core::{
 };
 
 use super::bullet::bullet;
-use crate::text::{escape, name_of, observed_of, target_of, verdict_of, with_unit};
+use crate::text::{escape, name_of, observed_of, target_of, verdict_of};
 
 fn seconds(value: f64) -> String {
     Duration::from_secs_f64(value).rounded()
@@ -73,7 +73,7 @@ pub(super) fn thresholds(result: &RunResult) -> String {
     for row in &result.thresholds {
         let bound = |bound: &Option<loadtest_core::result::BoundValue>| {
             bound.as_ref().map_or_else(String::new, |bound| {
-                format!("{} {}", bound.comparison, with_unit(row.unit, bound.value))
+                format!("{} {}", bound.comparison, row.unit.format(bound.value))
             })
         };
         let verdict = escape(row.verdict.as_str());

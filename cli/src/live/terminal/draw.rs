@@ -4,7 +4,7 @@ use loadtest_core::{
     Duration,
     metrics::LatencyMetric,
     resource::Verdict,
-    result::{TaskResult, ThresholdResult, ValueUnit},
+    result::TaskResult,
     values::{Percent, Rate},
 };
 use loadtest_report::RunResult;
@@ -204,11 +204,6 @@ fn draw_tasks(frame: &mut Frame<'_>, area: Rect, result: &RunResult, view: &View
 }
 
 fn draw_thresholds(frame: &mut Frame<'_>, area: Rect, result: &RunResult, view: &View) {
-    let text = |row: &ThresholdResult, value: f64| match row.unit {
-        ValueUnit::Seconds => seconds(value),
-        ValueUnit::PerSecond => Rate::per_second(value).rounded(),
-        ValueUnit::Fraction => Percent::from_fraction(value).rounded(),
-    };
     let rows = result.thresholds.iter().map(|row| {
         let color = match row.verdict.known() {
             Some(Verdict::Pass) => Color::Green,
@@ -216,8 +211,8 @@ fn draw_thresholds(frame: &mut Frame<'_>, area: Rect, result: &RunResult, view: 
             Some(Verdict::NotJudged) => Color::Reset,
             Some(Verdict::Warning | Verdict::Inconclusive) | None => Color::Yellow,
         };
-        let observed = row.observed.map_or_else(|| "-".to_owned(), |value| text(row, value));
-        let target = format!("{} {}", row.target.comparison, text(row, row.target.value));
+        let observed = row.observed.map_or_else(|| "-".to_owned(), |value| row.unit.format(value));
+        let target = format!("{} {}", row.target.comparison, row.unit.format(row.target.value));
         let cells = [row.key.to_string(), observed, target, row.verdict.as_str().to_owned()];
         Row::new(cells).style(view.style(color))
     });

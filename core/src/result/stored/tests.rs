@@ -137,6 +137,17 @@ fn a_changed_result_is_refused() {
     };
     assert!(with_data(gzip(r#"{"result": {"version": 99}}"#)).contains("version 99"));
     assert!(with_data(gzip(r#"{"result": {"version": 3}}"#)).contains("result"));
+    let huge = format!("\"{}\"", " ".repeat(MAX_DOCUMENT_BYTES));
+    assert!(with_data(gzip(&huge)).contains("larger than 32 MiB"));
+    let newer = r#"{"recorded": {"new": 1}, "runners": 3}"#;
+    let text = json_of(&example(3)).split_once(",\"resume\":").unwrap().0.to_owned();
+    let object = LoadTestResult {
+        data: ByteString(gzip(&format!("{text},\"resume\":{newer}}}"))),
+        parts: 1,
+        ..object
+    };
+    let read = StoredResult::from_objects(&object, &[]).unwrap();
+    assert_eq!((read.resume, read.result.total.requests), (None, 300), "reports need no state");
 }
 
 #[test]
