@@ -34,7 +34,10 @@ pub(crate) fn is_due(
     next: &LoadTestStatus,
     now: Timestamp,
 ) -> bool {
-    let WrittenResult { at, requests, stages, .. } = observed.cache.written_result;
+    let WrittenResult { at, requests, stages, is_newer, .. } = observed.cache.written_result;
+    if is_newer {
+        return false;
+    }
     match decision {
         Decision::ReportStarted(_)
         | Decision::ReportLoss(_)
@@ -81,6 +84,7 @@ pub(crate) fn build(observed: &mut Observed, status: &LoadTestStatus) -> Option<
         .filter(|(index, _)| !is_over && !gone.runners.contains_key(index));
     let examples = observed.cache.error_examples.iter();
     let resume = ResumeState {
+        pods: start.pods,
         recorded: recorder.recorded().clone(),
         runners: alive.map(|(_, snapshot)| snapshot.clone()).collect(),
         error_examples: examples
@@ -147,9 +151,15 @@ pub(crate) fn restore(
         stages: stored.result.status.stages.len(),
         most_parts: parts,
         failing_since: None,
+        is_newer: false,
     };
     let Some(resume) = stored.resume else { return false };
-    let ResumeState { recorded, gone, runners, error_examples } = resume;
+    let ResumeState { pods, recorded, gone, runners, error_examples } = resume;
+    if let (None, Some(at), false) =
+        (&cache.start, stored.result.status.start_time, pods.is_empty())
+    {
+        cache.start = Some(StartRecord { at: at.0, pods });
+    }
     cache.series = Some(SeriesRecorder::resume(load, stored.result.series, recorded));
     // A runner that waited at the last write may run by now.
     let alive = runners.into_iter().filter(|runner| {
@@ -178,6 +188,7 @@ pub(crate) fn note_write(
         stages: status.stages.len(),
         most_parts: written.most_parts.max(parts),
         failing_since: None,
+        is_newer: false,
     };
 }
 

@@ -12,13 +12,14 @@ import json
 import math
 import pathlib
 import sys
-import traceback
 
 import jsonschema
 from hdrh.histogram import HdrHistogram
 from hdrh.log import HistogramLogReader
 from junitparser import Error, Failure, JUnitXml
 from markdown_it import MarkdownIt
+
+from results import run_tests
 
 FOLDER = pathlib.Path(sys.argv[1])
 RESULT = json.loads((FOLDER / "result.json").read_text())
@@ -151,20 +152,7 @@ def test_k6_has_the_same_fields():
 
 
 def main():
-    passed = failed = 0
-    for name, test in list(globals().items()):
-        if not name.startswith("test_"):
-            continue
-        try:
-            test()
-            passed += 1
-            print(f"ok    {name}")
-        except Exception:
-            failed += 1
-            print(f"FAIL  {name}")
-            traceback.print_exc()
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed else 0
+    return run_tests([test for name, test in list(globals().items()) if name.startswith("test_")])
 
 
 sys.exit(main())

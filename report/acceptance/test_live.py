@@ -10,11 +10,11 @@ import pathlib
 import re
 import subprocess
 import sys
-import traceback
 
 from playwright.sync_api import sync_playwright
 
 from browser import check_layout, selection, wait_until, watch_problems
+from results import run_tests
 
 
 class LivePage:
@@ -107,7 +107,6 @@ def main():
     ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     problems = []
-    passed = failed = 0
     try:
         lines = iter(process.stderr.readline, "")
         url = next(match[0] for line in lines if (match := re.search(r"http://127.0.0.1:\d+/(?=$|\s)", line)))
@@ -123,26 +122,23 @@ def main():
                 assert not problems, problems
 
             tests = [getattr(live, name) for name in sorted(dir(live)) if name.startswith("test_")]
-            for test in [*tests, test_the_page_has_no_errors_and_asks_nobody_else]:
+
+            def write_screenshot(test):
+                # The page runs and has seen every control by then.
                 if "--screenshots" in sys.argv and test.__name__.startswith("test_5"):
                     target = pathlib.Path(sys.argv[sys.argv.index("--screenshots") + 1])
                     page.set_viewport_size({"width": 1100, "height": 1250})
                     wait_until(page, "document.querySelector('#rates canvas').clientWidth <= document.body.clientWidth")
                     page.evaluate("scrollTo(0, 0)")
                     page.screenshot(path=target / "live.png")
-                try:
-                    test()
-                    passed += 1
-                    print(f"ok    live {test.__name__}")
-                except Exception:
-                    failed += 1
-                    print(f"FAIL  live {test.__name__}")
-                    traceback.print_exc()
+
+            code = run_tests(
+                [*tests, test_the_page_has_no_errors_and_asks_nobody_else], "live ", write_screenshot,
+            )
             chromium.close()
     finally:
         process.kill()
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed else 0
+    return code
 
 
 sys.exit(main())

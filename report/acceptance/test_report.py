@@ -11,11 +11,11 @@ import json
 import math
 import pathlib
 import sys
-import traceback
 
 from playwright.sync_api import sync_playwright
 
 from browser import check_layout, selection, wait_until, watch_problems
+from results import run_tests
 
 # A percentile of the report is at most this far from the exact one, as a share.
 MAX_ERROR = 0.002
@@ -205,7 +205,6 @@ def write_screenshots(page, folder):
 def main():
     folder = pathlib.Path(sys.argv[1])
     problems = []
-    passed = failed = 0
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=sys.argv[2], args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1440, "height": 900})
@@ -219,20 +218,11 @@ def main():
             assert not problems, problems
 
         tests = [getattr(report, name) for name in dir(report) if name.startswith("test_")]
-        for test in [*tests, test_the_page_has_no_errors_and_loads_nothing]:
-            try:
-                test()
-                passed += 1
-                print(f"ok    {test.__name__}")
-            except Exception:
-                failed += 1
-                print(f"FAIL  {test.__name__}")
-                traceback.print_exc()
+        code = run_tests([*tests, test_the_page_has_no_errors_and_loads_nothing])
         if "--screenshots" in sys.argv:
             write_screenshots(page, pathlib.Path(sys.argv[sys.argv.index("--screenshots") + 1]))
         browser.close()
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed else 0
+    return code
 
 
 sys.exit(main())

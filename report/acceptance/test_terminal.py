@@ -14,10 +14,11 @@ import struct
 import sys
 import termios
 import time
-import traceback
 
 import pyte
 from playwright.sync_api import sync_playwright
+
+from results import run_tests
 
 COLUMNS, ROWS = 110, 40
 # The emulator names the first colors of the palette by their usual values.
@@ -142,22 +143,12 @@ def main():
         assert code == 3, f"exit code {code}: {text}"
         assert "VERDICT  Inconclusive: the test was cancelled" in text, text
 
-    passed = failed = 0
-    for test in [
+    tests = [
         test_1_the_screen_shows_the_run,
         test_2_keys_choose_and_freeze,
         test_3_a_stop_needs_two_keys_and_restores_the_terminal,
-    ]:
-        try:
-            test()
-            passed += 1
-            print(f"ok    terminal {test.__name__}")
-        except Exception:
-            failed += 1
-            print(f"FAIL  terminal {test.__name__}")
-            traceback.print_exc()
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed else 0
+    ]
+    return run_tests(tests, "terminal ")
 
 
 sys.exit(main())

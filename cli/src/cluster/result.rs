@@ -27,7 +27,7 @@ pub(crate) fn read_stored_result(name: &str, namespace: Option<&str>) -> anyhow:
 /// Reads the latest result of a LoadTest; with a UID, only that of this LoadTest.
 ///
 /// # Errors
-/// When there is none, or when it can't be read.
+/// When no result is there, or when it can't be read.
 pub(super) async fn find_result(
     client: &Client,
     namespace: &str,

@@ -148,7 +148,7 @@ impl Runners {
 pub(super) fn is_forbidden(error: &anyhow::Error) -> bool {
     error.chain().filter_map(|cause| cause.downcast_ref::<kube::Error>()).any(|error| match error {
         kube::Error::Api(status) => status.code == 403 || status.code == 401,
-        // What a server says in place of a WebSocket.
+        // The server answered with an HTTP status in place of a WebSocket.
         kube::Error::UpgradeConnection(error) => {
             let text = error.to_string();
             text.contains("403") || text.contains("401")

@@ -170,9 +170,9 @@ async fn show_stored(
         let uid = test.as_ref().and_then(|test| test.metadata.uid.as_deref());
         if let Ok(mut result) = find_result(&cluster.client, &cluster.namespace, name, uid).await {
             let series = std::mem::take(&mut result.series);
-            let age = "The numbers are those of the stored result, up to 30 s old.";
+            let age = "the numbers are those of the stored result, up to 30 s old";
             for condition in &mut result.status.conditions {
-                condition.message = format!("{} {age}", condition.message);
+                condition.message = format!("{}; {age}", condition.message);
             }
             feed.publish(result, &series, false);
         }

@@ -69,7 +69,7 @@ impl TerminalView {
         let end = Arc::new(AtomicBool::new(false));
         let is_ended = Arc::clone(&end);
         let thread = std::thread::Builder::new().name("terminal-view".into()).spawn(move || {
-            // Without a terminal there is nobody to tell.
+            // The error is about the terminal, so it can't be shown there.
             let _ = show(screen, states, &is_ended);
         })?;
         Ok(Self { end, thread: Some(thread) })

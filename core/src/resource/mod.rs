@@ -16,7 +16,6 @@ mod pod_template;
 mod runners;
 mod scenario;
 mod status;
-mod summary;
 mod target;
 mod task;
 mod threshold;
@@ -37,10 +36,9 @@ pub use pod_template::PodTemplate;
 pub use runners::{RunnerSecurity, Runners};
 pub use scenario::{Pause, Scenario};
 pub use status::{
-    Aborted, BreakingPoint, ErrorCount, Measurement, Phase, Progress, Sizing, StageRow,
-    ThresholdRow, Verdict,
+    Aborted, BreakingPoint, ConnectionSummary, ErrorCount, Latency, Measurement, Phase, Progress,
+    Sizing, StageRow, Summary, TaskLatencies, TaskSummary, ThresholdRow, TokenSummary, Verdict,
 };
-pub use summary::{ConnectionSummary, Latency, Summary, TaskLatencies, TaskSummary, TokenSummary};
 pub use target::{
     ConnectionLimits, ConnectionReuse, HeaderFrom, HttpVersion, SecretKey, SessionResumption,
     Target, Timeouts, Tls,

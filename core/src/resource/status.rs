@@ -1,6 +1,10 @@
 //! The status of a `LoadTest`. Numbers are texts in the notation of the spec's bounds.
 
+mod summary;
+
 use serde::{Deserialize, Serialize};
+
+pub use summary::{ConnectionSummary, Latency, Summary, TaskLatencies, TaskSummary, TokenSummary};
 
 use super::{Extensible, Named, ThresholdKey};
 use crate::values::{Bound, Duration};

@@ -22,7 +22,7 @@ use crate::{
     values::{Bound, Duration, Quantity},
 };
 
-/// What a result needs besides the metrics.
+/// The facts of a run that are not in its metrics.
 #[derive(Clone, Debug)]
 pub struct RunFacts<'a> {
     /// The program that writes the result, with its version.

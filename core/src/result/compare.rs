@@ -39,7 +39,7 @@ const OTHER_PERCENTILES: [(&str, f64); 2] = [("p50", 0.5), ("p95", 0.95)];
 #[derive(Serialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Comparison {
-    /// Parts of the spec in which the runs differ, so that their numbers can't be compared.
+    /// Different parts of the two specs. If there are any, the numbers can't be compared.
     pub differences: Vec<String>,
     /// The compared numbers.
     pub rows: Vec<ComparedRow>,

@@ -1,4 +1,4 @@
-//! What the operator needs, besides the result, to go on with a run after a restart.
+//! The state with which the operator goes on with a run after a restart, besides the result.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,9 @@ use crate::{
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ResumeState {
+    /// UIDs of the runners' pods, by their index in the Job.
+    #[serde(default)]
+    pub pods: Vec<String>,
     /// The merged metrics at the end of the last point of the series.
     pub recorded: Metrics,
     /// The runners that are gone.

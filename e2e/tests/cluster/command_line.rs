@@ -1,17 +1,21 @@
 //! The commands of `loadtest` that work on a cluster.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Output, Stdio},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::{
+    authentication::v1::TokenRequest, core::v1::ServiceAccount, rbac::v1::RoleBinding,
+};
+use kube::{Api, api::PostParams};
 use loadtest_core::resource::Phase;
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
-    process::Command,
+    process::{Child, Command},
 };
 
 use crate::test_namespace::{TestNamespace, health_spec, wait_for};
@@ -106,18 +110,7 @@ async fn a_page_shows_a_running_test_and_stops_it() -> Result<()> {
         spec["runners"] = json!({"count": 2});
         let test = namespace.create_test("watched", spec).await?;
         namespace.wait_for_phase("watched", Phase::Running).await?;
-        let mut page = Command::new(&command)
-            .args(["ui", "watched", "-n", &namespace.name, "--address", "127.0.0.1:0"])
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        let mut lines = BufReader::new(page.stderr.take().context("no standard error")?).lines();
-        let url = loop {
-            let line = lines.next_line().await?.context("the command has ended")?;
-            if let Some((_, rest)) = line.split_once("live page: ") {
-                break rest.split_whitespace().next().context("no address")?.to_owned();
-            }
-        };
+        let (_page, url) = open_page(&command, &namespace.name, "watched", None).await?;
         let html = namespace.http.get(&url).send().await?.error_for_status()?.text().await?;
         let (_, token) = html.split_once("data-token=\"").context("no button to stop")?;
         let token = token.split('"').next().context("no token")?;
@@ -128,7 +121,7 @@ async fn a_page_shows_a_running_test_and_stops_it() -> Result<()> {
             response: client.get(format!("{url}events")).send().await?,
             text: String::new(),
         };
-        let (mut last_end, mut requests) = (0.0, 0);
+        let (mut last_end, mut requests, mut trust) = (0.0, 0, String::new());
         for _ in 0..5 {
             let update = updates.next().await?;
             let points = update["series"]["points"].as_array().context("no points")?;
@@ -136,9 +129,9 @@ async fn a_page_shows_a_running_test_and_stops_it() -> Result<()> {
             ensure!(end >= last_end, "the page goes back from {last_end} to {end}");
             last_end = end;
             requests += points.len();
-            let trust = update["parts"]["trust"].as_str().context("no part")?;
-            ensure!(trust.contains("schedule lag"), "{trust}");
+            trust = update["parts"]["trust"].as_str().context("no part")?.to_owned();
         }
+        ensure!(trust.contains("schedule lag"), "{trust}");
         ensure!(requests >= 3 && last_end > 2.0, "{requests} points until {last_end} s");
 
         let stop = format!("{url}stop");
@@ -157,6 +150,94 @@ async fn a_page_shows_a_running_test_and_stops_it() -> Result<()> {
         ensure!(last["parts"]["verdict"].as_str().context("no part")?.contains("Inconclusive"));
         let result = namespace.read_result(&test).await?.context("no result")?;
         ensure!(result.runners.len() == 2, "{:?}", result.runners);
+        Ok(())
+    })
+    .await
+}
+
+/// Starts `loadtest ui` and returns it with the address of its page. `kubeconfig` is that of the viewer.
+async fn open_page(
+    command: &Path,
+    namespace: &str,
+    test: &str,
+    kubeconfig: Option<&Path>,
+) -> Result<(Child, String)> {
+    let mut program = Command::new(command);
+    program.args(["ui", test, "-n", namespace, "--address", "127.0.0.1:0"]);
+    if let Some(kubeconfig) = kubeconfig {
+        program.env("KUBECONFIG", kubeconfig);
+    }
+    let mut page = program.stderr(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let mut lines = BufReader::new(page.stderr.take().context("no standard error")?).lines();
+    let url = loop {
+        let line = lines.next_line().await?.context("the command has ended")?;
+        if let Some((_, rest)) = line.split_once("live page: ") {
+            break rest.split_whitespace().next().context("no address")?.to_owned();
+        }
+    };
+    // The command must not wait for a reader of its other lines.
+    tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+    Ok((page, url))
+}
+
+/// Writes a kubeconfig for a user that has only the role `view` in the namespace.
+async fn write_kubeconfig_of_viewer(namespace: &TestNamespace, file: &Path) -> Result<()> {
+    namespace
+        .apply(
+            &json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "viewer"}})
+                .to_string(),
+        )
+        .await?;
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+        "metadata": {"name": "viewer"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
+        "subjects": [{"kind": "ServiceAccount", "name": "viewer", "namespace": namespace.name}],
+    });
+    let bindings: Api<RoleBinding> = Api::namespaced(namespace.client.clone(), &namespace.name);
+    bindings.create(&PostParams::default(), &serde_json::from_value(binding)?).await?;
+    let accounts: Api<ServiceAccount> = Api::namespaced(namespace.client.clone(), &namespace.name);
+    let request: TokenRequest =
+        serde_json::from_value(json!({"metadata": {}, "spec": {"audiences": []}}))?;
+    let answer = accounts.create_token_request("viewer", &PostParams::default(), &request).await?;
+    let token = answer.status.context("no token")?.token;
+    let own = std::fs::read_to_string(std::env::var("KUBECONFIG").context("no KUBECONFIG")?)?;
+    let mut config: serde_json::Value = serde_saphyr::from_str(&own)?;
+    config["users"][0]["user"] = json!({"token": token});
+    std::fs::write(file, config.to_string())?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_viewer_who_may_only_read_sees_the_stored_result() -> Result<()> {
+    let command = build_command().await?;
+    TestNamespace::run("viewer", async |namespace| {
+        namespace.deploy_simulator(json!({"health": {"latency": "5ms"}})).await?;
+        let folder = tempfile::tempdir()?;
+        let kubeconfig = folder.path().join("viewer");
+        write_kubeconfig_of_viewer(&namespace, &kubeconfig).await?;
+        namespace.create_test("read-only", health_spec(4, "5m", &json!([]))).await?;
+        namespace.wait_for_phase("read-only", Phase::Running).await?;
+        let (_page, url) =
+            open_page(&command, &namespace.name, "read-only", Some(&kubeconfig)).await?;
+        let client =
+            reqwest::Client::builder().no_proxy().timeout(Duration::from_mins(1)).build()?;
+        let mut updates = Updates {
+            response: client.get(format!("{url}events")).send().await?,
+            text: String::new(),
+        };
+        let update = updates.next().await?;
+        let verdict = update["parts"]["verdict"].as_str().context("no part")?;
+        ensure!(verdict.contains("Running") && verdict.contains("up to 30 s old"), "{verdict}");
+        // A viewer may not stop the test either.
+        let html = namespace.http.get(&url).send().await?.text().await?;
+        let (_, token) = html.split_once("data-token=\"").context("no button to stop")?;
+        let token = token.split('"').next().context("no token")?;
+        let stop = namespace.http.post(format!("{url}stop")).header("x-stop-token", token);
+        stop.send().await?;
+        updates.next().await?;
+        let test = namespace.load_tests.get("read-only").await?;
+        ensure!(!test.spec.cancel, "a viewer has cancelled the test");
         Ok(())
     })
     .await

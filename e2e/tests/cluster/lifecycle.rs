@@ -6,7 +6,11 @@ use std::sync::{
 };
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    batch::v1::Job,
+    core::v1::{Node, Pod},
+};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, EvictParams, ListParams, LogParams, Patch, PatchParams},
@@ -69,6 +73,52 @@ async fn killed_operator_finishes_the_same_run() -> Result<()> {
         ensure!(result.total.requests == summary.requests, "{} requests", result.total.requests);
         // The time without operator is one interval, and an operator may take seconds to come back.
         ensure!(result.series.points.len() >= 2, "{} points", result.series.points.len());
+        Ok(())
+    })
+    .await
+}
+
+/// Sets the number of operators and waits until no other pod is left.
+async fn scale_operator(namespace: &TestNamespace, replicas: u32) -> Result<()> {
+    let deployments: Api<Deployment> =
+        Api::namespaced(namespace.client.clone(), OPERATOR_NAMESPACE);
+    let pods: Api<Pod> = Api::namespaced(namespace.client.clone(), OPERATOR_NAMESPACE);
+    let selector = ListParams::default().labels("app.kubernetes.io/name=loadtest-operator");
+    for deployment in deployments.list(&selector).await?.items {
+        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        deployments.patch_scale(&deployment.name_any(), &PatchParams::default(), &patch).await?;
+    }
+    wait_for(60, "the number of operators", async || {
+        let found = pods.list(&selector).await?.items.len();
+        Ok((found == replicas as usize).then_some(()))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_job_deleted_without_operator_keeps_its_numbers() -> Result<()> {
+    TestNamespace::run_alone("job-lost", async |namespace| {
+        namespace.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
+        let test = namespace.create_test("orphan", health_spec(4, "5m", &json!([]))).await?;
+        let running = namespace
+            .wait_for_status("orphan", 60, |s| s.summary.as_ref().is_some_and(|s| s.requests > 0))
+            .await?;
+        let before = namespace.read_result(&test).await?.context("no result")?;
+        scale_operator(&namespace, 0).await?;
+        let jobs: Api<Job> = Api::namespaced(namespace.client.clone(), &namespace.name);
+        let options = (DeleteParams::background(), ListParams::default());
+        let deleted = jobs.delete_collection(&options.0, &options.1).await;
+        // The other tests need the operator, also if this one fails.
+        scale_operator(&namespace, 1).await?;
+        deleted?;
+        let status = namespace.wait_until_finished("orphan", 60).await?;
+        ensure!(status.known_phase() == Some(Phase::Error), "{status:#?}");
+        ensure!(status.start_time == running.start_time, "{status:#?}");
+        let after = namespace.read_result(&test).await?.context("no result")?;
+        ensure!(after.total.requests >= before.total.requests, "{}", after.total.requests);
+        ensure!(after.status.known_phase() == Some(Phase::Error), "{:?}", after.status.phase);
+        let lost = after.runners.iter().filter(|runner| runner.loss.is_some()).count();
+        ensure!(lost == 1, "{:?}", after.runners);
         Ok(())
     })
     .await

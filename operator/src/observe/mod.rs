@@ -69,7 +69,10 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
         observed.valid = Ok(test);
     }
     let is_new = observed.cache.first_seen.is_none();
-    if is_new && !is_over && observed.start_record().is_some() {
+    // The start record is missing when the Job was deleted while no operator ran.
+    let has_started = observed.start_record().is_some()
+        || matches!(observed.phase(), Some(Phase::Running | Phase::Stopping));
+    if is_new && !is_over && has_started {
         resume_from_result(context, observed).await?;
     }
     observed.cache.first_seen.get_or_insert_with(Timestamp::now);

@@ -4,7 +4,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt};
 use loadtest_core::{
     resource::LoadTest,
-    result::{LoadTestResult, MAX_PARTS, StoredResult, StoredResultError},
+    result::{FORMAT_VERSION, LoadTestResult, MAX_PARTS, StoredResult, StoredResultError},
 };
 
 use super::state::Observed;
@@ -38,6 +38,13 @@ pub(super) async fn resume_from_result(
             }
         }
         Ok(None) => {}
+        Err(ResultError::Document(StoredResultError::Version { found }))
+            if found > u64::from(FORMAT_VERSION) =>
+        {
+            observed.cache.written_result.is_newer = true;
+            let text = "a newer version of the operator wrote the result: it stays as it is";
+            tracing::warn!(namespace, name, version = found, "{text}");
+        }
         Err(error) => {
             let error = match error.into_transient() {
                 // The test goes on without its earlier result rather than without an operator.

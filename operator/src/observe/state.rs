@@ -66,6 +66,8 @@ pub(crate) struct WrittenResult {
     pub(crate) most_parts: u32,
     /// Time of the first attempt at the last write, if it failed.
     pub(crate) failing_since: Option<Timestamp>,
+    /// True if a newer version of the operator wrote the result. This one leaves it as it is.
+    pub(crate) is_newer: bool,
 }
 
 /// Facts about a run that the operator keeps between reconciliations.

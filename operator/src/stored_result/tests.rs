@@ -5,6 +5,7 @@ use crate::{
 };
 use k8s_openapi::{
     api::batch::v1::Job,
+    apimachinery::pkg::apis::meta::v1::MicroTime,
     jiff::{SignedDuration, ToSpan},
 };
 use loadtest_core::{
@@ -105,6 +106,29 @@ fn a_restarted_operator_keeps_the_numbers_of_lost_runners() {
     let counted: u64 = points.iter().map(|point| point.tasks["health"].requests).sum();
     assert_eq!((times, counted), (vec![2.0, 4.0, 14.0], 840));
     assert_eq!(next.cache.written_result.revision, 7);
+}
+
+#[test]
+fn a_restarted_operator_knows_the_start_without_the_job() {
+    let mut observed = running([100, 70], 2.0);
+    let status = LoadTestStatus {
+        phase: Some(Phase::Running.into()),
+        start_time: Some(MicroTime(noon())),
+        ..Default::default()
+    };
+    let stored = build(&mut observed, &status).unwrap();
+    let mut next = Observed::new(example_test(), RunCache::default());
+    next.test.status = Some(status);
+    let earlier = EarlierResult { stored, revision: 2, parts: 1 };
+    assert!(restore(&mut next.cache, &validated(&next.test).load, earlier, noon()));
+    assert_eq!(next.known_start(), observed.known_start());
+    let conclude = Decision::Conclude { cancelled: false, failed: None };
+    assert!(is_due(&next, &conclude, &LoadTestStatus::default(), noon()));
+    let last = build(&mut next, &LoadTestStatus::default()).unwrap().result;
+    assert_eq!(last.total.requests, 170);
+    assert!(last.runners.iter().all(|runner| runner.loss.is_some()), "{:?}", last.runners);
+    next.cache.written_result.is_newer = true;
+    assert!(!is_due(&next, &conclude, &LoadTestStatus::default(), noon()));
 }
 
 #[test]

@@ -19,7 +19,7 @@ use ratatui::{
 
 use super::figures::PointFigures;
 
-/// What the viewer has chosen.
+/// The choices of the viewer.
 #[derive(Clone, Debug)]
 pub(super) struct View {
     /// 0 for all tasks, otherwise the number of a task.

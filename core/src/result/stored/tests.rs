@@ -50,6 +50,7 @@ fn example(seconds: u32) -> StoredResult {
     };
     let gone = GoneRunner { pod_uid: "pod-1".into(), ..GoneRunner::default() };
     let resume = ResumeState {
+        pods: vec!["pod-0".into(), "pod-1".into()],
         recorded: recorder.recorded().clone(),
         gone: GoneRunners { runners: [(1, gone)].into(), metrics: metrics(3) },
         runners: vec![RunnerMetrics { metrics: metrics(4), ..RunnerMetrics::default() }],
