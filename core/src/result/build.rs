@@ -167,7 +167,8 @@ fn runner_result(name: &str, runner: &GeneratorMetrics, loss: Option<&String>) -
 }
 
 /// The rows of the status in numbers, with all bounds of the spec.
-fn threshold_results(thresholds: &[Threshold], rows: &[ThresholdRow]) -> Vec<ThresholdResult> {
+/// The judged thresholds in numbers, in the order of the spec.
+pub fn threshold_results(thresholds: &[Threshold], rows: &[ThresholdRow]) -> Vec<ThresholdResult> {
     let result = |threshold: &Threshold| {
         let key = threshold.key();
         let row = rows.iter().find(|row| row.key == key)?;
@@ -203,7 +204,8 @@ fn bound_value(bound: Bound) -> BoundValue {
     }
 }
 
-fn run_events(load: &LoadModel, status: &LoadTestStatus, elapsed: f64) -> Vec<RunEvent> {
+/// The events of a run in their order. `elapsed` is the time of load so far, in seconds.
+pub fn run_events(load: &LoadModel, status: &LoadTestStatus, elapsed: f64) -> Vec<RunEvent> {
     let event = |seconds: f64, kind, message: String| RunEvent { seconds, kind, message };
     let mut events = vec![event(0.0, EventKind::Started, format!("load started: {load}"))];
     let ended = load.stages().into_iter().zip(&status.stages);
