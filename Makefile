@@ -37,7 +37,7 @@ bench: ## Compares this load generator with others, writes bench/RESULTS.md
 images: ## Builds the three images into target/images/*.tar
 	@scripts/images
 
-generate: ## Writes the CRD, its copy in the chart and the table of docs/metrics.md from the Rust types
+generate: ## Writes the CRDs, the table of docs/metrics.md, the schema of results and the dashboards
 	@scripts/generate
 
 clean: ## Removes build results from this checkout

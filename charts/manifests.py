@@ -2,11 +2,12 @@
 
 usage: manifests.py CHECK FILE [ARGUMENT...]
 
-FILE contains the output of `helm template`. If a check fails, prints the reason to stderr and
+FILE contains the output of `helm template`, except for the checks in FILE_CHECKS. If a check fails, prints the reason to stderr and
 exits with 1.
 """
 
 import json
+import re
 import sys
 
 import yaml
@@ -276,6 +277,57 @@ def check_monitors(objects, *namespaces):
         expect_equal("prometheus", labels.get("release"), f"the label of the {kind}")
 
 
+def check_dashboards(objects, *files):
+    """Each dashboard is a ConfigMap with the sidecar's label and the content of its file."""
+    maps = select_kind(objects, "ConfigMap")
+    found = {}
+    for each in maps:
+        expect_equal("1", each["metadata"]["labels"].get("grafana_dashboard"), "label of the sidecar")
+        expect_equal("grafana", each["metadata"]["namespace"], "namespace of the ConfigMap")
+        expect_equal({"grafana_folder": "Load tests"}, each["metadata"]["annotations"], "annotations")
+        found |= each["data"]
+    expected = {}
+    for path in files:
+        with open(path, encoding="utf-8") as file:
+            expected[path.rsplit("/", 1)[-1]] = file.read()
+    expect_equal(expected, found, "content of the dashboards")
+
+
+def check_alerts(objects, rules):
+    """The PrometheusRule holds the rules of the file."""
+    rule = get_single(objects, "PrometheusRule")
+    expect_equal("prometheus", rule["metadata"]["labels"].get("release"), "label of the PrometheusRule")
+    with open(rules, encoding="utf-8") as file:
+        expect_equal(yaml.safe_load(file), rule["spec"], "rules")
+
+
+def check_queries(metrics, *files):
+    """Dashboards and alerts name only metrics that docs/metrics.md describes. Each panel says what it shows."""
+    with open(metrics, encoding="utf-8") as file:
+        known = set(re.findall(r"`(loadtest_[a-z_]+)`", file.read()))
+    for path in files:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        used = {name.removesuffix("_bucket") for name in re.findall(r"\bloadtest_[a-z_]+", text)}
+        expect_equal(set(), used - known, f"unknown metrics in {path}")
+        expect_equal(True, bool(used), f"metrics in {path}")
+        if not path.endswith(".json"):
+            continue
+        dashboard = json.loads(text)
+        numbers = [panel["id"] for panel in dashboard["panels"]]
+        expect_equal(len(numbers), len(set(numbers)), f"panels with their own number in {path}")
+        for panel in dashboard["panels"]:
+            if panel["type"] == "row":
+                continue
+            subject = f"in panel {panel['title']} of {path}"
+            expect_equal(True, len(panel["description"]) > 10, f"a description {subject}")
+            expect_equal(True, bool(panel["fieldConfig"]["defaults"]["unit"]), f"a unit {subject}")
+            for target in panel["targets"]:
+                expect_equal("${datasource}", target["datasource"]["uid"], f"data source {subject}")
+                for window in re.findall(r"rate\([^()]*\[(.*?)\]", target["expr"]):
+                    expect_equal("$__rate_interval", window, f"window of a rate {subject}")
+
+
 def check_unique_names(first, second):
     """Two releases share no object, except the CRD. `second` is a file like FILE."""
     def list_names(objects):
@@ -326,8 +378,10 @@ CHECKS = {
     check.__name__.removeprefix("check_"): check
     for check in (
         check_aggregated_roles,
+        check_alerts,
         check_arguments,
         check_crd,
+        check_dashboards,
         check_deployment,
         check_image,
         check_kinds,
@@ -340,12 +394,15 @@ CHECKS = {
     )
 }
 
+# Checks of files of the chart, which get paths in place of rendered objects.
+FILE_CHECKS = {"documentation": check_documentation, "queries": check_queries}
+
 
 def main():
     name, path, *rest = sys.argv[1:]
     try:
-        if name == "documentation":
-            check_documentation(path)
+        if name in FILE_CHECKS:
+            FILE_CHECKS[name](path, *rest)
         else:
             CHECKS[name](load_objects(path), *rest)
     except CheckFailed as failed:

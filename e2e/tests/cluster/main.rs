@@ -4,6 +4,7 @@
 mod accuracy;
 mod bad_input;
 mod command_line;
+mod dashboards;
 mod examples;
 mod lifecycle;
 mod load_generator;

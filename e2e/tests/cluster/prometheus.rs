@@ -1,17 +1,23 @@
-//! A real Prometheus scrapes the runner pods; its quantiles must match the status.
+//! A real Prometheus that scrapes the operator and the runners, with the labels of the chart's monitors.
 
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use loadtest_core::{Duration, resource::LoadTestStatus};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::test_namespace::{TestNamespace, health_spec, pod_ip, wait_for};
+use crate::test_namespace::pod_ip;
+
+/// The file with the runners to scrape.
+const RUNNERS_FILE: &str = "runners.json";
 
 /// A Prometheus process that ends with the test.
-struct Prometheus {
+pub(crate) struct Prometheus {
     process: Child,
-    _folder: tempfile::TempDir,
+    address: String,
+    http: reqwest::Client,
+    folder: tempfile::TempDir,
 }
 
 impl Drop for Prometheus {
@@ -22,74 +28,114 @@ impl Drop for Prometheus {
     }
 }
 
-const LISTEN_ADDRESS: &str = "127.0.0.1:19090";
-
-/// Starts the Prometheus of the Debian package `prometheus`.
-fn start_prometheus(targets: &[String]) -> Result<Prometheus> {
-    let folder = tempfile::tempdir()?;
-    let config = json!({
-        "global": {"scrape_interval": "1s"},
-        "scrape_configs": [{"job_name": "runners", "static_configs": [{"targets": targets}]}],
-    });
-    let file = folder.path().join("prometheus.yml");
-    std::fs::write(&file, config.to_string())?;
-    let log = std::fs::File::create(folder.path().join("log"))?;
-    let process = Command::new("prometheus")
-        .arg("--enable-feature=native-histograms")
-        .arg(format!("--config.file={}", file.display()))
-        .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
-        .arg(format!("--web.listen-address={LISTEN_ADDRESS}"))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()
-        .context("prometheus can't be started; install the Debian package prometheus")?;
-    Ok(Prometheus { process, _folder: folder })
+/// A pod to scrape: its name, its namespace and its address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ScrapedPod {
+    name: String,
+    namespace: String,
+    address: String,
 }
 
-/// Evaluates an expression. Returns `None` unless the value is a finite number.
-async fn run_query(namespace: &TestNamespace, expression: &str) -> Result<Option<f64>> {
-    let mut url = reqwest::Url::parse(&format!("http://{LISTEN_ADDRESS}/api/v1/query"))?;
-    url.query_pairs_mut().append_pair("query", expression);
-    let text = namespace.http.get(url).send().await?.error_for_status()?.text().await?;
-    let response: Value = serde_json::from_str(&text)?;
-    let value = response["data"]["result"][0]["value"][1].as_str();
-    Ok(value.and_then(|value| value.parse::<f64>().ok()).filter(|value| value.is_finite()))
-}
-
-fn p95_seconds(status: &LoadTestStatus) -> Result<f64> {
-    let text = status.tasks[0].summary.p95.as_ref().context("no p95")?;
-    Ok(text.parse::<Duration>()?.as_secs_f64())
-}
-
-#[tokio::test]
-async fn prometheus_p95_matches_the_status_within_1_percent() -> Result<()> {
-    TestNamespace::run_alone("prometheus", async |namespace| {
-        let latency = json!({"lognormal": {"median": "100ms", "sigma": 0.5, "max": "2s"}});
-        namespace.deploy_simulator(json!({"health": {"latency": latency}})).await?;
-        let mut spec = health_spec(20, "12s", &json!([]));
-        spec["runners"] = json!({"usersPerRunner": 10});
-        namespace.create_test("prom", spec).await?;
-        namespace.wait_for_status("prom", 60, |s| s.start_time.is_some()).await?;
-        let pods = namespace.list_runners("prom").await?;
-        let targets: Vec<String> =
-            pods.iter().filter_map(pod_ip).map(|ip| format!("{ip}:9464")).collect();
-        ensure!(targets.len() == 2, "{targets:?}");
-        let _prometheus = start_prometheus(&targets)?;
-        let status = namespace.wait_until_finished("prom", 90).await?;
-        let requests = status.summary.as_ref().context("no summary")?.requests;
-        // Runners linger after their release, so Prometheus scrapes their final metrics too.
-        wait_for(30, "the scrape of the final metrics", async || {
-            let scraped = run_query(&namespace, "sum(loadtest_requests_total)").await?;
-            Ok(scraped.filter(|count| (*count - requests as f64).abs() < 0.5))
+impl ScrapedPod {
+    /// `None` for a pod without an IP address.
+    pub(crate) fn of(pod: &Pod, port: u16) -> Option<Self> {
+        Some(Self {
+            name: pod.name_any(),
+            namespace: pod.namespace()?,
+            address: format!("{}:{port}", pod_ip(pod)?),
         })
-        .await?;
-        let expression = "histogram_quantile(0.95, sum(loadtest_response_time_seconds{task=\"health\", outcome!=\"failure\"}))";
-        let scraped = run_query(&namespace, expression).await?.context("no native histogram")?;
-        let reported = p95_seconds(&status)?;
-        let error = (scraped / reported - 1.0).abs();
-        ensure!(error < 0.01, "Prometheus {scraped} s, status {reported} s");
+    }
+}
+
+/// Targets with the labels that the Prometheus Operator adds.
+fn targets_of(pods: &[ScrapedPod]) -> Value {
+    let target = |pod: &ScrapedPod| json!({"targets": [pod.address], "labels": {"namespace": pod.namespace, "pod": pod.name}});
+    pods.iter().map(target).collect()
+}
+
+impl Prometheus {
+    /// Starts the Prometheus of the Debian package `prometheus`, which has no discovery of pods.
+    pub(crate) fn start(operator: &ScrapedPod, port: u16, native_histograms: bool) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let runners = folder.path().join(RUNNERS_FILE);
+        std::fs::write(&runners, "[]")?;
+        let config = json!({
+            "global": {"scrape_interval": "1s"},
+            "scrape_configs": [
+                {"job_name": "runners", "file_sd_configs": [{"files": [runners]}]},
+                {
+                    "job_name": "operator", "honor_labels": true,
+                    "static_configs": targets_of(std::slice::from_ref(operator)),
+                },
+            ],
+        });
+        let file = folder.path().join("prometheus.yml");
+        std::fs::write(&file, config.to_string())?;
+        let log = std::fs::File::create(folder.path().join("log"))?;
+        let address = format!("127.0.0.1:{port}");
+        let mut command = Command::new("prometheus");
+        if native_histograms {
+            command.arg("--enable-feature=native-histograms");
+        }
+        let process = command
+            .arg(format!("--config.file={}", file.display()))
+            .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
+            .arg(format!("--web.listen-address={address}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .context("prometheus can't be started; install the Debian package prometheus")?;
+        let http = reqwest::Client::builder().no_proxy().build()?;
+        Ok(Self { process, address, http, folder })
+    }
+
+    /// Sets the runners to scrape. Prometheus reads them within 5 seconds.
+    pub(crate) fn set_runners(&self, pods: &[ScrapedPod]) -> Result<()> {
+        let new = self.folder.path().join("new");
+        std::fs::write(&new, targets_of(pods).to_string())?;
+        // A file that is written slowly would be read in part.
+        std::fs::rename(new, self.folder.path().join(RUNNERS_FILE))?;
         Ok(())
-    })
-    .await
+    }
+
+    async fn get(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Vec<Value>> {
+        let mut url = reqwest::Url::parse(&format!("http://{}/api/v1/{path}", self.address))?;
+        url.query_pairs_mut().extend_pairs(parameters);
+        let text = self.http.get(url).send().await?.text().await?;
+        let mut response: Value = serde_json::from_str(&text)?;
+        ensure!(response["status"] == "success", "{text}: {parameters:?}");
+        match response["data"]["result"].take() {
+            Value::Array(series) => Ok(series),
+            other => anyhow::bail!("no series: {other}"),
+        }
+    }
+
+    /// Evaluates an expression at a Unix time. Returns the series with a finite number, as their labels
+    /// and their number.
+    pub(crate) async fn query(&self, expression: &str, time: f64) -> Result<Vec<(Value, f64)>> {
+        let time = time.to_string();
+        let series = self.get("query", &[("query", expression), ("time", &time)]).await?;
+        let number = |mut series: Value| {
+            let value = series["value"][1].as_str()?.parse::<f64>().ok()?;
+            Some((series["metric"].take(), value)).filter(|_| value.is_finite())
+        };
+        Ok(series.into_iter().filter_map(number).collect())
+    }
+
+    /// Evaluates an expression every second between two Unix times. Returns true if it has a finite number
+    /// or a histogram.
+    pub(crate) async fn has_data(&self, expression: &str, start: f64, end: f64) -> Result<bool> {
+        let (start, end) = (start.to_string(), end.to_string());
+        let parameters = [("query", expression), ("start", &start), ("end", &end), ("step", "1")];
+        let series = self.get("query_range", &parameters).await?;
+        let is_finite = |value: &Value| {
+            value[1].as_str().and_then(|text| text.parse::<f64>().ok()).is_some_and(f64::is_finite)
+        };
+        Ok(series.iter().any(|series| {
+            let values = series["values"].as_array();
+            series["histograms"].is_array()
+                || values.is_some_and(|values| values.iter().any(is_finite))
+        }))
+    }
 }

@@ -37,10 +37,10 @@ impl Collector for LoadTestCollector {
         encode_phases(&mut encoder, &tests)?;
         for family in families(&tests) {
             let gauge = MetricType::Gauge;
-            let mut encoded = encoder.encode_descriptor(family.name, family.help, None, gauge)?;
+            let mut gauges = encoder.encode_descriptor(family.name, family.help, None, gauge)?;
             for Sample { labels, value } in family.samples {
                 let labels: Vec<_> = labels.iter().map(|(name, text)| (*name, &**text)).collect();
-                encoded.encode_family(&labels.as_slice())?.encode_gauge(&value)?;
+                gauges.encode_family(&labels.as_slice())?.encode_gauge(&value)?;
             }
         }
         Ok(())
