@@ -29,6 +29,9 @@ WATCH_RIGHTS = {
     "events.k8s.io/events": {"create", "patch"},
 }
 
+# Values whose keys users choose.
+FREE_VALUES = {"resources", "nodeSelector", "dashboards.labels"}
+
 
 class CheckFailed(Exception):
     """A check has failed."""
@@ -344,7 +347,7 @@ def check_unique_names(first, second):
 def check_documentation(chart):
     """values.yaml, its schema and the README's table contain the same values."""
     def list_values(value, path=""):
-        if isinstance(value, dict) and value and path not in ("resources", "nodeSelector"):
+        if isinstance(value, dict) and value and path not in FREE_VALUES:
             for key, inner in value.items():
                 yield from list_values(inner, f"{path}.{key}" if path else key)
         else:

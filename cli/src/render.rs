@@ -6,7 +6,7 @@ mod summary;
 mod table;
 mod thresholds;
 
-use std::fmt::Write;
+use std::{collections::BTreeSet, fmt::Write};
 
 pub(crate) use self::table::format_table;
 use loadtest_core::{
@@ -91,7 +91,14 @@ fn format_errors(errors: &[ErrorCount]) -> String {
             error.example.clone().unwrap_or_default(),
         ]);
     }
-    format_table(&rows, 4)
+    let mut out = format_table(&rows, 4);
+    let mut seen = BTreeSet::new();
+    for error in errors.iter().filter(|error| seen.insert(&error.kind)) {
+        if let Some(advice) = &error.advice {
+            let _ = writeln!(out, "  {}: {advice}", error.kind);
+        }
+    }
+    out
 }
 
 fn format_measurement(measurement: &Measurement) -> String {

@@ -90,6 +90,7 @@ mod tests {
 
     #[test]
     fn texts_of_a_target_stay_texts() {
+        const ADVICE: &str = "look <here> (https://example.com/page#part)";
         let mut result = example();
         result.name = Some("</title><script>alert(1)</script>".into());
         result.status.errors = vec![ErrorCount {
@@ -97,8 +98,12 @@ mod tests {
             kind: "http_503".into(),
             count: 1,
             example: Some("</script><img src=x onerror=alert(1)>".into()),
+            advice: Some(ADVICE.into()),
         }];
         let html = html_report(&result).unwrap();
+        assert!(
+            html.contains("look &lt;here&gt; (<a href=\"https://example.com/page#part\">more</a>)")
+        );
         assert!(!html.contains("<img") && !html.contains("<script>alert"), "{html}");
     }
 

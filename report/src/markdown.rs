@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use loadtest_core::{
     Duration,
+    judge::split_advice,
     metrics::LatencyMetric,
     resource::Verdict,
     result::{Distribution, RunResult, TaskResult},
@@ -16,6 +17,10 @@ use crate::text::{name_of, observed_of, target_of, verdict_of};
 const MAX_ROWS: usize = 12;
 /// Maximum length of a cell, in characters.
 const MAX_CELL: usize = 160;
+/// Maximum number of lines with advice.
+const MAX_ADVICE_LINES: usize = 5;
+/// Maximum length of advice, in characters.
+const MAX_ADVICE: usize = 400;
 
 /// Writes a result as Markdown.
 pub fn markdown_report(result: &RunResult) -> String {
@@ -71,7 +76,28 @@ pub fn markdown_report(result: &RunResult) -> String {
             ]
         });
     }
+    push_advice(&mut out, result);
     out
+}
+
+/// A list of advice: first about the worst thresholds, then about the most frequent errors.
+fn push_advice(out: &mut String, result: &RunResult) {
+    let mut rows: Vec<_> = result.thresholds.iter().collect();
+    rows.sort_by_key(|row| std::cmp::Reverse(row.verdict.known().map_or(3, Verdict::severity)));
+    let thresholds = rows.iter().map(|row| (row.key.to_string(), row.advice.as_deref()));
+    let errors = result.status.errors.iter().map(|e| (e.kind.clone(), e.advice.as_deref()));
+    let mut lines: Vec<String> = Vec::new();
+    for (name, advice) in thresholds.chain(errors) {
+        let Some((text, link)) = advice.map(split_advice) else { continue };
+        let link = link.map_or_else(String::new, |link| format!(" ([more]({link}))"));
+        let item = format!("- {}: {}{link}", cell(&name), cell_of(text, MAX_ADVICE));
+        if lines.len() < MAX_ADVICE_LINES && !lines.contains(&item) {
+            lines.push(item);
+        }
+    }
+    if !lines.is_empty() {
+        let _ = writeln!(out, "\n{}", lines.join("\n"));
+    }
 }
 
 fn task_cells(name: &str, task: &TaskResult) -> [String; 8] {
@@ -112,9 +138,13 @@ fn push_rows<Row, const N: usize>(
 /// A text in one line, without the characters that Markdown and HTML give a meaning, and without
 /// mentions of users.
 fn cell(text: &str) -> String {
+    cell_of(text, MAX_CELL)
+}
+
+fn cell_of(text: &str, max_length: usize) -> String {
     let mut out = String::new();
     for (index, character) in text.chars().enumerate() {
-        if index == MAX_CELL {
+        if index == max_length {
             out.push('…');
             break;
         }
@@ -152,12 +182,14 @@ mod tests {
 
     #[test]
     fn a_large_result_has_at_most_60_lines() {
+        const ADVICE: &str = "look here (https://example.com/page#part)";
         let mut result = example();
         let error = ErrorCount {
             task: "chat".into(),
             kind: "http_503".into(),
             count: 30,
             example: Some("<b>|`x`|\n@cell0\u{1b}[31m ".repeat(99)),
+            advice: Some(ADVICE.into()),
         };
         result.status.errors = vec![error; 20];
         result.thresholds = result.thresholds.iter().cycle().take(64).cloned().collect();
@@ -165,6 +197,8 @@ mod tests {
         let text = markdown_report(&result);
         assert!(text.lines().count() <= 60, "{text}");
         assert!(text.contains("and 52 more thresholds"), "{text}");
+        let advice = "- http\\_503: look here ([more](https://example.com/page#part))";
+        assert_eq!(text.matches(advice).count(), 1, "{text}");
         assert!(!text.contains("<b>") && !text.contains('\u{1b}') && !text.contains("@cell0"));
         for line in text.lines().filter(|line| line.contains("http\\_503")) {
             assert_eq!(line.replace("\\|", "").matches('|').count(), 5, "{line}");

@@ -1,6 +1,8 @@
 //! When a threshold aborts the test: its critical bound has been met for long enough. Pure.
 
+use super::{advice::advice_for, observation::judged_task};
 use crate::{
+    metrics::Metrics,
     resource::{Aborted, Threshold, ThresholdRow, Verdict},
     values::Duration,
 };
@@ -43,10 +45,15 @@ impl AbortTimer {
 }
 
 /// Makes the row of the threshold that aborted the test Critical, whatever the last requests showed.
-pub(super) fn apply_abort(row: &mut ThresholdRow, aborted: &Aborted, threshold: &Threshold) {
+pub(super) fn apply_abort(
+    row: &mut ThresholdRow,
+    aborted: &Aborted,
+    threshold: &Threshold,
+    metrics: &Metrics,
+) {
     row.verdict = Verdict::Critical.into();
     row.observed = Some(aborted.observed.clone());
     row.bound = aborted.bound;
     row.samples = aborted.samples;
-    row.advice = Some(threshold.metric.advice().to_owned());
+    row.advice = Some(advice_for(threshold.metric, &judged_task(threshold, metrics)));
 }

@@ -30,10 +30,8 @@ const SLOW_RESPONSES: Cause = cause(
     "slow-responses",
     "look at the CPU, the queues and the downstream calls of the target at this load",
 );
-const LARGE_BODIES: Cause = cause(
-    "slow-responses",
-    "look at the size of the body, at its compression and at the network",
-);
+const LARGE_BODIES: Cause =
+    cause("slow-responses", "look at the size of the body, at its compression and at the network");
 const WAITING_REQUESTS: Cause = cause(
     "waiting-requests",
     "the target does not keep up with this rate: lower the rate, or find what limits the target",
@@ -210,7 +208,11 @@ fn errors(task: &TaskMetrics) -> String {
     let Some((kind, count)) = task.errors.iter().max_by_key(|(_, count)| **count) else {
         return SERVER_ERROR.say("");
     };
-    let evidence = format!("{} of the errors are {kind}", Percent::of(*count, all).rounded());
+    let evidence = if *count == all {
+        format!("all errors are {kind}")
+    } else {
+        format!("{} of the errors are {kind}", Percent::of(*count, all).rounded())
+    };
     error_cause(kind).unwrap_or(SERVER_ERROR).say(&evidence)
 }
 
@@ -255,8 +257,7 @@ fn slowest_step(task: &TaskMetrics) -> (&'static str, f64) {
         (LatencyMetric::ConnectTls, "the TLS handshake"),
         (LatencyMetric::ConnectUpgrade, "the WebSocket handshake"),
     ];
-    let seconds =
-        |metric| percentile(task, metric, 0.95).map_or(0.0, Duration::as_secs_f64);
+    let seconds = |metric| percentile(task, metric, 0.95).map_or(0.0, Duration::as_secs_f64);
     let measured = steps.map(|(metric, name)| (name, seconds(metric)));
     measured.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or(("", 0.0))
 }
@@ -307,6 +308,18 @@ fn slow_web_socket(task: &TaskMetrics) -> String {
         String::new()
     };
     SLOW_WEB_SOCKET.say(&evidence)
+}
+
+/// Splits advice into its text and its link.
+pub fn split_advice(advice: &str) -> (&str, Option<&str>) {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || ":/.#-_".contains(c);
+    let parts = advice.strip_suffix(')').and_then(|rest| rest.rsplit_once(" ("));
+    match parts {
+        Some((text, link)) if link.starts_with("https://") && link.chars().all(is_plain) => {
+            (text, Some(link))
+        }
+        _ => (advice, None),
+    }
 }
 
 /// Adds the link about the load generator to a reason for which a row is Inconclusive.

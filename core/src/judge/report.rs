@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
+    advice::{error_advice, split_advice},
     stages::breaking_point,
     summary::summarize,
     timeline::{Timeline, coverage_of},
@@ -269,7 +270,10 @@ fn describe_row(row: &ThresholdRow) -> String {
         (Some(observed), Some(Verdict::Warning | Verdict::Fail)) => {
             format!("{name} is {observed}, not {}", row.bound)
         }
-        _ => format!("{name}: {}", row.advice.as_deref().unwrap_or("no samples")),
+        _ => {
+            let (reason, _) = split_advice(row.advice.as_deref().unwrap_or("no samples"));
+            format!("{name}: {reason}")
+        }
     }
 }
 
@@ -389,6 +393,7 @@ fn error_counts(
             example: examples
                 .get(&(task.clone(), kind.clone()))
                 .map(|text| truncate(text, MAX_EXAMPLE_BYTES)),
+            advice: error_advice(kind),
         })
         .collect();
     rows.sort_by(|a, b| {

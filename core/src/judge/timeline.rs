@@ -192,7 +192,7 @@ impl Timeline {
                 mark_unobserved(&mut row);
             }
             if let Some(aborted) = aborted.filter(|aborted| aborted.key == row.key) {
-                apply_abort(&mut row, aborted, threshold);
+                apply_abort(&mut row, aborted, threshold, metrics);
             }
             row
         };

@@ -1,6 +1,7 @@
 //! Judges thresholds by metrics. Pure.
 
 use super::{
+    advice::{advice_for, with_generator_link},
     generator_health::generator_problem,
     observation::{Observation, judged_task, observe, observe_on_time},
 };
@@ -164,13 +165,13 @@ fn decide(
         && on_time.value.is_some_and(|value| !meets_target(value))
     {
         *observed = on_time;
-        return verdict_by_bounds(threshold, on_time.value.unwrap_or(value));
+        return verdict_by_bounds(threshold, task, on_time.value.unwrap_or(value));
     }
     // A failed request has failed, even if the generator is to blame for the dropped arrivals.
     let value = match (problem, observed.without_dropped.filter(|value| !meets_target(*value))) {
         (None, _) => value,
         (Some(_), Some(without_dropped)) => without_dropped,
-        (Some(problem), None) => return inconclusive(problem),
+        (Some(problem), None) => return inconclusive(with_generator_link(&problem)),
     };
     observed.value = Some(value);
     let is_critical = critical.is_some_and(|critical| critical.is_met_by(value).unwrap_or(false));
@@ -181,7 +182,7 @@ fn decide(
             value.rounded()
         ));
     }
-    let decided = verdict_by_bounds(threshold, value);
+    let decided = verdict_by_bounds(threshold, task, value);
     // Requests that were given up may have been slower than anything that was measured.
     let may_differ = if target.comparison.is_upper() {
         matches!(decided.0, Verdict::Pass | Verdict::Warning)
@@ -192,7 +193,7 @@ fn decide(
         || !may_differ
         || observed
             .at_most
-            .is_some_and(|at_most| verdict_by_bounds(threshold, at_most).0 == decided.0);
+            .is_some_and(|at_most| verdict_by_bounds(threshold, task, at_most).0 == decided.0);
     if !is_certain {
         let share = Percent::of(observed.given_up, samples);
         return inconclusive(format!(
@@ -218,9 +219,13 @@ fn decide(
 }
 
 /// The verdict that the bounds give a value, the bound that decided, and the advice.
-fn verdict_by_bounds(threshold: &Threshold, value: Quantity) -> (Verdict, Bound, Option<String>) {
+fn verdict_by_bounds(
+    threshold: &Threshold,
+    task: &TaskMetrics,
+    value: Quantity,
+) -> (Verdict, Bound, Option<String>) {
     let Threshold { metric, target, warning, critical, .. } = threshold;
-    let advice = || Some(metric.advice().to_owned());
+    let advice = || Some(advice_for(*metric, task));
     let is_met = |bound: &Bound| bound.is_met_by(value).unwrap_or(false);
     if let Some(critical) = critical.filter(is_met) {
         return (Verdict::Critical, critical, advice());

@@ -240,8 +240,8 @@ async fn find_operator(namespace: &TestNamespace) -> Result<ScrapedPod> {
     let selector = ListParams::default().labels("app.kubernetes.io/name=loadtest-operator");
     wait_for(60, "a ready operator", async || {
         let found = pods.list(&selector).await?.items;
-        let ready = found.iter().filter(|pod| is_ready(pod));
-        Ok(ready.filter_map(|pod| ScrapedPod::of(pod, 8080)).next())
+        let mut ready = found.iter().filter(|pod| is_ready(pod));
+        Ok(ready.find_map(|pod| ScrapedPod::of(pod, 8080)))
     })
     .await
 }

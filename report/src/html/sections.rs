@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use loadtest_core::{
     Duration,
+    judge::split_advice,
     metrics::LatencyMetric,
     result::{Distribution, RunResult, TaskResult},
     values::{Percent, Rate},
@@ -92,7 +93,7 @@ pub(super) fn thresholds(result: &RunResult) -> String {
             let _ = writeln!(
                 rows,
                 "<tr class=\"advice\"><td colspan=\"8\" class=\"text\">{}</td></tr>",
-                escape(advice)
+                advice_html(advice)
             );
         }
     }
@@ -213,6 +214,16 @@ fn task_row(name: &str, task: &TaskResult) -> String {
     )
 }
 
+/// Advice with its link.
+fn advice_html(advice: &str) -> String {
+    let (text, link) = split_advice(advice);
+    let text = escape(text);
+    link.map_or_else(
+        || text.clone(),
+        |link| format!("{text} (<a href=\"{}\">more</a>)", escape(link)),
+    )
+}
+
 pub(super) fn errors(result: &RunResult) -> String {
     let errors = &result.status.errors;
     if errors.is_empty() {
@@ -220,9 +231,10 @@ pub(super) fn errors(result: &RunResult) -> String {
     }
     let mut rows = String::new();
     for error in errors {
+        let advice = error.advice.as_deref().map_or_else(String::new, advice_html);
         let _ = writeln!(
             rows,
-            "<tr><td>{}</td><td class=\"text\">{}</td>{}<td class=\"wrap text\">{}</td></tr>",
+            "<tr><td>{}</td><td class=\"text\">{}</td>{}<td class=\"wrap text\">{}</td><td class=\"wrap text\">{advice}</td></tr>",
             escape(&error.task),
             escape(&error.kind),
             number_cell(error.count as f64, &error.count.to_string()),
@@ -231,7 +243,7 @@ pub(super) fn errors(result: &RunResult) -> String {
     }
     format!(
         "<section aria-labelledby=\"errors\">\n<h2 id=\"errors\">Errors</h2>\n<div class=\"scroll\" tabindex=\"0\" role=\"region\" aria-labelledby=\"errors\"><table class=\"sortable\">{}<tbody>\n{rows}</tbody></table></div>\n</section>\n",
-        head(&["task", "kind", "count", "example"])
+        head(&["task", "kind", "count", "example", "advice"])
     )
 }
 

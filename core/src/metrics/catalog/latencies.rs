@@ -29,8 +29,6 @@ pub struct JudgedLatency {
     /// True when each request has at most one sample, so that a dropped arrival counts as a
     /// sample slower than any other. False for latencies of tokens and messages.
     pub per_request: bool,
-    /// Advice to a user when a target of this metric is missed.
-    pub advice: &'static str,
 }
 
 /// A row of the catalogue: one latency.
@@ -55,10 +53,6 @@ pub struct LatencyInfo {
     pub judged: Option<JudgedLatency>,
 }
 
-const FIRST_TOKEN: &str = "look at queueing and prompt processing in the model server; more replicas or smaller batches shorten the wait for the first token";
-const SLOW_TARGET: &str = "look at the target's CPU, queues and downstream calls at this load; a responseTime far above serviceTime means that requests waited to be sent";
-pub(super) const SLOW_DECODING: &str = "look at the model server's batch size and at the share of time it spends on prompts: decoding waits for both";
-
 /// Every latency, in the order of [`LatencyMetric`].
 pub const LATENCIES: [LatencyInfo; 13] = [
     LatencyInfo {
@@ -69,11 +63,7 @@ pub const LATENCIES: [LatencyInfo; 13] = [
         tasks: TaskScope::All,
         by_outcome: true,
         always_exposed: true,
-        judged: Some(JudgedLatency {
-            name: "responseTime",
-            per_request: true,
-            advice: SLOW_TARGET,
-        }),
+        judged: Some(JudgedLatency { name: "responseTime", per_request: true }),
     },
     LatencyInfo {
         metric: LatencyMetric::ServiceTime,
@@ -83,7 +73,7 @@ pub const LATENCIES: [LatencyInfo; 13] = [
         tasks: TaskScope::All,
         by_outcome: true,
         always_exposed: true,
-        judged: Some(JudgedLatency { name: "serviceTime", per_request: true, advice: SLOW_TARGET }),
+        judged: Some(JudgedLatency { name: "serviceTime", per_request: true }),
     },
     LatencyInfo {
         metric: LatencyMetric::TimeToFirstByte,
@@ -93,11 +83,7 @@ pub const LATENCIES: [LatencyInfo; 13] = [
         tasks: TaskScope::Requests,
         by_outcome: true,
         always_exposed: true,
-        judged: Some(JudgedLatency {
-            name: "timeToFirstByte",
-            per_request: true,
-            advice: "look at what the target does before it responds; a large gap to responseTime is the time that the body takes",
-        }),
+        judged: Some(JudgedLatency { name: "timeToFirstByte", per_request: true }),
     },
     LatencyInfo {
         metric: LatencyMetric::TimeToFirstToken,
@@ -107,11 +93,7 @@ pub const LATENCIES: [LatencyInfo; 13] = [
         tasks: TaskScope::Chats,
         by_outcome: true,
         always_exposed: true,
-        judged: Some(JudgedLatency {
-            name: "timeToFirstToken",
-            per_request: true,
-            advice: FIRST_TOKEN,
-        }),
+        judged: Some(JudgedLatency { name: "timeToFirstToken", per_request: true }),
     },
     LatencyInfo {
         metric: LatencyMetric::TimeToFirstResponse,
@@ -121,11 +103,7 @@ pub const LATENCIES: [LatencyInfo; 13] = [
         tasks: TaskScope::Chats,
         by_outcome: true,
         always_exposed: true,
-        judged: Some(JudgedLatency {
-            name: "timeToFirstResponse",
-            per_request: true,
-            advice: FIRST_TOKEN,
-        }),
+        judged: Some(JudgedLatency { name: "timeToFirstResponse", per_request: true }),
     },
     LatencyInfo {
         metric: LatencyMetric::InterTokenLatency,
@@ -135,11 +113,7 @@ pub const LATENCIES: [LatencyInfo; 13] = [
         tasks: TaskScope::StreamedChats,
         by_outcome: false,
         always_exposed: true,
-        judged: Some(JudgedLatency {
-            name: "interTokenLatency",
-            per_request: false,
-            advice: SLOW_DECODING,
-        }),
+        judged: Some(JudgedLatency { name: "interTokenLatency", per_request: false }),
     },
     LatencyInfo {
         metric: LatencyMetric::TimePerOutputToken,
@@ -149,11 +123,7 @@ pub const LATENCIES: [LatencyInfo; 13] = [
         tasks: TaskScope::StreamedChats,
         by_outcome: false,
         always_exposed: true,
-        judged: Some(JudgedLatency {
-            name: "timePerOutputToken",
-            per_request: false,
-            advice: SLOW_DECODING,
-        }),
+        judged: Some(JudgedLatency { name: "timePerOutputToken", per_request: false }),
     },
     LatencyInfo {
         metric: LatencyMetric::WebSocketConnect,
@@ -163,11 +133,7 @@ pub const LATENCIES: [LatencyInfo; 13] = [
         tasks: TaskScope::WebSockets,
         by_outcome: true,
         always_exposed: true,
-        judged: Some(JudgedLatency {
-            name: "webSocketConnect",
-            per_request: true,
-            advice: "look at the target's accept queue, proxy and TLS handshakes: each new session pays for them",
-        }),
+        judged: Some(JudgedLatency { name: "webSocketConnect", per_request: true }),
     },
     LatencyInfo {
         metric: LatencyMetric::WebSocketRoundTrip,
@@ -177,11 +143,7 @@ pub const LATENCIES: [LatencyInfo; 13] = [
         tasks: TaskScope::WebSocketReplies,
         by_outcome: true,
         always_exposed: true,
-        judged: Some(JudgedLatency {
-            name: "webSocketRoundTrip",
-            per_request: false,
-            advice: "look at the target's message loop and at what it waits for: one slow handler delays all messages behind it",
-        }),
+        judged: Some(JudgedLatency { name: "webSocketRoundTrip", per_request: false }),
     },
     connect_step(
         LatencyMetric::ConnectDns,

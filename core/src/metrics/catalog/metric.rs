@@ -1,7 +1,7 @@
 //! The metrics that thresholds can judge.
 
 use super::{
-    latencies::{JudgedLatency, LatencyMetric, SLOW_DECODING},
+    latencies::{JudgedLatency, LatencyMetric},
     scope::TaskScope,
 };
 
@@ -41,7 +41,6 @@ struct SingleInfo {
     higher_is_better: bool,
     tasks: TaskScope,
     description: &'static str,
-    advice: &'static str,
 }
 
 const SINGLES: [SingleInfo; 4] = [
@@ -52,7 +51,6 @@ const SINGLES: [SingleInfo; 4] = [
         higher_is_better: false,
         tasks: TaskScope::All,
         description: "Failed requests and dropped arrivals as a percentage of completed requests and dropped arrivals",
-        advice: "see status.errors for what failed, and the target's log for the reason",
     },
     SingleInfo {
         metric: Metric::Throughput,
@@ -61,7 +59,6 @@ const SINGLES: [SingleInfo; 4] = [
         higher_is_better: true,
         tasks: TaskScope::All,
         description: "Successful requests per second of load",
-        advice: "the target responded too slowly for this number of users: look at the latency rows, or raise users if these meet their targets",
     },
     SingleInfo {
         metric: Metric::TokensPerSecond,
@@ -70,7 +67,6 @@ const SINGLES: [SingleInfo; 4] = [
         higher_is_better: true,
         tasks: TaskScope::Chats,
         description: "Tokens that the target generated per second of load",
-        advice: SLOW_DECODING,
     },
     SingleInfo {
         metric: Metric::Goodput,
@@ -79,7 +75,6 @@ const SINGLES: [SingleInfo; 4] = [
         higher_is_better: true,
         tasks: TaskScope::All,
         description: "Requests that succeeded and met every latency target of their task, as a percentage of all requests",
-        advice: "see which latency row misses its target: goodput is the percentage of requests that meet all latency targets of their task",
     },
 ];
 
@@ -132,12 +127,6 @@ impl Metric {
             }
             _ => None,
         }
-    }
-
-    /// Advice to a user when a target of this metric is missed.
-    pub fn advice(self) -> &'static str {
-        let latency = self.judged_latency().map(|judged| judged.advice);
-        latency.or_else(|| self.single().map(|info| info.advice)).unwrap_or_default()
     }
 
     /// The unit of the metric's bounds.
@@ -205,7 +194,7 @@ mod tests {
     fn every_metric_has_one_name() {
         for metric in Metric::all() {
             assert_eq!(Metric::from_name(metric.as_str()), Some(metric));
-            assert!(!metric.description().is_empty() && !metric.advice().is_empty());
+            assert!(!metric.description().is_empty());
         }
         let unknown = serde_json::from_str::<Metric>("\"latency\"").unwrap_err().to_string();
         assert!(unknown.contains("use one of responseTime, serviceTime"), "{unknown}");
