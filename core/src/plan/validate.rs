@@ -89,7 +89,10 @@ fn load_model(load: &Load) -> Result<LoadModel, Problem> {
     match (load.users, load.arrival_rate, load.stages.is_empty()) {
         (Some(users), None, true) => Ok(LoadModel::Users(UserLoad {
             users,
-            spawn_rate: positive("spawnRate", load.spawn_rate)?,
+            spawn_rate: positive(
+                "spawnRate",
+                Some(load.spawn_rate.unwrap_or(Rate::per_second(f64::from(users.get())))),
+            )?,
             duration: duration()?,
         })),
         (None, Some(rate), true) => Ok(LoadModel::Arrivals(ArrivalLoad {

@@ -13,11 +13,7 @@ use crate::values::{Duration, Rate, Users};
 #[cfg_attr(feature = "crd", schemars(extend("x-kubernetes-validations" = [
     {
         "rule": "(has(self.users) ? 1 : 0) + (has(self.arrivalRate) ? 1 : 0) + (has(self.stages) ? 1 : 0) == 1",
-        "message": "give exactly one of users (with spawnRate and duration), arrivalRate (with maxUsers and duration) and stages",
-    },
-    {
-        "rule": "has(self.spawnRate) || !has(self.users)",
-        "message": "spawnRate is missing: the number of users started per second, such as 50",
+        "message": "give exactly one of users (with duration), arrivalRate (with maxUsers and duration) and stages",
     },
     {
         "rule": "has(self.users) || !has(self.spawnRate)",
@@ -58,7 +54,7 @@ pub struct Load {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub users: Option<Users>,
     /// Closed model: the number of users that start per second until all run, such as 50 or
-    /// "0.5/s".
+    /// "0.5/s". Default: all of them start within the first second.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "crd", schemars(schema_with = "positive_rate"))]
     pub spawn_rate: Option<Rate>,

@@ -1,5 +1,7 @@
 //! Prints a generated file: `make generate` writes them to `crds/` and `docs/`.
 
+mod fields;
+
 use std::io::{self, Write};
 
 use loadtest_core::{
@@ -14,10 +16,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("older-crd") => crd_yaml(CrdEdition::Older)?,
         Some("result-crd") => result_crd_yaml()?,
         Some("metrics-table") => metrics_table(),
+        Some("fields") => fields::fields_page(),
         Some("result-schema") => format!("{:#}\n", result_schema()),
         _ => {
             return Err(
-                "usage: generate crd|older-crd|result-crd|metrics-table|result-schema".into()
+                "usage: generate crd|older-crd|result-crd|fields|metrics-table|result-schema"
+                    .into(),
             );
         }
     };
