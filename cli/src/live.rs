@@ -15,7 +15,7 @@ pub(crate) use self::{
     result::RunDescription,
     status::build_status,
     terminal::{TerminalView, has_terminal},
-    web::{LivePage, StopOrder, parse_address},
+    web::{LivePage, StopAction, StopOrder, give_order, parse_address},
 };
 
 /// The latest state of a test. Its series is shared, because it may be large.

@@ -38,7 +38,8 @@ use crate::{
     arguments::RunArguments,
     exit::Exit,
     live::{
-        LiveFeed, LivePage, RunDescription, StopOrder, TerminalView, build_status, has_terminal,
+        LiveFeed, LivePage, RunDescription, StopOrder, TerminalView, build_status, give_order,
+        has_terminal,
     },
     manifest::{Change, Manifest, check_manifest, read_manifest},
     output::eprint_line,
@@ -158,7 +159,7 @@ async fn start_viewers(
     let page = match arguments.web {
         None => None,
         Some(address) => {
-            let page = LivePage::serve(address, name, feed, Some(stop_order.clone())).await?;
+            let page = LivePage::serve(address, name, feed, Some(give_order(stop_order))).await?;
             eprint_line(&format!("live page: http://{}/", page.address));
             Some(page)
         }

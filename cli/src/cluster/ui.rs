@@ -1,6 +1,6 @@
 //! `loadtest ui`: the live page of a LoadTest on a cluster, served on the viewer's machine.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use k8s_openapi::jiff::Timestamp;
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     arguments::UiArguments,
     exit::Exit,
-    live::{LiveFeed, LivePage, RunDescription, StopOrder},
+    live::{LiveFeed, LivePage, RunDescription, StopAction},
     output::eprint_line,
 };
 
@@ -43,17 +43,16 @@ pub(crate) fn show_page(arguments: &UiArguments) -> anyhow::Result<Exit> {
             find_result(&cluster.client, &cluster.namespace, name, None).await?;
         }
         let feed = LiveFeed::new();
-        let stop = StopOrder::new();
-        let button = found.as_ref().is_some_and(|test| !is_over(test)).then(|| stop.clone());
-        let page = LivePage::serve(*address, name, &feed, button).await?;
+        let uid = found.as_ref().and_then(|test| test.metadata.uid.clone());
+        let can_stop = found.as_ref().is_some_and(|test| !is_over(test));
+        let stop = can_stop.then(|| cancel_action(&cluster.tests, name, uid.as_deref()));
+        let page = LivePage::serve(*address, name, &feed, stop).await?;
         eprint_line(&format!(
             "live page: http://{}/  (Ctrl-C ends it; the test goes on)",
             page.address
         ));
-        let uid = found.and_then(|test| test.metadata.uid);
         tokio::select! {
             shown = feed_page(&cluster, name, uid.as_deref(), &feed) => shown?,
-            () = cancel_on_order(&cluster, name, uid.as_deref(), &stop) => {}
             _ = tokio::signal::ctrl_c() => {}
         }
         page.end().await;
@@ -179,17 +178,18 @@ async fn show_stored(
     }
 }
 
-/// Waits for an order of the viewer, stops the test with the viewer's rights, and never returns.
-async fn cancel_on_order(cluster: &Cluster, name: &str, uid: Option<&str>, stop: &StopOrder) {
-    stop.cancelled().await;
+/// Stops the test with the viewer's rights.
+fn cancel_action(tests: &Api<LoadTest>, name: &str, uid: Option<&str>) -> StopAction {
     // With the UID, the API server refuses to cancel another test of the same name.
-    let metadata = serde_json::json!({"uid": uid});
-    let patch = Patch::Merge(serde_json::json!({"metadata": metadata, "spec": {"cancel": true}}));
-    match cluster.tests.patch(name, &PatchParams::default(), &patch).await {
-        Ok(_) => eprint_line("the test is being cancelled"),
-        Err(error) => eprint_line(&format!("the test can't be cancelled: {error}")),
-    }
-    std::future::pending::<()>().await;
+    let patch = serde_json::json!({"metadata": {"uid": uid}, "spec": {"cancel": true}});
+    let (tests, name) = (tests.clone(), name.to_owned());
+    Arc::new(move || {
+        let (tests, name, patch) = (tests.clone(), name.clone(), Patch::Merge(patch.clone()));
+        Box::pin(async move {
+            let patched = tests.patch(&name, &PatchParams::default(), &patch).await;
+            patched.map(drop).map_err(|error| error.to_string())
+        })
+    })
 }
 
 /// The parts of the stored result with which a viewer joins a run.

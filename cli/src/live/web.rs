@@ -20,7 +20,10 @@ use axum::{
     },
     routing::{get, post},
 };
-use futures_util::stream::{self, Stream};
+use futures_util::{
+    future::BoxFuture,
+    stream::{self, Stream},
+};
 use loadtest_report::{live_page, live_update};
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -61,13 +64,25 @@ pub(crate) fn parse_address(text: &str) -> Result<SocketAddr, String> {
 /// A viewer's order to stop the test.
 pub(crate) type StopOrder = CancellationToken;
 
+/// Stops the test when a viewer asks for it. The error says why it can't be stopped.
+pub(crate) type StopAction = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
+
+/// An action that gives an order, and can't fail.
+pub(crate) fn give_order(order: &StopOrder) -> StopAction {
+    let order = order.clone();
+    Arc::new(move || {
+        order.cancel();
+        Box::pin(async { Ok(()) })
+    })
+}
+
 /// The state that the handlers of the page share.
 #[derive(Clone)]
 struct Shared {
     page: Arc<str>,
     states: watch::Receiver<Option<LiveState>>,
     token: Option<Arc<str>>,
-    stop: StopOrder,
+    stop: Option<StopAction>,
     /// True if only names of this machine are accepted in the header `Host`.
     is_local: bool,
 }
@@ -82,8 +97,7 @@ pub(crate) struct LivePage {
 }
 
 impl LivePage {
-    /// Serves the page of a test. An order to stop cancels `stop`; without it, the page has no button for
-    /// it.
+    /// Serves the page of a test. Its button calls `stop`; without it, the page has no button.
     ///
     /// # Errors
     /// When the address can't be listened on.
@@ -91,7 +105,7 @@ impl LivePage {
         address: SocketAddr,
         name: &str,
         feed: &LiveFeed,
-        stop: Option<StopOrder>,
+        stop: Option<StopAction>,
     ) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(address).await.with_context(|| {
             format!("the live page can't be served on {address}: choose another port")
@@ -102,7 +116,7 @@ impl LivePage {
             page: live_page(name, token.as_deref()).into(),
             states: feed.subscribe(),
             token: token.map(Into::into),
-            stop: stop.unwrap_or_default(),
+            stop,
             is_local: address.ip().is_loopback(),
         };
         let end = CancellationToken::new();
@@ -156,11 +170,11 @@ async fn send_page(State(shared): State<Shared>) -> Response {
 
 async fn stop_test(State(shared): State<Shared>, headers: HeaderMap) -> Response {
     let found = headers.get(TOKEN_HEADER).map(axum::http::HeaderValue::as_bytes);
-    match &shared.token {
-        Some(token) if found == Some(token.as_bytes()) => {
-            shared.stop.cancel();
-            StatusCode::NO_CONTENT.into_response()
-        }
+    match (&shared.token, &shared.stop) {
+        (Some(token), Some(stop)) if found == Some(token.as_bytes()) => match stop().await {
+            Ok(()) => StatusCode::NO_CONTENT.into_response(),
+            Err(text) => (StatusCode::BAD_GATEWAY, text).into_response(),
+        },
         _ => (StatusCode::FORBIDDEN, "the order has no valid token: load the page again\n")
             .into_response(),
     }

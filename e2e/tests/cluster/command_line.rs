@@ -234,8 +234,10 @@ async fn a_viewer_who_may_only_read_sees_the_stored_result() -> Result<()> {
         let (_, token) = html.split_once("data-token=\"").context("no button to stop")?;
         let token = token.split('"').next().context("no token")?;
         let stop = namespace.http.post(format!("{url}stop")).header("x-stop-token", token);
-        stop.send().await?;
-        updates.next().await?;
+        let refused = stop.send().await?;
+        ensure!(refused.status() == http::StatusCode::BAD_GATEWAY, "{}", refused.status());
+        let text = refused.text().await?;
+        ensure!(text.contains("forbidden"), "{text}");
         let test = namespace.load_tests.get("read-only").await?;
         ensure!(!test.spec.cancel, "a viewer has cancelled the test");
         Ok(())
