@@ -269,6 +269,12 @@ pub(crate) struct PlanArguments {
     /// Sets a field of the spec, such as load.users=50.
     #[arg(long, value_name = "PATH=VALUE")]
     pub(crate) set: Vec<String>,
+    /// Prints the ConfigMap and the Job that the operator would create.
+    #[arg(long)]
+    pub(crate) objects: bool,
+    /// Runner image of a LoadTest that names none.
+    #[arg(long, value_name = "IMAGE", default_value = concat!("loadtest-runner:", env!("CARGO_PKG_VERSION")), requires = "objects")]
+    pub(crate) runner_image: String,
 }
 
 #[derive(Debug, Args)]

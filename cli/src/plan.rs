@@ -3,6 +3,7 @@
 
 use std::io::Write;
 
+use loadtest_children::{Settings, build_config_map, build_job, build_plan};
 use loadtest_core::{
     load::LoadModel,
     plan::{size_test, warnings},
@@ -15,6 +16,11 @@ use crate::{
     manifest::{Manifest, read_manifest, read_with_settings},
     output::eprint_line,
 };
+
+/// Stands for the UID that the API server will choose.
+const UNKNOWN_UID: &str = "00000000-0000-0000-0000-000000000000";
+/// Stands for the hash of the token that the operator will make.
+const UNKNOWN_TOKEN: &str = "set-by-the-operator";
 
 /// Checks files. The exit code is that of bad input if one of them is invalid.
 pub(crate) fn validate_files(
@@ -44,7 +50,11 @@ pub(crate) fn print_plan(arguments: &PlanArguments, out: &mut impl Write) -> any
     let manifest = read_with_settings(&arguments.file, arguments.name.as_deref(), &arguments.set);
     match manifest {
         Ok(manifest) => {
-            write!(out, "{}", format_plan(&manifest))?;
+            if arguments.objects {
+                write!(out, "{}", format_objects(&manifest, &arguments.runner_image)?)?;
+            } else {
+                write!(out, "{}", format_plan(&manifest))?;
+            }
             out.flush()?;
             Ok(Exit::Passed)
         }
@@ -53,6 +63,25 @@ pub(crate) fn print_plan(arguments: &PlanArguments, out: &mut impl Write) -> any
             Ok(Exit::BadInput)
         }
     }
+}
+
+/// The objects of a test as YAML. The API server chooses the UID of a LoadTest, and the operator the token of
+/// its runners: both are placeholders.
+fn format_objects(manifest: &Manifest, runner_image: &str) -> anyhow::Result<String> {
+    let mut test = manifest.test.clone();
+    test.metadata.uid = Some(UNKNOWN_UID.into());
+    let sizing = size_test(&manifest.valid);
+    let settings = Settings::with_image(runner_image);
+    let plan = build_plan(&test, &manifest.valid, &sizing, UNKNOWN_TOKEN.into(), &settings);
+    let config_map = build_config_map(&test, &plan)?;
+    let job = build_job(&test, &manifest.valid, &sizing, &settings, UNKNOWN_TOKEN);
+    let objects = [serde_json::to_value(config_map)?, serde_json::to_value(job)?];
+    let mut out = String::new();
+    for object in objects {
+        out.push_str("---\n");
+        out.push_str(&serde_saphyr::to_string(&object)?);
+    }
+    Ok(out)
 }
 
 fn format_plan(manifest: &Manifest) -> String {
@@ -72,4 +101,23 @@ fn format_plan(manifest: &Manifest) -> String {
     let lines: Vec<String> =
         lines.iter().map(|(what, value)| format!("  {what:<30}{value}\n")).collect();
     format!("{name}\n{}", lines.concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_objects_of_a_test_are_a_config_map_and_a_job() {
+        let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/loadtest-burst.yaml");
+        let manifest = read_manifest(example, None, &[]).unwrap();
+        let text = format_objects(&manifest, "registry.example.com/loadtest-runner:1").unwrap();
+        let objects: Vec<serde_json::Value> = serde_saphyr::from_multiple(&text).unwrap();
+        let kinds: Vec<_> = objects.iter().map(|object| object["kind"].as_str().unwrap()).collect();
+        assert_eq!(kinds, ["ConfigMap", "Job"]);
+        assert_eq!(objects[1]["spec"]["completions"], 2);
+        let container = &objects[1]["spec"]["template"]["spec"]["containers"][0];
+        assert_eq!(container["image"], "registry.example.com/loadtest-runner:1");
+        assert!(objects[0]["data"]["plan.json"].as_str().unwrap().contains("cell0-small"));
+    }
 }

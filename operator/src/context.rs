@@ -13,8 +13,9 @@ use kube::{
     runtime::events::{Recorder, Reporter},
 };
 
+use loadtest_children::{OPERATOR_NAME, Settings};
+
 use crate::{
-    children::{OPERATOR_NAME, Settings},
     error::format_error_chain,
     metrics::{ApiCalls, OperatorMetrics},
     observe::state::RunCache,

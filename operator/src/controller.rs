@@ -24,8 +24,9 @@ use kube::{
 use loadtest_core::resource::{LoadTest, UID_LABEL};
 use tokio_util::sync::CancellationToken;
 
+use loadtest_children::OPERATOR_NAME;
+
 use crate::{
-    children::OPERATOR_NAME,
     context::Context,
     crd_check::watch_crd,
     error::format_error_chain,

@@ -14,10 +14,9 @@ use loadtest_core::{
     text::truncate,
 };
 
-use crate::{
-    children::Settings,
-    observe::state::{Observed, StartRecord},
-};
+use loadtest_children::Settings;
+
+use crate::observe::state::{Observed, StartRecord};
 
 pub(crate) use self::{
     decision::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL_SECONDS, Reason, signed_duration},

@@ -7,7 +7,7 @@
 //! | modules | task |
 //! |---|---|
 //! | `observe` | reads the Kubernetes objects and the runners into one value |
-//! | `decide`, `status`, `stored_result`, [`children`] | pure: take values and a `now`, and have no client |
+//! | `decide`, `status`, `stored_result` | pure: take values and a `now`, and have no client |
 //! | `runner_client` | scrapes the runners and sends orders to them |
 //! | `act` | writes objects and publishes Events; decides nothing |
 //! | [`controller`], [`reconcile`] | run these steps for each changed test |
@@ -15,7 +15,6 @@
 //! | [`context`], [`error`], `metrics`, [`server`] | what the steps share, and the HTTP endpoints |
 
 mod act;
-pub mod children;
 pub mod context;
 pub mod controller;
 mod crd_check;

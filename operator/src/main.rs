@@ -10,13 +10,12 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use kube::{Client, Config, client::ClientBuilder};
+use loadtest_children::{METRICS_LINGER, RELEASE_GRACE, START_TIMEOUT, Settings};
 use loadtest_core::{
     Duration,
     resource::{CrdEdition, crd_yaml},
 };
-use loadtest_operator::{
-    children::Settings, context::Context, controller, metrics::ApiCalls, server,
-};
+use loadtest_operator::{context::Context, controller, metrics::ApiCalls, server};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -65,13 +64,13 @@ struct Run {
     #[arg(long, default_value = "loadtest-operator-token")]
     token_secret: String,
     /// Maximum time until all runners of a test are ready.
-    #[arg(long, default_value = "5m")]
+    #[arg(long, default_value_t = START_TIMEOUT)]
     start_timeout: Duration,
     /// Time for which a runner waits for its release order after the end of its load.
-    #[arg(long, default_value = "5m")]
+    #[arg(long, default_value_t = RELEASE_GRACE)]
     release_grace: Duration,
     /// Time for which a released runner keeps serving its metrics.
-    #[arg(long, default_value = "35s")]
+    #[arg(long, default_value_t = METRICS_LINGER)]
     metrics_linger: Duration,
     /// Log level (error, warn, info, debug or trace), or a filter by module.
     #[arg(long, env = "LOG_LEVEL", default_value = "info")]

@@ -24,10 +24,11 @@ use loadtest_core::{
     text::truncate,
 };
 
+use loadtest_children::OPERATOR_NAME;
+
 use crate::{
     act,
     act::events::publish_event,
-    children::OPERATOR_NAME,
     context::Context,
     decide::{Decision, Reason, decide, decide_refused, decide_retry},
     error::{Error, format_error_chain},

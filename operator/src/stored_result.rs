@@ -14,8 +14,9 @@ use loadtest_core::{
     },
 };
 
+use loadtest_children::{child_name, result_metadata};
+
 use crate::{
-    children::{child_name, result_metadata},
     decide::{Decision, signed_duration},
     observe::state::{Observed, RunCache, StartRecord, WrittenResult, index_of},
 };

@@ -8,9 +8,9 @@ use std::{cell::OnceCell, sync::Arc, time::Duration};
 use http::{Request, Response, StatusCode};
 use k8s_openapi::jiff::Timestamp;
 use kube::{Client, client::Body, core::DeserializeGuard, runtime::controller::Action};
+use loadtest_children::{Settings, child_name};
 use loadtest_core::resource::LoadTest;
 use loadtest_operator::{
-    children::{Settings, child_name},
     context::Context,
     error::Error,
     reconcile::{on_error, reconcile},

@@ -236,8 +236,8 @@ async fn a_viewer_who_may_only_read_sees_the_stored_result() -> Result<()> {
         let stop = namespace.http.post(format!("{url}stop")).header("x-stop-token", token);
         let refused = stop.send().await?;
         ensure!(refused.status() == http::StatusCode::BAD_GATEWAY, "{}", refused.status());
-        let text = refused.text().await?;
-        ensure!(text.contains("forbidden"), "{text}");
+        let reason = refused.text().await?;
+        ensure!(reason.contains("forbidden"), "{reason}");
         let test = namespace.load_tests.get("read-only").await?;
         ensure!(!test.spec.cancel, "a viewer has cancelled the test");
         Ok(())

@@ -22,8 +22,9 @@ use loadtest_core::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
+use loadtest_children::OPERATOR_NAME;
+
 use crate::{
-    children::{self, OPERATOR_NAME},
     context::Context,
     decide::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL_SECONDS, signed_duration},
     error::Error,
@@ -115,11 +116,12 @@ async fn create_children(
     // `decide` launches valid specs only.
     let Ok(valid) = &observed.valid else { return Ok(()) };
     let fingerprint = context.token_fingerprint(&test.uid().unwrap_or_default());
-    let plan = children::build_plan(test, valid, sizing, fingerprint.clone(), &context.settings);
-    let config_map = children::build_config_map(test, &plan)
+    let plan =
+        loadtest_children::build_plan(test, valid, sizing, fingerprint.clone(), &context.settings);
+    let config_map = loadtest_children::build_config_map(test, &plan)
         .map_err(|source| Error::Serialize { what: "the plan", source })?;
     create_once::<ConfigMap>(context, test, &config_map).await?;
-    let job = children::build_job(test, valid, sizing, &context.settings, &fingerprint);
+    let job = loadtest_children::build_job(test, valid, sizing, &context.settings, &fingerprint);
     create_once::<Job>(context, test, &job).await
 }
 
@@ -135,7 +137,7 @@ async fn dry_run_job(context: &Context, observed: &Observed, sizing: &Sizing) ->
     let test = &observed.test;
     let Ok(valid) = &observed.valid else { return Ok(()) };
     let fingerprint = context.token_fingerprint(&test.uid().unwrap_or_default());
-    let job = children::build_job(test, valid, sizing, &context.settings, &fingerprint);
+    let job = loadtest_children::build_job(test, valid, sizing, &context.settings, &fingerprint);
     let jobs: Api<Job> =
         Api::namespaced(context.client.clone(), &test.namespace().unwrap_or_default());
     let name = job.name_any();
@@ -182,7 +184,7 @@ where
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 409 => {
             let existing = api.get(&name).await.map_err(|e| Error::api("get", &name, e))?;
-            if children::is_controlled_by(&existing, &uid) {
+            if loadtest_children::is_controlled_by(&existing, &uid) {
                 return Ok(());
             }
             Err(Error::NameTaken { kind: K::kind(&()).into_owned(), name })

@@ -9,8 +9,9 @@ use loadtest_core::{
     result::{LoadTestResult, StoredResult},
 };
 
+use loadtest_children::OPERATOR_NAME;
+
 use crate::{
-    children::OPERATOR_NAME,
     context::Context,
     error::{Error, ResultError, format_error_chain},
     stored_result::{build_head, build_objects},

@@ -5,8 +5,9 @@ use kube::ResourceExt;
 use loadtest_core::{Duration, control, resource::Sizing, text::truncate};
 
 use super::decision::{Decision, Reason, has_elapsed, signed_duration};
+use loadtest_children::Settings;
+
 use crate::{
-    children::Settings,
     observe::runner::Runner,
     observe::state::{Observed, StartRecord},
 };

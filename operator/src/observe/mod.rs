@@ -26,8 +26,9 @@ use result::resume_from_result;
 use runner::Runner;
 use state::Observed;
 
+use loadtest_children::{TOKEN_ANNOTATION, child_name, is_controlled_by};
+
 use crate::{
-    children::{TOKEN_ANNOTATION, child_name, is_controlled_by},
     context::Context,
     error::{Error, format_error_chain},
     runner_client,

@@ -8,8 +8,9 @@ use loadtest_core::{
 };
 
 use super::state::Observed;
+use loadtest_children::child_name;
+
 use crate::{
-    children::child_name,
     context::Context,
     error::{Error, ResultError, format_error_chain},
     stored_result::{EarlierResult, is_resume_retried, part_name, restore},

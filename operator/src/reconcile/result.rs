@@ -4,12 +4,13 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 use loadtest_core::resource::{LoadTestStatus, Phase};
 
+use loadtest_children::child_name;
+
 use crate::{
     act::{
         events::publish_event,
         results::{delete_parts, store_result},
     },
-    children::child_name,
     context::Context,
     decide::Decision,
     error::{Error, format_error_chain},

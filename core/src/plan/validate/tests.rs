@@ -19,9 +19,8 @@ fn the_example_of_the_design_is_valid() {
 #[test]
 fn specs_that_no_api_server_would_take_are_refused_too() {
     type Edit = fn(&mut LoadTestSpec);
-    let edits: [(Edit, &str); 5] = [
+    let edits: [(Edit, &str); 4] = [
         (|spec| spec.load.users = None, "spec.load: give exactly one of"),
-        (|spec| spec.load.spawn_rate = None, "spec.load.spawnRate: is missing"),
         (|spec| spec.load.duration = None, "spec.load.duration: is missing"),
         (|spec| spec.scenario.tasks[0].chat = None, "must have exactly one of http"),
         (|spec| spec.scenario.tasks.iter_mut().for_each(|t| t.weight = 0), "every weight is 0"),
@@ -32,6 +31,14 @@ fn specs_that_no_api_server_would_take_are_refused_too() {
         let found = problems(&spec)[0].to_string();
         assert!(found.contains(message), "{found}");
     }
+}
+
+#[test]
+fn without_a_spawn_rate_all_users_start_in_the_first_second() {
+    let mut spec = spec();
+    spec.load.spawn_rate = None;
+    let valid = validate(&spec).unwrap();
+    assert_eq!(valid.load.to_string(), "200 users at 200/s for 2m");
 }
 
 #[test]

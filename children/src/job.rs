@@ -19,10 +19,10 @@ use loadtest_core::{
 use super::{metadata::child_metadata, pod::merged_pod_template, settings::Settings};
 
 /// Annotation of the Job with the SHA-256 of the token that its runners take orders with.
-pub(crate) const TOKEN_ANNOTATION: &str = "loadtest.cell0.io/token-sha256";
+pub const TOKEN_ANNOTATION: &str = "loadtest.cell0.io/token-sha256";
 
 /// Builds the plan of a test.
-pub(crate) fn build_plan(
+pub fn build_plan(
     test: &LoadTest,
     valid: &ValidTest,
     sizing: &Sizing,
@@ -39,10 +39,7 @@ pub(crate) fn build_plan(
 ///
 /// # Errors
 /// Fails if the plan has no JSON form. A plan is plain data, so this does not happen in practice.
-pub(crate) fn build_config_map(
-    test: &LoadTest,
-    plan: &Plan,
-) -> Result<ConfigMap, serde_json::Error> {
+pub fn build_config_map(test: &LoadTest, plan: &Plan) -> Result<ConfigMap, serde_json::Error> {
     Ok(ConfigMap {
         metadata: child_metadata(test),
         data: Some(BTreeMap::from([(control::PLAN_FILE.into(), serde_json::to_string(plan)?)])),
@@ -52,7 +49,7 @@ pub(crate) fn build_config_map(
 }
 
 /// Builds the Job with one pod per runner.
-pub(crate) fn build_job(
+pub fn build_job(
     test: &LoadTest,
     valid: &ValidTest,
     sizing: &Sizing,

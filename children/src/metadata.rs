@@ -8,7 +8,7 @@ use loadtest_core::resource::{LoadTest, NAME_LABEL, UID_LABEL, name_label_of};
 
 /// Name of the operator: field manager, reporter of Events and value of the label
 /// `app.kubernetes.io/managed-by`.
-pub(crate) const OPERATOR_NAME: &str = "loadtest-operator";
+pub const OPERATOR_NAME: &str = "loadtest-operator";
 /// Value of the label `app.kubernetes.io/name` of runner pods, which a PodMonitor selects.
 const RUNNER_APP_NAME: &str = "loadtest-runner";
 /// Maximum length of a Job's name. The names of its pods add an index and a suffix.
@@ -54,7 +54,7 @@ pub(super) fn child_metadata(test: &LoadTest) -> ObjectMeta {
 
 /// Returns the metadata of the result of a test, without its name. A result that outlives its test
 /// has no owner.
-pub(crate) fn result_metadata(test: &LoadTest) -> ObjectMeta {
+pub fn result_metadata(test: &LoadTest) -> ObjectMeta {
     let mut labels = child_labels(test);
     // The label by which monitors select runner pods.
     labels.remove("app.kubernetes.io/name");
@@ -68,7 +68,7 @@ pub(crate) fn result_metadata(test: &LoadTest) -> ObjectMeta {
 }
 
 /// Returns true if the controlling owner of an object has this UID.
-pub(crate) fn is_controlled_by<K: Resource>(object: &K, owner_uid: &str) -> bool {
+pub fn is_controlled_by<K: Resource>(object: &K, owner_uid: &str) -> bool {
     let owners = object.meta().owner_references.iter().flatten();
     owners.clone().any(|owner| owner.controller == Some(true) && owner.uid == owner_uid)
 }
