@@ -172,6 +172,8 @@ pub(crate) enum OutputFormat {
     /// Tables for people.
     #[default]
     Table,
+    /// The tables, and one with every percentile of every latency.
+    Wide,
     /// The whole result as JSON.
     Json,
     /// The whole result as YAML.

@@ -10,7 +10,10 @@ use loadtest_report::{
     CsvFiles, RunResult, csv_files, hdr_log, html_report, junit_report, k6_summary, markdown_report,
 };
 
-use crate::arguments::{OutputArguments, OutputFormat};
+use crate::{
+    arguments::{OutputArguments, OutputFormat},
+    render::format_latencies,
+};
 
 impl OutputFormat {
     /// Returns the result in this form. `table` makes the tables.
@@ -24,6 +27,7 @@ impl OutputFormat {
     ) -> anyhow::Result<String> {
         Ok(match self {
             Self::Table => table(),
+            Self::Wide => format_latencies(result) + &table(),
             Self::Json => serde_json::to_string(result)? + "\n",
             Self::Yaml => serde_saphyr::to_string(result)?,
             Self::Markdown => markdown_report(result),

@@ -1,5 +1,6 @@
 //! The text that `loadtest` prints about a test's progress and result. Pure: does no IO.
 
+mod latencies;
 mod legacy_summary;
 mod stages;
 mod summary;
@@ -8,7 +9,7 @@ mod thresholds;
 
 use std::{collections::BTreeSet, fmt::Write};
 
-pub(crate) use self::table::format_table;
+pub(crate) use self::{latencies::format_latencies, table::format_table};
 use loadtest_core::{
     Duration,
     metrics::Metrics,
