@@ -73,7 +73,7 @@ pub(crate) struct RunArguments {
     #[arg(long)]
     pub(crate) simulator: bool,
     /// Number of users; overrides spec.load.users.
-    #[arg(short, long)]
+    #[arg(short, long, alias = "vus")]
     pub(crate) users: Option<u32>,
     /// Users started per second, such as 50 or 0.5; overrides spec.load.spawnRate.
     #[arg(short = 'r', long)]
@@ -92,7 +92,7 @@ pub(crate) struct RunArguments {
     #[command(flatten)]
     pub(crate) outputs: OutputArguments,
     /// Prints lines of progress, also in a terminal, which has a view with charts otherwise.
-    #[arg(long)]
+    #[arg(long, alias = "headless")]
     pub(crate) plain: bool,
     /// Serves a page with charts of the running test, for this machine only unless ADDR names another
     /// address [default address: 127.0.0.1:8089].

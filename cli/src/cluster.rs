@@ -8,12 +8,13 @@ mod runners;
 mod ui;
 mod watch;
 
-use std::future::Future;
+use std::{future::Future, io::ErrorKind};
 
 use anyhow::Context;
 use kube::{
     Api, Client, Config,
     api::{Patch, PatchParams},
+    config::{InferConfigError, KubeconfigError},
 };
 use loadtest_core::resource::{LoadTest, Phase};
 
@@ -41,10 +42,26 @@ impl Cluster {
 
 /// A client for the cluster of the current context, and the namespace of the context.
 async fn connect() -> anyhow::Result<(Client, String)> {
-    let config = Config::infer().await.context("no Kubernetes configuration was found")?;
+    let config = Config::infer().await.map_err(|error| describe_config_error(&error))?;
     let namespace = config.default_namespace.clone();
     let client = Client::try_from(config).context("no Kubernetes client can be made")?;
     Ok((client, namespace))
+}
+
+/// What is wrong with the kubeconfig. The failure to read the configuration of a pod, which comes with it,
+/// says nothing to a person.
+fn describe_config_error(error: &InferConfigError) -> anyhow::Error {
+    let source = std::error::Error::source(error);
+    match source.and_then(|source| source.downcast_ref::<KubeconfigError>()) {
+        Some(KubeconfigError::ReadConfig(cause, path)) if cause.kind() == ErrorKind::NotFound => {
+            anyhow::anyhow!(
+                "there is no kubeconfig at {}: set KUBECONFIG; `loadtest run` needs no cluster",
+                path.display()
+            )
+        }
+        Some(cause) => anyhow::anyhow!("the kubeconfig can't be used: {cause}"),
+        None => anyhow::anyhow!("no Kubernetes configuration was found: {error}"),
+    }
 }
 
 fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

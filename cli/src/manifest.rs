@@ -113,8 +113,9 @@ fn parse_manifest(
     drop_nulls(&schema, &mut object);
     // `kubectl apply` refuses unknown fields too.
     let mut problems = Vec::new();
-    visit_unknown_fields(&schema, &object, &mut Vec::new(), &mut |steps| {
-        let message = format!("{}: unknown field", format_path(steps));
+    visit_unknown_fields(&schema, &object, &mut Vec::new(), &mut |steps, known| {
+        let known = known.join(", ");
+        let message = format!("{}: unknown field; the fields here are {known}", format_path(steps));
         problems.push(Problem { position: Some(find_position(&document, steps)), message });
     });
     let written = object;
@@ -261,7 +262,10 @@ spec:
     #[test]
     fn unknown_fields_are_refused() {
         let problem = first_problem(&VALID.replace("weight: 70", "weigth: 70"));
-        assert_eq!(problem.message, "spec.scenario.tasks[0].weigth: unknown field");
+        assert_eq!(
+            problem.message,
+            "spec.scenario.tasks[0].weigth: unknown field; the fields here are chat, http, name, webSocket, weight"
+        );
         assert_eq!(problem.position, Some((11, 9)));
     }
 

@@ -12,6 +12,7 @@ use loadtest_report::{
 
 use crate::{
     arguments::{OutputArguments, OutputFormat},
+    output::eprint_line,
     render::format_latencies,
 };
 
@@ -83,8 +84,12 @@ pub(crate) fn write_outputs(outputs: &OutputArguments, result: &RunResult) -> an
     let OutputArguments { format: _, json, html, csv, junit, markdown, summary_export, hdr } =
         outputs;
     let mut problems = Vec::new();
+    let mut files: Vec<String> = Vec::new();
     let mut write = |path: &Path, text: anyhow::Result<String>| {
         let written = text.and_then(|text| Ok(std::fs::write(path, text)?));
+        if written.is_ok() {
+            files.push(path.display().to_string());
+        }
         let written =
             written.with_context(|| format!("the result can't be written to {}", path.display()));
         problems.extend(written.err().map(|error| format!("{error:#}")));
@@ -117,6 +122,9 @@ pub(crate) fn write_outputs(outputs: &OutputArguments, result: &RunResult) -> an
             }
             Err(error) => write(Path::new(prefix), Err(error.into())),
         }
+    }
+    if !files.is_empty() {
+        eprint_line(&format!("written: {}", files.join(", ")));
     }
     anyhow::ensure!(problems.is_empty(), "{}", problems.join("; "));
     Ok(())

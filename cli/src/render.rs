@@ -14,6 +14,7 @@ use loadtest_core::{
     Duration,
     metrics::Metrics,
     resource::{ErrorCount, Extensible, LoadTest, LoadTestStatus, Measurement, Progress, Summary},
+    values::Rate,
 };
 
 use self::{
@@ -29,8 +30,31 @@ pub(crate) fn progress_header() -> String {
     )
 }
 
-/// Returns one line of progress.
-pub(crate) fn progress_line(progress: &Progress, summary: &Summary, duration: Duration) -> String {
+/// Writes the lines of progress. Their rate is that since the line before; everything else is about the run so
+/// far.
+#[derive(Debug, Default)]
+pub(crate) struct ProgressLines {
+    /// Seconds of load and completed requests at the last line.
+    last: (f64, u64),
+}
+
+impl ProgressLines {
+    /// Returns the next line.
+    pub(crate) fn next_line(
+        &mut self,
+        progress: &Progress,
+        summary: &Summary,
+        duration: Duration,
+    ) -> String {
+        let now = (progress.elapsed.as_secs_f64(), summary.requests);
+        let (seconds, requests) = (now.0 - self.last.0, now.1.saturating_sub(self.last.1));
+        let rate = (seconds > 0.0).then(|| Rate::per_second(requests as f64 / seconds).rounded());
+        self.last = now;
+        progress_line(progress, summary, &rate.unwrap_or_else(|| "-".into()), duration)
+    }
+}
+
+fn progress_line(progress: &Progress, summary: &Summary, rate: &str, duration: Duration) -> String {
     let second = 1_000_000_000;
     let left = duration.minus(progress.elapsed);
     let left = Duration::from_nanos((left.as_nanos() + second / 2) / second * second);
@@ -38,7 +62,7 @@ pub(crate) fn progress_line(progress: &Progress, summary: &Summary, duration: Du
         "  {:>9} {:>7} {:>11} {:>10} {:>8} {:>9}",
         progress.elapsed.rounded(),
         progress.users,
-        summary.throughput,
+        rate,
         summary.p95.as_deref().unwrap_or("-"),
         summary.error_rate,
         left.to_string(),

@@ -100,7 +100,7 @@ fn collect_changes(
     arguments: &RunArguments,
     simulator: Option<&Simulator>,
 ) -> Result<Vec<Change>, String> {
-    let RunArguments { users, spawn_rate, duration, host, ws_host, threshold, set, .. } = arguments;
+    let RunArguments { users, spawn_rate, duration, host, ws_host, threshold, .. } = arguments;
     let simulator_url = |address: Option<std::net::SocketAddr>, scheme: &str| {
         address.map(|address| format!("{scheme}://{address}"))
     };
@@ -109,20 +109,25 @@ fn collect_changes(
     let ws = ws_host.clone().or(ws);
     // With --rate, users are the maximum of an open load.
     let users = users.filter(|_| arguments.request.rate.is_none());
-    let fields = [
-        ("spec.load.users", users.map(Value::from)),
-        ("spec.load.spawnRate", spawn_rate.clone().map(Value::from)),
-        ("spec.load.duration", duration.as_deref().map(with_unit).map(Value::from)),
+    let load = [
+        ("-u", "users", users.map(Value::from)),
+        ("-r", "spawnRate", spawn_rate.clone().map(Value::from)),
+        ("-t", "duration", duration.as_deref().map(with_unit).map(Value::from)),
+    ];
+    let set_load = |(option, field, value): (_, _, Option<Value>)| {
+        Some(Change::SetLoad { option, field, value: value? })
+    };
+    let mut changes: Vec<Change> = load.into_iter().filter_map(set_load).collect();
+    let target = [
         ("spec.target.http", http.map(Value::from)),
         ("spec.target.webSocket", ws.map(Value::from)),
     ];
-    let fields = fields.into_iter();
-    let mut changes: Vec<Change> =
-        fields.filter_map(|(field, value)| Some(Change::Set(field.to_owned(), value?))).collect();
+    let set = |(field, value): (&str, Option<Value>)| Some(Change::Set(field.to_owned(), value?));
+    changes.extend(target.into_iter().filter_map(set));
     for text in threshold {
         changes.push(Change::AddThreshold(parse_threshold(text)?));
     }
-    for text in set {
+    for text in &arguments.set {
         changes.push(Change::parse(text).map_err(|error| format!("--set: {error}"))?);
     }
     Ok(changes)

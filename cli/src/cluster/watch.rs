@@ -19,7 +19,7 @@ use crate::{
     exit::Exit,
     output::eprint_line,
     outputs::check_outputs,
-    render,
+    render::{self, ProgressLines},
 };
 
 /// Time between two reads of the status. The operator changes it at most every 5 s.
@@ -69,6 +69,7 @@ async fn poll_status(
 ) -> anyhow::Result<Exit> {
     let Cluster { tests, namespace, .. } = cluster;
     let mut last_status = LoadTestStatus::default();
+    let mut lines = ProgressLines::default();
     let mut outage_start: Option<Instant> = None;
     loop {
         let response = tokio::time::timeout(RESPONSE_TIMEOUT, tests.get_opt(name)).await;
@@ -86,7 +87,7 @@ async fn poll_status(
         outage_start = None;
         let test = found.with_context(|| format!("no LoadTest {name} in namespace {namespace}"))?;
         let status = test.status.clone().unwrap_or_default();
-        print_changes(&test, &last_status, &status);
+        print_changes(&test, &last_status, &status, &mut lines);
         if status.known_phase().is_some_and(Phase::is_final) {
             let written = write_result(cluster, &test, &status, outputs, out).await;
             let exit = match (status.known_phase(), status.known_verdict()) {
@@ -111,7 +112,12 @@ async fn poll_status(
 }
 
 /// Prints the phase and the progress to standard error, if they have changed.
-fn print_changes(test: &LoadTest, before: &LoadTestStatus, now: &LoadTestStatus) {
+fn print_changes(
+    test: &LoadTest,
+    before: &LoadTestStatus,
+    now: &LoadTestStatus,
+    lines: &mut ProgressLines,
+) {
     // A spec of a newer version may not be valid for this one; its status can be shown all the same.
     let valid = validate(&test.spec).ok();
     let load = valid.as_ref().map(|valid| &valid.load);
@@ -138,6 +144,6 @@ fn print_changes(test: &LoadTest, before: &LoadTestStatus, now: &LoadTestStatus)
         && let (Some(Phase::Running | Phase::Stopping), Some(progress), Some(summary)) =
             (now.known_phase(), &now.progress, &now.summary)
     {
-        eprint_line(&render::progress_line(progress, summary, duration));
+        eprint_line(&lines.next_line(progress, summary, duration));
     }
 }

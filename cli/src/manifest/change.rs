@@ -9,6 +9,15 @@ use super::position::{Step, parse_path};
 pub(crate) enum Change {
     /// Sets a field, given as a path such as `spec.load.users` or `spec.scenario.tasks[chat].weight`.
     Set(String, Value),
+    /// Sets a field of a load without stages, for an option of the command line.
+    SetLoad {
+        /// The option, for messages.
+        option: &'static str,
+        /// The field in `spec.load`: `users` is `maxUsers` where requests arrive at a rate.
+        field: &'static str,
+        /// The value.
+        value: Value,
+    },
     /// Adds a threshold.
     AddThreshold(Value),
 }
@@ -41,6 +50,24 @@ impl Change {
     pub(super) fn apply(&self, object: &mut Value) -> Result<(), String> {
         match self {
             Self::Set(path, value) => set_field(object, path, value.clone()),
+            Self::SetLoad { option, field, value } => {
+                let load = &object["spec"]["load"];
+                if !load["stages"].is_null() {
+                    return Err(format!(
+                        "{option} can't change a load in stages: change spec.load.stages in the file, or set it with --set"
+                    ));
+                }
+                let field = match (*field, load["arrivalRate"].is_null()) {
+                    ("users", false) => "maxUsers",
+                    ("spawnRate", false) => {
+                        return Err(format!(
+                            "{option} goes with users, and the load of the file is an arrival rate"
+                        ));
+                    }
+                    (field, _) => field,
+                };
+                set_field(object, &format!("spec.load.{field}"), value.clone())
+            }
             Self::AddThreshold(threshold) => {
                 // A spec or a list of another type is left to the check of the schema.
                 let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else {
@@ -103,6 +130,26 @@ mod tests {
         ]}}});
         Change::parse(text)?.apply(&mut object)?;
         Ok(object["spec"].take())
+    }
+
+    #[test]
+    fn options_of_the_load_fit_its_kind() {
+        let change = |load: &str, field| {
+            let mut object = json!({"spec": {"load": yaml(load)}});
+            let option = "-u";
+            Change::SetLoad { option, field, value: 7.into() }.apply(&mut object)?;
+            Ok::<Value, String>(object["spec"]["load"].take())
+        };
+        assert_eq!(change("{users: 5}", "users").unwrap(), json!({"users": 7}));
+        let arrivals = "{arrivalRate: 5, maxUsers: 5}";
+        assert_eq!(change(arrivals, "users").unwrap(), json!({"arrivalRate": 5, "maxUsers": 7}));
+        assert!(change(arrivals, "spawnRate").unwrap_err().starts_with("-u goes with users"));
+        let stages = change("{stages: [{users: 5, duration: 1m}]}", "users").unwrap_err();
+        assert!(stages.starts_with("-u can't change a load in stages"), "{stages}");
+    }
+
+    fn yaml(text: &str) -> Value {
+        serde_saphyr::from_str(text).unwrap()
     }
 
     #[test]

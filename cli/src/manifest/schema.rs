@@ -1,5 +1,6 @@
 //! The checks of an API server: unknown fields, the schema and the CEL rules.
 
+use jsonschema::error::ValidationErrorKind;
 use serde_json::Value;
 
 use super::{
@@ -8,12 +9,12 @@ use super::{
     yaml::Node,
 };
 
-/// Calls `visit` with the path of each field that the schema doesn't declare.
+/// Calls `visit` with the path of each field that the schema doesn't declare, and with the declared fields.
 pub(super) fn visit_unknown_fields(
     schema: &Value,
     value: &Value,
     steps: &mut Vec<Step>,
-    visit: &mut impl FnMut(&[Step]),
+    visit: &mut impl FnMut(&[Step], &[&str]),
 ) {
     match value {
         Value::Object(fields) => {
@@ -32,7 +33,7 @@ pub(super) fn visit_unknown_fields(
                     }
                     // A schema without `properties` declares nothing about fields.
                     None if schema["properties"].is_null() => {}
-                    None => visit(steps),
+                    None => visit(steps, &names_of_fields(schema)),
                 }
                 steps.pop();
             }
@@ -46,6 +47,10 @@ pub(super) fn visit_unknown_fields(
         }
         _ => {}
     }
+}
+
+fn names_of_fields(schema: &Value) -> Vec<&str> {
+    schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect()
 }
 
 /// Drops null fields, as an API server does. It keeps them only where the schema allows any field.
@@ -83,14 +88,48 @@ pub(super) fn check_schema(schema: &Value, object: &Value, document: &Node) -> V
                 .skip(1)
                 .map(|part| part.parse().map_or_else(|_| Step::Key(part.to_owned()), Step::Index))
                 .collect();
-            let message = format!("{}: {}", format_path(&steps), short_message(&error));
+            let hint = schema_of(schema, &steps).and_then(|field| type_hint(&error, field));
+            let hint = hint.map_or_else(String::new, |hint| format!("; {hint}"));
+            let message = format!("{}: {}{hint}", format_path(&steps), short_message(&error));
             Problem { position: Some(find_position(document, &steps)), message }
         })
         .collect()
 }
 
+/// The schema of a field.
+fn schema_of<'a>(schema: &'a Value, steps: &[Step]) -> Option<&'a Value> {
+    steps.iter().try_fold(schema, |schema, step| match step {
+        Step::Key(key) => schema["properties"].get(key),
+        _ => schema.get("items"),
+    })
+}
+
+/// Says how a value of another type is written.
+fn type_hint(error: &jsonschema::ValidationError<'_>, schema: &Value) -> Option<String> {
+    if !matches!(error.kind(), ValidationErrorKind::Type { .. }) {
+        return None;
+    }
+    match schema["type"].as_str()? {
+        "array" => Some(format!("write a list: [{}]", error.instance())),
+        "object" => Some(format!("its fields are {}", names_of_fields(schema).join(", "))),
+        // The rule about the notation ends with examples: `…: write a number with a unit, such as 500ms'`.
+        "string" => {
+            let rule = schema["x-kubernetes-validations"][0]["messageExpression"].as_str()?;
+            let (_, hint) = rule.rsplit_once(": ")?;
+            Some(hint.trim_end_matches('\'').to_owned())
+        }
+        _ => None,
+    }
+}
+
 /// Returns the message of an error. The message quotes the value unless that makes it too long.
 fn short_message(error: &jsonschema::ValidationError<'_>) -> String {
+    if let ValidationErrorKind::Enum { options } = error.kind()
+        && let Some(options) = options.as_array()
+    {
+        let options: Vec<&str> = options.iter().filter_map(Value::as_str).collect();
+        return format!("{} is not one of {}", error.instance(), options.join(", "));
+    }
     let text = error.to_string();
     if text.len() > 400 { error.masked_with("the value").to_string() } else { text }
 }

@@ -8,7 +8,7 @@ use loadtest_core::{
     metrics::{LatencyHistogram, LatencyMetric, Metrics},
 };
 
-/// Returns the legacy lines, one metric per line.
+/// Returns the legacy lines, one metric per line. Those about chats and WebSockets need samples.
 pub(super) fn format_legacy_summary(metrics: &Metrics) -> String {
     let mut chat = LatencyHistogram::default();
     let mut connect = LatencyHistogram::default();
@@ -27,14 +27,19 @@ pub(super) fn format_legacy_summary(metrics: &Metrics) -> String {
         .map(|(kind, count)| format!("{kind}={count}"))
         .collect();
     let error_types = if error_counts.is_empty() { "none".into() } else { error_counts.join(" ") };
-    let rows = [
-        ("chat_latency_avg_ms", millis(chat.mean())),
-        ("chat_latency_p95_ms", millis(chat.quantile(0.95))),
-        ("chat_latency_p99_ms", millis(chat.quantile(0.99))),
-        ("ws_connect_avg_ms", millis(connect.mean())),
-        ("total_errors", total.failed_requests().to_string()),
-        ("error_types", error_types),
-    ];
+    let mut rows = Vec::new();
+    if chat.count() > 0 {
+        rows.extend([
+            ("chat_latency_avg_ms", millis(chat.mean())),
+            ("chat_latency_p95_ms", millis(chat.quantile(0.95))),
+            ("chat_latency_p99_ms", millis(chat.quantile(0.99))),
+        ]);
+    }
+    if connect.count() > 0 {
+        rows.push(("ws_connect_avg_ms", millis(connect.mean())));
+    }
+    rows.push(("total_errors", total.failed_requests().to_string()));
+    rows.push(("error_types", error_types));
     rows.iter().fold(String::new(), |mut out, (name, value)| {
         let _ = writeln!(out, "  {name}: {value}");
         out
@@ -46,9 +51,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_run_has_legacy_lines_without_values() {
+    fn a_run_without_chats_has_no_lines_about_chats() {
         let text = format_legacy_summary(&Metrics::default());
-        assert!(text.contains("chat_latency_p95_ms: -\n"), "{text}");
+        assert!(!text.contains("chat_latency") && !text.contains("ws_connect"), "{text}");
         assert!(text.contains("total_errors: 0\n") && text.contains("error_types: none\n"));
     }
 }

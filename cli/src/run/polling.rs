@@ -12,7 +12,7 @@ use loadtest_core::{
 use loadtest_runner::{Engine, Snapshot};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{live::StopOrder, output::eprint_line, render};
+use crate::{live::StopOrder, output::eprint_line, render::ProgressLines};
 
 /// Time between two snapshots for the series and for threshold windows.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(1);
@@ -69,6 +69,7 @@ pub(super) async fn poll_until_finished(
     let mut progress_ticks =
         tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
     let mut snapshot_times = SnapshotTimes::new(test);
+    let mut lines = ProgressLines::default();
     let (mut stop_reason, mut signal_received) = (None, false);
     // CI systems, `docker stop` and `timeout` end a process by SIGTERM.
     let (mut interrupts, mut terminations) =
@@ -115,7 +116,7 @@ pub(super) async fn poll_until_finished(
                 let metrics = engine.snapshot().await.metrics;
                 let summary = summarize(&metrics.all_tasks(), metrics.elapsed_seconds);
                 let progress = progress_of(test, &metrics, 1, metrics.users);
-                eprint_line(&render::progress_line(&progress, &summary, duration));
+                eprint_line(&lines.next_line(&progress, &summary, duration));
             }
         }
     }

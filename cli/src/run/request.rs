@@ -33,7 +33,9 @@ pub(crate) fn build_test(request: &RequestArguments, users: Option<u32>) -> Resu
         "http" | "https" => false,
         "ws" | "wss" => true,
         other => {
-            return Err(format!("--url {url:?}: {other} is not http, https, ws or wss"));
+            return Err(format!(
+                "--url {url:?}: {other} is not http, https, ws or wss; write http://{url} if you mean that"
+            ));
         }
     };
     if !parsed.username().is_empty() || parsed.password().is_some() {

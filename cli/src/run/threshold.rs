@@ -57,12 +57,15 @@ pub(crate) fn parse_threshold(text: &str) -> Result<Value, String> {
     let mut row = json!({
         "metric": metric.as_str(),
         "target": format!("{comparison} {}", with_unit(bound, unit).ok_or_else(|| {
-            bad(&format!("{bound:?} is not a number with a unit"))
+            bad(&format!("{bound:?} is not a number with a unit, and a share without % is below 1"))
         })?),
     });
     if unit == Unit::Duration {
         let statistic = statistic(expression).ok_or_else(|| {
-            bad(&format!("{expression:?} is not a statistic: use min, avg, med, max or a percentile such as p95"))
+            if find_metric(expression).is_some() {
+                return bad(&format!("{expression} needs a statistic, as in {expression}:p95"));
+            }
+            bad(&format!("{expression:?} is no metric, and no statistic: those are min, avg, med, max and percentiles such as p95"))
         })?;
         row["statistic"] = statistic.into();
     } else if find_metric(expression) != Some(metric) && !["rate", "value"].contains(&expression) {
@@ -110,7 +113,9 @@ fn with_unit(bound: &str, unit: Unit) -> Option<String> {
     let Ok(number) = bound.parse::<f64>() else {
         return (!bound.is_empty()).then(|| bound.to_owned());
     };
-    (number.is_finite() && number >= 0.0).then(|| match unit {
+    // Whoever writes errors<1 means one percent.
+    let is_share = unit != Unit::Percent || number < 1.0;
+    (number.is_finite() && number >= 0.0 && is_share).then(|| match unit {
         Unit::Duration => Duration::from_secs_f64(number / 1000.0).to_string(),
         Unit::Percent => Percent::from_fraction(number).to_string(),
         Unit::Rate => Rate::per_second(number).to_string(),

@@ -74,7 +74,7 @@ const NO_ADDRESS: Cause =
     cause("dns", "check the host in target and the DNS of the place where the runners are");
 const REFUSED: Cause = cause(
     "connection-refused",
-    "check the port, the endpoints of the Service, and whether the accept queue is full",
+    "check whether the target runs and listens on this port; on a cluster, look at the endpoints of the Service",
 );
 const NO_ANSWER: Cause = cause(
     "connection-timeouts",

@@ -225,10 +225,12 @@ impl fmt::Display for LoadModel {
         let (duration, peak) = (self.duration(), self.peak_users());
         match self {
             Self::Users(load) => {
-                write!(f, "{peak} users at {} for {duration}", load.spawn_rate.get())
+                let users = count_of(u64::from(peak.get()), "user");
+                write!(f, "{users} at {} for {duration}", load.spawn_rate.get())
             }
             Self::Arrivals(load) => {
-                write!(f, "{} by up to {peak} users for {duration}", load.rate.get())
+                let users = count_of(u64::from(peak.get()), "user");
+                write!(f, "{} by up to {users} for {duration}", load.rate.get())
             }
             Self::UserStages(_) | Self::ArrivalStages(_) => {
                 let stages = self.stages().len();

@@ -186,19 +186,19 @@ fn spec_of_shown() -> Value {
     })
 }
 
-/// Waits until both the last metrics of the runners and the end of the test were scraped.
+/// Waits until both the last metrics of the runners and the verdict were scraped.
 async fn wait_for_last_scrape(
     prometheus: &Prometheus,
     shown: &Shown<'_>,
     requests: u64,
 ) -> Result<()> {
     let completed = r#"sum(loadtest_requests_total{namespace="$namespace", loadtest="$loadtest", outcome!="interrupted"})"#;
-    let ended = r#"loadtest_operator_event_timestamp_seconds{namespace="$namespace", loadtest="$loadtest", event="load_ended"}"#;
+    let judged = r#"loadtest_operator_verdict{namespace="$namespace", loadtest="$loadtest"}"#;
     wait_for(30, "the scrape of the last metrics", async || {
         let found = prometheus.query(&shown.fill(completed, ""), unix_now()).await?;
         let has_all = found.iter().any(|(_, count)| (count - requests as f64).abs() < 0.5);
-        let ended = prometheus.query(&shown.fill(ended, ""), unix_now()).await?;
-        Ok((has_all && !ended.is_empty()).then_some(()))
+        let judged = prometheus.query(&shown.fill(judged, ""), unix_now()).await?;
+        Ok((has_all && !judged.is_empty()).then_some(()))
     })
     .await
 }
