@@ -48,8 +48,8 @@ async fn connect() -> anyhow::Result<(Client, String)> {
     Ok((client, namespace))
 }
 
-/// What is wrong with the kubeconfig. The failure to read the configuration of a pod, which comes with it,
-/// says nothing to a person.
+/// Describes the problem with the kubeconfig. The error also holds the failure to read the configuration of a
+/// pod, which says nothing to a person.
 fn describe_config_error(error: &InferConfigError) -> anyhow::Error {
     let source = std::error::Error::source(error);
     match source.and_then(|source| source.downcast_ref::<KubeconfigError>()) {

@@ -1,5 +1,5 @@
-//! What to do about a missed target or an error: the cause that the measurements show, in numbers, and
-//! the section of `docs/troubleshooting.md` about it. Pure.
+//! Advice about a missed target or an error: the cause that the measurements show, in numbers, and the
+//! section of `docs/troubleshooting.md` about it. Pure.
 
 use crate::{
     metrics::{LatencyHistogram, LatencyMetric, Metric, TaskMetrics},
@@ -18,7 +18,7 @@ const MANY_FAILURES: f64 = 0.1;
 struct Cause {
     /// The section of the page.
     section: &'static str,
-    /// What helps against it.
+    /// The remedy.
     remedy: &'static str,
 }
 

@@ -267,7 +267,7 @@ pub struct ErrorCount {
     /// The message of one such error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub example: Option<String>,
-    /// What to do about errors of this kind.
+    /// Advice about errors of this kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
 }

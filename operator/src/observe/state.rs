@@ -51,7 +51,7 @@ pub(crate) struct LastObjects {
     pub(crate) runners: Vec<Runner>,
 }
 
-/// What this process has written of the result of a run.
+/// The writes of the result of a run by this process.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct WrittenResult {
     /// Number of writes.
@@ -95,7 +95,7 @@ pub(crate) struct RunCache {
     pub(crate) gone: GoneRunners,
     /// The run over time.
     pub(crate) series: Option<SeriesRecorder>,
-    /// What was written of the result.
+    /// The writes of the result.
     pub(crate) written_result: WrittenResult,
     /// Time of the first failure to read the result of an earlier process.
     pub(crate) resume_failing_since: Option<Timestamp>,
