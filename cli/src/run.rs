@@ -95,7 +95,8 @@ fn source_name(arguments: &RunArguments) -> &str {
     file.unwrap_or("command line")
 }
 
-/// Returns the changes of the spec that the command line asks for, those of `--set` last.
+/// Returns the changes of the spec that the command line asks for. `--set` comes last, so that it counts more
+/// than other options. It also comes first, because it may change the kind of load that `-u` and `-t` set.
 fn collect_changes(
     arguments: &RunArguments,
     simulator: Option<&Simulator>,
@@ -117,7 +118,10 @@ fn collect_changes(
     let set_load = |(option, field, value): (_, _, Option<Value>)| {
         Some(Change::SetLoad { option, field, value: value? })
     };
-    let mut changes: Vec<Change> = load.into_iter().filter_map(set_load).collect();
+    let parse = |text: &String| Change::parse(text).map_err(|error| format!("--set: {error}"));
+    let settings: Vec<Change> = arguments.set.iter().map(parse).collect::<Result<_, _>>()?;
+    let mut changes = settings.clone();
+    changes.extend(load.into_iter().filter_map(set_load));
     let target = [
         ("spec.target.http", http.map(Value::from)),
         ("spec.target.webSocket", ws.map(Value::from)),
@@ -127,9 +131,7 @@ fn collect_changes(
     for text in threshold {
         changes.push(Change::AddThreshold(parse_threshold(text)?));
     }
-    for text in &arguments.set {
-        changes.push(Change::parse(text).map_err(|error| format!("--set: {error}"))?);
-    }
+    changes.extend(settings);
     Ok(changes)
 }
 
