@@ -58,7 +58,7 @@ def error_share(labels, by=()):
     return f"(sum{groups}({failed}) + {dropped}) / (sum{groups}({completed}) + {dropped})"
 
 
-def targets(queries, instant, table=False):
+def targets(kind, queries, instant):
     built = []
     for letter, (expression, legend) in zip("ABCDEFGH", queries):
         target = {
@@ -69,8 +69,8 @@ def targets(queries, instant, table=False):
             "instant": instant,
             "range": not instant,
         }
-        if table:
-            target["format"] = "table"
+        if kind in ("table", "heatmap"):
+            target["format"] = kind
         built.append(target)
     return built
 
@@ -82,7 +82,7 @@ def panel(kind, title, description, unit, queries, width, height, **options):
         "title": title,
         "description": description,
         "datasource": DATASOURCE,
-        "targets": targets(queries, instant, kind == "table"),
+        "targets": targets(kind, queries, instant),
         "fieldConfig": {"defaults": {"unit": unit} | options.pop("defaults", {}), "overrides": options.pop("overrides", [])},
         "options": options.pop("options", {}),
         "gridPos": {"w": width, "h": height},
@@ -234,7 +234,7 @@ def summary_panels():
         verdict,
         stat("Requests", "Completed requests of the whole run, failed ones included.", "short",
              [(f"sum({last(requests)})", "requests")]),
-        stat("Errors", "Failed requests and dropped arrivals as a share of all of them.", "percentunit",
+        stat("Errors", "Failed requests and dropped arrivals as a share of completed requests and dropped arrivals.", "percentunit",
              [(error_share(RUN), "errors")], decimals=2),
         stat("Throughput", "Successful requests per second of load.", "reqps",
              [(f"sum({successes}) / max({elapsed})", "throughput")]),
@@ -249,7 +249,7 @@ def traffic_panels():
     return [
         row("Load"),
         lines("Users", "Users that run now, on all runners.", "short", [(f"sum(loadtest_users{{{RUN}}})", "users")]),
-        lines("Requests by outcome", "Completed requests per second.", "reqps",
+        lines("Requests by outcome", "Requests that ended, per second. Interrupted ones are included.", "reqps",
               [(f"sum by (outcome) ({rate(f'loadtest_requests_total{{{TASKS}}}')})", "{{outcome}}")], stacked=True),
         lines("Requests by task", "Completed requests per second.", "reqps",
               [(f"sum by (task) ({rate(f'loadtest_requests_total{{{TASKS}, {COMPLETED}}}')})", "{{task}}")], stacked=True),

@@ -327,6 +327,8 @@ def check_queries(metrics, *files):
             expect_equal(True, bool(panel["fieldConfig"]["defaults"]["unit"]), f"a unit {subject}")
             for target in panel["targets"]:
                 expect_equal("${datasource}", target["datasource"]["uid"], f"data source {subject}")
+                if panel["type"] == "heatmap":
+                    expect_equal("heatmap", target.get("format"), f"format {subject}")
                 for window in re.findall(r"rate\([^()]*\[(.*?)\]", target["expr"]):
                     expect_equal("$__rate_interval", window, f"window of a rate {subject}")
 

@@ -23,7 +23,7 @@ pub const RELEASE_GRACE: Duration = Duration::from_secs(300);
 pub const METRICS_LINGER: Duration = Duration::from_secs(35);
 
 impl Settings {
-    /// The settings of an operator that is only told its runner image.
+    /// Settings with this runner image and the defaults of everything else.
     pub fn with_image(runner_image: &str) -> Self {
         Self {
             runner_image: runner_image.to_owned(),

@@ -187,7 +187,10 @@ fn cancel_action(tests: &Api<LoadTest>, name: &str, uid: Option<&str>) -> StopAc
         let (tests, name, patch) = (tests.clone(), name.clone(), Patch::Merge(patch.clone()));
         Box::pin(async move {
             let patched = tests.patch(&name, &PatchParams::default(), &patch).await;
-            patched.map(drop).map_err(|error| error.to_string())
+            patched.map(drop).map_err(|error| match error {
+                kube::Error::Api(status) => status.message,
+                error => error.to_string(),
+            })
         })
     })
 }

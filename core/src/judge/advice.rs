@@ -205,8 +205,10 @@ fn percentile(task: &TaskMetrics, metric: LatencyMetric, share: f64) -> Option<D
 /// The most frequent kind of error, and its share of all errors.
 fn errors(task: &TaskMetrics) -> String {
     let all: u64 = task.errors.values().sum();
-    let Some((kind, count)) = task.errors.iter().max_by_key(|(_, count)| **count) else {
-        return SERVER_ERROR.say("");
+    // The common kinds exist with the count zero.
+    let counted = task.errors.iter().filter(|(_, count)| **count > 0);
+    let Some((kind, count)) = counted.max_by_key(|(_, count)| **count) else {
+        return dropped_arrivals(task);
     };
     let evidence = if *count == all {
         format!("all errors are {kind}")
@@ -216,13 +218,23 @@ fn errors(task: &TaskMetrics) -> String {
     error_cause(kind).unwrap_or(SERVER_ERROR).say(&evidence)
 }
 
+/// Advice for arrivals that found no idle user.
+pub(super) fn dropped_arrivals(task: &TaskMetrics) -> String {
+    format!(
+        "{} arrivals were dropped because no user was idle: raise load.maxUsers, or check whether the target can serve this rate",
+        task.dropped
+    )
+}
+
 fn slow_response(judged: LatencyMetric, task: &TaskMetrics) -> String {
     let p95 = |metric| percentile(task, metric, 0.95).map(Duration::as_secs_f64);
     let said = |seconds: f64| Duration::from_secs_f64(seconds).rounded();
     let slow = p95(judged).unwrap_or_default();
     let service = p95(LatencyMetric::ServiceTime).unwrap_or(slow);
     let (step, connect) = slowest_step(task);
-    if task.connections >= task.completed_requests() / 2 && connect > slow / 2.0 {
+    // The other times begin when the request is sent, on a connection that is open.
+    let has_connect = judged == LatencyMetric::ResponseTime;
+    if has_connect && task.connections >= task.completed_requests() / 2 && connect > slow / 2.0 {
         let evidence =
             format!("most requests open a connection, and {step} takes {} (p95)", said(connect));
         return SLOW_CONNECTIONS.say(&evidence);
@@ -234,7 +246,13 @@ fn slow_response(judged: LatencyMetric, task: &TaskMetrics) -> String {
         );
         return WAITING_REQUESTS.say(&evidence);
     }
-    match p95(LatencyMetric::TimeToFirstByte) {
+    // The time of a stream is that of its tokens.
+    if token_gaps(task).is_some() && judged != LatencyMetric::TimeToFirstByte {
+        return slow_tokens(task);
+    }
+    let all_have_first_byte = samples(task, LatencyMetric::TimeToFirstByte).count()
+        == samples(task, LatencyMetric::ServiceTime).count();
+    match p95(LatencyMetric::TimeToFirstByte).filter(|_| all_have_first_byte) {
         Some(first) if first < service / 2.0 && judged != LatencyMetric::TimeToFirstByte => {
             LARGE_BODIES.say(&format!(
                 "the first byte came after {}, the last after {} (p95)",

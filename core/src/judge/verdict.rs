@@ -1,7 +1,7 @@
 //! Judges thresholds by metrics. Pure.
 
 use super::{
-    advice::{advice_for, with_generator_link},
+    advice::{advice_for, dropped_arrivals, with_generator_link},
     generator_health::generator_problem,
     observation::{Observation, judged_task, observe, observe_on_time},
 };
@@ -207,14 +207,7 @@ fn decide(
     let is_dropped = *metric == Metric::ErrorRate
         && advice.is_some()
         && observed.dropped > task.failed_requests();
-    let advice = if is_dropped {
-        Some(format!(
-            "{} arrivals were dropped because no user was idle: raise load.maxUsers, or check whether the target can serve this rate",
-            observed.dropped
-        ))
-    } else {
-        advice
-    };
+    let advice = if is_dropped { Some(dropped_arrivals(task)) } else { advice };
     (verdict, bound, advice)
 }
 

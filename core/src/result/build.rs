@@ -166,8 +166,7 @@ fn runner_result(name: &str, runner: &GeneratorMetrics, loss: Option<&String>) -
     }
 }
 
-/// The rows of the status in numbers, with all bounds of the spec.
-/// The judged thresholds in numbers, in the order of the spec.
+/// The judged thresholds in numbers, with all bounds, in the order of the spec.
 pub fn threshold_results(thresholds: &[Threshold], rows: &[ThresholdRow]) -> Vec<ThresholdResult> {
     let result = |threshold: &Threshold| {
         let key = threshold.key();

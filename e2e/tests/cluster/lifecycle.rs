@@ -99,11 +99,17 @@ async fn scale_operator(namespace: &TestNamespace, replicas: u32) -> Result<()> 
 async fn a_job_deleted_without_operator_keeps_its_numbers() -> Result<()> {
     TestNamespace::run_alone("job-lost", async |namespace| {
         namespace.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
-        let test = namespace.create_test("orphan", health_spec(4, "5m", &json!([]))).await?;
-        let running = namespace
-            .wait_for_status("orphan", 60, |s| s.summary.as_ref().is_some_and(|s| s.requests > 0))
-            .await?;
-        let before = namespace.read_result(&test).await?.context("no result")?;
+        let mut spec = health_spec(4, "5m", &json!([]));
+        // The result is written at the end of each stage.
+        let stage = |duration: &str| json!({"users": 4, "duration": duration, "ramp": "Step"});
+        spec["load"] = json!({"stages": [stage("3s"), stage("5m")]});
+        let test = namespace.create_test("orphan", spec).await?;
+        let running = namespace.wait_for_status("orphan", 60, |s| !s.stages.is_empty()).await?;
+        let before = wait_for(20, "a stored result with requests", async || {
+            let stored = namespace.read_result(&test).await?;
+            Ok(stored.filter(|result| result.total.requests > 0))
+        })
+        .await?;
         scale_operator(&namespace, 0).await?;
         let jobs: Api<Job> = Api::namespaced(namespace.client.clone(), &namespace.name);
         let options = (DeleteParams::background(), ListParams::default());

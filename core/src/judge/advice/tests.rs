@@ -68,6 +68,7 @@ fn every_section_is_on_the_page() {
     for task in
         [TaskMetrics::default(), task_with(&[(LatencyMetric::InterTokenLatency, 10.0)]), uneven]
     {
+        let task = TaskMetrics { errors: [("connect".to_owned(), 1)].into(), ..task };
         advice.extend(Metric::all().map(|metric| advice_for(metric, &task)));
     }
     for advice in advice {
@@ -87,20 +88,28 @@ fn the_parts_of_a_slow_response_tell_its_cause() {
     check(ResponseTime, &body, "slow-responses", "compression");
     let work = task_with(&[(ResponseTime, 900.0), (ServiceTime, 890.0), (TimeToFirstByte, 880.0)]);
     check(ResponseTime, &work, "slow-responses", "downstream");
-    let latencies = [(ResponseTime, 900.0), (ServiceTime, 890.0), (ConnectTls, 700.0)];
+    let latencies = [(ResponseTime, 900.0), (ServiceTime, 190.0), (ConnectTls, 700.0)];
     let mut connections = task_with(&latencies);
-    check(ResponseTime, &connections, "slow-responses", "");
+    check(ResponseTime, &connections, "waiting-requests", "");
     connections.connections = 100;
+    check(ServiceTime, &connections, "slow-responses", "");
     check(ResponseTime, &connections, "slow-connections", "the TLS handshake takes 700.4ms");
 }
 
 #[test]
 fn the_gaps_between_tokens_tell_why_a_first_token_is_late() {
-    use LatencyMetric::{InterTokenLatency, TimeToFirstResponse, TimeToFirstToken};
+    use LatencyMetric::{
+        InterTokenLatency, ResponseTime, ServiceTime, TimeToFirstByte, TimeToFirstResponse,
+        TimeToFirstToken,
+    };
     let mut task = task_with(&[(TimeToFirstToken, 900.0), (InterTokenLatency, 10.0)]);
     check(TimeToFirstToken, &task, "slow-first-token", "steady (p50 10.01ms, p95 10.01ms)");
     task.latencies.get_mut(InterTokenLatency, Outcome::Success).record(0.3, 20);
     check(TimeToFirstToken, &task, "uneven-tokens", "uneven too (p50 10.01ms, p95 ");
+    let stream = [(ResponseTime, 900.0), (ServiceTime, 890.0), (TimeToFirstByte, 1.0)];
+    let mut stream = task_with(&stream);
+    stream.latencies.get_mut(InterTokenLatency, Outcome::Success).record(0.03, 2000);
+    check(ResponseTime, &stream, "slow-tokens", "slow but steady");
     let reasoning = task_with(&[(TimeToFirstToken, 100.0), (TimeToFirstResponse, 900.0)]);
     check(TimeToFirstResponse, &reasoning, "slow-first-token", "reasoning");
 }
@@ -109,7 +118,12 @@ fn the_gaps_between_tokens_tell_why_a_first_token_is_late() {
 fn the_most_frequent_error_explains_an_error_rate() {
     let mut task = task_with(&[]);
     task.requests = [10, 90, 0, 0];
-    task.errors = [("http_503".to_owned(), 81), ("reset".to_owned(), 9)].into();
+    task.dropped = 7;
+    task.errors = [("http_503".to_owned(), 0), ("tls".to_owned(), 0)].into();
+    let advice = advice_for(Metric::ErrorRate, &task);
+    assert!(advice.starts_with("7 arrivals were dropped"), "{advice}");
+    task.errors =
+        [("http_503".to_owned(), 81), ("reset".to_owned(), 9), ("tls".to_owned(), 0)].into();
     for metric in [Metric::ErrorRate, Metric::Throughput] {
         let advice = advice_for(metric, &task);
         assert!(advice.starts_with("90% of the errors are http_503: "), "{advice}");
