@@ -1,6 +1,6 @@
 //! Gauges of the LoadTests that the API server holds, for dashboards and alerts.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::{ResourceExt, core::DeserializeGuard, runtime::reflector::Store};
@@ -134,10 +134,18 @@ fn families(tests: &[&LoadTest]) -> [GaugeFamily; 6] {
             }
             push(&mut target, &labels, row.target.value);
         }
-        for (number, RunEvent { seconds, kind, message }) in (1_u32..).zip(&run.events) {
+        let mut numbers: BTreeMap<&str, u32> = BTreeMap::new();
+        for RunEvent { seconds, kind, message } in &run.events {
+            let name = event_name(*kind);
+            let number = numbers.entry(name).or_default();
+            *number += 1;
             let number = number.to_string();
-            let labels =
-                [("number", &*number), ("event", event_name(*kind)), ("message", &**message)];
+            // The words of a loss change with each further one, and are those of other programs.
+            let message = match kind {
+                EventKind::RunnersLost => "runners were lost",
+                _ => message.as_str(),
+            };
+            let labels = [("number", number.as_str()), ("event", name), ("message", message)];
             push(&mut event, &labels, run.start + seconds);
         }
     }
@@ -266,6 +274,31 @@ mod tests {
             ],
         );
         assert!(!text.contains("expected_end_timestamp_seconds{"), "{text}");
+    }
+
+    #[test]
+    fn events_keep_their_labels() {
+        let metrics = |phase: &str| {
+            let metrics = OperatorMetrics::default();
+            let status = format!(
+                r#"{{"phase": "{phase}", "startTime": "2026-01-01T00:00:00.000000Z",
+                "progress": {{"elapsed": "30s", "percent": 25, "users": 200, "runners": 2}},
+                "conditions": [{{"type": "RunnersLost", "status": "True", "reason": "Lost",
+                    "message": "lost 1 runner: evicted", "lastTransitionTime": "2026-01-01T00:00:10Z"}}]}}"#
+            );
+            metrics.add_stores(vec![store_with_test("shop", &status)]);
+            metrics.encode_text().unwrap()
+        };
+        for phase in ["Stopping", "Cancelled"] {
+            let text = metrics(phase);
+            check_lines(
+                &text,
+                &[
+                    r#"number="1",event="load_ended",message="load ended""#,
+                    r#"number="1",event="runners_lost",message="runners were lost""#,
+                ],
+            );
+        }
     }
 
     #[test]
