@@ -30,8 +30,8 @@ pub(crate) fn progress_header() -> String {
     )
 }
 
-/// Writes the lines of progress. Their rate is that since the line before; everything else is about the run so
-/// far.
+/// Writes the lines of progress. Their rate counts from the line before, and that of the first line from the
+/// start. Everything else is about the run so far.
 #[derive(Debug, Default)]
 pub(crate) struct ProgressLines {
     /// Seconds of load and completed requests at the last line.

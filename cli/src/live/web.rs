@@ -76,13 +76,19 @@ pub(crate) fn give_order(order: &StopOrder) -> StopAction {
     })
 }
 
+/// The button that stops the test. Its token is on the page only.
+#[derive(Clone)]
+struct StopButton {
+    token: Arc<str>,
+    action: StopAction,
+}
+
 /// The state that the handlers of the page share.
 #[derive(Clone)]
 struct Shared {
     page: Arc<str>,
     states: watch::Receiver<Option<LiveState>>,
-    token: Option<Arc<str>>,
-    stop: Option<StopAction>,
+    stop: Option<StopButton>,
     /// True if only names of this machine are accepted in the header `Host`.
     is_local: bool,
 }
@@ -111,11 +117,13 @@ impl LivePage {
             format!("the live page can't be served on {address}: choose another port")
         })?;
         let address = listener.local_addr()?;
-        let token = stop.is_some().then(|| format!("{:032x}", rand::random::<u128>()));
+        let stop = stop.map(|action| {
+            let token = format!("{:032x}", rand::random::<u128>()).into();
+            StopButton { token, action }
+        });
         let shared = Shared {
-            page: live_page(name, token.as_deref()).into(),
+            page: live_page(name, stop.as_ref().map(|stop| &*stop.token)).into(),
             states: feed.subscribe(),
-            token: token.map(Into::into),
             stop,
             is_local: address.ip().is_loopback(),
         };
@@ -170,8 +178,8 @@ async fn send_page(State(shared): State<Shared>) -> Response {
 
 async fn stop_test(State(shared): State<Shared>, headers: HeaderMap) -> Response {
     let found = headers.get(TOKEN_HEADER).map(axum::http::HeaderValue::as_bytes);
-    match (&shared.token, &shared.stop) {
-        (Some(token), Some(stop)) if found == Some(token.as_bytes()) => match stop().await {
+    match &shared.stop {
+        Some(stop) if found == Some(stop.token.as_bytes()) => match (stop.action)().await {
             Ok(()) => StatusCode::NO_CONTENT.into_response(),
             Err(text) => (StatusCode::BAD_GATEWAY, text).into_response(),
         },

@@ -212,8 +212,7 @@ fn header_problems(spec: &LoadTestSpec) -> Vec<Problem> {
         .collect()
 }
 
-/// What a user should know about a valid spec: credentials that everybody can read who can read the
-/// test.
+/// Warnings about a valid spec: credentials that every reader of the test can read.
 pub fn warnings(spec: &LoadTestSpec) -> Vec<String> {
     let in_tasks = spec.scenario.tasks.iter().filter_map(resource::Task::headers);
     let names =
@@ -228,7 +227,7 @@ pub fn warnings(spec: &LoadTestSpec) -> Vec<String> {
         .collect()
 }
 
-/// True for a header whose value is a credential.
+/// True for a header that holds a credential.
 fn is_credential(header: &str) -> bool {
     const CREDENTIALS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "x-api-key"];
     CREDENTIALS.iter().any(|credential| header.eq_ignore_ascii_case(credential))

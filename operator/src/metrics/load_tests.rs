@@ -86,10 +86,14 @@ struct Sample {
 }
 
 /// All gauges with the labels `namespace` and `loadtest`.
-fn families(tests: &[&LoadTest]) -> [GaugeFamily; 6] {
+fn families(tests: &[&LoadTest]) -> [GaugeFamily; 7] {
     let family = |name, help| GaugeFamily { name, help, samples: Vec::new() };
     let mut verdict =
         family("loadtest_operator_verdict", "1 for each LoadTest with a verdict, by verdict");
+    let mut finish = family(
+        "loadtest_operator_finish_timestamp_seconds",
+        "Unix time at which each finished test ended",
+    );
     let mut duration = family(
         "loadtest_operator_run_duration_seconds",
         "Time from the start of the load to the end of the test; of a running test, the time of load so far",
@@ -108,7 +112,7 @@ fn families(tests: &[&LoadTest]) -> [GaugeFamily; 6] {
     );
     let mut event =
         family("loadtest_operator_event_timestamp_seconds", "Unix time of each event of a run");
-    for test in tests {
+    for test in tests.iter().filter(|test| phase_of(test).is_some()) {
         let Some(status) = &test.status else { continue };
         let own =
             [("namespace", test.namespace().unwrap_or_default()), ("loadtest", test.name_any())];
@@ -120,6 +124,9 @@ fn families(tests: &[&LoadTest]) -> [GaugeFamily; 6] {
         };
         if let Some(known) = LoadTestStatus::known_verdict(status) {
             push(&mut verdict, &[("verdict", known.name())], 1.0);
+        }
+        if let Some(end) = &status.finish_time {
+            push(&mut finish, &[], unix_seconds(end.0));
         }
         let Some(run) = RunNumbers::of(test, status) else { continue };
         push(&mut duration, &[], run.duration);
@@ -149,7 +156,7 @@ fn families(tests: &[&LoadTest]) -> [GaugeFamily; 6] {
             push(&mut event, &labels, run.start + seconds);
         }
     }
-    [verdict, duration, expected_end, value, target, event]
+    [verdict, finish, duration, expected_end, value, target, event]
 }
 
 /// The numbers of a LoadTest whose load has started. All times are Unix times in seconds.
@@ -267,6 +274,7 @@ mod tests {
             &text,
             &[
                 &format!("loadtest_operator_run_duration_seconds{own}}} 120.5"),
+                &format!("loadtest_operator_finish_timestamp_seconds{own}}} {}", start + 120.5),
                 &format!("loadtest_operator_threshold_value{row} 0.025"),
                 &format!("loadtest_operator_threshold_target{row} 0.01"),
                 &format!("loadtest_operator_event_timestamp_seconds{own},{started}"),
@@ -274,6 +282,17 @@ mod tests {
             ],
         );
         assert!(!text.contains("expected_end_timestamp_seconds{"), "{text}");
+    }
+
+    #[test]
+    fn a_test_of_a_newer_operator_is_in_no_gauge() {
+        let metrics = OperatorMetrics::default();
+        let status = r#"{
+            "phase": "Paused", "verdict": "Pass", "startTime": "2026-01-01T00:00:00.000000Z"
+        }"#;
+        metrics.add_stores(vec![store_with_test("shop", status)]);
+        let text = metrics.encode_text().unwrap();
+        assert!(!text.contains(r#"namespace="shop""#), "{text}");
     }
 
     #[test]

@@ -104,27 +104,33 @@ async fn viewers_get_all_points_once_and_the_last_state() {
     }
 }
 
+/// The token of the button on the page.
+async fn read_token(address: SocketAddr) -> String {
+    let html = ask(address, &get_request("/", "127.0.0.1"), "</html>").await;
+    let (_, rest) = html.split_once("data-token=\"").unwrap();
+    rest.split('"').next().unwrap().to_owned()
+}
+
+fn stop_request(host: &str, token: &str) -> String {
+    format!(
+        "POST /stop HTTP/1.1\r\nhost: {host}\r\nx-stop-token: {token}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+    )
+}
+
 #[tokio::test]
 async fn a_stop_needs_the_token_and_a_name_of_this_machine() {
     let feed = LiveFeed::new();
     let stop = StopOrder::new();
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let page = LivePage::serve(any, "burst", &feed, Some(give_order(&stop))).await.unwrap();
-    let html = ask(page.address, &get_request("/", "127.0.0.1"), "</html>").await;
-    let (_, rest) = html.split_once("data-token=\"").unwrap();
-    let token = rest.split('"').next().unwrap();
-    let order = |host: &str, token: &str| {
-        format!(
-            "POST /stop HTTP/1.1\r\nhost: {host}\r\nx-stop-token: {token}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-        )
-    };
-    for (host, token) in [("localhost", ""), ("localhost", "0"), ("evil.example", token)] {
-        let text = ask(page.address, &order(host, token), "\0").await;
+    let token = read_token(page.address).await;
+    for (host, token) in [("localhost", ""), ("localhost", "0"), ("evil.example", &token)] {
+        let text = ask(page.address, &stop_request(host, token), "\0").await;
         assert!(text.starts_with("HTTP/1.1 403") && !stop.is_cancelled(), "{text}");
     }
     let text = ask(page.address, &get_request("/", "evil.example"), "\0").await;
     assert!(text.starts_with("HTTP/1.1 403") && !text.contains("data-token"), "{text}");
-    let text = ask(page.address, &order("localhost", token), "\0").await;
+    let text = ask(page.address, &stop_request("localhost", &token), "\0").await;
     assert!(text.starts_with("HTTP/1.1 204") && stop.is_cancelled(), "{text}");
     page.end().await;
 }
@@ -135,13 +141,8 @@ async fn a_viewer_reads_why_a_test_cannot_be_stopped() {
     let refuse: StopAction = Arc::new(|| Box::pin(async { Err("forbidden".to_owned()) }));
     let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let page = LivePage::serve(any, "burst", &feed, Some(refuse)).await.unwrap();
-    let html = ask(page.address, &get_request("/", "127.0.0.1"), "</html>").await;
-    let (_, rest) = html.split_once("data-token=\"").unwrap();
-    let token = rest.split('"').next().unwrap();
-    let order = format!(
-        "POST /stop HTTP/1.1\r\nhost: localhost\r\nx-stop-token: {token}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-    );
-    let text = ask(page.address, &order, "\0").await;
+    let token = read_token(page.address).await;
+    let text = ask(page.address, &stop_request("localhost", &token), "\0").await;
     assert!(text.starts_with("HTTP/1.1 502") && text.ends_with("forbidden"), "{text}");
     page.end().await;
 }
