@@ -273,7 +273,8 @@ fn set_waiting(
     let ready = observed.runners.iter().filter(is_ready).count();
     status.progress = Some(Progress { runners: ready as u64, ..Progress::default() });
     let wanted = status.plan.as_ref().map_or(0, |plan| plan.runners);
-    let cause = observed.runners.iter().find_map(waiting_cause);
+    let suspension = observed.suspension_cause().map(|cause| ("JobSuspended".to_owned(), cause));
+    let cause = suspension.or_else(|| observed.runners.iter().find_map(waiting_cause));
     let count = format!("{ready} of {} ready", count_of(u64::from(wanted), "runner"));
     let (reason, message) = match cause {
         Some((reason, cause)) => (reason, format!("{count}; {cause}")),

@@ -4,6 +4,11 @@ pub(crate) use loadtest_children::testing::{
     example_settings, example_test, noon, sizing_of, validated,
 };
 
+use k8s_openapi::{
+    api::batch::v1::{Job, JobSpec},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+
 use crate::observe::runner::Runner;
 
 /// A runner that is ready.
@@ -21,5 +26,14 @@ pub(crate) fn ready_runner(index: u32) -> Runner {
         unschedulable: None,
         waiting: None,
         termination: None,
+    }
+}
+
+/// A Job that a queue holds back.
+pub(crate) fn suspended_job() -> Job {
+    Job {
+        metadata: ObjectMeta { name: Some("burst".into()), ..ObjectMeta::default() },
+        spec: Some(JobSpec { suspend: Some(true), ..JobSpec::default() }),
+        ..Job::default()
     }
 }

@@ -2,15 +2,15 @@
 //! of the Job, and thresholds of several owners.
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::{batch::v1::Job, core::v1::ResourceQuota};
 use kube::{
     Api,
-    api::{ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use loadtest_core::resource::{Phase, Verdict};
 use serde_json::{Value, json};
 
-use crate::test_namespace::{TestNamespace, health_spec};
+use crate::test_namespace::{TestNamespace, health_spec, wait_for};
 
 #[tokio::test]
 async fn suspended_test_starts_when_it_is_resumed() -> Result<()> {
@@ -36,6 +36,46 @@ async fn suspended_test_starts_when_it_is_resumed() -> Result<()> {
         let response =
             namespace.load_tests.patch("suspend", &PatchParams::default(), &suspend).await;
         ensure!(response.is_err(), "a finished test was suspended");
+        Ok(())
+    })
+    .await
+}
+
+/// A queue such as Kueue suspends the Job, and resumes it when its quota has room.
+#[tokio::test]
+async fn suspended_job_is_named_and_starts_when_it_is_resumed() -> Result<()> {
+    TestNamespace::run("queue", async |namespace| {
+        namespace.deploy_simulator(json!({})).await?;
+        // The simulator is the only pod that fits, so no runner starts before its Job is suspended.
+        let quotas: Api<ResourceQuota> = Api::namespaced(namespace.client.clone(), &namespace.name);
+        let quota = json!({"metadata": {"name": "full"}, "spec": {"hard": {"pods": "1"}}});
+        quotas.create(&PostParams::default(), &serde_json::from_value(quota)?).await?;
+        wait_for(30, "a quota that counts", async || {
+            let quota = quotas.get("full").await?;
+            Ok(quota.status.and_then(|status| status.used))
+        })
+        .await?;
+
+        let spec = health_spec(2, "2s", &json!([{"metric": "errorRate", "target": "< 1%"}]));
+        namespace.create_test("queue", spec).await?;
+        namespace.wait_for_phase("queue", Phase::Starting).await?;
+        let jobs: Api<Job> = Api::namespaced(namespace.client.clone(), &namespace.name);
+        let list = jobs.list(&ListParams::default()).await?.items;
+        let name = list.first().and_then(|job| job.metadata.name.clone()).context("no Job")?;
+        let suspend = |suspend: bool| Patch::Merge(json!({"spec": {"suspend": suspend}}));
+        jobs.patch(&name, &PatchParams::default(), &suspend(true)).await?;
+        let status = namespace
+            .wait_for_status("queue", 30, |s| {
+                s.condition("Started").is_some_and(|c| c.reason == "JobSuspended")
+            })
+            .await?;
+        let started = status.condition("Started").context("no condition")?;
+        ensure!(started.message.contains(&name), "{started:?}");
+
+        quotas.delete("full", &DeleteParams::default()).await?;
+        jobs.patch(&name, &PatchParams::default(), &suspend(false)).await?;
+        let status = namespace.wait_until_finished("queue", 90).await?;
+        ensure!(status.known_verdict() == Some(Verdict::Pass), "{status:#?}");
         Ok(())
     })
     .await

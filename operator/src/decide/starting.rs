@@ -175,16 +175,17 @@ fn start_timeout_failure(
 ) -> Decision {
     let job = observed.job.as_ref().map(ResourceExt::name_any).unwrap_or_default();
     let unschedulable = observed.runners.iter().find_map(|runner| runner.unschedulable.as_ref());
-    let (reason, cause) = match unschedulable {
-        Some(message) => (Reason::Unschedulable, truncate(message, 700)),
-        None if observed.runners.len() < wanted => {
+    let (reason, cause) = match (observed.suspension_cause(), unschedulable) {
+        (Some(cause), _) => (Reason::StartTimeout, cause),
+        (None, Some(message)) => (Reason::Unschedulable, truncate(message, 700)),
+        (None, None) if observed.runners.len() < wanted => {
             let cause = format!(
                 "only {} of {wanted} pods exist; see the Job's events (kubectl describe job {job}) for a quota or admission that stops them",
                 observed.runners.len(),
             );
             (Reason::StartTimeout, cause)
         }
-        None => {
+        (None, None) => {
             let cause = format!(
                 "see the events of the pods (kubectl describe pods -l batch.kubernetes.io/job-name={job})"
             );

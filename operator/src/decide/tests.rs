@@ -146,86 +146,6 @@ fn admitted_test_is_launched_even_if_the_job_exists() {
 }
 
 #[test]
-fn start_waits_for_every_runner() {
-    let mut one_unready = observed_in(Phase::Starting);
-    one_unready.runners[1].ready = false;
-    // A runner that runs is asked often whether it is ready, for a while.
-    assert_eq!(decision_at(&one_unready, 1), Decision::Wait(Duration::from_millis(100)));
-    assert_eq!(decision_at(&one_unready, 31), Decision::Wait(STARTUP_POLL_INTERVAL));
-    let Decision::PersistStart(start) = decision_at(&observed_in(Phase::Starting), 1) else {
-        panic!()
-    };
-    assert_eq!(start.pods, start_record().pods);
-    assert!(start.at > time_after_start(1));
-}
-
-#[test]
-fn preflight_failure_reports_the_message_of_the_runner() {
-    let mut observed = observed_in(Phase::Starting);
-    let message = "Error: 2000 users need 2100 open files".to_owned();
-    observed.runners[1].termination = Some(Termination { exit_code: Some(77), message });
-    let Decision::Fail(reason, message) = decision_at(&observed, 1) else { panic!() };
-    assert_eq!(reason, Reason::Preflight);
-    assert!(message.contains("2100 open files"), "{message}");
-}
-
-#[test]
-fn persisted_start_is_not_decided_again() {
-    assert_eq!(
-        decision_at(&observed_after_start(Phase::Starting), 1),
-        Decision::ReportStarted(start_record())
-    );
-}
-
-#[test]
-fn deleted_job_is_never_created_again() {
-    let mut lost = observed_in(Phase::Starting);
-    lost.job = None;
-    assert!(matches!(decision_at(&lost, 1), Decision::Fail(Reason::JobLost, _)));
-    let mut lost = observed_in(Phase::Running);
-    lost.job = None;
-    let decision = decision_at(&lost, 1);
-    assert!(
-        matches!(decision, Decision::Conclude { failed: Some((Reason::JobLost, _)), .. }),
-        "{decision:?}"
-    );
-}
-
-#[test]
-fn missing_secret_fails_the_test_within_30_seconds() {
-    let mut blocked = observed_in(Phase::Starting);
-    blocked.runners[0].ready = false;
-    blocked.runners[0].waiting = Some(Waiting {
-        reason: "CreateContainerConfigError".into(),
-        message: "secret \"api\" not found".into(),
-    });
-    assert_eq!(decision_at(&blocked, 5), Decision::Wait(STARTUP_POLL_INTERVAL));
-    let Decision::Fail(Reason::ContainerConfig, message) = decision_at(&blocked, 12) else {
-        panic!()
-    };
-    assert!(message.contains("secret \"api\" not found"), "{message}");
-}
-
-#[test]
-fn failed_image_pull_fails_the_test() {
-    let mut blocked = observed_in(Phase::Starting);
-    blocked.runners[0].ready = false;
-    blocked.runners[0].waiting =
-        Some(Waiting { reason: "ImagePullBackOff".into(), message: "no such image".into() });
-    assert_eq!(decision_at(&blocked, 60), Decision::Wait(STARTUP_POLL_INTERVAL));
-    assert!(matches!(decision_at(&blocked, 100), Decision::Fail(Reason::ImagePull, _)));
-}
-
-#[test]
-fn unschedulable_runner_gets_the_whole_start_timeout() {
-    let mut stuck = observed_in(Phase::Starting);
-    stuck.runners[1].ready = false;
-    stuck.runners[1].unschedulable = Some("0/1 nodes are available".into());
-    assert_eq!(decision_at(&stuck, 299), Decision::Wait(STARTUP_POLL_INTERVAL));
-    assert!(matches!(decision_at(&stuck, 300), Decision::Fail(Reason::Unschedulable, _)));
-}
-
-#[test]
 fn only_pods_of_the_start_record_get_start_orders() {
     let mut replaced = observed_after_start(Phase::Running);
     replaced.runners[1].uid = "replacement".into();
@@ -491,3 +411,4 @@ fn finished_test_is_deleted_after_its_time_to_live() {
 }
 
 mod safety;
+mod starting;

@@ -193,6 +193,18 @@ impl Observed {
         self.test.status.as_ref().and_then(LoadTestStatus::known_phase)
     }
 
+    /// Returns what holds the Job back in words, if it is suspended and so has no pods.
+    pub(crate) fn suspension_cause(&self) -> Option<String> {
+        let job = self.job.as_ref()?;
+        let is_suspended = job.spec.as_ref()?.suspend.unwrap_or_default();
+        is_suspended.then(|| {
+            format!(
+                "the Job {} is suspended, as a queue such as Kueue does until its quota has room",
+                job.name_any(),
+            )
+        })
+    }
+
     /// Returns the start record of a test with load, also after its Job is gone.
     pub(crate) fn known_start(&self) -> Option<StartRecord> {
         self.start_record().or_else(|| self.cache.start.clone())

@@ -217,6 +217,12 @@ fn waiting_test_says_what_it_waits_for() {
         Some(Waiting { reason: "ErrImagePull".into(), message: "no such host".into() });
     let text = "1 of 2 runners ready; runner burst-1: ErrImagePull: no such host";
     assert_eq!(started(&observed), ("ErrImagePull".into(), text.into()));
+    observed.runners.clear();
+    observed.job = Some(crate::testing::suspended_job());
+    let (reason, message) = started(&observed);
+    assert_eq!(reason, "JobSuspended");
+    let text = "0 of 2 runners ready; the Job burst is suspended, as a queue such as Kueue";
+    assert!(message.starts_with(text), "{message}");
 }
 
 #[test]
