@@ -50,7 +50,9 @@ pub(crate) fn print_difference(
 /// A change as a signed percentage; that of an error rate in percentage points.
 fn change_of(row: &ComparedRow, change: f64) -> String {
     let unit = if row.unit == ValueUnit::Fraction { " pp" } else { "%" };
-    format!("{:+.1}{unit}", change * 100.0)
+    // Without `-0.0`.
+    let rounded = (change * 1000.0).round() / 10.0 + 0.0;
+    format!("{rounded:+.1}{unit}")
 }
 
 const fn movement_of(row: &ComparedRow) -> &'static str {

@@ -1,7 +1,7 @@
 //! Compares the results of two runs, one against the other. Pure.
 //!
 //! Requests of one run depend on each other: a target that is slow for a moment is slow for all of them.
-//! This module therefore cuts a run into blocks of at least 20 s and estimates the noise from random
+//! This module therefore cuts a run into blocks of 20 s and estimates the noise from random
 //! samples of the blocks (block bootstrap; Künsch, The Jackknife and the Bootstrap for General Stationary
 //! Observations, 1989). Two runs of the same target can differ by more than this noise, so a change is a
 //! hint and no proof.
@@ -14,15 +14,18 @@ use serde::Serialize;
 
 use super::{
     document::{RunResult, TaskResult, ValueUnit},
-    series::{Series, TaskPoint},
+    series::{Point, Series, TaskPoint},
 };
 use crate::{
     metrics::{HistogramError, LatencyMetric, Metric, rank_of},
     values::Duration,
 };
 
-/// Minimum length of a block in seconds.
+/// Length of a block in seconds, or a little less.
 const BLOCK_SECONDS: f64 = 20.0;
+/// How much a run may be shorter than a whole number of blocks, as a share of a block. The points of a
+/// run of one minute seldom sum up to exactly 60 s.
+const BLOCK_TOLERANCE: f64 = 0.02;
 /// Minimum number of blocks of a run with an interval.
 const MIN_BLOCKS: usize = 3;
 /// Width of a bucket as a share of its value. A smaller change of a latency is not visible.
@@ -208,12 +211,21 @@ fn movement_of(quantity: Quantity, interval: Option<(f64, f64)>) -> Movement {
 /// A part of a run: its length in seconds, and its numbers.
 type Block = (f64, TaskPoint);
 
-/// The run in blocks of at least [`BLOCK_SECONDS`]. A rest that is shorter belongs to the last block.
+/// The run in blocks of the same length, about [`BLOCK_SECONDS`] or more. A point belongs to the block
+/// of its middle.
 fn blocks_of(series: &Series, task: Option<&str>) -> Result<Vec<Block>, HistogramError> {
+    let run: f64 = series.points.iter().map(Point::seconds).sum();
+    let count = (run / BLOCK_SECONDS + BLOCK_TOLERANCE).floor().max(1.0);
+    let length = run / count;
     let mut blocks: Vec<Block> = Vec::new();
+    let mut elapsed = 0.0;
+    let mut next = 0.0;
     for point in &series.points {
-        if blocks.last().is_none_or(|(seconds, _)| *seconds >= BLOCK_SECONDS) {
+        let middle = elapsed + point.seconds() / 2.0;
+        elapsed += point.seconds();
+        if blocks.is_empty() || middle >= next {
             blocks.push((0.0, TaskPoint::default()));
+            next = length * ((middle / length).floor() + 1.0);
         }
         let Some((seconds, numbers)) = blocks.last_mut() else { continue };
         *seconds += point.seconds();
@@ -222,15 +234,6 @@ fn blocks_of(series: &Series, task: Option<&str>) -> Result<Vec<Block>, Histogra
                 numbers.merge(of_task)?;
             }
         }
-    }
-    if let Some((seconds, _)) = blocks.last()
-        && *seconds < BLOCK_SECONDS
-        && blocks.len() > 1
-        && let Some((seconds, rest)) = blocks.pop()
-        && let Some((length, last)) = blocks.last_mut()
-    {
-        *length += seconds;
-        last.merge(&rest)?;
     }
     Ok(blocks)
 }

@@ -100,10 +100,29 @@ fn runs_of_different_specs_say_so() {
 
 #[test]
 fn blocks_cover_the_whole_run() {
-    for (length, expected) in [(19, 1), (20, 1), (39, 1), (40, 2), (59, 2), (60, 3), (125, 6)] {
+    for (length, expected) in
+        [(19, 1), (20, 1), (39, 1), (40, 2), (59, 2), (60, 3), (125, 6), (19 * 60, 57)]
+    {
         let blocks = blocks_of(&run(0.1, length, 0).series, None).unwrap();
         let seconds: f64 = blocks.iter().map(|(seconds, _)| seconds).sum();
         assert_eq!(blocks.len(), expected, "{length} s");
         assert!((seconds - f64::from(length)).abs() < 1e-6, "{length} s: {seconds}");
+    }
+}
+
+#[test]
+fn a_minute_with_a_late_clock_has_three_blocks() {
+    for factor in [0.995, 0.9999, 1.0001, 1.005] {
+        let mut series = run(0.1, 60, 0).series;
+        for point in &mut series.points {
+            point.start *= factor;
+            point.end *= factor;
+        }
+        let blocks = blocks_of(&series, None).unwrap();
+        let seconds: Vec<f64> = blocks.iter().map(|(seconds, _)| *seconds).collect();
+        assert!(
+            seconds.len() == 3 && seconds.iter().all(|s| (19.0..21.0).contains(s)),
+            "{seconds:?}"
+        );
     }
 }
