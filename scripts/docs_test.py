@@ -24,6 +24,8 @@ import os
 import pathlib
 import re
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -36,15 +38,22 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 REPOSITORY = "https://github.com/cell0/loadtest-operator/blob/main/"
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 NAMESPACE = "docs"
+# Label of the LoadTest `burst`, which has run before each page.
+SETUP_LABEL = "docs-test=setup"
+# The mark of a block that needs a cluster.
+ON_CLUSTER = "<!-- runs on a cluster -->"
 # The README and all pages of the site.
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 LOADTEST = """#!/usr/bin/env bash
-# Cuts each run to one second, and each run on a cluster to five.
+# Cuts each run to one second, and each run on a cluster to five. A reader of the page has not applied the
+# LoadTest of the setup, so it goes before the page applies its own.
 arguments=()
 is_run="" has_time=""
-if [[ ${1:-} == apply ]]; then set -- "$@" --set load.duration=5s; fi
-if [[ ${1:-} == apply && " $* " != *" --replace "* ]]; then set -- "$@" --replace; fi
+if [[ ${1:-} == apply ]]; then
+    kubectl delete loadtest --selector=SETUP_LABEL --ignore-not-found >/dev/null
+    set -- "$@" --set load.duration=5s
+fi
 for argument; do
     case $argument in
     run) [[ ${#arguments[@]} -gt 0 ]] || is_run=yes ;;
@@ -151,7 +160,8 @@ class Workplace:
             shutil.copytree(ROOT / name, self.folder / name)
         binaries = self.folder / ".bin"
         binaries.mkdir()
-        programs = {"loadtest": LOADTEST.replace("LOADTEST_BINARY", str(TARGET / "debug" / "loadtest")), "cargo": CARGO}
+        loadtest = LOADTEST.replace("LOADTEST_BINARY", str(TARGET / "debug" / "loadtest"))
+        programs = {"loadtest": loadtest.replace("SETUP_LABEL", SETUP_LABEL), "cargo": CARGO}
         for name, text in programs.items():
             (binaries / name).write_text(text)
             (binaries / name).chmod(0o755)
@@ -162,6 +172,9 @@ class Workplace:
         match = re.match(r"# (\S+\.\w+)", block.text)
         if match:
             (self.folder / match[1]).write_text(block.text)
+
+    def write_document(self, document):
+        (self.folder / ".document.yaml").write_text(yaml.safe_dump(document))
 
     def run(self, script):
         script = script.replace("NAMESPACE", NAMESPACE)
@@ -176,7 +189,10 @@ class Workplace:
         if result.returncode in (1, 3):
             assert "VERDICT" in result.stdout or "erdict" in result.stdout or "###" in result.stdout, result.stdout[-1500:]
 
-    def remove(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         shutil.rmtree(self.folder)
 
 
@@ -187,7 +203,27 @@ def commands_of(block):
     return block.text
 
 
-def check_yaml(block, workplace, on_cluster):
+def is_marked(block):
+    """Returns true if the page says that no test runs the block."""
+    return re.match(r"(\*Not|<!-- not) run by a test: ", block.mark)
+
+
+def is_foreign(block):
+    """Returns true if a YAML block has only kinds other than LoadTest."""
+    kinds = set(re.findall(r"^kind: (\w+)$", block.text, re.M))
+    return bool(kinds) and kinds != {"LoadTest"}
+
+
+def check_foreign_yaml(block, workplace):
+    """Applies the documents of other kinds with a dry run."""
+    for document in yaml.safe_load_all(block.text):
+        if document["kind"] != "LoadTest":
+            workplace.write_document(document)
+            workplace.run("kubectl apply --dry-run=server -f .document.yaml")
+
+
+def check_yaml(block, workplace):
+    """Validates the LoadTests of a block, or the part of one."""
     if block.mark == "<!-- part of a spec -->":
         part = yaml.safe_load(block.text)
         spec = {
@@ -203,12 +239,9 @@ def check_yaml(block, workplace, on_cluster):
         documents = list(yaml.safe_load_all(block.text))
     for document in documents:
         assert isinstance(document, dict) and "kind" in document, "no kind: mark a part with <!-- part of a spec -->"
-        file = workplace.folder / ".document.yaml"
-        file.write_text(yaml.safe_dump(document))
         if document["kind"] == "LoadTest":
+            workplace.write_document(document)
             workplace.run("loadtest validate .document.yaml")
-        elif on_cluster:
-            workplace.run("kubectl apply --dry-run=server -f .document.yaml")
 
 
 class Counts:
@@ -228,32 +261,53 @@ def fail_unknown_language():
     raise AssertionError("a block of an unknown language")
 
 
-def test_page(page, counts, on_cluster):
-    if not on_cluster:
-        counts.test(f"{page.relative_to(ROOT)} links", check_links, page)
-    workplace = Workplace(page)
-    for block in read_blocks(page):
-        workplace.add_file(block)
-        if re.match(r"(\*Not|<!-- not) run by a test: ", block.mark):
-            if not on_cluster:
+def test_page(page, counts):
+    """Tests what needs no cluster."""
+    counts.test(f"{page.relative_to(ROOT)} links", check_links, page)
+    with Workplace(page) as workplace:
+        for block in read_blocks(page):
+            workplace.add_file(block)
+            if is_marked(block):
                 counts.marked += 1
-        elif block.language == "yaml":
-            kinds = re.findall(r"^kind: (\w+)$", block.text, re.M)
-            is_foreign = bool(kinds) and set(kinds) != {"LoadTest"}
-            if on_cluster == is_foreign:
-                counts.test(block.name, check_yaml, block, workplace, on_cluster)
-        elif block.language in ("sh", "console"):
-            if on_cluster == (block.mark == "<!-- runs on a cluster -->"):
+            elif block.language == "yaml":
+                if not is_foreign(block):
+                    counts.test(block.name, check_yaml, block, workplace)
+            elif block.language in ("sh", "console"):
+                if block.mark != ON_CLUSTER:
+                    counts.test(block.name, workplace.run, commands_of(block))
+            elif block.language not in ("text", "json", "promql", "python", "javascript", "diff"):
+                counts.test(block.name, fail_unknown_language)
+
+
+def test_page_on_cluster(page, counts):
+    """Tests what needs a cluster. The setup has run before."""
+    blocks = read_blocks(page)
+    if any(block.mark == ON_CLUSTER and not is_marked(block) for block in blocks):
+        with Workplace(page) as workplace:
+            workplace.run(PAGE_SETUP)
+    with Workplace(page) as workplace:
+        for block in blocks:
+            workplace.add_file(block)
+            if is_marked(block):
+                continue
+            if block.language == "yaml" and is_foreign(block):
+                counts.test(block.name, check_foreign_yaml, block, workplace)
+            elif block.language in ("sh", "console") and block.mark == ON_CLUSTER:
                 counts.test(block.name, workplace.run, commands_of(block))
-        elif block.language not in ("text", "json", "promql", "python", "javascript", "diff"):
-            counts.test(block.name, fail_unknown_language)
-    workplace.remove()
 
 
 class Simulator:
     """The target of the commands without a cluster, on its usual ports."""
 
     def __enter__(self):
+        for port in (18800, 18801, 18802):
+            with socket.socket() as probe:
+                # As servers do, so that closed connections of an earlier run don't hold the port.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("0.0.0.0", port))
+                except OSError as error:
+                    sys.exit(f"port {port}, on which the simulator listens, is in use: {error}")
         self.process = subprocess.Popen(
             [TARGET / "debug" / "cell0-simulator"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
@@ -263,8 +317,10 @@ class Simulator:
                 urllib.request.urlopen("http://127.0.0.1:18802/readyz", timeout=2)
                 return self
             except OSError:
-                if time.monotonic() > deadline or self.process.poll() is not None:
-                    raise
+                code = self.process.poll()
+                if time.monotonic() > deadline or code is not None:
+                    self.__exit__()
+                    sys.exit(f"the simulator is not ready; its exit code is {code}")
                 time.sleep(0.1)
 
     def __exit__(self, *_):
@@ -279,11 +335,34 @@ export KUBECONFIG=$PWD/config
 kubectl config set-context --current --namespace=docs
 kubectl apply -f examples/cell0-simulator.yaml
 kubectl rollout status deployment/cell0 --timeout=90s
-sed 's/duration: 2m/duration: 5s/' examples/loadtest-burst.yaml > short.yaml
-kubectl delete loadtest burst --ignore-not-found
-kubectl apply -f short.yaml
+"""
+# Before each page: of LoadTests, only `burst` is there, and it has run.
+PAGE_SETUP = f"""
+kubectl delete loadtests --selector={SETUP_LABEL.replace("=", "!=")}
+if [[ -z $(kubectl get loadtests -o name) ]]; then
+    sed 's/duration: 2m/duration: 5s/' examples/loadtest-burst.yaml > short.yaml
+    kubectl label --local -f short.yaml {SETUP_LABEL} -o yaml | kubectl apply -f -
+fi
 kubectl wait loadtest/burst --for=condition=Finished --timeout=2m
 """
+
+
+class ClusterSetup:
+    """The namespace and the target of the commands on a cluster."""
+
+    def __enter__(self):
+        self.workplace = Workplace(ROOT / "setup")
+        try:
+            self.workplace.run(CLUSTER_SETUP)
+        except BaseException:
+            self.__exit__()
+            raise
+        os.environ["KUBECONFIG"] = str(self.workplace.folder / "config")
+        return self
+
+    def __exit__(self, *_):
+        with self.workplace:
+            self.workplace.run("kubectl delete namespace docs --ignore-not-found --wait=false")
 
 
 def main():
@@ -293,21 +372,18 @@ def main():
     pages = [ROOT / name for name in names] or PAGES
     counts = Counts()
     if on_cluster:
-        setup = Workplace(ROOT / "setup")
-        setup.run(CLUSTER_SETUP)
-        os.environ["KUBECONFIG"] = str(setup.folder / "config")
-        for page in pages:
-            test_page(page, counts, True)
-        setup.run("kubectl delete namespace docs --wait=false")
-        setup.remove()
+        with ClusterSetup():
+            for page in pages:
+                test_page_on_cluster(page, counts)
     else:
         counts.test("docs/SUMMARY.md has every page", check_summary)
         with Simulator():
             for page in pages:
-                test_page(page, counts, False)
+                test_page(page, counts)
         print(f"{counts.marked} blocks are marked as not run")
     print(f"{counts.passed} passed, {counts.failed} failed")
     return 1 if counts.failed else 0
 
 
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 sys.exit(main())
