@@ -12,7 +12,7 @@ use crate::values::Duration;
 
 /// The version of the contract. The plan and the exposition carry it, and both sides refuse
 /// another one.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Name of a runner's container.
 pub const CONTAINER: &str = "runner";
@@ -29,6 +29,9 @@ pub const PORT: u16 = 9464;
 pub mod path {
     /// GET: the exposition.
     pub const METRICS: &str = "/metrics";
+    /// GET: the steps of the runner's history, in the same format as the exposition. The query `after=N`
+    /// leaves out the steps up to N.
+    pub const HISTORY: &str = "/metrics/history";
     /// GET: a JSON list of [`super::ErrorExample`].
     pub const ERRORS: &str = "/errors";
     /// GET: 200 while the process lives.

@@ -16,6 +16,7 @@ use kube::{
 use loadtest_children::{OPERATOR_NAME, Settings};
 
 use crate::{
+    collect::Collectors,
     error::format_error_chain,
     metrics::{ApiCalls, OperatorMetrics},
     observe::state::RunCache,
@@ -34,6 +35,8 @@ pub struct Context {
     /// HTTP client for scrapes of runners and orders to runners.
     pub(crate) http: reqwest::Client,
     pub(crate) metrics: OperatorMetrics,
+    /// The tasks that collect the metrics of running tests.
+    pub(crate) collectors: Collectors,
     /// Key from which the token of each run is derived.
     token_key: OnceLock<Vec<u8>>,
     /// Caches by run UID.
@@ -128,18 +131,22 @@ impl Context {
     /// Fails if the HTTP client can't be created.
     pub fn new(client: Client, settings: Settings) -> Result<Self, ContextError> {
         let reporter = Reporter { controller: OPERATOR_NAME.into(), instance: None };
+        let http = reqwest::Client::builder()
+            .connect_timeout(Duration::from_secs(2))
+            .timeout(Duration::from_secs(5))
+            .redirect(reqwest::redirect::Policy::none())
+            // The operator connects to pods directly, even if the environment names a proxy.
+            .no_proxy()
+            .build()?;
+        let metrics = OperatorMetrics::default();
+        let collectors = Collectors::new(client.clone(), http.clone(), metrics.scrape_failures());
         Ok(Self {
             recorder: Recorder::new(client.clone(), reporter),
-            http: reqwest::Client::builder()
-                .connect_timeout(Duration::from_secs(2))
-                .timeout(Duration::from_secs(5))
-                .redirect(reqwest::redirect::Policy::none())
-                // The operator connects to pods directly, even if the environment names a proxy.
-                .no_proxy()
-                .build()?,
             client,
             settings,
-            metrics: OperatorMetrics::default(),
+            metrics,
+            collectors,
+            http,
             token_key: OnceLock::new(),
             run_caches: Mutex::default(),
             failures: Mutex::default(),
@@ -177,6 +184,7 @@ impl Context {
         run_uids: &HashSet<String>,
         object_keys: &HashSet<String>,
     ) {
+        self.collectors.retain(run_uids);
         lock_unpoisoned(&self.run_caches).retain(|run_uid, _| run_uids.contains(run_uid));
         lock_unpoisoned(&self.failures).retain(|key, _| object_keys.contains(key));
     }

@@ -16,7 +16,8 @@ use loadtest_core::{
 
 use loadtest_children::Settings;
 
-use crate::observe::state::{Observed, StartRecord};
+use crate::observe::start::StartRecord;
+use crate::observe::state::Observed;
 
 pub(crate) use self::{
     decision::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL_SECONDS, Reason, signed_duration},

@@ -15,6 +15,7 @@
 //! | [`context`], [`error`], `metrics`, [`server`] | what the steps share, and the HTTP endpoints |
 
 mod act;
+mod collect;
 pub mod context;
 pub mod controller;
 mod crd_check;

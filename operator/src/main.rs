@@ -108,8 +108,18 @@ fn print_crd(older: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn run(arguments: Run) -> anyhow::Result<()> {
+fn run(arguments: Run) -> anyhow::Result<()> {
+    // One thread watches and decides. The others decode and merge what runners answer.
+    let workers = std::thread::available_parallelism().map_or(2, |cpus| cpus.get().clamp(2, 8));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(workers)
+        .build()
+        .context("failed to create the runtime")?;
+    runtime.block_on(run_operator(arguments))
+}
+
+async fn run_operator(arguments: Run) -> anyhow::Result<()> {
     let Run {
         namespace,
         watch_namespaces,

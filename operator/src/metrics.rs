@@ -80,9 +80,9 @@ impl OperatorMetrics {
         self.reconcile_seconds.observe(seconds);
     }
 
-    /// Counts a scrape of a runner that failed.
-    pub(crate) fn count_scrape_failure(&self) {
-        self.scrape_failures.inc();
+    /// Returns the counter of scrapes of runners that failed.
+    pub(crate) fn scrape_failures(&self) -> Counter {
+        self.scrape_failures.clone()
     }
 
     /// Sets the number of fields that only the installed CRD or only this operator has.

@@ -44,6 +44,8 @@ use crate::{
 const RECONCILE_TIMEOUT: Duration = Duration::from_secs(150);
 /// Maximum delay between failed reconciliations.
 const MAX_BACKOFF_SECONDS: u64 = 10;
+/// Maximum delay between failed reconciliations of a test under load, which an abort may have to stop.
+const MAX_BACKOFF_SECONDS_UNDER_LOAD: u64 = 2;
 
 /// Carries out the next step of a test.
 ///
@@ -100,7 +102,10 @@ pub fn on_error(
     let error = format_error_chain(error);
     tracing::warn!(loadtest = key, failures, error, "reconciliation failed");
     let seconds = 1_u64 << failures.saturating_sub(1).min(4);
-    Action::requeue(Duration::from_secs(seconds.min(MAX_BACKOFF_SECONDS)))
+    let uid = object.meta().uid.clone().unwrap_or_default();
+    let is_under_load = context.collectors.latest(&uid).is_some();
+    let limit = if is_under_load { MAX_BACKOFF_SECONDS_UNDER_LOAD } else { MAX_BACKOFF_SECONDS };
+    Action::requeue(Duration::from_secs(seconds.min(limit)))
 }
 
 async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, Error> {
@@ -126,7 +131,9 @@ async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, 
     // The test is deleted or being deleted. Kubernetes deletes its children through their owner
     // references.
     let Some(test) = test.filter(|test| test.metadata.deletion_timestamp.is_none()) else {
-        context.take_cache(&cached.uid().unwrap_or_default());
+        let run_uid = cached.uid().unwrap_or_default();
+        context.collectors.stop(&run_uid);
+        context.take_cache(&run_uid);
         context.metrics.count_reconcile("gone");
         return Ok(Action::await_change());
     };
@@ -138,6 +145,7 @@ async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, 
     // The cache keeps the collected snapshots even if the reconciliation failed or timed out.
     if !matches!(result, Ok(Decision::NothingToDo | Decision::DeleteTest)) {
         if observed.phase().is_some_and(Phase::is_final) {
+            context.collectors.stop(&run_uid);
             observed.cache.drop_results();
         }
         context.store_cache(run_uid, observed.cache);
@@ -157,7 +165,6 @@ async fn run_pipeline(
         return Err(error);
     }
     observed.keep_objects();
-    observed.update_timeline();
     let now = Timestamp::now();
     let mut decision = decide(observed, &context.settings, now);
     let (namespace, name) = (observed.test.namespace(), observed.test.name_any());

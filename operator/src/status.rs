@@ -9,7 +9,8 @@ pub(crate) use self::result_stored::set_result_stored;
 use crate::{
     decide::{Decision, Reason},
     observe::runner::{Runner, Waiting},
-    observe::state::{Observed, StartRecord},
+    observe::start::StartRecord,
+    observe::state::Observed,
 };
 use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
@@ -359,9 +360,9 @@ fn set_progress(
 ) -> Option<EventDraft> {
     let entered = status.known_phase() != Some(phase);
     status.phase = Some(phase.into());
-    let merged = observed.merge_snapshots();
+    let merged = observed.merged();
     status.progress = Some(run_progress(observed, valid, &merged, merged.users));
-    if let Some(timeline) = &observed.cache.timeline {
+    if let Some(timeline) = observed.cache.collection.timeline() {
         status.stages = timeline.stages().to_vec();
         // The status keeps the results of windows, so that they survive a restart of the operator.
         if valid.thresholds.iter().any(|threshold| threshold.window.is_some()) {
@@ -403,7 +404,7 @@ fn set_concluded(
     valid: &ValidTest,
     now: Timestamp,
 ) -> EventDraft {
-    let merged = observed.merge_snapshots();
+    let merged = observed.merged();
     let timeline = observed.timeline(valid);
     let Report {
         verdict,

@@ -1,6 +1,8 @@
 //! The `LoadTestResult` of a test: when it is written, what it holds, and how an operator that was
 //! restarted goes on from it. Pure.
 
+use std::sync::Arc;
+
 use k8s_openapi::{ByteString, jiff::Timestamp};
 use loadtest_core::{
     Duration,
@@ -9,20 +11,25 @@ use loadtest_core::{
     metrics::RunnerState,
     resource::{LoadTest, LoadTestStatus, Phase},
     result::{
-        GoneRunner, GoneRunners, LoadTestResult, ResumeState, RunFacts, SeriesRecorder,
-        StoredResult, TestReference, build_result,
+        LoadTestResult, ResumeState, RunFacts, SeriesRecorder, StoredResult, TestReference,
+        build_result,
     },
 };
 
 use loadtest_children::{child_name, result_metadata};
 
 use crate::{
+    collect::{Collection, StartedPods, runner_name},
     decide::{Decision, signed_duration},
-    observe::state::{Observed, RunCache, StartRecord, WrittenResult, index_of},
+    observe::start::StartRecord,
+    observe::state::{Observed, RunCache, WrittenResult},
 };
 
 /// Interval between two writes of the result of a running test.
 const WRITE_INTERVAL: Duration = Duration::from_secs(30);
+/// Maximum size of the answers of runners that may answer again, for the result to hold them. They are read
+/// again from the runners, and are lost only if a runner ends while no operator runs.
+const MAX_ALIVE_BYTES: usize = 8 << 20;
 /// Time for which a result that can't be read after a restart is tried again.
 const RESUME_PATIENCE: Duration = Duration::from_secs(20);
 /// Time for which the last write of a result is tried again.
@@ -56,14 +63,16 @@ pub(crate) fn is_due(
 
 /// Builds the result of a test, with what an operator that is restarted needs to go on. Returns `None`
 /// for a test whose spec is invalid.
-pub(crate) fn build(observed: &mut Observed, status: &LoadTestStatus) -> Option<StoredResult> {
+pub(crate) fn build(observed: &Observed, status: &LoadTestStatus) -> Option<StoredResult> {
     let start = observed.known_start()?;
     let valid = observed.valid.as_ref().ok()?;
-    let merged = observed.merge_snapshots();
-    let recorder = observed.cache.series.take();
+    let mut collection = Collection::clone(&observed.cache.collection);
+    collection.settle_gone(StartedPods { start: &start, runners: &observed.runners });
+    let merged = collection.merged(|index| runner_name(&observed.runners, index));
+    let recorder = collection.series().cloned();
     let mut recorder = recorder.unwrap_or_else(|| SeriesRecorder::new(&valid.load));
     recorder.record_all(&merged);
-    let gone = gone_runners(observed, &start);
+    let gone = collection.gone().clone();
     let gone_runners = gone.runners.values();
     let losses =
         gone_runners.filter_map(|runner| Some((runner.name.clone(), runner.loss.clone()?)));
@@ -78,16 +87,12 @@ pub(crate) fn build(observed: &mut Observed, status: &LoadTestStatus) -> Option<
     let result = build_result(&facts, &merged, recorder.series().clone());
     // Runners that have ended their load wait with their metrics until they are released.
     let is_over = status.known_phase().is_some_and(Phase::is_final);
-    let alive = observed
-        .cache
-        .snapshots
-        .iter()
-        .filter(|(index, _)| !is_over && !gone.runners.contains_key(index));
+    let alive = if is_over { Vec::new() } else { collection.alive(MAX_ALIVE_BYTES) };
     let examples = observed.cache.error_examples.iter();
     let resume = ResumeState {
         pods: start.pods,
         recorded: recorder.recorded().clone(),
-        runners: alive.map(|(_, snapshot)| snapshot.clone()).collect(),
+        runners: alive,
         error_examples: examples
             .map(|((task, kind), message)| ErrorExample {
                 task: task.clone(),
@@ -97,32 +102,7 @@ pub(crate) fn build(observed: &mut Observed, status: &LoadTestStatus) -> Option<
             .collect(),
         gone,
     };
-    observed.cache.series = Some(recorder);
     Some(StoredResult { result, resume: Some(resume) })
-}
-
-/// The runners that will never answer again, with their metrics.
-fn gone_runners(observed: &Observed, start: &StartRecord) -> GoneRunners {
-    let mut gone = observed.cache.gone.clone();
-    for (index, pod_uid) in (0..).zip(&start.pods) {
-        let key = index_of(index);
-        if gone.runners.contains_key(&key) || !observed.is_gone(start, index) {
-            continue;
-        }
-        let snapshot = observed.cache.snapshots.get(&key);
-        let is_lost = observed.is_lost(start, index);
-        let runner = GoneRunner {
-            name: observed.runner_name(key),
-            pod_uid: pod_uid.clone(),
-            state: snapshot.map(|snapshot| snapshot.state).unwrap_or_default(),
-            loss: is_lost.then(|| observed.describe_loss(start, index)),
-        };
-        gone.runners.insert(key, runner);
-        if let Some(snapshot) = snapshot {
-            gone.metrics.merge_runner(&observed.runner_name(key), &snapshot.metrics);
-        }
-    }
-    gone
 }
 
 /// A result that an earlier process wrote.
@@ -161,13 +141,10 @@ pub(crate) fn restore(
     {
         cache.start = Some(StartRecord { at: at.0, pods });
     }
-    cache.series = Some(SeriesRecorder::resume(load, stored.result.series, recorded));
+    let series = SeriesRecorder::resume(load, stored.result.series, recorded);
     // A runner that waited at the last write may run by now.
-    let alive = runners.into_iter().filter(|runner| {
-        runner.state != RunnerState::Waiting && !gone.runners.contains_key(&runner.identity.index)
-    });
-    cache.snapshots = alive.map(|runner| (runner.identity.index, runner)).collect();
-    cache.gone = gone;
+    let alive = runners.into_iter().filter(|runner| runner.state != RunnerState::Waiting);
+    cache.collection = Arc::new(Collection::restored(gone, alive.collect(), series));
     let examples = error_examples.into_iter();
     cache.error_examples = examples.map(|e| ((e.task, e.kind), e.message)).collect();
     true

@@ -49,8 +49,7 @@ impl Stages {
             .take_while(|stage| stage.end.as_secs_f64() <= now + BOUNDARY_TOLERANCE)
             .collect();
         while let Some(stage) = ended.get(self.rows.len()) {
-            let max_delay = MAX_DELAY.max(stage.duration.as_secs_f64() * MAX_DELAY_SHARE);
-            let in_time = now - stage.end.as_secs_f64() <= max_delay;
+            let in_time = now - stage.end.as_secs_f64() <= max_delay_after(stage);
             let is_first = self.rows.is_empty();
             let start = self.current_start.take().or_else(|| is_first.then(Metrics::default));
             let start = start.filter(|_| in_time);
@@ -60,6 +59,13 @@ impl Stages {
             // The next stage starts now, unless it has ended too.
             let next_is_current = in_time && self.rows.len() == ended.len();
             self.current_start = next_is_current.then(|| metrics.clone());
+        }
+        // The rows of earlier stages came from another process.
+        if let (None, Some(previous)) = (&self.current_start, ended.last())
+            && self.rows.len() == ended.len()
+            && now - previous.end.as_secs_f64() <= max_delay_after(previous)
+        {
+            self.current_start = Some(metrics.clone());
         }
     }
 
@@ -76,6 +82,11 @@ impl Stages {
         }
         rows
     }
+}
+
+/// The maximum delay of the first snapshot after a stage, in seconds.
+fn max_delay_after(stage: &StageLoad) -> f64 {
+    MAX_DELAY.max(stage.duration.as_secs_f64() * MAX_DELAY_SHARE)
 }
 
 /// The row of a stage that ended without a snapshot near its end.

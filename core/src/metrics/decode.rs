@@ -10,9 +10,10 @@ use prost::{
 };
 
 use super::{
-    HistogramError, Identity, LatencyHistogram, LatencyMetric, Outcome, RunnerMetrics, RunnerState,
-    TaskMetrics,
+    HistogramError, HistoryStep, Identity, LatencyHistogram, LatencyMetric, Outcome, RunnerMetrics,
+    RunnerState, TaskMetrics,
     catalog::{COUNTERS, LABELLED, LAGS, LATENCIES, RUNNER, names},
+    history::MAX_STEPS,
 };
 use crate::{control, resource::MAX_ROWS};
 
@@ -65,39 +66,92 @@ pub enum ExpositionError {
     },
 }
 
-/// Reads a delimited protobuf exposition. Skips families that are not in the catalogue.
+/// Decodes the exposition of one runner.
 ///
 /// # Errors
-/// When the bytes are not an exposition, or not one of a runner that speaks
-/// [`control::VERSION`].
+/// When the bytes are no exposition of a runner of this release.
 pub fn decode(mut bytes: &[u8]) -> Result<RunnerMetrics, ExpositionError> {
-    let mut decoded = RunnerMetrics::default();
-    let mut identity = None;
-    let mut buckets = 0;
-    while !bytes.is_empty() {
-        let length = decode_varint(&mut bytes).map_err(ExpositionError::Wire)?;
-        let length = usize::try_from(length).unwrap_or(usize::MAX);
-        // The decoder refuses a family that is shorter than its length.
-        let (family, rest) = bytes.split_at(length.min(bytes.len()));
-        check_family_size(family)?;
-        let family = wire::MetricFamily::decode(family).map_err(ExpositionError::Wire)?;
-        bytes = rest;
+    let mut decoder = Decoder::default();
+    while let Some(family) = next_family(&mut bytes)? {
+        decoder.add(&family)?;
+    }
+    Ok(decoder.finish()?.runner)
+}
+
+/// Decodes the steps of a runner's history, as [`super::encode_steps`] writes them.
+///
+/// # Errors
+/// When the bytes are no history of a runner of this release.
+pub fn decode_steps(mut bytes: &[u8]) -> Result<Vec<HistoryStep>, ExpositionError> {
+    let mut steps = Vec::new();
+    let mut decoder: Option<Decoder> = None;
+    while let Some(family) = next_family(&mut bytes)? {
+        // Each step begins with the identity of the runner.
+        if family.name == names::RUNNER_INFO
+            && let Some(complete) = decoder.replace(Decoder::default())
+        {
+            steps.push(complete.finish()?);
+            check_limit(steps.len(), MAX_STEPS, "steps")?;
+        }
+        decoder.get_or_insert_default().add(&family)?;
+    }
+    if let Some(complete) = decoder {
+        steps.push(complete.finish()?);
+    }
+    Ok(steps)
+}
+
+/// Splits the next metric family off.
+fn next_family(bytes: &mut &[u8]) -> Result<Option<wire::MetricFamily>, ExpositionError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let length = decode_varint(bytes).map_err(ExpositionError::Wire)?;
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    // The decoder refuses a family that is shorter than its length.
+    let (family, rest) = bytes.split_at(length.min(bytes.len()));
+    *bytes = rest;
+    check_family_size(family)?;
+    wire::MetricFamily::decode(family).map(Some).map_err(ExpositionError::Wire)
+}
+
+/// Puts the families of one snapshot or step together.
+#[derive(Default)]
+struct Decoder {
+    step: HistoryStep,
+    identity: Option<Identity>,
+    buckets: usize,
+}
+
+impl Decoder {
+    fn add(&mut self, family: &wire::MetricFamily) -> Result<(), ExpositionError> {
         for metric in &family.metric {
             let labels = Labels::of(metric);
             if family.name == names::RUNNER_INFO {
-                identity = Some(decode_identity(&labels)?);
+                self.identity = Some(decode_identity(&labels)?);
                 continue;
             }
-            buckets += metric.histogram.as_ref().map_or(0, |h| h.positive_delta.len());
-            check_limit(buckets, MAX_BUCKETS, "buckets")?;
-            decode_metric(&mut decoded, &family.name, metric, &labels).map_err(|source| {
+            if family.name == names::HISTORY_STEP {
+                self.step.number = whole_number(gauge_of(metric));
+                self.step.is_whole = labels.get("whole") == "true";
+                continue;
+            }
+            self.buckets += metric.histogram.as_ref().map_or(0, |h| h.positive_delta.len());
+            check_limit(self.buckets, MAX_BUCKETS, "buckets")?;
+            let runner = &mut self.step.runner;
+            decode_metric(runner, &family.name, metric, &labels).map_err(|source| {
                 ExpositionError::Histogram { family: family.name.clone(), source }
             })?;
-            check_limit(decoded.metrics.tasks.len(), MAX_ROWS, "tasks")?;
+            check_limit(runner.metrics.tasks.len(), MAX_ROWS, "tasks")?;
         }
+        Ok(())
     }
-    decoded.identity = identity.ok_or(ExpositionError::Missing(names::RUNNER_INFO))?;
-    Ok(decoded)
+
+    fn finish(mut self) -> Result<HistoryStep, ExpositionError> {
+        let identity = self.identity.ok_or(ExpositionError::Missing(names::RUNNER_INFO))?;
+        self.step.runner.identity = identity;
+        Ok(self.step)
+    }
 }
 
 fn decode_identity(labels: &Labels<'_>) -> Result<Identity, ExpositionError> {

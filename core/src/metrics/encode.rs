@@ -11,7 +11,8 @@ use prometheus_client::{
 };
 
 use super::{
-    LatencyHistogram, LatencyMetric, Outcome, RunnerMetrics, SCHEMA, TaskMetrics, TaskScope,
+    HistoryStep, LatencyHistogram, LatencyMetric, Outcome, RunnerMetrics, SCHEMA, TaskMetrics,
+    TaskScope,
     catalog::{COUNTERS, LABELLED, LAGS, LATENCIES, RUNNER, names},
 };
 use crate::control;
@@ -79,8 +80,32 @@ pub fn encode(
     options: ExpositionOptions,
     format: Format,
 ) -> Result<Vec<u8>, std::fmt::Error> {
+    let exposition = Exposition { runner, options, bounds: classic_bounds(), step: None };
+    encode_exposition(exposition, format)
+}
+
+/// Encodes the steps of a runner's history in the protobuf format, one after the other. Counts and
+/// histograms of zero are left out, and so are the classic buckets. `after_each_histogram` is as in
+/// [`ExpositionOptions`].
+///
+/// # Errors
+/// When the encoder refuses a value.
+pub fn encode_steps(
+    steps: Vec<HistoryStep>,
+    after_each_histogram: Option<fn()>,
+) -> Result<Vec<u8>, std::fmt::Error> {
+    let mut bytes = Vec::new();
+    for HistoryStep { number, is_whole, runner } in steps {
+        let options = ExpositionOptions { after_each_histogram, ..ExpositionOptions::default() };
+        let step = Some((number, is_whole));
+        let exposition = Exposition { runner, options, bounds: Vec::new(), step };
+        bytes.extend(encode_exposition(exposition, Format::Protobuf)?);
+    }
+    Ok(bytes)
+}
+
+fn encode_exposition(exposition: Exposition, format: Format) -> Result<Vec<u8>, std::fmt::Error> {
     let mut registry = Registry::default();
-    let exposition = Exposition { runner, options, bounds: classic_bounds() };
     registry.register_collector(Box::new(exposition));
     match format {
         Format::Text => {
@@ -99,6 +124,8 @@ struct Exposition {
     runner: RunnerMetrics,
     options: ExpositionOptions,
     bounds: Vec<f64>,
+    /// Number of the step, and whether it is whole; absent for the whole exposition.
+    step: Option<(u64, bool)>,
 }
 
 impl Collector for Exposition {
@@ -110,9 +137,12 @@ impl Collector for Exposition {
         self.encode_late(encoder)?;
         let test = self.test_label();
         for lag in &LAGS {
+            let histogram = (lag.get)(&self.runner.metrics);
+            if !self.is_shown(histogram.count()) {
+                continue;
+            }
             let mut family =
                 start_family(encoder, lag.family, lag.description, MetricType::Histogram)?;
-            let histogram = (lag.get)(&self.runner.metrics);
             self.encode_histogram(family.encode_family(&test)?, histogram)?;
         }
         Ok(())
@@ -148,6 +178,12 @@ impl Exposition {
         start_family(encoder, names::RUNNER_INFO, "Identifies the runner", MetricType::Gauge)?
             .encode_family(&info)?
             .encode_gauge(&1_i64)?;
+        if let Some((number, is_whole)) = self.step {
+            let whole = [("whole", if is_whole { "true" } else { "false" })];
+            start_family(encoder, names::HISTORY_STEP, "", MetricType::Gauge)?
+                .encode_family(&whole)?
+                .encode_gauge(&(number as f64))?;
+        }
         let help = "0 waiting, 1 running, 2 done, 3 released, 4 cut short";
         start_family(encoder, names::RUNNER_STATE, help, MetricType::Gauge)?
             .encode_family(&test)?
@@ -170,21 +206,33 @@ impl Exposition {
     fn encode_counters(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
         for rows in COUNTERS.chunk_by(|a, b| a.family == b.family) {
             let Some(first) = rows.first() else { continue };
+            let counts = self.tasks_in(first.tasks).flat_map(|(task, metrics)| {
+                rows.iter().map(move |info| (task, info.label, (info.field.get)(metrics)))
+            });
+            let counts: Vec<_> = counts.filter(|(.., count)| self.is_shown(*count)).collect();
+            if self.step.is_some() && counts.is_empty() {
+                continue;
+            }
             let mut family =
                 start_family(encoder, first.family, first.description, MetricType::Counter)?;
-            for (task, metrics) in self.tasks_in(first.tasks) {
-                for info in rows {
-                    family
-                        .encode_family(&self.task_labels(task, info.label))?
-                        .encode_counter::<NoLabels, _, u64>(&(info.field.get)(metrics), None)?;
-                }
+            for (task, label, count) in counts {
+                family
+                    .encode_family(&self.task_labels(task, label))?
+                    .encode_counter::<NoLabels, _, u64>(&count, None)?;
             }
         }
         for info in &LABELLED {
+            let mut tasks = self.tasks_in(info.tasks);
+            if self.step.is_some() && !tasks.any(|(_, metrics)| !(info.get)(metrics).is_empty()) {
+                continue;
+            }
             let mut family =
                 start_family(encoder, info.family, info.description, MetricType::Counter)?;
             for (task, metrics) in self.tasks_in(info.tasks) {
                 for (value, count) in (info.get)(metrics) {
+                    if !self.is_shown(*count) {
+                        continue;
+                    }
                     family
                         .encode_family(&self.task_labels(task, Some((info.label, value))))?
                         .encode_counter::<NoLabels, _, u64>(count, None)?;
@@ -197,6 +245,12 @@ impl Exposition {
     fn encode_latencies(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
         for rows in LATENCIES.chunk_by(|a, b| a.family == b.family) {
             let Some(first) = rows.first() else { continue };
+            let has_samples = |(_, metrics): (&String, &TaskMetrics)| {
+                rows.iter().any(|info| metrics.latencies.has_samples(info.metric))
+            };
+            if self.step.is_some() && !self.tasks_in(first.tasks).any(has_samples) {
+                continue;
+            }
             let mut family =
                 start_family(encoder, first.family, first.description, MetricType::Histogram)?;
             for (task, metrics) in self.tasks_in(first.tasks) {
@@ -210,6 +264,9 @@ impl Exposition {
                         let by_outcome = info.by_outcome.then(|| ("outcome", outcome.as_str()));
                         let labels = self.task_labels(task, info.label.or(by_outcome));
                         let histogram = metrics.latencies.get(info.metric, *outcome);
+                        if !self.is_shown(histogram.count()) {
+                            continue;
+                        }
                         self.encode_histogram(family.encode_family(&labels)?, histogram)?;
                     }
                 }
@@ -233,6 +290,11 @@ impl Exposition {
         Ok(())
     }
 
+    /// Returns true if a count is part of the exposition. Steps leave out zeros.
+    const fn is_shown(&self, count: u64) -> bool {
+        self.step.is_none() || count > 0
+    }
+
     fn test_label(&self) -> [(&str, &str); 1] {
         [("loadtest", self.options.loadtest.as_str())]
     }
@@ -251,6 +313,8 @@ impl Exposition {
     fn tasks_in(&self, scope: TaskScope) -> impl Iterator<Item = (&String, &TaskMetrics)> {
         let ExpositionOptions { chat_tasks, web_socket_tasks, .. } = &self.options;
         self.runner.metrics.tasks.iter().filter(move |(task, _)| match scope {
+            // The counts that a task can't have are zero, and steps leave them out.
+            _ if self.step.is_some() => true,
             TaskScope::All => true,
             TaskScope::Requests => !web_socket_tasks.contains(task),
             TaskScope::Chats | TaskScope::StreamedChats => chat_tasks.contains(task),
@@ -298,186 +362,4 @@ impl Exposition {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::metrics::{Identity, LatencyMetric, Metrics, RunnerState, Tokens, decode};
-
-    fn options() -> ExpositionOptions {
-        ExpositionOptions {
-            loadtest: "burst".into(),
-            chat_tasks: vec!["chat".into()],
-            web_socket_tasks: vec!["ws".into()],
-            after_each_histogram: None,
-        }
-    }
-
-    fn runner(samples: &[(f64, u8)]) -> RunnerMetrics {
-        let mut runner = RunnerMetrics {
-            identity: Identity { run_uid: "uid-1".into(), index: 3, pod_uid: "pod-1".into() },
-            state: RunnerState::Done,
-            metrics: Metrics {
-                users: 2,
-                users_peak: 7,
-                user_seconds: 12.5,
-                elapsed_seconds: 3.25,
-                busy_seconds: 1.5,
-                throttled_seconds: 0.125,
-                memory_bytes: 1e6,
-                memory_ratio: 0.25,
-                ..Metrics::default()
-            },
-        };
-        for name in ["chat", "ws"] {
-            let task = runner.metrics.tasks.entry(name.into()).or_default();
-            for (seconds, outcome) in samples {
-                let outcome = Outcome::ALL[usize::from(*outcome % 4)];
-                task.requests[outcome.index()] += 1;
-                for (divisor, info) in (1_u32..).zip(&LATENCIES) {
-                    let in_scope = match info.tasks {
-                        TaskScope::All => true,
-                        TaskScope::WebSockets | TaskScope::WebSocketReplies => name == "ws",
-                        _ => name == "chat",
-                    };
-                    if in_scope {
-                        let histogram = task.latencies.get_mut(info.metric, outcome);
-                        histogram.record(*seconds / f64::from(divisor), 1);
-                    }
-                }
-                if name == "chat" {
-                    task.tokens.add(&Tokens { output: 9, reasoning: 3, tool: 2, prompt: 7 });
-                } else {
-                    task.messages_sent += 1;
-                    task.messages_received += 2;
-                }
-                task.connections += 1;
-                task.reconnects += 1;
-                runner.metrics.event_loop_lag.record(*seconds / 2000.0, 1);
-                runner.metrics.schedule_lag.record(*seconds / 1000.0, 1);
-            }
-            task.errors.insert("connect".into(), samples.len() as u64 + 1);
-            task.good = 4;
-            task.dropped = 5;
-            task.sent_bytes = 10;
-            task.received_bytes = 20;
-        }
-        runner
-    }
-
-    #[test]
-    fn text_has_every_family_and_its_end_mark() {
-        let text = encode(runner(&[(0.2, 0)]), options(), Format::Text).unwrap();
-        let text = String::from_utf8(text).unwrap();
-        let families = COUNTERS
-            .iter()
-            .map(|info| info.family)
-            .chain(RUNNER.iter().map(|info| info.family))
-            .chain(LAGS.iter().map(|info| info.family))
-            .chain(LABELLED.iter().map(|info| info.family))
-            .chain([names::RUNNER_INFO, names::RUNNER_STATE]);
-        for family in families {
-            // Counters without an event have no line but their description.
-            let name = family.strip_suffix("_total").unwrap_or(family);
-            assert!(text.contains(name), "{family} is missing");
-        }
-        assert!(text.contains(
-            "loadtest_response_time_seconds_bucket{le=\"+Inf\",loadtest=\"burst\",outcome=\"success\",task=\"chat\"} 1"
-        ), "{text}");
-        assert!(text.ends_with("# EOF\n"));
-    }
-
-    #[test]
-    fn protobuf_is_served_only_when_accepted() {
-        let prometheus = "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited,text/plain;q=0.5";
-        assert_eq!(Format::from_accept(prometheus), Format::Protobuf);
-        assert_eq!(Format::from_accept("text/plain"), Format::Text);
-        assert_eq!(Format::from_accept(""), Format::Text);
-    }
-
-    #[test]
-    fn oversized_expositions_are_refused() {
-        let mut tasks = runner(&[]);
-        let one = tasks.metrics.tasks["chat"].clone();
-        tasks.metrics.tasks.extend((0..64).map(|i| (i.to_string(), one.clone())));
-        let mut buckets = tasks.clone();
-        buckets.metrics.tasks.retain(|name, _| name.parse::<u32>().is_ok());
-        for task in buckets.metrics.tasks.values_mut() {
-            for metric in [LatencyMetric::ResponseTime, LatencyMetric::ServiceTime] {
-                for outcome in Outcome::ALL {
-                    let histogram = task.latencies.get_mut(metric, outcome);
-                    (0..2000).for_each(|i| histogram.record(1e-3 * 1.003_f64.powi(i), 1));
-                }
-            }
-        }
-        // A family of empty metrics, and a metric with an unknown field of 300,000 bytes.
-        let family = |body: &[u8]| {
-            let mut bytes = Vec::new();
-            prost::encoding::encode_varint(body.len() as u64, &mut bytes);
-            bytes.extend_from_slice(body);
-            bytes
-        };
-        let empty = family(&[0x22, 0].repeat(40_000));
-        let mut large = vec![0x22];
-        prost::encoding::encode_varint(300_004, &mut large);
-        large.extend_from_slice(&[0x7a, 0xe0, 0xa7, 0x12]);
-        large.resize(large.len() + 300_000, 0);
-        let encoded = |runner| encode(runner, options(), Format::Protobuf).unwrap();
-        for (bytes, told) in [
-            (encoded(tasks), "over 64 tasks"),
-            (encoded(buckets), "over 1000000 buckets"),
-            (empty, "over 32768 metrics"),
-            (family(&large), "over 262144 bytes"),
-        ] {
-            let error = decode(&bytes).unwrap_err().to_string();
-            assert!(error.contains(told), "{error}");
-        }
-    }
-
-    #[test]
-    fn error_kinds_beyond_the_limit_become_other() {
-        let mut runner = runner(&[]);
-        let chat = runner.metrics.tasks.get_mut("chat").unwrap();
-        let all = chat.errors.values().sum::<u64>() + 1000;
-        chat.errors.extend((0..1000).map(|i| (format!("websocket_close_{i}"), 1)));
-        let bytes = encode(runner, options(), Format::Protobuf).unwrap();
-        let read = decode(&bytes).unwrap().metrics.tasks.remove("chat").unwrap();
-        assert_eq!((read.errors.len(), read.errors.values().sum::<u64>()), (257, all));
-        assert!(read.errors["other"] > 700);
-    }
-
-    #[test]
-    fn garbage_is_refused() {
-        assert!(decode(b"<html>").is_err());
-        assert!(decode(&[]).is_err());
-    }
-
-    #[test]
-    fn other_contract_versions_are_refused_in_words() {
-        let bytes = encode(runner(&[]), options(), Format::Protobuf).unwrap();
-        let label = control::VERSION.to_string();
-        // The label's value is a protobuf string of one byte.
-        let at = bytes.windows(9).position(|w| w == b"contract\x12").unwrap();
-        let mut other = bytes.clone();
-        assert_eq!(other[at + 10], label.as_bytes()[0]);
-        other[at + 10] = b'9';
-        let error = decode(&other).unwrap_err().to_string();
-        assert!(error.contains("contract version 9") && error.contains("image"), "{error}");
-    }
-
-    proptest! {
-        #[test]
-        fn decoding_returns_what_was_encoded(
-            samples in prop::collection::vec((1e-5_f64..60.0, 0_u8..4), 0..60),
-        ) {
-            let runner = runner(&samples);
-            let bytes = encode(runner.clone(), options(), Format::Protobuf).unwrap();
-            prop_assert_eq!(decode(&bytes).unwrap(), runner);
-        }
-
-        #[test]
-        fn no_input_makes_decoding_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode(&bytes);
-        }
-    }
-}
+mod tests;

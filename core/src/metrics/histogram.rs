@@ -4,8 +4,6 @@
 //! wide, and its geometric middle is at most 0.136 % from any value in it. The module `merge` adds
 //! histograms.
 
-use std::collections::BTreeMap;
-
 use super::statistic::Statistic;
 use crate::values::Duration;
 
@@ -19,7 +17,8 @@ const MAX_BUCKET: u32 = 300_000;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LatencyHistogram {
     /// Samples by the index of their bucket.
-    pub(super) buckets: BTreeMap<i32, u64>,
+    /// Index and count of each bucket with samples, in ascending order of the index.
+    pub(super) buckets: Vec<(i32, u64)>,
     /// Samples that are zero.
     pub(super) zero: u64,
     /// All samples.
@@ -68,11 +67,24 @@ impl LatencyHistogram {
     /// Adds `count` samples of one duration in seconds.
     pub fn record(&mut self, seconds: f64, count: u64) {
         match Self::bucket_of(seconds) {
-            Some(bucket) => *self.buckets.entry(bucket).or_default() += count,
+            Some(bucket) => self.add_to_bucket(bucket, count),
             None => self.zero += count,
         }
         self.count += count;
         self.sum_seconds += seconds * count as f64;
+    }
+
+    /// Adds samples to a bucket. Counts come from runner pods, which are not trusted: saturates instead of
+    /// overflowing.
+    pub(super) fn add_to_bucket(&mut self, bucket: i32, count: u64) {
+        match self.buckets.binary_search_by_key(&bucket, |(index, _)| *index) {
+            Ok(at) => {
+                if let Some((_, sum)) = self.buckets.get_mut(at) {
+                    *sum = sum.saturating_add(count);
+                }
+            }
+            Err(at) => self.buckets.insert(at, (bucket, count)),
+        }
     }
 
     /// Replaces the sum that was added up from buckets by the exact sum of the samples.
@@ -146,7 +158,7 @@ impl LatencyHistogram {
         let mut seen = self.zero;
         for bound in bounds {
             while let Some((_, n)) = buckets.next_if(|(bucket, _)| {
-                (f64::from(**bucket) / BUCKETS_PER_DOUBLING).exp2() <= bound * (1.0 + 1e-9)
+                (f64::from(*bucket) / BUCKETS_PER_DOUBLING).exp2() <= bound * (1.0 + 1e-9)
             }) {
                 seen = seen.saturating_add(*n);
             }
@@ -188,7 +200,7 @@ impl LatencyHistogram {
         if schema != SCHEMA {
             return Err(HistogramError::Schema { found: schema });
         }
-        let mut buckets = BTreeMap::new();
+        let mut buckets: Vec<(i32, u64)> = Vec::with_capacity(deltas.len());
         let mut deltas = deltas.iter();
         let (mut at, mut level, mut count) = (0_i32, 0_i64, zero);
         for (offset, length) in spans {
@@ -201,8 +213,11 @@ impl LatencyHistogram {
                 level = level.checked_add(*delta).ok_or(HistogramError::Buckets)?;
                 let n = u64::try_from(level).map_err(|_| HistogramError::Buckets)?;
                 count = count.checked_add(n).ok_or(HistogramError::Buckets)?;
+                if buckets.last().is_some_and(|(last, _)| *last >= at) {
+                    return Err(HistogramError::Buckets);
+                }
                 if n > 0 {
-                    buckets.insert(at, n);
+                    buckets.push((at, n));
                 }
                 at = at.checked_add(1).ok_or(HistogramError::Buckets)?;
             }

@@ -10,15 +10,19 @@ use super::{
     task::TaskMetrics,
 };
 
+/// A histogram with fewer buckets than this share of another is added to it bucket by bucket, which is
+/// then faster than a pass over both.
+const FEW_BUCKETS: usize = 8;
+
 impl Metrics {
     /// Adds the metrics of another runner.
     pub fn merge(&mut self, other: &Self) {
-        for (name, task) in &other.tasks {
-            self.tasks.entry(name.clone()).or_default().merge(task);
-        }
-        for lag in &LAGS {
-            (lag.get_mut)(self).merge((lag.get)(other));
-        }
+        self.merge_samples(other);
+        self.merge_runner_numbers(other);
+    }
+
+    /// Merges the numbers of the whole runner alone, such as users and elapsed time.
+    pub fn merge_runner_numbers(&mut self, other: &Self) {
         for info in &RUNNER {
             let (mine, theirs) = ((info.field.get)(self), (info.field.get)(other));
             let merged = match info.merge {
@@ -65,6 +69,38 @@ impl Metrics {
         difference
     }
 
+    /// What was added since `earlier`, an older snapshot of the same runner, and the present values of
+    /// the numbers of the whole runner. The inverse of [`Self::add_changes`].
+    #[must_use]
+    pub fn changes_since(&self, earlier: &Self) -> Self {
+        let mut changes = self.since(earlier);
+        changes.copy_runner_numbers(self);
+        changes
+    }
+
+    /// Brings an older snapshot up to date with [`Self::changes_since`].
+    pub fn add_changes(&mut self, changes: &Self) {
+        self.merge_samples(changes);
+        self.copy_runner_numbers(changes);
+    }
+
+    /// Adds the counts and the samples of other metrics, without the numbers of the whole runner.
+    pub fn merge_samples(&mut self, other: &Self) {
+        for (name, task) in &other.tasks {
+            self.tasks.entry(name.clone()).or_default().merge(task);
+        }
+        for lag in &LAGS {
+            (lag.get_mut)(self).merge((lag.get)(other));
+        }
+    }
+
+    /// Replaces the numbers of the whole runner, such as its users and its elapsed time.
+    pub fn copy_runner_numbers(&mut self, other: &Self) {
+        for info in &RUNNER {
+            (info.field.set)(self, (info.field.get)(other));
+        }
+    }
+
     /// A copy without the latencies that `keep` refuses. Long tests hold many snapshots, and
     /// latencies are nearly all of their size.
     #[must_use]
@@ -75,9 +111,7 @@ impl Metrics {
         for lag in &LAGS {
             (lag.get_mut)(&mut copy).clone_from((lag.get)(self));
         }
-        for info in &RUNNER {
-            (info.field.set)(&mut copy, (info.field.get)(self));
-        }
+        copy.copy_runner_numbers(self);
         copy
     }
 }
@@ -121,8 +155,10 @@ impl TaskMetrics {
         for info in &LABELLED {
             let before = (info.get)(earlier);
             for (value, count) in (info.get)(self) {
-                let before = before.get(value).copied().unwrap_or(0);
-                (info.get_mut)(&mut difference).insert(value.clone(), count.saturating_sub(before));
+                let added = count.saturating_sub(before.get(value).copied().unwrap_or(0));
+                if added > 0 {
+                    (info.get_mut)(&mut difference).insert(value.clone(), added);
+                }
             }
         }
         difference
@@ -133,9 +169,12 @@ impl LatencyHistogram {
     /// Adds another distribution to this one.
     pub fn merge(&mut self, other: &Self) {
         let Self { buckets, zero, count, sum_seconds } = other;
-        for (bucket, n) in buckets {
-            let sum = self.buckets.entry(*bucket).or_default();
-            *sum = sum.saturating_add(*n);
+        if self.buckets.is_empty() {
+            self.buckets.clone_from(buckets);
+        } else if buckets.len() * FEW_BUCKETS < self.buckets.len() {
+            buckets.iter().for_each(|(bucket, n)| self.add_to_bucket(*bucket, *n));
+        } else {
+            self.buckets = merge_buckets(&self.buckets, buckets);
         }
         // Counts come from runner pods, which are not trusted: saturate instead of overflowing.
         self.zero = self.zero.saturating_add(*zero);
@@ -146,13 +185,15 @@ impl LatencyHistogram {
     /// The samples since `earlier`, an older snapshot of the same distribution.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
+        let mut before = earlier.buckets.iter().peekable();
         let mut buckets = self.buckets.clone();
-        for (bucket, n) in &earlier.buckets {
-            if let Some(count) = buckets.get_mut(bucket) {
-                *count = count.saturating_sub(*n);
+        buckets.retain_mut(|(bucket, n)| {
+            while before.next_if(|(index, _)| index < bucket).is_some() {}
+            if let Some((_, earlier)) = before.next_if(|(index, _)| index == bucket) {
+                *n = n.saturating_sub(*earlier);
             }
-        }
-        buckets.retain(|_, n| *n > 0);
+            *n > 0
+        });
         Self {
             buckets,
             zero: self.zero.saturating_sub(earlier.zero),
@@ -160,6 +201,19 @@ impl LatencyHistogram {
             sum_seconds: (self.sum_seconds - earlier.sum_seconds).max(0.0),
         }
     }
+}
+
+/// Adds two ascending lists of buckets.
+fn merge_buckets(mine: &[(i32, u64)], theirs: &[(i32, u64)]) -> Vec<(i32, u64)> {
+    let mut merged = Vec::with_capacity(mine.len().max(theirs.len()));
+    let mut theirs = theirs.iter().copied().peekable();
+    for (bucket, n) in mine.iter().copied() {
+        merged.extend(std::iter::from_fn(|| theirs.next_if(|(index, _)| *index < bucket)));
+        let added = theirs.next_if(|(index, _)| *index == bucket).map_or(0, |(_, added)| added);
+        merged.push((bucket, n.saturating_add(added)));
+    }
+    merged.extend(theirs);
+    merged
 }
 
 #[cfg(test)]

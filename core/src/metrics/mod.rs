@@ -11,6 +11,7 @@ mod decode;
 mod encode;
 mod histogram;
 mod histogram_data;
+mod history;
 pub mod markdown_table;
 mod merge;
 mod run_metrics;
@@ -19,15 +20,16 @@ mod task;
 
 pub use catalog::{LatencyMetric, Metric, TaskScope, Unit, names};
 #[cfg(feature = "control")]
-pub use decode::{ExpositionError, decode};
+pub use decode::{ExpositionError, decode, decode_steps};
 #[cfg(feature = "control")]
-pub use encode::{ExpositionOptions, Format, encode};
+pub use encode::{ExpositionOptions, Format, encode, encode_steps};
 #[cfg(feature = "crd")]
 pub(crate) use histogram::rank_of;
 pub use histogram::{HistogramError, LatencyHistogram, SCHEMA};
 pub use histogram_data::HistogramData;
 #[cfg(feature = "crd")]
 pub(crate) use histogram_data::{is_zero, round_seconds};
+pub use history::{HistoryStep, RunnerHistory, apply_steps};
 pub use run_metrics::{GeneratorMetrics, Identity, Metrics, RunnerMetrics, RunnerState};
 pub use statistic::{Statistic, StatisticError};
 #[cfg(feature = "crd")]

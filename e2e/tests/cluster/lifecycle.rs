@@ -17,7 +17,7 @@ use kube::{
 };
 use loadtest_core::{
     resource::{Phase, Verdict},
-    result::RunResult,
+    result::{Point, RunResult},
 };
 use serde_json::json;
 use tokio::{
@@ -45,34 +45,51 @@ async fn killed_operator_finishes_the_same_run() -> Result<()> {
     // test that ended meanwhile would be Inconclusive.
     TestNamespace::run_alone("restart", async |namespace| {
         let target = namespace.deploy_simulator(json!({"health": {"latency": "50ms"}})).await?;
-        let mut spec = health_spec(20, "15s", &json!([{"metric": "errorRate", "target": "< 1%"}]));
+        let thresholds = json!([
+            {"metric": "errorRate", "target": "< 1%"},
+            {"metric": "responseTime", "statistic": "p50", "target": "< 1s", "window": "3s"},
+        ]);
+        let mut spec = health_spec(20, "30s", &thresholds);
         spec["runners"] = json!({"usersPerRunner": 10});
         let test = namespace.create_test("restart", spec).await?;
+        let run_uid = test.uid().context("no UID")?;
         let before = namespace.wait_for_phase("restart", Phase::Running).await?;
         kill_operator(&namespace).await?;
         namespace
-            .wait_for_status("restart", 60, |s| s.progress.as_ref().is_some_and(|p| p.percent > 40))
+            .wait_for_status("restart", 60, |s| s.progress.as_ref().is_some_and(|p| p.percent > 20))
             .await?;
-        kill_operator(&namespace).await?;
+        // No operator for longer than the longest time between two snapshots that counts as observed.
+        scale_operator(&namespace, 0).await?;
+        let alone = target.get_truth(&run_uid).await?.totals.counts.received;
+        let waited = wait_for(20, "requests without an operator", async || {
+            let received = target.get_truth(&run_uid).await?.totals.counts.received;
+            Ok((received > alone + 20 * 60).then_some(()))
+        })
+        .await;
+        // The other tests need the operator, also if this one fails.
+        scale_operator(&namespace, 1).await?;
+        waited?;
         let status = namespace.wait_until_finished("restart", 120).await?;
 
         ensure!(status.known_verdict() == Some(Verdict::Pass), "{status:#?}");
         ensure!(status.start_time == before.start_time, "started again: {status:#?}");
-        let truth = target.get_truth(&test.uid().context("no UID")?).await?;
+        let truth = target.get_truth(&run_uid).await?;
         let summary = status.summary.context("no summary")?;
         // If the load had run twice, the target would have received more requests than the status
         // reports, or twice the possible number.
         ensure!(summary.requests == truth.totals.counts.received, "{summary:?}");
-        let max_requests = 20.0 * 15.0 / 0.100;
+        let max_requests = 20.0 * 30.0 / 0.100;
         ensure!((summary.requests as f64) < max_requests, "{summary:?}");
         let measured = status.measurement.context("no measurement")?;
         ensure!(measured.runners_lost == 0, "{measured:?}");
+        // The runners kept what nobody read, so no window is missing.
+        ensure!(measured.unobserved.is_none(), "{measured:?}");
         // The series of the result covers the whole test, restarts included.
         let result = namespace.read_result(&test).await?.context("no result")?;
         check_whole_series(&result)?;
         ensure!(result.total.requests == summary.requests, "{} requests", result.total.requests);
-        // The time without operator is one interval, and an operator may take seconds to come back.
-        ensure!(result.series.points.len() >= 2, "{} points", result.series.points.len());
+        let longest = result.series.points.iter().map(Point::seconds).fold(0.0, f64::max);
+        ensure!(longest < 4.0, "a point of {longest} s");
         Ok(())
     })
     .await

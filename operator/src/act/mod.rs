@@ -28,7 +28,8 @@ use crate::{
     context::Context,
     decide::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL_SECONDS, signed_duration},
     error::Error,
-    observe::state::{Observed, START_ANNOTATION, StartRecord},
+    observe::start::{START_ANNOTATION, StartRecord},
+    observe::state::Observed,
     runner_client::{self, Order},
 };
 
@@ -68,7 +69,7 @@ pub(crate) async fn carry_out(
             observed.cache.stop_sent_at.get_or_insert_with(Timestamp::now);
         }
         Decision::Conclude { .. } => {
-            if observed.merge_snapshots().all_tasks().errors.values().any(|count| *count > 0) {
+            if observed.merged().all_tasks().errors.values().any(|count| *count > 0) {
                 runner_client::collect_error_examples(
                     context,
                     &observed.runners,

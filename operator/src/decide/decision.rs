@@ -6,7 +6,7 @@ use loadtest_core::{
     resource::{Aborted, Phase, Sizing},
 };
 
-use crate::observe::state::StartRecord;
+use crate::observe::start::StartRecord;
 
 /// Reason why a test could not run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,10 +3,14 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::jiff::Timestamp;
-use loadtest_core::{Duration, control, load::LoadModel, plan::ValidTest, resource::Phase};
+use loadtest_core::{Duration, control, plan::ValidTest, resource::Phase};
 
 use super::decision::{CANCEL_GRACE_PERIOD, Decision, Reason, has_elapsed, signed_duration};
-use crate::observe::state::{Observed, StartRecord, latest_start};
+use crate::{
+    collect::time_to_next_boundary,
+    observe::start::{StartRecord, latest_start},
+    observe::state::Observed,
+};
 
 /// Interval between two scrapes while load runs.
 pub(super) const COLLECT_INTERVAL: Duration = Duration::from_secs(2);
@@ -42,12 +46,13 @@ pub(super) fn decide_running(observed: &Observed, valid: &ValidTest, now: Timest
         return Decision::ReportLoss(news);
     }
     // An earlier process of the operator may have heard them.
-    let any_response = !cache.snapshots.is_empty()
+    let any_response = cache.collection.has_answers()
         || !cache.start_accepted.is_empty()
         || observed.status().summary.is_some();
     let waiting_since = cache.first_seen.map_or(start.at, |first_seen| first_seen.max(start.at));
     if !any_response && has_elapsed(waiting_since, now, UNREACHABLE_TIMEOUT) {
-        let message = cache.contract_mismatch.clone().unwrap_or_else(|| {
+        let mismatch = cache.collection.contract_mismatch().map(str::to_owned);
+        let message = mismatch.unwrap_or_else(|| {
             format!(
                 "no runner responds to the operator on port {}; allow traffic to this port from the operator's namespace (check network policies and the state of the pods)",
                 control::PORT
@@ -99,7 +104,7 @@ pub(super) fn decide_running(observed: &Observed, valid: &ValidTest, now: Timest
     if !not_started.is_empty() && now <= latest_start(&start, valid) {
         return Decision::SendStart(start, not_started);
     }
-    let until_boundary = time_to_next_boundary(&valid.load, observed.load_elapsed(&start, now));
+    let until_boundary = time_to_next_boundary(valid, observed.load_elapsed(&start, now));
     Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL.min(until_boundary))
 }
 
@@ -139,11 +144,4 @@ fn all_runners_are_silent(observed: &Observed, start: &StartRecord, now: Timesta
             || observed.is_lost(start, index)
             || has_elapsed(last_seen, now, SILENT_RUNNER_TIMEOUT)
     })
-}
-
-/// Returns the time until the end of the current stage or of the load, plus a margin of 50 ms.
-fn time_to_next_boundary(load: &LoadModel, elapsed: Duration) -> Duration {
-    let ends = load.stages().into_iter().map(|stage| stage.end);
-    let next = ends.chain([load.duration()]).find(|end| *end > elapsed).unwrap_or(elapsed);
-    next.minus(elapsed).plus(Duration::from_millis(50))
 }

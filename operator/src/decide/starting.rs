@@ -7,10 +7,7 @@ use loadtest_core::{Duration, control, resource::Sizing, text::truncate};
 use super::decision::{Decision, Reason, has_elapsed, signed_duration};
 use loadtest_children::Settings;
 
-use crate::{
-    observe::runner::Runner,
-    observe::state::{Observed, StartRecord},
-};
+use crate::{observe::runner::Runner, observe::start::StartRecord, observe::state::Observed};
 
 /// How much later than its start timeout a test may start.
 const LATE_START_MARGIN: Duration = Duration::from_secs(10);

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::{
     api::batch::v1::{Job, JobStatus},
@@ -17,8 +17,10 @@ use loadtest_core::{
 
 use super::{running::COLLECT_INTERVAL, starting::STARTUP_POLL_INTERVAL, *};
 use crate::{
+    collect::Collection,
     observe::runner::{Runner, Termination, Waiting},
-    observe::state::{RunCache, START_ANNOTATION, StartRecord},
+    observe::start::{START_ANNOTATION, StartRecord},
+    observe::state::RunCache,
     testing::{example_settings, example_test, noon, ready_runner, sizing_of, validated},
 };
 
@@ -91,9 +93,17 @@ fn force_stop(observed: &mut Observed) {
     observed.cache.start = Some(start_record());
 }
 
+fn collection_of(observed: &mut Observed) -> &mut Collection {
+    Arc::make_mut(&mut observed.cache.collection)
+}
+
+fn set_runner(observed: &mut Observed, index: u32, runner: RunnerMetrics) {
+    collection_of(observed).replace(index, runner);
+}
+
 fn finish_runner(observed: &mut Observed, index: u32) {
     let state = RunnerState::Done;
-    observed.cache.snapshots.insert(index, RunnerMetrics { state, ..RunnerMetrics::default() });
+    set_runner(observed, index, RunnerMetrics { state, ..RunnerMetrics::default() });
 }
 
 fn decision_at(observed: &Observed, seconds: i64) -> Decision {
@@ -187,7 +197,7 @@ fn lost_runner_is_reported_at_once_and_stops_the_test() {
     // Its log may still hold its last numbers.
     let running = Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL);
     assert_eq!(decision_at(&observed, 10), running);
-    observed.cache.logs_read.insert("pod-1".into());
+    collection_of(&mut observed).note_log_read("pod-1");
     let text = "runner 1 (pod burst-1 on node n1) ended with exit code 137: OOMKilled";
     assert_eq!(decision_at(&observed, 10), Decision::ReportLoss(vec![text.into()]));
     report_loss(&mut observed);
@@ -208,7 +218,7 @@ fn runner_killed_under_load_is_lost_despite_its_last_metrics() {
     partial.metrics.elapsed_seconds = 10.0;
     observed.runners[1].termination =
         Some(Termination { exit_code: Some(75), message: "evicted".into() });
-    observed.cache.snapshots.insert(1, partial);
+    set_runner(&mut observed, 1, partial);
     assert!(matches!(decision_at(&observed, 11), Decision::ReportLoss(_)));
     finish_runner(&mut observed, 0);
     assert_eq!(decision_at(&observed, 121), Decision::Conclude { cancelled: false, failed: None });
@@ -227,8 +237,8 @@ fn load_end_follows_the_elapsed_time_of_the_runners() {
     // The start orders came half a second late.
     let mut snapshot = RunnerMetrics { state: RunnerState::Running, ..RunnerMetrics::default() };
     snapshot.metrics.elapsed_seconds = 118.5;
-    observed.cache.snapshots.insert(0, snapshot);
-    observed.cache.scraped_now.insert(0);
+    set_runner(&mut observed, 0, snapshot);
+    collection_of(&mut observed).note_answer(0, time_after_start(119));
     assert_eq!(left(&observed), Duration::from_millis(1550));
 }
 
@@ -241,7 +251,7 @@ fn disrupted_runner_is_released_after_its_final_snapshot() {
         Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL)
     );
     let partial = RunnerMetrics { state: RunnerState::CutShort, ..RunnerMetrics::default() };
-    observed.cache.snapshots.insert(1, partial);
+    set_runner(&mut observed, 1, partial);
     assert_eq!(decision_at(&observed, 10), Decision::SendRelease(vec!["pod-1".into()]));
     observed.cache.released.insert("pod-1".into());
     assert!(matches!(decision_at(&observed, 10), Decision::ReportLoss(_)));
@@ -264,7 +274,7 @@ fn load_duration_is_zero_after_an_early_end() {
 fn silent_runner_is_given_up_after_a_minute() {
     let mut observed = observed_under_load();
     finish_runner(&mut observed, 0);
-    observed.cache.last_seen.insert(1, time_after_start(150));
+    collection_of(&mut observed).note_answer(1, time_after_start(150));
     assert!(matches!(decision_at(&observed, 200), Decision::ReportProgress(..)));
     assert_eq!(decision_at(&observed, 210), Decision::Conclude { cancelled: false, failed: None });
 }
@@ -291,7 +301,7 @@ fn abort_is_in_the_status_before_runners_are_stopped() {
         samples: 100,
     };
     let mut breached = observed_under_load();
-    breached.cache.aborted = Some(aborted.clone());
+    collection_of(&mut breached).set_aborted(aborted.clone());
     assert_eq!(decision_at(&breached, 10), Decision::ReportAbort(aborted.clone()));
     breached.test.status.as_mut().unwrap().aborted = Some(aborted);
     assert_eq!(decision_at(&breached, 10), Decision::SendStop(start_record().pods));
@@ -303,8 +313,8 @@ fn abort_is_in_the_status_before_runners_are_stopped() {
 fn runners_that_missed_their_start_are_lost() {
     let mut missed = observed_after_start(Phase::Running);
     for index in 0..2 {
-        missed.cache.snapshots.insert(index, RunnerMetrics::default());
-        missed.cache.last_seen.insert(index, time_after_start(119));
+        set_runner(&mut missed, index, RunnerMetrics::default());
+        collection_of(&mut missed).note_answer(index, time_after_start(119));
     }
     assert!(matches!(decision_at(&missed, 1), Decision::SendStart(..)));
     // A later start would make another load than the one that was asked for.
@@ -321,8 +331,8 @@ fn cancelled_test_does_not_wait_for_a_dead_node() {
     cancelled.cache.stop_accepted.insert("pod-0".into());
     cancelled.cache.stop_sent_at = Some(time_after_start(10));
     finish_runner(&mut cancelled, 0);
-    cancelled.cache.last_seen =
-        BTreeMap::from([(0, time_after_start(12)), (1, time_after_start(9))]);
+    collection_of(&mut cancelled).note_answer(0, time_after_start(12));
+    collection_of(&mut cancelled).note_answer(1, time_after_start(9));
     assert_eq!(decision_at(&cancelled, 19), Decision::SendStop(vec!["pod-1".into()]));
     assert_eq!(decision_at(&cancelled, 20), Decision::ForceStop(vec!["pod-1".into()]));
     force_stop(&mut cancelled);

@@ -3,6 +3,8 @@
 //!
 //! All reads are live. A stale cache could make the operator create child objects twice.
 
+use std::sync::Arc;
+
 use k8s_openapi::{
     api::{
         batch::v1::Job,
@@ -20,6 +22,7 @@ use loadtest_core::{
 mod result;
 pub(crate) mod runner;
 pub(crate) mod skew;
+pub(crate) mod start;
 pub(crate) mod state;
 
 use result::resume_from_result;
@@ -77,8 +80,9 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
         resume_from_result(context, observed).await?;
     }
     observed.cache.first_seen.get_or_insert_with(Timestamp::now);
-    if let (Some(start), false) = (observed.start_record(), is_over) {
-        runner_client::collect_snapshots(context, &pods, &run_uid, &start, observed).await;
+    if let Some(targets) = observed.targets() {
+        let earlier = Arc::clone(&observed.cache.collection);
+        observed.cache.collection = context.collectors.collect(targets, &earlier);
     }
     Ok(())
 }

@@ -99,7 +99,7 @@ impl Runner {
     }
 
     /// Describes how the runner ended.
-    pub(super) fn describe_loss(&self) -> String {
+    pub(crate) fn describe_loss(&self) -> String {
         let Self { index, name, node, termination, .. } = self;
         let node = node.as_ref().map_or_else(String::new, |node| format!(" on node {node}"));
         let end = match termination {

@@ -5,43 +5,24 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     num::NonZeroU32,
+    sync::Arc,
 };
 
-use k8s_openapi::{
-    api::batch::v1::Job,
-    jiff::{SignedDuration, Timestamp},
-};
+use k8s_openapi::{api::batch::v1::Job, jiff::Timestamp};
 use kube::ResourceExt;
 use loadtest_core::{
     Duration,
-    judge::{Coverage, RunContext, Timeline, max_start_skew},
-    metrics::{Metrics, RunnerMetrics, RunnerState},
+    judge::{RunContext, Timeline},
+    metrics::{Metrics, RunnerState},
     plan::{Problem, ValidTest, validate},
     resource::{Aborted, LoadTest, LoadTestStatus, OnRunnerLoss, Phase},
-    result::{GoneRunners, SeriesRecorder},
 };
-use serde::{Deserialize, Serialize};
 
-use super::{runner::Runner, skew::StartEstimates};
-
-/// Annotation of the Job that holds the [`StartRecord`] as JSON.
-pub(crate) const START_ANNOTATION: &str = "loadtest.cell0.io/start";
-
-/// The start of a test. It is written to the Job before any start order, and a test has only one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct StartRecord {
-    /// Start time of the load on all runners.
-    pub(crate) at: Timestamp,
-    /// UIDs of the runner pods by index. Other pods never get a start order.
-    pub(crate) pods: Vec<String>,
-}
-
-/// Returns the latest time at which a runner may start.
-pub(crate) fn latest_start(start: &StartRecord, valid: &ValidTest) -> Timestamp {
-    let skew = max_start_skew(valid.load.duration());
-    let skew = SignedDuration::try_from(skew.to_std()).unwrap_or(SignedDuration::MAX);
-    start.at.saturating_add(skew).unwrap_or(start.at)
-}
+use super::{
+    runner::Runner,
+    start::{START_ANNOTATION, StartRecord, latest_start},
+};
+use crate::collect::{Collection, StartedPods, Targets, runner_name};
 
 /// The objects of a test under load, as the last successful reconciliation saw them.
 #[derive(Clone, Debug)]
@@ -76,8 +57,6 @@ pub(crate) struct WrittenResult {
 /// `LoadTestResult`, which holds the numbers of runners that are gone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RunCache {
-    /// Latest snapshot of each runner's metrics, by runner index.
-    pub(crate) snapshots: BTreeMap<u32, RunnerMetrics>,
     /// One error message per task and kind of error.
     pub(crate) error_examples: BTreeMap<(String, String), String>,
     /// UIDs of the pods that accepted the start order.
@@ -86,15 +65,8 @@ pub(crate) struct RunCache {
     pub(crate) stop_accepted: BTreeSet<String>,
     /// UIDs of the pods that need no further release order.
     pub(crate) released: BTreeSet<String>,
-    /// UIDs of the pods with a log that needs no further search for last metrics.
-    pub(crate) logs_read: BTreeSet<String>,
-    /// When this process first saw that a pod has ended, by UID.
-    pub(crate) ended_at: BTreeMap<String, Timestamp>,
-    /// The runners that were gone when an earlier process wrote the result. [`Self::snapshots`] holds
-    /// those that went later.
-    pub(crate) gone: GoneRunners,
-    /// The run over time.
-    pub(crate) series: Option<SeriesRecorder>,
+    /// Everything that the runners have told.
+    pub(crate) collection: Arc<Collection>,
     /// The writes of the result.
     pub(crate) written_result: WrittenResult,
     /// Time of the first failure to read the result of an earlier process.
@@ -103,18 +75,6 @@ pub(crate) struct RunCache {
     pub(crate) start: Option<StartRecord>,
     /// Number of launches in a row that the API server did not carry out.
     pub(crate) failed_launches: u32,
-    /// Timeline of the test so far.
-    pub(crate) timeline: Option<Timeline>,
-    /// Message about a runner that speaks another version of the contract.
-    pub(crate) contract_mismatch: Option<String>,
-    /// Threshold with a critical bound that ends the test.
-    pub(crate) aborted: Option<Aborted>,
-    /// Estimated start times of the runners.
-    pub(crate) start_estimates: StartEstimates,
-    /// Time of the last successful scrape of each runner, by runner index.
-    pub(crate) last_seen: BTreeMap<u32, Timestamp>,
-    /// Indices of the runners that the current reconciliation has scraped.
-    pub(crate) scraped_now: BTreeSet<u32>,
     /// Time when this process first saw the run.
     pub(crate) first_seen: Option<Timestamp>,
     /// Time of the first stop order before the test's end.
@@ -129,24 +89,10 @@ pub(crate) struct RunCache {
 }
 
 impl RunCache {
-    /// Returns the state of a runner in its latest snapshot.
-    fn runner_state(&self, index: u32) -> Option<RunnerState> {
-        let gone = self.gone.runners.get(&index).map(|runner| runner.state);
-        gone.or_else(|| self.snapshots.get(&index).map(|snapshot| snapshot.state))
-    }
-
-    /// Returns true if the latest snapshot of a runner is final.
-    pub(crate) fn is_final(&self, index: u32) -> bool {
-        self.runner_state(index).is_some_and(RunnerState::is_final)
-    }
-
     /// Drops the results of a finished test, which its status holds now.
     pub(crate) fn drop_results(&mut self) {
-        self.snapshots.clear();
+        self.collection = Arc::default();
         self.error_examples.clear();
-        self.timeline = None;
-        self.series = None;
-        self.gone = GoneRunners::default();
     }
 }
 
@@ -222,19 +168,23 @@ impl Observed {
         status.is_some_and(|status| status.active.unwrap_or(0) > 0)
     }
 
+    /// Returns the pods that were started.
+    fn pods<'a>(&'a self, start: &'a StartRecord) -> StartedPods<'a> {
+        StartedPods { start, runners: &self.runners }
+    }
+
     /// Returns the started pod with an index, if the pod still exists.
-    fn started_runner(&self, start: &StartRecord, index: usize) -> Option<&Runner> {
-        let uid = start.pods.get(index)?;
-        self.runners.iter().find(|runner| runner.uid == *uid)
+    fn started_runner<'a>(&'a self, start: &'a StartRecord, index: usize) -> Option<&'a Runner> {
+        self.pods(start).get(index_of(index))
     }
 
     fn runner_state(&self, index: usize) -> Option<RunnerState> {
-        self.cache.runner_state(index_of(index))
+        self.cache.collection.runner_state(index_of(index))
     }
 
-    /// Returns true if the snapshot of a runner is final.
+    /// Returns true if the last answer of a runner is its last one for ever.
     pub(crate) fn is_final(&self, index: usize) -> bool {
-        self.cache.is_final(index_of(index))
+        self.cache.collection.is_final(index_of(index))
     }
 
     /// Returns true if a runner has responded and has not started its load.
@@ -247,23 +197,9 @@ impl Observed {
         self.runner_state(index).is_some_and(RunnerState::is_complete)
     }
 
-    /// Returns true if a started runner is gone without a final snapshot, or if its final snapshot
-    /// covers only a part of its load. The log of a pod that has ended may still hold its last
-    /// snapshot.
+    /// Returns true if a started runner is lost, see [`Collection::is_lost`].
     pub(crate) fn is_lost(&self, start: &StartRecord, index: usize) -> bool {
-        if self.is_final(index) || self.cache.gone.runners.contains_key(&index_of(index)) {
-            return !self.is_complete(index);
-        }
-        self.started_runner(start, index).is_none_or(|runner| {
-            runner.termination.is_some() && self.cache.logs_read.contains(&runner.uid)
-        })
-    }
-
-    /// Returns true if a started runner will never answer again.
-    pub(crate) fn is_gone(&self, start: &StartRecord, index: usize) -> bool {
-        let has_ended =
-            || self.started_runner(start, index).is_none_or(|runner| runner.termination.is_some());
-        self.is_lost(start, index) || (self.is_final(index) && has_ended())
+        self.cache.collection.is_lost(self.pods(start), index_of(index))
     }
 
     /// Returns the indices of the runners that are lost, or that missed their start.
@@ -279,14 +215,7 @@ impl Observed {
 
     /// Describes a lost runner: its index, pod and node, and how it ended.
     pub(crate) fn describe_loss(&self, start: &StartRecord, index: usize) -> String {
-        let gone = self.cache.gone.runners.get(&index_of(index));
-        if let Some(loss) = gone.and_then(|runner| runner.loss.as_ref()) {
-            return loss.clone();
-        }
-        match self.started_runner(start, index) {
-            Some(runner) => runner.describe_loss(),
-            None => format!("runner {index}: its pod was deleted"),
-        }
+        self.cache.collection.describe_loss(self.pods(start), index_of(index))
     }
 
     /// Returns how many runners may be lost with which the test goes on.
@@ -328,62 +257,38 @@ impl Observed {
     ///
     /// Without a scrape, this is the time when this process first saw the run.
     pub(crate) fn last_seen(&self, index: usize) -> Option<Timestamp> {
-        self.cache.last_seen.get(&index_of(index)).copied().or(self.cache.first_seen)
+        self.cache.collection.last_seen(index_of(index)).or(self.cache.first_seen)
     }
 
     /// Returns the threshold that ends the test early, from the status or from this reconciliation.
     pub(crate) fn aborted(&self) -> Option<Aborted> {
         let in_status = self.test.status.as_ref().and_then(|status| status.aborted.clone());
-        in_status.or_else(|| self.cache.aborted.clone())
+        in_status.or_else(|| self.cache.collection.aborted().cloned())
     }
 
-    /// Adds the collected snapshots of a running test to its timeline.
-    ///
-    /// A runner without a new snapshot seems to do nothing now and too much at the next update, so
-    /// the timeline is told whether some are missing. The abort of a test is judged anyway: it
-    /// protects the target.
-    pub(crate) fn update_timeline(&mut self) {
+    /// Returns what the collector of a test under load is to collect; `None` for another test.
+    pub(crate) fn targets(&self) -> Option<Targets> {
         let is_over = self.phase().is_some_and(Phase::is_final);
-        let Some(start) = self.start_record().filter(|_| !is_over) else { return };
-        let Ok(valid) = &self.valid else { return };
-        if self.cache.scraped_now.is_empty() {
-            return;
-        }
-        let is_current = |index: usize| {
-            self.is_complete(index) || self.cache.scraped_now.contains(&index_of(index))
-        };
-        let missing = (0..start.pods.len()).filter(|index| !is_current(*index));
-        let (mut coverage, mut has_silent) = (Coverage::All, false);
-        for index in missing {
-            coverage = Coverage::WithoutLost;
-            has_silent |= !self.is_lost(&start, index);
-        }
-        if has_silent {
-            coverage = Coverage::Partial;
-        }
-        let merged = self.merge_snapshots();
-        let series = &mut self.cache.series;
-        series.get_or_insert_with(|| SeriesRecorder::new(&valid.load)).record(&merged);
-        let timeline = self.cache.timeline.take();
-        let mut timeline = timeline.unwrap_or_else(|| self.timeline_from_status(valid));
-        let aborted = timeline.record_snapshot_of(valid, &merged, coverage);
-        self.cache.timeline = Some(timeline);
-        // Load that has ended or is being stopped can't be aborted.
-        if merged.elapsed_seconds < self.load_duration(valid).as_secs_f64() {
-            self.cache.aborted = aborted;
-        }
+        let start = self.start_record().filter(|_| !is_over)?;
+        let valid = self.valid.as_ref().ok()?;
+        Some(Targets {
+            namespace: self.test.namespace().unwrap_or_default(),
+            run_uid: self.test.uid().unwrap_or_default(),
+            load: self.load_duration(valid),
+            valid: valid.clone(),
+            start,
+            runners: self.runners.clone(),
+            status: self.status(),
+        })
     }
 
     /// Returns the timeline of the test so far.
     pub(crate) fn timeline(&self, valid: &ValidTest) -> Timeline {
-        self.cache.timeline.clone().unwrap_or_else(|| self.timeline_from_status(valid))
-    }
-
-    /// Restores the timeline from the status, which a previous process of the operator has written.
-    fn timeline_from_status(&self, valid: &ValidTest) -> Timeline {
-        let LoadTestStatus { stages, thresholds, progress, .. } = self.status();
-        let seconds = progress.map_or(0.0, |progress| progress.elapsed.as_secs_f64());
-        Timeline::from_status(valid, stages, &thresholds, seconds)
+        self.cache.collection.timeline().cloned().unwrap_or_else(|| {
+            let LoadTestStatus { stages, thresholds, progress, .. } = self.status();
+            let seconds = progress.map_or(0.0, |progress| progress.elapsed.as_secs_f64());
+            Timeline::from_status(valid, stages, &thresholds, seconds)
+        })
     }
 
     /// Returns the duration of the load. It is zero as soon as something ends the test early.
@@ -395,35 +300,18 @@ impl Observed {
 
     /// Returns the time since the start of the load.
     ///
-    /// The runners' own elapsed time counts if this reconciliation has scraped a runner, because
+    /// The runners' own elapsed time counts if they have answered lately, because
     /// the start order may have come late. The result never exceeds the time since the recorded
     /// start.
     pub(crate) fn load_elapsed(&self, start: &StartRecord, now: Timestamp) -> Duration {
-        let scraped = self.cache.scraped_now.iter();
-        let reported = scraped
-            .filter_map(|index| self.cache.snapshots.get(index))
-            .map(|snapshot| snapshot.metrics.elapsed_seconds)
-            .reduce(f64::max);
+        let reported = self.cache.collection.reported_elapsed();
         let planned = now.duration_since(start.at).as_secs_f64();
         Duration::from_secs_f64(reported.unwrap_or(planned).min(planned).max(0.0))
     }
 
-    /// Merges the latest snapshots of all runners.
-    pub(crate) fn merge_snapshots(&self) -> Metrics {
-        let RunCache { snapshots, gone, .. } = &self.cache;
-        snapshots.iter().fold(gone.metrics.clone(), |mut merged, (index, snapshot)| {
-            merged.merge_runner(&self.runner_name(*index), &snapshot.metrics);
-            merged
-        })
-    }
-
-    /// Returns the name of a runner in messages: its index and its node.
-    pub(crate) fn runner_name(&self, index: u32) -> String {
-        let runner = self.runners.iter().find(|runner| runner.index == index);
-        match runner.and_then(|runner| runner.node.as_ref()) {
-            Some(node) => format!("runner {index} on node {node}"),
-            None => format!("runner {index}"),
-        }
+    /// Returns the sum over all runners.
+    pub(crate) fn merged(&self) -> Metrics {
+        self.cache.collection.merged(|index| runner_name(&self.runners, index))
     }
 
     /// Returns everything that the report needs besides the merged snapshots.
@@ -437,7 +325,7 @@ impl Observed {
             runners: runners as u64,
             runners_lost: lost as u64,
             tolerated_losses: start.map_or(0, |start| self.tolerated_losses(&start)),
-            start_skew: self.cache.start_estimates.start_skew(runners),
+            start_skew: self.cache.collection.start_estimates().start_skew(runners),
             examples: self.cache.error_examples.clone(),
         }
     }

@@ -1,19 +1,18 @@
-//! A test under load while the API server can't be read: the runners are scraped all the same, and a
-//! threshold that aborts stops them.
+//! A test under load while the API server can't be read: a threshold that aborts stops its runners all the
+//! same.
 
-use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
-use kube::{Api, ResourceExt};
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
 
 use crate::{
     act,
     context::Context,
     decide::decide_unseen,
     observe::state::{LastObjects, Observed, RunCache},
-    runner_client,
 };
 
-/// Scrapes the runners that the last successful reconciliation saw, judges the abort, and sends the
-/// orders that follow. Writes nothing to the API server. If it is cut short, the cache stays as it is.
+/// Judges the abort by what the collector of the run has collected, and sends the orders that follow.
+/// Writes nothing to the API server. If it is cut short, the cache stays as it is.
 pub(super) async fn supervise_unseen(context: &Context, cache: &mut RunCache) {
     let Some(objects) = cache.last_objects.clone() else { return };
     let LastObjects { test, job, runners } = *objects;
@@ -22,10 +21,11 @@ pub(super) async fn supervise_unseen(context: &Context, cache: &mut RunCache) {
     observed.job = Some(job);
     // The logs of pods that have ended are on the API server.
     observed.runners = runners.into_iter().filter(|r| r.termination.is_none()).collect();
-    if let (Some(start), Some(run_uid)) = (observed.start_record(), run_uid) {
-        let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
-        runner_client::collect_snapshots(context, &pods, &run_uid, &start, &mut observed).await;
-        observed.update_timeline();
+    let collected = run_uid.as_deref().and_then(|run_uid| context.collectors.latest(run_uid));
+    if let Some(collection) = collected {
+        observed.cache.collection = collection;
+    }
+    if let Some(start) = observed.start_record() {
         let decision = decide_unseen(&observed, &start, &context.settings, Timestamp::now());
         if let Some(decision) = decision {
             tracing::info!(namespace, run_uid, ?decision, "decided without the API server");

@@ -1,6 +1,9 @@
+use std::time::Instant;
+
 use super::*;
 use crate::{
-    observe::state::START_ANNOTATION,
+    collect::collection::Answer,
+    observe::start::START_ANNOTATION,
     testing::{example_test, noon, ready_runner, validated},
 };
 use k8s_openapi::{
@@ -9,7 +12,9 @@ use k8s_openapi::{
     jiff::{SignedDuration, ToSpan},
 };
 use loadtest_core::{
-    metrics::{Identity, Metrics, RunnerMetrics, RunnerState, TaskMetrics},
+    metrics::{
+        HistoryStep, Identity, Metrics, RunnerMetrics, RunnerState, TaskMetrics, encode_steps,
+    },
     resource::StageRow,
 };
 use serde_json::json;
@@ -29,17 +34,20 @@ fn running(requests: [u64; 2], seconds: f64) -> Observed {
 }
 
 fn set_requests(observed: &mut Observed, requests: [u64; 2], seconds: f64) {
-    observed.cache.scraped_now.clear();
-    for (index, requests) in (0..).zip(requests).filter(|(_, requests)| *requests > 0) {
+    let answer = |index: u32, requests: u64| {
         let mut metrics = Metrics { elapsed_seconds: seconds, users: 5, ..Metrics::default() };
         let task = TaskMetrics { requests: [requests, 0, 0, 0], ..TaskMetrics::default() };
         metrics.tasks.insert("health".into(), task);
         let identity = Identity { index, pod_uid: format!("pod-{index}"), ..Identity::default() };
-        let snapshot = RunnerMetrics { identity, state: RunnerState::Running, metrics };
-        observed.cache.snapshots.insert(index, snapshot);
-        observed.cache.scraped_now.insert(index);
-    }
-    observed.update_timeline();
+        let runner = RunnerMetrics { identity, state: RunnerState::Running, metrics };
+        let steps = vec![HistoryStep { number: 7, is_whole: true, runner }];
+        let bytes = encode_steps(steps.clone(), None).unwrap().into();
+        Answer { index, sent_at: Instant::now(), received_at: Instant::now(), steps, bytes }
+    };
+    let asked = (0..).zip(requests).filter(|(_, requests)| *requests > 0);
+    let answers = asked.map(|(index, requests)| answer(index, requests)).collect();
+    let targets = observed.targets().unwrap();
+    Arc::make_mut(&mut observed.cache.collection).apply(answers, &targets, noon());
 }
 
 fn progress() -> Decision {
@@ -83,7 +91,7 @@ fn a_restarted_operator_keeps_the_numbers_of_lost_runners() {
     set_requests(&mut observed, [200, 140], 4.0);
     // The second runner is gone without a last word.
     observed.runners.pop();
-    let stored = build(&mut observed, &LoadTestStatus::default()).unwrap();
+    let stored = build(&observed, &LoadTestStatus::default()).unwrap();
     assert_eq!(stored.result.total.requests, 340);
     let lost = stored.result.runners.iter().find(|runner| runner.loss.is_some()).unwrap();
     assert!(lost.name.starts_with("runner 1") && lost.requests == 140, "{lost:?}");
@@ -93,13 +101,13 @@ fn a_restarted_operator_keeps_the_numbers_of_lost_runners() {
     next.runners.pop();
     let earlier = EarlierResult { stored, revision: 7, parts: 1 };
     assert!(restore(&mut next.cache, &validated(&next.test).load, earlier, noon()));
-    assert_eq!(next.merge_snapshots().all_tasks().completed_requests(), 340);
+    assert_eq!(next.merged().all_tasks().completed_requests(), 340);
     let start = next.known_start().unwrap();
     assert!(next.is_lost(&start, 1) && !next.is_lost(&start, 0));
     assert!(next.describe_loss(&start, 1).contains("deleted"));
     // Ten seconds later the first runner answers again.
     set_requests(&mut next, [700, 0], 14.0);
-    let stored = build(&mut next, &LoadTestStatus::default()).unwrap();
+    let stored = build(&next, &LoadTestStatus::default()).unwrap();
     assert_eq!(stored.result.total.requests, 840);
     let points = &stored.result.series.points;
     let times: Vec<f64> = points.iter().map(|point| point.end).collect();
@@ -110,13 +118,13 @@ fn a_restarted_operator_keeps_the_numbers_of_lost_runners() {
 
 #[test]
 fn a_restarted_operator_knows_the_start_without_the_job() {
-    let mut observed = running([100, 70], 2.0);
+    let observed = running([100, 70], 2.0);
     let status = LoadTestStatus {
         phase: Some(Phase::Running.into()),
         start_time: Some(MicroTime(noon())),
         ..Default::default()
     };
-    let stored = build(&mut observed, &status).unwrap();
+    let stored = build(&observed, &status).unwrap();
     let mut next = Observed::new(example_test(), RunCache::default());
     next.test.status = Some(status);
     let earlier = EarlierResult { stored, revision: 2, parts: 1 };
@@ -124,7 +132,7 @@ fn a_restarted_operator_knows_the_start_without_the_job() {
     assert_eq!(next.known_start(), observed.known_start());
     let conclude = Decision::Conclude { cancelled: false, failed: None };
     assert!(is_due(&next, &conclude, &LoadTestStatus::default(), noon()));
-    let last = build(&mut next, &LoadTestStatus::default()).unwrap().result;
+    let last = build(&next, &LoadTestStatus::default()).unwrap().result;
     assert_eq!(last.total.requests, 170);
     assert!(last.runners.iter().all(|runner| runner.loss.is_some()), "{:?}", last.runners);
     next.cache.written_result.is_newer = true;
@@ -133,9 +141,9 @@ fn a_restarted_operator_knows_the_start_without_the_job() {
 
 #[test]
 fn the_last_result_needs_no_runners_that_can_still_be_asked() {
-    let mut observed = running([100, 70], 2.0);
+    let observed = running([100, 70], 2.0);
     let status = LoadTestStatus { phase: Some(Phase::Finished.into()), ..Default::default() };
-    let resume = build(&mut observed, &status).unwrap().resume.unwrap();
+    let resume = build(&observed, &status).unwrap().resume.unwrap();
     assert!(resume.runners.is_empty() && resume.gone.runners.is_empty());
 }
 
@@ -149,8 +157,8 @@ fn a_verdict_does_not_wait_for_ever_for_its_result() {
 
 #[test]
 fn revisions_share_only_the_first_object_which_comes_last() {
-    let mut observed = running([100, 70], 2.0);
-    let stored = build(&mut observed, &LoadTestStatus::default()).unwrap();
+    let observed = running([100, 70], 2.0);
+    let stored = build(&observed, &LoadTestStatus::default()).unwrap();
     let head = build_head(&observed.test, &stored);
     let names = |revision: u64| -> Vec<String> {
         let parts = vec![vec![1], vec![2], vec![3]];
@@ -172,8 +180,8 @@ fn a_result_that_shrank_leaves_no_part_behind() {
 
 #[test]
 fn a_result_without_a_resume_state_keeps_its_revision() {
-    let mut observed = running([100, 70], 2.0);
-    let mut stored = build(&mut observed, &LoadTestStatus::default()).unwrap();
+    let observed = running([100, 70], 2.0);
+    let mut stored = build(&observed, &LoadTestStatus::default()).unwrap();
     stored.resume = None;
     let mut cache = RunCache::default();
     let earlier = EarlierResult { stored, revision: 7, parts: 2 };

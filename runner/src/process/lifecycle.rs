@@ -13,7 +13,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::process::server::{Control, serve_control};
+use crate::process::server::{Control, record_history, serve_control};
 
 /// Maximum time for the load threads of a killed runner to count requests in flight.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -41,6 +41,7 @@ pub(crate) async fn run_until_exit(
     // cleanup.
     tracing::info!(listen = %listener.local_addr()?, index = control.identity.index, "ready");
     let serving = tokio::spawn(serve_control(listener, Arc::clone(&control)));
+    let recording = tokio::spawn(record_history(Arc::clone(&control)));
 
     let reason = tokio::select! {
         reason = wait_for_end(&control) => reason,
@@ -88,6 +89,7 @@ pub(crate) async fn run_until_exit(
         }
     };
     serving.abort();
+    recording.abort();
     tracing::info!(code, end = ?reason, "runner ends");
     Ok(ExitCode::from(code))
 }

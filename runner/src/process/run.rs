@@ -6,7 +6,6 @@ use loadtest_core::{
     metrics::Identity,
     plan::{Plan, PlanError},
 };
-use tokio::sync::watch;
 
 use crate::{
     load::engine::Engine,
@@ -98,7 +97,7 @@ pub fn run_plan(options: RunOptions) -> Result<ExitCode, RunError> {
     }
     let engine = Engine::new(prepared, index)?;
     lower_priority();
-    let control = Control { engine, identity, released: watch::Sender::new(false) };
+    let control = Control::new(engine, identity);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async move {
         let listener = bind_listener(listen)

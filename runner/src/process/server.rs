@@ -15,20 +15,28 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use loadtest_core::{
     control::{ErrorExample, MAX_ORDER_SECONDS, StartOrder, StopOrder, path},
-    metrics::{ExpositionOptions, Format, Identity, RunnerMetrics, RunnerState, encode},
+    metrics::{
+        ExpositionOptions, Format, Identity, RunnerHistory, RunnerMetrics, RunnerState, encode,
+        encode_steps,
+    },
     plan::TaskKind,
     token,
 };
 use serde::de::DeserializeOwned;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{Mutex, watch},
+    time::MissedTickBehavior,
 };
 
 use crate::load::engine::Engine;
 
 /// Maximum length of an order's body.
 const MAX_ORDER_BYTES: usize = 4 << 10;
+/// Interval between two steps of the history while nobody reads it.
+const STEP_INTERVAL: Duration = Duration::from_secs(2);
+/// Minimum time between two steps. A reader that comes earlier gets the steps that are there.
+const MIN_STEP: Duration = Duration::from_millis(10);
 /// Pause after a connection that could not be accepted, such as when no file can be opened.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
@@ -41,16 +49,56 @@ pub struct Control {
     pub identity: Identity,
     /// True after a release order.
     pub released: watch::Sender<bool>,
+    /// The last minutes of this runner.
+    history: Mutex<RunnerHistory>,
+    /// Origin of the times in the history.
+    created_at: Instant,
 }
 
 impl Control {
+    /// Creates the state of a runner that waits for its start order.
+    pub fn new(engine: Engine, identity: Identity) -> Self {
+        Self {
+            engine,
+            history: Mutex::new(RunnerHistory::new(identity.clone())),
+            identity,
+            released: watch::Sender::new(false),
+            created_at: Instant::now(),
+        }
+    }
+
+    fn state(&self) -> RunnerState {
+        match self.engine.state() {
+            RunnerState::Done if *self.released.borrow() => RunnerState::Released,
+            state => state,
+        }
+    }
+
+    /// Adds a step to the history if the last one is at least this old, or of another state.
+    async fn record_step(&self, min_age: Duration) {
+        let mut history = self.history.lock().await;
+        let now = self.created_at.elapsed();
+        let is_recent = history.recorded_at().is_some_and(|at| now.saturating_sub(at) < min_age);
+        if is_recent && history.state() == self.state() {
+            return;
+        }
+        history.record(self.runner_metrics().await, self.created_at.elapsed());
+    }
+
+    /// Returns the encoded steps of the history after a number.
+    ///
+    /// # Errors
+    /// When the encoder refuses a value.
+    async fn encode_history(&self, after: u64) -> Result<Vec<u8>, std::fmt::Error> {
+        self.record_step(MIN_STEP).await;
+        let steps = self.history.lock().await.after(after);
+        encode_steps(steps, Some(std::thread::yield_now))
+    }
+
     /// Returns the metrics measured so far, with the identity and the state of this runner.
     async fn runner_metrics(&self) -> RunnerMetrics {
         // The state is read first, so that metrics with the state "done" are final.
-        let state = match self.engine.state() {
-            RunnerState::Done if *self.released.borrow() => RunnerState::Released,
-            state => state,
-        };
+        let state = self.state();
         let metrics = self.engine.snapshot().await.metrics;
         RunnerMetrics { identity: self.identity.clone(), state, metrics }
     }
@@ -114,6 +162,16 @@ pub async fn serve_control(listener: TcpListener, control: Arc<Control>) {
     }
 }
 
+/// Adds a step to the history every [`STEP_INTERVAL`]. Never returns.
+pub(crate) async fn record_history(control: Arc<Control>) {
+    let mut ticks = tokio::time::interval(STEP_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        control.record_step(STEP_INTERVAL).await;
+    }
+}
+
 async fn serve_connection(socket: TcpStream, control: Arc<Control>) {
     let service = service_fn(|request| {
         let control = Arc::clone(&control);
@@ -130,7 +188,9 @@ type Reply = Response<Full<Bytes>>;
 async fn respond(control: &Control, request: Request<Incoming>) -> Reply {
     let (head, body) = request.into_parts();
     let allowed = match head.uri.path() {
-        path::METRICS | path::ERRORS | path::LIVENESS | path::READINESS => "GET, HEAD",
+        path::METRICS | path::HISTORY | path::ERRORS | path::LIVENESS | path::READINESS => {
+            "GET, HEAD"
+        }
         path::START | path::STOP | path::RELEASE => "POST",
         unknown => return text_reply(StatusCode::NOT_FOUND, format!("no path {unknown:?}\n")),
     };
@@ -141,6 +201,7 @@ async fn respond(control: &Control, request: Request<Incoming>) -> Reply {
     }
     match head.uri.path() {
         path::METRICS => metrics_reply(control, &head.headers).await,
+        path::HISTORY => history_reply(control, head.uri.query().unwrap_or_default()).await,
         path::ERRORS => errors_reply(control).await,
         path::LIVENESS | path::READINESS => text_reply(StatusCode::OK, "ok\n"),
         order => match obey_order(control, order, &head.headers, body).await {
@@ -175,6 +236,21 @@ async fn metrics_reply(control: &Control, headers: &HeaderMap) -> Reply {
         Ok(body) => reply_with(format.content_type(), body),
         Err(error) => {
             tracing::error!(%error, "exposition could not be encoded");
+            empty_reply(StatusCode::INTERNAL_SERVER_ERROR)
+        }
+    }
+}
+
+async fn history_reply(control: &Control, query: &str) -> Reply {
+    let after = query.split('&').find_map(|pair| pair.strip_prefix("after=")).unwrap_or("0");
+    let Ok(after) = after.parse() else {
+        let problem = format!("after: {after:?} is not the number of a step\n");
+        return text_reply(StatusCode::BAD_REQUEST, problem);
+    };
+    match control.encode_history(after).await {
+        Ok(body) => reply_with(Format::Protobuf.content_type(), body),
+        Err(error) => {
+            tracing::error!(%error, "history could not be encoded");
             empty_reply(StatusCode::INTERNAL_SERVER_ERROR)
         }
     }

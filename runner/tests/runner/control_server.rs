@@ -1,8 +1,10 @@
-//! The control server of a runner: start, stop and release orders, and `/metrics`.
+//! The control server of a runner: start, stop and release orders, `/metrics`, and the history.
 
 use std::sync::Arc;
 
-use loadtest_core::metrics::{Format, Identity, RunnerState, decode};
+use loadtest_core::metrics::{
+    Format, Identity, Metrics, RunnerState, apply_steps, decode, decode_steps,
+};
 use loadtest_runner::{
     Engine, PreparedPlan,
     server::{Control, serve_control},
@@ -11,7 +13,6 @@ use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::watch,
 };
 
 use crate::harness::{build_plan, start_simulator};
@@ -28,7 +29,7 @@ async fn start_runner() -> Runner {
     let identity = Identity { run_uid: plan.run_uid.clone(), index: 0, pod_uid: "pod".into() };
     let prepared = PreparedPlan::new(plan, |_| None).unwrap();
     let engine = Engine::new(prepared, 0).unwrap();
-    let control = Arc::new(Control { engine, identity, released: watch::Sender::new(false) });
+    let control = Arc::new(Control::new(engine, identity));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let served = serve_control(listener, Arc::clone(&control));
@@ -127,4 +128,35 @@ async fn text_metrics_contain_zero_series_before_the_start() {
     let requests = r#"loadtest_requests_total{loadtest="burst",outcome="success",task="health"} 0"#;
     assert!(text.contains(requests), "{text}");
     assert!(text.contains("loadtest_response_time_seconds_bucket"), "{text}");
+}
+
+#[tokio::test]
+async fn the_history_leads_to_the_same_metrics() {
+    let runner = start_runner().await;
+    send(&runner, "POST /start", TOKEN_HEADER, r#"{"inSeconds": 0}"#).await;
+    let (mut reader, mut number, mut sizes) = (Metrics::default(), 0, Vec::new());
+    while runner.control.engine.state() != RunnerState::Done || sizes.len() < 3 {
+        let request = format!("GET /metrics/history?after={number}");
+        let (status, body) = send(&runner, &request, "", "").await;
+        assert_eq!(status, 200);
+        let steps = decode_steps(&body).unwrap();
+        assert!(steps.iter().all(|step| step.runner.identity.pod_uid == "pod"));
+        assert_eq!(steps.iter().filter(|step| step.is_whole).count(), usize::from(number == 0));
+        number = steps.last().map_or(number, |step| step.number);
+        apply_steps(&mut reader, &steps);
+        sizes.push(body.len());
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    let request = format!("GET /metrics/history?after={number}");
+    let steps = decode_steps(&send(&runner, &request, "", "").await.1).unwrap();
+    apply_steps(&mut reader, &steps);
+    let accept = format!("accept: {}\r\n", Format::Protobuf.content_type());
+    let whole = decode(&send(&runner, "GET /metrics", &accept, "").await.1).unwrap();
+    let requests = |metrics: &Metrics| metrics.all_tasks().completed_requests();
+    assert!(requests(&reader) > 0 && requests(&reader) == requests(&whole.metrics));
+    assert!((reader.elapsed_seconds - whole.metrics.elapsed_seconds).abs() < 1e-9);
+
+    let (status, problem) = send(&runner, "GET /metrics/history?after=x", "", "").await;
+    assert_eq!(status, 400);
+    assert!(String::from_utf8_lossy(&problem).starts_with("after: "), "{problem:?}");
 }

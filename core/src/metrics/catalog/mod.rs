@@ -23,6 +23,9 @@ pub use scope::TaskScope;
 pub mod names {
     /// Info gauge that identifies a runner: labels `run`, `index`, `pod_uid`, `contract`.
     pub const RUNNER_INFO: &str = "loadtest_runner_info";
+    /// Gauge with the number of a step of a runner's history; `whole` is `true` or `false`. It is in no
+    /// exposition for Prometheus.
+    pub const HISTORY_STEP: &str = "loadtest_history_step";
     /// Histogram of latencies of requests that were sent late, by task and `metric`.
     pub const LATE: &str = "loadtest_late_seconds";
     /// Gauge of [`crate::metrics::RunnerState`].

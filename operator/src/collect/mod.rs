@@ -1,0 +1,15 @@
+//! Collects the metrics of the runners of each running test.
+//!
+//! Each run has a task of its own ([`collector`]), which asks the runners on its own clock ([`scrape`]),
+//! whatever the API server does. [`collection`] holds what they told. A reconciliation reads the latest state and never
+//! waits for a runner.
+
+pub(crate) mod collection;
+mod collector;
+mod part;
+pub(crate) mod scrape;
+mod targets;
+
+pub(crate) use collection::Collection;
+pub(crate) use collector::Collectors;
+pub(crate) use targets::{StartedPods, Targets, runner_name, time_to_next_boundary};

@@ -1,0 +1,168 @@
+//! Reads the metrics of one runner: over HTTP while it lives, and from the log of its pod afterwards.
+
+use futures_util::{StreamExt, stream};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, api::LogParams};
+use loadtest_core::{
+    control::{self, path},
+    metrics::{ExpositionError, HistoryStep, RunnerMetrics, decode, decode_steps},
+};
+
+use crate::observe::runner::Runner;
+
+/// Maximum number of concurrent requests to the runners of one test.
+const MAX_CONCURRENT_REQUESTS: usize = 64;
+/// Time limit for reading the log of a pod. The kubelet that holds the log may be gone.
+const LOG_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+/// Maximum number of bytes read from the log of a pod.
+const MAX_LOG_BYTES: i64 = 24 << 20;
+
+/// Reason why the metrics of one runner can't be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CollectError {
+    #[error("failed to get a response from the runner")]
+    Request(#[source] reqwest::Error),
+    #[error("failed to decode the runner's metrics")]
+    Exposition(#[from] ExpositionError),
+    #[error(
+        "response comes from run {run_uid} index {index} pod {pod_uid}; another runner has this address now"
+    )]
+    WrongRunner { run_uid: String, index: u32, pod_uid: String },
+    #[error("response is larger than {} MiB", control::MAX_RESPONSE_BYTES >> 20)]
+    TooLarge,
+    #[error("failed to read the pod's log")]
+    Log(#[source] kube::Error),
+    #[error("failed to read the pod's log within {} s", LOG_TIMEOUT.as_secs())]
+    LogTimeout,
+    #[error("pod's log has no complete last metrics of this runner")]
+    NoLastMetrics,
+}
+
+/// Returns the URL of a path of a runner.
+pub(crate) fn runner_url(ip: &str, path: &str) -> String {
+    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+    format!("http://{host}:{}{path}", control::PORT)
+}
+
+/// Reads what a runner has measured since a step of its history. The answer is still encoded.
+pub(crate) async fn fetch_history(
+    http: &reqwest::Client,
+    ip: &str,
+    after: u64,
+) -> Result<Vec<u8>, CollectError> {
+    let response = http
+        .get(runner_url(ip, &format!("{}?after={after}", path::HISTORY)))
+        .send()
+        .await
+        .and_then(reqwest::Response::error_for_status)
+        .map_err(CollectError::Request)?;
+    read_body(response).await
+}
+
+/// Decodes the answer of a runner.
+///
+/// # Errors
+/// Fails if the answer can't be decoded, or if another runner has given it.
+pub(crate) fn decode_answer(
+    bytes: &[u8],
+    run_uid: &str,
+    runner: &Runner,
+) -> Result<Vec<HistoryStep>, CollectError> {
+    let steps = decode_steps(bytes)?;
+    for step in &steps {
+        // The first step is the state of a runner that has done nothing yet.
+        let identity = &step.runner.identity;
+        let is_expected = identity.run_uid == run_uid
+            && identity.index == runner.index
+            && identity.pod_uid == runner.uid;
+        if !is_expected {
+            return Err(CollectError::WrongRunner {
+                run_uid: identity.run_uid.clone(),
+                index: identity.index,
+                pod_uid: identity.pod_uid.clone(),
+            });
+        }
+    }
+    Ok(steps)
+}
+
+/// Reads the body of a response. The size is limited because users choose the runner image, so
+/// the operator does not trust the response.
+pub(crate) async fn read_body(mut response: reqwest::Response) -> Result<Vec<u8>, CollectError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(CollectError::Request)? {
+        if bytes.len() + chunk.len() > control::MAX_RESPONSE_BYTES {
+            return Err(CollectError::TooLarge);
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+/// Reads the last metrics from a pod's log. A runner that exits without a release order logs them.
+pub(crate) async fn read_last_metrics(
+    pods: &Api<Pod>,
+    run_uid: &str,
+    runner: &Runner,
+) -> Result<RunnerMetrics, CollectError> {
+    let read = tokio::time::timeout(LOG_TIMEOUT, read_log(pods, run_uid, runner));
+    read.await.unwrap_or(Err(CollectError::LogTimeout))
+}
+
+async fn read_log(
+    pods: &Api<Pod>,
+    run_uid: &str,
+    runner: &Runner,
+) -> Result<RunnerMetrics, CollectError> {
+    let parameters = LogParams {
+        container: Some(control::CONTAINER.into()),
+        limit_bytes: Some(MAX_LOG_BYTES),
+        ..LogParams::default()
+    };
+    let log = pods.logs(&runner.name, &parameters).await.map_err(CollectError::Log)?;
+    let snapshot = parse_last_metrics(&log)?;
+    if snapshot.identity.run_uid == run_uid && snapshot.identity.index == runner.index {
+        // The process has exited, so no newer metrics can follow. The state of a runner that was
+        // killed under load is `CutShort`, and the runner stays lost.
+        return Ok(snapshot);
+    }
+    Err(CollectError::NoLastMetrics)
+}
+
+fn parse_last_metrics(log: &str) -> Result<RunnerMetrics, CollectError> {
+    let bytes = control::join_last_metrics(log).ok_or(CollectError::NoLastMetrics)?;
+    Ok(decode(&bytes)?)
+}
+
+/// Runs futures to completion, at most [`MAX_CONCURRENT_REQUESTS`] at a time.
+pub(crate) async fn run_concurrently<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    stream::iter(futures).buffer_unordered(MAX_CONCURRENT_REQUESTS).collect().await
+}
+
+#[cfg(test)]
+mod tests {
+    use loadtest_core::metrics::{ExpositionOptions, Format, Identity, RunnerState, encode};
+
+    use super::*;
+
+    #[test]
+    fn last_metrics_are_read_from_a_log() {
+        let identity = Identity { run_uid: "uid".into(), index: 1, pod_uid: "pod".into() };
+        let mut snapshot = RunnerMetrics { identity, ..RunnerMetrics::default() };
+        snapshot.state = RunnerState::Done;
+        snapshot.metrics.elapsed_seconds = 12.0;
+        let bytes =
+            encode(snapshot.clone(), ExpositionOptions::default(), Format::Protobuf).unwrap();
+        let lines = control::split_last_metrics(&bytes).into_iter();
+        let log: Vec<String> =
+            lines.map(|part| serde_json::json!({"fields": part}).to_string()).collect();
+        assert_eq!(parse_last_metrics(&log.join("\n")).unwrap(), snapshot);
+        assert!(parse_last_metrics(&log[1..].join("\n")).is_err());
+    }
+
+    #[test]
+    fn ipv4_and_ipv6_addresses_make_valid_urls() {
+        assert_eq!(runner_url("10.0.0.1", "/metrics"), "http://10.0.0.1:9464/metrics");
+        assert_eq!(runner_url("fd00::1", "/metrics"), "http://[fd00::1]:9464/metrics");
+    }
+}
