@@ -275,12 +275,21 @@ impl Target<'_> {
     /// Returns the simulator's record of a run once no request is in flight.
     pub(crate) async fn get_truth(&self, run_uid: &str) -> Result<RunTruth> {
         wait_for(20, "the end of all requests in flight", async || {
-            let url = format!("{}/truth/{run_uid}", self.control_url);
-            let response = self.namespace.http.get(url).send().await?.error_for_status()?;
-            let truth: RunTruth = serde_json::from_slice(&response.bytes().await?)?;
+            let truth = self.read_truth(run_uid).await?;
             Ok(Some(truth).filter(|truth| truth.totals.counts.in_flight == 0))
         })
         .await
+    }
+
+    /// Returns how many requests of a run have come so far.
+    pub(crate) async fn received(&self, run_uid: &str) -> Result<u64> {
+        Ok(self.read_truth(run_uid).await?.totals.counts.received)
+    }
+
+    async fn read_truth(&self, run_uid: &str) -> Result<RunTruth> {
+        let url = format!("{}/truth/{run_uid}", self.control_url);
+        let response = self.namespace.http.get(url).send().await?.error_for_status()?;
+        Ok(serde_json::from_slice(&response.bytes().await?)?)
     }
 }
 
