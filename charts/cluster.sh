@@ -349,6 +349,47 @@ users_without_pods() {
     retry_until_success create_as_runner '{ image: "other:1" }'
 }
 
+# create_within_limits TARGET LOAD RUNNERS: creates a LoadTest with these parts of its spec, as a dry run.
+create_within_limits() {
+    kubectl -n "$shop" create --dry-run=server -f - <<LOADTEST
+apiVersion: loadtest.cell0.io/v1alpha1
+kind: LoadTest
+metadata: { name: limited }
+spec:
+  target: $1
+  load: $2
+  scenario: { tasks: [{ name: health, http: { path: /health } }] }
+  runners: $3
+LOADTEST
+}
+
+# Repeats the first check: the API server applies a policy a moment after it is created.
+limits_of_load_tests() {
+    local inside='{ http: "http://cell0:18800" }' load='{ users: 100, duration: 1s }' runners='{ count: 2 }'
+    run_helm upgrade first "$one" --set 'policy.allowedTargets={cell0,*.staging.svc}' \
+        --set policy.maxUsers=100,policy.maxRunners=2
+    retry_until_success expect_failure "allows only these hosts: cell0, *.staging.svc" \
+        create_within_limits '{ http: "http://example.com" }' "$load" "$runners"
+    create_within_limits "$inside" "$load" "$runners"
+    create_within_limits '{ http: "https://shop.STAGING.svc/api" }' "$load" '{ usersPerRunner: 50 }'
+    create_within_limits "$inside" '{ stages: [{ duration: 1s, users: 100 }] }' "$runners"
+    create_within_limits "$inside" '{ arrivalRate: 50, maxUsers: 100, duration: 1s }' "$runners"
+    expect_failure "spec.target.http" create_within_limits '{ http: "http://cell0@example.com" }' "$load" "$runners"
+    expect_failure "spec.target.http" create_within_limits '{ http: "http://staging.svc" }' "$load" "$runners"
+    expect_failure "spec.target.webSocket" \
+        create_within_limits '{ http: "http://cell0", webSocket: "ws://example.com" }' "$load" "$runners"
+    expect_failure "at most 100 users" create_within_limits "$inside" '{ users: 101, duration: 1s }' "$runners"
+    expect_failure "spec.load.stages[].users" \
+        create_within_limits "$inside" '{ stages: [{ duration: 1s, users: 101 }] }' "$runners"
+    expect_failure "spec.load.maxUsers" \
+        create_within_limits "$inside" '{ arrivalRate: 50, maxUsers: 101, duration: 1s }' "$runners"
+    expect_failure "at most 2 runners" create_within_limits "$inside" "$load" '{ count: 3 }'
+    expect_failure "spec.runners.usersPerRunner" create_within_limits "$inside" "$load" '{ usersPerRunner: 49 }'
+    expect_failure "give count or usersPerRunner" create_within_limits "$inside" "$load" '{ labels: { team: a } }'
+    run_helm upgrade first "$one"
+    retry_until_success create_within_limits '{ http: "http://example.com" }' "$load" "$runners"
+}
+
 # The steps of the README: an administrator creates the Roles, the owner of a namespace installs.
 install_as_namespace_owner() {
     local set=(--set "watchNamespaces={$shop}" --set "crds.install=false,rbac.aggregate=false")
@@ -401,7 +442,9 @@ run_cluster_tests() {
     run_test "watches one namespace" watch_one_namespace
     run_test "watches two other namespaces" watch_two_namespaces
     # Kubernetes before 1.30 has no admission policies.
-    [[ -z $(kubectl api-resources --api-group admissionregistration.k8s.io -o name | grep validatingadmissionpolicies) ]] ||
+    if kubectl api-resources --api-group admissionregistration.k8s.io -o name | grep -q validatingadmissionpolicies; then
         run_test "users who may create no pods run plain load tests" users_without_pods
+        run_test "a policy limits targets, users and runners" limits_of_load_tests
+    fi
     run_test "the owner of a namespace installs the chart there" install_as_namespace_owner
 }

@@ -193,7 +193,8 @@ start_apiserver() {
         --kubelet-certificate-authority=pki/ca.crt \
         --kubelet-client-certificate=pki/kube-apiserver-kubelet-client.crt \
         --kubelet-client-key=pki/kube-apiserver-kubelet-client.key \
-        --kubelet-preferred-address-types=InternalIP --profiling=false
+        --kubelet-preferred-address-types=InternalIP --profiling=false \
+        --audit-policy-file=config/audit.yaml --audit-log-path=/run/testbed-logs/audit.log
 }
 
 start_controllers() {
