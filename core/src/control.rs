@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 
-use crate::values::Duration;
+use crate::{metrics::Identity, values::Duration};
 
 /// The version of the contract. The plan and the exposition carry it, and both sides refuse
 /// another one.
@@ -44,6 +44,37 @@ pub mod path {
     pub const STOP: &str = "/stop";
     /// POST without a body: the runner may exit.
     pub const RELEASE: &str = "/release";
+}
+
+/// Header of a reply of [`path::HISTORY`], with a [`HistoryReply`].
+pub const HISTORY_HEADER: &str = "loadtest-runner";
+
+/// Who gave a reply, and when: also a reply without new steps says so.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HistoryReply {
+    /// The runner.
+    pub identity: Identity,
+    /// Seconds of load at the time of the reply.
+    pub elapsed_seconds: f64,
+}
+
+impl std::fmt::Display for HistoryReply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Identity { run_uid, index, pod_uid } = &self.identity;
+        write!(f, "{run_uid};{index};{pod_uid};{}", self.elapsed_seconds)
+    }
+}
+
+impl HistoryReply {
+    /// Parses the header of a reply; `None` for a header that no runner writes.
+    pub fn parse(header: &str) -> Option<Self> {
+        let mut parts = header.split(';');
+        let mut next = || parts.next();
+        let (run_uid, index, pod_uid) =
+            (next()?.to_owned(), next()?.parse().ok()?, next()?.to_owned());
+        let elapsed_seconds = next()?.parse().ok().filter(|elapsed: &f64| elapsed.is_finite())?;
+        Some(Self { identity: Identity { run_uid, index, pod_uid }, elapsed_seconds })
+    }
 }
 
 /// The directory that the plan's ConfigMap is mounted to.
@@ -212,6 +243,16 @@ mod tests {
         lines.remove(1);
         assert_eq!(join_last_metrics(&lines.join("\n")), None);
         assert_eq!(join_last_metrics(""), None);
+    }
+
+    #[test]
+    fn a_reply_says_who_gave_it() {
+        let identity = Identity { run_uid: "run".into(), index: 7, pod_uid: "pod".into() };
+        let reply = HistoryReply { identity, elapsed_seconds: 1.25 };
+        assert_eq!(HistoryReply::parse(&reply.to_string()), Some(reply));
+        for wrong in ["", "run;x;pod;1", "run;1;pod;NaN", "run;1;pod"] {
+            assert_eq!(HistoryReply::parse(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::observe::start::StartRecord;
 use crate::observe::state::Observed;
 
 pub(crate) use self::{
-    decision::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL_SECONDS, Reason, signed_duration},
+    decision::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL, Reason, signed_duration},
     starting::decide_retry,
 };
 use self::{

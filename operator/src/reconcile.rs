@@ -145,7 +145,6 @@ async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, 
     // The cache keeps the collected snapshots even if the reconciliation failed or timed out.
     if !matches!(result, Ok(Decision::NothingToDo | Decision::DeleteTest)) {
         if observed.phase().is_some_and(Phase::is_final) {
-            context.collectors.stop(&run_uid);
             observed.cache.drop_results();
         }
         context.store_cache(run_uid, observed.cache);

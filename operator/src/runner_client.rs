@@ -7,7 +7,7 @@ use loadtest_core::{
 };
 
 use crate::{
-    collect::scrape::{read_body, run_concurrently, runner_url},
+    collect::scrape::{MAX_REQUESTS, read_body, run_concurrently, runner_url},
     context::Context,
     error::format_error_chain,
     observe::{runner::Runner, state::RunCache},
@@ -23,7 +23,7 @@ pub(crate) async fn ask_readiness(context: &Context, runners: &mut [Runner]) {
             let response = context.http.get(url).timeout(READINESS_TIMEOUT).send().await;
             runner.ready = response.is_ok_and(|response| response.status().is_success());
         });
-    run_concurrently(questions.collect()).await;
+    run_concurrently(MAX_REQUESTS, questions.collect()).await;
 }
 
 /// Adds one error message per task and kind of error to the cache.
@@ -42,7 +42,7 @@ pub(crate) async fn collect_error_examples(
             serde_json::from_slice::<Vec<ErrorExample>>(&body).ok()
         })
         .collect();
-    let lists = run_concurrently(requests).await;
+    let lists = run_concurrently(MAX_REQUESTS, requests).await;
     for ErrorExample { task, kind, message } in lists.into_iter().flatten().flatten() {
         cache.error_examples.entry((task, kind)).or_insert(message);
     }
@@ -105,5 +105,5 @@ pub(crate) async fn send_order(
             }
         })
         .collect();
-    run_concurrently(requests).await.into_iter().flatten().collect()
+    run_concurrently(MAX_REQUESTS, requests).await.into_iter().flatten().collect()
 }

@@ -24,6 +24,8 @@ pub struct Timeline {
     last_seconds: f64,
     /// Time of the last snapshot of all runners that are not lost, in seconds.
     last_whole_seconds: f64,
+    /// Until when another process has judged the windows, in seconds.
+    judged_seconds: f64,
     /// Sum of the times that no snapshot covers, in seconds.
     unobserved_seconds: f64,
     window_starts: WindowStarts,
@@ -78,8 +80,16 @@ impl Timeline {
             stages: Stages::from_status(stages),
             last_seconds: seconds,
             last_whole_seconds: seconds,
+            judged_seconds: seconds,
             ..Self::default()
         }
+    }
+
+    /// Prepares for snapshots from this time on, which another process may have judged. Windows that end
+    /// later can then start at them.
+    pub fn look_back_to(&mut self, seconds: f64) {
+        self.last_seconds = self.last_seconds.min(seconds);
+        self.last_whole_seconds = self.last_whole_seconds.min(seconds);
     }
 
     /// The time of the test that no snapshot covers.
@@ -151,14 +161,17 @@ impl Timeline {
             Some(window) => self.window_starts.start_of(now, window),
             None => threshold.abort.map(|_| Metrics::default()),
         };
+        let judged_seconds = self.judged_seconds;
         let state = self.thresholds.get_mut(index)?;
         if threshold.window.is_some_and(|window| unobserved > window.as_secs_f64()) {
             state.abort_timer.reset();
         }
         let Some(start) = start else {
-            // A window that ended before the first one is none.
-            state.has_gap |=
-                threshold.window.is_some_and(|window| now > window.as_secs_f64() + max_gap(window));
+            // A window that ended before the first one is none, and another process has judged others.
+            let is_missing = |window: Duration| {
+                now > judged_seconds && now > window.as_secs_f64() + max_gap(window)
+            };
+            state.has_gap |= threshold.window.is_some_and(is_missing);
             return None;
         };
         let (row, value) = judge_interval(threshold, &metrics.since(&start), metrics);
@@ -215,7 +228,7 @@ impl Timeline {
 /// little.
 pub fn coverage_of(test: &ValidTest, metrics: &Metrics) -> f64 {
     let done = if test.load.is_open() {
-        metrics.all_tasks().requests.iter().sum::<u64>() as f64
+        metrics.all_tasks().requests.iter().fold(0_u64, |sum, n| sum.saturating_add(*n)) as f64
     } else {
         metrics.user_seconds
     };

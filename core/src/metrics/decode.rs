@@ -10,19 +10,14 @@ use prost::{
 };
 
 use super::{
-    HistogramError, HistoryStep, Identity, LatencyHistogram, LatencyMetric, Outcome, RunnerMetrics,
-    RunnerState, TaskMetrics,
+    HistogramError, Identity, LatencyHistogram, LatencyMetric, Outcome, RunnerMetrics, RunnerState,
+    TaskMetrics,
     catalog::{COUNTERS, LABELLED, LAGS, LATENCIES, RUNNER, names},
-    history::MAX_STEPS,
+    merge::add_labelled,
+    step::{HistoryStep, MAX_STEPS},
 };
 use crate::{control, resource::MAX_ROWS};
 
-/// Maximum of values of one label that are told apart for one task. A runner has about thirty kinds
-/// of errors, and one for each HTTP status and close code that a target sends. The rest is counted
-/// as [`OTHER_VALUES`].
-const MAX_LABEL_VALUES: usize = 256;
-/// The value that counts all values beyond [`MAX_LABEL_VALUES`].
-const OTHER_VALUES: &str = "other";
 /// Maximum of metrics in one family, and of bytes in one metric: more than a runner with the most
 /// tasks has. Decoded metrics take more memory than encoded ones.
 const MAX_METRICS: usize = 1 << 15;
@@ -84,19 +79,21 @@ pub fn decode(mut bytes: &[u8]) -> Result<RunnerMetrics, ExpositionError> {
 /// When the bytes are no history of a runner of this release.
 pub fn decode_steps(mut bytes: &[u8]) -> Result<Vec<HistoryStep>, ExpositionError> {
     let mut steps = Vec::new();
-    let mut decoder: Option<Decoder> = None;
+    let (mut decoder, mut is_empty) = (Decoder::default(), true);
     while let Some(family) = next_family(&mut bytes)? {
         // Each step begins with the identity of the runner.
-        if family.name == names::RUNNER_INFO
-            && let Some(complete) = decoder.replace(Decoder::default())
-        {
-            steps.push(complete.finish()?);
+        if family.name == names::RUNNER_INFO && decoder.identity.is_some() {
             check_limit(steps.len(), MAX_STEPS, "steps")?;
+            // The whole step has a limit of its own, and all others have one together.
+            let single = if steps.is_empty() { 0 } else { decoder.buckets };
+            steps.push(std::mem::take(&mut decoder).finish()?);
+            decoder.buckets = single;
         }
-        decoder.get_or_insert_default().add(&family)?;
+        decoder.add(&family)?;
+        is_empty = false;
     }
-    if let Some(complete) = decoder {
-        steps.push(complete.finish()?);
+    if !is_empty {
+        steps.push(decoder.finish()?);
     }
     Ok(steps)
 }
@@ -229,7 +226,7 @@ fn decode_metric(
         return Ok(());
     }
     if let Some(info) = LAGS.iter().find(|info| info.family == family) {
-        (info.get_mut)(metrics).merge(&histogram_of(metric)?);
+        *(info.get_mut)(metrics) = histogram_of(metric)?;
         return Ok(());
     }
     let of_task = LABELLED.iter().any(|info| info.family == family)
@@ -275,21 +272,17 @@ fn decode_task_metric(
     Ok(())
 }
 
-fn add_labelled(counts: &mut BTreeMap<String, u64>, value: &str, count: u64) {
-    if count > 0 {
-        let known = counts.len() < MAX_LABEL_VALUES || counts.contains_key(value);
-        let value = if known { value } else { OTHER_VALUES };
-        let sum = counts.entry(value.to_owned()).or_default();
-        *sum = (*sum + count).min(MAX_COUNT);
-    }
-}
-
 fn gauge_of(metric: &wire::Metric) -> f64 {
-    metric.gauge.as_ref().map_or(0.0, |gauge| gauge.value)
+    finite(metric.gauge.as_ref().map_or(0.0, |gauge| gauge.value))
 }
 
 fn counter_of(metric: &wire::Metric) -> f64 {
-    metric.counter.as_ref().map_or(0.0, |counter| counter.value)
+    finite(metric.counter.as_ref().map_or(0.0, |counter| counter.value))
+}
+
+/// Replaces a number that no honest runner has by zero.
+fn finite(value: f64) -> f64 {
+    if value.is_finite() { value.max(0.0) } else { 0.0 }
 }
 
 /// The exposition carries counts as floats, exact up to 2^53.
@@ -310,7 +303,7 @@ fn histogram_of(metric: &wire::Metric) -> Result<LatencyHistogram, HistogramErro
     LatencyHistogram::from_parts(
         encoded.schema,
         encoded.zero_count,
-        encoded.sample_sum,
+        finite(encoded.sample_sum),
         spans,
         &encoded.positive_delta,
     )

@@ -11,9 +11,9 @@ use prometheus_client::{
 };
 
 use super::{
-    HistoryStep, LatencyHistogram, LatencyMetric, Outcome, RunnerMetrics, SCHEMA, TaskMetrics,
-    TaskScope,
+    LatencyHistogram, LatencyMetric, Outcome, RunnerMetrics, SCHEMA, TaskMetrics, TaskScope,
     catalog::{COUNTERS, LABELLED, LAGS, LATENCIES, RUNNER, names},
+    step::HistoryStep,
 };
 use crate::control;
 
@@ -84,24 +84,21 @@ pub fn encode(
     encode_exposition(exposition, format)
 }
 
-/// Encodes the steps of a runner's history in the protobuf format, one after the other. Counts and
+/// Encodes a step of a runner's history in the protobuf format. Steps can follow one another. Counts and
 /// histograms of zero are left out, and so are the classic buckets. `after_each_histogram` is as in
 /// [`ExpositionOptions`].
 ///
 /// # Errors
 /// When the encoder refuses a value.
-pub fn encode_steps(
-    steps: Vec<HistoryStep>,
+pub fn encode_step(
+    step: HistoryStep,
     after_each_histogram: Option<fn()>,
 ) -> Result<Vec<u8>, std::fmt::Error> {
-    let mut bytes = Vec::new();
-    for HistoryStep { number, is_whole, runner } in steps {
-        let options = ExpositionOptions { after_each_histogram, ..ExpositionOptions::default() };
-        let step = Some((number, is_whole));
-        let exposition = Exposition { runner, options, bounds: Vec::new(), step };
-        bytes.extend(encode_exposition(exposition, Format::Protobuf)?);
-    }
-    Ok(bytes)
+    let HistoryStep { number, is_whole, runner } = step;
+    let options = ExpositionOptions { after_each_histogram, ..ExpositionOptions::default() };
+    let step = Some((number, is_whole));
+    let exposition = Exposition { runner, options, bounds: Vec::new(), step };
+    encode_exposition(exposition, Format::Protobuf)
 }
 
 fn encode_exposition(exposition: Exposition, format: Format) -> Result<Vec<u8>, std::fmt::Error> {
@@ -276,6 +273,12 @@ impl Exposition {
     }
 
     fn encode_late(&self, encoder: &mut DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let has_late = |task: &TaskMetrics| {
+            LatencyMetric::all_judged().any(|(metric, _)| task.latencies.late(metric).count() > 0)
+        };
+        if self.step.is_some() && !self.runner.metrics.tasks.values().any(has_late) {
+            return Ok(());
+        }
         let help = "Latencies of requests that the load generator sent over 5 ms late, by metric; the latency families include them";
         let mut family = start_family(encoder, names::LATE, help, MetricType::Histogram)?;
         for (task, metrics) in &self.runner.metrics.tasks {

@@ -10,13 +10,13 @@ use crate::values::Duration;
 /// The native histogram schema of every latency.
 pub const SCHEMA: i32 = 8;
 const BUCKETS_PER_DOUBLING: f64 = 256.0;
-/// Any duration in seconds that an `f64` can hold has its bucket between this index and its negative.
-const MAX_BUCKET: u32 = 300_000;
+/// The index of the last bucket, and its negative of the first one: all durations between 2^−64 s and
+/// 2^64 s have a bucket of their own.
+const MAX_BUCKET: i32 = 16_384;
 
 /// A distribution of durations in buckets 0.27 % wide.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LatencyHistogram {
-    /// Samples by the index of their bucket.
     /// Index and count of each bucket with samples, in ascending order of the index.
     pub(super) buckets: Vec<(i32, u64)>,
     /// Samples that are zero.
@@ -61,7 +61,8 @@ impl LatencyHistogram {
     /// The index of the bucket that holds a duration in seconds; `None` for zero.
     pub fn bucket_of(seconds: f64) -> Option<i32> {
         #[expect(clippy::cast_possible_truncation, reason = "log2 of an f64 is within ±1100")]
-        (seconds > 0.0).then(|| (seconds.log2() * BUCKETS_PER_DOUBLING).ceil() as i32)
+        let index = || (seconds.log2() * BUCKETS_PER_DOUBLING).ceil() as i32;
+        (seconds > 0.0).then(|| index().clamp(-MAX_BUCKET, MAX_BUCKET))
     }
 
     /// Adds `count` samples of one duration in seconds.
@@ -205,7 +206,7 @@ impl LatencyHistogram {
         let (mut at, mut level, mut count) = (0_i32, 0_i64, zero);
         for (offset, length) in spans {
             at = at.checked_add(offset).ok_or(HistogramError::Buckets)?;
-            if at.unsigned_abs() > MAX_BUCKET {
+            if !(-MAX_BUCKET..=MAX_BUCKET).contains(&at) {
                 return Err(HistogramError::Buckets);
             }
             for _ in 0..length {

@@ -1,29 +1,30 @@
-//! The last minutes of a runner as numbered steps. Pure.
+//! The last minutes of a runner as numbered steps.
 //!
 //! A reader that knows the number of its last step gets only what has changed since. A reader that comes
 //! for the first time, or after a long time, gets everything: first a step with all that happened up to
 //! some moment, then what was added after it, step by step.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, fmt, time::Duration};
 
-use super::run_metrics::{Identity, Metrics, RunnerMetrics, RunnerState};
+use super::{
+    decode::decode_steps,
+    encode::encode_step,
+    run_metrics::{Identity, RunnerMetrics, RunnerState},
+    step::{HistoryStep, MAX_STEPS},
+};
 
 /// How far the single steps reach back. What is older is in one step.
 const REACH: Duration = Duration::from_mins(2);
-/// Maximum number of single steps.
-pub(super) const MAX_STEPS: usize = 250;
+/// Maximum size of the encoded single steps in bytes. A bucket takes at least one byte, so a reader can
+/// hold them. The steps of very many tasks reach back less.
+const MAX_BYTES: usize = 1 << 20;
 
-/// A part of a run of one runner.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct HistoryStep {
-    /// Number of the step. It grows by one from step to step.
-    pub number: u64,
-    /// True if the step holds everything up to its end, and false if it holds what was added since the
-    /// step before.
-    pub is_whole: bool,
-    /// The runner at the end of the step. Counts and samples are those of the step; the numbers of the
-    /// whole runner, such as its elapsed time, are their values at the end.
-    pub runner: RunnerMetrics,
+/// A step in the format of the exposition.
+#[derive(Clone, Debug)]
+struct EncodedStep {
+    end: Duration,
+    number: u64,
+    bytes: Vec<u8>,
 }
 
 /// The steps of a runner.
@@ -31,95 +32,96 @@ pub struct HistoryStep {
 pub struct RunnerHistory {
     /// Everything up to the first single step.
     base: HistoryStep,
-    /// The single steps, each with the time of its end.
-    steps: VecDeque<(Duration, HistoryStep)>,
+    /// The single steps.
+    steps: VecDeque<EncodedStep>,
+    /// Size of the single steps in bytes.
+    size: usize,
     /// The latest snapshot.
     latest: RunnerMetrics,
+    /// See [`super::ExpositionOptions`].
+    after_each_histogram: Option<fn()>,
 }
 
 impl RunnerHistory {
-    /// Creates the history of a runner that has done nothing yet.
-    pub fn new(identity: Identity) -> Self {
+    /// Creates the history of a runner that has done nothing yet. `after_each_histogram` is as in
+    /// [`super::ExpositionOptions`].
+    pub fn new(identity: Identity, after_each_histogram: Option<fn()>) -> Self {
         let latest = RunnerMetrics { identity, ..RunnerMetrics::default() };
         let base = HistoryStep { number: 1, is_whole: true, runner: latest.clone() };
-        Self { base, steps: VecDeque::new(), latest }
+        Self { base, steps: VecDeque::new(), size: 0, latest, after_each_histogram }
     }
 
     /// Adds a step up to a snapshot, if anything has changed. `now` is a time on any clock that only
     /// goes forward.
-    pub fn record(&mut self, snapshot: RunnerMetrics, now: Duration) {
+    ///
+    /// # Errors
+    /// When the encoder refuses a value. The next step then holds what this one would have held.
+    pub fn record(&mut self, snapshot: RunnerMetrics, now: Duration) -> fmt::Result {
         if snapshot == self.latest {
-            return;
+            return Ok(());
         }
-        let changes = snapshot.metrics.changes_since(&self.latest.metrics);
-        let step = HistoryStep {
-            number: self.last_number() + 1,
-            is_whole: false,
-            runner: RunnerMetrics { metrics: changes, ..snapshot.clone() },
+        let number = self.last_number() + 1;
+        let runner = RunnerMetrics {
+            identity: snapshot.identity.clone(),
+            state: snapshot.state,
+            metrics: snapshot.metrics.changes_since(&self.latest.metrics),
         };
+        let step = HistoryStep { number, is_whole: false, runner };
+        let bytes = encode_step(step, self.after_each_histogram)?;
         self.latest = snapshot;
-        self.steps.push_back((now, step));
-        while let Some((end, _)) = self.steps.front()
-            && (now.saturating_sub(*end) > REACH || self.steps.len() > MAX_STEPS)
-            && let Some((_, step)) = self.steps.pop_front()
+        self.size += bytes.len();
+        self.steps.push_back(EncodedStep { end: now, number, bytes });
+        while let Some(first) = self.steps.front()
+            && (now.saturating_sub(first.end) > REACH
+                || self.steps.len() > MAX_STEPS
+                || self.size > MAX_BYTES)
+            && let Some(first) = self.steps.pop_front()
         {
-            self.base.add(step);
+            self.size -= first.bytes.len();
+            // This process has encoded the step, so it can be decoded.
+            for step in decode_steps(&first.bytes).unwrap_or_default() {
+                self.base.extend(step);
+            }
         }
+        Ok(())
     }
 
     /// Returns the time of the last step.
     pub fn recorded_at(&self) -> Option<Duration> {
-        self.steps.back().map(|(end, _)| *end)
+        self.steps.back().map(|step| step.end)
     }
 
     /// Returns the state of the runner at the last step.
-    pub fn state(&self) -> RunnerState {
+    pub const fn state(&self) -> RunnerState {
         self.latest.state
     }
 
     fn last_number(&self) -> u64 {
-        self.steps.back().map_or(self.base.number, |(_, step)| step.number)
+        self.steps.back().map_or(self.base.number, |step| step.number)
     }
 
-    /// Returns what a reader lacks that has read everything up to a step; zero for a reader that has
-    /// read nothing.
-    pub fn after(&self, number: u64) -> Vec<HistoryStep> {
+    /// Returns what a reader lacks that has read everything up to a step, encoded; zero is for a reader
+    /// that has read nothing.
+    ///
+    /// # Errors
+    /// When the encoder refuses a value.
+    pub fn encode_after(&self, number: u64) -> Result<Vec<u8>, fmt::Error> {
         let is_known = (self.base.number..=self.last_number()).contains(&number);
-        let base = (!is_known).then(|| self.base.clone());
-        let missing = self.steps.iter().map(|(_, step)| step);
-        let missing = missing.filter(|step| !is_known || step.number > number).cloned();
-        base.into_iter().chain(missing).collect()
-    }
-}
-
-impl HistoryStep {
-    /// Extends this step by the next one.
-    fn add(&mut self, next: Self) {
-        let Self { number, is_whole: _, runner } = next;
-        let RunnerMetrics { identity, state, metrics } = runner;
-        self.number = number;
-        self.runner.identity = identity;
-        self.runner.state = state;
-        self.runner.metrics.add_changes(&metrics);
-    }
-}
-
-/// Puts steps together to the latest snapshot of a runner. `earlier` is the snapshot of a reader before
-/// them; a whole step replaces it.
-pub fn apply_steps(earlier: &mut Metrics, steps: &[HistoryStep]) {
-    for step in steps {
-        if step.is_whole {
-            earlier.clone_from(&step.runner.metrics);
-        } else {
-            earlier.add_changes(&step.runner.metrics);
+        let mut bytes = Vec::new();
+        if !is_known {
+            bytes = encode_step(self.base.clone(), self.after_each_histogram)?;
         }
+        for step in self.steps.iter().filter(|step| !is_known || step.number > number) {
+            bytes.extend_from_slice(&step.bytes);
+        }
+        Ok(bytes)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::{LatencyMetric, Outcome};
+    use crate::metrics::{LatencyMetric, Metrics, Outcome, apply_steps};
 
     const fn seconds(seconds: u64) -> Duration {
         Duration::from_secs(seconds)
@@ -140,11 +142,15 @@ mod tests {
     }
 
     fn history_until(last: u32) -> RunnerHistory {
-        let mut history = RunnerHistory::new(Identity::default());
+        let mut history = RunnerHistory::new(Identity::default(), None);
         for second in 1..=last {
-            history.record(snapshot_at(second), seconds(second.into()));
+            history.record(snapshot_at(second), seconds(second.into())).unwrap();
         }
         history
+    }
+
+    fn steps_after(history: &RunnerHistory, number: u64) -> Vec<HistoryStep> {
+        decode_steps(&history.encode_after(number).unwrap()).unwrap()
     }
 
     /// The metrics without rounding errors in the sums of samples.
@@ -163,15 +169,14 @@ mod tests {
             let mut reader = snapshot_at(last).metrics;
             // Step 1 is the state before the first snapshot.
             let number = if last == 0 { 0 } else { u64::from(last) + 1 };
-            apply_steps(&mut reader, &history.after(number));
+            apply_steps(&mut reader, &steps_after(&history, number));
             assert_eq!(counts(&reader), expected, "read until {last} s");
         }
     }
 
     #[test]
     fn the_last_two_minutes_are_single_steps() {
-        let history = history_until(300);
-        let steps = history.after(0);
+        let steps = steps_after(&history_until(300), 0);
         assert!(steps[0].is_whole && steps[1..].iter().all(|step| !step.is_whole));
         assert_eq!(steps.len(), 122);
         assert!((steps[0].runner.metrics.elapsed_seconds - 179.0).abs() < 1e-9);
@@ -183,21 +188,46 @@ mod tests {
     #[test]
     fn a_reader_gets_only_what_is_new() {
         let mut history = history_until(10);
-        assert_eq!(history.after(11), []);
-        history.record(snapshot_at(10), seconds(11));
-        assert_eq!(history.after(11), [], "nothing has changed");
-        history.record(snapshot_at(11), seconds(12));
-        assert_eq!(history.after(11).len(), 1);
+        assert_eq!(steps_after(&history, 11), []);
+        history.record(snapshot_at(10), seconds(11)).unwrap();
+        assert_eq!(steps_after(&history, 11), [], "nothing has changed");
+        history.record(snapshot_at(11), seconds(12)).unwrap();
+        assert_eq!(steps_after(&history, 11).len(), 1);
         // A number that this history never had.
-        assert!(history.after(99)[0].is_whole);
+        assert!(steps_after(&history, 99)[0].is_whole);
     }
 
     #[test]
     fn frequent_readers_do_not_make_it_grow() {
-        let mut history = RunnerHistory::new(Identity::default());
+        let mut history = RunnerHistory::new(Identity::default(), None);
         for n in 1..=1000_u32 {
-            history.record(snapshot_at(n), Duration::from_millis(u64::from(n)));
+            history.record(snapshot_at(n), Duration::from_millis(u64::from(n))).unwrap();
         }
-        assert_eq!(history.after(0).len(), MAX_STEPS + 1);
+        assert_eq!(steps_after(&history, 0).len(), MAX_STEPS + 1);
+    }
+
+    #[test]
+    fn large_steps_do_not_make_it_grow() {
+        let mut history = RunnerHistory::new(Identity::default(), None);
+        let mut runner = RunnerMetrics::default();
+        for n in 1..=60_u64 {
+            // Each of 20 tasks has samples in 5,000 buckets.
+            for name in 0..20 {
+                let task = runner.metrics.tasks.entry(format!("task-{name}")).or_default();
+                let samples = task.latencies.get_mut(LatencyMetric::ResponseTime, Outcome::Success);
+                for bucket in 0..5000 {
+                    samples.record((f64::from(bucket) / 250.0).exp2() / 1e6, n);
+                }
+            }
+            history.record(runner.clone(), seconds(n)).unwrap();
+        }
+        assert!(history.size <= MAX_BYTES, "{} bytes", history.size);
+        let mut reader = Metrics::default();
+        apply_steps(&mut reader, &steps_after(&history, 0));
+        let count = |metrics: &Metrics| {
+            let task = &metrics.tasks["task-7"];
+            task.latencies.get(LatencyMetric::ResponseTime, Outcome::Success).count()
+        };
+        assert_eq!(count(&reader), count(&runner.metrics));
     }
 }

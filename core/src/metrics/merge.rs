@@ -3,6 +3,8 @@
 //! Latencies are merged bucket by bucket, which is exact: a percentile of the merged histogram is
 //! the percentile of all samples, within the width of a bucket. Percentiles are never averaged.
 
+use std::collections::BTreeMap;
+
 use super::{
     catalog::{COUNTERS, LABELLED, LAGS, LatencyMetric, Merge, RUNNER, Since},
     histogram::LatencyHistogram,
@@ -10,19 +12,10 @@ use super::{
     task::TaskMetrics,
 };
 
-/// A histogram with fewer buckets than this share of another is added to it bucket by bucket, which is
-/// then faster than a pass over both.
-const FEW_BUCKETS: usize = 8;
-
 impl Metrics {
     /// Adds the metrics of another runner.
     pub fn merge(&mut self, other: &Self) {
         self.merge_samples(other);
-        self.merge_runner_numbers(other);
-    }
-
-    /// Merges the numbers of the whole runner alone, such as users and elapsed time.
-    pub fn merge_runner_numbers(&mut self, other: &Self) {
         for info in &RUNNER {
             let (mine, theirs) = ((info.field.get)(self), (info.field.get)(other));
             let merged = match info.merge {
@@ -74,6 +67,7 @@ impl Metrics {
     #[must_use]
     pub fn changes_since(&self, earlier: &Self) -> Self {
         let mut changes = self.since(earlier);
+        changes.tasks.retain(|_, task| *task != TaskMetrics::default());
         changes.copy_runner_numbers(self);
         changes
     }
@@ -116,6 +110,48 @@ impl Metrics {
     }
 }
 
+/// The numbers of whole runners, such as users and elapsed time: of one runner, of several, or the change
+/// from one time to another.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RunnerNumbers([f64; RUNNER.len()]);
+
+impl RunnerNumbers {
+    /// The numbers of these metrics.
+    pub fn of(metrics: &Metrics) -> Self {
+        Self(RUNNER.each_ref().map(|info| (info.field.get)(metrics)))
+    }
+
+    /// What [`Self::add`] must add to the numbers of several runners when one of them goes from `earlier`
+    /// to these numbers.
+    #[must_use]
+    pub fn change_since(self, earlier: Self) -> Self {
+        let mut change = self;
+        for ((value, before), info) in change.0.iter_mut().zip(earlier.0).zip(&RUNNER) {
+            if info.merge == Merge::Sum {
+                *value -= before;
+            }
+        }
+        change
+    }
+
+    /// Adds the numbers of another runner, or a change.
+    pub fn add(&mut self, other: Self) {
+        for ((sum, value), info) in self.0.iter_mut().zip(other.0).zip(&RUNNER) {
+            *sum = match info.merge {
+                Merge::Sum => *sum + value,
+                Merge::Max => sum.max(value),
+            };
+        }
+    }
+
+    /// Replaces the numbers of metrics by these.
+    pub fn write_to(self, metrics: &mut Metrics) {
+        for (value, info) in self.0.into_iter().zip(&RUNNER) {
+            (info.field.set)(metrics, value);
+        }
+    }
+}
+
 impl TaskMetrics {
     /// A copy without labelled counts and without the latencies that `keep` refuses.
     #[must_use]
@@ -137,8 +173,7 @@ impl TaskMetrics {
         for info in &LABELLED {
             let counts = (info.get_mut)(self);
             for (value, count) in (info.get)(other) {
-                let sum = counts.entry(value.clone()).or_default();
-                *sum = sum.saturating_add(*count);
+                add_labelled(counts, value, *count);
             }
         }
     }
@@ -165,16 +200,52 @@ impl TaskMetrics {
     }
 }
 
+/// Maximum of values of one label that are told apart for one task. A runner has about thirty kinds
+/// of errors, and one for each HTTP status and close code that a target sends. The rest is counted
+/// as [`OTHER_VALUES`].
+pub(super) const MAX_LABEL_VALUES: usize = 256;
+/// The value that counts all values beyond [`MAX_LABEL_VALUES`].
+pub(super) const OTHER_VALUES: &str = "other";
+
+/// Adds a count with a label. Beyond [`MAX_LABEL_VALUES`], new values are counted together.
+pub(super) fn add_labelled(counts: &mut BTreeMap<String, u64>, value: &str, count: u64) {
+    if count == 0 {
+        return;
+    }
+    let is_known = counts.len() < MAX_LABEL_VALUES || counts.contains_key(value);
+    let value = if is_known { value } else { OTHER_VALUES };
+    match counts.get_mut(value) {
+        Some(sum) => *sum = sum.saturating_add(count),
+        None => drop(counts.insert(value.to_owned(), count)),
+    }
+}
+
 impl LatencyHistogram {
+    /// Adds ascending buckets. In a histogram of a long run, most of them exist.
+    fn merge_buckets(&mut self, added: &[(i32, u64)]) {
+        let mut new = Vec::new();
+        let mut rest = self.buckets.as_mut_slice();
+        for (bucket, n) in added {
+            let below = rest.partition_point(|(index, _)| index < bucket);
+            rest = std::mem::take(&mut rest).split_at_mut(below).1;
+            match rest.first_mut() {
+                Some((index, sum)) if index == bucket => *sum = sum.saturating_add(*n),
+                _ => new.push((*bucket, *n)),
+            }
+        }
+        if !new.is_empty() {
+            self.buckets.append(&mut new);
+            self.buckets.sort_unstable_by_key(|(index, _)| *index);
+        }
+    }
+
     /// Adds another distribution to this one.
     pub fn merge(&mut self, other: &Self) {
         let Self { buckets, zero, count, sum_seconds } = other;
         if self.buckets.is_empty() {
             self.buckets.clone_from(buckets);
-        } else if buckets.len() * FEW_BUCKETS < self.buckets.len() {
-            buckets.iter().for_each(|(bucket, n)| self.add_to_bucket(*bucket, *n));
         } else {
-            self.buckets = merge_buckets(&self.buckets, buckets);
+            self.merge_buckets(buckets);
         }
         // Counts come from runner pods, which are not trusted: saturate instead of overflowing.
         self.zero = self.zero.saturating_add(*zero);
@@ -186,14 +257,12 @@ impl LatencyHistogram {
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let mut before = earlier.buckets.iter().peekable();
-        let mut buckets = self.buckets.clone();
-        buckets.retain_mut(|(bucket, n)| {
+        let added = self.buckets.iter().filter_map(|(bucket, n)| {
             while before.next_if(|(index, _)| index < bucket).is_some() {}
-            if let Some((_, earlier)) = before.next_if(|(index, _)| index == bucket) {
-                *n = n.saturating_sub(*earlier);
-            }
-            *n > 0
+            let earlier = before.next_if(|(index, _)| index == bucket).map_or(0, |(_, n)| *n);
+            (*n > earlier).then(|| (*bucket, n - earlier))
         });
+        let buckets = added.collect();
         Self {
             buckets,
             zero: self.zero.saturating_sub(earlier.zero),
@@ -201,19 +270,6 @@ impl LatencyHistogram {
             sum_seconds: (self.sum_seconds - earlier.sum_seconds).max(0.0),
         }
     }
-}
-
-/// Adds two ascending lists of buckets.
-fn merge_buckets(mine: &[(i32, u64)], theirs: &[(i32, u64)]) -> Vec<(i32, u64)> {
-    let mut merged = Vec::with_capacity(mine.len().max(theirs.len()));
-    let mut theirs = theirs.iter().copied().peekable();
-    for (bucket, n) in mine.iter().copied() {
-        merged.extend(std::iter::from_fn(|| theirs.next_if(|(index, _)| *index < bucket)));
-        let added = theirs.next_if(|(index, _)| *index == bucket).map_or(0, |(_, added)| added);
-        merged.push((bucket, n.saturating_add(added)));
-    }
-    merged.extend(theirs);
-    merged
 }
 
 #[cfg(test)]

@@ -11,27 +11,34 @@ mod decode;
 mod encode;
 mod histogram;
 mod histogram_data;
+#[cfg(feature = "control")]
 mod history;
 pub mod markdown_table;
 mod merge;
 mod run_metrics;
 mod statistic;
+#[cfg(feature = "control")]
+mod step;
 mod task;
 
 pub use catalog::{LatencyMetric, Metric, TaskScope, Unit, names};
 #[cfg(feature = "control")]
 pub use decode::{ExpositionError, decode, decode_steps};
 #[cfg(feature = "control")]
-pub use encode::{ExpositionOptions, Format, encode, encode_steps};
+pub use encode::{ExpositionOptions, Format, encode, encode_step};
 #[cfg(feature = "crd")]
 pub(crate) use histogram::rank_of;
 pub use histogram::{HistogramError, LatencyHistogram, SCHEMA};
 pub use histogram_data::HistogramData;
 #[cfg(feature = "crd")]
 pub(crate) use histogram_data::{is_zero, round_seconds};
-pub use history::{HistoryStep, RunnerHistory, apply_steps};
+#[cfg(feature = "control")]
+pub use history::RunnerHistory;
+pub use merge::RunnerNumbers;
 pub use run_metrics::{GeneratorMetrics, Identity, Metrics, RunnerMetrics, RunnerState};
 pub use statistic::{Statistic, StatisticError};
+#[cfg(feature = "control")]
+pub use step::{HistoryStep, apply_steps};
 #[cfg(feature = "crd")]
 pub(crate) use task::SIZE_LIMIT;
 pub use task::{Latencies, Outcome, TaskMetrics, Tokens};

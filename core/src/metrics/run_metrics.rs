@@ -34,6 +34,8 @@ pub struct Metrics {
     /// Maximum share of the memory limit in use, zero without a limit; of several runners, the
     /// largest.
     pub memory_ratio: f64,
+    /// Orders without the token of the run.
+    pub refused_orders: f64,
     /// How each runner did as a load generator, by its name. Filled by
     /// [`Self::merge_runner`].
     pub runners: BTreeMap<String, GeneratorMetrics>,

@@ -42,8 +42,10 @@ const MAX_USERS: u32 = 5000;
 
 const MIB: u64 = 1 << 20;
 const KIB: u64 = 1 << 10;
-/// Memory of a runner without users.
-const PROCESS_BYTES: u64 = 32 * MIB;
+/// Memory of a runner without users, and of its last two minutes of metrics.
+const PROCESS_BYTES: u64 = 36 * MIB;
+/// Memory of a task in the metrics of those minutes.
+const HISTORY_BYTES: u64 = MIB;
 /// Memory of a task's recorders on one load thread, and of their copy during a scrape.
 const RECORDER_BYTES: u64 = MIB;
 /// Memory of a user with a request in flight on its own connection, kernel socket included.
@@ -142,8 +144,9 @@ fn runner_memory(test: &ValidTest, threads: u32, users: u64) -> u64 {
         + bytes_if(GZIP_BYTES, target.gzip && scenario.picked_kinds().any(reads_body));
     let session = SESSION_BYTES + bytes_if(TLS_BYTES, secure(&target.web_socket, "wss"));
     let user = USER_BYTES + http + sessions * session;
-    let recorders = scenario.tasks.len() as u64 * u64::from(threads) * RECORDER_BYTES;
-    PROCESS_BYTES + recorders + users.saturating_mul(user)
+    let tasks = scenario.tasks.len() as u64;
+    let of_tasks = tasks * (u64::from(threads) * RECORDER_BYTES + HISTORY_BYTES);
+    PROCESS_BYTES + of_tasks + users.saturating_mul(user)
 }
 
 /// Sizes a test: the number of runners, their users and load threads, and what they request.

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 use super::LoadTest;
 
 /// The rule that the spec can't change once the test has a plan. Only a rule on the whole object
-/// sees both the spec and the plan. `cancel` and `ttlSecondsAfterFinished` can still change.
+/// sees both the spec and the plan. `cancel`, `keepResult`, `ttl` and `ttlSecondsAfterFinished` can
+/// still change.
 const FROZEN: &str = "!has(oldSelf.status) || !has(oldSelf.status.plan) || \
     (self.spec.target == oldSelf.spec.target && self.spec.load == oldSelf.spec.load && \
     self.spec.scenario == oldSelf.spec.scenario && self.spec.thresholds == oldSelf.spec.thresholds && \
@@ -53,7 +54,7 @@ fn current_crd() -> Value {
     schema["x-kubernetes-validations"] = json!([
         {
             "rule": FROZEN,
-            "message": "a test that has a plan can't change, except cancel and ttlSecondsAfterFinished: run it again with kubectl replace --force -f",
+            "message": "a test that has a plan can't change, except cancel, keepResult, ttl and ttlSecondsAfterFinished: run it again with kubectl replace --force -f",
         },
         {
             "rule": "!oldSelf.spec.cancel || self.spec.cancel",

@@ -86,10 +86,51 @@ pub struct LoadTestSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 31_536_000))]
     pub ttl_seconds_after_finished: Option<u32>,
+    /// Times after the end of the test until the LoadTest and all its pods are deleted, by its result.
+    /// Default: ttlSecondsAfterFinished for every result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<TimeToLive>,
     /// Set true to keep the LoadTestResult when the LoadTest is deleted. It counts when the result is
     /// written, the last time at the end of the test.
     #[serde(default)]
     pub keep_result: bool,
+}
+
+/// Times to live by the result of a test.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TimeToLive {
+    /// For finished tests with the verdict Pass, Warning or NotJudged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "time_to_live")]
+    pub passed: Option<Duration>,
+    /// For all others: somebody may want to see why they failed or could not run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "time_to_live")]
+    pub failed: Option<Duration>,
+}
+
+impl LoadTest {
+    /// The time after the end of the test until it is deleted; `None` if it is kept. It depends on the
+    /// result of the test.
+    pub fn time_to_live(&self) -> Option<Duration> {
+        let by_result = self
+            .spec
+            .ttl
+            .as_ref()
+            .and_then(|ttl| if self.has_passed() { ttl.passed } else { ttl.failed });
+        let seconds = self.spec.ttl_seconds_after_finished;
+        by_result.or_else(|| seconds.map(|seconds| Duration::from_secs(seconds.into())))
+    }
+
+    fn has_passed(&self) -> bool {
+        let Some(status) = &self.status else { return false };
+        let has_passed = matches!(
+            status.known_verdict(),
+            Some(Verdict::Pass | Verdict::Warning | Verdict::NotJudged)
+        );
+        status.known_phase() == Some(Phase::Finished) && has_passed
+    }
 }
 
 /// The response to the loss of a runner under load.
@@ -102,6 +143,10 @@ pub enum OnRunnerLoss {
     Fail,
     /// Goes on with the runners that are left.
     Continue,
+}
+
+fn time_to_live(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    crate::values::schema_between("0s", "8760h")
 }
 
 fn start_timeout(_: &mut schemars::SchemaGenerator) -> schemars::Schema {

@@ -26,7 +26,7 @@ use loadtest_children::OPERATOR_NAME;
 
 use crate::{
     context::Context,
-    decide::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL_SECONDS, signed_duration},
+    decide::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL, signed_duration},
     error::Error,
     observe::start::{START_ANNOTATION, StartRecord},
     observe::state::Observed,
@@ -154,7 +154,13 @@ async fn dry_run_job(context: &Context, observed: &Observed, sizing: &Sizing) ->
 /// Gives the Job of a finished test its time to live: that of the test, or a default.
 async fn set_job_ttl(context: &Context, observed: &Observed) -> Result<(), Error> {
     let Some(job) = &observed.job else { return Ok(()) };
-    let ttl = observed.test.spec.ttl_seconds_after_finished.unwrap_or(JOB_TTL_SECONDS);
+    let ttl = observed.test.time_to_live().unwrap_or(JOB_TTL).as_secs_f64().ceil();
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "the schema allows at most a year"
+    )]
+    let ttl = ttl as u32;
     let patch = serde_json::json!({"spec": {"ttlSecondsAfterFinished": ttl}});
     let jobs: Api<Job> =
         Api::namespaced(context.client.clone(), &observed.test.namespace().unwrap_or_default());

@@ -5,25 +5,26 @@ use std::{
     time::Instant,
 };
 
-use k8s_openapi::jiff::Timestamp;
+use bytes::Bytes;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use loadtest_core::{
     judge::{Coverage, Timeline},
-    metrics::{HistoryStep, Metrics, RunnerMetrics, RunnerState, encode_steps},
+    metrics::{HistoryStep, Metrics, RunnerMetrics, RunnerNumbers, RunnerState},
     resource::{Aborted, LoadTestStatus},
     result::{GoneRunner, GoneRunners, SeriesRecorder},
 };
 
 use super::{
     part::RunnerPart,
+    slots::Slots,
     targets::{StartedPods, Targets},
 };
 use crate::observe::skew::StartEstimates;
 
-/// Answers over a longer time than this are replayed, in seconds: after a restart, or when runners could
-/// not be reached for a while.
-const REPLAY_AFTER: f64 = 3.5;
-/// Time between two snapshots of a replay, in seconds.
-const REPLAY_STEP: f64 = 2.0;
+/// How long a look at the sum waits for runners that have not answered yet.
+const HOLD: SignedDuration = SignedDuration::from_secs(4);
+/// Maximum time that a runner may report beyond the length of the load, in seconds.
+const MAX_EXCESS: f64 = 60.0;
 
 /// The answer of one runner.
 #[derive(Clone, Debug)]
@@ -34,23 +35,42 @@ pub(crate) struct Answer {
     pub(crate) sent_at: Instant,
     /// Time of the answer.
     pub(crate) received_at: Instant,
-    /// The new steps of the runner.
+    /// Seconds of load at the time of the answer.
+    pub(crate) elapsed: f64,
+    /// The new steps of the runner, with consecutive numbers.
     pub(crate) steps: Vec<HistoryStep>,
     /// The same steps, encoded.
-    pub(crate) bytes: bytes::Bytes,
+    pub(crate) bytes: Bytes,
+}
+
+/// Reason why an answer is not added.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RefusedAnswer {
+    #[error("step {found} does not follow step {last}; everything is read again")]
+    Gap { last: u64, found: u64 },
+    #[error("the runner reports {elapsed} s of load, longer than the load of the test")]
+    Elapsed { elapsed: String },
 }
 
 /// Everything that the runners of one run have told.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Collection {
-    /// Sum over all runners, without the measurements of single runners.
+    /// Sum over all runners, up to the last look. Without the numbers of whole runners.
     sum: Metrics,
+    /// The numbers of whole runners, up to the last look.
+    numbers: RunnerNumbers,
+    /// The changes after the last look.
+    pending: Slots,
     /// The runners that may answer again, by index.
     parts: BTreeMap<u32, RunnerPart>,
     /// The runners that never will.
     gone: GoneRunners,
-    /// Indices of the runners that answered last time.
+    /// Indices of the runners that answered in this round.
     answered: BTreeSet<u32>,
+    /// When a look began to wait for runners.
+    waiting_since: Option<Timestamp>,
+    /// Until this time of the load, not all runners that answered have single steps.
+    whole_until: f64,
     /// Time of the last answer of each runner.
     last_seen: BTreeMap<u32, Timestamp>,
     /// UIDs of the pods whose logs need no further search for last metrics.
@@ -77,22 +97,25 @@ impl Collection {
         runners: Vec<RunnerMetrics>,
         series: SeriesRecorder,
     ) -> Self {
-        let mut restored =
-            Self { sum: gone.metrics.clone(), gone, series: Some(series), ..Self::default() };
-        restored.sum.runners.clear();
+        let mut restored = Self { series: Some(series), ..Self::default() };
+        restored.sum.merge_samples(&gone.metrics);
+        restored.numbers.add(RunnerNumbers::of(&gone.metrics));
         for runner in runners {
             let index = runner.identity.index;
-            if !restored.gone.runners.contains_key(&index) {
-                restored.replace(index, runner);
+            if gone.runners.contains_key(&index) {
+                continue;
             }
+            restored.replace(index, runner);
         }
-        restored.update_numbers();
+        restored.gone = gone;
         restored
     }
 
     /// Returns the sum over all runners, with the measurements of each runner under its name.
     pub(crate) fn merged(&self, name_of: impl Fn(u32) -> String) -> Metrics {
-        let mut merged = self.sum.clone();
+        let (mut merged, mut numbers) = (self.sum.clone(), self.numbers);
+        self.pending.add_all_to(&mut merged, &mut numbers);
+        numbers.write_to(&mut merged);
         merged.runners.clone_from(&self.gone.metrics.runners);
         let parts = self.parts.iter();
         merged.runners.extend(parts.map(|(index, part)| (name_of(*index), part.generator())));
@@ -120,12 +143,17 @@ impl Collection {
         &self.gone
     }
 
-    /// Returns the runners that may answer again, if all of them together take at most this many bytes.
-    pub(crate) fn alive(&self, max_bytes: usize) -> Vec<RunnerMetrics> {
-        if self.parts.values().map(RunnerPart::size).sum::<usize>() > max_bytes {
-            return Vec::new();
+    /// Returns runners that may answer again: as many as take at most this many bytes.
+    pub(crate) fn alive(&mut self, max_bytes: usize) -> Vec<RunnerMetrics> {
+        let (mut size, mut kept) = (0, Vec::new());
+        for part in self.parts.values_mut() {
+            size += part.compact();
+            if size > max_bytes {
+                break;
+            }
+            kept.extend(part.snapshot());
         }
-        self.parts.values().filter_map(|part| part.snapshot().ok()).collect()
+        kept
     }
 
     /// Returns the time of the last answer of a runner.
@@ -136,7 +164,7 @@ impl Collection {
     /// Returns the seconds of load that the runners reported last time, if any answered.
     pub(crate) fn reported_elapsed(&self) -> Option<f64> {
         let answered = self.answered.iter().filter_map(|index| self.parts.get(index));
-        answered.map(|part| part.numbers().elapsed_seconds).reduce(f64::max)
+        answered.map(RunnerPart::elapsed).reduce(f64::max)
     }
 
     /// Returns the estimated start times of the runners.
@@ -144,12 +172,12 @@ impl Collection {
         &self.start_estimates
     }
 
-    /// Returns windows, stages and abort timers; `None` before the first answer.
+    /// Returns windows, stages and abort timers; `None` before the first look.
     pub(crate) const fn timeline(&self) -> Option<&Timeline> {
         self.timeline.as_ref()
     }
 
-    /// Returns the run over time; `None` before the first answer.
+    /// Returns the run over time; `None` before the first look.
     pub(crate) const fn series(&self) -> Option<&SeriesRecorder> {
         self.series.as_ref()
     }
@@ -176,7 +204,7 @@ impl Collection {
     }
 
     /// Returns true if a started runner will never answer again.
-    pub(crate) fn is_gone(&self, pods: StartedPods<'_>, index: u32) -> bool {
+    fn is_gone(&self, pods: StartedPods<'_>, index: u32) -> bool {
         let has_ended = || pods.get(index).is_none_or(|runner| runner.termination.is_some());
         self.is_lost(pods, index) || (self.is_final(index) && has_ended())
     }
@@ -187,7 +215,7 @@ impl Collection {
         gone.and_then(|runner| runner.loss.clone()).unwrap_or_else(|| pods.describe_loss(index))
     }
 
-    /// Puts the runners that will never answer again aside.
+    /// Puts the runners that will never answer again aside. Their numbers stay in the sum.
     pub(crate) fn settle_gone(&mut self, pods: StartedPods<'_>) {
         for index in pods.indices() {
             if self.gone.runners.contains_key(&index) || !self.is_gone(pods, index) {
@@ -208,6 +236,13 @@ impl Collection {
             self.gone.runners.insert(index, runner);
             self.answered.remove(&index);
         }
+    }
+
+    /// Notes that a runner answered at a time.
+    #[cfg(test)]
+    pub(crate) fn note_answer(&mut self, index: u32, now: Timestamp) {
+        self.answered.insert(index);
+        self.last_seen.insert(index, now);
     }
 
     /// Ends the test by a threshold.
@@ -241,166 +276,154 @@ impl Collection {
         self.contract_mismatch.as_deref()
     }
 
-    /// Replaces everything that a runner has told, for example by the last metrics in its log.
+    /// Replaces everything that a runner has told by the last metrics in its log.
     pub(crate) fn replace(&mut self, index: u32, runner: RunnerMetrics) {
-        let step = HistoryStep { number: self.last_step(index), is_whole: true, runner };
-        let Ok(bytes) = encode_steps(vec![step.clone()], None) else { return };
         self.forget(index);
-        self.keep(index, &step, bytes.into());
-        self.add(index, &step);
-        self.update_numbers();
+        self.sum.merge_samples(&runner.metrics);
+        self.numbers.add(RunnerNumbers::of(&runner.metrics));
+        self.parts.extend(RunnerPart::stored(runner).map(|part| (index, part)));
     }
 
-    /// Adds the answers of one round. A round without answers changes nothing.
-    pub(crate) fn apply(&mut self, answers: Vec<Answer>, run: &Targets, now: Timestamp) {
+    /// Begins a round of questions to the runners.
+    pub(crate) fn begin_round(&mut self) {
         self.answered.clear();
-        let mut steps = Vec::new();
-        let mut replaced = BTreeMap::new();
-        for Answer { index, sent_at, received_at, steps: found, bytes } in answers {
-            let Some((first, last)) = found.first().zip(found.last()) else {
-                // Nothing has changed since the last answer.
-                self.note_answer(index, now);
-                continue;
-            };
-            let follows = first.number == self.last_step(index) + 1 && first.number > 1;
-            if !first.is_whole && !follows {
-                continue;
-            }
-            let elapsed = last.runner.metrics.elapsed_seconds;
-            // `elapsed` stops when the load ends, so a later value does not show the start.
-            if last.runner.state == RunnerState::Running
-                && elapsed > 0.0
-                && elapsed < run.load.as_secs_f64()
-            {
-                self.start_estimates.add_sample(index, sent_at, received_at, elapsed);
-            }
-            self.note_answer(index, now);
+    }
+
+    /// Adds the answer of a runner.
+    ///
+    /// # Errors
+    /// Fails if the answer does not follow the last one, or can't be true. Nothing is added then.
+    pub(crate) fn add_answer(
+        &mut self,
+        answer: Answer,
+        run: &Targets,
+        now: Timestamp,
+    ) -> Result<(), RefusedAnswer> {
+        let Answer { index, sent_at, received_at, elapsed, steps, bytes } = answer;
+        let longest = run.valid.load.duration().as_secs_f64() + MAX_EXCESS;
+        let mut times =
+            steps.iter().map(|step| step.runner.metrics.elapsed_seconds).chain([elapsed]);
+        if let Some(elapsed) = times.find(|elapsed| *elapsed > longest) {
+            return Err(RefusedAnswer::Elapsed { elapsed: elapsed.to_string() });
+        }
+        if let Some(first) = steps.first() {
+            let last = self.last_step(index);
             if first.is_whole {
                 self.forget(index);
-                replaced.insert(index, first.runner.metrics.elapsed_seconds);
-            }
-            self.keep(index, first, bytes);
-            steps.extend(found.into_iter().map(|step| (index, step)));
-        }
-        if self.answered.is_empty() {
-            return;
-        }
-        for task in &run.valid.scenario.tasks {
-            self.sum.tasks.entry(task.name.clone()).or_default();
-        }
-        // From this time on, all runners that answered have told everything that came before.
-        let known = self.heard_parts().filter(|(index, _)| !replaced.contains_key(index));
-        let known = known.map(|(_, part)| part.numbers().elapsed_seconds);
-        let from = known.chain(replaced.values().copied()).fold(0.0, f64::max);
-        self.replay(steps, from, run);
-        for index in &self.answered {
-            if let Some(part) = self.parts.get_mut(index) {
-                part.compact();
+                self.whole_until = self.whole_until.max(first.runner.metrics.elapsed_seconds);
+            } else if last == 0 || first.number != last + 1 {
+                self.forget(index);
+                return Err(RefusedAnswer::Gap { last, found: first.number });
             }
         }
-    }
-
-    /// Notes the time of an answer.
-    pub(crate) fn note_answer(&mut self, index: u32, now: Timestamp) {
         self.answered.insert(index);
         self.last_seen.insert(index, now);
+        let part = self.parts.entry(index).or_default();
+        // `elapsed` stops when the load ends, so a later value does not show the start.
+        let state = steps.last().map_or_else(|| part.state(), |step| step.runner.state);
+        if state == RunnerState::Running && elapsed > 0.0 && elapsed < run.load.as_secs_f64() {
+            self.start_estimates.add_sample(index, sent_at, received_at, elapsed);
+        }
+        if steps.is_empty() {
+            return Ok(());
+        }
+        part.keep(bytes);
+        for mut step in steps {
+            let is_known =
+                |name: &str| run.valid.scenario.tasks.iter().any(|task| task.name == name);
+            step.runner.metrics.tasks.retain(|name, _| is_known(name));
+            let change = RunnerNumbers::of(&step.runner.metrics).change_since(part.numbers());
+            self.pending.add(&run.valid, &step.runner.metrics, change);
+            part.add(&step);
+        }
+        part.compact_in_turn(index);
+        Ok(())
     }
 
-    /// Adds steps in the order of their time, and looks at the sum in between.
-    fn replay(&mut self, mut steps: Vec<(u32, HistoryStep)>, from: f64, run: &Targets) {
-        let elapsed_of = |step: &(u32, HistoryStep)| step.1.runner.metrics.elapsed_seconds;
-        steps.sort_by(|a, b| elapsed_of(a).total_cmp(&elapsed_of(b)));
-        let end = steps.last().map_or(from, elapsed_of);
-        let mut next = if end - from > REPLAY_AFTER { from } else { f64::INFINITY };
-        self.prepare(from, run);
-        for step in steps {
-            if elapsed_of(&step) > next {
-                self.look(run);
-                next = elapsed_of(&step) + REPLAY_STEP - 0.1;
+    /// Ends a round: looks at the sum, unless runners that have not answered yet may change it soon.
+    pub(crate) fn end_round(&mut self, run: &Targets, now: Timestamp) {
+        self.settle_gone(run.pods());
+        let coverage = self.coverage(run.pods());
+        if coverage == Coverage::Partial {
+            let since = *self.waiting_since.get_or_insert(now);
+            if now.duration_since(since) < HOLD {
+                return;
             }
-            self.add(step.0, &step.1);
+        } else {
+            self.waiting_since = None;
         }
-        self.look(run);
+        self.look(run, coverage);
     }
 
-    /// Creates timeline and series. After a restart, they go on from the status; the history of the
-    /// runners fills what is missing since.
-    fn prepare(&mut self, from: f64, run: &Targets) {
-        if self.timeline.is_none() {
-            let LoadTestStatus { stages, thresholds, progress, .. } = &run.status;
-            let judged = progress.as_ref().map_or(0.0, |progress| progress.elapsed.as_secs_f64());
-            let seconds = judged.min(from);
-            let timeline = Timeline::from_status(&run.valid, stages.clone(), thresholds, seconds);
-            self.timeline = Some(timeline);
-        }
-        self.series.get_or_insert_with(|| SeriesRecorder::new(&run.valid.load));
-    }
-
-    /// Takes a snapshot of the sum for timeline and series.
-    ///
-    /// A runner without an answer seems to do nothing now and too much later, so the timeline is told
-    /// whether some are missing. The abort of a test is judged anyway: it protects the target.
-    fn look(&mut self, run: &Targets) {
-        self.update_numbers();
+    /// Which runners the answers of this round cover.
+    fn coverage(&self, pods: StartedPods<'_>) -> Coverage {
         let is_current = |index: &u32| {
             let is_complete = self.runner_state(*index).is_some_and(RunnerState::is_complete);
             is_complete || self.answered.contains(index)
         };
-        let pods = run.pods();
         let mut coverage = Coverage::All;
         for index in pods.indices().filter(|index| !is_current(index)) {
             if !self.is_lost(pods, index) {
-                coverage = Coverage::Partial;
-                break;
+                return Coverage::Partial;
             }
             coverage = Coverage::WithoutLost;
         }
-        if let Some(series) = &mut self.series {
-            series.record(&self.sum);
-        }
-        let Some(timeline) = &mut self.timeline else { return };
-        let aborted = timeline.record_snapshot_of(&run.valid, &self.sum, coverage);
-        // Load that has ended or is being stopped can't be aborted.
-        if self.sum.elapsed_seconds < run.load.as_secs_f64() {
-            self.aborted = aborted;
-        }
+        coverage
     }
 
-    /// Keeps an encoded answer that begins with this step.
-    fn keep(&mut self, index: u32, first: &HistoryStep, bytes: bytes::Bytes) {
-        self.parts.entry(index).or_default().keep(bytes, first.is_whole);
+    /// Adds what has come since the last look to the sum, in the order of time, and takes a snapshot for
+    /// timeline and series after each slot.
+    ///
+    /// A runner without an answer seems to do nothing now and too much later, so the timeline is told
+    /// whether some are missing. The abort of a test is judged anyway: it protects the target.
+    fn look(&mut self, run: &Targets, coverage: Coverage) {
+        for task in &run.valid.scenario.tasks {
+            self.sum.tasks.entry(task.name.clone()).or_default();
+        }
+        let from = std::mem::take(&mut self.whole_until);
+        let mut pending = std::mem::take(&mut self.pending);
+        if pending.is_empty() {
+            return;
+        }
+        let timeline = self.timeline.get_or_insert_with(|| {
+            let LoadTestStatus { stages, thresholds, progress, .. } = &run.status;
+            let judged = progress.as_ref().map_or(0.0, |progress| progress.elapsed.as_secs_f64());
+            Timeline::from_status(&run.valid, stages.clone(), thresholds, judged)
+        });
+        if from > 0.0 {
+            timeline.look_back_to(from);
+        }
+        let series = self.series.get_or_insert_with(|| SeriesRecorder::new(&run.valid.load));
+        while let Some(elapsed) = pending.pop_first_to(&mut self.sum, &mut self.numbers) {
+            // Before this time, the sum lacks runners that tell everything in one step.
+            if elapsed < from {
+                continue;
+            }
+            self.numbers.write_to(&mut self.sum);
+            // During a replay, runners that are gone are ahead.
+            if !pending.is_empty() {
+                self.sum.elapsed_seconds = elapsed;
+            }
+            series.record(&self.sum);
+            let aborted = timeline.record_snapshot_of(&run.valid, &self.sum, coverage);
+            // Load that has ended or is being stopped can't be aborted. Once due, an abort stays due.
+            if self.aborted.is_none() && self.sum.elapsed_seconds < run.load.as_secs_f64() {
+                self.aborted = aborted;
+            }
+        }
     }
 
     /// Takes everything that a runner has told out of the sum, because the runner tells it again.
     fn forget(&mut self, index: u32) {
-        if let Some(Ok(earlier)) = self.parts.remove(&index).map(|part| part.snapshot()) {
-            self.sum = self.sum.changes_since(&earlier.metrics);
+        let Some(part) = self.parts.get(&index) else { return };
+        let Ok(earlier) = part.snapshot() else { return };
+        if !part.is_stored() {
+            // What this process has heard may be in any slot.
+            std::mem::take(&mut self.pending).add_all_to(&mut self.sum, &mut self.numbers);
         }
-    }
-
-    /// Returns the runners that this process has heard.
-    fn heard_parts(&self) -> impl Iterator<Item = (&u32, &RunnerPart)> {
-        self.parts.iter().filter(|(index, _)| self.last_seen.contains_key(index))
-    }
-
-    fn add(&mut self, index: u32, step: &HistoryStep) {
-        self.sum.merge_samples(&step.runner.metrics);
-        self.parts.entry(index).or_default().add(step);
-    }
-
-    /// Updates the numbers of whole runners in the sum, such as users and elapsed time.
-    fn update_numbers(&mut self) {
-        let mut numbers = Metrics::default();
-        numbers.copy_runner_numbers(&self.gone.metrics);
-        for part in self.parts.values() {
-            numbers.merge_runner_numbers(part.numbers());
-        }
-        // During a replay, the runners that answer are behind those that don't.
-        let heard = self.heard_parts().map(|(_, part)| part.numbers().elapsed_seconds);
-        if let Some(elapsed) = heard.reduce(f64::max) {
-            numbers.elapsed_seconds = elapsed;
-        }
-        self.sum.copy_runner_numbers(&numbers);
+        self.numbers.add(RunnerNumbers::default().change_since(part.numbers()));
+        self.sum = self.sum.since(&earlier.metrics);
+        self.parts.remove(&index);
     }
 }
 

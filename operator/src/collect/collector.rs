@@ -3,27 +3,34 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
 use kube::Api;
-use loadtest_core::{
-    Duration,
-    metrics::{ExpositionError, RunnerMetrics},
-};
+use loadtest_core::metrics::{ExpositionError, RunnerMetrics};
 use prometheus_client::metrics::counter::Counter;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::{JoinHandle, JoinSet, spawn_blocking},
+};
 
 use super::{
+    budget::{NamespaceBudget, ReadBudget},
     collection::{Answer, Collection},
-    scrape::{CollectError, decode_answer, fetch_history, read_last_metrics, run_concurrently},
+    scrape::{Body, CollectError, MAX_REQUESTS, decode_answer, fetch_history, read_last_metrics},
     targets::Targets,
 };
 use crate::{error::format_error_chain, observe::runner::Runner};
 
+/// How long a round waits for answers. Slower runners answer in a later round.
+const ROUND_TIME: Duration = Duration::from_millis(1500);
+/// Minimum time between two rounds.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+/// Maximum number of logs of one test that are read at the same time.
+const MAX_LOG_READS: usize = 4;
 /// Time for which a log that can't be read is tried again before its runner counts as lost.
-const LOG_PATIENCE: std::time::Duration = std::time::Duration::from_mins(1);
+const LOG_PATIENCE: Duration = Duration::from_mins(1);
 
 /// The collectors of all running tests.
 pub(crate) struct Collectors {
@@ -37,13 +44,14 @@ pub(crate) struct Collectors {
 struct Clients {
     kubernetes: kube::Client,
     http: reqwest::Client,
+    budget: Arc<ReadBudget>,
     scrape_failures: Counter,
 }
 
 /// The collector of one run. Its task ends when it is dropped.
 #[derive(Debug)]
 struct Collector {
-    targets: watch::Sender<Targets>,
+    targets: watch::Sender<Arc<Targets>>,
     latest: watch::Receiver<Arc<Collection>>,
     task: JoinHandle<()>,
 }
@@ -61,7 +69,10 @@ impl Collectors {
         http: reqwest::Client,
         scrape_failures: Counter,
     ) -> Self {
-        Self { clients: Clients { kubernetes, http, scrape_failures }, running: Mutex::default() }
+        Self {
+            clients: Clients { kubernetes, http, budget: Arc::default(), scrape_failures },
+            running: Mutex::default(),
+        }
     }
 
     /// Tells the collector of a run what to collect, and returns what it has collected so far. The first
@@ -69,8 +80,10 @@ impl Collectors {
     pub(crate) fn collect(&self, targets: Targets, earlier: &Arc<Collection>) -> Arc<Collection> {
         let mut running = self.lock();
         let run_uid = targets.run_uid.clone();
-        if let Some(collector) = running.get(&run_uid) {
-            collector.targets.send_replace(targets);
+        if let Some(collector) = running.get(&run_uid)
+            && !collector.task.is_finished()
+        {
+            collector.targets.send_replace(Arc::new(targets));
             return Arc::clone(&collector.latest.borrow());
         }
         running.insert(run_uid, Collector::start(self.clients.clone(), targets, earlier));
@@ -100,133 +113,214 @@ impl Collectors {
 
 impl Collector {
     fn start(clients: Clients, targets: Targets, earlier: &Arc<Collection>) -> Self {
-        let (targets, receiver) = watch::channel(targets);
+        let budget = clients.budget.of_namespace(&targets.namespace);
+        let (targets, receiver) = watch::channel(Arc::new(targets));
         let (sender, latest) = watch::channel(Arc::clone(earlier));
-        let task = tokio::spawn(run(clients, receiver, sender));
+        let rounds = Rounds {
+            clients,
+            budget,
+            collection: Arc::new(Mutex::new(Collection::clone(earlier))),
+            requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
+            asked: Asked::default(),
+            reads: Asked::default(),
+        };
+        let task = tokio::spawn(rounds.run(receiver, sender));
         Self { targets, latest, task }
     }
 }
 
-/// Asks the runners, round by round. Never returns.
-async fn run(
+/// The questions to the runners of one run, round by round.
+struct Rounds {
     clients: Clients,
-    targets: watch::Receiver<Targets>,
-    latest: watch::Sender<Arc<Collection>>,
-) {
-    loop {
-        let started_at = Instant::now();
-        let current = targets.borrow().clone();
-        let collection = Arc::clone(&latest.borrow());
-        let round = ask(&clients, &current, &collection).await;
-        // Decoding and merging take milliseconds for each runner, and this thread serves all tests.
-        let applied = tokio::task::spawn_blocking(move || {
-            let mut collection = Arc::unwrap_or_clone(collection);
-            let failures = round.apply(&mut collection, &current);
-            (collection, current, failures)
-        });
-        let Ok((collection, current, failures)) = applied.await else {
-            tracing::error!("a round of the collector panicked");
-            continue;
+    budget: NamespaceBudget,
+    collection: Arc<Mutex<Collection>>,
+    /// Limits the concurrent requests.
+    requests: Arc<Semaphore>,
+    /// The runners that have not answered yet.
+    asked: Asked,
+    /// The logs that are being read.
+    reads: Asked,
+}
+
+/// Tasks about single runners, at most one for each.
+#[derive(Default)]
+struct Asked {
+    tasks: JoinSet<Result<(), CollectError>>,
+    runners: HashMap<tokio::task::Id, u32>,
+}
+
+impl Asked {
+    fn contains(&self, index: u32) -> bool {
+        self.runners.values().any(|asked| *asked == index)
+    }
+
+    fn spawn(
+        &mut self,
+        index: u32,
+        task: impl Future<Output = Result<(), CollectError>> + Send + 'static,
+    ) {
+        let handle = self.tasks.spawn(task);
+        self.runners.insert(handle.id(), index);
+    }
+
+    /// Waits for the next task. Returns the index of its runner, and what went wrong.
+    async fn next(&mut self) -> Option<(u32, Result<(), CollectError>)> {
+        let (id, result) = match self.tasks.join_next_with_id().await? {
+            Ok((id, result)) => (id, result),
+            Err(error) => (error.id(), Err(CollectError::Panic)),
         };
-        clients.scrape_failures.inc_by(failures);
-        let elapsed = collection.reported_elapsed().unwrap_or_default();
-        latest.send_replace(Arc::new(collection));
-        let pause = current.pause(Duration::from_secs_f64(elapsed)).to_std();
-        tokio::time::sleep(pause.saturating_sub(started_at.elapsed())).await;
+        Some((self.runners.remove(&id).unwrap_or(u32::MAX), result))
     }
 }
 
-/// The answers of one round, still encoded.
-#[derive(Debug)]
-struct Round {
-    answers: Vec<EncodedAnswer>,
-    /// The last metrics of pods that have ended.
-    logs: Vec<(Runner, Result<RunnerMetrics, CollectError>)>,
+/// Locks a collection. What a panic left behind is read again from the runners.
+fn lock(collection: &Mutex<Collection>) -> MutexGuard<'_, Collection> {
+    collection.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The answer of one runner, still encoded.
-#[derive(Debug)]
-struct EncodedAnswer {
-    runner: Runner,
-    sent_at: Instant,
-    received_at: Instant,
-    result: Result<Vec<u8>, CollectError>,
-}
-
-/// Asks all runners that may answer, and reads the logs of those that have ended.
-async fn ask(clients: &Clients, targets: &Targets, collection: &Collection) -> Round {
-    let missing = targets.pods().indices().filter(|index| {
-        !collection.is_final(*index) && !collection.gone().runners.contains_key(index)
-    });
-    let pods = missing.filter_map(|index| targets.pods().get(index));
-    let (ended, alive): (Vec<&Runner>, Vec<&Runner>) =
-        pods.partition(|runner| runner.termination.is_some());
-    let requests = alive.into_iter().filter_map(|runner| {
-        let (ip, after) = (runner.ip.clone()?, collection.last_step(runner.index));
-        Some(async move {
-            let sent_at = Instant::now();
-            let result = fetch_history(&clients.http, &ip, after).await;
-            let received_at = Instant::now();
-            EncodedAnswer { runner: runner.clone(), sent_at, received_at, result }
-        })
-    });
-    let answers = run_concurrently(requests.collect()).await;
-    let api: Api<Pod> = Api::namespaced(clients.kubernetes.clone(), &targets.namespace);
-    let unread = ended.into_iter().filter(|runner| !collection.is_log_read(&runner.uid));
-    let reads = unread.map(|runner| {
-        let read = read_last_metrics(&api, &targets.run_uid, runner);
-        async move { (runner.clone(), read.await) }
-    });
-    let logs = run_concurrently(reads.collect()).await;
-    Round { answers, logs }
-}
-
-impl Round {
-    /// Adds the answers to what was collected before. Returns the number of runners that could not be
-    /// read.
-    fn apply(self, collection: &mut Collection, targets: &Targets) -> u64 {
-        let (mut answers, mut failures) = (Vec::new(), 0);
-        for EncodedAnswer { runner, sent_at, received_at, result } in self.answers {
-            let index = runner.index;
-            let decoded = result.and_then(|bytes| {
-                let steps = decode_answer(&bytes, &targets.run_uid, &runner)?;
-                Ok((steps, bytes.into()))
+impl Rounds {
+    /// Never returns.
+    async fn run(
+        mut self,
+        targets: watch::Receiver<Arc<Targets>>,
+        latest: watch::Sender<Arc<Collection>>,
+    ) {
+        loop {
+            let started_at = Instant::now();
+            let current = Arc::clone(&targets.borrow());
+            self.ask(&current);
+            let answers = self.wait_for_answers(&current);
+            let _ = tokio::time::timeout(ROUND_TIME, answers).await;
+            let (collection, run) = (Arc::clone(&self.collection), Arc::clone(&current));
+            // Looks and copies take milliseconds, and this thread serves all tests.
+            let ended = spawn_blocking(move || {
+                let mut collection = lock(&collection);
+                collection.end_round(&run, Timestamp::now());
+                Arc::new(collection.clone())
             });
-            match decoded {
-                Ok((steps, bytes)) => {
-                    answers.push(Answer { index, sent_at, received_at, steps, bytes });
+            let mut elapsed = 0.0;
+            match ended.await {
+                Ok(collection) => {
+                    elapsed = collection.reported_elapsed().unwrap_or_default();
+                    latest.send_replace(collection);
                 }
-                // The next round asks again. The earlier answers stay.
-                Err(error) => {
-                    failures += 1;
-                    let text = format_error_chain(&error);
-                    tracing::debug!(run_uid = targets.run_uid, index, error = text, "no answer");
-                    if matches!(error, CollectError::Exposition(ExpositionError::Contract { .. })) {
-                        collection.note_contract_mismatch(text);
-                    }
-                }
+                Err(error) => tracing::error!(run_uid = current.run_uid, %error, "round failed"),
             }
+            let pause = current.pause(loadtest_core::Duration::from_secs_f64(elapsed)).to_std();
+            tokio::time::sleep(pause.saturating_sub(started_at.elapsed()).max(MIN_PAUSE)).await;
         }
-        let now = Timestamp::now();
-        collection.apply(answers, targets, now);
-        for (runner, result) in self.logs {
-            let since = collection.note_end(&runner.uid, now);
-            // After these two errors a later round may be able to read the log.
-            let may_succeed_later =
-                matches!(result, Err(CollectError::Log(_) | CollectError::LogTimeout));
-            let waited = now.duration_since(since).as_secs_f64();
-            if !may_succeed_later || waited > LOG_PATIENCE.as_secs_f64() {
-                collection.note_log_read(&runner.uid);
-            }
-            match result {
-                Ok(snapshot) => collection.replace(runner.index, snapshot),
-                Err(error) => {
-                    let (pod, error) = (&runner.name, format_error_chain(&error));
-                    tracing::info!(run_uid = targets.run_uid, pod, error, "no last metrics");
-                }
-            }
-        }
-        collection.settle_gone(targets.pods());
-        failures
     }
+
+    /// Asks all runners that may answer, and begins to read the logs of those that have ended.
+    fn ask(&mut self, targets: &Arc<Targets>) {
+        let mut collection = lock(&self.collection);
+        collection.begin_round();
+        let api: Api<Pod> = Api::namespaced(self.clients.kubernetes.clone(), &targets.namespace);
+        for index in targets.pods().indices() {
+            if collection.is_final(index) || collection.gone().runners.contains_key(&index) {
+                continue;
+            }
+            let Some(runner) = targets.pods().get(index).cloned() else { continue };
+            let (run, state) = (Arc::clone(targets), Arc::clone(&self.collection));
+            if runner.termination.is_some() {
+                let has_room = self.reads.runners.len() < MAX_LOG_READS;
+                if has_room && !self.reads.contains(index) && !collection.is_log_read(&runner.uid) {
+                    self.reads.spawn(index, read_log(api.clone(), state, run, runner));
+                }
+            } else if runner.ip.is_some() && !self.asked.contains(index) {
+                let question = Question {
+                    http: self.clients.http.clone(),
+                    budget: self.budget.clone(),
+                    requests: Arc::clone(&self.requests),
+                    after: collection.last_step(index),
+                };
+                self.asked.spawn(index, question.ask(state, run, runner));
+            }
+        }
+    }
+
+    /// Waits until all runners that were asked have answered, and all logs are read.
+    async fn wait_for_answers(&mut self, targets: &Targets) {
+        loop {
+            let (index, result) = tokio::select! {
+                Some(answer) = self.asked.next() => answer,
+                Some(read) = self.reads.next() => read,
+                else => return,
+            };
+            let Err(error) = result else { continue };
+            self.clients.scrape_failures.inc();
+            let text = format_error_chain(&error);
+            tracing::debug!(run_uid = targets.run_uid, index, error = text, "no answer");
+            if matches!(error, CollectError::Exposition(ExpositionError::Contract { .. })) {
+                lock(&self.collection).note_contract_mismatch(text);
+            }
+        }
+    }
+}
+
+/// What a question to one runner needs.
+struct Question {
+    http: reqwest::Client,
+    budget: NamespaceBudget,
+    requests: Arc<Semaphore>,
+    /// Number of the last step that was read.
+    after: u64,
+}
+
+impl Question {
+    /// Asks a runner, and adds its answer to the collection.
+    async fn ask(
+        self,
+        collection: Arc<Mutex<Collection>>,
+        targets: Arc<Targets>,
+        runner: Runner,
+    ) -> Result<(), CollectError> {
+        let Self { http, budget, requests, after } = self;
+        // Nobody closes this semaphore.
+        let _permit = requests.acquire_owned().await.ok();
+        let sent_at = Instant::now();
+        let body = fetch_history(&http, &budget, &targets.run_uid, &runner, after).await?;
+        let received_at = Instant::now();
+        let added = spawn_blocking(move || {
+            let Body { bytes, elapsed, .. } = &body;
+            let steps = decode_answer(bytes, &targets.run_uid, &runner)?;
+            let (index, bytes) = (runner.index, bytes.clone().into());
+            let answer = Answer { index, sent_at, received_at, elapsed: *elapsed, steps, bytes };
+            lock(&collection).add_answer(answer, &targets, Timestamp::now())?;
+            Ok(())
+        });
+        added.await.unwrap_or(Err(CollectError::Panic))
+    }
+}
+
+/// Reads the last metrics in the log of a runner that has ended, and adds them to the collection.
+async fn read_log(
+    pods: Api<Pod>,
+    collection: Arc<Mutex<Collection>>,
+    targets: Arc<Targets>,
+    runner: Runner,
+) -> Result<(), CollectError> {
+    let result: Result<RunnerMetrics, CollectError> =
+        read_last_metrics(&pods, &targets.run_uid, &runner).await;
+    let added = spawn_blocking(move || {
+        let mut collection = lock(&collection);
+        let now = Timestamp::now();
+        let since = collection.note_end(&runner.uid, now);
+        // After these two errors a later round may be able to read the log.
+        let may_succeed_later =
+            matches!(result, Err(CollectError::Log(_) | CollectError::LogTimeout));
+        let waited = now.duration_since(since).as_secs_f64();
+        if !may_succeed_later || waited > LOG_PATIENCE.as_secs_f64() {
+            collection.note_log_read(&runner.uid);
+        }
+        match result {
+            Ok(snapshot) => collection.replace(runner.index, snapshot),
+            Err(error) => {
+                let (pod, error) = (&runner.name, format_error_chain(&error));
+                tracing::info!(run_uid = targets.run_uid, pod, error, "no last metrics");
+            }
+        }
+        Ok(())
+    });
+    added.await.unwrap_or(Err(CollectError::Panic))
 }

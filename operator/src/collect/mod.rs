@@ -4,10 +4,12 @@
 //! whatever the API server does. [`collection`] holds what they told. A reconciliation reads the latest state and never
 //! waits for a runner.
 
+mod budget;
 pub(crate) mod collection;
 mod collector;
 mod part;
 pub(crate) mod scrape;
+mod slots;
 mod targets;
 
 pub(crate) use collection::Collection;

@@ -4,14 +4,18 @@ use futures_util::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::LogParams};
 use loadtest_core::{
-    control::{self, path},
-    metrics::{ExpositionError, HistoryStep, RunnerMetrics, decode, decode_steps},
+    control::{self, HISTORY_HEADER, HistoryReply, path},
+    metrics::{ExpositionError, HistoryStep, Identity, RunnerMetrics, decode, decode_steps},
 };
 
+use super::{
+    budget::{NamespaceBudget, Reservation},
+    collection::RefusedAnswer,
+};
 use crate::observe::runner::Runner;
 
 /// Maximum number of concurrent requests to the runners of one test.
-const MAX_CONCURRENT_REQUESTS: usize = 64;
+pub(crate) const MAX_REQUESTS: usize = 64;
 /// Time limit for reading the log of a pod. The kubelet that holds the log may be gone.
 const LOG_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Maximum number of bytes read from the log of a pod.
@@ -28,6 +32,14 @@ pub(crate) enum CollectError {
         "response comes from run {run_uid} index {index} pod {pod_uid}; another runner has this address now"
     )]
     WrongRunner { run_uid: String, index: u32, pod_uid: String },
+    #[error("response is not that of a runner of this release")]
+    NoRunner,
+    #[error("steps of the runner are not in order")]
+    Unordered,
+    #[error(transparent)]
+    Refused(#[from] RefusedAnswer),
+    #[error("failed to decode the answer: the decoder panicked")]
+    Panic,
     #[error("response is larger than {} MiB", control::MAX_RESPONSE_BYTES >> 20)]
     TooLarge,
     #[error("failed to read the pod's log")]
@@ -44,19 +56,48 @@ pub(crate) fn runner_url(ip: &str, path: &str) -> String {
     format!("http://{host}:{}{path}", control::PORT)
 }
 
+/// An encoded answer, and the memory that it takes.
+#[derive(Debug)]
+pub(crate) struct Body {
+    pub(crate) bytes: Vec<u8>,
+    /// Seconds of load at the time of the answer.
+    pub(crate) elapsed: f64,
+    _reservation: Reservation,
+}
+
 /// Reads what a runner has measured since a step of its history. The answer is still encoded.
 pub(crate) async fn fetch_history(
-    http: &reqwest::Client,
-    ip: &str,
+    client: &reqwest::Client,
+    budget: &NamespaceBudget,
+    run_uid: &str,
+    runner: &Runner,
     after: u64,
-) -> Result<Vec<u8>, CollectError> {
-    let response = http
-        .get(runner_url(ip, &format!("{}?after={after}", path::HISTORY)))
-        .send()
-        .await
-        .and_then(reqwest::Response::error_for_status)
-        .map_err(CollectError::Request)?;
-    read_body(response).await
+) -> Result<Body, CollectError> {
+    let ip = runner.ip.as_deref().unwrap_or_default();
+    let url = runner_url(ip, &format!("{}?after={after}", path::HISTORY));
+    let response = client.get(url).send().await.map_err(CollectError::Request)?;
+    if response.status() == http::StatusCode::NOT_FOUND {
+        // A runner of an earlier release has no history.
+        let found = format!("lower than {}", control::VERSION);
+        return Err(ExpositionError::Contract { found }.into());
+    }
+    let response = response.error_for_status().map_err(CollectError::Request)?;
+    let about = response.headers().get(HISTORY_HEADER).and_then(|value| value.to_str().ok());
+    let about = about.and_then(HistoryReply::parse).ok_or(CollectError::NoRunner)?;
+    check_identity(&about.identity, run_uid, runner)?;
+    let size = response.content_length().ok_or(CollectError::NoRunner)?;
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    check_size(size)?;
+    // The answers before this one take milliseconds each.
+    let reservation = budget.reserve(size).await;
+    let bytes = read_body(response).await?;
+    Ok(Body { bytes, elapsed: about.elapsed_seconds, _reservation: reservation })
+}
+
+/// Refuses a response that is too large. Users choose the runner image, so the operator does not trust
+/// the response.
+const fn check_size(bytes: usize) -> Result<(), CollectError> {
+    if bytes > control::MAX_RESPONSE_BYTES { Err(CollectError::TooLarge) } else { Ok(()) }
 }
 
 /// Decodes the answer of a runner.
@@ -70,30 +111,35 @@ pub(crate) fn decode_answer(
 ) -> Result<Vec<HistoryStep>, CollectError> {
     let steps = decode_steps(bytes)?;
     for step in &steps {
-        // The first step is the state of a runner that has done nothing yet.
-        let identity = &step.runner.identity;
-        let is_expected = identity.run_uid == run_uid
-            && identity.index == runner.index
-            && identity.pod_uid == runner.uid;
-        if !is_expected {
-            return Err(CollectError::WrongRunner {
-                run_uid: identity.run_uid.clone(),
-                index: identity.index,
-                pod_uid: identity.pod_uid.clone(),
-            });
-        }
+        check_identity(&step.runner.identity, run_uid, runner)?;
     }
-    Ok(steps)
+    let is_ordered = steps.windows(2).all(|pair| match pair {
+        [a, b] => {
+            let elapsed = |step: &HistoryStep| step.runner.metrics.elapsed_seconds;
+            b.number == a.number + 1 && !b.is_whole && elapsed(b) >= elapsed(a)
+        }
+        _ => true,
+    });
+    if is_ordered { Ok(steps) } else { Err(CollectError::Unordered) }
 }
 
-/// Reads the body of a response. The size is limited because users choose the runner image, so
-/// the operator does not trust the response.
+fn check_identity(identity: &Identity, run_uid: &str, runner: &Runner) -> Result<(), CollectError> {
+    let Identity { run_uid: found, index, pod_uid } = identity;
+    if found == run_uid && *index == runner.index && *pod_uid == runner.uid {
+        return Ok(());
+    }
+    Err(CollectError::WrongRunner {
+        run_uid: found.clone(),
+        index: *index,
+        pod_uid: pod_uid.clone(),
+    })
+}
+
+/// Reads the body of a response.
 pub(crate) async fn read_body(mut response: reqwest::Response) -> Result<Vec<u8>, CollectError> {
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(CollectError::Request)? {
-        if bytes.len() + chunk.len() > control::MAX_RESPONSE_BYTES {
-            return Err(CollectError::TooLarge);
-        }
+        check_size(bytes.len() + chunk.len())?;
         bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
@@ -134,9 +180,9 @@ fn parse_last_metrics(log: &str) -> Result<RunnerMetrics, CollectError> {
     Ok(decode(&bytes)?)
 }
 
-/// Runs futures to completion, at most [`MAX_CONCURRENT_REQUESTS`] at a time.
-pub(crate) async fn run_concurrently<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    stream::iter(futures).buffer_unordered(MAX_CONCURRENT_REQUESTS).collect().await
+/// Runs futures to completion, at most `limit` at a time.
+pub(crate) async fn run_concurrently<F: Future>(limit: usize, futures: Vec<F>) -> Vec<F::Output> {
+    stream::iter(futures).buffer_unordered(limit).collect().await
 }
 
 #[cfg(test)]

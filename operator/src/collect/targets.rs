@@ -10,8 +10,9 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const EARLY_INTERVAL: Duration = Duration::from_millis(500);
 /// Length of the start of the load.
 const EARLY: Duration = Duration::from_secs(4);
-/// Interval while a test ends.
+/// Interval while a test ends, and what each runner adds to it.
 const ENDING_INTERVAL: Duration = Duration::from_millis(300);
+const ENDING_INTERVAL_PER_RUNNER: Duration = Duration::from_millis(2);
 
 /// What the last reconciliation saw of a run.
 #[derive(Clone, Debug)]
@@ -91,7 +92,9 @@ impl Targets {
     /// Returns the time until the next round, `elapsed` after the start of the load.
     pub(crate) fn pause(&self, elapsed: Duration) -> Duration {
         if elapsed >= self.load {
-            return ENDING_INTERVAL;
+            let runners = u32::try_from(self.start.pods.len()).unwrap_or(u32::MAX);
+            let millis = ENDING_INTERVAL_PER_RUNNER.as_millis_f64() * f64::from(runners);
+            return INTERVAL.min(ENDING_INTERVAL.plus(Duration::from_secs_f64(millis / 1e3)));
         }
         let interval = if elapsed < EARLY { EARLY_INTERVAL } else { INTERVAL };
         interval.min(time_to_next_boundary(&self.valid, elapsed))

@@ -110,9 +110,9 @@ pub(crate) enum Decision {
     DeleteTest,
 }
 
-/// Seconds for which a finished Job and its pods are kept without a time to live of the test, so that
+/// Time for which a finished Job and its pods are kept without a time to live of the test, so that
 /// users can inspect them.
-pub(crate) const JOB_TTL_SECONDS: u32 = 600;
+pub(crate) const JOB_TTL: Duration = Duration::from_secs(600);
 /// Maximum time for in-flight requests of a stopped test to end.
 pub(crate) const CANCEL_GRACE_PERIOD: Duration = Duration::from_secs(5);
 

@@ -50,11 +50,9 @@ pub(super) fn decide_finished(observed: &Observed, now: Timestamp) -> Decision {
     if observed.job.as_ref().is_some_and(has_no_ttl) {
         return Decision::SetJobTtl;
     }
-    let ttl = observed.test.spec.ttl_seconds_after_finished;
-    let (Some(ttl), Some(finish_time)) = (ttl, finish_time) else {
+    let (Some(ttl), Some(finish_time)) = (observed.test.time_to_live(), finish_time) else {
         return Decision::NothingToDo;
     };
-    let ttl = Duration::from_secs(u64::from(ttl));
     if has_elapsed(finish_time.0, now, ttl) {
         return Decision::DeleteTest;
     }

@@ -6,7 +6,7 @@ use k8s_openapi::{
 };
 use loadtest_core::{
     metrics::{RunnerMetrics, RunnerState},
-    resource::{LoadTestStatus, OnRunnerLoss},
+    resource::{LoadTestStatus, OnRunnerLoss, Verdict},
 };
 
 use k8s_openapi::jiff::SignedDuration;
@@ -418,6 +418,39 @@ fn finished_test_is_deleted_after_its_time_to_live() {
     over.test.status.as_mut().unwrap().finish_time = Some(Time(time_after_start(130)));
     assert!(matches!(decision_at(&over, 135), Decision::Wait(_)));
     assert_eq!(decision_at(&over, 140), Decision::DeleteTest);
+}
+
+#[test]
+fn failed_tests_can_live_longer_than_passed_ones() {
+    let mut over = observed_after_start(Phase::Finished);
+    over.job = None;
+    let ttl = serde_json::json!({"passed": "10s", "failed": "1h"});
+    over.test.spec.ttl = Some(serde_json::from_value(ttl).unwrap());
+    over.test.spec.ttl_seconds_after_finished = Some(60);
+    let status = over.test.status.as_mut().unwrap();
+    status.finish_time = Some(Time(time_after_start(130)));
+    let mut is_deleted = |phase: Phase, verdict: Verdict, seconds: i64| {
+        let status = over.test.status.as_mut().unwrap();
+        (status.phase, status.verdict) = (Some(phase.into()), Some(verdict.into()));
+        decision_at(&over, 130 + seconds) == Decision::DeleteTest
+    };
+    for verdict in [Verdict::Pass, Verdict::Warning, Verdict::NotJudged] {
+        assert!(
+            !is_deleted(Phase::Finished, verdict, 9) && is_deleted(Phase::Finished, verdict, 10)
+        );
+    }
+    for verdict in [Verdict::Fail, Verdict::Critical, Verdict::Inconclusive] {
+        assert!(
+            !is_deleted(Phase::Finished, verdict, 3599)
+                && is_deleted(Phase::Finished, verdict, 3600)
+        );
+    }
+    assert!(!is_deleted(Phase::Cancelled, Verdict::NotJudged, 3599));
+    // Without a time for a result, that of all results counts.
+    over.test.spec.ttl = Some(serde_json::from_value(serde_json::json!({"failed": "1h"})).unwrap());
+    let status = over.test.status.as_mut().unwrap();
+    (status.phase, status.verdict) = (Some(Phase::Finished.into()), Some(Verdict::Pass.into()));
+    assert_eq!(decision_at(&over, 190), Decision::DeleteTest);
 }
 
 mod safety;

@@ -83,6 +83,12 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
     if let Some(targets) = observed.targets() {
         let earlier = Arc::clone(&observed.cache.collection);
         observed.cache.collection = context.collectors.collect(targets, &earlier);
+    } else if let Some(latest) = context.collectors.latest(&run_uid) {
+        // The Job is gone.
+        observed.cache.collection = latest;
+    }
+    if is_over {
+        context.collectors.stop(&run_uid);
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use k8s_openapi::{
 };
 use loadtest_core::{
     metrics::{
-        HistoryStep, Identity, Metrics, RunnerMetrics, RunnerState, TaskMetrics, encode_steps,
+        HistoryStep, Identity, Metrics, RunnerMetrics, RunnerState, TaskMetrics, encode_step,
     },
     resource::StageRow,
 };
@@ -41,13 +41,20 @@ fn set_requests(observed: &mut Observed, requests: [u64; 2], seconds: f64) {
         let identity = Identity { index, pod_uid: format!("pod-{index}"), ..Identity::default() };
         let runner = RunnerMetrics { identity, state: RunnerState::Running, metrics };
         let steps = vec![HistoryStep { number: 7, is_whole: true, runner }];
-        let bytes = encode_steps(steps.clone(), None).unwrap().into();
-        Answer { index, sent_at: Instant::now(), received_at: Instant::now(), steps, bytes }
+        let bytes = encode_step(steps[0].clone(), None).unwrap().into();
+        let now = Instant::now();
+        Answer { index, sent_at: now, received_at: now, elapsed: seconds, steps, bytes }
     };
     let asked = (0..).zip(requests).filter(|(_, requests)| *requests > 0);
-    let answers = asked.map(|(index, requests)| answer(index, requests)).collect();
     let targets = observed.targets().unwrap();
-    Arc::make_mut(&mut observed.cache.collection).apply(answers, &targets, noon());
+    let collection = Arc::make_mut(&mut observed.cache.collection);
+    collection.begin_round();
+    for (index, requests) in asked {
+        collection.add_answer(answer(index, requests), &targets, noon()).unwrap();
+    }
+    // A look does not wait for the runner that did not answer.
+    collection.end_round(&targets, noon());
+    collection.end_round(&targets, noon() + 10.seconds());
 }
 
 fn progress() -> Decision {

@@ -10,8 +10,8 @@ use std::{
 
 use axum::{Router, routing};
 use loadtest_core::{
-    control::{PORT, path},
-    metrics::{HistoryStep, Identity, Metrics, RunnerMetrics, RunnerState, encode_steps},
+    control::{HISTORY_HEADER, HistoryReply, PORT, path},
+    metrics::{HistoryStep, Identity, Metrics, RunnerMetrics, RunnerState, encode_step},
 };
 
 use super::*;
@@ -36,15 +36,19 @@ fn history(scrape: u32) -> Vec<u8> {
     let identity = Identity { run_uid: UID.into(), index: 0, pod_uid: "pod-0".into() };
     let runner = RunnerMetrics { identity, state: RunnerState::Running, metrics };
     let step = HistoryStep { number: u64::from(scrape), is_whole: true, runner };
-    encode_steps(vec![step], None).unwrap()
+    encode_step(step, None).unwrap()
 }
 
 /// Starts a runner that takes all orders.
 async fn start_runner() -> Arc<Asked> {
     let asked = Arc::<Asked>::default();
     let (scraped, stopped) = (Arc::clone(&asked), Arc::clone(&asked));
-    let scrape =
-        move || async move { history(scraped.scrapes.fetch_add(1, Ordering::Relaxed) + 1) };
+    let scrape = move || async move {
+        let scrape = scraped.scrapes.fetch_add(1, Ordering::Relaxed) + 1;
+        let identity = Identity { run_uid: UID.into(), index: 0, pod_uid: "pod-0".into() };
+        let about = HistoryReply { identity, elapsed_seconds: 5.0 * f64::from(scrape) };
+        ([(HISTORY_HEADER, about.to_string())], history(scrape))
+    };
     let stop = move || async move {
         stopped.stops.fetch_add(1, Ordering::Relaxed);
     };

@@ -221,6 +221,11 @@ impl Engine {
         self.length.get().copied().unwrap_or(planned)
     }
 
+    /// Returns how long the load has run.
+    pub fn elapsed(&self) -> Duration {
+        self.load_elapsed(Instant::now())
+    }
+
     /// Returns how long the load has run at `now`.
     ///
     /// The clock stops at the end of the load: no request begins in the grace period after it.

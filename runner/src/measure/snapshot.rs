@@ -51,6 +51,7 @@ impl ThreadSnapshot {
             throttled_seconds: 0.0,
             memory_bytes: 0.0,
             memory_ratio: 0.0,
+            refused_orders: 0.0,
         }
     }
 

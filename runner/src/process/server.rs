@@ -4,7 +4,10 @@ use std::{
     convert::Infallible,
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -14,10 +17,11 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use loadtest_core::{
-    control::{ErrorExample, MAX_ORDER_SECONDS, StartOrder, StopOrder, path},
+    control::{
+        ErrorExample, HISTORY_HEADER, HistoryReply, MAX_ORDER_SECONDS, StartOrder, StopOrder, path,
+    },
     metrics::{
         ExpositionOptions, Format, Identity, RunnerHistory, RunnerMetrics, RunnerState, encode,
-        encode_steps,
     },
     plan::TaskKind,
     token,
@@ -33,10 +37,10 @@ use crate::load::engine::Engine;
 
 /// Maximum length of an order's body.
 const MAX_ORDER_BYTES: usize = 4 << 10;
-/// Interval between two steps of the history while nobody reads it.
+/// Interval between two steps of the history. Each reader adds a step of its own.
 const STEP_INTERVAL: Duration = Duration::from_secs(2);
 /// Minimum time between two steps. A reader that comes earlier gets the steps that are there.
-const MIN_STEP: Duration = Duration::from_millis(10);
+const MIN_STEP: Duration = Duration::from_millis(200);
 /// Pause after a connection that could not be accepted, such as when no file can be opened.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
@@ -49,6 +53,8 @@ pub struct Control {
     pub identity: Identity,
     /// True after a release order.
     pub released: watch::Sender<bool>,
+    /// Number of orders without the token of the run.
+    refused_orders: AtomicU32,
     /// The last minutes of this runner.
     history: Mutex<RunnerHistory>,
     /// Origin of the times in the history.
@@ -60,9 +66,10 @@ impl Control {
     pub fn new(engine: Engine, identity: Identity) -> Self {
         Self {
             engine,
-            history: Mutex::new(RunnerHistory::new(identity.clone())),
+            history: Mutex::new(RunnerHistory::new(identity.clone(), Some(std::thread::yield_now))),
             identity,
             released: watch::Sender::new(false),
+            refused_orders: AtomicU32::new(0),
             created_at: Instant::now(),
         }
     }
@@ -82,7 +89,9 @@ impl Control {
         if is_recent && history.state() == self.state() {
             return;
         }
-        history.record(self.runner_metrics().await, self.created_at.elapsed());
+        if let Err(error) = history.record(self.runner_metrics().await, self.created_at.elapsed()) {
+            tracing::error!(%error, "a step of the history could not be encoded");
+        }
     }
 
     /// Returns the encoded steps of the history after a number.
@@ -91,15 +100,15 @@ impl Control {
     /// When the encoder refuses a value.
     async fn encode_history(&self, after: u64) -> Result<Vec<u8>, std::fmt::Error> {
         self.record_step(MIN_STEP).await;
-        let steps = self.history.lock().await.after(after);
-        encode_steps(steps, Some(std::thread::yield_now))
+        self.history.lock().await.encode_after(after)
     }
 
     /// Returns the metrics measured so far, with the identity and the state of this runner.
     async fn runner_metrics(&self) -> RunnerMetrics {
         // The state is read first, so that metrics with the state "done" are final.
         let state = self.state();
-        let metrics = self.engine.snapshot().await.metrics;
+        let mut metrics = self.engine.snapshot().await.metrics;
+        metrics.refused_orders = f64::from(self.refused_orders.load(Ordering::Relaxed));
         RunnerMetrics { identity: self.identity.clone(), state, metrics }
     }
 
@@ -249,7 +258,17 @@ async fn history_reply(control: &Control, query: &str) -> Reply {
         return text_reply(StatusCode::BAD_REQUEST, problem);
     };
     match control.encode_history(after).await {
-        Ok(body) => reply_with(Format::Protobuf.content_type(), body),
+        Ok(body) => {
+            let mut reply = reply_with(Format::Protobuf.content_type(), body);
+            let about = HistoryReply {
+                identity: control.identity.clone(),
+                elapsed_seconds: control.engine.elapsed().as_secs_f64(),
+            };
+            if let Ok(about) = HeaderValue::from_str(&about.to_string()) {
+                reply.headers_mut().insert(HISTORY_HEADER, about);
+            }
+            reply
+        }
         Err(error) => {
             tracing::error!(%error, "history could not be encoded");
             empty_reply(StatusCode::INTERNAL_SERVER_ERROR)
@@ -286,6 +305,7 @@ async fn obey_order(
     body: Incoming,
 ) -> Result<(), (StatusCode, String)> {
     if !control.is_authorized(headers) {
+        control.refused_orders.fetch_add(1, Ordering::Relaxed);
         let problem = "this order needs the token of the run".to_owned();
         return Err((StatusCode::UNAUTHORIZED, problem));
     }

@@ -76,6 +76,9 @@ async fn orders_without_a_valid_token_are_rejected() {
     }
     assert_eq!(runner.control.engine.state(), RunnerState::Waiting);
     assert!(!*runner.control.released.borrow());
+    let (_, body) = send(&runner, "GET /metrics", "", "").await;
+    let text = String::from_utf8_lossy(&body).into_owned();
+    assert!(text.contains(r#"loadtest_refused_orders_total{loadtest="burst"} 9"#), "{text}");
 }
 
 #[tokio::test]

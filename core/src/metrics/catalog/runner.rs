@@ -49,7 +49,7 @@ fn to_count(value: f64) -> u64 {
 }
 
 /// Every number of a whole runner.
-pub(crate) const RUNNER: [RunnerInfo; 8] = [
+pub(crate) const RUNNER: [RunnerInfo; 9] = [
     RunnerInfo {
         family: "loadtest_elapsed_seconds",
         description: "Seconds of load since the runner's start, without graceful stop",
@@ -108,6 +108,13 @@ pub(crate) const RUNNER: [RunnerInfo; 8] = [
         merge: Merge::Max,
         since: Since::Latest,
         field: field!(memory_ratio),
+    },
+    RunnerInfo {
+        family: "loadtest_refused_orders_total",
+        description: "Orders to start, stop or exit that came without the token of the run",
+        merge: Merge::Sum,
+        since: Since::Difference,
+        field: field!(refused_orders),
     },
 ];
 

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use loadtest_core::{
-    metrics::{Identity, LatencyMetric, Outcome, RunnerHistory},
+    metrics::{Identity, LatencyMetric, Outcome, RunnerHistory, decode_steps},
     resource::Verdict,
 };
 use serde_json::json;
@@ -22,7 +22,7 @@ struct TestRunner {
 impl TestRunner {
     fn new(index: u32) -> Self {
         let identity = Identity { run_uid: "uid".into(), index, pod_uid: format!("pod-{index}") };
-        let history = RunnerHistory::new(identity.clone());
+        let history = RunnerHistory::new(identity.clone(), None);
         let metrics = RunnerMetrics { identity, ..RunnerMetrics::default() };
         Self { index, metrics, history }
     }
@@ -40,20 +40,22 @@ impl TestRunner {
             samples.record(latency, 10);
             self.metrics.state = RunnerState::Running;
             let now = Duration::from_secs_f64(self.metrics.metrics.elapsed_seconds);
-            self.history.record(self.metrics.clone(), now);
+            self.history.record(self.metrics.clone(), now).unwrap();
         }
     }
 
     fn answer(&self, collection: &Collection) -> Answer {
-        let steps = self.history.after(collection.last_step(self.index));
-        let bytes = encode_steps(steps.clone(), None).unwrap().into();
-        let now = Instant::now();
-        Answer { index: self.index, sent_at: now, received_at: now, steps, bytes }
+        let bytes = self.history.encode_after(collection.last_step(self.index)).unwrap();
+        let elapsed = self.metrics.metrics.elapsed_seconds;
+        let (steps, now) = (decode_steps(&bytes).unwrap(), Instant::now());
+        let (sent_at, received_at, bytes) = (now, now, bytes.into());
+        Answer { index: self.index, sent_at, received_at, elapsed, steps, bytes }
     }
 }
 
 fn targets() -> Targets {
     let mut test = example_test();
+    test.spec.load.duration = Some(loadtest_core::Duration::from_secs(600));
     test.spec.thresholds = serde_json::from_value(json!([
         {"metric": "responseTime", "statistic": "p50", "target": "< 1s", "critical": "> 2s", "window": "10s"},
     ]))
@@ -71,6 +73,15 @@ fn targets() -> Targets {
     }
 }
 
+/// Asks these runners.
+fn ask(collection: &mut Collection, runners: &[&TestRunner], targets: &Targets, now: Timestamp) {
+    collection.begin_round();
+    for runner in runners {
+        collection.add_answer(runner.answer(collection), targets, now).unwrap();
+    }
+    collection.end_round(targets, now);
+}
+
 /// Lets two runners run, and asks them at these seconds.
 fn collect_at(
     collection: &mut Collection,
@@ -80,18 +91,21 @@ fn collect_at(
 ) {
     for second in seconds {
         runners.iter_mut().for_each(|runner| runner.run_until(second));
-        let answers = runners.iter().map(|runner| runner.answer(collection)).collect();
-        collection.apply(answers, targets, noon());
+        ask(collection, &runners.iter().collect::<Vec<_>>(), targets, noon());
     }
 }
 
+fn merged(collection: &Collection) -> Metrics {
+    collection.merged(|index| format!("runner {index}"))
+}
+
 fn requests(collection: &Collection) -> u64 {
-    collection.sum.all_tasks().completed_requests()
+    merged(collection).all_tasks().completed_requests()
 }
 
 fn verdict(collection: &Collection, targets: &Targets) -> Verdict {
     let timeline = collection.timeline().unwrap();
-    let rows = timeline.rows_at_end(&targets.valid, &collection.sum, None);
+    let rows = timeline.rows_at_end(&targets.valid, &merged(collection), None);
     rows[0].verdict.known().unwrap()
 }
 
@@ -127,7 +141,8 @@ fn a_longer_gap_counts_everything_once() {
     let mut collection = Collection::default();
     collect_at(&mut collection, &mut runners, &targets, [2, 4, 300, 302]);
     assert_eq!(requests(&collection), 6040);
-    let health = &collection.sum.tasks["health"];
+    let merged = merged(&collection);
+    let health = &merged.tasks["health"];
     let samples = health.latencies.get(LatencyMetric::ResponseTime, Outcome::Success);
     assert_eq!(samples.count(), 6040);
     assert!(collection.timeline().unwrap().unobserved() > loadtest_core::Duration::ZERO);
@@ -145,8 +160,7 @@ fn a_restored_runner_is_not_counted_twice() {
     assert_eq!(requests(&restored), 1000);
     runners.iter_mut().for_each(|runner| runner.run_until(60));
     // The other runner is silent: its numbers stay.
-    let answer = runners[0].answer(&restored);
-    restored.apply(vec![answer], &targets, noon());
+    ask(&mut restored, &[&runners[0]], &targets, noon());
     assert_eq!(requests(&restored), 1100);
     collect_at(&mut restored, &mut runners, &targets, [70]);
     assert_eq!((requests(&restored), verdict(&restored, &targets)), (1400, Verdict::Critical));
@@ -163,7 +177,7 @@ fn a_lost_runner_keeps_its_numbers() {
     assert_eq!(requests(&collection), 4000);
     assert_eq!(collection.gone().metrics.all_tasks().completed_requests(), 2000);
     assert!(collection.gone().runners[&1].loss.as_ref().unwrap().contains("deleted"));
-    let merged = collection.merged(|index| format!("runner {index}"));
+    let merged = merged(&collection);
     let counts: Vec<u64> = merged.runners.values().map(|runner| runner.requests).collect();
     assert_eq!(counts, [2000, 2000]);
 }
@@ -179,4 +193,85 @@ fn the_last_metrics_of_a_log_replace_earlier_answers() {
     collection.replace(1, last);
     assert_eq!(requests(&collection), 130);
     assert!(collection.is_final(1) && collection.is_lost(targets.pods(), 1));
+}
+
+#[test]
+fn a_restart_after_minutes_spoils_no_window() {
+    let mut targets = targets();
+    let mut runners = [TestRunner::new(0), TestRunner::new(1)];
+    runners.iter_mut().for_each(|runner| runner.run_until(290));
+    // An earlier process has judged the first 280 s.
+    let row = json!({
+        "metric": "responseTime", "statistic": "p50", "window": "10s", "bound": "< 1s",
+        "observed": "50ms", "samples": 100, "verdict": "Pass",
+    });
+    targets.status.thresholds = vec![serde_json::from_value(row).unwrap()];
+    let progress = json!({"percent": 46, "elapsed": "280s", "runners": 2, "users": 10});
+    targets.status.progress = Some(serde_json::from_value(progress).unwrap());
+    let mut restarted = Collection::default();
+    collect_at(&mut restarted, &mut runners, &targets, [290, 292]);
+    assert_eq!((requests(&restarted), verdict(&restarted, &targets)), (5840, Verdict::Pass));
+    assert_eq!(restarted.timeline().unwrap().unobserved(), loadtest_core::Duration::ZERO);
+}
+
+#[test]
+fn a_replay_waits_for_a_late_runner() {
+    let targets = targets();
+    let mut runners = [TestRunner::new(0), TestRunner::new(1)];
+    runners.iter_mut().for_each(|runner| runner.run_until(100));
+    let mut collection = Collection::default();
+    ask(&mut collection, &[&runners[0]], &targets, noon());
+    assert!(collection.timeline().is_none());
+    assert_eq!(requests(&collection), 1000, "what is known is not held back");
+    ask(&mut collection, &[&runners[0], &runners[1]], &targets, noon());
+    assert_eq!((requests(&collection), verdict(&collection, &targets)), (2000, Verdict::Critical));
+    assert_eq!(collection.timeline().unwrap().unobserved(), loadtest_core::Duration::ZERO);
+}
+
+#[test]
+fn a_silent_runner_holds_back_no_abort() {
+    let mut targets = targets();
+    targets.valid.thresholds = {
+        let mut test = example_test();
+        test.spec.thresholds = serde_json::from_value(json!([
+            {"metric": "responseTime", "statistic": "p50", "target": "< 1ms", "critical": "> 2ms",
+             "abort": {"after": "5s", "for": "5s"}},
+        ]))
+        .unwrap();
+        validated(&test).thresholds
+    };
+    let mut runner = TestRunner::new(0);
+    let mut collection = Collection::default();
+    for second in (2..30).step_by(2) {
+        runner.run_until(second);
+        let now = noon() + SignedDuration::from_secs(second.into());
+        ask(&mut collection, &[&runner], &targets, now);
+    }
+    assert!(collection.aborted().is_some());
+    // Once due, an abort stays due.
+    ask(&mut collection, &[&runner], &targets, noon());
+    assert!(collection.aborted().is_some());
+}
+
+#[test]
+fn answers_that_can_not_be_true_are_refused() {
+    let targets = targets();
+    let mut runner = TestRunner::new(0);
+    runner.run_until(4);
+    let mut collection = Collection::default();
+    let mut late = runner.answer(&collection);
+    late.elapsed = 1e6;
+    let refused = collection.add_answer(late, &targets, noon());
+    assert!(matches!(refused, Err(RefusedAnswer::Elapsed { .. })), "{refused:?}");
+    let mut gap = runner.answer(&collection);
+    gap.steps.remove(0);
+    let refused = collection.add_answer(gap, &targets, noon());
+    assert!(matches!(refused, Err(RefusedAnswer::Gap { .. })), "{refused:?}");
+    assert_eq!(requests(&collection), 0);
+
+    let mut foreign = runner.answer(&collection);
+    let task = foreign.steps[1].runner.metrics.tasks["health"].clone();
+    foreign.steps[1].runner.metrics.tasks.insert("foreign".into(), task);
+    collection.add_answer(foreign, &targets, noon()).unwrap();
+    assert_eq!(merged(&collection).tasks.keys().collect::<Vec<_>>(), ["health"]);
 }
