@@ -386,7 +386,8 @@ limits_of_load_tests() {
     expect_failure "at most 2 runners" create_within_limits "$inside" "$load" '{ count: 3 }'
     expect_failure "spec.runners.usersPerRunner" create_within_limits "$inside" "$load" '{ usersPerRunner: 49 }'
     expect_failure "give count or usersPerRunner" create_within_limits "$inside" "$load" '{ labels: { team: a } }'
-    run_helm upgrade first "$one"
+    # Without values, Helm would keep the limits.
+    run_helm upgrade first "$one" --reset-values
     retry_until_success create_within_limits '{ http: "http://example.com" }' "$load" "$runners"
 }
 

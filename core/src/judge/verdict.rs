@@ -2,7 +2,7 @@
 
 use super::{
     advice::{advice_for, dropped_arrivals, with_generator_link},
-    generator_health::generator_problem,
+    generator_health::{generator_problem, was_held_up},
     observation::{Observation, judged_task, observe, observe_on_time},
 };
 use crate::{
@@ -160,6 +160,7 @@ fn decide(
     // is not in them.
     if problem.is_some()
         && !meets_target(value)
+        && !was_held_up(metrics)
         && let Some(on_time) = observe_on_time(threshold, task)
         && on_time.samples >= needed
         && on_time.value.is_some_and(|value| !meets_target(value))

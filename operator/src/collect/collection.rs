@@ -388,11 +388,11 @@ impl Collection {
         let timeline = self.timeline.get_or_insert_with(|| {
             let LoadTestStatus { stages, thresholds, progress, .. } = &run.status;
             let judged = progress.as_ref().map_or(0.0, |progress| progress.elapsed.as_secs_f64());
-            Timeline::from_status(&run.valid, stages.clone(), thresholds, judged)
-        });
-        if from > 0.0 {
+            let mut timeline =
+                Timeline::from_status(&run.valid, stages.clone(), thresholds, judged);
             timeline.look_back_to(from);
-        }
+            timeline
+        });
         let series = self.series.get_or_insert_with(|| SeriesRecorder::new(&run.valid.load));
         while let Some(elapsed) = pending.pop_first_to(&mut self.sum, &mut self.numbers) {
             // Before this time, the sum lacks runners that tell everything in one step.

@@ -415,6 +415,10 @@ fn a_slow_target_fails_despite_a_late_generator() {
     task.latencies.late_mut(LatencyMetric::ResponseTime).record(3.0, 500);
     let row = judge_fully(&p95(), &metrics);
     assert_eq!((row.verdict.known().unwrap(), row.samples), (Verdict::Fail, 500));
+    // A runner without CPU time sends some requests on time, and still makes them slow.
+    metrics.elapsed_seconds = 60.0;
+    metrics.throttled_seconds = 30.0;
+    assert_eq!(judge_fully(&p95(), &metrics).verdict, Verdict::Inconclusive);
     // A light load proves nothing, even if all responses are fast.
     let mut metrics = responses(0.5, Outcome::Success, 1000);
     metrics.user_seconds = 1000.0;
