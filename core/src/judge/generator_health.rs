@@ -66,10 +66,12 @@ pub(crate) fn generator_problem(
     Some(format!("{name}: {problem}"))
 }
 
-/// True when a CPU limit kept a runner from running. Then requests that were sent on time can look slow too:
-/// the runner may have stood still just before or after it sent them.
+/// True when a CPU limit or a memory limit kept a runner from running. Then requests that were sent on time
+/// can look slow too: the runner may have stood still just before or after it sent them.
 pub(crate) fn was_held_up(metrics: &Metrics) -> bool {
-    let is_held_up = |generator: &GeneratorMetrics| throttling_problem(generator).is_some();
+    let is_held_up = |generator: &GeneratorMetrics| {
+        throttling_problem(generator).or_else(|| memory_problem(generator)).is_some()
+    };
     is_held_up(&metrics.generator()) || metrics.runners.values().any(is_held_up)
 }
 

@@ -73,7 +73,7 @@ pub fn decode(mut bytes: &[u8]) -> Result<RunnerMetrics, ExpositionError> {
     Ok(decoder.finish()?.runner)
 }
 
-/// Decodes the steps of a runner's history, as [`super::encode_steps`] writes them.
+/// Decodes the steps of a runner's history, as [`super::encode_step`] writes them one after the other.
 ///
 /// # Errors
 /// When the bytes are no history of a runner of this release.

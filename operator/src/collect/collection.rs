@@ -10,6 +10,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use loadtest_core::{
     judge::{Coverage, Timeline},
     metrics::{HistoryStep, Metrics, RunnerMetrics, RunnerNumbers, RunnerState},
+    plan::ValidTest,
     resource::{Aborted, LoadTestStatus},
     result::{GoneRunner, GoneRunners, SeriesRecorder},
 };
@@ -386,10 +387,7 @@ impl Collection {
             return;
         }
         let timeline = self.timeline.get_or_insert_with(|| {
-            let LoadTestStatus { stages, thresholds, progress, .. } = &run.status;
-            let judged = progress.as_ref().map_or(0.0, |progress| progress.elapsed.as_secs_f64());
-            let mut timeline =
-                Timeline::from_status(&run.valid, stages.clone(), thresholds, judged);
+            let mut timeline = timeline_of(&run.valid, &run.status);
             timeline.look_back_to(from);
             timeline
         });
@@ -418,13 +416,20 @@ impl Collection {
         let Some(part) = self.parts.get(&index) else { return };
         let Ok(earlier) = part.snapshot() else { return };
         if !part.is_stored() {
-            // What this process has heard may be in any slot.
+            // The answers of this process may be in any slot.
             std::mem::take(&mut self.pending).add_all_to(&mut self.sum, &mut self.numbers);
         }
         self.numbers.add(RunnerNumbers::default().change_since(part.numbers()));
         self.sum = self.sum.since(&earlier.metrics);
         self.parts.remove(&index);
     }
+}
+
+/// Returns the timeline that an earlier process has written to the status.
+pub(crate) fn timeline_of(valid: &ValidTest, status: &LoadTestStatus) -> Timeline {
+    let LoadTestStatus { stages, thresholds, progress, .. } = status;
+    let judged = progress.as_ref().map_or(0.0, |progress| progress.elapsed.as_secs_f64());
+    Timeline::from_status(valid, stages.clone(), thresholds, judged)
 }
 
 #[cfg(test)]

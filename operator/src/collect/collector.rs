@@ -39,7 +39,7 @@ pub(crate) struct Collectors {
     running: Mutex<HashMap<String, Collector>>,
 }
 
-/// What every collector needs.
+/// The clients of every collector.
 #[derive(Clone)]
 struct Clients {
     kubernetes: kube::Client,
@@ -173,7 +173,7 @@ impl Asked {
     }
 }
 
-/// Locks a collection. What a panic left behind is read again from the runners.
+/// Locks a collection, also after a panic: the decoder, which reads foreign data, runs before the lock.
 fn lock(collection: &Mutex<Collection>) -> MutexGuard<'_, Collection> {
     collection.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -211,7 +211,7 @@ impl Rounds {
         }
     }
 
-    /// Asks all runners that may answer, and begins to read the logs of those that have ended.
+    /// Asks the runners that are alive, and begins to read the logs of the others.
     fn ask(&mut self, targets: &Arc<Targets>) {
         let mut collection = lock(&self.collection);
         collection.begin_round();

@@ -1,8 +1,8 @@
 //! Collects the metrics of the runners of each running test.
 //!
 //! Each run has a task of its own ([`collector`]), which asks the runners on its own clock ([`scrape`]),
-//! whatever the API server does. [`collection`] holds what they told. A reconciliation reads the latest state and never
-//! waits for a runner.
+//! whatever the API server does. [`collection`] holds their answers. A reconciliation reads the latest state
+//! and never waits for a runner.
 
 mod budget;
 pub(crate) mod collection;
@@ -12,6 +12,6 @@ pub(crate) mod scrape;
 mod slots;
 mod targets;
 
-pub(crate) use collection::Collection;
+pub(crate) use collection::{Collection, timeline_of};
 pub(crate) use collector::Collectors;
 pub(crate) use targets::{StartedPods, Targets, runner_name, time_to_next_boundary};

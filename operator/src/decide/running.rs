@@ -12,9 +12,9 @@ use crate::{
     observe::state::Observed,
 };
 
-/// Interval between two scrapes while load runs.
+/// Interval between two reconciliations while load runs.
 pub(super) const COLLECT_INTERVAL: Duration = Duration::from_secs(2);
-/// Interval between two scrapes while the test stops.
+/// Interval between two reconciliations while the test stops.
 const STOPPING_POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Time without a response after which the operator gives up a runner at the end of the test.
 const SILENT_RUNNER_TIMEOUT: Duration = Duration::from_secs(60);

@@ -22,7 +22,7 @@ use super::{
     runner::Runner,
     start::{START_ANNOTATION, StartRecord, latest_start},
 };
-use crate::collect::{Collection, StartedPods, Targets, runner_name};
+use crate::collect::{Collection, StartedPods, Targets, runner_name, timeline_of};
 
 /// The objects of a test under load, as the last successful reconciliation saw them.
 #[derive(Clone, Debug)]
@@ -284,11 +284,8 @@ impl Observed {
 
     /// Returns the timeline of the test so far.
     pub(crate) fn timeline(&self, valid: &ValidTest) -> Timeline {
-        self.cache.collection.timeline().cloned().unwrap_or_else(|| {
-            let LoadTestStatus { stages, thresholds, progress, .. } = self.status();
-            let seconds = progress.map_or(0.0, |progress| progress.elapsed.as_secs_f64());
-            Timeline::from_status(valid, stages, &thresholds, seconds)
-        })
+        let collected = self.cache.collection.timeline().cloned();
+        collected.unwrap_or_else(|| timeline_of(valid, &self.status()))
     }
 
     /// Returns the duration of the load. It is zero as soon as something ends the test early.

@@ -419,6 +419,10 @@ fn a_slow_target_fails_despite_a_late_generator() {
     metrics.elapsed_seconds = 60.0;
     metrics.throttled_seconds = 30.0;
     assert_eq!(judge_fully(&p95(), &metrics).verdict, Verdict::Inconclusive);
+    // So does one that reads its own code from disk again.
+    metrics.throttled_seconds = 0.0;
+    metrics.memory_ratio = 0.99;
+    assert_eq!(judge_fully(&p95(), &metrics).verdict, Verdict::Inconclusive);
     // A light load proves nothing, even if all responses are fast.
     let mut metrics = responses(0.5, Outcome::Success, 1000);
     metrics.user_seconds = 1000.0;
