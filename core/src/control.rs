@@ -102,6 +102,8 @@ pub mod variable {
 pub mod exit_code {
     /// The runner could not run: a plan that it can't read, or a port that it can't bind.
     pub const CANNOT_RUN: u8 = 2;
+    /// Other work on the machine disturbed the self test.
+    pub const NOT_JUDGED: u8 = 3;
     /// The runner was killed after its start. Its load must not run twice.
     pub const KILLED_AFTER_START: u8 = 75;
     /// The runner was killed before its start.

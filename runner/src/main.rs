@@ -10,7 +10,9 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use loadtest_core::control::{self, exit_code, variable};
 use loadtest_runner::{
-    RunError, RunOptions, run_plan, selftest::print_selftest, warm_up, write_termination_message,
+    RunError, RunOptions, run_plan,
+    selftest::{SelftestResult, print_selftest},
+    warm_up, write_termination_message,
 };
 
 #[global_allocator]
@@ -69,12 +71,13 @@ fn run(RunArguments { plan, listen, index, pod_uid }: RunArguments) -> ExitCode 
     }
 }
 
-/// Exits 1 when a check failed.
+/// Exits 1 when a check failed, and 3 when other work on the machine disturbed it.
 fn selftest() -> ExitCode {
     warm_up();
     match print_selftest(&mut std::io::stdout().lock()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
+        Ok(SelftestResult::Passed) => ExitCode::SUCCESS,
+        Ok(SelftestResult::Failed) => ExitCode::FAILURE,
+        Ok(SelftestResult::NotJudged) => ExitCode::from(exit_code::NOT_JUDGED),
         Err(error) => fail(error.into()),
     }
 }

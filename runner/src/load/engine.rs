@@ -184,15 +184,18 @@ impl Engine {
             }
         }
         let mut busiest = Duration::ZERO;
+        // The time of the last copy. To merge the copies takes longer than to take them.
+        let mut taken_at = None;
         for reply in replies {
             let Ok(snapshot) = reply.await else { continue };
             busiest = busiest.max(snapshot.busy);
+            taken_at = taken_at.max(Some(snapshot.taken_at));
             total.metrics.merge(&snapshot.to_metrics(&self.prepared));
             for (kind, example) in snapshot.error_examples(&self.prepared) {
                 total.examples.entry(kind).or_insert(example);
             }
         }
-        let elapsed = self.load_elapsed(Instant::now()).as_secs_f64();
+        let elapsed = self.load_elapsed(taken_at.unwrap_or_else(Instant::now)).as_secs_f64();
         let throttled = cpu::throttled_time()
             .saturating_sub(*self.throttled_before.get_or_init(cpu::throttled_time));
         total.metrics.elapsed_seconds = elapsed;

@@ -307,6 +307,7 @@ impl ThreadState {
             peak_users: self.peak_users.get(),
             user_seconds: self.user_seconds(),
             busy: self.busy_time(),
+            taken_at: Instant::now(),
         }
     }
 }

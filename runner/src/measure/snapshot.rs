@@ -1,6 +1,9 @@
 //! Copies of measurements: [`ThreadSnapshot`] of one load thread, [`Snapshot`] of a runner.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use loadtest_core::metrics::Metrics;
 
@@ -19,7 +22,7 @@ pub struct Snapshot {
 }
 
 /// A copy of the measurements of one load thread. The engine's thread converts it to metrics.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct ThreadSnapshot {
     /// One recorder per task, in the plan's order.
     pub(crate) tasks: Vec<TaskRecorder>,
@@ -30,6 +33,8 @@ pub(crate) struct ThreadSnapshot {
     pub(crate) user_seconds: f64,
     /// CPU time of the thread during its load.
     pub(crate) busy: Duration,
+    /// The end of the copy.
+    pub(crate) taken_at: Instant,
 }
 
 impl ThreadSnapshot {

@@ -11,7 +11,7 @@ use crate::loopback::{
 
 /// Time for the threads to get ready.
 const LEAD_TIME: Duration = Duration::from_millis(300);
-/// A generator with a larger lag makes a verdict Inconclusive.
+/// Lags up to this are normal. A generator with a larger one makes a verdict Inconclusive.
 pub(super) const MAX_LAG: Duration = Duration::from_millis(5);
 /// Maximum time that other work on the machine may add to a latency. A quiet machine adds a tenth
 /// of a millisecond.

@@ -4,7 +4,9 @@
 //! Only the binary uses this module; load generation must not depend on it.
 
 mod checks;
+mod disturbance;
 mod run;
 mod table;
 
+pub use run::SelftestResult;
 pub use table::print_selftest;
