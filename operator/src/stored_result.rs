@@ -7,6 +7,7 @@ use k8s_openapi::{ByteString, jiff::Timestamp};
 use loadtest_core::{
     Duration,
     control::ErrorExample,
+    judge::Timeline,
     load::LoadModel,
     metrics::RunnerState,
     resource::{LoadTest, LoadTestStatus, Phase},
@@ -92,6 +93,7 @@ pub(crate) fn build(observed: &Observed, status: &LoadTestStatus) -> Option<Stor
     let resume = ResumeState {
         pods: start.pods,
         recorded: recorder.recorded().clone(),
+        stage_start: collection.timeline().and_then(Timeline::stage_start).cloned(),
         runners: alive,
         error_examples: examples
             .map(|((task, kind), message)| ErrorExample {
@@ -135,7 +137,7 @@ pub(crate) fn restore(
         is_newer: false,
     };
     let Some(resume) = stored.resume else { return false };
-    let ResumeState { pods, recorded, gone, runners, error_examples } = resume;
+    let ResumeState { pods, recorded, stage_start, gone, runners, error_examples } = resume;
     if let (None, Some(at), false) =
         (&cache.start, stored.result.status.start_time, pods.is_empty())
     {
@@ -144,7 +146,7 @@ pub(crate) fn restore(
     let series = SeriesRecorder::resume(load, stored.result.series, recorded);
     // A runner that waited at the last write may run by now.
     let alive = runners.into_iter().filter(|runner| runner.state != RunnerState::Waiting);
-    cache.collection = Arc::new(Collection::restored(gone, alive.collect(), series));
+    cache.collection = Arc::new(Collection::restored(gone, alive.collect(), series, stage_start));
     let examples = error_examples.into_iter();
     cache.error_examples = examples.map(|e| ((e.task, e.kind), e.message)).collect();
     true

@@ -34,6 +34,23 @@ impl Stages {
         Self { rows, ..Self::default() }
     }
 
+    /// The metrics at the start of the current stage, if there was a snapshot then.
+    pub(super) const fn current_start(&self) -> Option<&Metrics> {
+        self.current_start.as_ref()
+    }
+
+    /// Goes on with a stage whose start another process has seen. A start that is not that of the current
+    /// stage is left out.
+    pub(super) fn resume(&mut self, test: &ValidTest, start: Metrics) {
+        let stages = test.load.stages();
+        let previous = self.rows.len().checked_sub(1).and_then(|index| stages.get(index));
+        let is_current = previous.is_some_and(|previous| {
+            let delay = start.elapsed_seconds - previous.end.as_secs_f64();
+            (-BOUNDARY_TOLERANCE..=max_delay_after(previous)).contains(&delay)
+        });
+        self.current_start = is_current.then_some(start);
+    }
+
     /// The finished stages.
     pub(super) fn rows(&self) -> &[StageRow] {
         &self.rows

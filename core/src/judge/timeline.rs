@@ -92,6 +92,17 @@ impl Timeline {
         self.last_whole_seconds = self.last_whole_seconds.min(seconds);
     }
 
+    /// The metrics at the start of the current stage; `None` for the first stage, and when there was no
+    /// snapshot then.
+    pub const fn stage_start(&self) -> Option<&Metrics> {
+        self.stages.current_start()
+    }
+
+    /// Goes on with a stage whose start another process has seen.
+    pub fn resume_stage(&mut self, test: &ValidTest, start: Metrics) {
+        self.stages.resume(test, start);
+    }
+
     /// The time of the test that no snapshot covers.
     pub fn unobserved(&self) -> Duration {
         Duration::from_secs_f64(self.unobserved_seconds)

@@ -18,6 +18,9 @@ pub struct ResumeState {
     pub pods: Vec<String>,
     /// The merged metrics at the end of the last point of the series.
     pub recorded: Metrics,
+    /// The merged metrics at the start of the current stage, but for the first stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage_start: Option<Metrics>,
     /// The runners that are gone.
     pub gone: GoneRunners,
     /// The latest metrics of runners that may still answer. Empty where they would make the result

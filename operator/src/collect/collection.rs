@@ -84,6 +84,8 @@ pub(crate) struct Collection {
     start_estimates: StartEstimates,
     /// Windows, stages and abort timers.
     timeline: Option<Timeline>,
+    /// The sum at the start of a stage, as an earlier process has stored it for the timeline.
+    stage_start: Option<Metrics>,
     /// The run over time.
     series: Option<SeriesRecorder>,
     /// Threshold with a critical bound that ends the test.
@@ -92,13 +94,14 @@ pub(crate) struct Collection {
 
 impl Collection {
     /// Goes on from what an earlier process has stored: runners that are gone, those that may answer
-    /// again, and the run over time.
+    /// again, the run over time, and the sum at the start of the current stage.
     pub(crate) fn restored(
         gone: GoneRunners,
         runners: Vec<RunnerMetrics>,
         series: SeriesRecorder,
+        stage_start: Option<Metrics>,
     ) -> Self {
-        let mut restored = Self { series: Some(series), ..Self::default() };
+        let mut restored = Self { series: Some(series), stage_start, ..Self::default() };
         restored.sum.merge_samples(&gone.metrics);
         restored.numbers.add(RunnerNumbers::of(&gone.metrics));
         for runner in runners {
@@ -389,6 +392,9 @@ impl Collection {
         let timeline = self.timeline.get_or_insert_with(|| {
             let mut timeline = timeline_of(&run.valid, &run.status);
             timeline.look_back_to(from);
+            if let Some(start) = self.stage_start.take() {
+                timeline.resume_stage(&run.valid, start);
+            }
             timeline
         });
         let series = self.series.get_or_insert_with(|| SeriesRecorder::new(&run.valid.load));

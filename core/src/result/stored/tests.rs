@@ -52,6 +52,7 @@ fn example(seconds: u32) -> StoredResult {
     let resume = ResumeState {
         pods: vec!["pod-0".into(), "pod-1".into()],
         recorded: recorder.recorded().clone(),
+        stage_start: Some(metrics(2)),
         gone: GoneRunners { runners: [(1, gone)].into(), metrics: metrics(3) },
         runners: vec![RunnerMetrics { metrics: metrics(4), ..RunnerMetrics::default() }],
         error_examples: Vec::new(),

@@ -13,6 +13,7 @@ use crate::{
 };
 
 /// A runner that sends ten requests in each second.
+#[derive(Clone)]
 struct TestRunner {
     index: u32,
     metrics: RunnerMetrics,
@@ -156,7 +157,7 @@ fn a_restored_runner_is_not_counted_twice() {
     collect_at(&mut earlier, &mut runners, &targets, (2..=50).step_by(2));
     let series = earlier.series().unwrap().clone();
     let alive = earlier.alive(usize::MAX);
-    let mut restored = Collection::restored(GoneRunners::default(), alive, series);
+    let mut restored = Collection::restored(GoneRunners::default(), alive, series, None);
     assert_eq!(requests(&restored), 1000);
     runners.iter_mut().for_each(|runner| runner.run_until(60));
     // The other runner is silent: its numbers stay.
@@ -220,6 +221,35 @@ fn a_restart_spoils_no_window() {
     // The history reaches back to the start, or not.
     restart_at(25);
     restart_at(290);
+}
+
+#[test]
+fn a_restart_spoils_no_stage_that_began_long_ago() {
+    let mut targets = targets();
+    let mut test = example_test();
+    let stage = |users: u32| json!({"users": users, "duration": "300s", "ramp": "Step"});
+    let load = json!({"stages": [stage(10), stage(20)]});
+    test.spec.load = serde_json::from_value(load).unwrap();
+    targets.valid.load = validated(&test).load;
+    let mut runners = [TestRunner::new(0), TestRunner::new(1)];
+    let mut earlier = Collection::default();
+    collect_at(&mut earlier, &mut runners, &targets, (2..=310).step_by(2));
+    let timeline = earlier.timeline().unwrap();
+    assert_eq!(timeline.stages().len(), 1);
+    targets.status.stages = timeline.stages().to_vec();
+    let start = timeline.stage_start().cloned();
+    assert_eq!(start.as_ref().map(|start| start.elapsed_seconds), Some(300.0));
+    // Another process takes over 250 s after the start of the second stage.
+    runners.iter_mut().for_each(|runner| runner.run_until(550));
+    for (stored, expected) in [(start, Verdict::Pass), (None, Verdict::Inconclusive)] {
+        let series = earlier.series().unwrap().clone();
+        let alive = earlier.alive(usize::MAX);
+        let mut restored = Collection::restored(GoneRunners::default(), alive, series, stored);
+        let mut runners = runners.clone();
+        collect_at(&mut restored, &mut runners, &targets, (550..=602).step_by(2));
+        let rows = restored.timeline().unwrap().stages();
+        assert_eq!((rows.len(), rows[1].verdict.known()), (2, Some(expected)));
+    }
 }
 
 #[test]
