@@ -117,8 +117,11 @@ def check_operator_rights(objects, *watched):
         for argument in get_container(objects)["args"]
         if argument.startswith("--token-secret=")
     )
-    token = ("Role", {"/secrets": {"create"}, f"/secrets={secret}": {"get"}})
-    expected = {own_namespace: [token]}
+    lease = get_single(objects, "Deployment")["metadata"]["name"]
+    leases = "coordination.k8s.io/leases"
+    own = {"/secrets": {"create"}, f"/secrets={secret}": {"get"}}
+    own |= {leases: {"create"}, f"{leases}={lease}": {"get", "update"}}
+    expected = {own_namespace: [("Role", own)]}
     for scope in watched:
         kind = "ClusterRole" if scope == "*" else "Role"
         expected.setdefault(scope, []).append((kind, WATCH_RIGHTS))
@@ -191,10 +194,19 @@ def check_restricted_security(objects):
 
 
 def check_deployment(objects):
-    """There is never more than one operator pod. Probes and port match the operator."""
-    spec = get_single(objects, "Deployment")["spec"]
-    expect_equal(1, spec["replicas"], "replicas")
-    expect_equal({"type": "Recreate"}, spec["strategy"], "strategy")
+    """A new pod is there before an old one leaves. Probes, port and Lease fit the operator."""
+    deployment = get_single(objects, "Deployment")
+    spec, name = deployment["spec"], deployment["metadata"]["name"]
+    expect_equal(2, spec["replicas"], "replicas")
+    expect_equal({"maxSurge": 1, "maxUnavailable": 0}, spec["strategy"]["rollingUpdate"], "strategy")
+    budget = get_single(objects, "PodDisruptionBudget")["spec"]
+    expect_equal(1, budget["maxUnavailable"], "maxUnavailable of the PodDisruptionBudget")
+    expect_equal(spec["selector"], budget["selector"], "the selector of the PodDisruptionBudget")
+    spread = spec["template"]["spec"]["topologySpreadConstraints"][0]
+    expect_equal(spec["selector"], spread["labelSelector"], "the selector of the spread")
+    # The rights of the operator name the same Lease.
+    if f"--lease-name={name}" not in get_container(objects)["args"]:
+        raise CheckFailed(f"no argument --lease-name={name}")
     labels = spec["template"]["metadata"]["labels"]
     for key, value in spec["selector"]["matchLabels"].items():
         expect_equal(value, labels.get(key), f"the pod's label {key}")

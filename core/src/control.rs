@@ -30,7 +30,8 @@ pub mod path {
     /// GET: the exposition.
     pub const METRICS: &str = "/metrics";
     /// GET: the steps of the runner's history, in the same format as the exposition. The query `after=N`
-    /// leaves out the steps up to N.
+    /// leaves out the steps up to N. With the token of the run, `leaseNumber=N` makes the runner refuse
+    /// orders with a lower number.
     pub const HISTORY: &str = "/metrics/history";
     /// GET: a JSON list of [`super::ErrorExample`].
     pub const ERRORS: &str = "/errors";
@@ -42,7 +43,7 @@ pub mod path {
     pub const START: &str = "/start";
     /// POST: a [`super::StopOrder`].
     pub const STOP: &str = "/stop";
-    /// POST without a body: the runner may exit.
+    /// POST: a [`super::ReleaseOrder`].
     pub const RELEASE: &str = "/release";
 }
 
@@ -123,9 +124,16 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(7);
 pub const MAX_ORDER_SECONDS: f64 = 3600.0;
 
 /// Tells a runner to start its load.
+///
+/// Each order has the number of the operator's Lease, which grows when another replica of the operator
+/// takes over. A runner refuses an order with a lower number than it has seen: it comes from a replica that
+/// no longer leads.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StartOrder {
+    /// Number of the operator's Lease.
+    #[serde(default)]
+    pub lease_number: u64,
     /// Seconds from the sending of the order to the start.
     pub in_seconds: f64,
     /// Seconds from the sending of the order to the end of the load. An order that comes late does
@@ -138,8 +146,24 @@ pub struct StartOrder {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StopOrder {
+    /// Number of the operator's Lease.
+    #[serde(default)]
+    pub lease_number: u64,
     /// Seconds that requests in flight may still take.
     pub grace_seconds: f64,
+}
+
+/// Tells a runner that it may exit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReleaseOrder {
+    /// Number of the operator's Lease.
+    #[serde(default)]
+    pub lease_number: u64,
+    /// Number of the last step of the runner's history that the operator has read. A runner whose numbers
+    /// are not final at that step refuses the order. Without it, the operator needs no numbers any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_step: Option<u64>,
 }
 
 /// One message of an error kind, as [`path::ERRORS`] lists it.

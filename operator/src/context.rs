@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -16,8 +16,10 @@ use kube::{
 use loadtest_children::{OPERATOR_NAME, Settings};
 
 use crate::{
+    authority::Authority,
     collect::Collectors,
     error::format_error_chain,
+    lease::Leadership,
     metrics::{ApiCalls, OperatorMetrics},
     observe::state::RunCache,
 };
@@ -37,8 +39,8 @@ pub struct Context {
     pub(crate) metrics: OperatorMetrics,
     /// The tasks that collect the metrics of running tests.
     pub(crate) collectors: Collectors,
-    /// Key from which the token of each run is derived.
-    token_key: OnceLock<Vec<u8>>,
+    /// What runners are shown before they obey.
+    pub(crate) authority: Arc<Authority>,
     /// Caches by run UID.
     run_caches: Mutex<HashMap<String, RunCache>>,
     /// Number of consecutive failed reconciliations by object key.
@@ -96,7 +98,7 @@ impl Context {
         loop {
             match load_or_create_key(&self.client, namespace, token_secret).await {
                 Ok(key) => {
-                    self.token_key.get_or_init(|| key);
+                    self.authority.set_token_key(key);
                     return Ok(());
                 }
                 Err(ContextError::Secret { source, .. }) if is_transient(&source) => {
@@ -110,7 +112,7 @@ impl Context {
         }
     }
 
-    /// Creates a context with the given token key.
+    /// Creates a context with the given token key and without a Lease, for tests.
     ///
     /// # Errors
     /// Fails if the HTTP client can't be created.
@@ -119,18 +121,23 @@ impl Context {
         settings: Settings,
         token_key: Vec<u8>,
     ) -> Result<Self, ContextError> {
-        let context = Self::new(client, settings)?;
-        context.token_key.get_or_init(|| token_key);
+        let context = Self::new(client, settings, Leadership::without_lease(), None)?;
+        context.authority.set_token_key(token_key);
         Ok(context)
     }
 
     /// Creates a context without a token key. [`Self::load_token_key`] follows before the first
-    /// reconciliation.
+    /// reconciliation. `pod_name` names this replica in Events.
     ///
     /// # Errors
     /// Fails if the HTTP client can't be created.
-    pub fn new(client: Client, settings: Settings) -> Result<Self, ContextError> {
-        let reporter = Reporter { controller: OPERATOR_NAME.into(), instance: None };
+    pub fn new(
+        client: Client,
+        settings: Settings,
+        leadership: Leadership,
+        pod_name: Option<String>,
+    ) -> Result<Self, ContextError> {
+        let reporter = Reporter { controller: OPERATOR_NAME.into(), instance: pod_name };
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(2))
             .timeout(Duration::from_secs(5))
@@ -138,8 +145,14 @@ impl Context {
             // The operator connects to pods directly, even if the environment names a proxy.
             .no_proxy()
             .build()?;
-        let metrics = OperatorMetrics::default();
-        let collectors = Collectors::new(client.clone(), http.clone(), metrics.scrape_failures());
+        let metrics = OperatorMetrics::new(leadership.clone());
+        let authority = Arc::new(Authority::new(leadership));
+        let collectors = Collectors::new(
+            client.clone(),
+            http.clone(),
+            Arc::clone(&authority),
+            metrics.scrape_failures(),
+        );
         Ok(Self {
             recorder: Recorder::new(client.clone(), reporter),
             client,
@@ -147,21 +160,10 @@ impl Context {
             metrics,
             collectors,
             http,
-            token_key: OnceLock::new(),
+            authority,
             run_caches: Mutex::default(),
             failures: Mutex::default(),
         })
-    }
-
-    /// Returns the bearer token for orders to the runners of a run.
-    pub(crate) fn run_token(&self, run_uid: &str) -> String {
-        let key = self.token_key.get().map_or(&[][..], Vec::as_slice);
-        loadtest_core::token::token_of_run(key, run_uid)
-    }
-
-    /// Returns the SHA-256 of the token of a run.
-    pub(crate) fn token_fingerprint(&self, run_uid: &str) -> String {
-        loadtest_core::token::fingerprint_of(&self.run_token(run_uid))
     }
 
     /// Removes and returns the cache of a run. Returns an empty cache for an unknown run.

@@ -35,6 +35,9 @@ pub enum Error {
         /// Error of the serializer.
         source: serde_json::Error,
     },
+    /// This process does not hold the Lease, or holds it no longer.
+    #[error("this replica does not lead")]
+    NotLeader,
     /// The reconciliation took longer than this limit.
     #[error("reconciliation took longer than {} s", .0.as_secs())]
     Timeout(Duration),
@@ -53,7 +56,7 @@ impl Error {
                 _ => None,
             },
             Self::NameTaken { .. } => Some(409),
-            Self::Serialize { .. } | Self::Timeout(_) => None,
+            Self::Serialize { .. } | Self::NotLeader | Self::Timeout(_) => None,
         }
     }
 
@@ -68,6 +71,7 @@ impl Error {
             Self::Api { .. } => "api_error",
             Self::NameTaken { .. } => "name_taken",
             Self::Serialize { .. } => "plan_error",
+            Self::NotLeader => "not_leader",
             Self::Timeout(_) => "too_slow",
         }
     }

@@ -12,15 +12,18 @@
 //! | `act` | writes objects and publishes Events; decides nothing |
 //! | [`controller`], [`reconcile`] | run these steps for each changed test |
 //! | `crd_check` | compares the installed CRD with the one of this operator |
+//! | [`lease`], `authority` | which replica may act, and what runners are shown |
 //! | [`context`], [`error`], `metrics`, [`server`] | what the steps share, and the HTTP endpoints |
 
 mod act;
+mod authority;
 mod collect;
 pub mod context;
 pub mod controller;
 mod crd_check;
 mod decide;
 pub mod error;
+pub mod lease;
 pub mod metrics;
 mod observe;
 pub mod reconcile;

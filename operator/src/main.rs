@@ -4,7 +4,10 @@ use std::{
     io::Write,
     net::SocketAddr,
     process::ExitCode,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use anyhow::Context as _;
@@ -15,7 +18,13 @@ use loadtest_core::{
     Duration,
     resource::{CrdEdition, crd_yaml},
 };
-use loadtest_operator::{context::Context, controller, metrics::ApiCalls, server};
+use loadtest_operator::{
+    context::Context,
+    controller,
+    lease::{LeaseSettings, keep_lease},
+    metrics::ApiCalls,
+    server,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -34,7 +43,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the controller.
-    Run(Run),
+    Run(Box<Run>),
     /// Prints the CustomResourceDefinition.
     Crd {
         /// Prints the definition for Kubernetes 1.29 to 1.33, with fewer rules.
@@ -63,6 +72,16 @@ struct Run {
     /// creates the Secret if it is missing.
     #[arg(long, default_value = "loadtest-operator-token")]
     token_secret: String,
+    /// Name of the Lease, in the operator's namespace, that says which replica runs the tests.
+    #[arg(long, default_value = "loadtest-operator")]
+    lease_name: String,
+    /// Name of the operator's pod, for the Lease and for Events.
+    #[arg(long, env = "POD_NAME")]
+    pod_name: Option<String>,
+    /// UID of the operator's pod. With it, a process that replaces another one in the same pod takes the
+    /// Lease at once.
+    #[arg(long, env = "POD_UID")]
+    pod_uid: Option<String>,
     /// Maximum time until all runners of a test are ready.
     #[arg(long, default_value_t = START_TIMEOUT)]
     start_timeout: Duration,
@@ -90,7 +109,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => {
             let filter = EnvFilter::new(&arguments.log_level);
             tracing_subscriber::fmt().json().with_env_filter(filter).init();
-            match run(arguments) {
+            match run(*arguments) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     tracing::error!(error = format!("{error:#}"), "operator failed");
@@ -126,6 +145,9 @@ async fn run_operator(arguments: Run) -> anyhow::Result<()> {
         runner_image,
         listen,
         token_secret,
+        lease_name,
+        pod_name,
+        pod_uid,
         start_timeout,
         release_grace,
         metrics_linger,
@@ -137,16 +159,17 @@ async fn run_operator(arguments: Run) -> anyhow::Result<()> {
     // The controller retries failed reconciliations. Retries by the client would repeat creations.
     config.default_retry = false;
     let api_calls = ApiCalls::default();
-    let client_of = |config: Config| {
-        let builder = ClientBuilder::try_from(config)?;
-        Ok::<Client, kube::Error>(builder.with_layer(&api_calls).build())
-    };
-    let watches = client_of(config.clone()).context("failed to create the Kubernetes client")?;
+    let watches = connect(config.clone(), &api_calls).context(NO_CLIENT)?;
     // A watch may be silent for minutes. A reconciliation must not wait that long for a response.
     config.read_timeout = Some(std::time::Duration::from_secs(20));
-    let client = client_of(config).context("failed to create the Kubernetes client")?;
+    let client = connect(config.clone(), &api_calls).context(NO_CLIENT)?;
+    let identity = identity_of(pod_name.as_deref(), pod_uid.as_deref());
+    let lease = LeaseSettings { namespace: namespace.clone(), name: lease_name, identity };
+    let lease_calls = api_calls.clone();
+    let (keeper, leadership) = keep_lease(lease, move || connect(config, &lease_calls))
+        .context("failed to start the thread that keeps the Lease")?;
     let settings = Settings { runner_image, start_timeout, release_grace, metrics_linger };
-    let context = Arc::new(Context::new(client, settings)?);
+    let context = Arc::new(Context::new(client, settings, leadership.clone(), pod_name)?);
     context.measure_api_calls(&api_calls);
     let listener = server::bind_listener(listen)
         .await
@@ -161,16 +184,56 @@ async fn run_operator(arguments: Run) -> anyhow::Result<()> {
     ));
     let signals = tokio::spawn(stop_on_signal(stop.clone())?);
     tracing::info!(%namespace, ?watch_namespaces, %listen, "starting");
+    let work = async {
+        let lead = async {
+            leadership.wait_until_known().await;
+            if !leadership.is_leader() {
+                tracing::info!("another replica leads; waiting");
+                // A replica that waits is as ready as it can be.
+                ready.store(true, Ordering::Release);
+            }
+            leadership.wait_until_held().await;
+            // Read now, because the Secret may have changed while this replica was waiting.
+            context.load_token_key(&namespace, &token_secret).await
+        };
+        tokio::select! {
+            loaded = lead => loaded?,
+            () = stop.cancelled() => return Ok(()),
+        }
+        controller::run(Arc::clone(&context), watches, &watch_namespaces, ready, stop.clone())
+            .await;
+        anyhow::Ok(())
+    };
     tokio::select! {
-        loaded = context.load_token_key(&namespace, &token_secret) => loaded?,
-        () = stop.cancelled() => return Ok(()),
+        done = work => done?,
+        // Nothing that is under way may go on. The next process in this pod waits for the Lease.
+        () = leadership.wait_until_lost() => anyhow::bail!("another replica has taken the Lease"),
     }
-    controller::run(context, watches, &watch_namespaces, ready, stop.clone()).await;
+    // The next replica need not wait for the end of the Lease.
+    keeper.release().await;
     stop.cancel();
     signals.abort();
     serving.await.context("the HTTP server panicked")??;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Error of [`connect`].
+const NO_CLIENT: &str = "failed to create the Kubernetes client";
+
+/// Creates a client whose requests are counted.
+fn connect(config: Config, api_calls: &ApiCalls) -> Result<Client, kube::Error> {
+    Ok(ClientBuilder::try_from(config)?.with_layer(api_calls).build())
+}
+
+/// Returns the name of this replica in the Lease. Without the UID of a pod, each process has a name of its
+/// own.
+fn identity_of(pod_name: Option<&str>, pod_uid: Option<&str>) -> String {
+    let name = pod_name.unwrap_or("loadtest-operator");
+    match pod_uid {
+        Some(uid) => format!("{name}_{uid}"),
+        None => format!("{name}_{:016x}", rand::random::<u64>()),
+    }
 }
 
 fn stop_on_signal(stop: CancellationToken) -> std::io::Result<impl Future<Output = ()>> {

@@ -8,16 +8,31 @@ use std::{fmt, sync::Mutex};
 use kube::{core::DeserializeGuard, runtime::reflector::Store};
 use loadtest_core::resource::LoadTest;
 use prometheus_client::{
-    encoding::text,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    collector::Collector,
+    encoding::{DescriptorEncoder, text},
+    metrics::{MetricType, counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 
 pub use self::api_calls::ApiCalls;
 use self::load_tests::LoadTestCollector;
+use crate::lease::Leadership;
 
 /// Bounds of the buckets of the durations of reconciliations, in seconds.
 const RECONCILE_BUCKETS: [f64; 9] = [0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0];
+
+/// Says whether this replica leads.
+#[derive(Debug)]
+struct LeaderCollector(Leadership);
+
+impl Collector for LeaderCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let help = "1 for the replica of the operator that runs the tests, 0 for the others";
+        encoder
+            .encode_descriptor("loadtest_operator_leader", help, None, MetricType::Gauge)?
+            .encode_gauge(&f64::from(u8::from(self.0.is_leader())))
+    }
+}
 
 /// Metrics of the operator itself.
 ///
@@ -29,6 +44,7 @@ pub(crate) struct OperatorMetrics {
     reconcile_seconds: Histogram,
     scrape_failures: Counter,
     crd_differences: Gauge,
+    leadership: Leadership,
 }
 
 impl fmt::Debug for OperatorMetrics {
@@ -37,8 +53,9 @@ impl fmt::Debug for OperatorMetrics {
     }
 }
 
-impl Default for OperatorMetrics {
-    fn default() -> Self {
+impl OperatorMetrics {
+    /// Creates the metrics of a process that has done nothing yet.
+    pub(crate) fn new(leadership: Leadership) -> Self {
         let reconciles = Family::default();
         let mut registry = Registry::default();
         registry.register(
@@ -64,12 +81,18 @@ impl Default for OperatorMetrics {
             "Fields that only the installed CRD or only this operator has",
             crd_differences.clone(),
         );
+        registry.register_collector(Box::new(LeaderCollector(leadership.clone())));
         let registry = Mutex::new(registry);
-        Self { registry, reconciles, reconcile_seconds, scrape_failures, crd_differences }
+        Self {
+            registry,
+            reconciles,
+            reconcile_seconds,
+            scrape_failures,
+            crd_differences,
+            leadership,
+        }
     }
-}
 
-impl OperatorMetrics {
     /// Counts a reconciliation. Outcomes are a closed set of words.
     pub(crate) fn count_reconcile(&self, outcome: &'static str) {
         self.reconciles.get_or_create(&[("outcome", outcome)]).inc();
@@ -104,7 +127,8 @@ impl OperatorMetrics {
     /// Adds gauges of the tests in the controllers' caches. Call this method only once.
     pub(crate) fn add_stores(&self, stores: Vec<Store<DeserializeGuard<LoadTest>>>) {
         let mut registry = self.lock_registry();
-        registry.register_collector(Box::new(LoadTestCollector(stores)));
+        let leadership = self.leadership.clone();
+        registry.register_collector(Box::new(LoadTestCollector { stores, leadership }));
     }
 
     /// Encodes all metrics as OpenMetrics text.

@@ -62,7 +62,8 @@ pub async fn reconcile(
         Err(invalid) => {
             let name = invalid.metadata.name.clone().unwrap_or_default();
             let namespace = invalid.metadata.namespace.clone().unwrap_or_default();
-            with_timeout(report_undecodable(&context, &namespace, &name, &invalid.error)).await
+            let report = report_undecodable(&context, &namespace, &name, &invalid.error);
+            within_limits(&context, report).await
         }
     };
     context.metrics.observe_reconcile(start.elapsed().as_secs_f64());
@@ -73,11 +74,18 @@ pub async fn reconcile(
     result
 }
 
-/// Runs `work` and fails if it takes longer than [`RECONCILE_TIMEOUT`].
-async fn with_timeout<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    tokio::time::timeout(RECONCILE_TIMEOUT, work)
-        .await
-        .unwrap_or(Err(Error::Timeout(RECONCILE_TIMEOUT)))
+/// Runs `work`, and fails as soon as it takes longer than [`RECONCILE_TIMEOUT`] or this process no longer
+/// leads.
+async fn within_limits<T>(
+    context: &Context,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let limited = tokio::time::timeout(RECONCILE_TIMEOUT, work);
+    match context.authority.leadership.while_leader(limited).await {
+        Some(Ok(result)) => result,
+        Some(Err(_)) => Err(Error::Timeout(RECONCILE_TIMEOUT)),
+        None => Err(Error::NotLeader),
+    }
 }
 
 /// Returns `namespace/name` of an object.
@@ -112,7 +120,7 @@ async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, 
     let namespace = cached.namespace().unwrap_or_default();
     let name = cached.name_any();
     let tests: Api<LoadTest> = Api::namespaced(context.client.clone(), &namespace);
-    let test = with_timeout(async {
+    let test = within_limits(context, async {
         tests.get_opt(&name).await.map_err(|e| Error::api("get loadtest", &name, e))
     });
     let test = match test.await {
@@ -140,7 +148,8 @@ async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, 
     let run_uid = test.uid().unwrap_or_default();
     let cache = context.take_cache(&run_uid);
     let mut observed = Observed::new(test, cache);
-    let result = Box::pin(with_timeout(run_pipeline(context, &tests, &mut observed))).await;
+    let result =
+        Box::pin(within_limits(context, run_pipeline(context, &tests, &mut observed))).await;
     let action = result.as_ref().map(|decision| next_action(decision, &observed)).ok();
     // The cache keeps the collected snapshots even if the reconciliation failed or timed out.
     if !matches!(result, Ok(Decision::NothingToDo | Decision::DeleteTest)) {
@@ -269,14 +278,7 @@ async fn report_status(
     if next == old || status::is_throttled(&old, &next, observed.cache.status_written_at, now) {
         return Ok(());
     }
-    // These decisions are valid only for the spec that was read. With a resource version the
-    // write fails if the spec has changed since, and the next reconciliation reads the new spec.
-    let judges_spec = matches!(
-        decision,
-        Decision::Admit(_) | Decision::ReportSuspended(_) | Decision::Reject(..)
-    );
-    let resource_version = judges_spec.then(|| observed.test.resource_version()).flatten();
-    write_status(tests, &observed.test, &next, resource_version).await?;
+    write_status(tests, &observed.test, &next).await?;
     observed.cache.status_written_at = Some(now);
     if next.phase != old.phase || next.verdict != old.verdict {
         tracing::info!(
@@ -299,23 +301,25 @@ async fn report_status(
     Ok(())
 }
 
+/// Writes a status. With the resource version, the write fails if anything has changed since the test was
+/// read: the user has edited the spec, or another replica of the operator has written a later status.
 async fn write_status(
     tests: &Api<LoadTest>,
     test: &LoadTest,
     status: &LoadTestStatus,
-    resource_version: Option<String>,
 ) -> Result<(), Error> {
     let name = test.name_any();
-    let mut object = serde_json::json!({
+    let object = serde_json::json!({
         "apiVersion": LoadTest::api_version(&()),
         "kind": LoadTest::kind(&()),
         // With the UID, the write fails if another test of the same name has replaced this test.
-        "metadata": {"name": name, "uid": test.uid()},
+        "metadata": {
+            "name": name,
+            "uid": test.uid(),
+            "resourceVersion": test.resource_version(),
+        },
         "status": status,
     });
-    if let Some(version) = resource_version {
-        object["metadata"]["resourceVersion"] = version.into();
-    }
     let parameters = PatchParams::apply(OPERATOR_NAME).force();
     tests
         .patch_status(&name, &parameters, &Patch::Apply(object))

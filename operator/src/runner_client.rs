@@ -3,11 +3,14 @@
 use k8s_openapi::jiff::Timestamp;
 use loadtest_core::{
     Duration,
-    control::{ErrorExample, StartOrder, StopOrder, path},
+    control::{ErrorExample, ReleaseOrder, StartOrder, StopOrder, path},
 };
 
 use crate::{
-    collect::scrape::{MAX_REQUESTS, read_body, run_concurrently, runner_url},
+    collect::{
+        Collection,
+        scrape::{MAX_REQUESTS, read_body, run_concurrently, runner_url},
+    },
     context::Context,
     error::format_error_chain,
     observe::{runner::Runner, state::RunCache},
@@ -50,13 +53,13 @@ pub(crate) async fn collect_error_examples(
 
 /// An order to runners.
 #[derive(Clone, Debug)]
-pub(crate) enum Order {
+pub(crate) enum Order<'a> {
     /// Start the load at a time, and end it at another.
     Start { at: Timestamp, end: Timestamp },
     /// Stop the load now. In-flight requests may take this long to end.
     Stop(Duration),
-    /// Exit.
-    Release,
+    /// Exit. With a collection, the runner refuses if it holds numbers that the collection lacks.
+    Release(Option<&'a Collection>),
 }
 
 /// Sends an order to the pods with these UIDs. Returns the UIDs of the pods that accepted it.
@@ -65,13 +68,14 @@ pub(crate) async fn send_order(
     run_uid: &str,
     runners: &[Runner],
     pod_uids: &[String],
-    order: &Order,
+    order: &Order<'_>,
 ) -> Vec<String> {
-    let token = &context.run_token(run_uid);
+    let token = &context.authority.run_token(run_uid);
+    let lease_number = context.authority.leadership.number();
     let requests: Vec<_> = runners
         .iter()
         .filter(|runner| pod_uids.contains(&runner.uid))
-        .map(|runner| async move {
+        .map(async |runner| {
             let ip = runner.ip.as_deref()?;
             let (path, body) = match order {
                 // The order carries the time left at the moment of sending, so that the clocks
@@ -79,15 +83,21 @@ pub(crate) async fn send_order(
                 Order::Start { at, end } => {
                     let now = Timestamp::now();
                     let left = |to: &Timestamp| to.duration_since(now).as_secs_f64().max(0.0);
-                    let order =
-                        StartOrder { in_seconds: left(at), end_in_seconds: Some(left(end)) };
+                    let order = StartOrder {
+                        lease_number,
+                        in_seconds: left(at),
+                        end_in_seconds: Some(left(end)),
+                    };
                     (path::START, serde_json::json!(order))
                 }
                 Order::Stop(grace) => {
                     let grace_seconds = grace.as_secs_f64();
-                    (path::STOP, serde_json::json!(StopOrder { grace_seconds }))
+                    (path::STOP, serde_json::json!(StopOrder { lease_number, grace_seconds }))
                 }
-                Order::Release => (path::RELEASE, serde_json::json!({})),
+                Order::Release(collection) => {
+                    let last_step = collection.map(|read| read.last_step(runner.index));
+                    (path::RELEASE, serde_json::json!(ReleaseOrder { lease_number, last_step }))
+                }
             };
             let request = context
                 .http

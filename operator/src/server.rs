@@ -54,7 +54,10 @@ pub async fn serve(
                 if ready.load(Ordering::Acquire) {
                     (StatusCode::OK, "ok\n")
                 } else {
-                    (StatusCode::SERVICE_UNAVAILABLE, "LoadTests are not listed yet\n")
+                    (
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        "LoadTests are not listed yet, and no other replica leads\n",
+                    )
                 }
             }),
         )

@@ -244,6 +244,8 @@ async fn children_are_created_before_the_status_is_written() {
     }
     assert_eq!(bodies[3]["spec"]["completions"], 2);
     assert_eq!(bodies[4]["status"]["phase"], "Starting");
+    // Also a write that does not judge the spec: another replica may have written a later status.
+    assert_eq!(bodies[4]["metadata"]["resourceVersion"], "42");
 }
 
 #[tokio::test]

@@ -38,6 +38,8 @@ pub struct RunnerHistory {
     size: usize,
     /// The latest snapshot.
     latest: RunnerMetrics,
+    /// Number of the first step with final numbers.
+    final_step: Option<u64>,
     /// See [`super::ExpositionOptions`].
     after_each_histogram: Option<fn()>,
 }
@@ -48,7 +50,14 @@ impl RunnerHistory {
     pub fn new(identity: Identity, after_each_histogram: Option<fn()>) -> Self {
         let latest = RunnerMetrics { identity, ..RunnerMetrics::default() };
         let base = HistoryStep { number: 1, is_whole: true, runner: latest.clone() };
-        Self { base, steps: VecDeque::new(), size: 0, latest, after_each_histogram }
+        Self {
+            base,
+            steps: VecDeque::new(),
+            size: 0,
+            latest,
+            final_step: None,
+            after_each_histogram,
+        }
     }
 
     /// Adds a step up to a snapshot, if anything has changed. `now` is a time on any clock that only
@@ -69,6 +78,9 @@ impl RunnerHistory {
         let step = HistoryStep { number, is_whole: false, runner };
         let bytes = encode_step(step, self.after_each_histogram)?;
         self.latest = snapshot;
+        if self.latest.state.is_final() {
+            self.final_step.get_or_insert(number);
+        }
         self.size += bytes.len();
         self.steps.push_back(EncodedStep { end: now, number, bytes });
         while let Some(first) = self.steps.front()
@@ -94,6 +106,11 @@ impl RunnerHistory {
     /// Returns the state of the runner at the last step.
     pub const fn state(&self) -> RunnerState {
         self.latest.state
+    }
+
+    /// Returns true if a reader of everything up to a step has all numbers of a runner whose load is over.
+    pub fn is_complete_at(&self, step: u64) -> bool {
+        self.final_step.is_some_and(|last| step >= last)
     }
 
     fn last_number(&self) -> u64 {

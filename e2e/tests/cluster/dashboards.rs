@@ -3,8 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, ResourceExt, api::ListParams};
+use kube::ResourceExt;
 use loadtest_core::{
     metrics::{
         LatencyHistogram, LatencyMetric,
@@ -16,8 +15,9 @@ use loadtest_core::{
 use serde_json::{Value, json};
 
 use crate::{
+    operator_pods::wait_for_leader,
     prometheus::{Prometheus, ScrapedPod},
-    test_namespace::{OPERATOR_NAMESPACE, TestNamespace, is_ready, wait_for},
+    test_namespace::{TestNamespace, wait_for},
 };
 
 const DASHBOARDS: [&str; 2] = [
@@ -247,14 +247,8 @@ async fn run_shown(
 }
 
 async fn find_operator(namespace: &TestNamespace) -> Result<ScrapedPod> {
-    let pods: Api<Pod> = Api::namespaced(namespace.client.clone(), OPERATOR_NAMESPACE);
-    let selector = ListParams::default().labels("app.kubernetes.io/name=loadtest-operator");
-    wait_for(60, "a ready operator", async || {
-        let found = pods.list(&selector).await?.items;
-        let mut ready = found.iter().filter(|pod| is_ready(pod));
-        Ok(ready.find_map(|pod| ScrapedPod::of(pod, 8080)))
-    })
-    .await
+    let leader = wait_for_leader(namespace).await?;
+    ScrapedPod::of(&leader, 8080).context("the leader has no address")
 }
 
 #[tokio::test]

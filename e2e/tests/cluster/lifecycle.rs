@@ -7,7 +7,6 @@ use std::sync::{
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{
-    apps::v1::Deployment,
     batch::v1::Job,
     core::v1::{Node, Pod},
 };
@@ -25,19 +24,10 @@ use tokio::{
     net::TcpListener,
 };
 
-use crate::test_namespace::{OPERATOR_NAMESPACE, TestNamespace, health_spec, pod_ip, wait_for};
-
-pub(crate) async fn kill_operator(namespace: &TestNamespace) -> Result<()> {
-    let pods: Api<Pod> = Api::namespaced(namespace.client.clone(), OPERATOR_NAMESPACE);
-    let operators = pods
-        .list(&ListParams::default().labels("app.kubernetes.io/name=loadtest-operator"))
-        .await?;
-    ensure!(!operators.items.is_empty(), "no operator in {OPERATOR_NAMESPACE}");
-    for pod in operators.items {
-        pods.delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await?;
-    }
-    Ok(())
-}
+use crate::{
+    operator_pods::{kill_operator, without_operator},
+    test_namespace::{TestNamespace, health_spec, pod_ip, wait_for},
+};
 
 #[tokio::test]
 async fn killed_operator_finishes_the_same_run() -> Result<()> {
@@ -60,15 +50,14 @@ async fn killed_operator_finishes_the_same_run() -> Result<()> {
             .await?;
         // No operator for longer than the longest time between two snapshots that counts as observed.
         let alone = target.received(&run_uid).await?;
-        scale_operator(&namespace, 0).await?;
-        let waited = wait_for(20, "requests without an operator", async || {
-            let received = target.received(&run_uid).await?;
-            Ok((received > alone + 20 * 45).then_some(()))
+        without_operator(&namespace, async || {
+            wait_for(20, "requests without an operator", async || {
+                let received = target.received(&run_uid).await?;
+                Ok((received > alone + 20 * 45).then_some(()))
+            })
+            .await
         })
-        .await;
-        // The other tests need the operator, also if this one fails.
-        scale_operator(&namespace, 1).await?;
-        waited?;
+        .await?;
         let status = namespace.wait_until_finished("restart", 120).await?;
 
         ensure!(status.known_verdict() == Some(Verdict::Pass), "{status:#?}");
@@ -95,23 +84,6 @@ async fn killed_operator_finishes_the_same_run() -> Result<()> {
     .await
 }
 
-/// Sets the number of operators and waits until no other pod is left.
-async fn scale_operator(namespace: &TestNamespace, replicas: u32) -> Result<()> {
-    let deployments: Api<Deployment> =
-        Api::namespaced(namespace.client.clone(), OPERATOR_NAMESPACE);
-    let pods: Api<Pod> = Api::namespaced(namespace.client.clone(), OPERATOR_NAMESPACE);
-    let selector = ListParams::default().labels("app.kubernetes.io/name=loadtest-operator");
-    for deployment in deployments.list(&selector).await?.items {
-        let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
-        deployments.patch_scale(&deployment.name_any(), &PatchParams::default(), &patch).await?;
-    }
-    wait_for(60, "the number of operators", async || {
-        let found = pods.list(&selector).await?.items.len();
-        Ok((found == replicas as usize).then_some(()))
-    })
-    .await
-}
-
 #[tokio::test]
 async fn a_job_deleted_without_operator_keeps_its_numbers() -> Result<()> {
     TestNamespace::run_alone("job-lost", async |namespace| {
@@ -127,13 +99,13 @@ async fn a_job_deleted_without_operator_keeps_its_numbers() -> Result<()> {
             Ok(stored.filter(|result| result.total.requests > 0))
         })
         .await?;
-        scale_operator(&namespace, 0).await?;
         let jobs: Api<Job> = Api::namespaced(namespace.client.clone(), &namespace.name);
-        let options = (DeleteParams::background(), ListParams::default());
-        let deleted = jobs.delete_collection(&options.0, &options.1).await;
-        // The other tests need the operator, also if this one fails.
-        scale_operator(&namespace, 1).await?;
-        deleted?;
+        without_operator(&namespace, async || {
+            let options = (DeleteParams::background(), ListParams::default());
+            jobs.delete_collection(&options.0, &options.1).await?;
+            Ok(())
+        })
+        .await?;
         let status = namespace.wait_until_finished("orphan", 60).await?;
         ensure!(status.known_phase() == Some(Phase::Error), "{status:#?}");
         ensure!(status.start_time == running.start_time, "{status:#?}");

@@ -22,8 +22,9 @@ use loadtest_core::{
 use serde_json::{Value, json};
 
 use crate::{
-    lifecycle::{check_whole_series, kill_operator},
-    test_namespace::{OPERATOR_NAMESPACE, TestNamespace, health_spec, is_ready, pod_ip, wait_for},
+    lifecycle::check_whole_series,
+    operator_pods::{kill_operator, wait_for_leader},
+    test_namespace::{OPERATOR_NAMESPACE, TestNamespace, health_spec, pod_ip, wait_for},
 };
 
 /// Traffic from the operator to one runner that is dropped, until this value is.
@@ -65,17 +66,6 @@ fn has_requests(status: &LoadTestStatus) -> bool {
     status.summary.as_ref().is_some_and(|summary| summary.requests > 0)
 }
 
-/// Waits until the operator has been replaced and is ready.
-async fn wait_for_operator(namespace: &TestNamespace) -> Result<Pod> {
-    let pods: Api<Pod> = Api::namespaced(namespace.client.clone(), OPERATOR_NAMESPACE);
-    let selector = ListParams::default().labels("app.kubernetes.io/name=loadtest-operator");
-    wait_for(90, "a ready operator", async || {
-        let found = pods.list(&selector).await?.items;
-        Ok(found.into_iter().find(|pod| is_ready(pod) && pod.metadata.deletion_timestamp.is_none()))
-    })
-    .await
-}
-
 /// Waits until no pod is left that can make load.
 async fn wait_until_no_runner(namespace: &TestNamespace, test: &str) -> Result<()> {
     wait_for(60, "no runner pod", async || {
@@ -91,7 +81,7 @@ async fn cancel_stops_a_runner_that_takes_no_orders() -> Result<()> {
         namespace.deploy_simulator(json!({})).await?;
         namespace.create_test("cut-off", health_spec(5, "10m", &json!([]))).await?;
         namespace.wait_for_status("cut-off", 60, has_requests).await?;
-        let operator = wait_for_operator(&namespace).await?;
+        let operator = wait_for_leader(&namespace).await?;
         let runner = namespace.list_runners("cut-off").await?.pop().context("no runner")?;
         let _cut = CutRoute::new(
             &pod_ip(&operator).context("no address")?,
@@ -125,7 +115,7 @@ async fn cancel_stops_runners_after_the_token_is_lost() -> Result<()> {
         let token = token.context("no Secret with the token key")?.name_any();
         secrets.delete(&token, &DeleteParams::default()).await?;
         kill_operator(&namespace).await?;
-        wait_for_operator(&namespace).await?;
+        wait_for_leader(&namespace).await?;
         namespace.load_tests.patch("token", &PatchParams::default(), &cancel()).await?;
         let status = namespace.wait_until_finished("token", 90).await?;
         ensure!(status.known_phase() == Some(Phase::Cancelled), "{status:#?}");
@@ -252,7 +242,7 @@ async fn object_of_a_newer_version_is_left_untouched() -> Result<()> {
         };
         let before = set_requests("many".into()).await?;
         kill_operator(&namespace).await?;
-        let operator = wait_for_operator(&namespace).await?.name_any();
+        let operator = wait_for_leader(&namespace).await?.name_any();
         let events: Api<Event> = Api::namespaced(namespace.client.clone(), &namespace.name);
         wait_for(60, "an Event about the object", async || {
             let list = events.list(&ListParams::default()).await?;
@@ -276,7 +266,7 @@ async fn object_of_a_newer_version_is_left_untouched() -> Result<()> {
         restored.metadata.resource_version = crds.get(name).await?.metadata.resource_version;
         crds.replace(name, &PostParams::default(), &restored).await?;
         kill_operator(&namespace).await?;
-        wait_for_operator(&namespace).await?;
+        wait_for_leader(&namespace).await?;
         // When a later test has finished, the operator has seen this one too.
         namespace.create_test("later", health_spec(1, "1s", &json!([]))).await?;
         namespace.wait_until_finished("later", 60).await?;

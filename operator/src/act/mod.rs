@@ -18,7 +18,7 @@ use kube::{
 };
 use loadtest_core::{
     Duration,
-    resource::{LoadTest, Sizing},
+    resource::{LoadTest, Phase, Sizing},
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -101,8 +101,11 @@ async fn release_runners(
     let disrupted = runners.filter(|r| r.disrupted && pods.contains(&r.uid));
     let disrupted: Vec<_> = disrupted.cloned().collect();
     runner_client::collect_error_examples(context, &disrupted, &mut observed.cache).await;
+    // Nobody reads the numbers of a test that is over. Those of a runner that leaves earlier are needed.
+    let is_over = observed.phase().is_some_and(Phase::is_final);
+    let order = Order::Release((!is_over).then_some(&*observed.cache.collection));
     let accepted =
-        runner_client::send_order(context, run_uid, &observed.runners, pods, &Order::Release).await;
+        runner_client::send_order(context, run_uid, &observed.runners, pods, &order).await;
     observed.cache.released.extend(accepted);
     // A pod that is being deleted exits anyway. Send it one release order and don't wait for it.
     observed.cache.released.extend(disrupted.into_iter().map(|runner| runner.uid));
@@ -116,7 +119,7 @@ async fn create_children(
     let test = &observed.test;
     // `decide` launches valid specs only.
     let Ok(valid) = &observed.valid else { return Ok(()) };
-    let fingerprint = context.token_fingerprint(&test.uid().unwrap_or_default());
+    let fingerprint = context.authority.token_fingerprint(&test.uid().unwrap_or_default());
     let plan =
         loadtest_children::build_plan(test, valid, sizing, fingerprint.clone(), &context.settings);
     let config_map = loadtest_children::build_config_map(test, &plan)
@@ -137,7 +140,7 @@ fn end_of_load(observed: &Observed, start: &StartRecord) -> Timestamp {
 async fn dry_run_job(context: &Context, observed: &Observed, sizing: &Sizing) -> Result<(), Error> {
     let test = &observed.test;
     let Ok(valid) = &observed.valid else { return Ok(()) };
-    let fingerprint = context.token_fingerprint(&test.uid().unwrap_or_default());
+    let fingerprint = context.authority.token_fingerprint(&test.uid().unwrap_or_default());
     let job = loadtest_children::build_job(test, valid, sizing, &context.settings, &fingerprint);
     let jobs: Api<Job> =
         Api::namespaced(context.client.clone(), &test.namespace().unwrap_or_default());

@@ -18,10 +18,13 @@ use tokio::{
 use super::{
     budget::{NamespaceBudget, ReadBudget},
     collection::{Answer, Collection},
-    scrape::{Body, CollectError, MAX_REQUESTS, decode_answer, fetch_history, read_last_metrics},
+    scrape::{
+        Body, CollectError, HistoryRequest, MAX_REQUESTS, decode_answer, fetch_history,
+        read_last_metrics,
+    },
     targets::Targets,
 };
-use crate::{error::format_error_chain, observe::runner::Runner};
+use crate::{authority::Authority, error::format_error_chain, observe::runner::Runner};
 
 /// How long a round waits for answers. Slower runners answer in a later round.
 const ROUND_TIME: Duration = Duration::from_millis(1500);
@@ -44,6 +47,7 @@ pub(crate) struct Collectors {
 struct Clients {
     kubernetes: kube::Client,
     http: reqwest::Client,
+    authority: Arc<Authority>,
     budget: Arc<ReadBudget>,
     scrape_failures: Counter,
 }
@@ -67,10 +71,12 @@ impl Collectors {
     pub(crate) fn new(
         kubernetes: kube::Client,
         http: reqwest::Client,
+        authority: Arc<Authority>,
         scrape_failures: Counter,
     ) -> Self {
+        let budget = Arc::default();
         Self {
-            clients: Clients { kubernetes, http, budget: Arc::default(), scrape_failures },
+            clients: Clients { kubernetes, http, authority, budget, scrape_failures },
             running: Mutex::default(),
         }
     }
@@ -230,6 +236,7 @@ impl Rounds {
             } else if runner.ip.is_some() && !self.asked.contains(index) {
                 let question = Question {
                     http: self.clients.http.clone(),
+                    authority: Arc::clone(&self.clients.authority),
                     budget: self.budget.clone(),
                     requests: Arc::clone(&self.requests),
                     after: collection.last_step(index),
@@ -261,6 +268,7 @@ impl Rounds {
 /// What a question to one runner needs.
 struct Question {
     http: reqwest::Client,
+    authority: Arc<Authority>,
     budget: NamespaceBudget,
     requests: Arc<Semaphore>,
     /// Number of the last step that was read.
@@ -275,11 +283,18 @@ impl Question {
         targets: Arc<Targets>,
         runner: Runner,
     ) -> Result<(), CollectError> {
-        let Self { http, budget, requests, after } = self;
+        let Self { http, authority, budget, requests, after } = self;
         // Nobody closes this semaphore.
         let _permit = requests.acquire_owned().await.ok();
         let sent_at = Instant::now();
-        let body = fetch_history(&http, &budget, &targets.run_uid, &runner, after).await?;
+        let request = HistoryRequest {
+            run_uid: &targets.run_uid,
+            runner: &runner,
+            after,
+            token: authority.run_token(&targets.run_uid),
+            lease_number: authority.leadership.number(),
+        };
+        let body = fetch_history(&http, &budget, request).await?;
         let received_at = Instant::now();
         let added = spawn_blocking(move || {
             let Body { bytes, elapsed, .. } = &body;

@@ -65,17 +65,29 @@ pub(crate) struct Body {
     _reservation: Reservation,
 }
 
+/// A request for the history of a runner.
+pub(crate) struct HistoryRequest<'a> {
+    pub(crate) run_uid: &'a str,
+    pub(crate) runner: &'a Runner,
+    /// Number of the last step that was read.
+    pub(crate) after: u64,
+    /// Token of the run. With it, the runner refuses orders of earlier Leases from now on.
+    pub(crate) token: String,
+    /// Number of the Lease of this process.
+    pub(crate) lease_number: u64,
+}
+
 /// Reads what a runner has measured since a step of its history. The answer is still encoded.
 pub(crate) async fn fetch_history(
     client: &reqwest::Client,
     budget: &NamespaceBudget,
-    run_uid: &str,
-    runner: &Runner,
-    after: u64,
+    request: HistoryRequest<'_>,
 ) -> Result<Body, CollectError> {
+    let HistoryRequest { run_uid, runner, after, token, lease_number } = request;
     let ip = runner.ip.as_deref().unwrap_or_default();
-    let url = runner_url(ip, &format!("{}?after={after}", path::HISTORY));
-    let response = client.get(url).send().await.map_err(CollectError::Request)?;
+    let query = format!("{}?after={after}&leaseNumber={lease_number}", path::HISTORY);
+    let request = client.get(runner_url(ip, &query)).bearer_auth(token);
+    let response = request.send().await.map_err(CollectError::Request)?;
     if response.status() == http::StatusCode::NOT_FOUND {
         // A runner of an earlier release has no history.
         let found = format!("lower than {}", control::VERSION);

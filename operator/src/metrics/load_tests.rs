@@ -11,6 +11,8 @@ use loadtest_core::{
 };
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder, metrics::MetricType};
 
+use crate::lease::Leadership;
+
 const PHASES: [Phase; 7] = [
     Phase::Pending,
     Phase::Starting,
@@ -21,8 +23,11 @@ const PHASES: [Phase; 7] = [
     Phase::Cancelled,
 ];
 
-/// Computes the gauges of all LoadTests at each scrape.
-pub(super) struct LoadTestCollector(pub(super) Vec<Store<DeserializeGuard<LoadTest>>>);
+/// Computes the gauges of all LoadTests at each scrape of the leader.
+pub(super) struct LoadTestCollector {
+    pub(super) stores: Vec<Store<DeserializeGuard<LoadTest>>>,
+    pub(super) leadership: Leadership,
+}
 
 impl fmt::Debug for LoadTestCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -32,7 +37,11 @@ impl fmt::Debug for LoadTestCollector {
 
 impl Collector for LoadTestCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let objects: Vec<_> = self.0.iter().flat_map(Store::state).collect();
+        // The gauges of a replica that no longer leads are old.
+        if !self.leadership.is_leader() {
+            return Ok(());
+        }
+        let objects: Vec<_> = self.stores.iter().flat_map(Store::state).collect();
         let tests: Vec<&LoadTest> = objects.iter().filter_map(|o| o.0.as_ref().ok()).collect();
         encode_phases(&mut encoder, &tests)?;
         for family in families(&tests) {
@@ -235,7 +244,7 @@ mod tests {
 
     #[test]
     fn tests_of_all_namespaces_share_one_series() {
-        let metrics = OperatorMetrics::default();
+        let metrics = OperatorMetrics::new(Leadership::without_lease());
         metrics.count_reconcile("settled");
         metrics.add_stores(vec![
             store_with_test("one", r#"{"phase": "Running"}"#),
@@ -257,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_finished_run_has_its_numbers() {
-        let metrics = OperatorMetrics::default();
+        let metrics = OperatorMetrics::new(Leadership::without_lease());
         let status = r#"{
             "phase": "Finished", "verdict": "Fail",
             "startTime": "2026-01-01T00:00:00.500000Z", "finishTime": "2026-01-01T00:02:01Z",
@@ -286,7 +295,7 @@ mod tests {
 
     #[test]
     fn a_test_of_a_newer_operator_is_in_no_gauge() {
-        let metrics = OperatorMetrics::default();
+        let metrics = OperatorMetrics::new(Leadership::without_lease());
         let status = r#"{
             "phase": "Paused", "verdict": "Pass", "startTime": "2026-01-01T00:00:00.000000Z"
         }"#;
@@ -298,7 +307,7 @@ mod tests {
     #[test]
     fn events_keep_their_labels() {
         let metrics = |phase: &str| {
-            let metrics = OperatorMetrics::default();
+            let metrics = OperatorMetrics::new(Leadership::without_lease());
             let status = format!(
                 r#"{{"phase": "{phase}", "startTime": "2026-01-01T00:00:00.000000Z",
                 "progress": {{"elapsed": "30s", "percent": 25, "users": 200, "runners": 2}},
@@ -322,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_running_test_has_an_expected_end() {
-        let metrics = OperatorMetrics::default();
+        let metrics = OperatorMetrics::new(Leadership::without_lease());
         let status = r#"{
             "phase": "Running", "startTime": "2026-01-01T00:00:00.000000Z",
             "progress": {"elapsed": "30s", "percent": 25, "users": 200, "runners": 2}

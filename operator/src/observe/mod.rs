@@ -54,7 +54,7 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
     }
     if let Some(job) = &observed.job {
         let found = job.annotations().get(TOKEN_ANNOTATION);
-        let expected = context.token_fingerprint(&run_uid);
+        let expected = context.authority.token_fingerprint(&run_uid);
         observed.cache.token_has_changed = found.is_some_and(|found| *found != expected);
     }
     if observed.phase() == Some(Phase::Starting) && observed.start_record().is_none() {

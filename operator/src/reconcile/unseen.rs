@@ -1,5 +1,5 @@
-//! A test under load while the API server can't be read: a threshold that aborts stops its runners all the
-//! same.
+//! A test under load while the API server can't be read, or the Lease can't be renewed: a threshold that
+//! aborts stops its runners all the same.
 
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -7,13 +7,16 @@ use kube::ResourceExt;
 use crate::{
     act,
     context::Context,
-    decide::decide_unseen,
+    decide::{Decision, decide_unseen},
     observe::state::{LastObjects, Observed, RunCache},
 };
 
 /// Judges the abort by what the collector of the run has collected, and sends the orders that follow.
 /// Writes nothing to the API server. If it is cut short, the cache stays as it is.
 pub(super) async fn supervise_unseen(context: &Context, cache: &mut RunCache) {
+    if context.authority.leadership.is_lost() {
+        return;
+    }
     let Some(objects) = cache.last_objects.clone() else { return };
     let LastObjects { test, job, runners } = *objects;
     let (namespace, run_uid) = (test.namespace().unwrap_or_default(), test.uid());
@@ -27,7 +30,11 @@ pub(super) async fn supervise_unseen(context: &Context, cache: &mut RunCache) {
     }
     if let Some(start) = observed.start_record() {
         let decision = decide_unseen(&observed, &start, &context.settings, Timestamp::now());
-        if let Some(decision) = decision {
+        // Only a leader may start load. A stop is safe: a runner refuses it if another replica leads.
+        let is_allowed = |decision: &Decision| {
+            context.authority.leadership.is_leader() || matches!(decision, Decision::SendStop(_))
+        };
+        if let Some(decision) = decision.filter(is_allowed) {
             tracing::info!(namespace, run_uid, ?decision, "decided without the API server");
             if let Err(error) = act::carry_out(context, &mut observed, &decision).await {
                 tracing::warn!(namespace, run_uid, %error, "orders failed");

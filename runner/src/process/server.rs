@@ -6,7 +6,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -18,7 +18,8 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use loadtest_core::{
     control::{
-        ErrorExample, HISTORY_HEADER, HistoryReply, MAX_ORDER_SECONDS, StartOrder, StopOrder, path,
+        ErrorExample, HISTORY_HEADER, HistoryReply, MAX_ORDER_SECONDS, ReleaseOrder, StartOrder,
+        StopOrder, path,
     },
     metrics::{
         ExpositionOptions, Format, Identity, RunnerHistory, RunnerMetrics, RunnerState, encode,
@@ -53,8 +54,10 @@ pub struct Control {
     pub identity: Identity,
     /// True after a release order.
     pub released: watch::Sender<bool>,
-    /// Number of orders without the token of the run.
+    /// Number of orders without the token of the run, or of a Lease that is over.
     refused_orders: AtomicU32,
+    /// Largest number of the operator's Lease that this runner has seen.
+    lease_number: AtomicU64,
     /// The last minutes of this runner.
     history: Mutex<RunnerHistory>,
     /// Origin of the times in the history.
@@ -70,6 +73,7 @@ impl Control {
             identity,
             released: watch::Sender::new(false),
             refused_orders: AtomicU32::new(0),
+            lease_number: AtomicU64::new(0),
             created_at: Instant::now(),
         }
     }
@@ -132,6 +136,18 @@ impl Control {
             web_socket_tasks: task_names(|kind| matches!(kind, TaskKind::WebSocket(_))),
             after_each_histogram: Some(std::thread::yield_now),
         }
+    }
+
+    /// Refuses an order of an operator that no longer leads, because this runner has seen a larger number
+    /// of the Lease.
+    fn check_lease(&self, number: u64) -> Result<(), (StatusCode, String)> {
+        let seen = self.lease_number.fetch_max(number, Ordering::Relaxed);
+        if number >= seen {
+            return Ok(());
+        }
+        self.refused_orders.fetch_add(1, Ordering::Relaxed);
+        let problem = format!("this order is of lease {number}, and lease {seen} counts now");
+        Err((StatusCode::CONFLICT, problem))
     }
 
     fn is_authorized(&self, headers: &HeaderMap) -> bool {
@@ -211,7 +227,9 @@ async fn respond(control: &Control, request: Request<Incoming>) -> Reply {
     }
     match head.uri.path() {
         path::METRICS => metrics_reply(control, &head.headers).await,
-        path::HISTORY => history_reply(control, head.uri.query().unwrap_or_default()).await,
+        path::HISTORY => {
+            history_reply(control, &head.headers, head.uri.query().unwrap_or_default()).await
+        }
         path::ERRORS => errors_reply(control).await,
         path::LIVENESS | path::READINESS => text_reply(StatusCode::OK, "ok\n"),
         order => match obey_order(control, order, &head.headers, body).await {
@@ -251,12 +269,23 @@ async fn metrics_reply(control: &Control, headers: &HeaderMap) -> Reply {
     }
 }
 
-async fn history_reply(control: &Control, query: &str) -> Reply {
-    let after = query.split('&').find_map(|pair| pair.strip_prefix("after=")).unwrap_or("0");
-    let Ok(after) = after.parse() else {
-        let problem = format!("after: {after:?} is not the number of a step\n");
-        return text_reply(StatusCode::BAD_REQUEST, problem);
+async fn history_reply(control: &Control, headers: &HeaderMap, query: &str) -> Reply {
+    let value_of = |name: &str| {
+        let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        let value = pairs.find(|(found, _)| *found == name);
+        let value = value.map_or("0", |(_, value)| value);
+        value.parse::<u64>().map_err(|_| format!("{name}: {value:?} is not a whole number\n"))
     };
+    let (after, lease_number) = match (value_of("after"), value_of("leaseNumber")) {
+        (Ok(after), Ok(lease_number)) => (after, lease_number),
+        (Err(problem), _) | (_, Err(problem)) => {
+            return text_reply(StatusCode::BAD_REQUEST, problem);
+        }
+    };
+    // Everybody may read. Only an operator may say which Lease counts.
+    if control.is_authorized(headers) {
+        control.lease_number.fetch_max(lease_number, Ordering::Relaxed);
+    }
     match control.encode_history(after).await {
         Ok(body) => {
             let mut reply = reply_with(Format::Protobuf.content_type(), body);
@@ -311,7 +340,8 @@ async fn obey_order(
     }
     match order {
         path::START => {
-            let StartOrder { in_seconds, end_in_seconds } = parse_order(body).await?;
+            let StartOrder { lease_number, in_seconds, end_in_seconds } = parse_order(body).await?;
+            control.check_lease(lease_number)?;
             let lead = parse_seconds("inSeconds", in_seconds)?;
             let length = end_in_seconds.map(|end| (end - in_seconds).clamp(0.0, MAX_LOAD_SECONDS));
             let length = length.map_or(Duration::MAX, Duration::from_secs_f64);
@@ -320,12 +350,21 @@ async fn obey_order(
             }
         }
         path::STOP => {
-            let StopOrder { grace_seconds } = parse_order(body).await?;
+            let StopOrder { lease_number, grace_seconds } = parse_order(body).await?;
+            control.check_lease(lease_number)?;
             let grace = parse_seconds("graceSeconds", grace_seconds)?;
             tracing::info!(grace_seconds, "stop ordered");
             control.engine.stop(grace);
         }
         _ => {
+            let ReleaseOrder { lease_number, last_step } = parse_order(body).await?;
+            control.check_lease(lease_number)?;
+            if let Some(step) = last_step
+                && !control.history.lock().await.is_complete_at(step)
+            {
+                let problem = format!("this runner has numbers that are not in step {step}");
+                return Err((StatusCode::CONFLICT, problem));
+            }
             tracing::info!("released");
             control.released.send_replace(true);
         }
@@ -339,7 +378,8 @@ async fn parse_order<T: DeserializeOwned>(body: Incoming) -> Result<T, (StatusCo
     };
     let body = Limited::new(body, MAX_ORDER_BYTES).collect().await;
     let body = body.map_err(|error| problem(&error))?.to_bytes();
-    serde_json::from_slice(&body).map_err(|error| problem(&error))
+    let body: &[u8] = if body.is_empty() { b"{}" } else { &body };
+    serde_json::from_slice(body).map_err(|error| problem(&error))
 }
 
 fn parse_seconds(field: &str, value: f64) -> Result<Duration, (StatusCode, String)> {

@@ -123,6 +123,45 @@ async fn repeated_start_order_starts_once() {
 }
 
 #[tokio::test]
+async fn orders_of_an_earlier_lease_are_refused() {
+    let runner = start_runner().await;
+    let stop = |lease: u64| format!(r#"{{"graceSeconds": 0, "leaseNumber": {lease}}}"#);
+    // Without the token, nobody can say which Lease counts.
+    let request = "GET /metrics/history?after=0&leaseNumber=90";
+    assert_eq!(send(&runner, request, "", "").await.0, 200);
+    let request = "GET /metrics/history?after=0&leaseNumber=7";
+    assert_eq!(send(&runner, request, TOKEN_HEADER, "").await.0, 200);
+    let (status, message) = send(&runner, "POST /stop", TOKEN_HEADER, &stop(6)).await;
+    let message = String::from_utf8(message).unwrap();
+    assert_eq!((status, &*message), (409, "this order is of lease 6, and lease 7 counts now\n"));
+    assert_eq!(runner.control.engine.state(), RunnerState::Waiting);
+    assert_eq!(send(&runner, "POST /stop", TOKEN_HEADER, &stop(8)).await.0, 204);
+    assert_eq!(send(&runner, "POST /release", TOKEN_HEADER, r#"{"leaseNumber": 7}"#).await.0, 409);
+    assert_eq!(send(&runner, "POST /release", TOKEN_HEADER, r#"{"leaseNumber": 8}"#).await.0, 204);
+}
+
+#[tokio::test]
+async fn a_runner_leaves_only_after_its_numbers_were_read() {
+    let runner = start_runner().await;
+    send(&runner, "POST /start", TOKEN_HEADER, r#"{"inSeconds": 0}"#).await;
+    let (_, body) = send(&runner, "GET /metrics/history", "", "").await;
+    let early = decode_steps(&body).unwrap().last().unwrap().number;
+    runner.control.engine.wait_until_finished().await;
+    let release = |step: u64| format!(r#"{{"lastStep": {step}}}"#);
+    for _ in 0..2 {
+        let (status, message) = send(&runner, "POST /release", TOKEN_HEADER, &release(early)).await;
+        let message = String::from_utf8(message).unwrap();
+        let problem = format!("this runner has numbers that are not in step {early}\n");
+        assert_eq!((status, message), (409, problem));
+    }
+    assert!(!*runner.control.released.borrow());
+    let (_, body) = send(&runner, "GET /metrics/history", "", "").await;
+    let last = decode_steps(&body).unwrap().last().unwrap().number;
+    assert_eq!(send(&runner, "POST /release", TOKEN_HEADER, &release(last)).await.0, 204);
+    assert!(*runner.control.released.borrow());
+}
+
+#[tokio::test]
 async fn text_metrics_contain_zero_series_before_the_start() {
     let runner = start_runner().await;
     let (status, body) = send(&runner, "GET /metrics", "", "").await;

@@ -1,0 +1,141 @@
+//! Two replicas of the operator: one leads, and the other one takes over.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use loadtest_core::resource::{LoadTest, LoadTestStatus, Phase, Verdict};
+use serde_json::json;
+
+use crate::{
+    operator_pods::{
+        FrozenProcess, kill_pod, list_ready, pods, read_lease, transitions, wait_for_leader,
+    },
+    test_namespace::{Target, TestNamespace, health_spec, pod_ip, wait_for},
+};
+
+/// Promised time until another replica leads.
+const MAX_FAILOVER: Duration = Duration::from_secs(15);
+
+/// Starts a test of two runners whose windows show any gap, and waits until it has numbers.
+async fn start_test(namespace: &TestNamespace, name: &str) -> Result<(LoadTest, LoadTestStatus)> {
+    let thresholds = json!([
+        {"metric": "errorRate", "target": "< 1%"},
+        {"metric": "responseTime", "statistic": "p50", "target": "< 1s", "window": "5s"},
+    ]);
+    let mut spec = health_spec(20, "25s", &thresholds);
+    spec["runners"] = json!({"usersPerRunner": 10});
+    let test = namespace.create_test(name, spec).await?;
+    let has_requests =
+        |status: &LoadTestStatus| status.summary.as_ref().is_some_and(|s| s.requests > 0);
+    let status = namespace.wait_for_status(name, 60, has_requests).await?;
+    Ok((test, status))
+}
+
+/// Checks that a test has run once, with every number.
+async fn check_run(
+    namespace: &TestNamespace,
+    target: &Target<'_>,
+    (test, before): (&LoadTest, &LoadTestStatus),
+) -> Result<()> {
+    let status = namespace.wait_until_finished(&test.name_any(), 120).await?;
+    ensure!(status.known_verdict() == Some(Verdict::Pass), "{status:#?}");
+    ensure!(status.start_time == before.start_time, "started again: {status:#?}");
+    let truth = target.get_truth(&test.uid().context("no UID")?).await?;
+    let summary = status.summary.context("no summary")?;
+    ensure!(summary.requests == truth.totals.counts.received, "{summary:?}");
+    let measured = status.measurement.context("no measurement")?;
+    ensure!(measured.runners_lost == 0 && measured.unobserved.is_none(), "{measured:?}");
+    Ok(())
+}
+
+/// Waits until another pod than `leader` leads, and checks the time that it took.
+async fn wait_for_failover(namespace: &TestNamespace, leader: &Pod, from: i32) -> Result<Pod> {
+    let began = Instant::now();
+    wait_for(60, "another leader", async || {
+        let lease = read_lease(namespace).await?;
+        Ok((transitions(&lease) > from).then_some(()))
+    })
+    .await?;
+    ensure!(began.elapsed() < MAX_FAILOVER, "failover took {:?}", began.elapsed());
+    let next = wait_for_leader(namespace).await?;
+    ensure!(next.uid() != leader.uid(), "{} leads again", next.name_any());
+    Ok(next)
+}
+
+/// Returns the value of `loadtest_operator_leader` of each ready pod, and how many pods show verdicts.
+async fn read_leader_metrics(namespace: &TestNamespace) -> Result<(Vec<String>, usize)> {
+    let (mut leaders, mut with_tests) = (Vec::new(), 0);
+    for pod in list_ready(namespace).await? {
+        let url = format!("http://{}:8080/metrics", pod_ip(&pod).context("no address")?);
+        let text = namespace.http.get(url).send().await?.error_for_status()?.text().await?;
+        let value = text.lines().find_map(|line| line.strip_prefix("loadtest_operator_leader "));
+        leaders.push(value.context("no metric loadtest_operator_leader")?.to_owned());
+        with_tests += usize::from(text.contains("\nloadtest_operator_running_tests "));
+    }
+    leaders.sort();
+    Ok((leaders, with_tests))
+}
+
+#[tokio::test]
+async fn another_replica_takes_over_from_a_killed_leader() -> Result<()> {
+    TestNamespace::run_alone("failover", async |namespace| {
+        wait_for(90, "two ready replicas", async || {
+            Ok((list_ready(&namespace).await?.len() == 2).then_some(()))
+        })
+        .await?;
+        let leader = wait_for_leader(&namespace).await?;
+        let metrics = read_leader_metrics(&namespace).await?;
+        ensure!(metrics == (vec!["0".into(), "1".into()], 1), "{metrics:?}");
+        let target = namespace.deploy_simulator(json!({"health": {"latency": "50ms"}})).await?;
+        let (test, before) = start_test(&namespace, "failover").await?;
+        let number = transitions(&read_lease(&namespace).await?);
+        kill_pod(&namespace, &leader).await?;
+        wait_for_failover(&namespace, &leader, number).await?;
+        check_run(&namespace, &target, (&test, &before)).await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_frozen_leader_does_nothing_when_it_thaws() -> Result<()> {
+    TestNamespace::run_alone("frozen", async |namespace| {
+        wait_for(90, "two ready replicas", async || {
+            Ok((list_ready(&namespace).await?.len() == 2).then_some(()))
+        })
+        .await?;
+        let target = namespace.deploy_simulator(json!({"health": {"latency": "50ms"}})).await?;
+        let (test, before) = start_test(&namespace, "frozen").await?;
+        let leader = wait_for_leader(&namespace).await?;
+        let number = transitions(&read_lease(&namespace).await?);
+        let restarts = restarts_of(&leader);
+        let frozen = FrozenProcess::freeze(&leader)?;
+        wait_for_failover(&namespace, &leader, number).await?;
+        // The new leader goes on with the test.
+        let percent = |status: &LoadTestStatus| status.progress.as_ref().map_or(0, |p| p.percent);
+        let at_failover = percent(&namespace.get_status("frozen").await?);
+        namespace
+            .wait_for_status("frozen", 60, |status| {
+                percent(status) > at_failover || status.known_phase() == Some(Phase::Finished)
+            })
+            .await?;
+        drop(frozen);
+        // The process ends, and the next one in its pod waits for the Lease.
+        wait_for(60, "a restart of the former leader", async || {
+            let pod = pods(&namespace).get(&leader.name_any()).await?;
+            Ok((restarts_of(&pod) > restarts).then_some(()))
+        })
+        .await?;
+        check_run(&namespace, &target, (&test, &before)).await?;
+        let next = wait_for_leader(&namespace).await?;
+        ensure!(next.uid() != leader.uid(), "{} leads again", next.name_any());
+        Ok(())
+    })
+    .await
+}
+
+fn restarts_of(pod: &Pod) -> i32 {
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+    statuses.into_iter().flatten().map(|status| status.restart_count).sum()
+}
