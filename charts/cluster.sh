@@ -47,13 +47,13 @@ print_diagnostics() {
 # uninstall_release RELEASE NAMESPACE
 uninstall_release() { helm uninstall "$1" -n "$2" --wait --timeout 60s; }
 
-# check_operator_ready RELEASE NAMESPACE: one pod is ready. Ignores pods that are being deleted: an
+# check_operator_ready RELEASE NAMESPACE: both replicas are ready. Ignores pods that are being deleted: an
 # earlier uninstall may have left some.
 check_operator_ready() {
     local pods
     pods=$(kubectl -n "$2" get pods -l "app.kubernetes.io/instance=$1" -o \
         'jsonpath={range .items[*]}{.metadata.deletionTimestamp}/{.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}')
-    expect_equal /True "$(grep ^/ <<<"$pods")"
+    expect_equal $'/True\n/True' "$(grep ^/ <<<"$pods")"
 }
 
 check_crd_established() {
@@ -151,6 +151,10 @@ check_cluster_wide_rights() {
     check_right yes first "$one" get secrets/first-loadtest-operator-token "$one"
     check_right no first "$one" get secrets/other "$one"
     check_right no first "$one" list secrets "$one"
+    check_right yes first "$one" create leases.coordination.k8s.io "$one"
+    check_right yes first "$one" update leases.coordination.k8s.io/first-loadtest-operator "$one"
+    check_right no first "$one" update leases.coordination.k8s.io/other "$one"
+    check_right no first "$one" create leases.coordination.k8s.io "$shop"
     check_right no first "$one" create secrets "$shop"
     check_right no first "$one" get secrets/first-loadtest-operator-token "$shop"
     check_right no first "$one" create pods "$shop"
