@@ -131,9 +131,9 @@ pub const MAX_ORDER_SECONDS: f64 = 3600.0;
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StartOrder {
-    /// Number of the operator's Lease.
+    /// Number of the operator's Lease. Operators of earlier versions had none.
     #[serde(default)]
-    pub lease_number: u64,
+    pub lease_number: Option<u64>,
     /// Seconds from the sending of the order to the start.
     pub in_seconds: f64,
     /// Seconds from the sending of the order to the end of the load. An order that comes late does
@@ -146,9 +146,9 @@ pub struct StartOrder {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StopOrder {
-    /// Number of the operator's Lease.
+    /// Number of the operator's Lease. Operators of earlier versions had none.
     #[serde(default)]
-    pub lease_number: u64,
+    pub lease_number: Option<u64>,
     /// Seconds that requests in flight may still take.
     pub grace_seconds: f64,
 }
@@ -157,9 +157,9 @@ pub struct StopOrder {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReleaseOrder {
-    /// Number of the operator's Lease.
+    /// Number of the operator's Lease. Operators of earlier versions had none.
     #[serde(default)]
-    pub lease_number: u64,
+    pub lease_number: Option<u64>,
     /// Number of the last step of the runner's history that the operator has read. A runner whose numbers
     /// are not final at that step refuses the order. Without it, the operator needs no numbers any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -1,4 +1,4 @@
-//! What runners are shown before they obey: the token of their run, and the number of the Lease.
+//! What an order to a runner needs: the token of its run, and the number of the Lease.
 
 use std::{fmt, sync::OnceLock};
 

@@ -39,7 +39,7 @@ pub struct Context {
     pub(crate) metrics: OperatorMetrics,
     /// The tasks that collect the metrics of running tests.
     pub(crate) collectors: Collectors,
-    /// What runners are shown before they obey.
+    /// What an order to a runner needs.
     pub(crate) authority: Arc<Authority>,
     /// Caches by run UID.
     run_caches: Mutex<HashMap<String, RunCache>>,

@@ -35,6 +35,9 @@ pub enum Error {
         /// Error of the serializer.
         source: serde_json::Error,
     },
+    /// The test has changed since it was read.
+    #[error("{0} has changed since it was read; trying again")]
+    Conflict(String),
     /// This process does not hold the Lease, or holds it no longer.
     #[error("this replica does not lead")]
     NotLeader,
@@ -48,16 +51,22 @@ impl Error {
         Self::Api { action, name: name.to_owned(), source: Box::new(source) }
     }
 
-    /// Returns the HTTP status code of the API server. [`Self::NameTaken`] counts as 409.
+    /// Returns the HTTP status code of the API server. [`Self::NameTaken`] counts as 409, like
+    /// [`Self::Conflict`].
     pub(crate) fn status_code(&self) -> Option<u16> {
         match self {
             Self::Api { source, .. } => match &**source {
                 kube::Error::Api(status) => Some(status.code),
                 _ => None,
             },
-            Self::NameTaken { .. } => Some(409),
+            Self::NameTaken { .. } | Self::Conflict(_) => Some(409),
             Self::Serialize { .. } | Self::NotLeader | Self::Timeout(_) => None,
         }
+    }
+
+    /// Returns true for an error that is no fault: the next reconciliation sees what has changed.
+    pub(crate) const fn is_expected(&self) -> bool {
+        matches!(self, Self::Conflict(_) | Self::NotLeader)
     }
 
     /// Returns true if the API server sent an object that this version can't read.
@@ -71,6 +80,7 @@ impl Error {
             Self::Api { .. } => "api_error",
             Self::NameTaken { .. } => "name_taken",
             Self::Serialize { .. } => "plan_error",
+            Self::Conflict(_) => "conflict",
             Self::NotLeader => "not_leader",
             Self::Timeout(_) => "too_slow",
         }

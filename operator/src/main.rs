@@ -200,14 +200,26 @@ async fn run_operator(arguments: Run) -> anyhow::Result<()> {
             loaded = lead => loaded?,
             () = stop.cancelled() => return Ok(()),
         }
-        controller::run(Arc::clone(&context), watches, &watch_namespaces, ready, stop.clone())
-            .await;
+        let run =
+            controller::run(Arc::clone(&context), watches, &watch_namespaces, ready, stop.clone());
+        let end = async {
+            stop.cancelled().await;
+            tokio::time::sleep(MAX_END).await;
+        };
+        tokio::select! {
+            () = run => {}
+            // The next leader goes on with what is left undone, as after a crash.
+            () = end => tracing::warn!("reconciliations under way are dropped"),
+        }
         anyhow::Ok(())
     };
     tokio::select! {
         done = work => done?,
         // Nothing that is under way may go on. The next process in this pod waits for the Lease.
-        () = leadership.wait_until_lost() => anyhow::bail!("another replica has taken the Lease"),
+        () = leadership.wait_until_lost() => {
+            anyhow::ensure!(!leadership.is_lost(), "another replica has taken the Lease");
+            anyhow::bail!("the thread that keeps the Lease has ended");
+        }
     }
     // The next replica need not wait for the end of the Lease.
     keeper.release().await;
@@ -217,6 +229,9 @@ async fn run_operator(arguments: Run) -> anyhow::Result<()> {
     tracing::info!("stopped");
     Ok(())
 }
+
+/// Time for reconciliations under way when the operator is to end. Another replica waits for the Lease.
+const MAX_END: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// Error of [`connect`].
 const NO_CLIENT: &str = "failed to create the Kubernetes client";

@@ -107,8 +107,13 @@ pub fn on_error(
 ) -> Action {
     let key = object_key(&object);
     let failures = context.count_failure(&key);
+    let error_is_expected = error.is_expected();
     let error = format_error_chain(error);
-    tracing::warn!(loadtest = key, failures, error, "reconciliation failed");
+    if error_is_expected {
+        tracing::debug!(loadtest = key, failures, error, "reconciliation ended early");
+    } else {
+        tracing::warn!(loadtest = key, failures, error, "reconciliation failed");
+    }
     let seconds = 1_u64 << failures.saturating_sub(1).min(4);
     let uid = object.meta().uid.clone().unwrap_or_default();
     let is_under_load = context.collectors.latest(&uid).is_some();
@@ -321,10 +326,12 @@ async fn write_status(
         "status": status,
     });
     let parameters = PatchParams::apply(OPERATOR_NAME).force();
-    tests
-        .patch_status(&name, &parameters, &Patch::Apply(object))
-        .await
-        .map_err(|error| Error::api("write the status of loadtest", &name, error))?;
+    tests.patch_status(&name, &parameters, &Patch::Apply(object)).await.map_err(
+        |error| match error {
+            kube::Error::Api(status) if status.code == 409 => Error::Conflict(name.clone()),
+            error => Error::api("write the status of loadtest", &name, error),
+        },
+    )?;
     Ok(())
 }
 

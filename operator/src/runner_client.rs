@@ -71,7 +71,7 @@ pub(crate) async fn send_order(
     order: &Order<'_>,
 ) -> Vec<String> {
     let token = &context.authority.run_token(run_uid);
-    let lease_number = context.authority.leadership.number();
+    let lease_number = Some(context.authority.leadership.number());
     let requests: Vec<_> = runners
         .iter()
         .filter(|runner| pod_uids.contains(&runner.uid))
@@ -95,7 +95,9 @@ pub(crate) async fn send_order(
                     (path::STOP, serde_json::json!(StopOrder { lease_number, grace_seconds }))
                 }
                 Order::Release(collection) => {
+                    // A runner that never answered this process has told all to an earlier one.
                     let last_step = collection.map(|read| read.last_step(runner.index));
+                    let last_step = last_step.filter(|step| *step > 0);
                     (path::RELEASE, serde_json::json!(ReleaseOrder { lease_number, last_step }))
                 }
             };

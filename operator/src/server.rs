@@ -56,7 +56,7 @@ pub async fn serve(
                 } else {
                     (
                         StatusCode::SERVICE_UNAVAILABLE,
-                        "LoadTests are not listed yet, and no other replica leads\n",
+                        "this replica has not listed the LoadTests yet\n",
                     )
                 }
             }),

@@ -7,7 +7,6 @@ use k8s_openapi::{ByteString, jiff::Timestamp};
 use loadtest_core::{
     Duration,
     control::ErrorExample,
-    judge::Timeline,
     load::LoadModel,
     metrics::RunnerState,
     resource::{LoadTest, LoadTestStatus, Phase},
@@ -93,7 +92,7 @@ pub(crate) fn build(observed: &Observed, status: &LoadTestStatus) -> Option<Stor
     let resume = ResumeState {
         pods: start.pods,
         recorded: recorder.recorded().clone(),
-        stage_start: collection.timeline().and_then(Timeline::stage_start).cloned(),
+        stage_start: collection.stage_start().cloned(),
         runners: alive,
         error_examples: examples
             .map(|((task, kind), message)| ErrorExample {

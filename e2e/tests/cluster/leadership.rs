@@ -3,14 +3,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
-use loadtest_core::resource::{LoadTest, LoadTestStatus, Phase, Verdict};
+use loadtest_core::resource::{LoadTest, LoadTestStatus, Verdict};
 use serde_json::json;
 
 use crate::{
     operator_pods::{
-        FrozenProcess, kill_pod, list_ready, pods, read_lease, transitions, wait_for_leader,
+        FrozenProcess, kill_pod, kill_process, list_ready, pods, read_lease, transitions,
+        wait_for_leader,
     },
     test_namespace::{Target, TestNamespace, health_spec, pod_ip, wait_for},
 };
@@ -19,12 +20,16 @@ use crate::{
 const MAX_FAILOVER: Duration = Duration::from_secs(15);
 
 /// Starts a test of two runners whose windows show any gap, and waits until it has numbers.
-async fn start_test(namespace: &TestNamespace, name: &str) -> Result<(LoadTest, LoadTestStatus)> {
+async fn start_test(
+    namespace: &TestNamespace,
+    name: &str,
+    duration: &str,
+) -> Result<(LoadTest, LoadTestStatus)> {
     let thresholds = json!([
         {"metric": "errorRate", "target": "< 1%"},
         {"metric": "responseTime", "statistic": "p50", "target": "< 1s", "window": "5s"},
     ]);
-    let mut spec = health_spec(20, "25s", &thresholds);
+    let mut spec = health_spec(20, duration, &thresholds);
     spec["runners"] = json!({"usersPerRunner": 10});
     let test = namespace.create_test(name, spec).await?;
     let has_requests =
@@ -86,10 +91,13 @@ async fn another_replica_takes_over_from_a_killed_leader() -> Result<()> {
         })
         .await?;
         let leader = wait_for_leader(&namespace).await?;
-        let metrics = read_leader_metrics(&namespace).await?;
-        ensure!(metrics == (vec!["0".into(), "1".into()], 1), "{metrics:?}");
+        wait_for(30, "metrics of one leader", async || {
+            let metrics = read_leader_metrics(&namespace).await?;
+            Ok((metrics == (vec!["0".into(), "1".into()], 1)).then_some(()))
+        })
+        .await?;
         let target = namespace.deploy_simulator(json!({"health": {"latency": "50ms"}})).await?;
-        let (test, before) = start_test(&namespace, "failover").await?;
+        let (test, before) = start_test(&namespace, "failover", "25s").await?;
         let number = transitions(&read_lease(&namespace).await?);
         kill_pod(&namespace, &leader).await?;
         wait_for_failover(&namespace, &leader, number).await?;
@@ -106,7 +114,7 @@ async fn a_frozen_leader_does_nothing_when_it_thaws() -> Result<()> {
         })
         .await?;
         let target = namespace.deploy_simulator(json!({"health": {"latency": "50ms"}})).await?;
-        let (test, before) = start_test(&namespace, "frozen").await?;
+        let (test, before) = start_test(&namespace, "frozen", "40s").await?;
         let leader = wait_for_leader(&namespace).await?;
         let number = transitions(&read_lease(&namespace).await?);
         let restarts = restarts_of(&leader);
@@ -115,18 +123,18 @@ async fn a_frozen_leader_does_nothing_when_it_thaws() -> Result<()> {
         // The new leader goes on with the test.
         let percent = |status: &LoadTestStatus| status.progress.as_ref().map_or(0, |p| p.percent);
         let at_failover = percent(&namespace.get_status("frozen").await?);
-        namespace
-            .wait_for_status("frozen", 60, |status| {
-                percent(status) > at_failover || status.known_phase() == Some(Phase::Finished)
-            })
-            .await?;
+        namespace.wait_for_status("frozen", 60, |status| percent(status) > at_failover).await?;
         drop(frozen);
         // The process ends, and the next one in its pod waits for the Lease.
         wait_for(60, "a restart of the former leader", async || {
             let pod = pods(&namespace).get(&leader.name_any()).await?;
-            Ok((restarts_of(&pod) > restarts).then_some(()))
+            Ok((restarts_of(&pod) > restarts).then(|| last_message(&pod)))
         })
-        .await?;
+        .await
+        .and_then(|message| {
+            ensure!(message.contains("another replica has taken the Lease"), "{message}");
+            Ok(())
+        })?;
         check_run(&namespace, &target, (&test, &before)).await?;
         let next = wait_for_leader(&namespace).await?;
         ensure!(next.uid() != leader.uid(), "{} leads again", next.name_any());
@@ -135,7 +143,36 @@ async fn a_frozen_leader_does_nothing_when_it_thaws() -> Result<()> {
     .await
 }
 
-fn restarts_of(pod: &Pod) -> i32 {
+#[tokio::test]
+async fn a_process_that_is_killed_leads_again_in_its_pod() -> Result<()> {
+    TestNamespace::run_alone("same-pod", async |namespace| {
+        let leader = wait_for_leader(&namespace).await?;
+        let number = transitions(&read_lease(&namespace).await?);
+        kill_process(&leader)?;
+        wait_for(30, "a new process that leads", async || {
+            let lease = read_lease(&namespace).await?;
+            Ok((transitions(&lease) > number).then_some(()))
+        })
+        .await?;
+        let next = wait_for_leader(&namespace).await?;
+        ensure!(next.uid() == leader.uid(), "{} leads now", next.name_any());
+        Ok(())
+    })
+    .await
+}
+
+fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
     let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
-    statuses.into_iter().flatten().map(|status| status.restart_count).sum()
+    statuses.into_iter().flatten()
+}
+
+fn restarts_of(pod: &Pod) -> i32 {
+    containers(pod).map(|status| status.restart_count).sum()
+}
+
+/// Returns what the last process of a pod said when it ended.
+fn last_message(pod: &Pod) -> String {
+    let ended =
+        containers(pod).filter_map(|status| status.last_state.as_ref()?.terminated.as_ref());
+    ended.filter_map(|end| end.message.clone()).collect()
 }

@@ -25,12 +25,12 @@ use tokio::{
 };
 
 use crate::{
-    operator_pods::{kill_operator, without_operator},
+    operator_pods::{replace_operator, without_operator},
     test_namespace::{TestNamespace, health_spec, pod_ip, wait_for},
 };
 
 #[tokio::test]
-async fn killed_operator_finishes_the_same_run() -> Result<()> {
+async fn replaced_operator_finishes_the_same_run() -> Result<()> {
     // This test runs alone, because it kills the operator that all tests share. A stage of another
     // test that ended meanwhile would be Inconclusive.
     TestNamespace::run_alone("restart", async |namespace| {
@@ -44,7 +44,7 @@ async fn killed_operator_finishes_the_same_run() -> Result<()> {
         let test = namespace.create_test("restart", spec).await?;
         let run_uid = test.uid().context("no UID")?;
         let before = namespace.wait_for_phase("restart", Phase::Running).await?;
-        kill_operator(&namespace).await?;
+        replace_operator(&namespace).await?;
         namespace
             .wait_for_status("restart", 60, |s| s.progress.as_ref().is_some_and(|p| p.percent > 20))
             .await?;

@@ -1,6 +1,6 @@
 //! The pods of the operator that all tests share: which one leads, and what can happen to them.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease, core::v1::Pod};
@@ -52,18 +52,25 @@ pub(crate) async fn wait_for_leader(namespace: &TestNamespace) -> Result<Pod> {
     .await
 }
 
-/// Deletes all pods of the operator without a grace period.
-pub(crate) async fn kill_operator(namespace: &TestNamespace) -> Result<()> {
+/// Deletes all pods of the operator at once. Each has a moment to give the Lease up.
+pub(crate) async fn replace_operator(namespace: &TestNamespace) -> Result<()> {
     let operators = pods(namespace).list(&selector()).await?.items;
     ensure!(!operators.is_empty(), "no operator in {OPERATOR_NAMESPACE}");
     for pod in operators {
-        kill_pod(namespace, &pod).await?;
+        delete_now(namespace, &pod).await?;
     }
     Ok(())
 }
 
-/// Deletes a pod without a grace period.
+/// Kills a pod of the operator, which has no time to give the Lease up: it is frozen until it is gone.
 pub(crate) async fn kill_pod(namespace: &TestNamespace, pod: &Pod) -> Result<()> {
+    let frozen = FrozenProcess::freeze(pod)?;
+    delete_now(namespace, pod).await?;
+    wait_for(60, "the end of a killed operator", async || Ok(frozen.has_ended().then_some(())))
+        .await
+}
+
+async fn delete_now(namespace: &TestNamespace, pod: &Pod) -> Result<()> {
     let parameters = DeleteParams::default().grace_period(0);
     pods(namespace).delete(&pod.name_any(), &parameters).await?;
     Ok(())
@@ -96,6 +103,12 @@ async fn scale_operator(namespace: &TestNamespace, replicas: u32) -> Result<()> 
     .await
 }
 
+/// Kills the process of the operator in a pod. The kubelet starts another one in the same pod. This test must
+/// run on the node of the pod.
+pub(crate) fn kill_process(pod: &Pod) -> Result<()> {
+    send_signal(find_process(pod)?, "KILL")
+}
+
 /// A process that is frozen with `SIGSTOP` until this value is dropped.
 #[derive(Debug)]
 pub(crate) struct FrozenProcess(u32);
@@ -103,10 +116,15 @@ pub(crate) struct FrozenProcess(u32);
 impl FrozenProcess {
     /// Freezes the operator in a pod. This test must run on the node of the pod.
     pub(crate) fn freeze(pod: &Pod) -> Result<Self> {
-        let uid = pod.uid().context("no UID")?;
-        let id = find_process(&uid).with_context(|| format!("no process of pod {uid} here"))?;
+        let id = find_process(pod)?;
         send_signal(id, "STOP")?;
         Ok(Self(id))
+    }
+
+    fn has_ended(&self) -> bool {
+        // A process that has ended has no command line.
+        fs::read(format!("/proc/{}/cmdline", self.0)).is_ok_and(|line| line.is_empty())
+            || !Path::new(&format!("/proc/{}", self.0)).exists()
     }
 }
 
@@ -124,14 +142,16 @@ fn send_signal(id: u32, signal: &str) -> Result<()> {
 }
 
 /// Returns the process of the operator whose cgroup is that of a pod.
-fn find_process(pod_uid: &str) -> Option<u32> {
-    let processes = fs::read_dir("/proc").ok()?.flatten();
+fn find_process(pod: &Pod) -> Result<u32> {
+    let uid = pod.uid().context("no UID")?;
+    let processes = fs::read_dir("/proc")?.flatten();
     let mut ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    ids.find(|id| {
+    let id = ids.find(|id| {
         let read =
             |file: &str| fs::read_to_string(format!("/proc/{id}/{file}")).unwrap_or_default();
         // systemd writes the UID with underscores.
         let groups = read("cgroup").replace('_', "-");
-        groups.contains(pod_uid) && read("comm").starts_with("loadtest-op")
-    })
+        groups.contains(&uid) && read("comm").starts_with("loadtest-op")
+    });
+    id.with_context(|| format!("no process of pod {uid} on this machine"))
 }

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 use crate::{
     lifecycle::check_whole_series,
-    operator_pods::{kill_operator, wait_for_leader},
+    operator_pods::{replace_operator, wait_for_leader},
     test_namespace::{OPERATOR_NAMESPACE, TestNamespace, health_spec, pod_ip, wait_for},
 };
 
@@ -114,7 +114,7 @@ async fn cancel_stops_runners_after_the_token_is_lost() -> Result<()> {
         });
         let token = token.context("no Secret with the token key")?.name_any();
         secrets.delete(&token, &DeleteParams::default()).await?;
-        kill_operator(&namespace).await?;
+        replace_operator(&namespace).await?;
         wait_for_leader(&namespace).await?;
         namespace.load_tests.patch("token", &PatchParams::default(), &cancel()).await?;
         let status = namespace.wait_until_finished("token", 90).await?;
@@ -149,7 +149,7 @@ async fn numbers_of_a_lost_runner_survive_a_restart() -> Result<()> {
         let lost = result.runners.iter().find(|runner| runner.loss.is_some());
         let of_lost = lost.context("no runner is lost")?.requests;
         ensure!(of_lost > 0, "{:?}", result.runners);
-        kill_operator(&namespace).await?;
+        replace_operator(&namespace).await?;
         let lowest = Mutex::new(u64::MAX);
         let status = namespace
             .wait_for_status("lost", 120, |status| {
@@ -241,7 +241,7 @@ async fn object_of_a_newer_version_is_left_untouched() -> Result<()> {
             .await
         };
         let before = set_requests("many".into()).await?;
-        kill_operator(&namespace).await?;
+        replace_operator(&namespace).await?;
         let operator = wait_for_leader(&namespace).await?.name_any();
         let events: Api<Event> = Api::namespaced(namespace.client.clone(), &namespace.name);
         wait_for(60, "an Event about the object", async || {
@@ -265,7 +265,7 @@ async fn object_of_a_newer_version_is_left_untouched() -> Result<()> {
         let mut restored = original;
         restored.metadata.resource_version = crds.get(name).await?.metadata.resource_version;
         crds.replace(name, &PostParams::default(), &restored).await?;
-        kill_operator(&namespace).await?;
+        replace_operator(&namespace).await?;
         wait_for_leader(&namespace).await?;
         // When a later test has finished, the operator has seen this one too.
         namespace.create_test("later", health_spec(1, "1s", &json!([]))).await?;

@@ -126,6 +126,14 @@ impl Collection {
         merged
     }
 
+    /// Returns the sum at the start of the current stage, but for the first stage.
+    pub(crate) fn stage_start(&self) -> Option<&Metrics> {
+        match &self.timeline {
+            Some(timeline) => timeline.stage_start(),
+            None => self.stage_start.as_ref(),
+        }
+    }
+
     /// Returns the state of a runner in its last answer.
     pub(crate) fn runner_state(&self, index: u32) -> Option<RunnerState> {
         let gone = self.gone.runners.get(&index).map(|runner| runner.state);

@@ -19,7 +19,7 @@ use super::{
     budget::{NamespaceBudget, ReadBudget},
     collection::{Answer, Collection},
     scrape::{
-        Body, CollectError, HistoryRequest, MAX_REQUESTS, decode_answer, fetch_history,
+        Body, CollectError, HistoryRequest, LeaseProof, MAX_REQUESTS, decode_answer, fetch_history,
         read_last_metrics,
     },
     targets::Targets,
@@ -129,6 +129,7 @@ impl Collector {
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             asked: Asked::default(),
             reads: Asked::default(),
+            told: Arc::default(),
         };
         let task = tokio::spawn(rounds.run(receiver, sender));
         Self { targets, latest, task }
@@ -146,7 +147,12 @@ struct Rounds {
     asked: Asked,
     /// The logs that are being read.
     reads: Asked,
+    /// The runners that know the Lease of this process.
+    told: Arc<Mutex<Told>>,
 }
+
+/// UIDs of pods, each with the number of the Lease that its runner knows.
+type Told = HashSet<(String, u64)>;
 
 /// Tasks about single runners, at most one for each.
 #[derive(Default)]
@@ -177,6 +183,11 @@ impl Asked {
         };
         Some((self.runners.remove(&id).unwrap_or(u32::MAX), result))
     }
+}
+
+/// No panic can leave the set half updated.
+fn lock_told(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
+    told.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Locks a collection, also after a panic: the decoder, which reads foreign data, runs before the lock.
@@ -237,6 +248,7 @@ impl Rounds {
                 let question = Question {
                     http: self.clients.http.clone(),
                     authority: Arc::clone(&self.clients.authority),
+                    told: Arc::clone(&self.told),
                     budget: self.budget.clone(),
                     requests: Arc::clone(&self.requests),
                     after: collection.last_step(index),
@@ -269,6 +281,7 @@ impl Rounds {
 struct Question {
     http: reqwest::Client,
     authority: Arc<Authority>,
+    told: Arc<Mutex<Told>>,
     budget: NamespaceBudget,
     requests: Arc<Semaphore>,
     /// Number of the last step that was read.
@@ -283,18 +296,18 @@ impl Question {
         targets: Arc<Targets>,
         runner: Runner,
     ) -> Result<(), CollectError> {
-        let Self { http, authority, budget, requests, after } = self;
+        let Self { http, authority, told, budget, requests, after } = self;
         // Nobody closes this semaphore.
         let _permit = requests.acquire_owned().await.ok();
         let sent_at = Instant::now();
-        let request = HistoryRequest {
-            run_uid: &targets.run_uid,
-            runner: &runner,
-            after,
-            token: authority.run_token(&targets.run_uid),
-            lease_number: authority.leadership.number(),
-        };
+        // Another pod may have the address of this runner by now, so the token is sent only when it is needed.
+        let known = (runner.uid.clone(), authority.leadership.number());
+        let is_known = lock_told(&told).contains(&known);
+        let lease = (!is_known)
+            .then(|| LeaseProof { number: known.1, token: authority.run_token(&targets.run_uid) });
+        let request = HistoryRequest { run_uid: &targets.run_uid, runner: &runner, after, lease };
         let body = fetch_history(&http, &budget, request).await?;
+        lock_told(&told).insert(known);
         let received_at = Instant::now();
         let added = spawn_blocking(move || {
             let Body { bytes, elapsed, .. } = &body;

@@ -65,16 +65,22 @@ pub(crate) struct Body {
     _reservation: Reservation,
 }
 
+/// With this, a runner refuses orders of earlier Leases from now on.
+pub(crate) struct LeaseProof {
+    /// Number of the Lease of this process.
+    pub(crate) number: u64,
+    /// Token of the run.
+    pub(crate) token: String,
+}
+
 /// A request for the history of a runner.
 pub(crate) struct HistoryRequest<'a> {
     pub(crate) run_uid: &'a str,
     pub(crate) runner: &'a Runner,
     /// Number of the last step that was read.
     pub(crate) after: u64,
-    /// Token of the run. With it, the runner refuses orders of earlier Leases from now on.
-    pub(crate) token: String,
-    /// Number of the Lease of this process.
-    pub(crate) lease_number: u64,
+    /// The Lease of this process, for a runner that does not know it yet.
+    pub(crate) lease: Option<LeaseProof>,
 }
 
 /// Reads what a runner has measured since a step of its history. The answer is still encoded.
@@ -83,10 +89,15 @@ pub(crate) async fn fetch_history(
     budget: &NamespaceBudget,
     request: HistoryRequest<'_>,
 ) -> Result<Body, CollectError> {
-    let HistoryRequest { run_uid, runner, after, token, lease_number } = request;
+    let HistoryRequest { run_uid, runner, after, lease } = request;
     let ip = runner.ip.as_deref().unwrap_or_default();
-    let query = format!("{}?after={after}&leaseNumber={lease_number}", path::HISTORY);
-    let request = client.get(runner_url(ip, &query)).bearer_auth(token);
+    let history = format!("{}?after={after}", path::HISTORY);
+    let request = match lease {
+        Some(LeaseProof { number, token }) => client
+            .get(runner_url(ip, &format!("{history}&leaseNumber={number}")))
+            .bearer_auth(token),
+        None => client.get(runner_url(ip, &history)),
+    };
     let response = request.send().await.map_err(CollectError::Request)?;
     if response.status() == http::StatusCode::NOT_FOUND {
         // A runner of an earlier release has no history.

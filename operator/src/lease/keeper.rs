@@ -1,18 +1,27 @@
 //! The thread that takes and renews the Lease.
 
-use std::{thread::JoinHandle, time::Instant};
+use std::{
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
 use k8s_openapi::{api::coordination::v1::Lease, jiff::Timestamp};
 use kube::{Api, Client, api::PostParams};
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{error::Elapsed, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    HOLD, RENEW_INTERVAL, REQUEST_TIMEOUT, WAIT_INTERVAL,
+    LEADER_TIME, RENEW_INTERVAL, REQUEST_TIMEOUT, WAIT_INTERVAL,
     leadership::{Leadership, LeaseState},
     record::{LeaseMemory, Step, lease_number, released},
 };
 use crate::error::format_error_chain;
+
+/// Time after which a lasting error is logged again.
+const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
 /// The Lease, and who takes it.
 #[derive(Clone, Debug)]
@@ -69,6 +78,21 @@ pub fn keep_lease(
     Ok((Keeper { stop, thread }, Leadership::new(receiver)))
 }
 
+/// Reason why the Lease can't be read or written.
+#[derive(Debug, thiserror::Error)]
+enum LeaseError {
+    #[error(transparent)]
+    Api(#[from] kube::Error),
+    #[error("no answer within {} s", REQUEST_TIMEOUT.as_secs())]
+    Timeout(#[from] Elapsed),
+}
+
+/// Limits the time of one request. A write that gets no answer may have been carried out all the same; the
+/// next look shows it.
+async fn limited<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, LeaseError> {
+    Ok(timeout(REQUEST_TIMEOUT, request).await??)
+}
+
 struct LeaseTask {
     leases: Api<Lease>,
     name: String,
@@ -87,22 +111,21 @@ impl LeaseTask {
 
     /// Keeps the Lease until it is lost or `stop` is cancelled. Then gives it up.
     async fn run(mut self, stop: CancellationToken) {
-        let mut is_failing = false;
+        let mut logged_at: Option<Instant> = None;
         while !stop.is_cancelled() && *self.state.borrow() != LeaseState::Lost {
             let began = Instant::now();
-            let result = timeout(REQUEST_TIMEOUT, self.advance()).await;
+            let result = tokio::select! {
+                result = self.advance() => result,
+                () = stop.cancelled() => break,
+            };
             match result {
-                Ok(Ok(())) => is_failing = false,
-                Ok(Err(error)) if !is_failing => {
-                    is_failing = true;
+                Ok(()) => logged_at = None,
+                Err(error) if logged_at.is_none_or(|at| at.elapsed() > LOG_INTERVAL) => {
+                    logged_at = Some(began);
                     let error = format_error_chain(&error);
                     tracing::warn!(error, "the Lease can't be read or written; trying again");
                 }
-                Err(_) if !is_failing => {
-                    is_failing = true;
-                    tracing::warn!("no answer about the Lease; trying again");
-                }
-                Ok(Err(_)) | Err(_) => {}
+                Err(_) => {}
             }
             let interval = if self.memory.holds() { RENEW_INTERVAL } else { WAIT_INTERVAL };
             tokio::select! {
@@ -114,19 +137,21 @@ impl LeaseTask {
     }
 
     /// Renews the Lease, takes it, or looks who holds it.
-    async fn advance(&mut self) -> Result<(), kube::Error> {
+    async fn advance(&mut self) -> Result<(), LeaseError> {
         // A holder knows what the API server has, unless somebody has changed it.
         let found = match self.own.take() {
             Some(own) => Some(own),
-            None => self.leases.get_opt(&self.name).await?,
+            None => limited(self.leases.get_opt(&self.name)).await?,
         };
         let step =
             self.memory.next_step(&self.name, found.as_ref(), Instant::now(), Timestamp::now());
         let sent_at = Instant::now();
         let parameters = PostParams::default();
         let written = match step {
-            Step::Create(lease) => self.leases.create(&parameters, &lease).await,
-            Step::Replace(lease) => self.leases.replace(&self.name, &parameters, &lease).await,
+            Step::Create(lease) => limited(self.leases.create(&parameters, &lease)).await,
+            Step::Replace(lease) => {
+                limited(self.leases.replace(&self.name, &parameters, &lease)).await
+            }
             Step::Wait => {
                 self.state.send_replace(LeaseState::Waiting);
                 return Ok(());
@@ -143,15 +168,15 @@ impl LeaseTask {
                 if !self.memory.holds() {
                     tracing::info!(number, "this replica leads");
                 }
-                self.memory.note_held();
+                self.memory.note_held(&lease);
                 self.own = Some(lease);
-                let until = Some(sent_at + HOLD);
+                let until = Some(sent_at + LEADER_TIME);
                 self.state.send_replace(LeaseState::Held { number, until });
                 Ok(())
             }
             // Another replica was faster, or somebody has changed or deleted the Lease. The next look shows
             // which.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+            Err(LeaseError::Api(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {
                 tracing::debug!(code = status.code, "the Lease has changed");
                 Ok(())
             }
@@ -161,18 +186,22 @@ impl LeaseTask {
 
     /// Gives the Lease up if this process holds it.
     async fn give_up(self) {
-        let Some(own) = self.own.filter(|_| *self.state.borrow() != LeaseState::Lost) else {
+        if *self.state.borrow() == LeaseState::Lost || !self.memory.holds() {
             return;
+        }
+        let own = match self.own {
+            Some(own) => Some(own),
+            // The last renewal was cut short.
+            None => limited(self.leases.get_opt(&self.name)).await.ok().flatten(),
         };
+        let Some(own) = own.filter(|lease| self.memory.is_held(lease)) else { return };
         let (lease, parameters) = (released(&own), PostParams::default());
-        let request = self.leases.replace(&self.name, &parameters, &lease);
-        match timeout(REQUEST_TIMEOUT, request).await {
-            Ok(Ok(_)) => tracing::info!("the Lease is released"),
-            Ok(Err(error)) => {
+        match limited(self.leases.replace(&self.name, &parameters, &lease)).await {
+            Ok(_) => tracing::info!("the Lease is released"),
+            Err(error) => {
                 let error = format_error_chain(&error);
                 tracing::warn!(error, "the Lease can't be released; it ends by itself");
             }
-            Err(_) => tracing::warn!("the Lease can't be released; it ends by itself"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Whether this process may act, as the thread that keeps the Lease has last seen it.
 
-use std::time::Instant;
+use std::{future::poll_fn, pin::pin, task::Poll, time::Instant};
 
 use tokio::sync::watch;
 
@@ -44,7 +44,7 @@ impl Leadership {
     }
 
     /// Returns true when another replica has taken the Lease of this process.
-    pub(crate) fn is_lost(&self) -> bool {
+    pub fn is_lost(&self) -> bool {
         self.state() == LeaseState::Lost
     }
 
@@ -104,12 +104,15 @@ impl Leadership {
     /// Does `work` as long as this process may act. Returns `None` if it may not, or if it may no longer
     /// act before the end of `work`; what is left of `work` is then not done.
     pub(crate) async fn while_leader<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        tokio::select! {
-            // A process that was frozen must see the end first.
-            biased;
-            () = self.wait_for_end() => None,
-            done = work => Some(done),
-        }
+        let (mut end, mut work) = (pin!(self.wait_for_end()), pin!(work));
+        poll_fn(|context| {
+            // A process that was frozen may see its timers late, so the clock is asked each time.
+            if !self.is_leader() || end.as_mut().poll(context).is_ready() {
+                return Poll::Ready(None);
+            }
+            work.as_mut().poll(context).map(Some)
+        })
+        .await
     }
 }
 

@@ -14,8 +14,11 @@ use super::DURATION;
 /// Larger than any number of transitions: see [`lease_number`].
 const MAX_TRANSITIONS: u64 = 100_000;
 
-/// Maximum time between two looks that counts as time without a renewal.
-const MAX_UNSEEN: Duration = Duration::from_secs(4);
+/// Maximum time between two looks. After a longer one, the time without a renewal counts from zero: the
+/// API server was away, and the holder could not renew the Lease either.
+const MAX_UNSEEN: Duration = Duration::from_secs(5);
+/// Maximum duration of a Lease that somebody has edited.
+const MAX_DURATION: Duration = Duration::from_mins(1);
 
 /// The next request for the Lease.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,8 +39,8 @@ pub(super) enum Step {
 pub(super) struct LeaseMemory {
     /// Name of this replica. A process that replaces another one in the same pod has the same name.
     identity: String,
-    /// True while this process holds the Lease.
-    holds: bool,
+    /// Number of the Lease that this process holds.
+    held: Option<u64>,
     /// The Lease of another replica.
     foreign: Option<ForeignLease>,
 }
@@ -54,17 +57,23 @@ struct ForeignLease {
 
 impl LeaseMemory {
     pub(super) const fn new(identity: String) -> Self {
-        Self { identity, holds: false, foreign: None }
+        Self { identity, held: None, foreign: None }
     }
 
     /// Returns true while this process holds the Lease.
     pub(super) const fn holds(&self) -> bool {
-        self.holds
+        self.held.is_some()
+    }
+
+    /// Returns true if this is the Lease that this process holds.
+    pub(super) fn is_held(&self, lease: &Lease) -> bool {
+        let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
+        holder == Some(&*self.identity) && self.held == Some(lease_number(lease))
     }
 
     /// Notes that this process has written the Lease.
-    pub(super) fn note_held(&mut self) {
-        self.holds = true;
+    pub(super) fn note_held(&mut self, lease: &Lease) {
+        self.held = Some(lease_number(lease));
         self.foreign = None;
     }
 
@@ -77,6 +86,11 @@ impl LeaseMemory {
         time: Timestamp,
     ) -> Step {
         let Some(lease) = found else {
+            // A holder that finds no Lease makes a new one sooner than this replica.
+            let had_holder = self.foreign.is_some();
+            if had_holder && !self.is_unchanged_for("", DURATION, now) {
+                return Step::Wait;
+            }
             let metadata = ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() };
             let spec = Some(self.taken_spec(0, time));
             return Step::Create(Box::new(Lease { metadata, spec }));
@@ -84,45 +98,57 @@ impl LeaseMemory {
         let spec = lease.spec.clone().unwrap_or_default();
         let transitions = spec.lease_transitions.unwrap_or_default();
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
-        if holder == self.identity && self.holds {
-            let spec = LeaseSpec { renew_time: Some(MicroTime(time)), ..spec };
+        if self.held.is_some() {
+            // Another replica may have taken the Lease and given it up again.
+            if !self.is_held(lease) {
+                return Step::Lost;
+            }
+            let spec = LeaseSpec {
+                renew_time: Some(MicroTime(time)),
+                lease_duration_seconds: duration_seconds(),
+                ..spec
+            };
             return replace(lease, spec);
         }
-        let is_own = holder == self.identity;
-        if !is_own && self.holds && !holder.is_empty() {
-            return Step::Lost;
-        }
-        if is_own || holder.is_empty() || self.is_free(lease, &spec, now) {
+        let version = lease.resource_version().unwrap_or_default();
+        let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+        let duration = Duration::from_secs(seconds.unwrap_or_default());
+        let duration = duration.clamp(DURATION, MAX_DURATION);
+        let is_own = holder == self.identity || holder.is_empty();
+        if is_own || self.is_unchanged_for(&version, duration, now) {
             return replace(lease, self.taken_spec(transitions.saturating_add(1), time));
         }
         Step::Wait
     }
 
-    /// Returns true when the Lease of another replica was not renewed for its whole duration.
-    fn is_free(&mut self, lease: &Lease, spec: &LeaseSpec, now: Instant) -> bool {
-        let version = lease.resource_version().unwrap_or_default();
+    /// Returns true when looks have shown this version of another replica's Lease for longer than a
+    /// duration. A Lease that is gone has the version "".
+    fn is_unchanged_for(&mut self, version: &str, duration: Duration, now: Instant) -> bool {
         let unchanged = match self.foreign.take() {
-            Some(known) if known.version == version => {
-                // While the API server was away, the holder could not renew the Lease either.
-                known.unchanged + (now - known.seen_at).min(MAX_UNSEEN)
+            Some(known) if known.version == version && now - known.seen_at <= MAX_UNSEEN => {
+                known.unchanged + (now - known.seen_at)
             }
             _ => Duration::ZERO,
         };
+        let version = version.to_owned();
         self.foreign = Some(ForeignLease { version, seen_at: now, unchanged });
-        let seconds = spec.lease_duration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
-        unchanged > seconds.map_or(DURATION, Duration::from_secs)
+        unchanged > duration
     }
 
     fn taken_spec(&self, transitions: i32, time: Timestamp) -> LeaseSpec {
         LeaseSpec {
             holder_identity: Some(self.identity.clone()),
-            lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+            lease_duration_seconds: duration_seconds(),
             lease_transitions: Some(transitions),
             acquire_time: Some(MicroTime(time)),
             renew_time: Some(MicroTime(time)),
             ..LeaseSpec::default()
         }
     }
+}
+
+fn duration_seconds() -> Option<i32> {
+    i32::try_from(DURATION.as_secs()).ok()
 }
 
 fn replace(lease: &Lease, spec: LeaseSpec) -> Step {
@@ -187,30 +213,67 @@ mod tests {
         assert_eq!(lease.spec.unwrap().lease_transitions, Some(0));
     }
 
+    /// Returns the steps of a replica that looks at a Lease of another one at these seconds.
+    fn steps(memory: &mut LeaseMemory, looks: &[(u64, Option<&str>)]) -> Vec<bool> {
+        let start = Instant::now();
+        let mut takes = Vec::new();
+        for (second, version) in looks {
+            let lease = version.map(|version| lease_of("a", version, 4));
+            let now = start + Duration::from_secs(*second);
+            takes.push(next(memory, lease.as_ref(), now) != Step::Wait);
+        }
+        takes
+    }
+
     #[test]
     fn a_lease_is_taken_only_after_its_duration_without_change() {
-        let mut memory = LeaseMemory::new("b".into());
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
         // The holder renews it after 9 s.
-        for second in 0..=17 {
-            let version = if second < 9 { "1" } else { "2" };
-            let step = next(&mut memory, Some(&lease_of("a", version, 4)), at(second));
-            assert_eq!(step, Step::Wait, "{second} s");
-        }
-        let step = next(&mut memory, Some(&lease_of("a", "2", 4)), at(18));
-        assert_eq!(replaced(step), ("b".into(), 5, "2".into()));
+        let looks: Vec<_> = (0..=20).map(|s| (s, Some(if s < 9 { "1" } else { "2" }))).collect();
+        let takes = steps(&mut LeaseMemory::new("b".into()), &looks);
+        assert_eq!(takes.iter().position(|takes| *takes), Some(20));
+        let mut memory = LeaseMemory::new("b".into());
+        steps(&mut memory, &[(0, Some("1")), (4, Some("1")), (8, Some("1"))]);
+        let later = Instant::now() + Duration::from_secs(11);
+        let step = next(&mut memory, Some(&lease_of("a", "1", 4)), later);
+        assert_eq!(replaced(step), ("b".into(), 5, "1".into()));
     }
 
     #[test]
     fn an_api_server_that_was_away_costs_no_leader_its_lease() {
-        let mut memory = LeaseMemory::new("b".into());
-        let start = Instant::now();
-        for second in [0, 1, 2, 62, 63] {
+        let mut looks = vec![(0, Some("1")), (1, Some("1")), (2, Some("1"))];
+        looks.extend((62..=72).map(|second| (second, Some("1"))));
+        let takes = steps(&mut LeaseMemory::new("b".into()), &looks);
+        assert!(takes.iter().all(|takes| !takes), "{takes:?}");
+    }
+
+    #[test]
+    fn the_holder_of_a_deleted_lease_makes_the_new_one() {
+        let mut looks = vec![(0, Some("1"))];
+        looks.extend((1..=12).map(|second| (second, None)));
+        let takes = steps(&mut LeaseMemory::new("b".into()), &looks);
+        assert_eq!(takes.iter().position(|takes| *takes), Some(12));
+        let mut holder = LeaseMemory::new("a".into());
+        holder.note_held(&lease_of("a", "1", 4));
+        assert!(matches!(next(&mut holder, None, Instant::now()), Step::Create(_)));
+    }
+
+    #[test]
+    fn an_edited_duration_does_not_last() {
+        let mut lease = lease_of("a", "1", 4);
+        lease.spec.as_mut().unwrap().lease_duration_seconds = Some(3600);
+        let mut holder = LeaseMemory::new("a".into());
+        holder.note_held(&lease);
+        let Step::Replace(renewed) = next(&mut holder, Some(&lease), Instant::now()) else {
+            panic!("not renewed")
+        };
+        assert_eq!(renewed.spec.unwrap().lease_duration_seconds, Some(10));
+        // Nobody renews it any more.
+        let (mut memory, start) = (LeaseMemory::new("b".into()), Instant::now());
+        let takes = (0..=61).map(|second| {
             let now = start + Duration::from_secs(second);
-            let step = next(&mut memory, Some(&lease_of("a", "1", 4)), now);
-            assert_eq!(step, Step::Wait, "{second} s");
-        }
+            next(&mut memory, Some(&lease), now) != Step::Wait
+        });
+        assert_eq!(takes.collect::<Vec<_>>().iter().position(|takes| *takes), Some(61));
     }
 
     #[test]
@@ -221,7 +284,7 @@ mod tests {
         assert_eq!(replaced(step), ("b".into(), 5, "1".into()));
         let step = next(&mut memory, Some(&lease_of("b", "1", 4)), now);
         assert_eq!(replaced(step), ("b".into(), 5, "1".into()));
-        memory.note_held();
+        memory.note_held(&lease_of("b", "1", 5));
         // A renewal keeps the number.
         let step = next(&mut memory, Some(&lease_of("b", "1", 5)), now);
         assert_eq!(replaced(step), ("b".into(), 5, "1".into()));
@@ -230,8 +293,11 @@ mod tests {
     #[test]
     fn a_lease_that_another_replica_took_is_lost() {
         let mut memory = LeaseMemory::new("a".into());
-        memory.note_held();
-        assert_eq!(next(&mut memory, Some(&lease_of("b", "9", 2)), Instant::now()), Step::Lost);
+        memory.note_held(&lease_of("a", "1", 1));
+        let taken = lease_of("b", "9", 2);
+        assert_eq!(next(&mut memory, Some(&taken), Instant::now()), Step::Lost);
+        // The other replica has given it up already.
+        assert_eq!(next(&mut memory, Some(&released(&taken)), Instant::now()), Step::Lost);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::{
     context::Context,
     decide::{Decision, decide_unseen},
     observe::state::{LastObjects, Observed, RunCache},
+    reconcile::within_limits,
 };
 
 /// Judges the abort by what the collector of the run has collected, and sends the orders that follow.
@@ -30,13 +31,17 @@ pub(super) async fn supervise_unseen(context: &Context, cache: &mut RunCache) {
     }
     if let Some(start) = observed.start_record() {
         let decision = decide_unseen(&observed, &start, &context.settings, Timestamp::now());
-        // Only a leader may start load. A stop is safe: a runner refuses it if another replica leads.
-        let is_allowed = |decision: &Decision| {
-            context.authority.leadership.is_leader() || matches!(decision, Decision::SendStop(_))
-        };
-        if let Some(decision) = decision.filter(is_allowed) {
+        if let Some(decision) = decision {
             tracing::info!(namespace, run_uid, ?decision, "decided without the API server");
-            if let Err(error) = act::carry_out(context, &mut observed, &decision).await {
+            // A stop is safe: a runner refuses it if another replica leads.
+            let is_stop = matches!(decision, Decision::SendStop(_));
+            let carry_out = act::carry_out(context, &mut observed, &decision);
+            let done = if is_stop {
+                carry_out.await
+            } else {
+                Box::pin(within_limits(context, carry_out)).await
+            };
+            if let Err(error) = done {
                 tracing::warn!(namespace, run_uid, %error, "orders failed");
             }
         }

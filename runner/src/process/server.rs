@@ -140,7 +140,8 @@ impl Control {
 
     /// Refuses an order of an operator that no longer leads, because this runner has seen a larger number
     /// of the Lease.
-    fn check_lease(&self, number: u64) -> Result<(), (StatusCode, String)> {
+    fn check_lease(&self, number: Option<u64>) -> Result<(), (StatusCode, String)> {
+        let Some(number) = number else { return Ok(()) };
         let seen = self.lease_number.fetch_max(number, Ordering::Relaxed);
         if number >= seen {
             return Ok(());

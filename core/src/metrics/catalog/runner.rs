@@ -111,7 +111,7 @@ pub(crate) const RUNNER: [RunnerInfo; 9] = [
     },
     RunnerInfo {
         family: "loadtest_refused_orders_total",
-        description: "Orders to start, stop or exit that came without the token of the run",
+        description: "Refused orders to start, stop or exit: without the token of the run, or of an operator that no longer leads",
         merge: Merge::Sum,
         since: Since::Difference,
         field: field!(refused_orders),

@@ -237,7 +237,7 @@ fn a_restart_spoils_no_stage_that_began_long_ago() {
     let timeline = earlier.timeline().unwrap();
     assert_eq!(timeline.stages().len(), 1);
     targets.status.stages = timeline.stages().to_vec();
-    let start = timeline.stage_start().cloned();
+    let start = earlier.stage_start().cloned();
     assert_eq!(start.as_ref().map(|start| start.elapsed_seconds), Some(300.0));
     // Another process takes over 250 s after the start of the second stage.
     runners.iter_mut().for_each(|runner| runner.run_until(550));
