@@ -16,10 +16,9 @@ use kube::{
 use loadtest_children::{OPERATOR_NAME, Settings};
 
 use crate::{
-    authority::Authority,
     collect::Collectors,
     error::format_error_chain,
-    lease::Leadership,
+    lease::{Authority, Leadership},
     metrics::{ApiCalls, OperatorMetrics},
     observe::state::RunCache,
 };

@@ -12,11 +12,10 @@
 //! | `act` | writes objects and publishes Events; decides nothing |
 //! | [`controller`], [`reconcile`] | run these steps for each changed test |
 //! | `crd_check` | compares the installed CRD with the one of this operator |
-//! | [`lease`], `authority` | which replica may act, and what an order to a runner needs |
+//! | [`lease`] | which replica may act, and what an order to a runner needs |
 //! | [`context`], [`error`], `metrics`, [`server`] | what the steps share, and the HTTP endpoints |
 
 mod act;
-mod authority;
 mod collect;
 pub mod context;
 pub mod controller;

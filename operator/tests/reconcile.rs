@@ -218,7 +218,10 @@ async fn edit_during_admission_fails_the_status_write() {
     let job = (201, child_object("batch/v1", "Job", UID));
     let responses = vec![ok(new.clone()), not_found(), job, refusal(409, "Conflict")];
     let Reconciled { result, calls, .. } = run_reconcile(new, responses).await;
-    assert_eq!(result.unwrap_err().to_string(), "failed to write the status of loadtest burst");
+    assert_eq!(
+        result.unwrap_err().to_string(),
+        "burst has changed since it was read; trying again"
+    );
     assert_eq!(calls.len(), 4, "{calls:?}");
 }
 

@@ -24,7 +24,7 @@ use super::{
     },
     targets::Targets,
 };
-use crate::{authority::Authority, error::format_error_chain, observe::runner::Runner};
+use crate::{error::format_error_chain, lease::Authority, observe::runner::Runner};
 
 /// How long a round waits for answers. Slower runners answer in a later round.
 const ROUND_TIME: Duration = Duration::from_millis(1500);

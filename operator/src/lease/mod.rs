@@ -11,12 +11,14 @@
 //! A leader keeps the Lease through one renewal that gets no answer: [`RENEW_INTERVAL`] and
 //! [`REQUEST_TIMEOUT`] together are shorter than [`LEADER_TIME`].
 
+mod authority;
 mod keeper;
 mod leadership;
 mod record;
 
 use std::time::Duration;
 
+pub(crate) use self::authority::Authority;
 pub use self::{
     keeper::{Keeper, LeaseSettings, keep_lease},
     leadership::Leadership,

@@ -1,4 +1,4 @@
-//! What a replica does next with the Lease, as the API server returned it. Pure.
+//! Decides what a replica does next with the Lease that the API server has returned. Pure.
 
 use std::time::{Duration, Instant};
 
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_released_lease_and_that_of_an_earlier_process_are_taken_at_once() {
+    fn a_lease_without_a_living_holder_is_taken_at_once() {
         let now = Instant::now();
         let mut memory = LeaseMemory::new("b".into());
         let step = next(&mut memory, Some(&released(&lease_of("a", "1", 4))), now);

@@ -9,7 +9,6 @@ use crate::{
     context::Context,
     decide::{Decision, decide_unseen},
     observe::state::{LastObjects, Observed, RunCache},
-    reconcile::within_limits,
 };
 
 /// Judges the abort by what the collector of the run has collected, and sends the orders that follow.
@@ -37,11 +36,11 @@ pub(super) async fn supervise_unseen(context: &Context, cache: &mut RunCache) {
             let is_stop = matches!(decision, Decision::SendStop(_));
             let carry_out = act::carry_out(context, &mut observed, &decision);
             let done = if is_stop {
-                carry_out.await
+                Some(carry_out.await)
             } else {
-                Box::pin(within_limits(context, carry_out)).await
+                Box::pin(context.authority.leadership.while_leader(carry_out)).await
             };
-            if let Err(error) = done {
+            if let Some(Err(error)) = done {
                 tracing::warn!(namespace, run_uid, %error, "orders failed");
             }
         }

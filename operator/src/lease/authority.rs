@@ -2,13 +2,13 @@
 
 use std::{fmt, sync::OnceLock};
 
-use crate::lease::Leadership;
+use super::Leadership;
 
 /// The right of this process to give orders.
 pub(crate) struct Authority {
     /// Key from which the token of each run is derived.
     token_key: OnceLock<Vec<u8>>,
-    /// Whether this process may act.
+    /// Tells whether this process may act.
     pub(crate) leadership: Leadership,
 }
 
