@@ -93,7 +93,7 @@ async fn another_replica_takes_over_from_a_killed_leader() -> Result<()> {
         let leader = wait_for_leader(&namespace).await?;
         wait_for(30, "metrics of one leader", async || {
             let metrics = read_leader_metrics(&namespace).await?;
-            Ok((metrics == (vec!["0".into(), "1".into()], 1)).then_some(()))
+            Ok((metrics == (vec!["0.0".into(), "1.0".into()], 1)).then_some(()))
         })
         .await?;
         let target = namespace.deploy_simulator(json!({"health": {"latency": "50ms"}})).await?;
