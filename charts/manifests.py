@@ -26,7 +26,7 @@ WATCH_RIGHTS = {
     "batch/jobs": {"get", "list", "watch", "create", "patch", "delete"},
     "/pods": {"list", "watch"},
     "/pods/log": {"get"},
-    "events.k8s.io/events": {"create", "patch"},
+    "events.k8s.io/events": {"list", "create", "patch"},
 }
 
 # Values whose keys users choose.

@@ -21,7 +21,7 @@ use crate::observe::state::Observed;
 
 pub(crate) use self::{
     decision::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL, Reason, signed_duration},
-    starting::decide_retry,
+    starting::{decide_retry, refusal_reason},
 };
 use self::{
     finished::decide_finished,

@@ -102,6 +102,19 @@ pub(crate) enum ResultError {
 }
 
 impl ResultError {
+    /// Returns true if an object was changed or deleted since its version was read.
+    pub(crate) fn is_outdated(&self) -> bool {
+        matches!(self, Self::Api(error) if matches!(error.status_code(), Some(404 | 409)))
+    }
+
+    /// Returns the error of a request to the API server.
+    pub(crate) fn into_api(self) -> Result<Error, Self> {
+        match self {
+            Self::Api(error) => Ok(error),
+            other => Err(other),
+        }
+    }
+
     /// Returns the error if the API server may accept the same request later.
     pub(crate) fn into_transient(self) -> Result<Error, Self> {
         match self {

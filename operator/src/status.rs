@@ -7,7 +7,7 @@ mod result_stored;
 
 pub(crate) use self::result_stored::set_result_stored;
 use crate::{
-    decide::{Decision, Reason},
+    decide::{Decision, Reason, refusal_reason},
     observe::runner::{Runner, Waiting},
     observe::start::StartRecord,
     observe::state::Observed,
@@ -275,7 +275,9 @@ fn set_waiting(
     status.progress = Some(Progress { runners: ready as u64, ..Progress::default() });
     let wanted = status.plan.as_ref().map_or(0, |plan| plan.runners);
     let suspension = observed.suspension_cause().map(|cause| ("JobSuspended".to_owned(), cause));
-    let cause = suspension.or_else(|| observed.runners.iter().find_map(waiting_cause));
+    let refused = observed.cache.refused_pods.as_ref();
+    let refused = refused.map(|r| (refusal_reason(r).as_str().to_owned(), r.message.clone()));
+    let cause = suspension.or_else(|| observed.runners.iter().find_map(waiting_cause)).or(refused);
     let count = format!("{ready} of {} ready", count_of(u64::from(wanted), "runner"));
     let (reason, message) = match cause {
         Some((reason, cause)) => (reason, format!("{count}; {cause}")),
@@ -458,6 +460,8 @@ fn set_failed(
     message: &str,
     now: Timestamp,
 ) -> EventDraft {
+    let advice = reason.advice().map_or_else(String::new, |advice| format!("; {advice}"));
+    let message = &format!("{}{advice}", truncate(message, MAX_MESSAGE_BYTES - advice.len()));
     set_finished(status, Phase::Error, now, reason.as_str(), message);
     status.verdict = Some(Verdict::Inconclusive.into());
     let note = if status.start_time.is_some() {

@@ -113,8 +113,19 @@ pub(crate) struct EarlierResult {
     pub(crate) stored: StoredResult,
     /// Its revision.
     pub(crate) revision: u64,
+    /// Resource version of its first object.
+    pub(crate) head_version: Option<String>,
     /// Number of its objects.
     pub(crate) parts: u32,
+}
+
+/// The objects of a write of a result.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WrittenObjects {
+    /// Number of the objects.
+    pub(crate) parts: u32,
+    /// Resource version of the first one.
+    pub(crate) head_version: Option<String>,
 }
 
 /// Fills the empty cache of a process that has never seen the run. Returns false if another version
@@ -125,9 +136,10 @@ pub(crate) fn restore(
     earlier: EarlierResult,
     now: Timestamp,
 ) -> bool {
-    let EarlierResult { stored, revision, parts } = earlier;
+    let EarlierResult { stored, revision, head_version, parts } = earlier;
     cache.written_result = WrittenResult {
         revision,
+        head_version,
         at: Some(now),
         requests: stored.result.total.requests,
         stages: stored.result.status.stages.len(),
@@ -151,21 +163,22 @@ pub(crate) fn restore(
     true
 }
 
-/// Notes that the result was written as the next revision, in this number of objects.
+/// Notes that the result was written as the next revision, in these objects.
 pub(crate) fn note_write(
     cache: &mut RunCache,
     requests: u64,
-    parts: u32,
+    objects: WrittenObjects,
     status: &LoadTestStatus,
     now: Timestamp,
 ) {
     let written = &mut cache.written_result;
     *written = WrittenResult {
         revision: written.revision + 1,
+        head_version: objects.head_version,
         at: Some(now),
         requests,
         stages: status.stages.len(),
-        most_parts: written.most_parts.max(parts),
+        most_parts: written.most_parts.max(objects.parts),
         failing_since: None,
         is_newer: false,
     };
@@ -175,6 +188,8 @@ pub(crate) fn note_write(
 /// revision before whole. It comes after [`WRITE_INTERVAL`], also if nothing changes until then.
 pub(crate) fn note_failure(cache: &mut RunCache, status: &LoadTestStatus, now: Timestamp) {
     let written = &mut cache.written_result;
+    // Somebody may have changed the object. The next attempt replaces it, whatever its version.
+    written.head_version = None;
     written.at = Some(now);
     written.requests = u64::MAX;
     written.stages = status.stages.len();
@@ -193,7 +208,8 @@ pub(crate) fn is_resume_retried(cache: &mut RunCache, now: Timestamp) -> bool {
     now.duration_since(since) < signed_duration(RESUME_PATIENCE)
 }
 
-/// The objects of a result. The first part comes last, because it makes the others count. The other parts
+/// The objects of a result. The first one replaces only the object of this version, if there is one: another
+/// replica may have written a later result. The first part comes last, because it makes the others count. The other parts
 /// of two revisions in a row have different names: a write that is cut short leaves the earlier revision
 /// whole.
 pub(crate) fn build_objects(
@@ -201,11 +217,13 @@ pub(crate) fn build_objects(
     head: &LoadTestResult,
     parts: Vec<Vec<u8>>,
     revision: u64,
+    head_version: Option<&str>,
 ) -> Vec<LoadTestResult> {
     let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
     let object = |(part, data): (u32, Vec<u8>)| {
         let mut metadata = result_metadata(test);
         metadata.name = Some(part_name(&child_name(test), revision, part));
+        metadata.resource_version = head_version.filter(|_| part == 0).map(str::to_owned);
         let data = ByteString(data);
         LoadTestResult { metadata, revision, part, parts: count, data, ..head.clone() }
     };

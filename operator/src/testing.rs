@@ -20,6 +20,7 @@ pub(crate) fn ready_runner(index: u32) -> Runner {
         ip: Some(format!("10.0.0.{index}")),
         ready: true,
         disrupted: false,
+        eviction: None,
         created_at: Some(noon()),
         scheduled_at: Some(noon()),
         node: Some("n1".into()),

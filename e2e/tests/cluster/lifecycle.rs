@@ -15,7 +15,7 @@ use kube::{
     api::{DeleteParams, EvictParams, ListParams, LogParams, Patch, PatchParams},
 };
 use loadtest_core::{
-    resource::{Phase, Verdict},
+    resource::{LoadTestStatus, Phase, Verdict},
     result::{Point, RunResult},
 };
 use serde_json::json;
@@ -344,6 +344,33 @@ async fn invalid_runner_image_is_named_in_the_error() -> Result<()> {
         let finished = status.condition("Finished").context("no condition")?;
         ensure!(finished.reason == "ImagePull", "{finished:?}");
         ensure!(finished.message.contains("Not/An_Image"), "{finished:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_quota_that_refuses_pods_is_named_while_the_test_starts() -> Result<()> {
+    TestNamespace::run("quota", async |namespace| {
+        let quota = "{apiVersion: v1, kind: ResourceQuota, metadata: {name: small}, spec: {hard: {pods: 1}}}";
+        namespace.apply(quota).await?;
+        let mut spec = health_spec(4, "5s", &json!([]));
+        spec["runners"] = json!({"count": 2});
+        spec["startTimeout"] = "25s".into();
+        namespace.create_test("quota", spec).await?;
+        let says_why = |status: &LoadTestStatus| {
+            let started = status.condition("Started");
+            started.is_some_and(|c| {
+                c.reason == "QuotaExceeded" && c.message.contains("exceeded quota: small")
+            })
+        };
+        let starting = namespace.wait_for_status("quota", 20, says_why).await?;
+        ensure!(starting.known_phase() == Some(Phase::Starting), "{starting:#?}");
+        let status = namespace.wait_until_finished("quota", 60).await?;
+        ensure!(status.known_phase() == Some(Phase::Error), "{status:#?}");
+        let finished = status.condition("Finished").context("no condition")?;
+        ensure!(finished.reason == "QuotaExceeded", "{finished:?}");
+        ensure!(finished.message.contains("raise the quota"), "{finished:?}");
         Ok(())
     })
     .await

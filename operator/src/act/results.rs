@@ -14,30 +14,34 @@ use loadtest_children::OPERATOR_NAME;
 use crate::{
     context::Context,
     error::{Error, ResultError, format_error_chain},
-    stored_result::{build_head, build_objects},
+    stored_result::{WrittenObjects, build_head, build_objects},
 };
 
-/// Writes the result of a test as a revision of its own. Returns the number of its objects.
+/// Writes the result of a test as a revision of its own.
 pub(crate) async fn store_result(
     context: &Context,
     test: &LoadTest,
     stored: StoredResult,
     revision: u64,
-) -> Result<u32, ResultError> {
+    head_version: Option<&str>,
+) -> Result<WrittenObjects, ResultError> {
     let head = build_head(test, &stored);
     // Large results take a while, and the operator has one thread.
     let parts = tokio::task::spawn_blocking(move || stored.into_parts()).await??;
     let results = results_of(context, test);
     let parameters = PatchParams::apply(OPERATOR_NAME).force();
-    let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
-    for object in build_objects(test, &head, parts, revision) {
+    let parts_count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
+    let mut written = WrittenObjects { parts: parts_count, head_version: None };
+    for object in build_objects(test, &head, parts, revision, head_version) {
         let name = object.name_any();
-        results
+        let found = results
             .patch(&name, &parameters, &Patch::Apply(&object))
             .await
             .map_err(|error| Error::api("write loadtestresult", &name, error))?;
+        // The first part is written last.
+        written.head_version = found.metadata.resource_version;
     }
-    Ok(count)
+    Ok(written)
 }
 
 /// Deletes these objects of earlier revisions. A failure is logged: the result is stored all the same.

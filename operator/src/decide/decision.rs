@@ -22,8 +22,14 @@ pub(crate) enum Reason {
     Unschedulable,
     /// The limits of a runner's machine are too low for its load.
     Preflight,
+    /// A quota of the namespace does not allow the pods.
+    QuotaExceeded,
+    /// A runner used more memory than its limit before the start.
+    OutOfMemory,
+    /// The pod of a runner was deleted or evicted before the start, and is not replaced.
+    Evicted,
     /// A runner ended before the start.
-    RunnerFailed,
+    RunnerCrash,
     /// Not all runners were ready in time.
     StartTimeout,
     /// The Job is gone.
@@ -45,13 +51,44 @@ impl Reason {
             Self::ImagePull => "ImagePull",
             Self::Unschedulable => "Unschedulable",
             Self::Preflight => "Preflight",
-            Self::RunnerFailed => "RunnerFailed",
+            Self::QuotaExceeded => "QuotaExceeded",
+            Self::OutOfMemory => "OutOfMemory",
+            Self::Evicted => "Evicted",
+            Self::RunnerCrash => "RunnerCrash",
             Self::StartTimeout => "StartTimeout",
             Self::JobLost => "JobLost",
             Self::Refused => "Refused",
             Self::Unreachable => "Unreachable",
             Self::TokenChanged => "TokenChanged",
         }
+    }
+
+    /// Returns what the user can do. `None` where the message says it.
+    pub(crate) const fn advice(self) -> Option<&'static str> {
+        Some(match self {
+            Self::ContainerConfig => {
+                "create what is missing, or correct the names in the spec, and create the LoadTest again"
+            }
+            Self::ImagePull => {
+                "check the image (spec.runners.image, or the chart value runner.image) and spec.runners.imagePullSecrets"
+            }
+            Self::Unschedulable => {
+                "add nodes, or lower spec.runners.resources or the number of runners"
+            }
+            Self::QuotaExceeded => {
+                "raise the quota, or lower spec.runners.resources or the number of runners"
+            }
+            Self::OutOfMemory => "raise spec.runners.resources.limits.memory",
+            Self::RunnerCrash => "the log of the pod has more: loadtest logs NAME",
+            Self::InvalidSpec
+            | Self::Preflight
+            | Self::Evicted
+            | Self::StartTimeout
+            | Self::JobLost
+            | Self::Refused
+            | Self::Unreachable
+            | Self::TokenChanged => return None,
+        })
     }
 }
 

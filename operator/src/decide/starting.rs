@@ -7,7 +7,11 @@ use loadtest_core::{Duration, control, resource::Sizing, text::truncate};
 use super::decision::{Decision, Reason, has_elapsed, signed_duration};
 use loadtest_children::Settings;
 
-use crate::{observe::runner::Runner, observe::start::StartRecord, observe::state::Observed};
+use crate::{
+    observe::runner::Runner,
+    observe::start::StartRecord,
+    observe::state::{Observed, RefusedPods},
+};
 
 /// How much later than its start timeout a test may start.
 const LATE_START_MARGIN: Duration = Duration::from_secs(10);
@@ -82,7 +86,7 @@ pub(super) fn decide_starting(
         return Decision::Fail(reason, message);
     }
     if let Some(message) = failed_index(job) {
-        return Decision::Fail(Reason::RunnerFailed, message);
+        return Decision::Fail(Reason::Evicted, message);
     }
     let created_at = job.creation_timestamp().map_or(now, |time| time.0);
     let timeout = start_timeout(observed, settings);
@@ -126,7 +130,7 @@ pub(super) fn decide_starting(
 fn failed_index(job: &Job) -> Option<String> {
     let failed = job.status.as_ref()?.failed_indexes.as_ref().filter(|list| !list.is_empty())?;
     Some(format!(
-        "the pod of runner {failed} was deleted or ended before the load started, and the Job does not replace it; create the LoadTest again"
+        "the pod of runner {failed} was deleted or evicted before the load started, and the Job does not replace it; create the LoadTest again"
     ))
 }
 
@@ -148,20 +152,26 @@ fn startup_failure(runner: &Runner, now: Timestamp) -> Option<(Reason, String)> 
     if let Some(end) = &runner.termination {
         let code = end.exit_code.map_or_else(String::new, |code| format!(" with exit code {code}"));
         let message = format!("ended before the load started{code}: {}", end.message);
-        return Some((Reason::RunnerFailed, with_name(&message)));
+        let reason = if end.is_out_of_memory() { Reason::OutOfMemory } else { Reason::RunnerCrash };
+        return Some((reason, with_name(&message)));
     }
     let waiting = runner.waiting.as_ref()?;
     let (reason, timeout) = match waiting.reason.as_str() {
         "CreateContainerConfigError" => (Reason::ContainerConfig, CONFIG_ERROR_TIMEOUT),
         "InvalidImageName" | "ErrImageNeverPull" => (Reason::ImagePull, Duration::ZERO),
         "ErrImagePull" | "ImagePullBackOff" => (Reason::ImagePull, IMAGE_PULL_TIMEOUT),
-        "CreateContainerError" | "RunContainerError" => (Reason::RunnerFailed, IMAGE_PULL_TIMEOUT),
+        "CreateContainerError" | "RunContainerError" => (Reason::RunnerCrash, IMAGE_PULL_TIMEOUT),
         _ => return None,
     };
     let message = format!("{}: {}", waiting.reason, waiting.message);
     // Patience counts from when it can matter: a pod may have waited long for a node.
     let since = runner.scheduled_at.or(runner.created_at)?;
     has_elapsed(since, now, timeout).then(|| (reason, with_name(&message)))
+}
+
+/// Returns why the API server refuses the pods of a Job, in one word.
+pub(crate) fn refusal_reason(refused: &RefusedPods) -> Reason {
+    if refused.is_quota() { Reason::QuotaExceeded } else { Reason::Refused }
 }
 
 fn start_timeout_failure(
@@ -172,17 +182,19 @@ fn start_timeout_failure(
 ) -> Decision {
     let job = observed.job.as_ref().map(ResourceExt::name_any).unwrap_or_default();
     let unschedulable = observed.runners.iter().find_map(|runner| runner.unschedulable.as_ref());
-    let (reason, cause) = match (observed.suspension_cause(), unschedulable) {
-        (Some(cause), _) => (Reason::StartTimeout, cause),
-        (None, Some(message)) => (Reason::Unschedulable, truncate(message, 700)),
-        (None, None) if observed.runners.len() < wanted => {
+    let refused = observed.cache.refused_pods.as_ref();
+    let (reason, cause) = match (observed.suspension_cause(), unschedulable, refused) {
+        (Some(cause), ..) => (Reason::StartTimeout, cause),
+        (None, Some(message), _) => (Reason::Unschedulable, truncate(message, 700)),
+        (None, None, Some(refused)) => (refusal_reason(refused), truncate(&refused.message, 700)),
+        (None, None, None) if observed.runners.len() < wanted => {
             let cause = format!(
-                "only {} of {wanted} pods exist; see the Job's events (kubectl describe job {job}) for a quota or admission that stops them",
+                "only {} of {wanted} pods exist; see the Job's events (kubectl describe job {job}) for what stops them",
                 observed.runners.len(),
             );
             (Reason::StartTimeout, cause)
         }
-        (None, None) => {
+        (None, None, None) => {
             let cause = format!(
                 "see the events of the pods (kubectl describe pods -l batch.kubernetes.io/job-name={job})"
             );

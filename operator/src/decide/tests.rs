@@ -198,7 +198,7 @@ fn lost_runner_is_reported_at_once_and_stops_the_test() {
     let running = Decision::ReportProgress(Phase::Running, COLLECT_INTERVAL);
     assert_eq!(decision_at(&observed, 10), running);
     collection_of(&mut observed).note_log_read("pod-1");
-    let text = "runner 1 (pod burst-1 on node n1) ended with exit code 137: OOMKilled";
+    let text = "runner 1 (pod burst-1 on node n1) ended with exit code 137: OOMKilled (raise spec.runners.resources.limits.memory)";
     assert_eq!(decision_at(&observed, 10), Decision::ReportLoss(vec![text.into()]));
     report_loss(&mut observed);
     assert_eq!(decision_at(&observed, 11), Decision::SendStop(vec!["pod-0".into()]));

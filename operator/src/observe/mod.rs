@@ -19,12 +19,14 @@ use loadtest_core::{
     resource::Phase,
 };
 
+mod refused_pods;
 mod result;
 pub(crate) mod runner;
 pub(crate) mod skew;
 pub(crate) mod start;
 pub(crate) mod state;
 
+use refused_pods::read_refused_pods;
 use result::resume_from_result;
 use runner::Runner;
 use state::Observed;
@@ -59,6 +61,7 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
     }
     if observed.phase() == Some(Phase::Starting) && observed.start_record().is_none() {
         runner_client::ask_readiness(context, &mut observed.runners).await;
+        read_refused_pods(context, observed, Timestamp::now()).await;
     }
     if let Some(start) = observed.start_record() {
         observed.cache.start = Some(start);

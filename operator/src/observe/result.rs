@@ -83,7 +83,8 @@ async fn read_result(
     let stored = tokio::task::spawn_blocking(move || {
         let stored = StoredResult::from_objects(&first, &others)?;
         let (revision, parts) = (first.revision, first.parts.min(MAX_PARTS));
-        Ok::<_, StoredResultError>(EarlierResult { stored, revision, parts })
+        let head_version = first.metadata.resource_version;
+        Ok::<_, StoredResultError>(EarlierResult { stored, revision, head_version, parts })
     });
     Ok(Some(stored.await??))
 }

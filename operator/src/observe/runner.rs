@@ -26,6 +26,13 @@ pub(crate) struct Termination {
     pub(crate) message: String,
 }
 
+impl Termination {
+    /// Returns true if the container used more memory than its limit.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        self.message.starts_with("OOMKilled")
+    }
+}
+
 /// One runner pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Runner {
@@ -41,6 +48,8 @@ pub(crate) struct Runner {
     pub(crate) ready: bool,
     /// True if the pod is being deleted or evicted. The Job replaces such a pod.
     pub(crate) disrupted: bool,
+    /// Why Kubernetes evicts the pod, in its words. `None` for a pod that is not evicted.
+    pub(crate) eviction: Option<String>,
     /// Creation time of the pod.
     pub(crate) created_at: Option<Timestamp>,
     /// Time at which the pod got a node.
@@ -77,6 +86,10 @@ impl Runner {
             ready: condition("Ready").is_some_and(|c| c.status == "True"),
             disrupted: pod.metadata.deletion_timestamp.is_some()
                 || condition("DisruptionTarget").is_some_and(|c| c.status == "True"),
+            eviction: condition("DisruptionTarget").filter(|c| c.status == "True").map(|c| {
+                let texts = [c.reason.unwrap_or_default(), c.message.unwrap_or_default()];
+                texts.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join(": ")
+            }),
             created_at: pod.creation_timestamp().map(|time| time.0),
             scheduled_at: condition("PodScheduled")
                 .filter(|c| c.status == "True")
@@ -100,15 +113,23 @@ impl Runner {
 
     /// Describes how the runner ended.
     pub(crate) fn describe_loss(&self) -> String {
-        let Self { index, name, node, termination, .. } = self;
+        let Self { index, name, node, termination, eviction, .. } = self;
         let node = node.as_ref().map_or_else(String::new, |node| format!(" on node {node}"));
         let end = match termination {
-            Some(Termination { exit_code: Some(code), message }) => {
-                format!("ended with exit code {code}: {message}")
+            Some(end @ Termination { exit_code: Some(code), message }) => {
+                let advice = if end.is_out_of_memory() {
+                    " (raise spec.runners.resources.limits.memory)"
+                } else {
+                    ""
+                };
+                format!("ended with exit code {code}: {message}{advice}")
             }
             Some(Termination { exit_code: None, message }) => format!("ended: {message}"),
-            None if self.disrupted => "was evicted or deleted".to_owned(),
-            None => "did not take its start order in time".to_owned(),
+            None => match eviction {
+                Some(cause) => format!("was evicted: {cause}"),
+                None if self.disrupted => "was deleted".to_owned(),
+                None => "did not take its start order in time".to_owned(),
+            },
         };
         format!("runner {index} (pod {name}{node}) {end}")
     }

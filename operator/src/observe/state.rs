@@ -32,11 +32,27 @@ pub(crate) struct LastObjects {
     pub(crate) runners: Vec<Runner>,
 }
 
+/// Why the API server refuses the pods of a Job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RefusedPods {
+    /// The words of the API server.
+    pub(crate) message: String,
+}
+
+impl RefusedPods {
+    /// Returns true if a quota of the namespace is the reason.
+    pub(crate) fn is_quota(&self) -> bool {
+        self.message.contains("exceeded quota")
+    }
+}
+
 /// The writes of the result of a run by this process.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct WrittenResult {
     /// Number of writes.
     pub(crate) revision: u64,
+    /// Resource version of the first object in the last write.
+    pub(crate) head_version: Option<String>,
     /// Time of the last write, or of the last attempt.
     pub(crate) at: Option<Timestamp>,
     /// Number of completed requests in the last write.
@@ -73,6 +89,10 @@ pub(crate) struct RunCache {
     pub(crate) resume_failing_since: Option<Timestamp>,
     /// The start record, after the Job that holds it is gone.
     pub(crate) start: Option<StartRecord>,
+    /// Why the Job can't create pods before the start.
+    pub(crate) refused_pods: Option<RefusedPods>,
+    /// Time of the last look at why the Job can't create pods.
+    pub(crate) refused_pods_read_at: Option<Timestamp>,
     /// Number of launches in a row that the API server did not carry out.
     pub(crate) failed_launches: u32,
     /// Time when this process first saw the run.

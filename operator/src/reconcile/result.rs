@@ -44,22 +44,29 @@ pub(super) async fn write_result(
     let is_last = next.known_phase().is_some_and(Phase::is_final);
     // Before the attempt, because a slow API server may end the reconciliation.
     let is_retried = is_last && is_retried(&mut observed.cache, now);
-    let error = match store_result(context, &observed.test, stored, revision).await {
-        Ok(parts) => {
-            note_write(&mut observed.cache, requests, parts, next, now);
-            if is_last {
-                let most = observed.cache.written_result.most_parts;
-                let stale = stale_names(&name, revision, parts, most);
-                delete_parts(context, &observed.test, &stale).await;
+    let version = observed.cache.written_result.head_version.clone();
+    let is_versioned = version.is_some();
+    let error =
+        match store_result(context, &observed.test, stored, revision, version.as_deref()).await {
+            Ok(objects) => {
+                let parts = objects.parts;
+                note_write(&mut observed.cache, requests, objects, next, now);
+                if is_last {
+                    let most = observed.cache.written_result.most_parts;
+                    let stale = stale_names(&name, revision, parts, most);
+                    delete_parts(context, &observed.test, &stale).await;
+                }
+                return Ok(());
             }
-            return Ok(());
-        }
-        Err(error) => error,
-    };
+            Err(error) => error,
+        };
     note_failure(&mut observed.cache, next, now);
     *next = before;
     let (namespace, name) = (observed.test.namespace(), observed.test.name_any());
-    let text = match error.into_transient() {
+    // Somebody has changed or deleted the object. The next attempt replaces it.
+    let is_outdated = is_versioned && error.is_outdated();
+    let error = if is_outdated { error.into_api() } else { error.into_transient() };
+    let text = match error {
         Ok(error) if is_retried => return Err(error),
         Ok(error) if !is_last => {
             let error = format_error_chain(&error);

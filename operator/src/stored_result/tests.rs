@@ -74,7 +74,8 @@ fn a_running_test_writes_its_result_every_half_minute() {
     };
     let now = noon();
     assert!(is_due(&observed, &progress(), &status_with(20, 0), now), "never written");
-    note_write(&mut observed.cache, 20, 1, &status_with(20, 0), now);
+    let objects = WrittenObjects { parts: 1, head_version: Some("5".into()) };
+    note_write(&mut observed.cache, 20, objects, &status_with(20, 0), now);
     let later = |seconds: i64| now + SignedDuration::from_secs(seconds);
     assert!(!is_due(&observed, &progress(), &status_with(90, 0), later(29)));
     assert!(is_due(&observed, &progress(), &status_with(90, 0), later(30)));
@@ -106,7 +107,7 @@ fn a_restarted_operator_keeps_the_numbers_of_lost_runners() {
     let mut next = running([0, 0], 0.0);
     next.cache = RunCache { start: next.cache.start, ..RunCache::default() };
     next.runners.pop();
-    let earlier = EarlierResult { stored, revision: 7, parts: 1 };
+    let earlier = EarlierResult { stored, revision: 7, head_version: None, parts: 1 };
     assert!(restore(&mut next.cache, &validated(&next.test).load, earlier, noon()));
     assert_eq!(next.merged().all_tasks().completed_requests(), 340);
     let start = next.known_start().unwrap();
@@ -134,7 +135,7 @@ fn a_restarted_operator_knows_the_start_without_the_job() {
     let stored = build(&observed, &status).unwrap();
     let mut next = Observed::new(example_test(), RunCache::default());
     next.test.status = Some(status);
-    let earlier = EarlierResult { stored, revision: 2, parts: 1 };
+    let earlier = EarlierResult { stored, revision: 2, head_version: None, parts: 1 };
     assert!(restore(&mut next.cache, &validated(&next.test).load, earlier, noon()));
     assert_eq!(next.known_start(), observed.known_start());
     let conclude = Decision::Conclude { cancelled: false, failed: None };
@@ -169,8 +170,11 @@ fn revisions_share_only_the_first_object_which_comes_last() {
     let head = build_head(&observed.test, &stored);
     let names = |revision: u64| -> Vec<String> {
         let parts = vec![vec![1], vec![2], vec![3]];
-        let objects = build_objects(&observed.test, &head, parts, revision);
+        let objects = build_objects(&observed.test, &head, parts, revision, Some("5"));
         assert!(objects.iter().all(|object| object.parts == 3 && object.revision == revision));
+        let versions: Vec<_> =
+            objects.iter().map(|object| object.metadata.resource_version.as_deref()).collect();
+        assert_eq!(versions, [None, None, Some("5")]);
         objects.into_iter().filter_map(|object| object.metadata.name).collect()
     };
     assert_eq!(names(4), ["burst-0a1b2c3d.2a", "burst-0a1b2c3d.1a", "burst-0a1b2c3d"]);
@@ -191,7 +195,7 @@ fn a_result_without_a_resume_state_keeps_its_revision() {
     let mut stored = build(&observed, &LoadTestStatus::default()).unwrap();
     stored.resume = None;
     let mut cache = RunCache::default();
-    let earlier = EarlierResult { stored, revision: 7, parts: 2 };
+    let earlier = EarlierResult { stored, revision: 7, head_version: None, parts: 2 };
     assert!(!restore(&mut cache, &validated(&observed.test).load, earlier, noon()));
     assert_eq!((cache.written_result.revision, cache.written_result.most_parts), (7, 2));
 }

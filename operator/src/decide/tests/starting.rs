@@ -1,6 +1,7 @@
 //! From the plan to the start of the load.
 
 use super::*;
+use crate::observe::state::RefusedPods;
 
 #[test]
 fn start_waits_for_every_runner() {
@@ -93,4 +94,25 @@ fn suspended_job_is_the_cause_of_a_late_start() {
         panic!("no start timeout");
     };
     assert!(message.contains("is suspended"), "{message}");
+}
+
+#[test]
+fn refused_pods_and_memory_have_reasons_of_their_own() {
+    let mut refused = observed_in(Phase::Starting);
+    refused.runners.pop();
+    let message = "pods \"burst-1\" is forbidden: exceeded quota: small".to_owned();
+    refused.cache.refused_pods = Some(RefusedPods { message });
+    assert_eq!(decision_at(&refused, 299), Decision::Wait(STARTUP_POLL_INTERVAL));
+    let Decision::Fail(reason, message) = decision_at(&refused, 300) else { panic!() };
+    assert_eq!(reason, Reason::QuotaExceeded);
+    assert!(message.contains("exceeded quota: small"), "{message}");
+    refused.cache.refused_pods = Some(RefusedPods { message: "violates PodSecurity".into() });
+    assert!(matches!(decision_at(&refused, 300), Decision::Fail(Reason::Refused, _)));
+
+    let mut killed = observed_in(Phase::Starting);
+    let message = "OOMKilled".to_owned();
+    killed.runners[0].termination = Some(Termination { exit_code: Some(137), message });
+    let Decision::Fail(reason, message) = decision_at(&killed, 1) else { panic!() };
+    assert_eq!(reason, Reason::OutOfMemory);
+    assert!(message.contains("exit code 137: OOMKilled"), "{message}");
 }
