@@ -134,8 +134,9 @@ fn samples_of(
 }
 
 /// Largest difference of two shares, for percentiles that count as the same. Prometheus extrapolates the
-/// counts of each runner to the range of the query, so that the runners weigh a little more or less.
-const MAX_SHARE_ERROR: f64 = 0.003;
+/// counts of each runner to the range of the query, by up to a scrape interval: about a fortieth. So two
+/// runners differ in their weights by that much, and a share moves by up to a quarter of it.
+const MAX_SHARE_ERROR: f64 = 0.007;
 
 /// Returns the lowest and the highest right value of a percentile in seconds.
 fn right_values(samples: &LatencyHistogram, share: f64) -> Option<(f64, f64)> {
