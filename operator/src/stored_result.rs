@@ -188,8 +188,6 @@ pub(crate) fn note_write(
 /// revision before whole. It comes after [`WRITE_INTERVAL`], also if nothing changes until then.
 pub(crate) fn note_failure(cache: &mut RunCache, status: &LoadTestStatus, now: Timestamp) {
     let written = &mut cache.written_result;
-    // Somebody may have changed the object. The next attempt replaces it, whatever its version.
-    written.head_version = None;
     written.at = Some(now);
     written.requests = u64::MAX;
     written.stages = status.stages.len();

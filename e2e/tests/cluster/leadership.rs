@@ -56,8 +56,12 @@ async fn check_run(
 }
 
 /// Waits until another pod than `leader` leads, and checks the time that it took.
-async fn wait_for_failover(namespace: &TestNamespace, leader: &Pod, from: i32) -> Result<Pod> {
-    let began = Instant::now();
+async fn wait_for_failover(
+    namespace: &TestNamespace,
+    leader: &Pod,
+    from: i32,
+    began: Instant,
+) -> Result<Pod> {
     wait_for(60, "another leader", async || {
         let lease = read_lease(namespace).await?;
         Ok((transitions(&lease) > from).then_some(()))
@@ -99,8 +103,9 @@ async fn another_replica_takes_over_from_a_killed_leader() -> Result<()> {
         let target = namespace.deploy_simulator(json!({"health": {"latency": "50ms"}})).await?;
         let (test, before) = start_test(&namespace, "failover", "25s").await?;
         let number = transitions(&read_lease(&namespace).await?);
+        let killed_at = Instant::now();
         kill_pod(&namespace, &leader).await?;
-        wait_for_failover(&namespace, &leader, number).await?;
+        wait_for_failover(&namespace, &leader, number, killed_at).await?;
         check_run(&namespace, &target, (&test, &before)).await
     })
     .await
@@ -118,14 +123,15 @@ async fn a_frozen_leader_does_nothing_when_it_thaws() -> Result<()> {
         let leader = wait_for_leader(&namespace).await?;
         let number = transitions(&read_lease(&namespace).await?);
         let restarts = restarts_of(&leader);
+        let frozen_at = Instant::now();
         let frozen = FrozenProcess::freeze(&leader)?;
-        wait_for_failover(&namespace, &leader, number).await?;
+        wait_for_failover(&namespace, &leader, number, frozen_at).await?;
+        drop(frozen);
         // The new leader goes on with the test.
         let percent = |status: &LoadTestStatus| status.progress.as_ref().map_or(0, |p| p.percent);
         let at_failover = percent(&namespace.get_status("frozen").await?);
         namespace.wait_for_status("frozen", 60, |status| percent(status) > at_failover).await?;
-        drop(frozen);
-        // The process ends, and the next one in its pod waits for the Lease.
+        // The frozen process ends, and the next one in its pod waits for the Lease.
         wait_for(60, "a restart of the former leader", async || {
             let pod = pods(&namespace).get(&leader.name_any()).await?;
             Ok((restarts_of(&pod) > restarts).then(|| last_message(&pod)))

@@ -196,7 +196,7 @@ async fn runner_deleted_before_the_start_ends_the_test() -> Result<()> {
         let status = namespace.wait_until_finished("deleted-early", 30).await?;
         ensure!(status.known_phase() == Some(Phase::Error), "{status:#?}");
         let finished = status.condition("Finished").context("no condition")?;
-        ensure!(finished.reason == "Evicted", "{finished:?}");
+        ensure!(finished.reason == "RunnerDeleted", "{finished:?}");
         ensure!(finished.message.contains("was deleted"), "{finished:?}");
         Ok(())
     })

@@ -26,8 +26,8 @@ pub(crate) enum Reason {
     QuotaExceeded,
     /// A runner used more memory than its limit before the start.
     OutOfMemory,
-    /// The pod of a runner was deleted or evicted before the start, and is not replaced.
-    Evicted,
+    /// The pod of a runner was deleted before the start, and is not replaced.
+    RunnerDeleted,
     /// A runner ended before the start.
     RunnerCrash,
     /// Not all runners were ready in time.
@@ -53,7 +53,7 @@ impl Reason {
             Self::Preflight => "Preflight",
             Self::QuotaExceeded => "QuotaExceeded",
             Self::OutOfMemory => "OutOfMemory",
-            Self::Evicted => "Evicted",
+            Self::RunnerDeleted => "RunnerDeleted",
             Self::RunnerCrash => "RunnerCrash",
             Self::StartTimeout => "StartTimeout",
             Self::JobLost => "JobLost",
@@ -79,10 +79,10 @@ impl Reason {
                 "raise the quota, or lower spec.runners.resources or the number of runners"
             }
             Self::OutOfMemory => "raise spec.runners.resources.limits.memory",
-            Self::RunnerCrash => "the log of the pod has more: loadtest logs NAME",
             Self::InvalidSpec
             | Self::Preflight
-            | Self::Evicted
+            | Self::RunnerCrash
+            | Self::RunnerDeleted
             | Self::StartTimeout
             | Self::JobLost
             | Self::Refused

@@ -86,7 +86,7 @@ pub(super) fn decide_starting(
         return Decision::Fail(reason, message);
     }
     if let Some(message) = failed_index(job) {
-        return Decision::Fail(Reason::Evicted, message);
+        return Decision::Fail(Reason::RunnerDeleted, message);
     }
     let created_at = job.creation_timestamp().map_or(now, |time| time.0);
     let timeout = start_timeout(observed, settings);
@@ -130,7 +130,7 @@ pub(super) fn decide_starting(
 fn failed_index(job: &Job) -> Option<String> {
     let failed = job.status.as_ref()?.failed_indexes.as_ref().filter(|list| !list.is_empty())?;
     Some(format!(
-        "the pod of runner {failed} was deleted or evicted before the load started, and the Job does not replace it; create the LoadTest again"
+        "the pod of runner {failed} was deleted before the load started, and the Job does not replace it; create the LoadTest again"
     ))
 }
 

@@ -5,7 +5,7 @@
 //!
 //! The times follow one rule: a leader begins nothing more [`LEADER_TIME`] after it sent its last successful
 //! renewal, and another replica takes the Lease [`DURATION`] after it saw the last renewal. The first time
-//! is shorter, so two replicas never act at once. Only durations on one machine are compared; the clocks
+//! is shorter, so two replicas never act at once, but when somebody deletes the Lease. Only durations on one machine are compared; the clocks
 //! of two machines are not.
 //!
 //! A leader keeps the Lease through one renewal that gets no answer: [`RENEW_INTERVAL`] and

@@ -51,7 +51,8 @@ fn latest_refusal(events: &[Event]) -> Option<RefusedPods> {
     };
     let latest = events.iter().max_by_key(time_of)?;
     let note = latest.note.as_deref()?;
-    let message = note.strip_prefix("Error creating: ").unwrap_or(note).to_owned();
+    let message =
+        note.split_once("Error creating: ").map_or(note, |(_, message)| message).to_owned();
     Some(RefusedPods { message })
 }
 

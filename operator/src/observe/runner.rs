@@ -131,7 +131,12 @@ impl Runner {
                 None => "did not take its start order in time".to_owned(),
             },
         };
-        format!("runner {index} (pod {name}{node}) {end}")
+        match (termination, eviction) {
+            (Some(_), Some(cause)) => {
+                format!("runner {index} (pod {name}{node}) {end}; evicted: {cause}")
+            }
+            _ => format!("runner {index} (pod {name}{node}) {end}"),
+        }
     }
 }
 

@@ -65,6 +65,9 @@ pub(super) async fn write_result(
     let (namespace, name) = (observed.test.namespace(), observed.test.name_any());
     // Somebody has changed or deleted the object. The next attempt replaces it.
     let is_outdated = is_versioned && error.is_outdated();
+    if is_outdated {
+        observed.cache.written_result.head_version = None;
+    }
     let error = if is_outdated { error.into_api() } else { error.into_transient() };
     let text = match error {
         Ok(error) if is_retried => return Err(error),

@@ -42,7 +42,11 @@ pub(super) async fn run_selftest(
     let mut worst = SelftestResult::Passed;
     let mut report_all = |(checks, failure): (Vec<Check>, SelftestResult)| {
         for check in checks {
-            let result = if check.passed { SelftestResult::Passed } else { failure };
+            let result = match (check.passed, check.is_late) {
+                (true, _) => SelftestResult::Passed,
+                (false, true) => failure,
+                (false, false) => SelftestResult::Failed,
+            };
             worst = worst.max(result);
             report(&check, result);
         }

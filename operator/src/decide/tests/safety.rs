@@ -69,7 +69,7 @@ fn runner_deleted_before_the_start_fails_the_test_at_once() {
     let mut deleted = observed_in(Phase::Starting);
     deleted.runners.pop();
     deleted.job.as_mut().unwrap().status.as_mut().unwrap().failed_indexes = Some("1".into());
-    let Decision::Fail(Reason::Evicted, message) = decision_at(&deleted, 3) else { panic!() };
+    let Decision::Fail(Reason::RunnerDeleted, message) = decision_at(&deleted, 3) else { panic!() };
     assert!(message.contains("runner 1 was deleted"), "{message}");
 }
 
