@@ -95,7 +95,7 @@ pub(crate) async fn send_order(
                     (path::STOP, serde_json::json!(StopOrder { lease_number, grace_seconds }))
                 }
                 Order::Release(collection) => {
-                    // A runner that never answered this process has told all to an earlier one.
+                    // Without an answer to this process, its numbers are from a result or a log.
                     let last_step = collection.map(|read| read.last_step(runner.index));
                     let last_step = last_step.filter(|step| *step > 0);
                     (path::RELEASE, serde_json::json!(ReleaseOrder { lease_number, last_step }))

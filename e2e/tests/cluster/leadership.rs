@@ -19,7 +19,14 @@ use crate::{
 /// Promised time until another replica leads.
 const MAX_FAILOVER: Duration = Duration::from_secs(15);
 
-/// Starts a test of two runners whose windows show any gap, and waits until it has numbers.
+async fn wait_for_both_replicas(namespace: &TestNamespace) -> Result<()> {
+    wait_for(90, "two ready replicas", async || {
+        Ok((list_ready(namespace).await?.len() == 2).then_some(()))
+    })
+    .await
+}
+
+/// Starts a test of two runners and waits until it has numbers. Its windows show any gap.
 async fn start_test(
     namespace: &TestNamespace,
     name: &str,
@@ -90,10 +97,7 @@ async fn read_leader_metrics(namespace: &TestNamespace) -> Result<(Vec<String>, 
 #[tokio::test]
 async fn another_replica_takes_over_from_a_killed_leader() -> Result<()> {
     TestNamespace::run_alone("failover", async |namespace| {
-        wait_for(90, "two ready replicas", async || {
-            Ok((list_ready(&namespace).await?.len() == 2).then_some(()))
-        })
-        .await?;
+        wait_for_both_replicas(&namespace).await?;
         let leader = wait_for_leader(&namespace).await?;
         wait_for(30, "metrics of one leader", async || {
             let metrics = read_leader_metrics(&namespace).await?;
@@ -114,10 +118,7 @@ async fn another_replica_takes_over_from_a_killed_leader() -> Result<()> {
 #[tokio::test]
 async fn a_frozen_leader_does_nothing_when_it_thaws() -> Result<()> {
     TestNamespace::run_alone("frozen", async |namespace| {
-        wait_for(90, "two ready replicas", async || {
-            Ok((list_ready(&namespace).await?.len() == 2).then_some(()))
-        })
-        .await?;
+        wait_for_both_replicas(&namespace).await?;
         let target = namespace.deploy_simulator(json!({"health": {"latency": "50ms"}})).await?;
         let (test, before) = start_test(&namespace, "frozen", "40s").await?;
         let leader = wait_for_leader(&namespace).await?;

@@ -66,6 +66,8 @@ pub(crate) struct Collection {
     parts: BTreeMap<u32, RunnerPart>,
     /// The runners that never will.
     gone: GoneRunners,
+    /// Number of the last step of each of them, if this process has read it.
+    gone_steps: BTreeMap<u32, u64>,
     /// Indices of the runners that answered in this round.
     answered: BTreeSet<u32>,
     /// When a look began to wait for runners.
@@ -142,7 +144,8 @@ impl Collection {
 
     /// Returns the number of the last step of a runner; zero if it never answered.
     pub(crate) fn last_step(&self, index: u32) -> u64 {
-        self.parts.get(&index).map_or(0, RunnerPart::last_step)
+        let gone = self.gone_steps.get(&index).copied();
+        gone.or_else(|| self.parts.get(&index).map(RunnerPart::last_step)).unwrap_or_default()
     }
 
     /// Returns true if any runner has answered.
@@ -235,6 +238,7 @@ impl Collection {
             }
             let is_lost = self.is_lost(pods, index);
             let part = self.parts.remove(&index);
+            self.gone_steps.extend(part.as_ref().map(|part| (index, part.last_step())));
             let name = pods.name(index);
             if let Some(Ok(snapshot)) = part.as_ref().map(RunnerPart::snapshot) {
                 self.gone.metrics.merge_runner(&name, &snapshot.metrics);

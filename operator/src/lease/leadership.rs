@@ -1,10 +1,10 @@
-//! Whether this process may act, as the thread that keeps the Lease has last seen it.
+//! Tells the operator if this process may act. The thread that keeps the Lease writes it.
 
 use std::{future::poll_fn, pin::pin, task::Poll, time::Instant};
 
 use tokio::sync::watch;
 
-/// What the thread that keeps the Lease knows.
+/// The knowledge of the thread that keeps the Lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LeaseState {
     /// The Lease was not read yet.
@@ -67,8 +67,8 @@ impl Leadership {
         self.wait_for(|state| matches!(state, LeaseState::Held { .. })).await;
     }
 
-    /// Waits until another replica has taken the Lease of this process, or until nobody keeps the Lease
-    /// any more, because the thread has ended.
+    /// Waits until another replica has taken the Lease of this process. The wait also ends when the thread
+    /// that keeps the Lease has ended.
     pub async fn wait_until_lost(&self) {
         let mut states = self.0.clone();
         let _ = states.wait_for(|state| *state == LeaseState::Lost).await;

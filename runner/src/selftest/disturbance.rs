@@ -9,12 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::{
-    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
-    time::{ClockId, clock_gettime},
-};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use crate::selftest::checks::MAX_LAG;
+use crate::{machine::cpu::process_cpu_time, selftest::checks::MAX_LAG};
 
 /// How long each watching thread sleeps at a time.
 const SLEEP: Duration = Duration::from_millis(1);
@@ -84,11 +81,6 @@ fn watch_cpu(cpu: usize, stop: &AtomicBool) -> Duration {
         last = now;
     }
     late
-}
-
-fn process_cpu_time() -> Duration {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 #[cfg(test)]

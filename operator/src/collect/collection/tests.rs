@@ -174,7 +174,10 @@ fn a_lost_runner_keeps_its_numbers() {
     let mut collection = Collection::default();
     collect_at(&mut collection, &mut runners, &targets, (2..=200).step_by(2));
     targets.runners.pop();
+    let last_step = collection.last_step(1);
     collection.settle_gone(targets.pods());
+    // A release order for it names the step.
+    assert!(last_step > 0 && collection.last_step(1) == last_step);
     assert_eq!(requests(&collection), 4000);
     assert_eq!(collection.gone().metrics.all_tasks().completed_requests(), 2000);
     assert!(collection.gone().runners[&1].loss.as_ref().unwrap().contains("deleted"));
