@@ -19,7 +19,7 @@ CLUSTER_WIDE = {"CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
 # The rights that the operator needs in watched namespaces, as group/resource: verbs. It must have
 # exactly these.
 WATCH_RIGHTS = {
-    "loadtest.cell0.io/loadtests": {"get", "list", "watch", "delete"},
+    "loadtest.cell0.io/loadtests": {"get", "list", "watch", "patch", "delete"},
     "loadtest.cell0.io/loadtests/status": {"patch"},
     "loadtest.cell0.io/loadtestresults": {"get", "create", "patch", "delete"},
     "/configmaps": {"get", "create"},
@@ -122,9 +122,11 @@ def check_operator_rights(objects, *watched):
     own = {"/secrets": {"create"}, f"/secrets={secret}": {"get"}}
     own |= {leases: {"create"}, f"{leases}={lease}": {"get", "update"}}
     expected = {own_namespace: [("Role", own)]}
+    has_policies = any(a.startswith("--runner-network-policy=") for a in get_container(objects)["args"])
+    policies = {"networking.k8s.io/networkpolicies": {"get", "create"}} if has_policies else {}
     for scope in watched:
         kind = "ClusterRole" if scope == "*" else "Role"
-        expected.setdefault(scope, []).append((kind, WATCH_RIGHTS))
+        expected.setdefault(scope, []).append((kind, WATCH_RIGHTS | policies))
     expect_equal(expected, roles, "rights of the operator by namespace")
     bound = {binding["roleRef"]["name"] for binding in list_bindings(objects)}
     for role in list_roles(objects):
@@ -230,6 +232,23 @@ def check_deployment(objects):
 def check_arguments(objects, *expected):
     """The operator has exactly these arguments."""
     expect_equal(list(expected), get_container(objects)["args"], "the operator's arguments")
+
+
+def check_network_policies(objects):
+    """The operator reaches its runners and the API server, and each run has a policy that lets the operator in."""
+    spec = get_single(objects, "NetworkPolicy")["spec"]
+    pods = get_single(objects, "Deployment")["spec"]["selector"]
+    expect_equal(pods, spec["podSelector"], "the pods of the NetworkPolicy")
+    expect_equal(["Ingress", "Egress"], spec["policyTypes"], "policyTypes")
+    ports = [port["port"] for rule in spec["egress"] for port in rule["ports"]]
+    expect_equal([53, 53, 443, 6443, 9464], ports, "ports that the operator may reach")
+    prometheus = {"namespaceSelector": {"matchLabels": {"team": "metrics"}}}
+    expect_equal([prometheus], spec["ingress"][0]["from"], "who may read the operator's metrics")
+    prefix = "--runner-network-policy="
+    arguments = get_container(objects)["args"]
+    [peers] = [json.loads(a.removeprefix(prefix)) for a in arguments if a.startswith(prefix)]
+    operator = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "system"}}, "podSelector": pods}
+    expect_equal([operator, prometheus], peers, "who may reach runners")
 
 
 def check_image(objects, expected):
@@ -403,6 +422,7 @@ CHECKS = {
         check_image,
         check_kinds,
         check_monitors,
+        check_network_policies,
         check_no_secret_access,
         check_nothing_cluster_wide,
         check_operator_rights,

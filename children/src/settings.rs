@@ -1,5 +1,6 @@
 //! Settings of the operator that apply to every test.
 
+use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use loadtest_core::Duration;
 
 /// Settings of the operator that apply to every test.
@@ -13,6 +14,8 @@ pub struct Settings {
     pub release_grace: Duration,
     /// Time for which a released runner keeps serving its metrics.
     pub metrics_linger: Duration,
+    /// Who may reach the runners of a test, by a NetworkPolicy of its own. `None` for no policy.
+    pub runner_peers: Option<Vec<NetworkPolicyPeer>>,
 }
 
 /// Default of [`Settings::start_timeout`].
@@ -30,6 +33,7 @@ impl Settings {
             start_timeout: START_TIMEOUT,
             release_grace: RELEASE_GRACE,
             metrics_linger: METRICS_LINGER,
+            runner_peers: None,
         }
     }
 }

@@ -24,7 +24,7 @@ use loadtest_core::{
     result::SeriesRecorder,
 };
 use loadtest_runner::{
-    Engine, PreparedPlan, RequestLog, Snapshot, lower_priority, preflight, warm_up,
+    Engine, PreparedPlan, RequestLog, Snapshot, lower_priority, machine_check, warm_up,
 };
 use serde_json::Value;
 
@@ -195,8 +195,8 @@ async fn run_load(
         }
     };
     warm_up();
-    let limits = preflight::Limits::of_this_machine();
-    let problems = preflight::find_problems(&prepared, 0, &limits, arguments.simulator);
+    let limits = machine_check::Limits::of_this_machine();
+    let problems = machine_check::find_problems(&prepared, 0, &limits, arguments.simulator);
     anyhow::ensure!(
         problems.is_empty(),
         "this machine can't make the load: {}",

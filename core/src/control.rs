@@ -37,7 +37,7 @@ pub mod path {
     pub const ERRORS: &str = "/errors";
     /// GET: 200 while the process lives.
     pub const LIVENESS: &str = "/healthz";
-    /// GET: 200 once the runner takes orders.
+    /// GET: 200 once the runner is ready for its start order.
     pub const READINESS: &str = "/readyz";
     /// POST: a [`super::StartOrder`].
     pub const START: &str = "/start";
@@ -109,8 +109,10 @@ pub mod exit_code {
     pub const KILLED_AFTER_START: u8 = 75;
     /// The runner was killed before its start.
     pub const KILLED_BEFORE_START: u8 = 76;
-    /// The preflight found that the runner's machine can't make the planned load.
-    pub const PREFLIGHT_FAILED: u8 = 77;
+    /// The limits of the runner's machine are too low for the planned load.
+    pub const LIMITS_TOO_LOW: u8 = 77;
+    /// The target did not accept a connection. No load was made.
+    pub const TARGET_UNREACHABLE: u8 = 78;
 }
 
 /// The termination grace period of a runner pod.

@@ -8,6 +8,7 @@ mod running;
 mod starting;
 
 use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
 use loadtest_core::{
     plan::{Problem, size_test},
     resource::{LoadTest, LoadTestStatus, Phase},
@@ -16,8 +17,10 @@ use loadtest_core::{
 
 use loadtest_children::Settings;
 
-use crate::observe::start::StartRecord;
-use crate::observe::state::Observed;
+use crate::observe::{
+    start::{RUN_UID_ANNOTATION, StartRecord},
+    state::Observed,
+};
 
 pub(crate) use self::{
     decision::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL, Reason, signed_duration},
@@ -83,7 +86,7 @@ pub(crate) fn decide(observed: &Observed, settings: &Settings, now: Timestamp) -
             (Ok(_), Some(Phase::Starting), Some(sizing)) => {
                 decide_starting(observed, &sizing, settings, now)
             }
-            (Ok(valid), ..) => decide_running(observed, valid, now),
+            (Ok(valid), ..) => decide_running(observed, valid, settings, now),
         },
     }
 }
@@ -102,6 +105,12 @@ fn is_suspended(status: &LoadTestStatus) -> bool {
 /// Decides whether a test without a plan gets one.
 fn admit(observed: &Observed) -> Decision {
     let spec = &observed.test.spec;
+    if let Some(uid) = observed.test.annotations().get(RUN_UID_ANNOTATION) {
+        let message = format!(
+            "metadata.annotations: {RUN_UID_ANNOTATION} says that this LoadTest has run before, with the UID {uid}. It was restored from a backup or copied, and load never runs again by itself. To run it again, create it without this annotation"
+        );
+        return Decision::Reject(Reason::AlreadyRan, message);
+    }
     match &observed.valid {
         Ok(valid) if spec.suspend && !spec.cancel => Decision::ReportSuspended(size_test(valid)),
         Ok(valid) => Decision::Admit(size_test(valid)),

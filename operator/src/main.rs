@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use kube::{Client, Config, client::ClientBuilder};
 use loadtest_children::{METRICS_LINGER, RELEASE_GRACE, START_TIMEOUT, Settings};
 use loadtest_core::{
@@ -91,9 +92,25 @@ struct Run {
     /// Time for which a released runner keeps serving its metrics.
     #[arg(long, default_value_t = METRICS_LINGER)]
     metrics_linger: Duration,
+    /// Creates a NetworkPolicy for the runners of each test: only these peers may reach them. A JSON list
+    /// of peers, as in the field `from` of a NetworkPolicy. The operator must be one of them.
+    #[arg(long, value_name = "JSON", value_parser = parse_peers)]
+    runner_network_policy: Option<Peers>,
     /// Log level (error, warn, info, debug or trace), or a filter by module.
     #[arg(long, env = "LOG_LEVEL", default_value = "info")]
     log_level: String,
+}
+
+/// Peers of a NetworkPolicy.
+#[derive(Clone, Debug)]
+struct Peers(Vec<NetworkPolicyPeer>);
+
+fn parse_peers(text: &str) -> Result<Peers, String> {
+    serde_json::from_str(text).map(Peers).map_err(|error| {
+        format!(
+            "not a JSON list of NetworkPolicy peers, such as [{{\"podSelector\": {{}}}}]: {error}"
+        )
+    })
 }
 
 fn main() -> ExitCode {
@@ -151,6 +168,7 @@ async fn run_operator(arguments: Run) -> anyhow::Result<()> {
         start_timeout,
         release_grace,
         metrics_linger,
+        runner_network_policy,
         log_level: _, // `main` has already used this argument
     } = arguments;
     // Without a default provider, rustls panics later if the build contains two providers.
@@ -168,7 +186,9 @@ async fn run_operator(arguments: Run) -> anyhow::Result<()> {
     let lease_calls = api_calls.clone();
     let (keeper, leadership) = keep_lease(lease, move || connect(config, &lease_calls))
         .context("failed to start the thread that keeps the Lease")?;
-    let settings = Settings { runner_image, start_timeout, release_grace, metrics_linger };
+    let runner_peers = runner_network_policy.map(|Peers(peers)| peers);
+    let settings =
+        Settings { runner_image, start_timeout, release_grace, metrics_linger, runner_peers };
     let context = Arc::new(Context::new(client, settings, leadership.clone(), pod_name)?);
     context.measure_api_calls(&api_calls);
     let listener = server::bind_listener(listen)

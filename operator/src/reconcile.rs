@@ -28,7 +28,10 @@ use loadtest_children::OPERATOR_NAME;
 
 use crate::{
     act,
-    act::events::publish_event,
+    act::{
+        events::publish_event,
+        kill_point::{KillPoint, pause_at},
+    },
     context::Context,
     decide::{Decision, Reason, decide, decide_refused, decide_retry},
     error::{Error, format_error_chain},
@@ -280,6 +283,9 @@ async fn report_status(
     let old = observed.status();
     let (mut next, event) = status::next_status(observed, decision, now);
     Box::pin(result::write_result(context, observed, decision, &mut next, now)).await?;
+    if matches!(decision, Decision::Conclude { .. }) {
+        pause_at(context, &observed.test, KillPoint::BeforeVerdict).await;
+    }
     if next == old || status::is_throttled(&old, &next, observed.cache.status_written_at, now) {
         return Ok(());
     }

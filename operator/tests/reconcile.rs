@@ -21,6 +21,8 @@ use tower_test::mock::Handle;
 
 #[path = "reconcile/earlier_versions.rs"]
 mod earlier_versions;
+#[path = "reconcile/retries.rs"]
+mod retries;
 #[path = "reconcile/unread_api_server.rs"]
 mod unread_api_server;
 
@@ -45,6 +47,7 @@ fn context_with(client: Client) -> Context {
         start_timeout: loadtest_core::Duration::from_secs(300),
         release_grace: loadtest_core::Duration::from_secs(300),
         metrics_linger: loadtest_core::Duration::from_secs(35),
+        runner_peers: None,
     };
     Context::with_token_key(client, settings, vec![7; 32]).unwrap()
 }
@@ -122,11 +125,15 @@ fn test_with_status(status: Value) -> Value {
     object
 }
 
+/// Returns a test that was launched.
 fn test_in_phase(phase: &str) -> Value {
     let sizing = json!({
         "runners": 2, "usersPerRunner": 100, "ratePerRunner": "50/s", "threadsPerRunner": 1, "cpu": "100m", "memory": "64Mi",
     });
-    test_with_status(json!({"observedGeneration": 1, "phase": phase, "plan": sizing}))
+    let mut test =
+        test_with_status(json!({"observedGeneration": 1, "phase": phase, "plan": sizing}));
+    test["metadata"]["annotations"] = json!({"loadtest.cell0.io/run-uid": UID});
+    test
 }
 
 fn job_name() -> String {
@@ -227,10 +234,14 @@ async fn edit_during_admission_fails_the_status_write() {
 
 #[tokio::test]
 async fn children_are_created_before_the_status_is_written() {
-    let pending = test_in_phase("Pending");
+    let mut pending = test_in_phase("Pending");
+    let mut launched = pending.clone();
+    launched["metadata"]["resourceVersion"] = "43".into();
+    pending["metadata"]["annotations"] = json!({});
     let responses = vec![
         ok(pending.clone()),
         not_found(),
+        ok(launched),
         (201, child_object("v1", "ConfigMap", UID)),
         (201, child_object("batch/v1", "Job", UID)),
         ok(test_in_phase("Starting")),
@@ -239,16 +250,24 @@ async fn children_are_created_before_the_status_is_written() {
     let Reconciled { result, calls, bodies } = run_reconcile(pending, responses).await;
     result.unwrap();
     assert_eq!(
-        calls[2..5],
-        [format!("POST {CONFIG_MAPS}"), format!("POST {JOBS}"), format!("PATCH {TEST}/status"),]
+        calls[2..6],
+        [
+            format!("PATCH {TEST}"),
+            format!("POST {CONFIG_MAPS}"),
+            format!("POST {JOBS}"),
+            format!("PATCH {TEST}/status"),
+        ]
     );
-    for child in &bodies[2..4] {
+    // A backup keeps the record of the launch.
+    assert_eq!(bodies[2]["metadata"]["resourceVersion"], "42");
+    assert_eq!(bodies[2]["metadata"]["annotations"]["loadtest.cell0.io/run-uid"], UID);
+    for child in &bodies[3..5] {
         assert_eq!(child["metadata"]["ownerReferences"][0]["uid"], UID);
     }
-    assert_eq!(bodies[3]["spec"]["completions"], 2);
-    assert_eq!(bodies[4]["status"]["phase"], "Starting");
+    assert_eq!(bodies[4]["spec"]["completions"], 2);
+    assert_eq!(bodies[5]["status"]["phase"], "Starting");
     // Also a write that does not judge the spec: another replica may have written a later status.
-    assert_eq!(bodies[4]["metadata"]["resourceVersion"], "42");
+    assert_eq!(bodies[5]["metadata"]["resourceVersion"], "43");
 }
 
 #[tokio::test]
@@ -447,45 +466,4 @@ async fn job_that_would_be_refused_is_rejected_before_the_launch() {
     let accepted = &bodies[3]["status"]["conditions"][0];
     assert_eq!((&accepted["type"], &accepted["status"]), (&json!("Accepted"), &json!("False")));
     assert!(accepted["message"].as_str().unwrap().contains("requests[cpu]"), "{accepted}");
-}
-
-#[tokio::test]
-async fn launch_that_fails_three_times_is_told() {
-    let pending = test_in_phase("Pending");
-    let context = OnceCell::new();
-    for attempt in 1..=3 {
-        let webhook = refusal(500, "failed calling webhook");
-        let mut responses = vec![ok(pending.clone()), not_found(), webhook];
-        responses.extend([ok(test_in_phase("Pending")), (201, json!({}))]);
-        let Reconciled { result, calls, bodies } =
-            run_reconcile_again(&context, pending.clone(), responses).await;
-        assert!(result.is_err());
-        if attempt < 3 {
-            assert_eq!(calls.len(), 3, "{calls:?}");
-            continue;
-        }
-        assert_eq!(calls[3..], [format!("PATCH {TEST}/status"), format!("POST {EVENTS}")]);
-        let conditions = bodies[3]["status"]["conditions"].as_array().unwrap();
-        let started = conditions.iter().find(|c| c["type"] == "Started").unwrap();
-        assert_eq!(started["reason"], "RetryingLaunch");
-        assert!(started["message"].as_str().unwrap().contains("webhook"), "{started}");
-    }
-}
-
-#[tokio::test]
-async fn retry_delay_doubles_up_to_ten_seconds() {
-    let (service, _handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
-    let context = Arc::new(context_with(Client::new(service, "default")));
-    let guard: DeserializeGuard<LoadTest> =
-        serde_json::from_value(test_with_status(Value::Null)).unwrap();
-    let guard = Arc::new(guard);
-    let delays = [1, 2, 4, 8, 10, 10];
-    for seconds in delays {
-        let action = on_error(
-            Arc::clone(&guard),
-            &Error::Timeout(Duration::from_secs(150)),
-            Arc::clone(&context),
-        );
-        assert_eq!(action, Action::requeue(Duration::from_secs(seconds)));
-    }
 }

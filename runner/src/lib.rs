@@ -32,7 +32,7 @@ pub use machine::limits::lower_priority;
 pub use measure::{request_log::RequestLog, snapshot::Snapshot};
 pub use prepare::{error::PrepareError, headers::RUN_HEADER, plan::PreparedPlan};
 pub use process::{
-    preflight,
+    machine_check,
     run::{RunError, RunOptions, run_plan},
     server,
     termination_message::write_termination_message,

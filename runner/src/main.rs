@@ -61,13 +61,14 @@ fn main() -> ExitCode {
 fn run(RunArguments { plan, listen, index, pod_uid }: RunArguments) -> ExitCode {
     match run_plan(RunOptions { plan, listen, index, pod_uid }) {
         Ok(code) => code,
-        Err(error @ RunError::Preflight(_)) => {
-            let text = error.to_string();
-            tracing::error!(error = text, "preflight failed: no load was made");
-            write_termination_message(&text);
-            ExitCode::from(exit_code::PREFLIGHT_FAILED)
+        Err(error) => {
+            let code = match &error {
+                RunError::LimitsTooLow(_) => exit_code::LIMITS_TOO_LOW,
+                RunError::TargetUnreachable(_) => exit_code::TARGET_UNREACHABLE,
+                _ => exit_code::CANNOT_RUN,
+            };
+            fail(error.into(), code)
         }
-        Err(error) => fail(error.into()),
     }
 }
 
@@ -78,15 +79,15 @@ fn selftest() -> ExitCode {
         Ok(SelftestResult::Passed) => ExitCode::SUCCESS,
         Ok(SelftestResult::Failed) => ExitCode::FAILURE,
         Ok(SelftestResult::NotJudged) => ExitCode::from(exit_code::NOT_JUDGED),
-        Err(error) => fail(error.into()),
+        Err(error) => fail(error.into(), exit_code::CANNOT_RUN),
     }
 }
 
 /// Reports an error with its causes.
 #[expect(clippy::needless_pass_by_value, reason = "callers convert their error for it")]
-fn fail(error: anyhow::Error) -> ExitCode {
+fn fail(error: anyhow::Error, code: u8) -> ExitCode {
     let text = format!("{error:#}");
-    tracing::error!(error = text, "runner could not run");
+    tracing::error!(error = text, code, "runner could not run");
     write_termination_message(&text);
-    ExitCode::from(exit_code::CANNOT_RUN)
+    ExitCode::from(code)
 }

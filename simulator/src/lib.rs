@@ -4,9 +4,8 @@
 //! the test oracle: it records the times of every request at the socket, so tests can compare a
 //! load generator's results with the [truth](RunTruth).
 //!
-//! The simulator must not know any load generator. It reads only two request headers:
-//! `x-loadtest-run` has the run's UID, and `x-loadtest-preflight` marks a request that is counted
-//! separately.
+//! The simulator must not know any load generator. It reads only one request header:
+//! `x-loadtest-run` has the run's UID.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), cell0_simulator::StartError> {

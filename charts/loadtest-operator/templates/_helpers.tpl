@@ -73,7 +73,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- define "loadtest-operator.watchRules" -}}
 - apiGroups: [loadtest.cell0.io]
   resources: [loadtests]
-  verbs: [get, list, watch, delete]
+  verbs: [get, list, watch, patch, delete]
 - apiGroups: [loadtest.cell0.io]
   resources: [loadtests/status]
   verbs: [patch]
@@ -83,6 +83,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [""]
   resources: [configmaps]
   verbs: [get, create]
+{{- if .Values.networkPolicy.runners }}
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, create]
+{{- end }}
 - apiGroups: [batch]
   resources: [jobs]
   verbs: [get, list, watch, create, patch, delete]
@@ -95,6 +100,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [list, create, patch]
+{{- end }}
+
+{{/* Who may reach runners: the operator, and those who read metrics. */}}
+{{- define "loadtest-operator.runnerPeers" -}}
+{{- $namespace := dict "matchLabels" (dict "kubernetes.io/metadata.name" .Release.Namespace) }}
+{{- $pods := dict "matchLabels" (include "loadtest-operator.selectorLabels" . | fromYaml) }}
+{{- $operator := dict "namespaceSelector" $namespace "podSelector" $pods }}
+{{- prepend .Values.networkPolicy.metricsFrom $operator | toJson }}
 {{- end }}
 
 {{- define "loadtest-operator.subjects" -}}

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     load::LoadModel,
     metrics::TaskScope,
-    resource::{ChatTask, HttpTask, Pause, Target, Threshold, WebSocketTask},
+    resource::{ChatTask, HttpTask, Pause, Preflight, Target, Threshold, WebSocketTask},
     values::{Duration, Users},
 };
 
@@ -27,6 +27,9 @@ pub struct ValidTest {
     pub scenario: Scenario,
     /// The thresholds of the test. The runner needs it to count good requests.
     pub thresholds: Vec<Threshold>,
+    /// What a runner does before it is ready.
+    #[serde(default)]
+    pub preflight: Preflight,
     /// The requests of the spec for each runner.
     #[serde(default)]
     pub runner_request: RunnerRequest,

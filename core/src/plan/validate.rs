@@ -66,6 +66,7 @@ pub fn validate(spec: &LoadTestSpec) -> Result<ValidTest, Vec<Problem>> {
                 graceful_stop: spec.load.graceful_stop,
                 scenario,
                 thresholds: spec.thresholds.clone(),
+                preflight: spec.preflight,
                 runner_request: runner_request(&spec.runners),
             };
             size_problem(&test).map_or(Ok(test), |problem| Err(vec![problem]))

@@ -8,8 +8,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Aborted, BreakingPoint, ErrorCount, Extensible, Load, Measurement, Phase, Progress, Runners,
-    Scenario, Sizing, StageRow, Summary, Target, TaskSummary, Threshold, ThresholdRow, Verdict,
+    Aborted, BreakingPoint, ErrorCount, Extensible, Load, Measurement, Phase, Preflight, Progress,
+    Runners, Scenario, Sizing, StageRow, Summary, Target, TaskSummary, Threshold, ThresholdRow,
+    Verdict,
 };
 use crate::{
     metrics::{Metric, TaskScope},
@@ -59,6 +60,11 @@ pub struct LoadTestSpec {
     /// The pods that make the load.
     #[serde(default)]
     pub runners: Runners,
+    /// What each runner does before the load. `Connect` opens a connection to the target, and tries
+    /// again for 30s. If the target accepts none, the test ends as `TargetUnreachable`.
+    /// `Skip` makes the load in any case, as `loadtest run` does.
+    #[serde(default)]
+    pub preflight: Preflight,
     /// The response to the loss of a runner under load: `Fail` stops the test and keeps its
     /// numbers, `Continue` goes on as long as minRunners are left.
     #[serde(default)]

@@ -40,8 +40,8 @@ pub use status::{
     Sizing, StageRow, Summary, TaskLatencies, TaskSummary, ThresholdRow, TokenSummary, Verdict,
 };
 pub use target::{
-    ConnectionLimits, ConnectionReuse, HeaderFrom, HttpVersion, SecretKey, SessionResumption,
-    Target, Timeouts, Tls,
+    ConnectionLimits, ConnectionReuse, HeaderFrom, HttpVersion, Preflight, SecretKey,
+    SessionResumption, Target, Timeouts, Tls,
 };
 pub use task::{ChatTask, HttpTask, MessageFormat, Method, Reply, Session, Task, WebSocketTask};
 pub use threshold::{Abort, Threshold, ThresholdKey};

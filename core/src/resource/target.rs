@@ -66,6 +66,17 @@ pub struct Target {
     pub timeouts: Timeouts,
 }
 
+/// What a runner does before it reports that it is ready for load.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]
+pub enum Preflight {
+    /// Opens one connection to each base URL that tasks use, and sends no request.
+    #[default]
+    Connect,
+    /// Nothing.
+    Skip,
+}
+
 /// A version of HTTP.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "crd", derive(schemars::JsonSchema))]

@@ -3,13 +3,14 @@
 //! This module makes no decisions, and it does not write the status of the `LoadTest`.
 
 pub(crate) mod events;
+pub(crate) mod kill_point;
 pub(crate) mod results;
 
 use std::fmt::Debug;
 
 use k8s_openapi::{
     NamespaceResourceScope,
-    api::{batch::v1::Job, core::v1::ConfigMap},
+    api::{batch::v1::Job, core::v1::ConfigMap, networking::v1::NetworkPolicy},
     jiff::Timestamp,
 };
 use kube::{
@@ -25,10 +26,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use loadtest_children::OPERATOR_NAME;
 
 use crate::{
+    act::kill_point::{KillPoint, pause_at},
     context::Context,
     decide::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL, signed_duration},
     error::Error,
-    observe::start::{START_ANNOTATION, StartRecord},
+    observe::start::{RUN_UID_ANNOTATION, START_ANNOTATION, StartRecord},
     observe::state::Observed,
     runner_client::{self, Order},
 };
@@ -54,12 +56,16 @@ pub(crate) async fn carry_out(
         | Decision::ReportProgress(..) => {}
         Decision::Admit(sizing) => dry_run_job(context, observed, sizing).await?,
         Decision::Launch(sizing) => create_children(context, observed, sizing).await?,
-        Decision::PersistStart(start) => persist_start(context, observed, start).await?,
+        Decision::PersistStart(start) => {
+            persist_start(context, observed, start).await?;
+            pause_at(context, &observed.test, KillPoint::BeforeStartOrders).await;
+        }
         Decision::SendStart(start, pods) => {
             let order = Order::Start { at: start.at, end: end_of_load(observed, start) };
             let accepted =
                 runner_client::send_order(context, &run_uid, &observed.runners, pods, &order).await;
             observed.cache.start_accepted.extend(accepted);
+            pause_at(context, &observed.test, KillPoint::AfterStartOrders).await;
         }
         Decision::SendStop(pods) => {
             let order = Order::Stop(CANCEL_GRACE_PERIOD.min(observed.test.spec.load.graceful_stop));
@@ -78,7 +84,10 @@ pub(crate) async fn carry_out(
                 .await;
             }
         }
-        Decision::SendRelease(pods) => release_runners(context, &run_uid, observed, pods).await,
+        Decision::SendRelease(pods) => {
+            pause_at(context, &observed.test, KillPoint::BeforeRelease).await;
+            release_runners(context, &run_uid, observed, pods).await;
+        }
         Decision::ForceStop(_) => {
             // The Job stays until its pods are gone, so that their last numbers can be read.
             observed.cache.start = observed.start_record();
@@ -113,20 +122,55 @@ async fn release_runners(
 
 async fn create_children(
     context: &Context,
-    observed: &Observed,
+    observed: &mut Observed,
     sizing: &Sizing,
 ) -> Result<(), Error> {
+    record_launch(context, &mut observed.test).await?;
     let test = &observed.test;
     // `decide` launches valid specs only.
     let Ok(valid) = &observed.valid else { return Ok(()) };
+    pause_at(context, test, KillPoint::BeforePlan).await;
     let fingerprint = context.authority.token_fingerprint(&test.uid().unwrap_or_default());
     let plan =
         loadtest_children::build_plan(test, valid, sizing, fingerprint.clone(), &context.settings);
     let config_map = loadtest_children::build_config_map(test, &plan)
         .map_err(|source| Error::Serialize { what: "the plan", source })?;
     create_once::<ConfigMap>(context, test, &config_map).await?;
+    pause_at(context, test, KillPoint::AfterConfigMap).await;
+    if let Some(peers) = &context.settings.runner_peers {
+        let policy = loadtest_children::build_network_policy(test, peers);
+        create_once::<NetworkPolicy>(context, test, &policy).await?;
+    }
     let job = loadtest_children::build_job(test, valid, sizing, &context.settings, &fingerprint);
-    create_once::<Job>(context, test, &job).await
+    create_once::<Job>(context, test, &job).await?;
+    pause_at(context, test, KillPoint::AfterJob).await;
+    Ok(())
+}
+
+/// Records in the test that it was launched, before anything is created.
+async fn record_launch(context: &Context, test: &mut LoadTest) -> Result<(), Error> {
+    let name = test.name_any();
+    let uid = test.uid().unwrap_or_default();
+    if test.annotations().get(RUN_UID_ANNOTATION) == Some(&uid) {
+        return Ok(());
+    }
+    let patch = serde_json::json!({"metadata": {
+        "uid": uid,
+        "resourceVersion": test.resource_version(),
+        "annotations": {RUN_UID_ANNOTATION: uid},
+    }});
+    let tests: Api<LoadTest> =
+        Api::namespaced(context.client.clone(), &test.namespace().unwrap_or_default());
+    let parameters =
+        PatchParams { field_manager: Some(OPERATOR_NAME.into()), ..PatchParams::default() };
+    let patched = tests.patch_metadata(&name, &parameters, &Patch::Merge(patch)).await;
+    let patched = patched.map_err(|error| match error {
+        kube::Error::Api(status) if status.code == 409 => Error::Conflict(name.clone()),
+        error => Error::api("record the launch in loadtest", &name, error),
+    })?;
+    // The next write of the status carries this version.
+    test.metadata = patched.metadata;
+    Ok(())
 }
 
 /// Returns when the load of a test ends.

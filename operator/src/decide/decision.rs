@@ -13,6 +13,8 @@ use crate::observe::start::StartRecord;
 pub(crate) enum Reason {
     /// The spec is invalid.
     InvalidSpec,
+    /// The test has run before, and was restored from a backup or copied.
+    AlreadyRan,
     /// The configuration of the container is incomplete, for example because a Secret or one of its
     /// keys is missing.
     ContainerConfig,
@@ -21,7 +23,9 @@ pub(crate) enum Reason {
     /// No node has room for a runner.
     Unschedulable,
     /// The limits of a runner's machine are too low for its load.
-    Preflight,
+    RunnerTooSmall,
+    /// The target did not accept a connection of a runner before the load.
+    TargetUnreachable,
     /// A quota of the namespace does not allow the pods.
     QuotaExceeded,
     /// A runner used more memory than its limit before the start.
@@ -47,10 +51,12 @@ impl Reason {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::InvalidSpec => "InvalidSpec",
+            Self::AlreadyRan => "AlreadyRan",
             Self::ContainerConfig => "ContainerConfig",
             Self::ImagePull => "ImagePull",
             Self::Unschedulable => "Unschedulable",
-            Self::Preflight => "Preflight",
+            Self::RunnerTooSmall => "RunnerTooSmall",
+            Self::TargetUnreachable => "TargetUnreachable",
             Self::QuotaExceeded => "QuotaExceeded",
             Self::OutOfMemory => "OutOfMemory",
             Self::RunnerDeleted => "RunnerDeleted",
@@ -78,9 +84,13 @@ impl Reason {
             Self::QuotaExceeded => {
                 "raise the quota, or lower spec.runners.resources or the number of runners"
             }
+            Self::TargetUnreachable => {
+                "check spec.target, that the target runs, and the NetworkPolicies between runners and target; spec.preflight: Skip makes the load in any case"
+            }
             Self::OutOfMemory => "raise spec.runners.resources.limits.memory",
             Self::InvalidSpec
-            | Self::Preflight
+            | Self::AlreadyRan
+            | Self::RunnerTooSmall
             | Self::RunnerCrash
             | Self::RunnerDeleted
             | Self::StartTimeout

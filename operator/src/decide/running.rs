@@ -3,9 +3,13 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::jiff::Timestamp;
+use loadtest_children::Settings;
 use loadtest_core::{Duration, control, plan::ValidTest, resource::Phase};
 
-use super::decision::{CANCEL_GRACE_PERIOD, Decision, Reason, has_elapsed, signed_duration};
+use super::{
+    decision::{CANCEL_GRACE_PERIOD, Decision, Reason, has_elapsed, signed_duration},
+    starting::missed_start,
+};
 use crate::{
     collect::time_to_next_boundary,
     observe::start::{StartRecord, latest_start},
@@ -14,6 +18,8 @@ use crate::{
 
 /// Interval between two reconciliations while load runs.
 pub(super) const COLLECT_INTERVAL: Duration = Duration::from_secs(2);
+/// A status has times in microseconds, and a start record has finer ones.
+const STATUS_TIME_STEP: Duration = Duration::from_millis(1);
 /// Interval between two reconciliations while the test stops.
 const STOPPING_POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Time without a response after which the operator gives up a runner at the end of the test.
@@ -23,7 +29,12 @@ const UNREACHABLE_TIMEOUT: Duration = Duration::from_secs(45);
 /// Time after which a runner that has not taken its stop order is stopped by force.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(super) fn decide_running(observed: &Observed, valid: &ValidTest, now: Timestamp) -> Decision {
+pub(super) fn decide_running(
+    observed: &Observed,
+    valid: &ValidTest,
+    settings: &Settings,
+    now: Timestamp,
+) -> Decision {
     let cancelled = observed.test.spec.cancel;
     let is_forced = observed.status().condition("StopForced").is_some();
     let known = if is_forced { observed.known_start() } else { observed.start_record() };
@@ -35,9 +46,17 @@ pub(super) fn decide_running(observed: &Observed, valid: &ValidTest, now: Timest
     if !collected.is_empty() {
         return Decision::SendRelease(collected);
     }
+    let latest = latest_start(&start, valid);
+    if !cancelled && let Some(next) = missed_start(observed, &start, latest, settings, now) {
+        return Decision::PersistStart(next);
+    }
+    let reported = observed.status().start_time;
+    if reported.is_some_and(|reported| has_elapsed(reported.0, start.at, STATUS_TIME_STEP)) {
+        return Decision::ReportStarted(start);
+    }
     let duration = valid.load.duration();
     let end = start.at.saturating_add(signed_duration(duration)).unwrap_or(Timestamp::MAX);
-    if all_runners_are_over(observed, &start, latest_start(&start, valid), now) {
+    if all_runners_are_over(observed, &start, latest, now) {
         return Decision::Conclude { cancelled, failed: None };
     }
     let cache = &observed.cache;
@@ -101,7 +120,7 @@ pub(super) fn decide_running(observed: &Observed, valid: &ValidTest, now: Timest
     }
     // A start order that comes too late would make another load than the one that was asked for.
     let not_started = reachable_without(&cache.start_accepted);
-    if !not_started.is_empty() && now <= latest_start(&start, valid) {
+    if !not_started.is_empty() && now <= latest {
         return Decision::SendStart(start, not_started);
     }
     let until_boundary = time_to_next_boundary(valid, observed.load_elapsed(&start, now));

@@ -88,7 +88,6 @@ pub(super) fn decide_starting(
     if let Some(message) = failed_index(job) {
         return Decision::Fail(Reason::RunnerDeleted, message);
     }
-    let created_at = job.creation_timestamp().map_or(now, |time| time.0);
     let timeout = start_timeout(observed, settings);
     let wanted = usize::try_from(sizing.runners).unwrap_or(usize::MAX);
     let mut pods: Vec<(u32, &str)> = observed
@@ -99,30 +98,65 @@ pub(super) fn decide_starting(
         .collect();
     pods.sort_unstable();
     pods.dedup_by_key(|(index, _)| *index);
-    // An operator that was away must not start a test long after its time.
-    let is_too_late = has_elapsed(created_at, now, timeout.plus(LATE_START_MARGIN));
-    if pods.len() == wanted && is_too_late {
+    if pods.len() == wanted && is_too_late(job, timeout, now) {
         let message = format!(
             "the runners were ready, but the operator was away and came back later than {timeout} after their creation; create the LoadTest again"
         );
         return Decision::Fail(Reason::StartTimeout, message);
     }
     if pods.len() == wanted {
-        // Every start order must arrive before the start time that it contains.
-        let lead = Duration::from_millis(300 + 10 * wanted as u64);
-        let at = now.saturating_add(signed_duration(lead)).unwrap_or(now);
         let pods = pods.into_iter().map(|(_, uid)| uid.to_owned()).collect();
-        return Decision::PersistStart(StartRecord { at, pods });
+        return Decision::PersistStart(start_of(pods, now));
     }
-    if has_elapsed(created_at, now, timeout) {
+    if has_elapsed(creation_time(job, now), now, timeout) {
         return start_timeout_failure(observed, wanted, pods.len(), timeout);
     }
     let is_about_to_be_ready = observed.runners.iter().any(Runner::may_become_ready);
-    Decision::Wait(if is_about_to_be_ready && !has_elapsed(created_at, now, SLOW_START) {
+    let is_young = !has_elapsed(creation_time(job, now), now, SLOW_START);
+    Decision::Wait(if is_about_to_be_ready && is_young {
         READINESS_POLL_INTERVAL
     } else {
         STARTUP_POLL_INTERVAL
     })
+}
+
+fn creation_time(job: &Job, now: Timestamp) -> Timestamp {
+    job.creation_timestamp().map_or(now, |time| time.0)
+}
+
+/// Returns true if an operator that was away must not start a test, because its time is long over.
+fn is_too_late(job: &Job, timeout: Duration, now: Timestamp) -> bool {
+    has_elapsed(creation_time(job, now), now, timeout.plus(LATE_START_MARGIN))
+}
+
+/// Returns the next possible start of these pods. Every start order must arrive before the start time that it
+/// contains.
+fn start_of(pods: Vec<String>, now: Timestamp) -> StartRecord {
+    let lead = Duration::from_millis(300 + 10 * pods.len() as u64);
+    StartRecord { at: now.saturating_add(signed_duration(lead)).unwrap_or(now), pods }
+}
+
+/// Returns a new start if the old one has passed and no runner has started: the operator was replaced between
+/// the record of the start and its orders, or its orders did not arrive.
+///
+/// Each runner must have said after the old start that it waits, and what it said came with the Lease of this
+/// operator. So it takes no order of another one any more.
+pub(super) fn missed_start(
+    observed: &Observed,
+    start: &StartRecord,
+    latest: Timestamp,
+    settings: &Settings,
+    now: Timestamp,
+) -> Option<StartRecord> {
+    let job = observed.job.as_ref()?;
+    let still_waits = |index: usize| {
+        observed.is_waiting(index) && observed.last_seen(index).is_some_and(|seen| seen > latest)
+    };
+    let has_missed = now > latest
+        && observed.cache.start_accepted.is_empty()
+        && (0..start.pods.len()).all(still_waits)
+        && !is_too_late(job, start_timeout(observed, settings), now);
+    has_missed.then(|| start_of(start.pods.clone(), now))
 }
 
 /// Returns a message if the Job has given up a runner: its pod was deleted or ended, and is not
@@ -142,14 +176,16 @@ fn startup_failure(runner: &Runner, now: Timestamp) -> Option<(Reason, String)> 
         return None;
     }
     let with_name = |message: &str| format!("runner {}: {}", runner.name, truncate(message, 700));
-    if let Some(end) = runner
-        .termination
-        .as_ref()
-        .filter(|t| t.exit_code == Some(i32::from(control::exit_code::PREFLIGHT_FAILED)))
-    {
-        return Some((Reason::Preflight, with_name(&end.message)));
-    }
     if let Some(end) = &runner.termination {
+        let exit_code = end.exit_code.and_then(|code| u8::try_from(code).ok());
+        let found = match exit_code {
+            Some(control::exit_code::LIMITS_TOO_LOW) => Some(Reason::RunnerTooSmall),
+            Some(control::exit_code::TARGET_UNREACHABLE) => Some(Reason::TargetUnreachable),
+            _ => None,
+        };
+        if let Some(reason) = found {
+            return Some((reason, with_name(&end.message)));
+        }
         let code = end.exit_code.map_or_else(String::new, |code| format!(" with exit code {code}"));
         let message = format!("ended before the load started{code}: {}", end.message);
         let reason = if end.is_out_of_memory() { Reason::OutOfMemory } else { Reason::RunnerCrash };

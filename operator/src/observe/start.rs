@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 /// Annotation of the Job that holds the [`StartRecord`] as JSON.
 pub(crate) const START_ANNOTATION: &str = "loadtest.cell0.io/start";
 
+/// Annotation of the `LoadTest` with the UID under which it was launched. Backups keep annotations, and not the
+/// status: a test that is restored must not run again.
+pub(crate) const RUN_UID_ANNOTATION: &str = "loadtest.cell0.io/run-uid";
+
 /// The start of a test. It is written to the Job before any start order, and a test has only one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StartRecord {

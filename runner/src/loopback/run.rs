@@ -12,7 +12,7 @@ use loadtest_core::{
     plan::{
         Pacing, Plan, RunIdentity, RunnerRequest, Scenario, Task, TaskKind, ValidTest, size_test,
     },
-    resource::Target,
+    resource::{Preflight, Target},
 };
 
 use crate::{
@@ -67,6 +67,7 @@ pub(crate) async fn run_on_loopback(
             tasks: vec![Task { name: "get".into(), weight: 1, kind: TaskKind::Http(get) }],
         },
         thresholds: Vec::new(),
+        preflight: Preflight::Skip,
         runner_request: RunnerRequest { users: Some(users), ..RunnerRequest::default() },
     };
     let sizing = size_test(&test);

@@ -60,7 +60,7 @@ impl ThreadSnapshot {
         }
     }
 
-    /// Returns one error message per task and kind of error.
+    /// Returns one error message per task and kind of error, without values of Secrets.
     pub(crate) fn error_examples(
         &self,
         prepared: &PreparedPlan,
@@ -68,8 +68,9 @@ impl ThreadSnapshot {
         let tasks = prepared.tasks.iter().zip(&self.tasks);
         tasks
             .flat_map(|(task, copy)| {
-                copy.error_examples()
-                    .map(|(kind, text)| ((task.name.clone(), kind.to_string()), text.to_owned()))
+                copy.error_examples().map(|(kind, text)| {
+                    ((task.name.clone(), kind.to_string()), prepared.secrets.hide(text))
+                })
             })
             .collect()
     }

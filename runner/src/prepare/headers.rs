@@ -1,7 +1,8 @@
 //! The headers of requests: those of the target, of the run and of a task.
 
-use std::collections::BTreeMap;
+use std::{cmp::Reverse, collections::BTreeMap, fmt};
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use loadtest_core::{control::variable, plan::Plan, resource::ConnectionReuse};
 
@@ -9,6 +10,9 @@ use crate::prepare::{endpoint::Endpoint, error::PrepareError};
 
 /// The header with the UID of the run. Every request carries it.
 pub const RUN_HEADER: &str = "x-loadtest-run";
+
+/// Minimum length of a secret value that is hidden. A shorter one would hide parts of ordinary words.
+const MIN_SECRET_LENGTH: usize = 4;
 
 /// Sets a header.
 pub(super) fn insert_header(
@@ -67,6 +71,58 @@ pub(super) fn shared_headers(
     Ok(headers)
 }
 
+/// The values of headers that come from Secrets. A target may repeat them in an error, and no message may show
+/// them.
+pub(crate) struct SecretValues(Vec<String>);
+
+impl SecretValues {
+    /// Collects the values: each one as a whole, its words (`Bearer` is none), and the user and password of
+    /// `Basic`.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let sensitive = headers.values().filter(|value| value.is_sensitive());
+        let mut found = Vec::new();
+        for value in sensitive.filter_map(|value| value.to_str().ok()) {
+            found.push(value.to_owned());
+            found.extend(value.split_whitespace().skip(1).map(str::to_owned));
+            let decoded =
+                value.split_whitespace().last().and_then(|word| STANDARD.decode(word).ok());
+            if let Some(decoded) = decoded.and_then(|bytes| String::from_utf8(bytes).ok()) {
+                found.extend(decoded.split_once(':').map(|(_, password)| password.to_owned()));
+                found.push(decoded);
+            }
+        }
+        found.retain(|value| value.len() >= MIN_SECRET_LENGTH);
+        // The longest first, because it may contain others.
+        found.sort_by_key(|value| Reverse(value.len()));
+        Self(found)
+    }
+
+    /// Replaces the values in a message by `***`, also the beginning of a value at the end of a message that
+    /// was cut.
+    pub(crate) fn hide(&self, message: &str) -> String {
+        let mut shown = message.to_owned();
+        for value in &self.0 {
+            shown = shown.replace(value, "***");
+            let text = shown.trim_end_matches(['…', '.']);
+            let cut = (MIN_SECRET_LENGTH..value.len())
+                .rev()
+                .filter_map(|length| value.get(..length))
+                .find(|start| text.ends_with(start));
+            if let Some(start) = cut {
+                let kept = text.len() - start.len();
+                shown = format!("{}***", &shown[..kept]);
+            }
+        }
+        shown
+    }
+}
+
+impl fmt::Debug for SecretValues {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretValues({})", self.0.len())
+    }
+}
+
 /// Returns the headers of a task: the shared headers, the Host header and the task's `own` headers.
 pub(super) fn task_headers(
     shared: &HeaderMap,
@@ -79,4 +135,33 @@ pub(super) fn task_headers(
     }
     insert_headers(&mut headers, own)?;
     Ok(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secrets(value: &str) -> SecretValues {
+        let mut headers = HeaderMap::new();
+        insert_header(&mut headers, "authorization", value).unwrap();
+        headers.get_mut("authorization").unwrap().set_sensitive(true);
+        insert_header(&mut headers, "accept", "text/plain").unwrap();
+        SecretValues::of(&headers)
+    }
+
+    #[test]
+    fn values_of_secrets_are_hidden_however_a_target_repeats_them() {
+        for (value, message, shown) in [
+            ("Bearer tiger-42", "no user has tiger-42", "no user has ***"),
+            ("Bearer tiger-42", "Bearer tiger-42 is not text/plain", "*** is not text/plain"),
+            ("tiger-42", "bad key \"tiger-42\"", "bad key \"***\""),
+            ("tiger-42", "bad key tiger-…", "bad key ***"),
+            ("Basic YW5uOnRpZ2Vy", "wrong password tiger", "wrong password ***"),
+            ("Basic YW5uOnRpZ2Vy", "ann:tiger and YW5uOnRpZ2Vy", "*** and ***"),
+            ("abc", "the abc", "the abc"),
+        ] {
+            assert_eq!(secrets(value).hide(message), shown, "{value}");
+        }
+        assert!(!format!("{:?}", secrets("Bearer tiger-42")).contains("tiger"));
+    }
 }

@@ -10,8 +10,13 @@ use loadtest_core::{
 };
 
 use crate::prepare::{
-    chat_task::PreparedChat, endpoint::Endpoint, error::PrepareError, headers::shared_headers,
-    http_task::PreparedHttp, tls::tls_settings, websocket_task::PreparedWebSocket,
+    chat_task::PreparedChat,
+    endpoint::Endpoint,
+    error::PrepareError,
+    headers::{SecretValues, shared_headers},
+    http_task::PreparedHttp,
+    tls::tls_settings,
+    websocket_task::PreparedWebSocket,
 };
 
 /// A plan, ready to run.
@@ -22,6 +27,8 @@ pub struct PreparedPlan {
     pub(crate) websocket: Option<Endpoint>,
     pub(crate) tasks: Vec<PreparedTask>,
     pub(crate) task_picker: TaskPicker,
+    /// Values that no message may show.
+    pub(crate) secrets: SecretValues,
 }
 
 /// A task, ready to run.
@@ -73,7 +80,8 @@ impl PreparedPlan {
         };
         let tasks = plan.test.scenario.tasks.iter().map(prepare).collect::<Result<_, _>>()?;
         let task_picker = TaskPicker::new(&plan.test.scenario);
-        Ok(Arc::new(Self { plan, http, websocket, tasks, task_picker }))
+        let secrets = SecretValues::of(&shared);
+        Ok(Arc::new(Self { plan, http, websocket, tasks, task_picker, secrets }))
     }
 
     /// Returns the original plan.

@@ -1,7 +1,12 @@
-//! The lifecycle of a runner: wait for the start order, make load, wait for the release order,
+//! The lifecycle of a runner: connect to the target, wait for the start order, make load, wait for the release order,
 //! linger, exit.
 
-use std::{io, process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    io,
+    process::ExitCode,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use loadtest_core::{
     control::{self, DRAIN_TIMEOUT, LastMetricsPart, exit_code},
@@ -13,33 +18,44 @@ use tokio::{
     time::Instant,
 };
 
-use crate::process::server::{Control, record_history, serve_control};
+use crate::process::{
+    preflight::connect_to_target,
+    server::{Control, record_history, serve_control},
+};
 
 /// Maximum time for the load threads of a killed runner to count requests in flight.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why the lifecycle ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum EndReason {
+    /// The target did not accept a connection; what was tried, in words.
+    TargetUnreachable(String),
     Released,
     GracePassed,
     Killed,
 }
 
-/// Runs the lifecycle on the current runtime. Returns the exit code.
+/// The end of a lifecycle.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// The process exits with this code.
+    Exit(ExitCode),
+    /// The target did not accept a connection; what was tried, in words. No load was made.
+    TargetUnreachable(String),
+}
+
+/// Runs the lifecycle on the current runtime.
 ///
 /// # Errors
 /// When the signal handlers or the listener fail.
-pub(crate) async fn run_until_exit(
-    control: Control,
-    listener: TcpListener,
-) -> io::Result<ExitCode> {
+pub(crate) async fn run_until_exit(control: Control, listener: TcpListener) -> io::Result<End> {
     let control = Arc::new(control);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     // Logged after the handlers are installed: an earlier signal would end the process without its
     // cleanup.
-    tracing::info!(listen = %listener.local_addr()?, index = control.identity.index, "ready");
+    tracing::info!(listen = %listener.local_addr()?, index = control.identity.index, "serving");
     let serving = tokio::spawn(serve_control(listener, Arc::clone(&control)));
     let recording = tokio::spawn(record_history(Arc::clone(&control)));
 
@@ -47,7 +63,8 @@ pub(crate) async fn run_until_exit(
         reason = wait_for_end(&control) => reason,
         () = wait_for_signal(&mut terminate, &mut interrupt) => EndReason::Killed,
     };
-    let code = match reason {
+    let code = match &reason {
+        EndReason::TargetUnreachable(tried) => return Ok(End::TargetUnreachable(tried.clone())),
         EndReason::Killed if control.engine.state() == RunnerState::Waiting => {
             exit_code::KILLED_BEFORE_START
         }
@@ -91,7 +108,7 @@ pub(crate) async fn run_until_exit(
     serving.abort();
     recording.abort();
     tracing::info!(code, end = ?reason, "runner ends");
-    Ok(ExitCode::from(code))
+    Ok(End::Exit(ExitCode::from(code)))
 }
 
 async fn wait_for_signal(terminate: &mut Signal, interrupt: &mut Signal) {
@@ -104,10 +121,19 @@ async fn wait_for_signal(terminate: &mut Signal, interrupt: &mut Signal) {
 async fn wait_for_end(control: &Control) -> EndReason {
     let mut released = control.released.subscribe();
     let grace = control.engine.prepared().plan().release_grace.to_std();
+    let load = async {
+        connect_to_target(control.engine.prepared()).await?;
+        control.ready.store(true, Ordering::Relaxed);
+        tracing::info!("ready");
+        control.engine.wait_until_finished().await;
+        Ok(())
+    };
     tokio::select! {
         // The test may end without this runner: a release order can come even before a start order.
         _ = released.wait_for(|released| *released) => return EndReason::Released,
-        () = control.engine.wait_until_finished() => {}
+        result = load => if let Err(tried) = result {
+            return EndReason::TargetUnreachable(tried);
+        },
     }
     tracing::info!("numbers are final");
     tokio::select! {

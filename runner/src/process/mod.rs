@@ -4,7 +4,8 @@
 //! No load is made here; see `crate::load`.
 
 pub(crate) mod lifecycle;
-pub mod preflight;
+pub mod machine_check;
+pub(crate) mod preflight;
 pub(crate) mod run;
 pub mod server;
 pub(crate) mod termination_message;

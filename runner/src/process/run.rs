@@ -12,8 +12,8 @@ use crate::{
     machine::limits::lower_priority,
     prepare::{error::PrepareError, plan::PreparedPlan},
     process::{
-        lifecycle,
-        preflight::{Limits, find_problems},
+        lifecycle::{self, End},
+        machine_check::{Limits, find_problems},
         server::{Control, bind_listener},
         warm_up::warm_up,
     },
@@ -64,7 +64,10 @@ pub enum RunError {
     Prepare(#[from] PrepareError),
     /// The limits of this machine are too low for the load. No load was made.
     #[error("{0}")]
-    Preflight(String),
+    LimitsTooLow(String),
+    /// The target did not accept a connection. No load was made.
+    #[error("{0}")]
+    TargetUnreachable(String),
     /// The address could not be bound.
     #[error("{address} can't be bound")]
     Bind {
@@ -93,7 +96,7 @@ pub fn run_plan(options: RunOptions) -> Result<ExitCode, RunError> {
     warm_up();
     let problems = find_problems(&prepared, index, &Limits::of_this_machine(), false);
     if !problems.is_empty() {
-        return Err(RunError::Preflight(problems.join("; ")));
+        return Err(RunError::LimitsTooLow(problems.join("; ")));
     }
     let engine = Engine::new(prepared, index)?;
     lower_priority();
@@ -103,7 +106,10 @@ pub fn run_plan(options: RunOptions) -> Result<ExitCode, RunError> {
         let listener = bind_listener(listen)
             .await
             .map_err(|source| RunError::Bind { address: listen, source })?;
-        Ok(lifecycle::run_until_exit(control, listener).await?)
+        match lifecycle::run_until_exit(control, listener).await? {
+            End::Exit(code) => Ok(code),
+            End::TargetUnreachable(tried) => Err(RunError::TargetUnreachable(tried)),
+        }
     })
 }
 

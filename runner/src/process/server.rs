@@ -6,7 +6,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -52,6 +52,8 @@ pub struct Control {
     pub engine: Engine,
     /// Identity of this runner.
     pub identity: Identity,
+    /// True once the runner is ready for its start order.
+    pub(crate) ready: AtomicBool,
     /// True after a release order.
     pub released: watch::Sender<bool>,
     /// Number of orders without the token of the run, or of a Lease that is over.
@@ -71,6 +73,7 @@ impl Control {
             engine,
             history: Mutex::new(RunnerHistory::new(identity.clone(), Some(std::thread::yield_now))),
             identity,
+            ready: AtomicBool::new(false),
             released: watch::Sender::new(false),
             refused_orders: AtomicU32::new(0),
             lease_number: AtomicU64::new(0),
@@ -232,6 +235,10 @@ async fn respond(control: &Control, request: Request<Incoming>) -> Reply {
             history_reply(control, &head.headers, head.uri.query().unwrap_or_default()).await
         }
         path::ERRORS => errors_reply(control).await,
+        path::READINESS if !control.ready.load(Ordering::Relaxed) => {
+            let problem = "the target has not accepted a connection yet\n";
+            text_reply(StatusCode::SERVICE_UNAVAILABLE, problem)
+        }
         path::LIVENESS | path::READINESS => text_reply(StatusCode::OK, "ok\n"),
         order => match obey_order(control, order, &head.headers, body).await {
             Ok(()) => empty_reply(StatusCode::NO_CONTENT),

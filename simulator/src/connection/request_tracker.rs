@@ -21,8 +21,6 @@ use crate::{
 
 /// The header with the run's UID.
 const RUN_HEADER: &str = "x-loadtest-run";
-/// The header that marks a request as a preflight.
-const PREFLIGHT_HEADER: &str = "x-loadtest-preflight";
 /// Maximum length of a run's UID in bytes; a longer one is ignored. Kubernetes' have 36 bytes.
 const MAX_UID_LENGTH: usize = 128;
 
@@ -50,7 +48,6 @@ struct State {
 struct InFlightRequest {
     run: Arc<Run>,
     record: Record,
-    is_preflight: bool,
     /// The endpoint's limiter admitted the request.
     is_admitted: bool,
     /// The bytes written from now on belong to the response. Earlier bytes are a "100 Continue".
@@ -86,7 +83,6 @@ impl RequestTracker {
         let arrival = self.last_arrival.load(Ordering::Relaxed);
         let uid = headers.get(RUN_HEADER).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let uid = if uid.len() > MAX_UID_LENGTH { "" } else { uid };
-        let is_preflight = headers.contains_key(PREFLIGHT_HEADER);
         let mut state = lock_mutex(&self.state);
         // A pipelined request can be parsed before the flush of the previous response was seen.
         if let Some(request) = state.in_flight.take() {
@@ -95,14 +91,13 @@ impl RequestTracker {
         state.requests += 1;
         let known = state.run.take().filter(|run| run.uid() == uid);
         let mut run = known.unwrap_or_else(|| self.server.runs.get_or_create(uid));
-        while !run.count_arrival(self.shard, endpoint, arrival, is_preflight) {
+        while !run.count_arrival(self.shard, endpoint, arrival) {
             run = self.server.runs.get_or_create(uid);
         }
         state.run = Some(run.clone());
         state.in_flight = Some(InFlightRequest {
             run,
             record: Record::new(endpoint, arrival),
-            is_preflight,
             is_admitted: false,
             is_responding: false,
             has_content: false,
@@ -168,9 +163,7 @@ impl RequestTracker {
                     request.has_content = record.first_content == 0;
                 }
             }
-            if !request.is_preflight {
-                request.run.count_message(self.shard, direction);
-            }
+            request.run.count_message(self.shard, direction);
         });
     }
 
@@ -212,7 +205,6 @@ impl RequestTracker {
         let InFlightRequest {
             run,
             mut record,
-            is_preflight,
             is_admitted,
             is_injected_failure,
             is_complete,
@@ -221,9 +213,6 @@ impl RequestTracker {
         } = request;
         if is_admitted {
             self.server.limiters.get(record.endpoint).release();
-        }
-        if is_preflight {
-            return;
         }
         let is_written = is_complete && last_write > 0;
         record.end = if is_written { last_write } else { self.server.clock.now() };

@@ -70,10 +70,8 @@ pub struct EndpointTruth {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Counts {
-    /// Requests that arrived, without preflights.
+    /// Requests that arrived.
     pub received: u64,
-    /// Requests with the header `x-loadtest-preflight`. No other count or record includes them.
-    pub preflight: u64,
     /// Requests with a complete response that was no error.
     pub completed: u64,
     /// Requests with a status of at least 400 or an injected failure.
@@ -209,7 +207,6 @@ impl Counts {
         // Without `..`, the compiler reports a new count that is missing here.
         let Self {
             received,
-            preflight,
             completed,
             failed,
             aborted,
@@ -218,7 +215,6 @@ impl Counts {
             messages_sent,
         } = other;
         self.received += received;
-        self.preflight += preflight;
         self.completed += completed;
         self.failed += failed;
         self.aborted += aborted;

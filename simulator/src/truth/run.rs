@@ -51,22 +51,12 @@ impl Run {
     }
 
     /// Counts a request that arrived. Returns false if the run was forgotten.
-    pub(crate) fn count_arrival(
-        &self,
-        shard: usize,
-        endpoint: Endpoint,
-        arrival: u64,
-        is_preflight: bool,
-    ) -> bool {
+    pub(crate) fn count_arrival(&self, shard: usize, endpoint: Endpoint, arrival: u64) -> bool {
         let mut shard = lock_mutex(self.shard(shard));
         if shard.is_forgotten {
             return false;
         }
         let counts = shard.counts.get_mut(endpoint);
-        if is_preflight {
-            counts.preflight += 1;
-            return true;
-        }
         counts.received += 1;
         counts.in_flight += 1;
         let first = shard.first_arrival.get_mut(endpoint);

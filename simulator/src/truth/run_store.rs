@@ -105,7 +105,7 @@ mod tests {
         let run = store.get_or_create(uid);
         for n in 0..requests {
             let shard = usize::try_from(n).unwrap();
-            assert!(run.count_arrival(shard, Endpoint::Health, n + 1, false));
+            assert!(run.count_arrival(shard, Endpoint::Health, n + 1));
             run.add_record(shard, completed_record(Endpoint::Health, n + 1, 2 * n + 2));
         }
     }
@@ -126,10 +126,10 @@ mod tests {
         let store = RunStore::new(Clock::start(), 100);
         add_requests(&store, "a", 100);
         let held = store.get_or_create("a");
-        assert!(held.count_arrival(0, Endpoint::Chat, 1, false));
+        assert!(held.count_arrival(0, Endpoint::Chat, 1));
         store.forget_runs();
         held.add_record(0, completed_record(Endpoint::Chat, 1, 2));
-        assert!(!held.count_arrival(0, Endpoint::Chat, 1, false));
+        assert!(!held.count_arrival(0, Endpoint::Chat, 1));
         assert_eq!(store.run_truth("a").totals.counts, Counts::default());
         add_requests(&store, "b", 100);
         assert!(!store.run_truth("b").truncated);
@@ -144,15 +144,6 @@ mod tests {
         assert!(store.find_run("0").is_none());
         assert!(store.find_run("1").is_some());
         assert_eq!(store.run_summaries().len(), MAX_RUNS);
-    }
-
-    #[test]
-    fn preflights_are_counted_separately() {
-        let store = RunStore::new(Clock::start(), 100);
-        let run = store.get_or_create("a");
-        assert!(run.count_arrival(0, Endpoint::Chat, 1, true));
-        let counts = store.run_truth("a").endpoints.chat.counts;
-        assert_eq!(counts, Counts { preflight: 1, ..Counts::default() });
     }
 
     #[test]

@@ -59,21 +59,6 @@ async fn truth_over_http_equals_the_truth_in_process() {
 }
 
 #[tokio::test]
-async fn preflights_are_counted_separately() {
-    let simulator = start_simulator("").await;
-    let request = "GET /health HTTP/1.1\r\nhost: s\r\nx-loadtest-run: run-1\r\n\
-                   x-loadtest-preflight: 1\r\nconnection: close\r\n\r\n";
-    let mut socket = tokio::net::TcpStream::connect(simulator.http_addr()).await.unwrap();
-    tokio::io::AsyncWriteExt::write_all(&mut socket, request.as_bytes()).await.unwrap();
-    let mut response = String::new();
-    tokio::io::AsyncReadExt::read_to_string(&mut socket, &mut response).await.unwrap();
-    assert!(response.starts_with("HTTP/1.1 200 OK"));
-    let health = simulator.truth(RUN_UID).endpoints.health;
-    assert_eq!((health.counts.preflight, health.counts.received), (1, 0));
-    assert_eq!((health.counts.completed, health.all.service_time.count), (0, 0));
-}
-
-#[tokio::test]
 async fn settings_can_be_read_replaced_and_patched() {
     let simulator = start_simulator("").await;
     let mut control = Client::connect(simulator.control_addr()).await;

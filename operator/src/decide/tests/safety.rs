@@ -148,3 +148,14 @@ fn losses_that_cannot_be_reported_hold_up_no_stop() {
     unseen.cache.stop_accepted.extend(start_record().pods);
     assert_eq!(decision(&unseen), None);
 }
+
+#[test]
+fn restored_test_does_not_run_again() {
+    let mut restored = observed_in(Phase::Pending);
+    restored.test.status = None;
+    let annotations = restored.test.annotations_mut();
+    annotations.insert(RUN_UID_ANNOTATION.into(), "of-the-first-run".into());
+    let Decision::Reject(reason, message) = decision_at(&restored, 0) else { panic!() };
+    assert_eq!(reason, Reason::AlreadyRan);
+    assert!(message.contains("of-the-first-run"), "{message}");
+}

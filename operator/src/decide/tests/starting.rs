@@ -18,13 +18,19 @@ fn start_waits_for_every_runner() {
 }
 
 #[test]
-fn preflight_failure_reports_the_message_of_the_runner() {
-    let mut observed = observed_in(Phase::Starting);
-    let message = "Error: 2000 users need 2100 open files".to_owned();
-    observed.runners[1].termination = Some(Termination { exit_code: Some(77), message });
-    let Decision::Fail(reason, message) = decision_at(&observed, 1) else { panic!() };
-    assert_eq!(reason, Reason::Preflight);
-    assert!(message.contains("2100 open files"), "{message}");
+fn exit_codes_of_runners_name_the_reason() {
+    for (code, message, expected) in [
+        (77, "2000 users need 2100 open files", Reason::RunnerTooSmall),
+        (78, "no connection to target.http", Reason::TargetUnreachable),
+        (2, "the plan can't be read", Reason::RunnerCrash),
+    ] {
+        let mut observed = observed_in(Phase::Starting);
+        let end = Termination { exit_code: Some(code), message: message.to_owned() };
+        observed.runners[1].termination = Some(end);
+        let Decision::Fail(reason, told) = decision_at(&observed, 1) else { panic!() };
+        assert_eq!(reason, expected);
+        assert!(told.contains(message), "{told}");
+    }
 }
 
 #[test]

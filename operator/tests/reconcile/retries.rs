@@ -1,0 +1,44 @@
+//! What failed is tried again, and told.
+
+use super::*;
+
+#[tokio::test]
+async fn launch_that_fails_three_times_is_told() {
+    let pending = test_in_phase("Pending");
+    let context = OnceCell::new();
+    for attempt in 1..=3 {
+        let webhook = refusal(500, "failed calling webhook");
+        let mut responses = vec![ok(pending.clone()), not_found(), webhook];
+        responses.extend([ok(test_in_phase("Pending")), (201, json!({}))]);
+        let Reconciled { result, calls, bodies } =
+            run_reconcile_again(&context, pending.clone(), responses).await;
+        assert!(result.is_err());
+        if attempt < 3 {
+            assert_eq!(calls.len(), 3, "{calls:?}");
+            continue;
+        }
+        assert_eq!(calls[3..], [format!("PATCH {TEST}/status"), format!("POST {EVENTS}")]);
+        let conditions = bodies[3]["status"]["conditions"].as_array().unwrap();
+        let started = conditions.iter().find(|c| c["type"] == "Started").unwrap();
+        assert_eq!(started["reason"], "RetryingLaunch");
+        assert!(started["message"].as_str().unwrap().contains("webhook"), "{started}");
+    }
+}
+
+#[tokio::test]
+async fn retry_delay_doubles_up_to_ten_seconds() {
+    let (service, _handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+    let context = Arc::new(context_with(Client::new(service, "default")));
+    let guard: DeserializeGuard<LoadTest> =
+        serde_json::from_value(test_with_status(Value::Null)).unwrap();
+    let guard = Arc::new(guard);
+    let delays = [1, 2, 4, 8, 10, 10];
+    for seconds in delays {
+        let action = on_error(
+            Arc::clone(&guard),
+            &Error::Timeout(Duration::from_secs(150)),
+            Arc::clone(&context),
+        );
+        assert_eq!(action, Action::requeue(Duration::from_secs(seconds)));
+    }
+}
