@@ -10,7 +10,7 @@ use loadtest_core::{
 };
 use serde_json::json;
 
-use crate::test_namespace::{MAX_ATTEMPTS, Target, TestNamespace, health_spec, pod_ip};
+use loadtest_e2e::test_namespace::{MAX_ATTEMPTS, Target, TestNamespace, health_spec, pod_ip};
 
 fn parse_seconds(text: &str) -> Result<f64> {
     Ok(text

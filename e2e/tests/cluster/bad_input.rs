@@ -9,7 +9,7 @@ use loadtest_core::resource::{LoadTest, Phase};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::test_namespace::{TestNamespace, health_spec, wait_for};
+use loadtest_e2e::test_namespace::{TestNamespace, health_spec, wait_for};
 
 #[derive(Deserialize)]
 struct Cases {

@@ -18,10 +18,10 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::test_namespace::{TestNamespace, health_spec, wait_for};
+use loadtest_e2e::test_namespace::{TestNamespace, health_spec, wait_for};
 
 /// Builds the command, and returns its path: beside the folder of the test's own program.
-async fn build_command() -> Result<PathBuf> {
+pub(crate) async fn build_command() -> Result<PathBuf> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let arguments = ["build", "--quiet", "--locked", "--offline", "-p", "loadtest"];
     let status = Command::new(cargo).args(arguments).status().await?;

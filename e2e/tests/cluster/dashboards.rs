@@ -14,11 +14,12 @@ use loadtest_core::{
 };
 use serde_json::{Value, json};
 
-use crate::{
+use loadtest_e2e::{
     operator_pods::wait_for_leader,
-    prometheus::{Prometheus, ScrapedPod},
     test_namespace::{TestNamespace, wait_for},
 };
+
+use crate::prometheus::{Prometheus, ScrapedPod};
 
 const DASHBOARDS: [&str; 2] = [
     include_str!("../../../charts/loadtest-operator/dashboards/loadtest-run.json"),

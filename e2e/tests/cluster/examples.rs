@@ -11,7 +11,7 @@ use loadtest_core::{
 };
 use serde_json::json;
 
-use crate::test_namespace::{MAX_ATTEMPTS, TestNamespace};
+use loadtest_e2e::test_namespace::{MAX_ATTEMPTS, TestNamespace};
 
 const EXAMPLES: [&str; 5] = [
     include_str!("../../../examples/loadtest-standard.yaml"),

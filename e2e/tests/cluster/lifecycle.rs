@@ -1,32 +1,20 @@
 //! The life of a load test: operator restarts, lost runners, cancellation, errors and deletion.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
-};
-
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::{
-    batch::v1::Job,
-    core::v1::{Node, Pod},
-};
+use k8s_openapi::api::batch::v1::Job;
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, EvictParams, ListParams, LogParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use loadtest_core::{
     resource::{LoadTestStatus, Phase, Verdict},
     result::{Point, RunResult},
 };
 use serde_json::json;
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
-};
 
-use crate::{
+use loadtest_e2e::{
     operator_pods::{replace_operator, without_operator},
-    test_namespace::{TestNamespace, health_spec, pod_ip, wait_for},
+    test_namespace::{TestNamespace, health_spec, wait_for},
 };
 
 #[tokio::test]
@@ -136,52 +124,6 @@ pub(crate) fn check_whole_series(result: &RunResult) -> Result<()> {
 }
 
 #[tokio::test]
-async fn evicted_runner_is_inconclusive_and_keeps_its_metrics() -> Result<()> {
-    TestNamespace::run("evicted", async |namespace| {
-        let target = namespace.deploy_simulator(json!({})).await?;
-        let spec = health_spec(5, "20s", &json!([{"metric": "errorRate", "target": "< 1%"}]));
-        let test = namespace.create_test("evicted", spec).await?;
-        namespace
-            .wait_for_status("evicted", 60, |s| s.summary.as_ref().is_some_and(|s| s.requests > 0))
-            .await?;
-        let pods: Api<Pod> = Api::namespaced(namespace.client.clone(), &namespace.name);
-        let runners = namespace.list_runners("evicted").await?;
-        let runner = runners.first().context("no runner")?.name_any();
-        pods.evict(&runner, &EvictParams::default()).await?;
-        let status = namespace.wait_until_finished("evicted", 60).await?;
-        ensure!(status.known_verdict() == Some(Verdict::Inconclusive), "{status:#?}");
-        let passed = status.condition("Passed").context("no condition")?;
-        ensure!(passed.reason == "RunnersLost", "{passed:?}");
-        let summary = status.summary.context("no summary")?;
-        let truth = target.get_truth(&test.uid().context("no UID")?).await?;
-        let received = truth.totals.counts.received;
-        // A request that was interrupted during its connect did not reach the target.
-        let started = summary.requests + summary.interrupted;
-        ensure!(summary.requests <= received && received <= started, "{summary:?}");
-        Ok(())
-    })
-    .await
-}
-
-#[tokio::test]
-async fn deleted_test_leaves_no_runner_pod() -> Result<()> {
-    TestNamespace::run("deleted", async |namespace| {
-        namespace.deploy_simulator(json!({})).await?;
-        namespace.create_test("deleted", health_spec(5, "5m", &json!([]))).await?;
-        namespace.wait_for_phase("deleted", Phase::Running).await?;
-        ensure!(namespace.list_runners("deleted").await?.len() == 1);
-        namespace.load_tests.delete("deleted", &DeleteParams::background()).await?;
-        // The grace period of the pods is 10 s. The garbage collector and the kubelet need some
-        // more time.
-        wait_for(30, "no runner pod", async || {
-            Ok(namespace.list_runners("deleted").await?.is_empty().then_some(()))
-        })
-        .await
-    })
-    .await
-}
-
-#[tokio::test]
 async fn cancelled_test_ends_soon_keeps_metrics_and_never_passes() -> Result<()> {
     TestNamespace::run("cancel", async |namespace| {
         let target = namespace.deploy_simulator(json!({})).await?;
@@ -246,75 +188,6 @@ async fn secret_without_the_key_ends_the_test_before_any_load() -> Result<()> {
     check_secret_error("key", Some(secret), "couldn't find key token in Secret").await
 }
 
-/// Starts a server on the node that responds with status 200 to every request. Pods can reach the
-/// server. Returns its URL and the number of requests that contain `text`.
-async fn start_counting_server(
-    namespace: &TestNamespace,
-    text: &'static str,
-) -> Result<(String, Arc<AtomicU32>)> {
-    let nodes: Api<Node> = Api::all(namespace.client.clone());
-    let nodes = nodes.list(&ListParams::default()).await?.items;
-    let mut addresses = nodes.iter().filter_map(|node| node.status.as_ref()?.addresses.as_ref());
-    let address = addresses.find_map(|all| all.iter().find(|a| a.type_ == "InternalIP"));
-    let node = &address.context("no node with an InternalIP")?.address;
-    let listener = TcpListener::bind("0.0.0.0:0").await?;
-    let url = format!("http://{node}:{}", listener.local_addr()?.port());
-    let count = Arc::new(AtomicU32::new(0));
-    let server_count = Arc::clone(&count);
-    tokio::spawn(async move {
-        while let Ok((mut socket, _)) = listener.accept().await {
-            let count = Arc::clone(&server_count);
-            tokio::spawn(async move {
-                let mut buffer = [0; 4096];
-                while let Ok(n @ 1..) = socket.read(&mut buffer).await {
-                    if String::from_utf8_lossy(&buffer[..n]).contains(text) {
-                        count.fetch_add(1, Ordering::Relaxed);
-                    }
-                    let response = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
-                    if socket.write_all(response).await.is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    Ok((url, count))
-}
-
-#[tokio::test]
-async fn secret_value_reaches_only_the_target() -> Result<()> {
-    TestNamespace::run("header", async |namespace| {
-        let header = "authorization: s3cr3t\r\n";
-        let (url, requests_with_secret) = start_counting_server(&namespace, header).await?;
-        let secret =
-            "{apiVersion: v1, kind: Secret, metadata: {name: api}, stringData: {token: s3cr3t}}";
-        namespace.apply(secret).await?;
-        let mut spec = health_spec(2, "8s", &json!([{"metric": "errorRate", "target": "< 1%"}]));
-        spec["target"]["http"] = url.into();
-        spec["target"]["headersFrom"] = json!([
-            {"header": "authorization", "secretKeyRef": {"name": "api", "key": "token"}}
-        ]);
-        namespace.create_test("header", spec).await?;
-        let status = namespace.wait_until_finished("header", 60).await?;
-        ensure!(status.known_verdict() == Some(Verdict::Pass), "{status:#?}");
-        let requests = status.summary.context("no summary")?.requests;
-        let with_secret = u64::from(requests_with_secret.load(Ordering::Relaxed));
-        ensure!(requests > 0 && requests == with_secret);
-        let test = serde_json::to_string(&namespace.load_tests.get("header").await?)?;
-        ensure!(!test.contains("s3cr3t"));
-        for pod in namespace.list_runners("header").await? {
-            ensure!(!serde_json::to_string(&pod)?.contains("s3cr3t"));
-            let log = namespace.pods.logs(&pod.name_any(), &LogParams::default()).await?;
-            ensure!(!log.contains("s3cr3t"), "{log}");
-            let url = format!("http://{}:9464/metrics", pod_ip(&pod).context("no address")?);
-            let metrics = namespace.http.get(url).send().await?.text().await?;
-            ensure!(metrics.contains("loadtest_requests_total") && !metrics.contains("s3cr3t"));
-        }
-        Ok(())
-    })
-    .await
-}
-
 #[tokio::test]
 async fn job_rejected_by_the_api_server_reports_its_message() -> Result<()> {
     TestNamespace::run("refused", async |namespace| {
@@ -357,6 +230,7 @@ async fn a_quota_that_refuses_pods_is_named_while_the_test_starts() -> Result<()
         let mut spec = health_spec(4, "5s", &json!([]));
         spec["runners"] = json!({"count": 2});
         spec["startTimeout"] = "25s".into();
+        spec["preflight"] = "Skip".into();
         namespace.create_test("quota", spec).await?;
         let says_why = |status: &LoadTestStatus| {
             let started = status.condition("Started");

@@ -5,7 +5,7 @@ use kube::ResourceExt;
 use loadtest_core::resource::{Phase, Verdict};
 use serde_json::json;
 
-use crate::test_namespace::{TestNamespace, health_spec};
+use loadtest_e2e::test_namespace::{TestNamespace, health_spec};
 
 #[tokio::test]
 async fn starved_runner_is_inconclusive_and_names_the_remedy() -> Result<()> {
@@ -48,18 +48,18 @@ async fn starved_runner_is_inconclusive_and_names_the_remedy() -> Result<()> {
 
 #[tokio::test]
 async fn too_small_memory_limit_is_reported_before_any_load() -> Result<()> {
-    TestNamespace::run("preflight", async |namespace| {
+    TestNamespace::run("too-small", async |namespace| {
         let target = namespace.deploy_simulator(json!({})).await?;
         let mut spec = health_spec(4000, "5s", &json!([]));
         spec["load"]["spawnRate"] = 1000.into();
         spec["runners"] = json!({"usersPerRunner": 4000, "resources": {
             "requests": {"cpu": "100m", "memory": "32Mi"}, "limits": {"memory": "48Mi"},
         }});
-        let test = namespace.create_test("preflight", spec).await?;
-        let status = namespace.wait_until_finished("preflight", 60).await?;
+        let test = namespace.create_test("too-small", spec).await?;
+        let status = namespace.wait_until_finished("too-small", 60).await?;
         ensure!(status.known_phase() == Some(Phase::Error), "{status:#?}");
         let finished = status.condition("Finished").context("no condition")?;
-        ensure!(finished.reason == "Preflight", "{finished:?}");
+        ensure!(finished.reason == "RunnerTooSmall", "{finished:?}");
         ensure!(finished.message.contains("4000 users need about"), "{finished:?}");
         ensure!(finished.message.contains("the limit is 48 MiB"), "{finished:?}");
         let received = target.count_received(&test.uid().context("no UID")?).await?;

@@ -5,7 +5,7 @@ use kube::ResourceExt;
 use loadtest_core::resource::{Phase, Verdict};
 use serde_json::{Value, json};
 
-use crate::test_namespace::TestNamespace;
+use loadtest_e2e::test_namespace::TestNamespace;
 
 /// Builds a spec for GET requests to `/health` with any load model.
 fn health_spec(load: &Value, thresholds: &Value, users_per_runner: u32) -> Value {

@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use serde_json::{Value, json};
 
-use crate::test_namespace::pod_ip;
+use loadtest_e2e::test_namespace::pod_ip;
 
 /// The file with the runners to scrape.
 const RUNNERS_FILE: &str = "runners.json";

@@ -1,7 +1,7 @@
 //! Load stops when it is told to, runs once, and numbers stay, also when the operator can't reach a
 //! runner, can't read an object, or was away.
 
-use std::{process::Command, sync::Mutex};
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::{
@@ -21,42 +21,12 @@ use loadtest_core::{
 };
 use serde_json::{Value, json};
 
-use crate::{
-    lifecycle::check_whole_series,
+use crate::lifecycle::check_whole_series;
+use loadtest_e2e::{
+    node::NetworkRule,
     operator_pods::{replace_operator, wait_for_leader},
     test_namespace::{OPERATOR_NAMESPACE, TestNamespace, health_spec, pod_ip, wait_for},
 };
-
-/// Traffic from the operator to one runner that is dropped, until this value is.
-struct CutRoute {
-    rule: Vec<String>,
-}
-
-impl CutRoute {
-    /// Drops the packets from the operator to a runner, on the node. This is what a network policy
-    /// would do on a cluster that enforces them.
-    fn new(operator: &str, runner: &str) -> Result<Self> {
-        let rule = ["FORWARD", "-s", operator, "-d", runner, "-p", "tcp", "-j", "DROP"];
-        let rule: Vec<String> = rule.map(str::to_owned).to_vec();
-        iptables("-I", &rule)?;
-        Ok(Self { rule })
-    }
-}
-
-impl Drop for CutRoute {
-    fn drop(&mut self) {
-        // A test that can't remove the rule has failed already.
-        let _ = iptables("-D", &self.rule);
-    }
-}
-
-fn iptables(action: &str, rule: &[String]) -> Result<()> {
-    let output = Command::new("iptables").args(["-w", action]).args(rule).output();
-    let output = output.context("iptables can't be run")?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "iptables {action} {rule:?}: {error}");
-    Ok(())
-}
 
 fn cancel() -> Patch<Value> {
     Patch::Merge(json!({"spec": {"cancel": true}}))
@@ -83,7 +53,7 @@ async fn cancel_stops_a_runner_that_takes_no_orders() -> Result<()> {
         namespace.wait_for_status("cut-off", 60, has_requests).await?;
         let operator = wait_for_leader(&namespace).await?;
         let runner = namespace.list_runners("cut-off").await?.pop().context("no runner")?;
-        let _cut = CutRoute::new(
+        let _cut = NetworkRule::drop_packets(
             &pod_ip(&operator).context("no address")?,
             &pod_ip(&runner).context("no address")?,
         )?;

@@ -10,7 +10,7 @@ use kube::{
 use loadtest_core::resource::{Phase, Verdict};
 use serde_json::{Value, json};
 
-use crate::test_namespace::{TestNamespace, health_spec, wait_for};
+use loadtest_e2e::test_namespace::{TestNamespace, health_spec, wait_for};
 
 #[tokio::test]
 async fn suspended_test_starts_when_it_is_resumed() -> Result<()> {

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use loadtest_core::resource::Verdict;
 use serde_json::json;
 
-use crate::test_namespace::{TestNamespace, health_spec};
+use loadtest_e2e::test_namespace::{TestNamespace, health_spec};
 
 /// Runs a load test against a target with a fixed latency. Checks the verdict and the status of
 /// the condition `Passed`.

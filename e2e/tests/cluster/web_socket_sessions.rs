@@ -5,7 +5,7 @@ use kube::ResourceExt;
 use loadtest_core::{metrics::LatencyMetric, resource::Verdict};
 use serde_json::json;
 
-use crate::test_namespace::TestNamespace;
+use loadtest_e2e::test_namespace::TestNamespace;
 
 #[tokio::test]
 async fn per_user_sessions_outlive_their_tasks() -> Result<()> {

@@ -25,27 +25,32 @@ use serde_json::{Value, json};
 use tokio::sync::RwLock;
 
 /// Namespace of the operator.
-pub(crate) const OPERATOR_NAMESPACE: &str = "loadtest-system";
+pub const OPERATOR_NAMESPACE: &str = "loadtest-system";
 
 /// Maximum attempts at a run that a busy machine can spoil.
-pub(crate) const MAX_ATTEMPTS: u32 = 4;
+pub const MAX_ATTEMPTS: u32 = 4;
 
 /// Read-locked by tests that may run at the same time, write-locked by a test that runs alone.
 static MACHINE_LOCK: RwLock<()> = RwLock::const_new(());
 
 /// A namespace that exists while one end-to-end test runs.
-pub(crate) struct TestNamespace {
-    pub(crate) client: Client,
-    pub(crate) name: String,
-    pub(crate) load_tests: Api<LoadTest>,
-    pub(crate) pods: Api<Pod>,
-    pub(crate) http: reqwest::Client,
+pub struct TestNamespace {
+    /// The API server, with the rights of an administrator.
+    pub client: Client,
+    /// Name of the namespace.
+    pub name: String,
+    /// Its load tests.
+    pub load_tests: Api<LoadTest>,
+    /// Its pods.
+    pub pods: Api<Pod>,
+    /// Reaches pods and Services.
+    pub http: reqwest::Client,
 }
 
 impl TestNamespace {
     /// Runs a test in a namespace that enforces the `restricted` Pod Security Standard. Other tests
     /// may run at the same time.
-    pub(crate) async fn run<F: Future<Output = Result<()>>>(
+    pub async fn run<F: Future<Output = Result<()>>>(
         name: &str,
         test: impl FnOnce(TestNamespace) -> F,
     ) -> Result<()> {
@@ -55,7 +60,7 @@ impl TestNamespace {
 
     /// Runs a test while no other test runs. Runners, target and cluster share one machine. Other
     /// load would spoil a test that measures a few milliseconds or the lag of the load generator.
-    pub(crate) async fn run_alone<F: Future<Output = Result<()>>>(
+    pub async fn run_alone<F: Future<Output = Result<()>>>(
         name: &str,
         test: impl FnOnce(TestNamespace) -> F,
     ) -> Result<()> {
@@ -99,12 +104,15 @@ impl TestNamespace {
         let result = Box::pin(test(test_namespace)).await;
         let deleted = namespaces.delete(&namespace, &DeleteParams::background()).await;
         result?;
-        deleted.context("namespace can't be deleted")?;
-        Ok(())
+        match deleted {
+            // The test has deleted it.
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            deleted => deleted.map(drop).context("namespace can't be deleted"),
+        }
     }
 
     /// Applies all documents of a YAML text, as `kubectl apply` does.
-    pub(crate) async fn apply(&self, yaml: &str) -> Result<()> {
+    pub async fn apply(&self, yaml: &str) -> Result<()> {
         for object in serde_saphyr::from_multiple::<DynamicObject>(yaml)? {
             let types = object.types.clone().context("document without kind")?;
             let kind = GroupVersionKind::try_from(&types)?;
@@ -118,8 +126,8 @@ impl TestNamespace {
     }
 
     /// Deploys the simulator as Service `cell0` and changes its settings.
-    pub(crate) async fn deploy_simulator(&self, settings: Value) -> Result<Target<'_>> {
-        self.apply(include_str!("../../../examples/cell0-simulator.yaml")).await?;
+    pub async fn deploy_simulator(&self, settings: Value) -> Result<Target<'_>> {
+        self.apply(include_str!("../../examples/cell0-simulator.yaml")).await?;
         let selector = ListParams::default().labels("app.kubernetes.io/name=cell0-simulator");
         let address = wait_for(60, "a ready simulator", async || {
             let pods = self.pods.list(&selector).await?;
@@ -139,7 +147,7 @@ impl TestNamespace {
     }
 
     /// Creates a load test.
-    pub(crate) async fn create_test(&self, name: &str, spec: Value) -> Result<LoadTest> {
+    pub async fn create_test(&self, name: &str, spec: Value) -> Result<LoadTest> {
         let object = json!({
             "apiVersion": "loadtest.cell0.io/v1alpha1", "kind": "LoadTest",
             "metadata": {"name": name}, "spec": spec,
@@ -148,12 +156,12 @@ impl TestNamespace {
     }
 
     /// Returns the status of a load test; a default one if the operator has not written it.
-    pub(crate) async fn get_status(&self, name: &str) -> Result<LoadTestStatus> {
+    pub async fn get_status(&self, name: &str) -> Result<LoadTestStatus> {
         Ok(self.load_tests.get(name).await?.status.unwrap_or_default())
     }
 
     /// Waits until the status of a load test meets a condition.
-    pub(crate) async fn wait_for_status(
+    pub async fn wait_for_status(
         &self,
         name: &str,
         seconds: u64,
@@ -174,11 +182,7 @@ impl TestNamespace {
     }
 
     /// Waits until a load test has finished.
-    pub(crate) async fn wait_until_finished(
-        &self,
-        name: &str,
-        seconds: u64,
-    ) -> Result<LoadTestStatus> {
+    pub async fn wait_until_finished(&self, name: &str, seconds: u64) -> Result<LoadTestStatus> {
         self.wait_for_status(name, seconds, |status| {
             status.condition("Finished").is_some_and(|condition| condition.status == "True")
         })
@@ -187,7 +191,7 @@ impl TestNamespace {
 
     /// Runs a load test to its end. A busy machine can make the load generator late. If the verdict
     /// says so, this function repeats the run, up to [`MAX_ATTEMPTS`] runs in total.
-    pub(crate) async fn run_until_judged(
+    pub async fn run_until_judged(
         &self,
         name: &str,
         spec: Value,
@@ -207,7 +211,7 @@ impl TestNamespace {
     }
 
     /// Deletes a load test and waits until it and its runner pods are gone.
-    pub(crate) async fn delete_test(&self, name: &str) -> Result<()> {
+    pub async fn delete_test(&self, name: &str) -> Result<()> {
         self.load_tests.delete(name, &DeleteParams::background()).await?;
         wait_for(60, "the deletion of the test", async || {
             let deleted = self.load_tests.get_opt(name).await?.is_none();
@@ -217,12 +221,12 @@ impl TestNamespace {
     }
 
     /// Waits until a load test is in a phase.
-    pub(crate) async fn wait_for_phase(&self, name: &str, phase: Phase) -> Result<LoadTestStatus> {
+    pub async fn wait_for_phase(&self, name: &str, phase: Phase) -> Result<LoadTestStatus> {
         self.wait_for_status(name, 60, |status| status.known_phase() == Some(phase)).await
     }
 
     /// Returns the stored result of a load test; `None` if there is none.
-    pub(crate) async fn read_result(&self, test: &LoadTest) -> Result<Option<RunResult>> {
+    pub async fn read_result(&self, test: &LoadTest) -> Result<Option<RunResult>> {
         let uid = test.metadata.uid.as_deref().context("no UID")?;
         let results: Api<LoadTestResult> = Api::namespaced(self.client.clone(), &self.name);
         let selector = ListParams::default().labels(&format!("loadtest.cell0.io/uid={uid}"));
@@ -232,21 +236,21 @@ impl TestNamespace {
     }
 
     /// Returns the runner pods of a load test.
-    pub(crate) async fn list_runners(&self, test: &str) -> Result<Vec<Pod>> {
+    pub async fn list_runners(&self, test: &str) -> Result<Vec<Pod>> {
         let selector = ListParams::default().labels(&format!("loadtest.cell0.io/name={test}"));
         Ok(self.pods.list(&selector).await?.items)
     }
 }
 
 /// The simulator that a namespace's load tests send their load to.
-pub(crate) struct Target<'a> {
+pub struct Target<'a> {
     namespace: &'a TestNamespace,
     control_url: String,
 }
 
 impl Target<'_> {
     /// Changes the simulator's settings by a merge patch.
-    pub(crate) async fn patch_settings(&self, settings: Value) -> Result<()> {
+    pub async fn patch_settings(&self, settings: Value) -> Result<()> {
         let response = self
             .namespace
             .http
@@ -262,7 +266,7 @@ impl Target<'_> {
 
     /// Returns the number of requests that the simulator has received from a run; 0 for an unknown
     /// run.
-    pub(crate) async fn count_received(&self, run_uid: &str) -> Result<u64> {
+    pub async fn count_received(&self, run_uid: &str) -> Result<u64> {
         let url = format!("{}/truth/{run_uid}", self.control_url);
         let response = self.namespace.http.get(url).send().await?;
         if response.status() == http::StatusCode::NOT_FOUND {
@@ -273,7 +277,7 @@ impl Target<'_> {
     }
 
     /// Returns the simulator's record of a run once no request is in flight.
-    pub(crate) async fn get_truth(&self, run_uid: &str) -> Result<RunTruth> {
+    pub async fn get_truth(&self, run_uid: &str) -> Result<RunTruth> {
         wait_for(20, "the end of all requests in flight", async || {
             let truth = self.read_truth(run_uid).await?;
             Ok(Some(truth).filter(|truth| truth.totals.counts.in_flight == 0))
@@ -282,7 +286,7 @@ impl Target<'_> {
     }
 
     /// Returns how many requests of a run have come so far.
-    pub(crate) async fn received(&self, run_uid: &str) -> Result<u64> {
+    pub async fn received(&self, run_uid: &str) -> Result<u64> {
         Ok(self.read_truth(run_uid).await?.totals.counts.received)
     }
 
@@ -300,19 +304,19 @@ async fn connect() -> Result<Client> {
 }
 
 /// Returns true if a pod is ready.
-pub(crate) fn is_ready(pod: &Pod) -> bool {
+pub fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 /// Returns the IP address of a pod.
-pub(crate) fn pod_ip(pod: &Pod) -> Option<String> {
+pub fn pod_ip(pod: &Pod) -> Option<String> {
     pod.status.as_ref()?.pod_ip.clone()
 }
 
 /// Calls `poll` until it returns a value, for at most `seconds` seconds. `goal` names the value in
 /// the error message.
-pub(crate) async fn wait_for<T: Debug>(
+pub async fn wait_for<T: Debug>(
     seconds: u64,
     goal: &str,
     poll: impl AsyncFn() -> Result<Option<T>>,
@@ -331,7 +335,7 @@ pub(crate) async fn wait_for<T: Debug>(
 }
 
 /// Builds a spec for users that send GET requests to `/health`.
-pub(crate) fn health_spec(users: u32, duration: &str, thresholds: &Value) -> Value {
+pub fn health_spec(users: u32, duration: &str, thresholds: &Value) -> Value {
     json!({
         "target": {"http": "http://cell0:18800"},
         "load": {"users": users, "spawnRate": users, "duration": duration, "gracefulStop": "10s"},

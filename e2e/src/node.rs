@@ -1,0 +1,144 @@
+//! The node: the processes of its pods, their memory, and the traffic between them. The tests must run on the
+//! node, as root.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+
+/// Returns the process of a pod whose name begins with `program`.
+pub fn find_process(pod: &Pod, program: &str) -> Result<u32> {
+    let uid = pod.uid().context("no UID")?;
+    find(|id| {
+        // systemd writes the UID with underscores.
+        let groups = read_process(id, "cgroup").replace('_', "-");
+        groups.contains(&uid) && is_program(id, program)
+    })
+    .with_context(|| format!("no process {program} of pod {uid} on this machine"))
+}
+
+/// Returns the process of a part of the cluster, such as `kube-apiserver`.
+pub fn find_component(program: &str) -> Result<u32> {
+    let cluster = own_cluster();
+    find(|id| is_program(id, program) && read_process(id, "cgroup").starts_with(&cluster))
+        .with_context(|| format!("no process {program} of this cluster"))
+}
+
+/// The cgroup of the testbed that this process runs in.
+fn own_cluster() -> String {
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    own.trim_end().split('/').take(2).collect::<Vec<_>>().join("/")
+}
+
+fn find(is_wanted: impl Fn(u32) -> bool) -> Option<u32> {
+    let entries = fs::read_dir("/proc").ok()?.flatten();
+    let mut ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    ids.find(|id| is_wanted(*id))
+}
+
+fn read_process(id: u32, file: &str) -> String {
+    fs::read_to_string(format!("/proc/{id}/{file}")).unwrap_or_default()
+}
+
+/// The kernel keeps the first 15 letters of the name of a program.
+fn is_program(id: u32, program: &str) -> bool {
+    let program: String = program.chars().take(15).collect();
+    read_process(id, "comm").trim_end() == program
+}
+
+/// Kills a process.
+pub fn kill(id: u32) -> Result<()> {
+    send_signal(id, "KILL")
+}
+
+fn send_signal(id: u32, signal: &str) -> Result<()> {
+    let status = Command::new("kill").args([&format!("-{signal}"), &id.to_string()]).status()?;
+    ensure!(status.success(), "kill -{signal} {id}: {status}");
+    Ok(())
+}
+
+/// A process that is frozen with `SIGSTOP` until this value is dropped.
+#[derive(Debug)]
+pub struct FrozenProcess(u32);
+
+impl FrozenProcess {
+    /// Freezes a process.
+    pub fn freeze(id: u32) -> Result<Self> {
+        send_signal(id, "STOP")?;
+        Ok(Self(id))
+    }
+
+    /// Returns true if the process was killed.
+    pub fn has_ended(&self) -> bool {
+        // A process that has ended has no command line.
+        fs::read(format!("/proc/{}/cmdline", self.0)).is_ok_and(|line| line.is_empty())
+            || !Path::new(&format!("/proc/{}", self.0)).exists()
+    }
+}
+
+impl Drop for FrozenProcess {
+    fn drop(&mut self) {
+        // The process may be gone already.
+        let _ = send_signal(self.0, "CONT");
+    }
+}
+
+/// Takes the memory of a process away: the kernel kills it for its cgroup. Needs cgroup v2.
+pub fn exhaust_memory(id: u32) -> Result<()> {
+    let groups = read_process(id, "cgroup");
+    let path = groups.trim_end().strip_prefix("0::").context("this machine has no cgroup v2")?;
+    let limit = format!("/sys/fs/cgroup{path}/memory.max");
+    fs::write(&limit, "1048576").with_context(|| format!("{limit} can't be written"))
+}
+
+/// A rule of iptables, which is removed when this value is dropped.
+#[derive(Debug)]
+pub struct NetworkRule(Vec<String>);
+
+impl NetworkRule {
+    /// Drops the packets of TCP from one address to another, as a network policy does on a cluster that
+    /// enforces them.
+    pub fn drop_packets(from: &str, to: &str) -> Result<Self> {
+        Self::insert(&["FORWARD"], &["-s", from, "-d", to, "-p", "tcp", "-j", "DROP"])
+    }
+
+    /// Leads new connections of pods to the API server to a port of this machine.
+    pub fn redirect_api_server(port: u16) -> Result<Self> {
+        // The first address of the range of Services is that of the API server.
+        let service = service_address()?;
+        let port = port.to_string();
+        let rule =
+            ["-d", &service, "-p", "tcp", "--dport", "443", "-j", "REDIRECT", "--to-ports", &port];
+        Self::insert(&["PREROUTING", "-t", "nat"], &rule)
+    }
+
+    fn insert(chain: &[&str], rule: &[&str]) -> Result<Self> {
+        let rule: Vec<String> = chain.iter().chain(rule).map(|&word| word.to_owned()).collect();
+        iptables("-I", &rule)?;
+        Ok(Self(rule))
+    }
+}
+
+/// Returns the address that pods know the API server by.
+fn service_address() -> Result<String> {
+    let get = ["get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}"];
+    let output = Command::new("kubectl").args(get).output().context("kubectl can't be run")?;
+    ensure!(output.status.success(), "kubectl {get:?}: {}", output.status);
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+impl Drop for NetworkRule {
+    fn drop(&mut self) {
+        // A test that can't remove the rule has failed already.
+        let _ = iptables("-D", &self.0);
+    }
+}
+
+fn iptables(action: &str, rule: &[String]) -> Result<()> {
+    let output = Command::new("iptables").args(["-w", action]).args(rule).output();
+    let output = output.context("iptables can't be run")?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "iptables {action} {rule:?}: {error}");
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! The API server is away or fails.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kube::ResourceExt;
+use loadtest_e2e::{
+    api_proxy::{ApiFault, ApiProxy},
+    fault::{Fault, Observation},
+    node::{FrozenProcess, find_component},
+    operator_pods::{replace_operator, wait_for_leader},
+    test_namespace::TestNamespace,
+};
+use serde_json::json;
+
+use crate::checks::{check_whole_run, has_requests, watched_spec};
+
+#[tokio::test]
+async fn api_server_away_for_a_minute_leaves_no_gap() -> Result<()> {
+    let fault = Fault {
+        fault: "API server frozen for 60 s under load",
+        expected: "the run is whole; both replicas are there",
+        seconds: 150,
+    };
+    fault
+        .check_alone("outage", async |namespace, row| {
+            let target = namespace.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
+            let mut spec = watched_spec(20, "90s");
+            spec["runners"] = json!({"usersPerRunner": 10});
+            let test = namespace.create_test("outage", spec).await?;
+            namespace.wait_for_status("outage", 60, has_requests).await?;
+            let uid = test.uid().context("no UID")?;
+            row.begin();
+            let frozen = FrozenProcess::freeze(find_component("kube-apiserver")?)?;
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            let during = target.received(&uid).await?;
+            drop(frozen);
+            ensure!(during > 0);
+            let seen = check_whole_run(namespace, &target, &test, 120).await?;
+            wait_for_leader(namespace).await?;
+            row.settle(seen);
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn api_server_away_at_the_end_delays_only_the_verdict() -> Result<()> {
+    let fault = Fault {
+        fault: "API server frozen for 30 s at the end of the load",
+        expected: "the run is whole; load ends in time",
+        seconds: 120,
+    };
+    fault
+        .check_alone("late-outage", async |namespace, row| {
+            let target = namespace.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
+            let test = namespace.create_test("late-outage", watched_spec(5, "15s")).await?;
+            namespace.wait_for_status("late-outage", 60, has_requests).await?;
+            let uid = test.uid().context("no UID")?;
+            row.begin();
+            let frozen = FrozenProcess::freeze(find_component("kube-apiserver")?)?;
+            // The load ends meanwhile, without an order.
+            tokio::time::sleep(Duration::from_secs(25)).await;
+            let at_end = target.received(&uid).await?;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            ensure!(target.received(&uid).await? == at_end, "load goes on");
+            drop(frozen);
+            row.settle(check_whole_run(namespace, &target, &test, 90).await?);
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn failing_api_server_leaves_no_gap() -> Result<()> {
+    TestNamespace::run_alone("failing", async |namespace| {
+        let target = namespace.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
+        let proxy = ApiProxy::start().await?;
+        replace_operator(&namespace).await?;
+        wait_for_leader(&namespace).await?;
+        let mut failed = Vec::new();
+        for (name, api_fault, fault) in [
+            (
+                "slow",
+                ApiFault::Slow(Duration::from_secs(2)),
+                "API server slow by 2 s for 20 s under load",
+            ),
+            ("too-many", ApiFault::TooManyRequests, "API server answers 429 for 20 s under load"),
+            (
+                "conflicts",
+                ApiFault::Conflicts,
+                "API server answers changes with 409 for 20 s under load",
+            ),
+            ("expired", ApiFault::ExpiredWatches, "watches of the operator expire under load"),
+        ] {
+            let fault = Fault { fault, expected: "the run is whole", seconds: 75 };
+            let test = namespace.create_test(name, watched_spec(5, "30s")).await?;
+            namespace.wait_for_status(name, 60, has_requests).await?;
+            let mut observation = Observation::default();
+            observation.begin();
+            proxy.set(api_fault);
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            proxy.set(ApiFault::None);
+            let result = check_whole_run(&namespace, &target, &test, 90).await;
+            let result = result.map(|seen| observation.settle(seen));
+            failed.extend(fault.report(result, observation).err());
+            wait_for_leader(&namespace).await?;
+        }
+        drop(proxy);
+        replace_operator(&namespace).await?;
+        wait_for_leader(&namespace).await?;
+        failed.into_iter().next().map_or(Ok(()), Err)
+    })
+    .await
+}

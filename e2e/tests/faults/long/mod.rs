@@ -1,0 +1,6 @@
+//! Rows that take long, or are variants of others.
+
+mod api_server;
+mod node;
+mod operator;
+mod runners;

@@ -1,0 +1,7 @@
+//! Rows that settle quickly, or that matter most.
+
+pub(crate) mod kill_points;
+mod leadership;
+mod objects;
+pub(crate) mod runners;
+mod targets;

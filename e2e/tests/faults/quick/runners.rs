@@ -1,0 +1,161 @@
+//! Runners are lost, or can't start.
+
+use anyhow::{Context, Result, ensure};
+use kube::{
+    ResourceExt,
+    api::{DeleteParams, EvictParams},
+};
+use loadtest_core::resource::{LoadTest, Phase, Verdict};
+use loadtest_e2e::{
+    fault::{Fault, Observation},
+    node::{find_process, kill},
+    test_namespace::{Target, TestNamespace},
+};
+use serde_json::{Value, json};
+
+use crate::checks::{
+    check_counts, has_requests, short, wait_for_error, wait_until_no_runner, watched_spec,
+};
+
+pub(crate) const PROGRAM: &str = "loadtest-runner";
+/// Requests of the 10 users of a runner in the seconds since it was last read.
+const UNREAD: u64 = 1000;
+
+/// Starts a test of two runners with ten users each.
+pub(crate) async fn start_pair<'a>(
+    namespace: &'a TestNamespace,
+    name: &str,
+) -> Result<(Target<'a>, LoadTest)> {
+    let target = namespace.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
+    let mut spec = watched_spec(20, "60s");
+    spec["runners"] = json!({"usersPerRunner": 10});
+    let test = namespace.create_test(name, spec).await?;
+    namespace.wait_for_status(name, 60, has_requests).await?;
+    Ok((target, test))
+}
+
+/// Waits until a test has stopped because of a lost runner, and checks what it says.
+pub(crate) async fn check_loss(
+    namespace: &TestNamespace,
+    (target, test): (&Target<'_>, &LoadTest),
+    words: &[&str],
+    row: &mut Observation,
+) -> Result<()> {
+    let name = test.name_any();
+    let status = namespace.wait_until_finished(&name, 60).await?;
+    ensure!(status.known_phase() == Some(Phase::Finished), "{status:#?}");
+    ensure!(status.known_verdict() == Some(Verdict::Inconclusive), "{status:#?}");
+    let lost = status.condition("RunnersLost").context("no condition RunnersLost")?;
+    for word in words {
+        ensure!(lost.message.contains(word), "{word}: {lost:?}");
+    }
+    row.settle(format!("Inconclusive: {}", short(&lost.message)));
+    check_counts(target, test, &status, UNREAD).await?;
+    wait_until_no_runner(namespace, &name).await
+}
+
+#[tokio::test]
+async fn killed_runner_stops_the_test() -> Result<()> {
+    let fault = Fault {
+        fault: "runner killed by SIGKILL under load",
+        expected: "Inconclusive with exit code 137; its numbers are kept",
+        seconds: 30,
+    };
+    fault
+        .check("killed", async |namespace, row| {
+            let (target, test) = start_pair(namespace, "killed").await?;
+            let runner = namespace.list_runners("killed").await?.pop().context("no runner")?;
+            row.begin();
+            kill(find_process(&runner, PROGRAM)?)?;
+            check_loss(namespace, (&target, &test), &[&runner.name_any(), "137"], row).await
+        })
+        .await
+}
+
+#[tokio::test]
+async fn evicted_runner_stops_the_test() -> Result<()> {
+    let fault = Fault {
+        fault: "runner evicted under load",
+        expected: "Inconclusive, and the loss names the eviction; its numbers are kept",
+        seconds: 30,
+    };
+    fault
+        .check("evicted", async |namespace, row| {
+            let (target, test) = start_pair(namespace, "evicted").await?;
+            let runner = namespace.list_runners("evicted").await?.pop().context("no runner")?;
+            row.begin();
+            namespace.pods.evict(&runner.name_any(), &EvictParams::default()).await?;
+            check_loss(namespace, (&target, &test), &[&runner.name_any(), "evict"], row).await
+        })
+        .await
+}
+
+#[tokio::test]
+async fn deleted_runner_stops_the_test() -> Result<()> {
+    let fault = Fault {
+        fault: "runner deleted by hand under load",
+        expected: "Inconclusive, and the loss names the pod; its numbers are kept",
+        seconds: 30,
+    };
+    fault
+        .check("by-hand", async |namespace, row| {
+            let (target, test) = start_pair(namespace, "by-hand").await?;
+            let runner = namespace.list_runners("by-hand").await?.pop().context("no runner")?;
+            row.begin();
+            namespace.pods.delete(&runner.name_any(), &DeleteParams::default()).await?;
+            check_loss(namespace, (&target, &test), &[&runner.name_any()], row).await
+        })
+        .await
+}
+
+/// Checks that a test whose pods can't start ends with a reason, without load.
+async fn check_no_start(
+    fault: Fault,
+    name: &str,
+    runners: Value,
+    (reason, words): (&str, &str),
+) -> Result<()> {
+    fault
+        .check(name, async |namespace, row| {
+            let target = namespace.deploy_simulator(json!({})).await?;
+            let mut spec = watched_spec(2, "5s");
+            spec["runners"] = runners;
+            spec["startTimeout"] = "20s".into();
+            row.begin();
+            let test = namespace.create_test(name, spec).await?;
+            let message = wait_for_error(namespace, name, fault.seconds, reason).await?;
+            ensure!(message.contains(words), "{message}");
+            row.settle(format!("{reason}: {}", short(&message)));
+            wait_until_no_runner(namespace, name).await?;
+            let received = target.count_received(&test.uid().context("no UID")?).await?;
+            ensure!(received == 0, "the target received {received} requests");
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn one_runner_of_two_that_has_no_node_ends_the_test() -> Result<()> {
+    let fault = Fault {
+        fault: "one runner of two is never scheduled",
+        expected: "Unschedulable with the words of the scheduler, without load",
+        seconds: 40,
+    };
+    let apart = json!({"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{
+        "topologyKey": "kubernetes.io/hostname",
+        "labelSelector": {"matchLabels": {"app.kubernetes.io/name": "loadtest-runner"}},
+    }]}});
+    let runners = json!({"count": 2, "podTemplate": {"spec": {"affinity": apart}}});
+    check_no_start(fault, "apart", runners, ("Unschedulable", "1 of 2 runners")).await
+}
+
+#[tokio::test]
+async fn runners_without_a_node_end_the_test() -> Result<()> {
+    let fault = Fault {
+        fault: "no runner can be scheduled",
+        expected: "Unschedulable with the words of the scheduler, without load",
+        seconds: 40,
+    };
+    let runners = json!({"nodeSelector": {"no-such-label": "true"}});
+    check_no_start(fault, "no-node", runners, ("Unschedulable", "node affinity")).await
+}
