@@ -41,8 +41,9 @@ fn start_runner(plan: &Plan) -> RunnerProcess {
         .spawn()
         .unwrap();
     let mut log = BufReader::new(child.stdout.take().unwrap());
-    let ready = read_log_until(&mut log, "ready");
-    let address = ready["fields"]["listen"].as_str().unwrap().parse().unwrap();
+    let serving = read_log_until(&mut log, "serving");
+    read_log_until(&mut log, "ready");
+    let address = serving["fields"]["listen"].as_str().unwrap().parse().unwrap();
     RunnerProcess { child, log, address, _folder: folder }
 }
 
