@@ -18,15 +18,15 @@ const REPORT: &str = "FAULT_REPORT";
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]
 pub struct Fault {
-    /// What is done.
+    /// The fault that the test causes.
     pub fault: &'static str,
-    /// What should happen.
+    /// The promise: how the test ends.
     pub expected: &'static str,
     /// Maximum seconds from the fault until everything is as it should be.
     pub seconds: u64,
 }
 
-/// What a test saw of a fault.
+/// The observed end of a fault.
 #[derive(Debug, Default)]
 pub struct Observation {
     began: Option<Instant>,
