@@ -16,14 +16,17 @@ use loadtest_core::{
 };
 
 use super::{
+    looks::{Horizon, Looks},
     part::RunnerPart,
-    slots::Slots,
     targets::{StartedPods, Targets},
 };
 use crate::observe::skew::StartEstimates;
 
-/// How long a look at the sum waits for runners that have not answered yet.
-const HOLD: SignedDuration = SignedDuration::from_secs(4);
+/// How long a look at the sum waits for a runner that does not answer. Runners keep the steps of 120 s, so the
+/// sum of this time is judged with the runner's steps when it answers again.
+const PATIENCE: SignedDuration = SignedDuration::from_secs(110);
+/// The same, when all other runners have ended their load. The operator gives up such a runner after 60 s.
+const PATIENCE_AT_END: SignedDuration = SignedDuration::from_secs(50);
 /// Maximum time that a runner may report beyond the length of the load, in seconds.
 const MAX_EXCESS: f64 = 60.0;
 
@@ -56,12 +59,11 @@ pub(crate) enum RefusedAnswer {
 /// Everything that the runners of one run have told.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Collection {
-    /// Sum over all runners, up to the last look. Without the numbers of whole runners.
-    sum: Metrics,
-    /// The numbers of whole runners, up to the last look.
-    numbers: RunnerNumbers,
-    /// The changes after the last look.
-    pending: Slots,
+    /// The sum over all runners, and its windows and stages.
+    looks: Looks,
+    /// The same without the runners that the looks wait for. An abort protects the target, so it does not
+    /// wait for them.
+    ahead: Option<Box<Looks>>,
     /// The runners that may answer again, by index.
     parts: BTreeMap<u32, RunnerPart>,
     /// The runners that never will.
@@ -70,10 +72,8 @@ pub(crate) struct Collection {
     gone_steps: BTreeMap<u32, u64>,
     /// Indices of the runners that answered in this round.
     answered: BTreeSet<u32>,
-    /// When a look began to wait for runners.
-    waiting_since: Option<Timestamp>,
-    /// Until this time of the load, not all runners that answered have single steps.
-    whole_until: f64,
+    /// When this process first asked the runners.
+    asked_since: Option<Timestamp>,
     /// Time of the last answer of each runner.
     last_seen: BTreeMap<u32, Timestamp>,
     /// UIDs of the pods whose logs need no further search for last metrics.
@@ -84,10 +84,6 @@ pub(crate) struct Collection {
     contract_mismatch: Option<String>,
     /// Estimated start times of the runners.
     start_estimates: StartEstimates,
-    /// Windows, stages and abort timers.
-    timeline: Option<Timeline>,
-    /// The sum at the start of a stage, as an earlier process has stored it for the timeline.
-    stage_start: Option<Metrics>,
     /// The run over time.
     series: Option<SeriesRecorder>,
     /// Threshold with a critical bound that ends the test.
@@ -103,9 +99,9 @@ impl Collection {
         series: SeriesRecorder,
         stage_start: Option<Metrics>,
     ) -> Self {
-        let mut restored = Self { series: Some(series), stage_start, ..Self::default() };
-        restored.sum.merge_samples(&gone.metrics);
-        restored.numbers.add(RunnerNumbers::of(&gone.metrics));
+        let looks = Looks::resumed(stage_start);
+        let mut restored = Self { looks, series: Some(series), ..Self::default() };
+        restored.looks.add_unjudged(&gone.metrics);
         for runner in runners {
             let index = runner.identity.index;
             if gone.runners.contains_key(&index) {
@@ -119,9 +115,7 @@ impl Collection {
 
     /// Returns the sum over all runners, with the measurements of each runner under its name.
     pub(crate) fn merged(&self, name_of: impl Fn(u32) -> String) -> Metrics {
-        let (mut merged, mut numbers) = (self.sum.clone(), self.numbers);
-        self.pending.add_all_to(&mut merged, &mut numbers);
-        numbers.write_to(&mut merged);
+        let mut merged = self.looks.total();
         merged.runners.clone_from(&self.gone.metrics.runners);
         let parts = self.parts.iter();
         merged.runners.extend(parts.map(|(index, part)| (name_of(*index), part.generator())));
@@ -129,11 +123,8 @@ impl Collection {
     }
 
     /// Returns the sum at the start of the current stage, but for the first stage.
-    pub(crate) fn stage_start(&self) -> Option<&Metrics> {
-        match &self.timeline {
-            Some(timeline) => timeline.stage_start(),
-            None => self.stage_start.as_ref(),
-        }
+    pub(crate) const fn stage_start(&self) -> Option<&Metrics> {
+        self.looks.stage_start()
     }
 
     /// Returns the state of a runner in its last answer.
@@ -189,7 +180,7 @@ impl Collection {
 
     /// Returns windows, stages and abort timers; `None` before the first look.
     pub(crate) const fn timeline(&self) -> Option<&Timeline> {
-        self.timeline.as_ref()
+        self.looks.timeline()
     }
 
     /// Returns the run over time; `None` before the first look.
@@ -295,8 +286,7 @@ impl Collection {
     /// Replaces everything that a runner has told by the last metrics in its log.
     pub(crate) fn replace(&mut self, index: u32, runner: RunnerMetrics) {
         self.forget(index);
-        self.sum.merge_samples(&runner.metrics);
-        self.numbers.add(RunnerNumbers::of(&runner.metrics));
+        self.all_looks().for_each(|looks| looks.add_unjudged(&runner.metrics));
         self.parts.extend(RunnerPart::stored(runner).map(|part| (index, part)));
     }
 
@@ -326,7 +316,8 @@ impl Collection {
             let last = self.last_step(index);
             if first.is_whole {
                 self.forget(index);
-                self.whole_until = self.whole_until.max(first.runner.metrics.elapsed_seconds);
+                let elapsed = first.runner.metrics.elapsed_seconds;
+                self.all_looks().for_each(|looks| looks.note_whole(elapsed));
             } else if last == 0 || first.number != last + 1 {
                 self.forget(index);
                 return Err(RefusedAnswer::Gap { last, found: first.number });
@@ -349,96 +340,72 @@ impl Collection {
                 |name: &str| run.valid.scenario.tasks.iter().any(|task| task.name == name);
             step.runner.metrics.tasks.retain(|name, _| is_known(name));
             let change = RunnerNumbers::of(&step.runner.metrics).change_since(part.numbers());
-            self.pending.add(&run.valid, &step.runner.metrics, change);
+            for looks in [Some(&mut self.looks), self.ahead.as_deref_mut()].into_iter().flatten() {
+                looks.add_step(&run.valid, &step.runner.metrics, change);
+            }
             part.add(&step);
         }
         part.compact_in_turn(index);
         Ok(())
     }
 
-    /// Ends a round: looks at the sum, unless runners that have not answered yet may change it soon.
+    /// Ends a round: looks at the sum, as far as all runners have told it.
     pub(crate) fn end_round(&mut self, run: &Targets, now: Timestamp) {
         self.settle_gone(run.pods());
-        let coverage = self.coverage(run.pods());
-        if coverage == Coverage::Partial {
-            let since = *self.waiting_since.get_or_insert(now);
-            if now.duration_since(since) < HOLD {
-                return;
-            }
-        } else {
-            self.waiting_since = None;
-        }
-        self.look(run, coverage);
-    }
-
-    /// Which runners the answers of this round cover.
-    fn coverage(&self, pods: StartedPods<'_>) -> Coverage {
-        let is_current = |index: &u32| {
-            let is_complete = self.runner_state(*index).is_some_and(RunnerState::is_complete);
-            is_complete || self.answered.contains(index)
-        };
-        let mut coverage = Coverage::All;
-        for index in pods.indices().filter(|index| !is_current(index)) {
-            if !self.is_lost(pods, index) {
-                return Coverage::Partial;
-            }
-            coverage = Coverage::WithoutLost;
-        }
-        coverage
-    }
-
-    /// Adds what has come since the last look to the sum, in the order of time, and takes a snapshot for
-    /// timeline and series after each slot.
-    ///
-    /// A runner without an answer seems to do nothing now and too much later, so the timeline is told
-    /// whether some are missing. The abort of a test is judged anyway: it protects the target.
-    fn look(&mut self, run: &Targets, coverage: Coverage) {
-        for task in &run.valid.scenario.tasks {
-            self.sum.tasks.entry(task.name.clone()).or_default();
-        }
-        let from = std::mem::take(&mut self.whole_until);
-        let mut pending = std::mem::take(&mut self.pending);
-        if pending.is_empty() {
-            return;
-        }
-        let timeline = self.timeline.get_or_insert_with(|| {
-            let mut timeline = timeline_of(&run.valid, &run.status);
-            timeline.look_back_to(from);
-            if let Some(start) = self.stage_start.take() {
-                timeline.resume_stage(&run.valid, start);
-            }
-            timeline
-        });
+        self.asked_since.get_or_insert(now);
+        let horizon = self.horizon(run.pods(), now);
         let series = self.series.get_or_insert_with(|| SeriesRecorder::new(&run.valid.load));
-        while let Some(elapsed) = pending.pop_first_to(&mut self.sum, &mut self.numbers) {
-            // Before this time, the sum lacks runners that tell everything in one step.
-            if elapsed < from {
-                continue;
-            }
-            self.numbers.write_to(&mut self.sum);
-            // During a replay, runners that are gone are ahead.
-            if !pending.is_empty() {
-                self.sum.elapsed_seconds = elapsed;
-            }
-            series.record(&self.sum);
-            let aborted = timeline.record_snapshot_of(&run.valid, &self.sum, coverage);
-            // Load that has ended or is being stopped can't be aborted. Once due, an abort stays due.
-            if self.aborted.is_none() && self.sum.elapsed_seconds < run.load.as_secs_f64() {
-                self.aborted = aborted;
-            }
+        let mut aborted = self.looks.look(run, horizon, Some(series));
+        let can_abort = || run.valid.thresholds.iter().any(|threshold| threshold.abort.is_some());
+        if self.looks.has_pending() && can_abort() {
+            let ahead = self.ahead.get_or_insert_with(|| Box::new(self.looks.clone()));
+            let everything = Horizon { coverage: Coverage::Partial, until: f64::INFINITY };
+            aborted = aborted.or(ahead.look(run, everything, None));
+        } else {
+            self.ahead = None;
         }
+        // Once due, an abort stays due.
+        self.aborted = self.aborted.take().or(aborted);
+    }
+
+    /// What a look may judge now. It waits for runners that do not answer, but not for ever.
+    fn horizon(&self, pods: StartedPods<'_>, now: Timestamp) -> Horizon {
+        let is_over = |index: u32| self.is_final(index) || self.is_lost(pods, index);
+        let silent = |index: &u32| !is_over(*index) && !self.answered.contains(index);
+        let others_are_over = pods.indices().all(|index| silent(&index) || is_over(index));
+        let patience = if others_are_over { PATIENCE_AT_END } else { PATIENCE };
+        let last_seen = |index| self.last_seen(index).or(self.asked_since).unwrap_or(now);
+        let (given_up, waited_for): (Vec<u32>, Vec<u32>) = pods
+            .indices()
+            .filter(silent)
+            .partition(|index| now.duration_since(last_seen(*index)) >= patience);
+        let coverage = if !given_up.is_empty() {
+            Coverage::Partial
+        } else if pods.indices().any(|index| self.is_lost(pods, index)) {
+            Coverage::WithoutLost
+        } else {
+            Coverage::All
+        };
+        if waited_for.is_empty() {
+            return Horizon { coverage, until: f64::INFINITY };
+        }
+        let counts = |index: &u32| !is_over(*index) && !given_up.contains(index);
+        let told = |index| self.parts.get(&index).map_or(0.0, RunnerPart::elapsed);
+        let until = pods.indices().filter(counts).map(told).fold(f64::INFINITY, f64::min);
+        Horizon { coverage, until }
+    }
+
+    /// The sum, and the one without the runners that it waits for.
+    fn all_looks(&mut self) -> impl Iterator<Item = &mut Looks> {
+        std::iter::once(&mut self.looks).chain(self.ahead.as_deref_mut())
     }
 
     /// Takes everything that a runner has told out of the sum, because the runner tells it again.
     fn forget(&mut self, index: u32) {
         let Some(part) = self.parts.get(&index) else { return };
         let Ok(earlier) = part.snapshot() else { return };
-        if !part.is_stored() {
-            // The answers of this process may be in any slot.
-            std::mem::take(&mut self.pending).add_all_to(&mut self.sum, &mut self.numbers);
-        }
-        self.numbers.add(RunnerNumbers::default().change_since(part.numbers()));
-        self.sum = self.sum.since(&earlier.metrics);
+        let (numbers, is_pending) = (part.numbers(), !part.is_stored());
+        self.all_looks().for_each(|looks| looks.remove(&earlier.metrics, numbers, is_pending));
         self.parts.remove(&index);
     }
 }

@@ -7,6 +7,7 @@
 mod budget;
 pub(crate) mod collection;
 mod collector;
+mod looks;
 mod part;
 pub(crate) mod scrape;
 mod slots;

@@ -32,6 +32,11 @@ impl Slots {
         self.0.is_empty()
     }
 
+    /// Returns true if there is a slot, and the first one ends by this second of the load.
+    pub(crate) fn starts_until(&self, seconds: f64) -> bool {
+        self.0.first_key_value().is_some_and(|(_, slot)| slot.elapsed <= seconds)
+    }
+
     /// Adds a step of a runner.
     pub(crate) fn add(&mut self, valid: &ValidTest, step: &Metrics, change: RunnerNumbers) {
         let elapsed = step.elapsed_seconds;

@@ -269,6 +269,55 @@ fn a_replay_waits_for_a_late_runner() {
     assert_eq!(collection.timeline().unwrap().unobserved(), loadtest_core::Duration::ZERO);
 }
 
+/// Asks both runners every two seconds, but the second one only if `answers`, until 200 s.
+fn collect_with_silence(answers: impl Fn(u32) -> bool) -> (Collection, Targets) {
+    let targets = targets();
+    let mut runners = [TestRunner::new(0), TestRunner::new(1)];
+    let mut collection = Collection::default();
+    for second in (2..=200).step_by(2) {
+        runners.iter_mut().for_each(|runner| runner.run_until(second));
+        let asked = if answers(second) { &runners[..] } else { &runners[..1] };
+        let now = noon() + SignedDuration::from_secs(second.into());
+        ask(&mut collection, &asked.iter().collect::<Vec<_>>(), &targets, now);
+    }
+    (collection, targets)
+}
+
+#[test]
+fn windows_wait_for_a_runner_that_is_cut_off() {
+    // The slow responses come while the second runner is silent.
+    let (collection, targets) = collect_with_silence(|second| !(20..=120).contains(&second));
+    assert_eq!((requests(&collection), verdict(&collection, &targets)), (4000, Verdict::Critical));
+    let timeline = collection.timeline().unwrap();
+    assert_eq!(timeline.unobserved(), loadtest_core::Duration::ZERO);
+    assert!(!collection.looks.has_pending() && collection.ahead.is_none());
+    assert_eq!(collection.series().unwrap().series().points.len(), 100);
+}
+
+#[test]
+fn windows_wait_for_no_runner_for_ever() {
+    let (collection, targets) = collect_with_silence(|second| second < 50 || second == 200);
+    assert!(!collection.looks.has_pending());
+    assert!(collection.timeline().unwrap().unobserved() > loadtest_core::Duration::ZERO);
+    assert_eq!(verdict(&collection, &targets), Verdict::Critical, "before the silence");
+}
+
+#[test]
+fn runners_that_miss_rounds_in_turn_hold_up_nothing() {
+    let targets = targets();
+    let mut runners = [TestRunner::new(0), TestRunner::new(1)];
+    let mut collection = Collection::default();
+    for second in (2..=200).step_by(2) {
+        runners.iter_mut().for_each(|runner| runner.run_until(second));
+        let asked = &runners[usize::from(second % 4 == 0)];
+        let now = noon() + SignedDuration::from_secs(second.into());
+        ask(&mut collection, &[asked], &targets, now);
+    }
+    let timeline = collection.timeline().unwrap();
+    assert_eq!(timeline.unobserved(), loadtest_core::Duration::ZERO);
+    assert!(collection.series().unwrap().series().points.len() >= 98);
+}
+
 #[test]
 fn a_silent_runner_holds_back_no_abort() {
     let mut targets = targets();

@@ -1,0 +1,147 @@
+//! The sum of what the runners have told, and the looks at it: each one judges the slots that are complete. Pure.
+
+use loadtest_core::{
+    judge::{Coverage, Timeline},
+    metrics::{Metrics, RunnerNumbers},
+    plan::ValidTest,
+    resource::Aborted,
+    result::SeriesRecorder,
+};
+
+use super::{collection::timeline_of, slots::Slots, targets::Targets};
+
+/// What a look may judge.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Horizon {
+    /// The runners that the sum covers.
+    pub(super) coverage: Coverage,
+    /// All of them have told everything until this second of the load.
+    pub(super) until: f64,
+}
+
+/// The sum of what the runners have told, and what follows from it over time.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Looks {
+    /// Sum over all runners, up to the last look. Without the numbers of whole runners.
+    sum: Metrics,
+    /// The numbers of whole runners, up to the last look.
+    numbers: RunnerNumbers,
+    /// The changes after the last look.
+    pending: Slots,
+    /// Until this second of the load, the sum lacks runners that told everything in one step.
+    whole_until: f64,
+    /// Windows, stages and abort timers.
+    timeline: Option<Timeline>,
+    /// The sum at the start of a stage, as an earlier process has stored it for the timeline.
+    stage_start: Option<Metrics>,
+}
+
+impl Looks {
+    /// Goes on from the sum at the start of the current stage.
+    pub(super) fn resumed(stage_start: Option<Metrics>) -> Self {
+        Self { stage_start, ..Self::default() }
+    }
+
+    /// Returns windows, stages and abort timers; `None` before the first look.
+    pub(super) const fn timeline(&self) -> Option<&Timeline> {
+        self.timeline.as_ref()
+    }
+
+    /// Returns the sum at the start of the current stage, but for the first stage.
+    pub(super) const fn stage_start(&self) -> Option<&Metrics> {
+        match &self.timeline {
+            Some(timeline) => timeline.stage_start(),
+            None => self.stage_start.as_ref(),
+        }
+    }
+
+    /// Returns true if some changes are not judged yet.
+    pub(super) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Returns the sum of everything.
+    pub(super) fn total(&self) -> Metrics {
+        let (mut total, mut numbers) = (self.sum.clone(), self.numbers);
+        self.pending.add_all_to(&mut total, &mut numbers);
+        numbers.write_to(&mut total);
+        total
+    }
+
+    /// Adds a step of a runner, to be judged later.
+    pub(super) fn add_step(&mut self, valid: &ValidTest, step: &Metrics, change: RunnerNumbers) {
+        self.pending.add(valid, step, change);
+    }
+
+    /// Notes that a runner tells everything until this second of the load in one step.
+    pub(super) fn note_whole(&mut self, elapsed: f64) {
+        self.whole_until = self.whole_until.max(elapsed);
+    }
+
+    /// Adds everything that a runner has told. No look judges it.
+    pub(super) fn add_unjudged(&mut self, metrics: &Metrics) {
+        self.sum.merge_samples(metrics);
+        self.numbers.add(RunnerNumbers::of(metrics));
+    }
+
+    /// Takes everything that a runner has told out of the sum. `is_pending` is true if some of it may not be
+    /// judged yet.
+    pub(super) fn remove(&mut self, told: &Metrics, numbers: RunnerNumbers, is_pending: bool) {
+        if is_pending {
+            // It may be in any slot.
+            std::mem::take(&mut self.pending).add_all_to(&mut self.sum, &mut self.numbers);
+        }
+        self.numbers.add(RunnerNumbers::default().change_since(numbers));
+        self.sum = self.sum.since(told);
+    }
+
+    /// Adds the slots up to the horizon to the sum, in the order of time, and takes a snapshot for timeline
+    /// and series after each slot. Returns the first threshold that ends the test.
+    ///
+    /// A runner without an answer seems to do nothing now and too much later, so the timeline is told
+    /// whether some are missing.
+    pub(super) fn look(
+        &mut self,
+        run: &Targets,
+        horizon: Horizon,
+        mut series: Option<&mut SeriesRecorder>,
+    ) -> Option<Aborted> {
+        for task in &run.valid.scenario.tasks {
+            self.sum.tasks.entry(task.name.clone()).or_default();
+        }
+        if !self.pending.starts_until(horizon.until) {
+            return None;
+        }
+        let from = self.whole_until;
+        let timeline = self.timeline.get_or_insert_with(|| {
+            let mut timeline = timeline_of(&run.valid, &run.status);
+            timeline.look_back_to(from);
+            if let Some(start) = self.stage_start.take() {
+                timeline.resume_stage(&run.valid, start);
+            }
+            timeline
+        });
+        let mut first_abort = None;
+        while self.pending.starts_until(horizon.until)
+            && let Some(elapsed) = self.pending.pop_first_to(&mut self.sum, &mut self.numbers)
+        {
+            if elapsed < from {
+                continue;
+            }
+            self.numbers.write_to(&mut self.sum);
+            // During a replay, runners that are gone are ahead.
+            if !self.pending.is_empty() {
+                self.sum.elapsed_seconds = elapsed;
+            }
+            if let Some(series) = &mut series {
+                series.record(&self.sum);
+            }
+            let aborted = timeline.record_snapshot_of(&run.valid, &self.sum, horizon.coverage);
+            // Load that has ended or is being stopped can't be aborted.
+            if self.sum.elapsed_seconds < run.load.as_secs_f64() {
+                first_abort = first_abort.or(aborted);
+            }
+        }
+        first_abort
+    }
+}
