@@ -28,13 +28,11 @@ use loadtest_children::OPERATOR_NAME;
 
 use crate::{
     act,
-    act::{
-        events::publish_event,
-        kill_point::{KillPoint, pause_at},
-    },
+    act::events::publish_event,
     context::Context,
     decide::{Decision, Reason, decide, decide_refused, decide_retry},
     error::{Error, format_error_chain},
+    fault_injection::{KillPoint, now, pause_at},
     observe::observe,
     observe::state::Observed,
     reconcile::unseen::supervise_unseen,
@@ -181,7 +179,7 @@ async fn run_pipeline(
         return Err(error);
     }
     observed.keep_objects();
-    let now = Timestamp::now();
+    let now = now();
     let mut decision = decide(observed, &context.settings, now);
     let (namespace, name) = (observed.test.namespace(), observed.test.name_any());
     tracing::debug!(namespace, name, ?decision, "decided");

@@ -5,12 +5,9 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::{
-    api::{
-        batch::v1::Job,
-        core::v1::{ConfigMap, Pod},
-    },
-    jiff::Timestamp,
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{ConfigMap, Pod},
 };
 use kube::{Api, ResourceExt, api::ListParams};
 use loadtest_core::{
@@ -36,6 +33,7 @@ use loadtest_children::{TOKEN_ANNOTATION, child_name, is_controlled_by};
 use crate::{
     context::Context,
     error::{Error, format_error_chain},
+    fault_injection::now,
     runner_client,
 };
 
@@ -61,7 +59,7 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
     }
     if observed.phase() == Some(Phase::Starting) && observed.start_record().is_none() {
         runner_client::ask_readiness(context, &mut observed.runners).await;
-        read_refused_pods(context, observed, Timestamp::now()).await;
+        read_refused_pods(context, observed, now()).await;
     }
     if let Some(start) = observed.start_record() {
         observed.cache.start = Some(start);
@@ -82,7 +80,7 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
     if is_new && !is_over && has_started {
         resume_from_result(context, observed).await?;
     }
-    observed.cache.first_seen.get_or_insert_with(Timestamp::now);
+    observed.cache.first_seen.get_or_insert_with(now);
     if let Some(targets) = observed.targets() {
         let earlier = Arc::clone(&observed.cache.collection);
         observed.cache.collection = context.collectors.collect(targets, &earlier);

@@ -1,13 +1,13 @@
 //! A test under load while the API server can't be read, or the Lease can't be renewed: a threshold that
 //! aborts stops its runners all the same.
 
-use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use crate::{
     act,
     context::Context,
     decide::{Decision, decide_unseen},
+    fault_injection::now,
     observe::state::{LastObjects, Observed, RunCache},
 };
 
@@ -29,7 +29,7 @@ pub(super) async fn supervise_unseen(context: &Context, cache: &mut RunCache) {
         observed.cache.collection = collection;
     }
     if let Some(start) = observed.start_record() {
-        let decision = decide_unseen(&observed, &start, &context.settings, Timestamp::now());
+        let decision = decide_unseen(&observed, &start, &context.settings, now());
         if let Some(decision) = decision {
             tracing::info!(namespace, run_uid, ?decision, "decided without the API server");
             // A stop is safe: a runner refuses it if another replica leads.
