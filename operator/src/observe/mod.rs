@@ -1,13 +1,17 @@
 //! Reads the state of a test from the API server and from the runners. Writes nothing to the API
 //! server.
 //!
-//! All reads are live. A stale cache could make the operator create child objects twice.
+//! The reads are live, because a stale cache could make the operator create child objects twice. Only a test
+//! under load is not read again while no watch tells of a change, for at most a minute.
 
 use std::sync::Arc;
 
-use k8s_openapi::api::{
-    batch::v1::Job,
-    core::v1::{ConfigMap, Pod},
+use k8s_openapi::{
+    api::{
+        batch::v1::Job,
+        core::v1::{ConfigMap, Pod},
+    },
+    jiff::Timestamp,
 };
 use kube::{Api, ResourceExt, api::ListParams};
 use loadtest_core::{
@@ -16,6 +20,8 @@ use loadtest_core::{
     resource::Phase,
 };
 
+pub(crate) mod changes;
+pub(crate) mod last_objects;
 mod refused_pods;
 mod result;
 pub(crate) mod runner;
@@ -23,6 +29,7 @@ pub(crate) mod skew;
 pub(crate) mod start;
 pub(crate) mod state;
 
+use last_objects::Reading;
 use refused_pods::read_refused_pods;
 use result::resume_from_result;
 use runner::Runner;
@@ -37,10 +44,16 @@ use crate::{
     runner_client,
 };
 
-/// Fills `observed` with the Job, the runner pods and the latest metrics of the runners.
-pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Result<(), Error> {
+/// Reads the Job and the runner pods of a test, which was read just before.
+pub(crate) async fn read_objects(
+    context: &Context,
+    observed: &mut Observed,
+    now: Timestamp,
+) -> Result<Reading, Error> {
     let namespace = observed.test.namespace().unwrap_or_default();
     let run_uid = observed.test.uid().unwrap_or_default();
+    // An event that comes during the reading counts as one after it.
+    let changes = context.changes.count(&run_uid);
     let jobs: Api<Job> = Api::namespaced(context.client.clone(), &namespace);
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
     let name = child_name(&observed.test);
@@ -52,6 +65,14 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
         let list = pods.list(&of_job).await.map_err(|e| Error::api("list pods of", &name, e))?;
         observed.runners.extend(list.items.iter().filter_map(Runner::from_pod));
     }
+    let versions = observed.test.resource_version().into_iter().collect();
+    Ok(Reading { at: now, changes, versions })
+}
+
+/// Fills `observed`, which has its Job and runner pods, with the latest metrics of the runners and what else
+/// a decision needs.
+pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Result<(), Error> {
+    let run_uid = observed.test.uid().unwrap_or_default();
     if let Some(job) = &observed.job {
         let found = job.annotations().get(TOKEN_ANNOTATION);
         let expected = context.authority.token_fingerprint(&run_uid);

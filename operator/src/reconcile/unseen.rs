@@ -8,7 +8,10 @@ use crate::{
     context::Context,
     decide::{Decision, decide_unseen},
     fault_injection::now,
-    observe::state::{LastObjects, Observed, RunCache},
+    observe::{
+        last_objects::LastObjects,
+        state::{Observed, RunCache},
+    },
 };
 
 /// Judges the abort by what the collector of the run has collected, and sends the orders that follow.
@@ -18,7 +21,7 @@ pub(super) async fn supervise_unseen(context: &Context, cache: &mut RunCache) {
         return;
     }
     let Some(objects) = cache.last_objects.clone() else { return };
-    let LastObjects { test, job, runners } = *objects;
+    let LastObjects { test, job, runners, .. } = *objects;
     let (namespace, run_uid) = (test.namespace().unwrap_or_default(), test.uid());
     let mut observed = Observed::new(test, cache.clone());
     observed.job = Some(job);
