@@ -11,12 +11,14 @@
 //! | `runner_client` | scrapes the runners and sends orders to them |
 //! | `act` | writes objects and publishes Events; decides nothing |
 //! | [`controller`], [`reconcile`] | run these steps for each changed test |
+//! | `clock` | the time: that of the API server |
 //! | `crd_check` | compares the installed CRD with the one of this operator |
 //! | [`lease`] | which replica may act, and what an order to a runner needs |
 //! | `fault_injection` | where tests of faults reach in |
 //! | [`context`], [`error`], `metrics`, [`server`] | what the steps share, and the HTTP endpoints |
 
 mod act;
+mod clock;
 mod collect;
 pub mod context;
 pub mod controller;

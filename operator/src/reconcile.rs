@@ -29,10 +29,11 @@ use loadtest_children::OPERATOR_NAME;
 use crate::{
     act,
     act::events::publish_event,
+    clock::now,
     context::Context,
     decide::{Decision, Reason, decide, decide_refused, decide_retry},
     error::{Error, format_error_chain},
-    fault_injection::{KillPoint, now, pause_at},
+    fault_injection::{KillPoint, pause_at},
     observe::{
         last_objects::{LastObjects, Reading},
         observe, read_objects,

@@ -7,13 +7,13 @@ use loadtest_core::{
 };
 
 use crate::{
+    clock::now,
     collect::{
         Collection,
         scrape::{MAX_REQUESTS, read_body, run_concurrently, runner_url},
     },
     context::Context,
     error::format_error_chain,
-    fault_injection::now,
     observe::{runner::Runner, state::RunCache},
 };
 

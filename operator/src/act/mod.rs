@@ -25,10 +25,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use loadtest_children::OPERATOR_NAME;
 
 use crate::{
+    clock::now,
     context::Context,
     decide::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL, signed_duration},
     error::Error,
-    fault_injection::{KillPoint, now, pause_at},
+    fault_injection::{KillPoint, pause_at},
     observe::start::{RUN_UID_ANNOTATION, START_ANNOTATION, StartRecord},
     observe::state::Observed,
     runner_client::{self, Order},

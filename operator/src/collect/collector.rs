@@ -24,9 +24,7 @@ use super::{
     },
     targets::Targets,
 };
-use crate::{
-    error::format_error_chain, fault_injection::now, lease::Authority, observe::runner::Runner,
-};
+use crate::{clock::now, error::format_error_chain, lease::Authority, observe::runner::Runner};
 
 /// How long a round waits for answers. Slower runners answer in a later round.
 const ROUND_TIME: Duration = Duration::from_millis(1500);

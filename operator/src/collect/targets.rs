@@ -25,7 +25,7 @@ pub(crate) struct Targets {
     pub(crate) valid: ValidTest,
     /// Start time, and the pods that were started.
     pub(crate) start: StartRecord,
-    /// The runner pods.
+    /// The runner pods, by their indices.
     pub(crate) runners: Vec<Runner>,
     /// Duration of the load; zero as soon as something ends it early.
     pub(crate) load: Duration,
@@ -38,7 +38,7 @@ pub(crate) struct Targets {
 pub(crate) struct StartedPods<'a> {
     /// Start time, and the UIDs of the pods by index.
     pub(crate) start: &'a StartRecord,
-    /// The pods that exist.
+    /// The pods that exist, by their indices.
     pub(crate) runners: &'a [Runner],
 }
 
@@ -56,8 +56,7 @@ impl<'a> StartedPods<'a> {
 
     /// Returns a started pod, if it still exists.
     pub(crate) fn get(self, index: u32) -> Option<&'a Runner> {
-        let is_started = |runner: &&Runner| runner.index == index && runner.uid == self.uid(index);
-        self.runners.iter().find(is_started)
+        pods_of_index(self.runners, index).find(|runner| runner.uid == self.uid(index))
     }
 
     /// Returns the name of a runner in messages: its index and its node.
@@ -74,9 +73,15 @@ impl<'a> StartedPods<'a> {
     }
 }
 
+/// Returns the pods with an index, of pods that are sorted by their indices.
+fn pods_of_index(runners: &[Runner], index: u32) -> impl Iterator<Item = &Runner> {
+    let first = runners.partition_point(|runner| runner.index < index);
+    runners.iter().skip(first).take_while(move |runner| runner.index == index)
+}
+
 /// Returns the name of a runner in messages: its index and its node.
 pub(crate) fn runner_name(runners: &[Runner], index: u32) -> String {
-    let runner = runners.iter().find(|runner| runner.index == index);
+    let runner = pods_of_index(runners, index).next();
     match runner.and_then(|runner| runner.node.as_ref()) {
         Some(node) => format!("runner {index} on node {node}"),
         None => format!("runner {index}"),

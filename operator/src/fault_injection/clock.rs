@@ -1,16 +1,16 @@
-//! The clock of the operator.
+//! The clock of the machine.
 
 use k8s_openapi::jiff::Timestamp;
 
-/// Returns the time.
+/// Returns the time of the machine's clock.
 #[cfg(not(feature = "fault-injection"))]
-pub(crate) fn now() -> Timestamp {
+pub(crate) fn machine_time() -> Timestamp {
     Timestamp::now()
 }
 
 /// Returns the time of a clock that is wrong by the seconds in the environment variable `CLOCK_ERROR_SECONDS`.
 #[cfg(feature = "fault-injection")]
-pub(crate) fn now() -> Timestamp {
+pub(crate) fn machine_time() -> Timestamp {
     use k8s_openapi::jiff::SignedDuration;
     use std::sync::LazyLock;
 

@@ -5,5 +5,5 @@
 mod clock;
 mod kill_point;
 
-pub(crate) use clock::now;
+pub(crate) use clock::machine_time;
 pub(crate) use kill_point::{KillPoint, pause_at};

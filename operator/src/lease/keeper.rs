@@ -18,7 +18,7 @@ use super::{
     leadership::{Leadership, LeaseState},
     record::{LeaseMemory, Step, lease_number, released},
 };
-use crate::{error::format_error_chain, fault_injection::now};
+use crate::{clock::now, error::format_error_chain};
 
 /// Time after which a lasting error is logged again.
 const LOG_INTERVAL: Duration = Duration::from_mins(1);

@@ -9,13 +9,15 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, header};
 use prometheus_client::{
     collector::Collector,
     encoding::DescriptorEncoder,
     metrics::{MetricType, counter::Counter, family::Family, gauge::ConstGauge},
 };
 use tower::{Layer, Service};
+
+use crate::clock::observe_date;
 
 /// The code of a request that got no response.
 const NO_RESPONSE: &str = "none";
@@ -99,10 +101,14 @@ where
         let is_watch = query.split('&').any(|pair| pair == "watch=true" || pair == "watch=1");
         let watched = is_watch.then(|| request.uri().path().to_owned());
         let (response, calls) = (self.inner.call(request), self.calls.clone());
+        let sent_at = Instant::now();
         Box::pin(async move {
             let result = response.await;
             match &result {
-                Ok(response) => calls.record(watched, response.status()),
+                Ok(response) => {
+                    observe_date(response.headers().get(header::DATE), sent_at.elapsed());
+                    calls.record(watched, response.status());
+                }
                 Err(_) => calls.count_error(NO_RESPONSE),
             }
             result

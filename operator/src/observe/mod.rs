@@ -38,9 +38,9 @@ use state::Observed;
 use loadtest_children::{TOKEN_ANNOTATION, child_name, is_controlled_by};
 
 use crate::{
+    clock::now,
     context::Context,
     error::{Error, format_error_chain},
-    fault_injection::now,
     runner_client,
 };
 
@@ -64,6 +64,7 @@ pub(crate) async fn read_objects(
         let of_job = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
         let list = pods.list(&of_job).await.map_err(|e| Error::api("list pods of", &name, e))?;
         observed.runners.extend(list.items.iter().filter_map(Runner::from_pod));
+        observed.runners.sort_by_key(|runner| runner.index);
     }
     let versions = observed.test.resource_version().into_iter().collect();
     Ok(Reading { at: now, changes, versions })

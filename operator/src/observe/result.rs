@@ -10,9 +10,9 @@ use super::state::Observed;
 use loadtest_children::child_name;
 
 use crate::{
+    clock::now,
     context::Context,
     error::{Error, ResultError, format_error_chain},
-    fault_injection::now,
     stored_result::{EarlierResult, is_resume_retried, part_name, restore},
 };
 

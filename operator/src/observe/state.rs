@@ -120,7 +120,7 @@ pub(crate) struct Observed {
     pub(crate) valid: Result<ValidTest, Vec<Problem>>,
     /// Job of the test.
     pub(crate) job: Option<Job>,
-    /// Runner pods of the test.
+    /// Runner pods of the test, by their indices.
     pub(crate) runners: Vec<Runner>,
     /// Cache of the run, including everything that this reconciliation has collected.
     pub(crate) cache: RunCache,

@@ -5,9 +5,9 @@ use kube::ResourceExt;
 
 use crate::{
     act,
+    clock::now,
     context::Context,
     decide::{Decision, decide_unseen},
-    fault_injection::now,
     observe::{
         last_objects::LastObjects,
         state::{Observed, RunCache},

@@ -158,7 +158,7 @@ impl Scale {
             };
             self.wait(240, goal, "running tests", has_numbers).await?;
             tokio::time::sleep(Duration::from_secs(20)).await;
-            let usage = watch(leader, Duration::from_secs(60)).await?;
+            let usage = watch(leader, Duration::from_mins(1)).await?;
             let each = format!("{:.2} % for each running test", usage.cores * 100.0 / goal as f64);
             print_row(
                 &format!("1,000 idle and {goal} running tests of {RUNNERS} runners"),
@@ -200,7 +200,7 @@ impl Scale {
         let created = self.tests.get(&name).await?;
         self.runners.kill(&created.uid().context("no UID")?, dead);
         tokio::time::sleep(Duration::from_secs(20)).await;
-        let usage = watch(leader, Duration::from_secs(60)).await?;
+        let usage = watch(leader, Duration::from_mins(1)).await?;
         if dead > 0 {
             let cancel = Patch::Merge(json!({"spec": {"cancel": true}}));
             self.tests.patch(&name, &PatchParams::default(), &cancel).await?;
@@ -216,7 +216,7 @@ impl Scale {
         let note = format!(
             "{:.2} s of a core in a round of 2 s; start skew {}; status {:.1} KB; {} requests; {} lost",
             usage.cores * 2.0,
-            measured.start_skew.map_or("unknown".into(), |skew| skew.to_string()),
+            measured.start_skew.unwrap_or_else(|| "unknown".into()),
             size as f64 / 1e3,
             status.summary.map_or(0, |summary| summary.requests),
             measured.runners_lost,

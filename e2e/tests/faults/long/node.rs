@@ -137,9 +137,12 @@ async fn image_that_comes_soon_starts_the_test() -> Result<()> {
 /// Gives an image on this node a second name.
 async fn tag_image(image: &str, name: &str) -> Result<()> {
     let image = format!("docker.io/library/{image}");
-    let mut ctr = Command::new("ctr");
-    ctr.args(["--namespace", "k8s.io", "images", "tag", "--force", &image, name]);
-    let output = ctr.output().await.context("ctr can't be run")?;
+    // The socket of containerd is in its mount namespace.
+    let target = find_component("containerd")?.to_string();
+    let mut ctr = Command::new("nsenter");
+    ctr.args(["--target", &target, "--mount", "ctr", "--namespace", "k8s.io", "images", "tag"]);
+    ctr.args(["--force", &image, name]);
+    let output = ctr.output().await.context("nsenter can't be run")?;
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "ctr images tag: {error}");
     Ok(())
