@@ -7,6 +7,8 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 
+use crate::test_namespace::wait_for;
+
 /// Returns the process of a pod whose name begins with `program`.
 pub fn find_process(pod: &Pod, program: &str) -> Result<u32> {
     let uid = pod.uid().context("no UID")?;
@@ -97,8 +99,11 @@ pub async fn exhaust_memory(id: u32) -> Result<()> {
     let mut eater =
         tokio::process::Command::new("sh").args(["-c", &script]).kill_on_drop(true).spawn()?;
     tokio::time::timeout(Duration::from_secs(20), eater.wait()).await.ok();
-    ensure!(!Path::new(&format!("/proc/{id}")).exists(), "process {id} lives");
-    Ok(())
+    let process = format!("/proc/{id}");
+    wait_for(10, "the end of a process without memory", async || {
+        Ok((!Path::new(&process).exists()).then_some(()))
+    })
+    .await
 }
 
 /// Returns the folder of the cgroup that limits the memory of a process, and its files for usage and limit.

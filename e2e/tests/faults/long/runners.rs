@@ -45,7 +45,7 @@ async fn operator_cut_off_from_a_runner_misses_nothing() -> Result<()> {
     let fault = Fault {
         fault: "operator cut off from a runner for 20 s under load",
         expected: "the run is whole",
-        seconds: 60,
+        seconds: 80,
     };
     fault
         .check_alone("cut", async |namespace, row| {
