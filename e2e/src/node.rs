@@ -1,7 +1,7 @@
 //! The node: the processes of its pods, their memory, and the traffic between them. The tests must run on the
 //! node, as root.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
@@ -18,17 +18,13 @@ pub fn find_process(pod: &Pod, program: &str) -> Result<u32> {
     .with_context(|| format!("no process {program} of pod {uid} on this machine"))
 }
 
-/// Returns the process of a part of the cluster, such as `kube-apiserver`.
+/// Returns the process of a part of the cluster, such as `kube-apiserver`. The parts run in the network
+/// namespace of the node, as the tests do.
 pub fn find_component(program: &str) -> Result<u32> {
-    let cluster = own_cluster();
-    find(|id| is_program(id, program) && read_process(id, "cgroup").starts_with(&cluster))
+    let network = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    let own = network("self").context("this process has no network namespace")?;
+    find(|id| is_program(id, program) && network(&id.to_string()).as_ref() == Some(&own))
         .with_context(|| format!("no process {program} of this cluster"))
-}
-
-/// The cgroup of the testbed that this process runs in.
-fn own_cluster() -> String {
-    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    own.trim_end().split('/').take(2).collect::<Vec<_>>().join("/")
 }
 
 fn find(is_wanted: impl Fn(u32) -> bool) -> Option<u32> {
@@ -84,12 +80,38 @@ impl Drop for FrozenProcess {
     }
 }
 
-/// Takes the memory of a process away: the kernel kills it for its cgroup. Needs cgroup v2.
-pub fn exhaust_memory(id: u32) -> Result<()> {
+/// Lets the kernel kill a process because its container has no memory left.
+pub async fn exhaust_memory(id: u32) -> Result<()> {
+    /// What the container may take, beyond what it has.
+    const ROOM: u64 = 4 << 20;
+
+    let (folder, [used, limit]) = memory_group(id)?;
+    let used = fs::read_to_string(format!("{folder}/{used}"))?;
+    let limit = format!("{folder}/{limit}");
+    fs::write(&limit, (used.trim().parse::<u64>()? + ROOM).to_string())
+        .with_context(|| format!("{limit} can't be written"))?;
+    // The kernel kills this process rather than the one that takes the memory.
+    fs::write(format!("/proc/{id}/oom_score_adj"), "1000")?;
+    // `tail` keeps everything until the end of the first line, which never comes.
+    let script = format!("echo $$ > {folder}/cgroup.procs && exec tail /dev/zero");
+    let mut eater =
+        tokio::process::Command::new("sh").args(["-c", &script]).kill_on_drop(true).spawn()?;
+    tokio::time::timeout(Duration::from_secs(20), eater.wait()).await.ok();
+    ensure!(!Path::new(&format!("/proc/{id}")).exists(), "process {id} lives");
+    Ok(())
+}
+
+/// Returns the folder of the cgroup that limits the memory of a process, and its files for usage and limit.
+fn memory_group(id: u32) -> Result<(String, [&'static str; 2])> {
     let groups = read_process(id, "cgroup");
-    let path = groups.trim_end().strip_prefix("0::").context("this machine has no cgroup v2")?;
-    let limit = format!("/sys/fs/cgroup{path}/memory.max");
-    fs::write(&limit, "1048576").with_context(|| format!("{limit} can't be written"))
+    let in_version_1 = groups.lines().find_map(|line| line.split_once(":memory:"));
+    if let Some((_, path)) = in_version_1 {
+        let files = ["memory.usage_in_bytes", "memory.limit_in_bytes"];
+        return Ok((format!("/sys/fs/cgroup/memory{path}"), files));
+    }
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"));
+    let path = path.with_context(|| format!("process {id} has no cgroup"))?;
+    Ok((format!("/sys/fs/cgroup{path}"), ["memory.current", "memory.max"]))
 }
 
 /// A rule of iptables, which is removed when this value is dropped.
@@ -111,6 +133,18 @@ impl NetworkRule {
         let rule =
             ["-d", &service, "-p", "tcp", "--dport", "443", "-j", "REDIRECT", "--to-ports", &port];
         Self::insert(&["PREROUTING", "-t", "nat"], &rule)
+    }
+
+    /// Leads new connections from one address to a port of another one to this machine.
+    pub fn redirect(from: &str, to: &str, port: u16, own_port: u16) -> Result<Self> {
+        let (port, own_port) = (port.to_string(), own_port.to_string());
+        let rule = ["-s", from, "-d", to, "-p", "tcp", "--dport", &port].into_iter().chain([
+            "-j",
+            "REDIRECT",
+            "--to-ports",
+            &own_port,
+        ]);
+        Self::insert(&["PREROUTING", "-t", "nat"], &rule.collect::<Vec<_>>())
     }
 
     fn insert(chain: &[&str], rule: &[&str]) -> Result<Self> {

@@ -1,12 +1,17 @@
 //! The pods of the operator that all tests share: which one leads, and what can happen to them.
 
-use anyhow::{Result, ensure};
-use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease, core::v1::Pod};
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    coordination::v1::Lease,
+    core::v1::{ContainerStatus, Pod},
+};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use serde_json::json;
+use tokio::process::Command;
 
 use crate::{
     node::{FrozenProcess, find_process, kill},
@@ -32,6 +37,17 @@ pub async fn list_ready(namespace: &TestNamespace) -> Result<Vec<Pod>> {
     let found = pods(namespace).list(&selector()).await?.items;
     let is_there = |pod: &Pod| is_ready(pod) && pod.metadata.deletion_timestamp.is_none();
     Ok(found.into_iter().filter(is_there).collect())
+}
+
+/// The containers of a pod.
+pub fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+    statuses.into_iter().flatten()
+}
+
+/// Returns how often the containers of a pod were restarted.
+pub fn restarts_of(pod: &Pod) -> i32 {
+    containers(pod).map(|status| status.restart_count).sum()
 }
 
 /// Reads the Lease of the operator.
@@ -102,6 +118,23 @@ pub fn freeze(pod: &Pod) -> Result<FrozenProcess> {
 async fn delete_now(namespace: &TestNamespace, pod: &Pod) -> Result<()> {
     let parameters = DeleteParams::default().grace_period(0);
     pods(namespace).delete(&pod.name_any(), &parameters).await?;
+    Ok(())
+}
+
+/// Runs `helm upgrade` with the chart of this checkout and its default values, but for these arguments.
+pub async fn upgrade(arguments: &[&str]) -> Result<()> {
+    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/loadtest-operator");
+    let upgrade = ["upgrade", "loadtest-operator", chart, "--reset-values"];
+    helm(&[&upgrade[..], arguments, &["--wait", "--timeout", "90s"]].concat()).await
+}
+
+/// Runs helm in the namespace of the operator.
+pub async fn helm(arguments: &[&str]) -> Result<()> {
+    let mut helm = Command::new("helm");
+    helm.args(arguments).args(["--namespace", OPERATOR_NAMESPACE]);
+    let output = helm.output().await.context("helm can't be run")?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "helm {}: {error}", arguments.join(" "));
     Ok(())
 }
 

@@ -20,7 +20,7 @@ use crate::{
     error::format_error_chain,
     lease::{Authority, Leadership},
     metrics::{ApiCalls, OperatorMetrics},
-    observe::state::RunCache,
+    observe::{changes::Changes, state::RunCache},
 };
 
 /// Name of the entry in the Secret that holds the token key.
@@ -38,6 +38,8 @@ pub struct Context {
     pub(crate) metrics: OperatorMetrics,
     /// The tasks that collect the metrics of running tests.
     pub(crate) collectors: Collectors,
+    /// Which runs have changed since they were read.
+    pub(crate) changes: Changes,
     /// What an order to a runner needs.
     pub(crate) authority: Arc<Authority>,
     /// Caches by run UID.
@@ -158,6 +160,7 @@ impl Context {
             settings,
             metrics,
             collectors,
+            changes: Changes::default(),
             http,
             authority,
             run_caches: Mutex::default(),
@@ -186,6 +189,7 @@ impl Context {
         object_keys: &HashSet<String>,
     ) {
         self.collectors.retain(run_uids);
+        self.changes.retain(run_uids);
         lock_unpoisoned(&self.run_caches).retain(|run_uid, _| run_uids.contains(run_uid));
         lock_unpoisoned(&self.failures).retain(|key, _| object_keys.contains(key));
     }

@@ -68,9 +68,15 @@ pub async fn run(
             let store = tests.store();
             stores.push(store.clone());
             let own = watch.labels(&own);
+            let (of_job, of_pod) = (Arc::clone(&context), Arc::clone(&context));
+            let job_store = store.clone();
             tests
-                .owns(api_in::<Job>(&client, namespace), own.clone())
-                .watches(api_in(&client, namespace), own, move |pod| test_of_pod(&store, &pod))
+                .watches(api_in::<Job>(&client, namespace), own.clone(), move |job| {
+                    note_change(&of_job, &job_store, &job)
+                })
+                .watches(api_in::<Pod>(&client, namespace), own, move |pod| {
+                    note_change(&of_pod, &store, &pod)
+                })
                 .with_config(Config::default().concurrency(MAX_CONCURRENT_RECONCILES))
                 .graceful_shutdown_on(stop.clone().cancelled_owned())
                 .run(reconcile, on_error, Arc::clone(&context))
@@ -128,12 +134,14 @@ where
     }
 }
 
-/// Returns the test of a runner pod. The Job owns the pod, and the test owns the Job.
-fn test_of_pod(
+/// Notes that the Job or a pod of a test has changed. Returns the test.
+fn note_change(
+    context: &Context,
     tests: &Store<DeserializeGuard<LoadTest>>,
-    pod: &Pod,
+    child: &impl ResourceExt,
 ) -> Option<ObjectRef<DeserializeGuard<LoadTest>>> {
-    let uid = pod.labels().get(UID_LABEL)?;
+    let uid = child.labels().get(UID_LABEL)?;
+    context.changes.note(uid);
     let test = tests.find(|test| test.meta().uid.as_ref() == Some(uid))?;
     Some(ObjectRef::from_obj(test.as_ref()))
 }

@@ -13,6 +13,7 @@
 //! | [`controller`], [`reconcile`] | run these steps for each changed test |
 //! | `crd_check` | compares the installed CRD with the one of this operator |
 //! | [`lease`] | which replica may act, and what an order to a runner needs |
+//! | `fault_injection` | where tests of faults reach in |
 //! | [`context`], [`error`], `metrics`, [`server`] | what the steps share, and the HTTP endpoints |
 
 mod act;
@@ -22,6 +23,7 @@ pub mod controller;
 mod crd_check;
 mod decide;
 pub mod error;
+mod fault_injection;
 pub mod lease;
 pub mod metrics;
 mod observe;

@@ -28,15 +28,16 @@ use loadtest_children::OPERATOR_NAME;
 
 use crate::{
     act,
-    act::{
-        events::publish_event,
-        kill_point::{KillPoint, pause_at},
-    },
+    act::events::publish_event,
     context::Context,
     decide::{Decision, Reason, decide, decide_refused, decide_retry},
     error::{Error, format_error_chain},
-    observe::observe,
-    observe::state::Observed,
+    fault_injection::{KillPoint, now, pause_at},
+    observe::{
+        last_objects::{LastObjects, Reading},
+        observe, read_objects,
+        state::Observed,
+    },
     reconcile::unseen::supervise_unseen,
     status::{self, EventDraft},
 };
@@ -126,38 +127,12 @@ pub fn on_error(
 
 async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, Error> {
     let namespace = cached.namespace().unwrap_or_default();
-    let name = cached.name_any();
     let tests: Api<LoadTest> = Api::namespaced(context.client.clone(), &namespace);
-    let test = within_limits(context, async {
-        tests.get_opt(&name).await.map_err(|e| Error::api("get loadtest", &name, e))
-    });
-    let test = match test.await {
-        Ok(test) => test,
-        Err(error) => {
-            let run_uid = cached.uid().unwrap_or_default();
-            let mut cache = context.take_cache(&run_uid);
-            Box::pin(supervise_unseen(context, &mut cache)).await;
-            // A run that this process has never seen has no cache to keep.
-            if cache.first_seen.is_some() {
-                context.store_cache(run_uid, cache);
-            }
-            return Err(error);
-        }
-    };
-    // The test is deleted or being deleted. Kubernetes deletes its children through their owner
-    // references.
-    let Some(test) = test.filter(|test| test.metadata.deletion_timestamp.is_none()) else {
-        let run_uid = cached.uid().unwrap_or_default();
-        context.collectors.stop(&run_uid);
-        context.take_cache(&run_uid);
-        context.metrics.count_reconcile("gone");
-        return Ok(Action::await_change());
-    };
-    let run_uid = test.uid().unwrap_or_default();
-    let cache = context.take_cache(&run_uid);
-    let mut observed = Observed::new(test, cache);
-    let result =
-        Box::pin(within_limits(context, run_pipeline(context, &tests, &mut observed))).await;
+    let begun = Box::pin(begin(context, &tests, cached)).await?;
+    let Some((mut observed, reading)) = begun else { return Ok(Action::await_change()) };
+    let run_uid = observed.test.uid().unwrap_or_default();
+    let pipeline = run_pipeline(context, &tests, &mut observed, reading);
+    let result = Box::pin(within_limits(context, pipeline)).await;
     let action = result.as_ref().map(|decision| next_action(decision, &observed)).ok();
     // The cache keeps the collected snapshots even if the reconciliation failed or timed out.
     if !matches!(result, Ok(Decision::NothingToDo | Decision::DeleteTest)) {
@@ -170,18 +145,80 @@ async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, 
     Ok(action.unwrap_or_else(Action::await_change))
 }
 
+/// Begins a reconciliation with the objects of the last one if they have not changed, or else with the test
+/// as the API server has it. Returns `None` for a test that is deleted or being deleted.
+async fn begin(
+    context: &Context,
+    tests: &Api<LoadTest>,
+    cached: &LoadTest,
+) -> Result<Option<(Observed, Option<Reading>)>, Error> {
+    let (name, run_uid) = (cached.name_any(), cached.uid().unwrap_or_default());
+    let mut cache = context.take_cache(&run_uid);
+    let changes = context.changes.count(&run_uid);
+    let last = cache.last_objects.as_mut();
+    let current = last.as_ref().and_then(|last| last.current(cached, changes, now()));
+    if let Some(last) = last {
+        // If this reconciliation fails, the next one reads everything.
+        last.reading = None;
+    }
+    if let Some((LastObjects { test, job, runners, .. }, reading)) = current {
+        let mut observed = Observed::new(test, cache);
+        (observed.job, observed.runners) = (Some(job), runners);
+        return Ok(Some((observed, Some(reading))));
+    }
+    let found = within_limits(context, async {
+        tests.get_opt(&name).await.map_err(|e| Error::api("get loadtest", &name, e))
+    });
+    let found = match found.await {
+        Ok(found) => found,
+        Err(error) => {
+            Box::pin(supervise_unseen(context, &mut cache)).await;
+            // A run that this process has never seen has no cache to keep.
+            if cache.first_seen.is_some() {
+                context.store_cache(run_uid, cache);
+            }
+            return Err(error);
+        }
+    };
+    // Kubernetes deletes the children of a test through their owner references.
+    let Some(test) = found.filter(|test| test.metadata.deletion_timestamp.is_none()) else {
+        context.collectors.stop(&run_uid);
+        context.metrics.count_reconcile("gone");
+        return Ok(None);
+    };
+    // Another test may have the name by now.
+    if test.uid().as_ref() != Some(&run_uid) {
+        cache = context.take_cache(&test.uid().unwrap_or_default());
+    }
+    Ok(Some((Observed::new(test, cache), None)))
+}
+
 /// Observes, decides, acts and reports. Returns the decision.
+///
+/// `reading` tells when Job and pods were read; they are read now without it.
 async fn run_pipeline(
     context: &Context,
     tests: &Api<LoadTest>,
     observed: &mut Observed,
+    reading: Option<Reading>,
 ) -> Result<Decision, Error> {
-    if let Err(error) = observe(context, observed).await {
-        Box::pin(supervise_unseen(context, &mut observed.cache)).await;
-        return Err(error);
-    }
-    observed.keep_objects();
-    let now = Timestamp::now();
+    let now = now();
+    let observing = async {
+        let reading = match reading {
+            Some(reading) => reading,
+            None => read_objects(context, observed, now).await?,
+        };
+        observe(context, observed).await?;
+        Ok(reading)
+    };
+    let mut reading = match observing.await {
+        Ok(reading) => reading,
+        Err(error) => {
+            Box::pin(supervise_unseen(context, &mut observed.cache)).await;
+            return Err(error);
+        }
+    };
+    observed.keep_objects(None);
     let mut decision = decide(observed, &context.settings, now);
     let (namespace, name) = (observed.test.namespace(), observed.test.name_any());
     tracing::debug!(namespace, name, ?decision, "decided");
@@ -211,7 +248,15 @@ async fn run_pipeline(
         report_status(context, tests, observed, &retry, now).await?;
     }
     result?;
-    report_status(context, tests, observed, &decision, now).await?;
+    let written = report_status(context, tests, observed, &decision, now).await?;
+    // Other decisions change the objects in other ways.
+    if matches!(decision, Decision::ReportProgress(..)) {
+        if let Some(written) = written {
+            reading.versions.extend(written.resource_version());
+            observed.test = written;
+        }
+        observed.keep_objects(Some(reading));
+    }
     Ok(decision)
 }
 
@@ -272,14 +317,14 @@ const fn outcome_label(decision: &Decision) -> &'static str {
     }
 }
 
-/// Writes the status if it has changed, and publishes an Event about the change.
+/// Writes the status if it has changed, and publishes an Event about the change. Returns what was written.
 async fn report_status(
     context: &Context,
     tests: &Api<LoadTest>,
     observed: &mut Observed,
     decision: &Decision,
     now: Timestamp,
-) -> Result<(), Error> {
+) -> Result<Option<LoadTest>, Error> {
     let old = observed.status();
     let (mut next, event) = status::next_status(observed, decision, now);
     Box::pin(result::write_result(context, observed, decision, &mut next, now)).await?;
@@ -287,9 +332,9 @@ async fn report_status(
         pause_at(context, &observed.test, KillPoint::BeforeVerdict).await;
     }
     if next == old || status::is_throttled(&old, &next, observed.cache.status_written_at, now) {
-        return Ok(());
+        return Ok(None);
     }
-    write_status(tests, &observed.test, &next).await?;
+    let written = write_status(tests, &observed.test, &next).await?;
     observed.cache.status_written_at = Some(now);
     if next.phase != old.phase || next.verdict != old.verdict {
         tracing::info!(
@@ -309,7 +354,7 @@ async fn report_status(
             publish_event(context, &observed.test.object_ref(&()), event).await;
         }
     }
-    Ok(())
+    Ok(Some(written))
 }
 
 /// Writes a status. With the resource version, the write fails if anything has changed since the test was
@@ -318,7 +363,7 @@ async fn write_status(
     tests: &Api<LoadTest>,
     test: &LoadTest,
     status: &LoadTestStatus,
-) -> Result<(), Error> {
+) -> Result<LoadTest, Error> {
     let name = test.name_any();
     let object = serde_json::json!({
         "apiVersion": LoadTest::api_version(&()),
@@ -332,13 +377,11 @@ async fn write_status(
         "status": status,
     });
     let parameters = PatchParams::apply(OPERATOR_NAME).force();
-    tests.patch_status(&name, &parameters, &Patch::Apply(object)).await.map_err(
-        |error| match error {
-            kube::Error::Api(status) if status.code == 409 => Error::Conflict(name.clone()),
-            error => Error::api("write the status of loadtest", &name, error),
-        },
-    )?;
-    Ok(())
+    tests.patch_status(&name, &parameters, &Patch::Apply(object)).await.map_err(|error| match error
+    {
+        kube::Error::Api(status) if status.code == 409 => Error::Conflict(name.clone()),
+        error => Error::api("write the status of loadtest", &name, error),
+    })
 }
 
 /// Reports that an object can't be decoded, as an Event and a metric. The object is left untouched: a

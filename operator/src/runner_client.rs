@@ -13,6 +13,7 @@ use crate::{
     },
     context::Context,
     error::format_error_chain,
+    fault_injection::now,
     observe::{runner::Runner, state::RunCache},
 };
 
@@ -81,7 +82,7 @@ pub(crate) async fn send_order(
                 // The order carries the time left at the moment of sending, so that the clocks
                 // of the nodes don't matter.
                 Order::Start { at, end } => {
-                    let now = Timestamp::now();
+                    let now = now();
                     let left = |to: &Timestamp| to.duration_since(now).as_secs_f64().max(0.0);
                     let order = StartOrder {
                         lease_number,

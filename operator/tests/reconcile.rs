@@ -23,6 +23,8 @@ use tower_test::mock::Handle;
 mod earlier_versions;
 #[path = "reconcile/retries.rs"]
 mod retries;
+#[path = "reconcile/unchanged_objects.rs"]
+mod unchanged_objects;
 #[path = "reconcile/unread_api_server.rs"]
 mod unread_api_server;
 

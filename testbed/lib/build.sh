@@ -15,7 +15,9 @@ required_programs=(
 )
 kubernetes_programs=(kube-apiserver kube-controller-manager kube-scheduler kube-proxy kubelet kubectl)
 
+# build_all [PART...]: builds the parts of every cluster, and these.
 build_all() {
+    local part
     mkdir -p "$cache/parts" "$bin"
     local build_lock
     exec {build_lock}>"$cache/build.lock"
@@ -25,6 +27,7 @@ build_all() {
     build_part coredns
     build_part helm
     build_part pause
+    for part; do build_part "$part"; done
     link_programs
     exec {build_lock}>&-
 }
@@ -164,6 +167,11 @@ build_helm() {
         helm.sh/helm/v4/cmd/helm
 }
 
+build_kwok() {
+    go_build kwok "$1" "-X sigs.k8s.io/kwok/pkg/consts.Version=$(pinned_version kwok sigs.k8s.io/kwok)" \
+        sigs.k8s.io/kwok/cmd/kwok
+}
+
 # Builds an image that contains one static program. The storage of buildah is deleted afterwards.
 build_pause() (
     work=$(mktemp -d)
@@ -183,6 +191,7 @@ link_programs() {
     link_program "$(part_file coredns)" coredns
     link_program "$(part_file helm)" helm
     link_program "$(part_file pause)" pause.tar
+    if [[ -e $(part_file kwok) ]]; then link_program "$(part_file kwok)" kwok; fi
 }
 
 link_program() {

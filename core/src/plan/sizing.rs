@@ -331,7 +331,7 @@ mod tests {
     proptest! {
         #[test]
         fn sizing_never_exceeds_its_limits(
-            users in 1_u32..=1_000_000,
+            users in 1_u32..=crate::resource::MAX_USERS,
             per_runner in prop::option::of(1_u32..=10_000),
         ) {
             let sizing = sized(|spec| {

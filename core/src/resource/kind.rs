@@ -8,9 +8,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Aborted, BreakingPoint, ErrorCount, Extensible, Load, Measurement, Phase, Preflight, Progress,
-    Runners, Scenario, Sizing, StageRow, Summary, Target, TaskSummary, Threshold, ThresholdRow,
-    Verdict,
+    Aborted, BreakingPoint, ErrorCount, Extensible, Load, MAX_RUNNERS, Measurement, Phase,
+    Preflight, Progress, Runners, Scenario, Sizing, StageRow, Summary, Target, TaskSummary,
+    Threshold, ThresholdRow, Verdict,
 };
 use crate::{
     metrics::{Metric, TaskScope},
@@ -72,7 +72,7 @@ pub struct LoadTestSpec {
     /// Number of runners that must be left with `onRunnerLoss: Continue`. With fewer, the test
     /// stops. Default: 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 200))]
+    #[schemars(range(min = 1, max = MAX_RUNNERS))]
     pub min_runners: Option<NonZeroU32>,
     /// Maximum time from the creation of the runners until all are ready. Default: that of the
     /// operator, 5m.
@@ -183,9 +183,9 @@ fn rules() -> serde_json::Value {
             "messageExpression": "'thresholds: task \"%s\" has weight 0 and sends no requests: give it a weight, or remove the threshold'.format([self.thresholds.filter(h, h.task != '' && self.scenario.tasks.exists(t, t.name == h.task && t.weight == 0))[0].task])",
         },
         {
-            "rule": "!has(self.runners.usersPerRunner) || ((!has(self.load.users) || self.load.users <= 200 * self.runners.usersPerRunner) && (!has(self.load.maxUsers) || self.load.maxUsers <= 200 * self.runners.usersPerRunner) && (!has(self.load.stages) || self.load.stages.all(s, !has(s.users) || s.users <= 200 * self.runners.usersPerRunner)))",
-            "message": "runners.usersPerRunner: the load needs more than the maximum of 200 runners: raise usersPerRunner, or lower the number of users",
-            "messageExpression": "'runners.usersPerRunner: with %d users per runner, the load needs more than the maximum of 200 runners: raise usersPerRunner, or lower the number of users'.format([self.runners.usersPerRunner])",
+            "rule": format!("!has(self.runners.usersPerRunner) || ((!has(self.load.users) || self.load.users <= {MAX_RUNNERS} * self.runners.usersPerRunner) && (!has(self.load.maxUsers) || self.load.maxUsers <= {MAX_RUNNERS} * self.runners.usersPerRunner) && (!has(self.load.stages) || self.load.stages.all(s, !has(s.users) || s.users <= {MAX_RUNNERS} * self.runners.usersPerRunner)))"),
+            "message": format!("runners.usersPerRunner: the load needs more than the maximum of {MAX_RUNNERS} runners: raise usersPerRunner, or lower the number of users"),
+            "messageExpression": format!("'runners.usersPerRunner: with %d users per runner, the load needs more than the maximum of {MAX_RUNNERS} runners: raise usersPerRunner, or lower the number of users'.format([self.runners.usersPerRunner])"),
         },
         {
             "rule": "!has(self.minRunners) || self.onRunnerLoss == 'Continue'",

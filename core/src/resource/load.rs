@@ -101,7 +101,7 @@ pub struct Stage {
     pub duration: Duration,
     /// Closed model: the number of users at the end of the stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "crd", schemars(range(min = 0, max = 1_000_000)))]
+    #[cfg_attr(feature = "crd", schemars(range(min = 0, max = super::MAX_USERS)))]
     pub users: Option<u32>,
     /// Open model: the number of requests that start per second at the end of the stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -49,6 +49,8 @@ pub use threshold::{Abort, Threshold, ThresholdKey};
 /// The API group of every kind.
 pub const GROUP: &str = "loadtest.cell0.io";
 /// Maximum number of runners of one test.
-pub const MAX_RUNNERS: u32 = 200;
+pub const MAX_RUNNERS: u32 = 1000;
+/// Maximum number of users of one test.
+pub const MAX_USERS: u32 = 5_000_000;
 /// Maximum number of tasks, and of thresholds, of one test.
 pub const MAX_ROWS: usize = 64;

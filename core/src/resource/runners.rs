@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::PodTemplate;
+use super::{MAX_RUNNERS, PodTemplate};
 use crate::values::Users;
 
 /// How many runners there are, and what their pods look like.
@@ -26,7 +26,7 @@ pub struct Runners {
     pub users_per_runner: Option<Users>,
     /// Number of runners, in place of usersPerRunner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 200))]
+    #[schemars(range(min = 1, max = MAX_RUNNERS))]
     pub count: Option<NonZeroU32>,
     /// Image of the runner container. Default: the image that the operator is configured with.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -53,7 +53,7 @@ impl schemars::JsonSchema for Users {
     }
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({"type": "integer", "minimum": 1, "maximum": 1_000_000})
+        schemars::json_schema!({"type": "integer", "minimum": 1, "maximum": crate::resource::MAX_USERS})
     }
 }
 

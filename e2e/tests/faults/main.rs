@@ -2,7 +2,7 @@
 //! `make test` runs those of `quick`.
 //!
 //! The tests kill and freeze processes and drop packets. So they must run on the node, as root, and the image of
-//! the operator must have the feature `kill-points`.
+//! the operator must have the feature `fault-injection`.
 
 mod checks;
 mod long;

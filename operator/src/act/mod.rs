@@ -3,7 +3,6 @@
 //! This module makes no decisions, and it does not write the status of the `LoadTest`.
 
 pub(crate) mod events;
-pub(crate) mod kill_point;
 pub(crate) mod results;
 
 use std::fmt::Debug;
@@ -26,10 +25,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use loadtest_children::OPERATOR_NAME;
 
 use crate::{
-    act::kill_point::{KillPoint, pause_at},
     context::Context,
     decide::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL, signed_duration},
     error::Error,
+    fault_injection::{KillPoint, now, pause_at},
     observe::start::{RUN_UID_ANNOTATION, START_ANNOTATION, StartRecord},
     observe::state::Observed,
     runner_client::{self, Order},
@@ -72,7 +71,7 @@ pub(crate) async fn carry_out(
             let accepted =
                 runner_client::send_order(context, &run_uid, &observed.runners, pods, &order).await;
             observed.cache.stop_accepted.extend(accepted);
-            observed.cache.stop_sent_at.get_or_insert_with(Timestamp::now);
+            observed.cache.stop_sent_at.get_or_insert_with(now);
         }
         Decision::Conclude { .. } => {
             if observed.merged().all_tasks().errors.values().any(|count| *count > 0) {

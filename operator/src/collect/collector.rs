@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use loadtest_core::metrics::{ExpositionError, RunnerMetrics};
 use prometheus_client::metrics::counter::Counter;
@@ -24,7 +24,9 @@ use super::{
     },
     targets::Targets,
 };
-use crate::{error::format_error_chain, lease::Authority, observe::runner::Runner};
+use crate::{
+    error::format_error_chain, fault_injection::now, lease::Authority, observe::runner::Runner,
+};
 
 /// How long a round waits for answers. Slower runners answer in a later round.
 const ROUND_TIME: Duration = Duration::from_millis(1500);
@@ -212,7 +214,7 @@ impl Rounds {
             // Looks and copies take milliseconds, and this thread serves all tests.
             let ended = spawn_blocking(move || {
                 let mut collection = lock(&collection);
-                collection.end_round(&run, Timestamp::now());
+                collection.end_round(&run, now());
                 Arc::new(collection.clone())
             });
             let mut elapsed = 0.0;
@@ -314,7 +316,7 @@ impl Question {
             let steps = decode_answer(bytes, &targets.run_uid, &runner)?;
             let (index, bytes) = (runner.index, bytes.clone().into());
             let answer = Answer { index, sent_at, received_at, elapsed: *elapsed, steps, bytes };
-            lock(&collection).add_answer(answer, &targets, Timestamp::now())?;
+            lock(&collection).add_answer(answer, &targets, now())?;
             Ok(())
         });
         added.await.unwrap_or(Err(CollectError::Panic))
@@ -332,7 +334,7 @@ async fn read_log(
         read_last_metrics(&pods, &targets.run_uid, &runner).await;
     let added = spawn_blocking(move || {
         let mut collection = lock(&collection);
-        let now = Timestamp::now();
+        let now = now();
         let since = collection.note_end(&runner.uid, now);
         // After these two errors a later round may be able to read the log.
         let may_succeed_later =

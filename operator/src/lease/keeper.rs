@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use k8s_openapi::{api::coordination::v1::Lease, jiff::Timestamp};
+use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client, api::PostParams};
 use tokio::{
     sync::watch,
@@ -18,7 +18,7 @@ use super::{
     leadership::{Leadership, LeaseState},
     record::{LeaseMemory, Step, lease_number, released},
 };
-use crate::error::format_error_chain;
+use crate::{error::format_error_chain, fault_injection::now};
 
 /// Time after which a lasting error is logged again.
 const LOG_INTERVAL: Duration = Duration::from_mins(1);
@@ -143,8 +143,7 @@ impl LeaseTask {
             Some(own) => Some(own),
             None => limited(self.leases.get_opt(&self.name)).await?,
         };
-        let step =
-            self.memory.next_step(&self.name, found.as_ref(), Instant::now(), Timestamp::now());
+        let step = self.memory.next_step(&self.name, found.as_ref(), Instant::now(), now());
         let sent_at = Instant::now();
         let parameters = PostParams::default();
         let written = match step {

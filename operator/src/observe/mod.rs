@@ -1,7 +1,8 @@
 //! Reads the state of a test from the API server and from the runners. Writes nothing to the API
 //! server.
 //!
-//! All reads are live. A stale cache could make the operator create child objects twice.
+//! The reads are live, because a stale cache could make the operator create child objects twice. Only a test
+//! under load is not read again while no watch tells of a change, for at most a minute.
 
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ use loadtest_core::{
     resource::Phase,
 };
 
+pub(crate) mod changes;
+pub(crate) mod last_objects;
 mod refused_pods;
 mod result;
 pub(crate) mod runner;
@@ -26,6 +29,7 @@ pub(crate) mod skew;
 pub(crate) mod start;
 pub(crate) mod state;
 
+use last_objects::Reading;
 use refused_pods::read_refused_pods;
 use result::resume_from_result;
 use runner::Runner;
@@ -36,13 +40,20 @@ use loadtest_children::{TOKEN_ANNOTATION, child_name, is_controlled_by};
 use crate::{
     context::Context,
     error::{Error, format_error_chain},
+    fault_injection::now,
     runner_client,
 };
 
-/// Fills `observed` with the Job, the runner pods and the latest metrics of the runners.
-pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Result<(), Error> {
+/// Reads the Job and the runner pods of a test, which was read just before.
+pub(crate) async fn read_objects(
+    context: &Context,
+    observed: &mut Observed,
+    now: Timestamp,
+) -> Result<Reading, Error> {
     let namespace = observed.test.namespace().unwrap_or_default();
     let run_uid = observed.test.uid().unwrap_or_default();
+    // An event that comes during the reading counts as one after it.
+    let changes = context.changes.count(&run_uid);
     let jobs: Api<Job> = Api::namespaced(context.client.clone(), &namespace);
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
     let name = child_name(&observed.test);
@@ -54,6 +65,14 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
         let list = pods.list(&of_job).await.map_err(|e| Error::api("list pods of", &name, e))?;
         observed.runners.extend(list.items.iter().filter_map(Runner::from_pod));
     }
+    let versions = observed.test.resource_version().into_iter().collect();
+    Ok(Reading { at: now, changes, versions })
+}
+
+/// Fills `observed`, which has its Job and runner pods, with the latest metrics of the runners and what else
+/// a decision needs.
+pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Result<(), Error> {
+    let run_uid = observed.test.uid().unwrap_or_default();
     if let Some(job) = &observed.job {
         let found = job.annotations().get(TOKEN_ANNOTATION);
         let expected = context.authority.token_fingerprint(&run_uid);
@@ -61,7 +80,7 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
     }
     if observed.phase() == Some(Phase::Starting) && observed.start_record().is_none() {
         runner_client::ask_readiness(context, &mut observed.runners).await;
-        read_refused_pods(context, observed, Timestamp::now()).await;
+        read_refused_pods(context, observed, now()).await;
     }
     if let Some(start) = observed.start_record() {
         observed.cache.start = Some(start);
@@ -82,7 +101,7 @@ pub(crate) async fn observe(context: &Context, observed: &mut Observed) -> Resul
     if is_new && !is_over && has_started {
         resume_from_result(context, observed).await?;
     }
-    observed.cache.first_seen.get_or_insert_with(Timestamp::now);
+    observed.cache.first_seen.get_or_insert_with(now);
     if let Some(targets) = observed.targets() {
         let earlier = Arc::clone(&observed.cache.collection);
         observed.cache.collection = context.collectors.collect(targets, &earlier);

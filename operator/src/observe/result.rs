@@ -1,6 +1,5 @@
 //! Reads the `LoadTestResult` of a run that this process has never seen.
 
-use k8s_openapi::jiff::Timestamp;
 use kube::{Api, ResourceExt};
 use loadtest_core::{
     resource::LoadTest,
@@ -13,6 +12,7 @@ use loadtest_children::child_name;
 use crate::{
     context::Context,
     error::{Error, ResultError, format_error_chain},
+    fault_injection::now,
     stored_result::{EarlierResult, is_resume_retried, part_name, restore},
 };
 
@@ -30,7 +30,7 @@ pub(super) async fn resume_from_result(
     match read_result(context, &observed.test).await {
         Ok(Some(earlier)) => {
             let revision = earlier.revision;
-            if restore(&mut observed.cache, &valid.load, earlier, Timestamp::now()) {
+            if restore(&mut observed.cache, &valid.load, earlier, now()) {
                 tracing::info!(namespace, name, revision, "going on from an earlier result");
             } else {
                 let text =
@@ -49,7 +49,7 @@ pub(super) async fn resume_from_result(
         Err(error) => {
             let error = match error.into_transient() {
                 // The test goes on without its earlier result rather than without an operator.
-                Ok(error) if is_resume_retried(&mut observed.cache, Timestamp::now()) => {
+                Ok(error) if is_resume_retried(&mut observed.cache, now()) => {
                     return Err(error);
                 }
                 Ok(error) => format_error_chain(&error),

@@ -19,18 +19,11 @@ use loadtest_core::{
 };
 
 use super::{
+    last_objects::{LastObjects, Reading},
     runner::Runner,
     start::{START_ANNOTATION, StartRecord, latest_start},
 };
 use crate::collect::{Collection, StartedPods, Targets, runner_name, timeline_of};
-
-/// The objects of a test under load, as the last successful reconciliation saw them.
-#[derive(Clone, Debug)]
-pub(crate) struct LastObjects {
-    pub(crate) test: LoadTest,
-    pub(crate) job: Job,
-    pub(crate) runners: Vec<Runner>,
-}
 
 /// Why the API server refuses the pods of a Job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,7 +97,8 @@ pub(crate) struct RunCache {
     pub(crate) token_has_changed: bool,
     /// Time of the last write of the status.
     pub(crate) status_written_at: Option<Timestamp>,
-    /// The objects to go on with while the API server can't be read. `None` for a test without load.
+    /// The objects to go on with while they do not change, or while the API server can't be read. `None`
+    /// for a test without load.
     pub(crate) last_objects: Option<Box<LastObjects>>,
 }
 
@@ -139,13 +133,13 @@ impl Observed {
         Self { test, valid, job: None, runners: Vec::new(), cache }
     }
 
-    /// Keeps the objects of a test under load, for the time when the API server can't be read.
-    pub(crate) fn keep_objects(&mut self) {
+    /// Keeps the objects of a test under load.
+    pub(crate) fn keep_objects(&mut self, reading: Option<Reading>) {
         let is_over = self.phase().is_some_and(Phase::is_final);
         let is_under_load = self.start_record().is_some() && !is_over;
         self.cache.last_objects = self.job.clone().filter(|_| is_under_load).map(|job| {
             let (test, runners) = (self.test.clone(), self.runners.clone());
-            Box::new(LastObjects { test, job, runners })
+            Box::new(LastObjects { test, job, runners, reading })
         });
     }
 

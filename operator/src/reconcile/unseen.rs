@@ -1,14 +1,17 @@
 //! A test under load while the API server can't be read, or the Lease can't be renewed: a threshold that
 //! aborts stops its runners all the same.
 
-use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use crate::{
     act,
     context::Context,
     decide::{Decision, decide_unseen},
-    observe::state::{LastObjects, Observed, RunCache},
+    fault_injection::now,
+    observe::{
+        last_objects::LastObjects,
+        state::{Observed, RunCache},
+    },
 };
 
 /// Judges the abort by what the collector of the run has collected, and sends the orders that follow.
@@ -18,7 +21,7 @@ pub(super) async fn supervise_unseen(context: &Context, cache: &mut RunCache) {
         return;
     }
     let Some(objects) = cache.last_objects.clone() else { return };
-    let LastObjects { test, job, runners } = *objects;
+    let LastObjects { test, job, runners, .. } = *objects;
     let (namespace, run_uid) = (test.namespace().unwrap_or_default(), test.uid());
     let mut observed = Observed::new(test, cache.clone());
     observed.job = Some(job);
@@ -29,7 +32,7 @@ pub(super) async fn supervise_unseen(context: &Context, cache: &mut RunCache) {
         observed.cache.collection = collection;
     }
     if let Some(start) = observed.start_record() {
-        let decision = decide_unseen(&observed, &start, &context.settings, Timestamp::now());
+        let decision = decide_unseen(&observed, &start, &context.settings, now());
         if let Some(decision) = decision {
             tracing::info!(namespace, run_uid, ?decision, "decided without the API server");
             // A stop is safe: a runner refuses it if another replica leads.

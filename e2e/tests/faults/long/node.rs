@@ -1,18 +1,23 @@
-//! The node is not ready, or has no image.
+//! The node is not ready, has no image or no DNS.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Node;
-use kube::{Api, api::ListParams};
+use kube::{Api, ResourceExt, api::ListParams};
+use loadtest_core::resource::{LoadTestStatus, Verdict};
 use loadtest_e2e::{
     fault::Fault,
     node::{FrozenProcess, find_component},
     test_namespace::{TestNamespace, wait_for},
 };
 use serde_json::json;
+use tokio::process::Command;
 
-use crate::checks::{check_whole_run, has_requests, short, wait_for_error, watched_spec};
+use crate::checks::{
+    check_counts, check_whole_run, has_requests, short, wait_for_error, wait_until_no_runner,
+    watched_spec,
+};
 
 async fn is_node_ready(namespace: &TestNamespace) -> Result<bool> {
     let nodes: Api<Node> = Api::all(namespace.client.clone());
@@ -68,6 +73,105 @@ async fn image_that_does_not_exist_ends_the_test() -> Result<()> {
             ensure!(message.contains("registry.invalid/none:1"), "{message}");
             row.settle(format!("ImagePull: {}", short(&message)));
             Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn image_that_comes_late_starts_nothing_later() -> Result<()> {
+    let fault = Fault {
+        fault: "image of the runners there after two minutes",
+        expected: "ImagePull before that; no load and no pod later",
+        seconds: 120,
+    };
+    fault
+        .check("late-image", async |namespace, row| {
+            const IMAGE: &str = "registry.invalid/late:1";
+            let target = namespace.deploy_simulator(json!({})).await?;
+            let mut spec = watched_spec(2, "3s");
+            spec["runners"] = json!({"image": IMAGE});
+            row.begin();
+            let test = namespace.create_test("late-image", spec).await?;
+            let created = tokio::time::Instant::now();
+            let message = wait_for_error(namespace, "late-image", 120, "ImagePull").await?;
+            row.settle(format!("ImagePull: {}", short(&message)));
+            tokio::time::sleep_until(created + Duration::from_mins(2)).await;
+            tag_image("loadtest-runner:0.1.0", IMAGE).await?;
+            // The kubelet tries again at the latest after this time.
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            wait_until_no_runner(namespace, "late-image").await?;
+            let received = target.count_received(&test.uid().context("no UID")?).await?;
+            ensure!(received == 0, "the target received {received} requests");
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn image_that_comes_soon_starts_the_test() -> Result<()> {
+    let fault = Fault {
+        fault: "image of the runners there after 40 s",
+        expected: "the run is whole",
+        seconds: 120,
+    };
+    fault
+        .check("soon-image", async |namespace, row| {
+            const IMAGE: &str = "registry.invalid/soon:1";
+            let target = namespace.deploy_simulator(json!({})).await?;
+            let mut spec = watched_spec(2, "6s");
+            spec["runners"] = json!({"image": IMAGE});
+            row.begin();
+            let test = namespace.create_test("soon-image", spec).await?;
+            let words = |status: &LoadTestStatus| {
+                status.condition("Started").is_some_and(|started| started.message.contains(IMAGE))
+            };
+            namespace.wait_for_status("soon-image", 30, words).await?;
+            tokio::time::sleep(Duration::from_secs(40)).await;
+            tag_image("loadtest-runner:0.1.0", IMAGE).await?;
+            row.settle(check_whole_run(namespace, &target, &test, 90).await?);
+            Ok(())
+        })
+        .await
+}
+
+/// Gives an image on this node a second name.
+async fn tag_image(image: &str, name: &str) -> Result<()> {
+    let image = format!("docker.io/library/{image}");
+    let mut ctr = Command::new("ctr");
+    ctr.args(["--namespace", "k8s.io", "images", "tag", "--force", &image, name]);
+    let output = ctr.output().await.context("ctr can't be run")?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "ctr images tag: {error}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn name_service_away_is_reported_and_ends() -> Result<()> {
+    let fault = Fault {
+        fault: "DNS of the cluster frozen for 15 s under load",
+        expected: "Fail with errors of the kind dns; every request is counted",
+        seconds: 75,
+    };
+    fault
+        .check_alone("dns", async |namespace, row| {
+            let target = namespace.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
+            let mut spec = watched_spec(5, "45s");
+            spec["target"]["connections"] = "PerRequest".into();
+            let test = namespace.create_test("dns", spec).await?;
+            namespace.wait_for_status("dns", 60, has_requests).await?;
+            row.begin();
+            // The runner uses a resolved name for 30 s.
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            let frozen = FrozenProcess::freeze(find_component("coredns")?)?;
+            tokio::time::sleep(Duration::from_secs(15)).await;
+            drop(frozen);
+            let status = namespace.wait_until_finished("dns", 60).await?;
+            ensure!(status.known_verdict() == Some(Verdict::Fail), "{status:#?}");
+            let error = status.errors.iter().find(|error| error.kind == "dns");
+            let error = error.with_context(|| format!("no error dns: {:?}", status.errors))?;
+            let example = error.example.clone().unwrap_or_default();
+            row.settle(format!("Fail, {} × dns: {}", error.count, short(&example)));
+            check_counts(&target, &test, &status, 0).await.map(drop)
         })
         .await
 }

@@ -1,15 +1,13 @@
 //! The operator is killed twice, upgraded, or meets runners that are none.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use kube::ResourceExt;
 use loadtest_core::resource::LoadTest;
 use loadtest_e2e::{
     fault::Fault,
-    operator_pods::{delete_frozen, freeze, wait_for_leader},
-    test_namespace::OPERATOR_NAMESPACE,
+    operator_pods::{delete_frozen, freeze, helm, upgrade, wait_for_leader},
 };
 use serde_json::json;
-use tokio::process::Command;
 
 use crate::{
     checks::{check_whole_run, has_requests, short, wait_for_error, watched_spec},
@@ -53,24 +51,22 @@ async fn operator_killed_twice_at_the_same_step_runs_the_load_once() -> Result<(
 }
 
 #[tokio::test]
-async fn upgrade_under_load_leaves_no_gap() -> Result<()> {
-    let fault =
-        Fault { fault: "helm upgrade under load", expected: "the run is whole", seconds: 90 };
+async fn upgrade_and_rollback_under_load_leave_no_gap() -> Result<()> {
+    let fault = Fault {
+        fault: "helm upgrade, then helm rollback under load",
+        expected: "the run is whole",
+        seconds: 120,
+    };
     fault
         .check_alone("upgrade", async |namespace, row| {
             let target = namespace.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
-            let test = namespace.create_test("upgrade", watched_spec(5, "40s")).await?;
+            let test = namespace.create_test("upgrade", watched_spec(5, "60s")).await?;
             namespace.wait_for_status("upgrade", 60, has_requests).await?;
             row.begin();
-            let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/loadtest-operator");
-            let mut helm = Command::new("helm");
-            helm.args(["upgrade", "loadtest-operator", chart, "--namespace", OPERATOR_NAMESPACE])
-                .args(["--reset-values", "--set-string"])
-                .arg(format!("podAnnotations.upgraded={}", test.uid().context("no UID")?))
-                .args(["--wait", "--timeout", "90s"]);
-            let output = helm.output().await.context("helm can't be run")?;
-            let error = String::from_utf8_lossy(&output.stderr);
-            ensure!(output.status.success(), "helm upgrade: {error}");
+            let annotation = format!("podAnnotations.upgraded={}", test.uid().context("no UID")?);
+            upgrade(&["--set-string", &annotation]).await?;
+            wait_for_leader(namespace).await?;
+            helm(&["rollback", "loadtest-operator", "--wait", "--timeout", "90s"]).await?;
             row.settle(check_whole_run(namespace, &target, &test, 90).await?);
             wait_for_leader(namespace).await?;
             Ok(())

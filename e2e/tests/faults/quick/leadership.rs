@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use loadtest_core::resource::{LoadTest, LoadTestStatus};
 use loadtest_e2e::{
     fault::Fault,
     operator_pods::{
-        kill_pod, kill_process, list_ready, pods, read_lease, take_lease_away, transitions,
-        wait_for_leader,
+        containers, kill_pod, kill_process, list_ready, pods, read_lease, restarts_of,
+        take_lease_away, transitions, wait_for_leader,
     },
     test_namespace::{TestNamespace, pod_ip, wait_for},
 };
@@ -215,15 +215,6 @@ async fn a_leader_that_loses_its_lease_ends() -> Result<()> {
             Ok(())
         })
         .await
-}
-
-fn containers(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
-    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
-    statuses.into_iter().flatten()
-}
-
-fn restarts_of(pod: &Pod) -> i32 {
-    containers(pod).map(|status| status.restart_count).sum()
 }
 
 /// Returns what the last process of a pod said when it ended.

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{
     batch::v1::Job,
-    core::v1::{ConfigMap, Namespace},
+    core::v1::{ConfigMap, Namespace, Secret},
 };
 use kube::{
     Api, ResourceExt,
@@ -232,6 +232,33 @@ async fn restored_test_without_status_does_not_run_again() -> Result<()> {
             ensure!(accepted.message.contains(&test.uid().context("no UID")?), "{accepted:?}");
             ensure!(target.count_received(&restored.uid().context("no UID")?).await? == 0);
             ensure!(namespace.list_runners("restored").await?.is_empty(), "a runner");
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn deleted_secret_of_a_test_changes_nothing_under_load() -> Result<()> {
+    let fault = Fault {
+        fault: "Secret with a header of the test deleted under load",
+        expected: "the run is whole",
+        seconds: 40,
+    };
+    fault
+        .check("secret", async |namespace, row| {
+            let target = namespace.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
+            let secrets: Api<Secret> = Api::namespaced(namespace.client.clone(), &namespace.name);
+            let secret = json!({"metadata": {"name": "api"}, "stringData": {"token": "Bearer x"}});
+            secrets.create(&PostParams::default(), &serde_json::from_value(secret)?).await?;
+            let mut spec = watched_spec(5, "10s");
+            spec["target"]["headersFrom"] = json!([
+                {"header": "authorization", "secretKeyRef": {"name": "api", "key": "token"}}
+            ]);
+            let test = namespace.create_test("secret", spec).await?;
+            namespace.wait_for_status("secret", 60, has_requests).await?;
+            row.begin();
+            secrets.delete("api", &DeleteParams::default()).await?;
+            row.settle(check_whole_run(namespace, &target, &test, 60).await?);
             Ok(())
         })
         .await

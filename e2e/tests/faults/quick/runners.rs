@@ -9,7 +9,7 @@ use loadtest_core::resource::{LoadTest, Phase, Verdict};
 use loadtest_e2e::{
     fault::{Fault, Observation},
     node::{find_process, kill},
-    test_namespace::{Target, TestNamespace},
+    test_namespace::{Target, TestNamespace, wait_for},
 };
 use serde_json::{Value, json};
 
@@ -158,4 +158,38 @@ async fn runners_without_a_node_end_the_test() -> Result<()> {
     };
     let runners = json!({"nodeSelector": {"no-such-label": "true"}});
     check_no_start(fault, "no-node", runners, ("Unschedulable", "node affinity")).await
+}
+
+#[tokio::test]
+async fn runner_deleted_before_the_start_ends_the_test() -> Result<()> {
+    let fault = Fault {
+        fault: "runner deleted by hand before the start",
+        expected: "RunnerDeleted, without load",
+        seconds: 30,
+    };
+    fault
+        .check("deleted-early", async |namespace, row| {
+            let mut spec = watched_spec(10, "20s");
+            // No node has this label, so that the runners wait.
+            spec["runners"] = json!({"count": 2, "nodeSelector": {"no-such-label": "true"}});
+            namespace.create_test("deleted-early", spec).await?;
+            let runner = wait_for(30, "a runner pod", async || {
+                Ok(namespace.list_runners("deleted-early").await?.pop())
+            })
+            .await?;
+            let waiting = namespace
+                .wait_for_status("deleted-early", 30, |status| {
+                    status.condition("Started").is_some_and(|c| c.reason == "Unschedulable")
+                })
+                .await?;
+            let started = waiting.condition("Started").context("no condition")?;
+            ensure!(started.message.starts_with("0 of 2 runners ready"), "{started:?}");
+            row.begin();
+            namespace.pods.delete(&runner.name_any(), &DeleteParams::default()).await?;
+            let message = wait_for_error(namespace, "deleted-early", 30, "RunnerDeleted").await?;
+            ensure!(message.contains("was deleted"), "{message}");
+            row.settle(format!("RunnerDeleted: {}", short(&message)));
+            wait_until_no_runner(namespace, "deleted-early").await
+        })
+        .await
 }

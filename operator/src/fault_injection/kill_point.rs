@@ -1,7 +1,6 @@
 //! Points of a pass at which a test of faults kills or freezes the operator.
 //!
-//! Only with the Cargo feature `kill-points`, which images of releases do not have. A pass waits at the point
-//! that an annotation of its test names, until the annotation is gone.
+//! A pass waits at the point that an annotation of its test names, until the annotation is gone.
 
 use loadtest_core::resource::LoadTest;
 
@@ -27,7 +26,7 @@ pub(crate) enum KillPoint {
 }
 
 /// Waits as long as the annotation of the test names this point.
-#[cfg(feature = "kill-points")]
+#[cfg(feature = "fault-injection")]
 pub(crate) async fn pause_at(context: &Context, test: &LoadTest, point: KillPoint) {
     use kube::{Api, ResourceExt};
 
@@ -50,5 +49,5 @@ pub(crate) async fn pause_at(context: &Context, test: &LoadTest, point: KillPoin
 }
 
 /// Does nothing.
-#[cfg(not(feature = "kill-points"))]
+#[cfg(not(feature = "fault-injection"))]
 pub(crate) async fn pause_at(_: &Context, _: &LoadTest, _: KillPoint) {}

@@ -1,0 +1,210 @@
+#!/usr/bin/env python3
+"""Runs a test for hours on a cluster, and short tests beside it, and records memory and CPU time.
+
+Run it on the node, as root, for example on the testbed with the operator installed:
+
+    testbed/testbed exec -- python3 bench/soak.py --hours 2 --out target/soak
+
+Writes OUT/samples.csv, OUT/soak.svg and OUT/soak.md. Exits with 1 if the memory of a process was not flat: if the
+mean of the last sixth of the time differs from the mean of the second sixth by more than 5 %.
+"""
+
+import argparse
+import csv
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+NAMESPACE = "soak"
+LIMIT = 0.05
+INTERVAL = 15.0
+CHURN_INTERVAL = 120.0
+PROGRAMS = {"loadtest-operator": "operator", "loadtest-runner": "runner"}
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def kubectl(*arguments, document=None):
+    text = json.dumps(document) if document is not None else None
+    command = ["kubectl", "--namespace", NAMESPACE, *arguments]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+
+
+def spec(users, duration):
+    tasks = [
+        {"name": "chat", "weight": 70, "chat": {"models": ["cell0-small"], "messages": ["Hello"], "stream": True}},
+        {"name": "health", "weight": 25, "http": {"path": "/health"}},
+        {"name": "websocket", "weight": 5, "webSocket": {"path": "/", "send": ["{\"type\":\"ping\"}"], "replies": 1}},
+    ]
+    thresholds = [
+        {"metric": "errorRate", "target": "< 1%", "critical": "> 50%", "abort": {"after": "30s", "for": "30s"}},
+        {"task": "chat", "metric": "timeToFirstToken", "statistic": "p95", "target": "< 2s", "window": "1m"},
+        {"task": "health", "metric": "responseTime", "statistic": "p95", "target": "< 1s", "window": "10s"},
+    ]
+    return {
+        "target": {"http": "http://cell0:18800", "webSocket": "ws://cell0:18801"},
+        "load": {"users": users, "spawnRate": users, "duration": duration},
+        "scenario": {"pause": {"min": "500ms", "max": "1s"}, "tasks": tasks},
+        "thresholds": thresholds,
+    }
+
+
+def create_test(name, users, duration, ttl=None):
+    document = {
+        "apiVersion": "loadtest.cell0.io/v1alpha1",
+        "kind": "LoadTest",
+        "metadata": {"name": name},
+        "spec": spec(users, duration),
+    }
+    if ttl is not None:
+        document["spec"]["ttlSecondsAfterFinished"] = ttl
+    kubectl("create", "-f", "-", document=document)
+
+
+def find_processes(long_runners):
+    """Yields (name, PID) of the operators, and of the runners whose pods have these UIDs."""
+    for entry in pathlib.Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            program = (entry / "cmdline").read_bytes().split(b"\0")[0].decode().rsplit("/", 1)[-1]
+            groups = (entry / "cgroup").read_text().replace("_", "-")
+        except OSError:
+            continue
+        role = PROGRAMS.get(program)
+        if role == "operator" or (role == "runner" and any(uid in groups for uid in long_runners)):
+            yield f"{role} {entry.name}", int(entry.name)
+
+
+def read_memory(pid):
+    """Resident memory of its own, without the pages of the program's file, in MiB."""
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def read_cpu(pid):
+    """CPU time in seconds."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_for_runners():
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        test = json.loads(kubectl("get", "loadtest", "long", "-o", "json"))
+        if test.get("status", {}).get("phase") == "Running":
+            pods = kubectl("get", "pods", "-o", "json", "-l", f"loadtest.cell0.io/uid={test['metadata']['uid']}")
+            return [pod["metadata"]["uid"] for pod in json.loads(pods)["items"]]
+        time.sleep(1)
+    sys.exit("the long test does not run")
+
+
+def record(seconds, out):
+    uids = wait_for_runners()
+    samples, began, churned, number = [], time.monotonic(), float("-inf"), 0
+    with open(out / "samples.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["seconds", "process", "memory_mib", "cpu_seconds"])
+        while (elapsed := time.monotonic() - began) < seconds:
+            if elapsed - churned >= CHURN_INTERVAL:
+                churned, number = elapsed, number + 1
+                create_test(f"short-{number}", 10, "20s", ttl=60)
+            for name, pid in find_processes(uids):
+                try:
+                    sample = (round(elapsed, 1), name, round(read_memory(pid), 3), round(read_cpu(pid), 2))
+                except OSError:
+                    continue
+                samples.append(sample)
+                writer.writerow(sample)
+            file.flush()
+            time.sleep(INTERVAL)
+    return samples, number
+
+
+def judge(samples, seconds):
+    """Returns a row for each process: name, means in MiB at the start and at the end, change, CPU share."""
+    rows = []
+    for name in sorted({sample[1] for sample in samples}):
+        own = [sample for sample in samples if sample[1] == name]
+        early = [memory for at, _, memory, _ in own if seconds / 6 <= at < seconds / 3]
+        late = [memory for at, _, memory, _ in own if at >= seconds * 5 / 6]
+        if not early or not late:
+            rows.append((name, None, None, None, None))
+            continue
+        before, after = statistics.mean(early), statistics.mean(late)
+        cpu = (own[-1][3] - own[0][3]) / max(own[-1][0] - own[0][0], 1)
+        rows.append((name, before, after, after / before - 1, cpu))
+    return rows
+
+
+def draw(samples, seconds):
+    """A plot as SVG: memory over time, a line for each process."""
+    width, height, left, bottom = 720, 280, 48, 32
+    top = max(memory for _, _, memory, _ in samples) * 1.15
+    x = lambda at: left + at / seconds * (width - left - 150)
+    y = lambda memory: height - bottom - memory / top * (height - bottom - 16)
+    colours = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b"]
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11" role="img">',
+        "<title>Memory of operator and runner over time</title>",
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+    ]
+    for step in range(5):
+        value = top * step / 4
+        parts.append(f'<path d="M{left} {y(value):.1f}H{x(seconds):.1f}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.0f}</text>')
+        minutes = seconds / 60 * step / 4
+        parts.append(f'<text x="{x(minutes * 60):.1f}" y="{height - 10}" text-anchor="middle">{minutes:.0f} min</text>')
+    parts.append(f'<text x="{left - 6}" y="10" text-anchor="end">MiB</text>')
+    for index, name in enumerate(sorted({sample[1] for sample in samples})):
+        own = [sample for sample in samples if sample[1] == name]
+        points = " ".join(f"{x(at):.1f},{y(memory):.1f}" for at, _, memory, _ in own)
+        colour = colours[index % len(colours)]
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        parts.append(f'<text x="{x(own[-1][0]) + 6:.1f}" y="{y(own[-1][2]) + 4:.1f}" fill="{colour}">{name.split()[0]} {own[-1][2]:.1f} MiB</text>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hours", type=float, default=2.0)
+    parser.add_argument("--users", type=int, default=100)
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "target" / "soak")
+    options = parser.parse_args()
+    seconds = options.hours * 3600
+    options.out.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["kubectl", "create", "namespace", NAMESPACE], check=True)
+    kubectl("apply", "-f", str(ROOT / "examples" / "cell0-simulator.yaml"))
+    kubectl("wait", "--for=condition=Available", "deployment", "--all", "--timeout=120s")
+    create_test("long", options.users, f"{round(seconds + 300)}s")
+    samples, shorts = record(seconds, options.out)
+    status = json.loads(kubectl("get", "loadtest", "long", "-o", "json"))["status"]
+    kubectl("patch", "loadtest", "long", "--type=merge", "--patch", '{"spec":{"cancel":true}}')
+    (options.out / "soak.svg").write_text(draw(samples, seconds))
+    lines = [
+        f"{options.hours:g} h, {status['summary']['requests']:,} requests of {options.users} users, {shorts} short tests beside them.",
+        "",
+        "| process | MiB at first | MiB at last | change | share of a core |",
+        "|---|---|---|---|---|",
+    ]
+    failed = False
+    for name, before, after, change, cpu in judge(samples, seconds):
+        if change is None:
+            lines.append(f"| {name} | not there all the time | | | |")
+            failed = True
+            continue
+        failed |= abs(change) > LIMIT
+        lines.append(f"| {name} | {before:.1f} | {after:.1f} | {change:+.1%} | {cpu:.1%} |")
+    text = "\n".join(lines) + "\n"
+    (options.out / "soak.md").write_text(text)
+    print(text)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

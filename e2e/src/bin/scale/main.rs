@@ -1,0 +1,229 @@
+//! Measures the operator with many tests and many runners, whose pods and numbers are pretended.
+//!
+//! `bench/scale/run` starts what this program needs: a testbed with the operator, and kwok.
+
+mod operator;
+mod runner;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+};
+use loadtest_core::resource::{LoadTest, LoadTestStatus};
+use loadtest_e2e::test_namespace::wait_for;
+use serde_json::json;
+
+use crate::{
+    operator::{Usage, find_leader, watch},
+    runner::{Runners, TASKS},
+};
+
+const NAMESPACE: &str = "scale";
+/// Requests to the API server at the same time.
+const CONCURRENCY: usize = 16;
+/// Runners of each of the running tests.
+const RUNNERS: u32 = 20;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let scale = Scale::prepare().await?;
+    let only = std::env::args().nth(1);
+    let wants = |part: &str| only.as_deref().is_none_or(|only| only == part);
+    println!("| what runs | memory, largest | CPU, share of a core | |\n|---|---|---|---|");
+    if wants("curve") {
+        scale.measure_curve().await?;
+    }
+    if wants("burst") {
+        scale.measure_burst().await?;
+    }
+    if wants("large") {
+        scale.measure_large(0).await?;
+        scale.measure_large(50).await?;
+    }
+    scale.end().await
+}
+
+struct Scale {
+    client: Client,
+    tests: Api<LoadTest>,
+    runners: Runners,
+}
+
+fn print_row(what: &str, usage: Usage, note: &str) {
+    println!("| {what} | {:.0} MiB | {:.1} % | {note} |", usage.memory, usage.cores * 100.0);
+}
+
+/// A test whose runners are on the pretended node.
+fn test(name: &str, runners: u32, duration: &str, suspend: bool) -> Result<LoadTest> {
+    let tasks = TASKS.map(|task| {
+        json!({"name": task, "chat": {"models": ["a"], "messages": ["Hello"], "stream": true}})
+    });
+    let threshold = |task: &str| json!({"task": task, "metric": "timeToFirstToken", "statistic": "p95", "target": "< 2s", "window": "30s"});
+    let test = json!({
+        "apiVersion": "loadtest.cell0.io/v1alpha1", "kind": "LoadTest", "metadata": {"name": name},
+        "spec": {
+            "suspend": suspend,
+            "target": {"http": "http://192.0.2.1"},
+            "load": {"users": runners * 10, "duration": duration},
+            "scenario": {"tasks": tasks},
+            "thresholds": TASKS.map(threshold),
+            "runners": {
+                "count": runners,
+                "nodeSelector": {"scale": "pretended"},
+                "tolerations": [{"key": "scale", "operator": "Exists"}],
+            },
+        },
+    });
+    Ok(serde_json::from_value(test)?)
+}
+
+impl Scale {
+    async fn prepare() -> Result<Self> {
+        let client = Client::try_default().await?;
+        let namespaces: Api<Namespace> = Api::all(client.clone());
+        let namespace = json!({"metadata": {"name": NAMESPACE}});
+        namespaces.create(&PostParams::default(), &serde_json::from_value(namespace)?).await?;
+        let runners = Runners::serve(client.clone()).await?;
+        Ok(Self { tests: Api::namespaced(client.clone(), NAMESPACE), client, runners })
+    }
+
+    async fn end(&self) -> Result<()> {
+        let namespaces: Api<Namespace> = Api::all(self.client.clone());
+        namespaces.delete(NAMESPACE, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    async fn create(&self, tests: Vec<LoadTest>) -> Result<()> {
+        let created = stream::iter(tests)
+            .map(|test| async move { self.tests.create(&PostParams::default(), &test).await });
+        created.buffer_unordered(CONCURRENCY).try_collect::<Vec<_>>().await?;
+        Ok(())
+    }
+
+    /// Waits until so many tests have a status as wanted.
+    async fn wait(
+        &self,
+        seconds: u64,
+        count: usize,
+        goal: &str,
+        is_wanted: impl Fn(&LoadTestStatus) -> bool,
+    ) -> Result<()> {
+        wait_for(seconds, goal, async || {
+            let tests = self.tests.list(&ListParams::default()).await?.items;
+            let found = tests.iter().filter_map(|test| test.status.as_ref());
+            let found = found.filter(|status| is_wanted(status)).count();
+            if found < count {
+                anyhow::bail!("{found} of {count}");
+            }
+            Ok(Some(()))
+        })
+        .await
+    }
+
+    /// Cancels and deletes all tests whose names begin so.
+    async fn delete(&self, prefix: &str) -> Result<()> {
+        let tests = self.tests.list(&ListParams::default()).await?.items;
+        let names = tests.iter().map(ResourceExt::name_any).filter(|name| name.starts_with(prefix));
+        let deleted = stream::iter(names)
+            .map(|name| async move { self.tests.delete(&name, &DeleteParams::background()).await });
+        deleted.buffer_unordered(CONCURRENCY).try_collect::<Vec<_>>().await?;
+        wait_for(180, "deleted tests", async || {
+            let left = self.tests.list(&ListParams::default()).await?.items;
+            Ok((!left.iter().any(|test| test.name_any().starts_with(prefix))).then_some(()))
+        })
+        .await
+    }
+
+    /// Idle tests, and a growing number of running ones.
+    async fn measure_curve(&self) -> Result<()> {
+        let leader = find_leader(&self.client).await?;
+        print_row("nothing", watch(leader, Duration::from_secs(20)).await?, "");
+        let idle = (0..1000).map(|n| test(&format!("idle-{n}"), RUNNERS, "1m", true));
+        self.create(idle.collect::<Result<_>>()?).await?;
+        self.wait(120, 1000, "idle tests", |status| status.phase.is_some()).await?;
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        print_row("1,000 idle tests", watch(leader, Duration::from_secs(30)).await?, "");
+        let mut running = 0;
+        for goal in [10, 25, 50] {
+            let new = (running..goal).map(|n| test(&format!("run-{n}"), RUNNERS, "30m", false));
+            self.create(new.collect::<Result<_>>()?).await?;
+            running = goal;
+            let has_numbers = |status: &LoadTestStatus| {
+                status.summary.as_ref().is_some_and(|summary| summary.requests > 0)
+            };
+            self.wait(240, goal, "running tests", has_numbers).await?;
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            let usage = watch(leader, Duration::from_secs(60)).await?;
+            let each = format!("{:.2} % for each running test", usage.cores * 100.0 / goal as f64);
+            print_row(
+                &format!("1,000 idle and {goal} running tests of {RUNNERS} runners"),
+                usage,
+                &each,
+            );
+        }
+        ensure!(find_leader(&self.client).await? == leader, "another replica leads");
+        self.delete("run-").await?;
+        self.delete("idle-").await
+    }
+
+    /// Many tests at once.
+    async fn measure_burst(&self) -> Result<()> {
+        let leader = find_leader(&self.client).await?;
+        let began = Instant::now();
+        let new = (0..200).map(|n| test(&format!("burst-{n}"), 1, "5s", false));
+        self.create(new.collect::<Result<_>>()?).await?;
+        self.wait(120, 200, "accepted tests", |status| status.plan.is_some()).await?;
+        let note = format!("all accepted after {:.1} s", began.elapsed().as_secs_f64());
+        let usage = watch(leader, Duration::from_secs(20)).await?;
+        print_row("200 tests created at once", usage, &note);
+        self.wait(300, 200, "finished tests", |status| {
+            status.known_phase().is_some_and(loadtest_core::resource::Phase::is_final)
+        })
+        .await?;
+        self.delete("burst-").await
+    }
+
+    /// One test of 1,000 runners, some of which die.
+    async fn measure_large(&self, dead: usize) -> Result<()> {
+        let leader = find_leader(&self.client).await?;
+        let name = format!("large-{dead}");
+        self.create(vec![test(&name, 1000, "3m", false)?]).await?;
+        let has_numbers = |status: &LoadTestStatus| {
+            status.summary.as_ref().is_some_and(|summary| summary.requests > 0)
+        };
+        self.wait(300, 1, "the large test", has_numbers).await?;
+        let created = self.tests.get(&name).await?;
+        self.runners.kill(&created.uid().context("no UID")?, dead);
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let usage = watch(leader, Duration::from_secs(60)).await?;
+        if dead > 0 {
+            let cancel = Patch::Merge(json!({"spec": {"cancel": true}}));
+            self.tests.patch(&name, &PatchParams::default(), &cancel).await?;
+        }
+        self.wait(400, 1, "the end of the large test", |status| {
+            status.known_phase().is_some_and(loadtest_core::resource::Phase::is_final)
+        })
+        .await?;
+        let ended = self.tests.get(&name).await?;
+        let size = serde_json::to_vec(&ended.status)?.len();
+        let status = ended.status.context("no status")?;
+        let measured = status.measurement.context("no measurement")?;
+        let note = format!(
+            "{:.2} s of a core in a round of 2 s; start skew {}; status {:.1} KB; {} requests; {} lost",
+            usage.cores * 2.0,
+            measured.start_skew.map_or("unknown".into(), |skew| skew.to_string()),
+            size as f64 / 1e3,
+            status.summary.map_or(0, |summary| summary.requests),
+            measured.runners_lost,
+        );
+        let what =
+            if dead == 0 { String::new() } else { format!(", of which {dead} never answer") };
+        print_row(&format!("one test of 1,000 runners{what}"), usage, &note);
+        self.delete("large-").await
+    }
+}

@@ -1,0 +1,291 @@
+//! Runners that are only pretended: they answer the operator with real expositions of numbers that grow with
+//! the time of the load, and make none.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    net::{IpAddr, Ipv4Addr},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    body::{Bytes, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ListParams, Patch, PatchParams},
+};
+use loadtest_core::{
+    control::{self, HISTORY_HEADER, HistoryReply, StartOrder, path},
+    metrics::{
+        Format, Identity, LatencyMetric, Outcome, RunnerHistory, RunnerMetrics, RunnerState,
+    },
+};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+/// Names of the tasks of every pretended run.
+pub(crate) const TASKS: [&str; 4] = ["ask", "code", "search", "summary"];
+/// Requests of each task in a second, on each runner.
+const REQUESTS_PER_SECOND: u64 = 10;
+/// Latencies of chat requests: the metric, and its median in seconds.
+const LATENCIES: [(LatencyMetric, f64, u64); 6] = [
+    (LatencyMetric::ResponseTime, 2.0, 1),
+    (LatencyMetric::ServiceTime, 2.0, 1),
+    (LatencyMetric::TimeToFirstByte, 0.2, 1),
+    (LatencyMetric::TimeToFirstToken, 0.25, 1),
+    (LatencyMetric::TimeToFirstResponse, 0.3, 1),
+    (LatencyMetric::InterTokenLatency, 0.02, 40),
+];
+/// Minimum time between two steps of a history.
+const MIN_STEP: Duration = Duration::from_millis(200);
+
+/// One pretended runner.
+struct Runner {
+    name: String,
+    namespace: String,
+    metrics: RunnerMetrics,
+    history: RunnerHistory,
+    created_at: Instant,
+    started: Option<(Instant, Duration)>,
+    stopped: bool,
+    random: u64,
+}
+
+impl Runner {
+    fn of_pod(pod: &Pod) -> Result<Self> {
+        let label = |name: &str| pod.labels().get(name).cloned().with_context(|| name.to_owned());
+        let identity = Identity {
+            run_uid: label("loadtest.cell0.io/uid")?,
+            index: label(control::INDEX_LABEL)?.parse()?,
+            pod_uid: pod.uid().context("no UID")?,
+        };
+        Ok(Self {
+            name: pod.name_any(),
+            namespace: pod.namespace().context("no namespace")?,
+            history: RunnerHistory::new(identity.clone(), None),
+            random: u64::from(identity.index).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
+            metrics: RunnerMetrics { identity, ..RunnerMetrics::default() },
+            created_at: Instant::now(),
+            started: None,
+            stopped: false,
+        })
+    }
+
+    /// Seconds of load so far.
+    fn elapsed(&self) -> f64 {
+        let Some((at, length)) = self.started else { return 0.0 };
+        if self.stopped {
+            return self.metrics.metrics.elapsed_seconds;
+        }
+        Instant::now().saturating_duration_since(at).min(length).as_secs_f64()
+    }
+
+    /// Lets the numbers grow until now.
+    fn advance(&mut self) -> Result<()> {
+        let Some((at, length)) = self.started else { return Ok(()) };
+        let elapsed = self.elapsed();
+        let is_over = self.stopped || Instant::now() >= at + length;
+        let is_recent = self
+            .history
+            .recorded_at()
+            .is_some_and(|last| self.created_at.elapsed().saturating_sub(last) < MIN_STEP);
+        if self.metrics.state.is_final() || (is_recent && !is_over) {
+            return Ok(());
+        }
+        let before = self.metrics.metrics.elapsed_seconds;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "the seconds of a load are few"
+        )]
+        let whole = |seconds: f64| (seconds * REQUESTS_PER_SECOND as f64) as u64;
+        let requests = whole(elapsed) - whole(before);
+        for name in TASKS {
+            for _ in 0..requests {
+                self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                // Between half and twice the median.
+                let share = (self.random >> 33) as f64 / f64::from(u32::MAX >> 1);
+                let factor = (share * 2.0 - 1.0).exp2();
+                let task = self.metrics.metrics.tasks.entry(name.into()).or_default();
+                for (metric, median, count) in LATENCIES {
+                    let samples = task.latencies.get_mut(metric, Outcome::Success);
+                    samples.record(median * factor, count);
+                }
+            }
+            let task = self.metrics.metrics.tasks.entry(name.into()).or_default();
+            task.requests[Outcome::Success.index()] += requests;
+            task.successes_in_load += requests;
+            task.sent_bytes += requests * 400;
+            *task.statuses.entry("200".into()).or_default() += requests;
+        }
+        let metrics = &mut self.metrics.metrics;
+        metrics.schedule_lag.record(0.000_1, requests);
+        metrics.event_loop_lag.record(0.000_1, requests);
+        metrics.elapsed_seconds = elapsed;
+        metrics.user_seconds = elapsed * 10.0;
+        metrics.users = if is_over { 0 } else { 10 };
+        metrics.users_peak = 10;
+        metrics.busy_seconds = elapsed * 0.1;
+        self.metrics.state = if is_over { RunnerState::Done } else { RunnerState::Running };
+        self.history.record(self.metrics.clone(), self.created_at.elapsed())?;
+        Ok(())
+    }
+}
+
+/// All pretended runners, by the addresses of their pods.
+#[derive(Clone)]
+pub(crate) struct Runners {
+    client: Client,
+    by_address: Arc<Mutex<HashMap<IpAddr, Arc<Mutex<Runner>>>>>,
+    /// Addresses that do not answer.
+    dead: Arc<Mutex<Vec<IpAddr>>>,
+}
+
+type Reply = Response<Full<Bytes>>;
+
+fn reply(status: StatusCode, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(Full::new(body.into()));
+    *reply.status_mut() = status;
+    reply
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Runners {
+    /// Serves the runners of all pods whose addresses lead to this machine.
+    pub(crate) async fn serve(client: Client) -> Result<Self> {
+        let runners = Self { client, by_address: Arc::default(), dead: Arc::default() };
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, control::PORT)).await?;
+        let server = runners.clone();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let Ok(address) = socket.local_addr() else { continue };
+                let server = server.clone();
+                tokio::spawn(async move {
+                    let service = service_fn(|request| {
+                        let server = server.clone();
+                        async move {
+                            let result = server.respond(address.ip(), request).await;
+                            let failed = |error| {
+                                let text = format!("{error:#}\n");
+                                reply(StatusCode::INTERNAL_SERVER_ERROR, text)
+                            };
+                            Ok::<_, Infallible>(result.unwrap_or_else(failed))
+                        }
+                    });
+                    // The operator may close the connection at any time.
+                    let _ =
+                        http1::Builder::new().serve_connection(TokioIo::new(socket), service).await;
+                });
+            }
+        });
+        Ok(runners)
+    }
+
+    /// Lets some runners of a test never answer again.
+    pub(crate) fn kill(&self, run_uid: &str, count: usize) {
+        let runners = lock(&self.by_address);
+        let of_run =
+            runners.iter().filter(|(_, runner)| lock(runner).metrics.identity.run_uid == run_uid);
+        lock(&self.dead).extend(of_run.map(|(address, _)| *address).take(count));
+    }
+
+    async fn respond(&self, address: IpAddr, request: Request<Incoming>) -> Result<Reply> {
+        if lock(&self.dead).contains(&address) {
+            std::future::pending::<()>().await;
+        }
+        let (head, body) = request.into_parts();
+        let asked = head.uri.path().to_owned();
+        let runner = self.find(address, asked == path::READINESS || asked == path::START).await?;
+        match asked.as_str() {
+            path::START => {
+                let order: StartOrder = serde_json::from_slice(&body.collect().await?.to_bytes())?;
+                let length = order.end_in_seconds.context("no end")? - order.in_seconds;
+                let at = Instant::now() + Duration::from_secs_f64(order.in_seconds.max(0.0));
+                lock(&runner).started.get_or_insert((at, Duration::from_secs_f64(length.max(0.0))));
+                Ok(reply(StatusCode::NO_CONTENT, ""))
+            }
+            path::STOP => {
+                let mut runner = lock(&runner);
+                runner.advance()?;
+                runner.stopped = true;
+                Ok(reply(StatusCode::NO_CONTENT, ""))
+            }
+            path::RELEASE => {
+                let client = self.client.clone();
+                tokio::spawn(async move { end_pod(client, &runner).await });
+                Ok(reply(StatusCode::NO_CONTENT, ""))
+            }
+            path::HISTORY => {
+                let mut runner = lock(&runner);
+                runner.advance()?;
+                let query = head.uri.query().unwrap_or_default();
+                let after = query.split('&').find_map(|pair| pair.strip_prefix("after="));
+                let body = runner.history.encode_after(after.unwrap_or("0").parse()?)?;
+                let about = HistoryReply {
+                    identity: runner.metrics.identity.clone(),
+                    elapsed_seconds: runner.elapsed(),
+                };
+                let mut reply = reply(StatusCode::OK, body);
+                let headers = reply.headers_mut();
+                headers.insert("content-type", Format::Protobuf.content_type().parse()?);
+                headers.insert(HISTORY_HEADER, about.to_string().parse()?);
+                Ok(reply)
+            }
+            path::ERRORS => Ok(reply(StatusCode::OK, "[]")),
+            _ => Ok(reply(StatusCode::OK, "ok\n")),
+        }
+    }
+
+    /// Returns the runner with an address. Addresses are used again, so a runner that is `new` replaces one that
+    /// has ended.
+    async fn find(&self, address: IpAddr, new: bool) -> Result<Arc<Mutex<Runner>>> {
+        let known = lock(&self.by_address).get(&address).cloned();
+        if let Some(runner) = known
+            && !(new && lock(&runner).metrics.state.is_final())
+        {
+            return Ok(runner);
+        }
+        let pods: Api<Pod> = Api::all(self.client.clone());
+        let selector = ListParams::default().fields(&format!("status.podIP={address}"));
+        let pods = pods.list(&selector).await?.items;
+        let is_alive = |pod: &&Pod| {
+            let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+            phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
+        };
+        let pod = pods.iter().find(is_alive).context("no pod has this address")?;
+        let runner = Arc::new(Mutex::new(Runner::of_pod(pod)?));
+        lock(&self.by_address).insert(address, Arc::clone(&runner));
+        Ok(runner)
+    }
+}
+
+/// Ends the pod of a runner as the kubelet would.
+async fn end_pod(client: Client, runner: &Mutex<Runner>) {
+    let (name, namespace) = {
+        let runner = lock(runner);
+        (runner.name.clone(), runner.namespace.clone())
+    };
+    let pods: Api<Pod> = Api::namespaced(client, &namespace);
+    let container = json!({
+        "name": control::CONTAINER, "image": "loadtest-runner", "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"terminated": {"exitCode": 0, "reason": "Completed"}},
+    });
+    let status = json!({"status": {
+        "phase": "Succeeded", "containerStatuses": [container],
+        "conditions": [{"type": "Ready", "status": "False"}],
+    }});
+    // The test may be deleted already.
+    let _ = pods.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await;
+}

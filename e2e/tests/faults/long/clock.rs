@@ -1,0 +1,115 @@
+//! The clock of the operator is wrong, or jumps.
+
+use anyhow::{Context, Result, ensure};
+use loadtest_core::resource::LoadTest;
+use loadtest_e2e::{
+    fault::{Fault, Observation},
+    operator_pods::{upgrade, wait_for_leader},
+    test_namespace::{Target, TestNamespace},
+};
+use serde_json::json;
+
+use crate::checks::{check_whole_run, has_requests, watched_spec};
+
+/// Installs an operator whose clock is wrong by these seconds.
+async fn set_clock_error(namespace: &TestNamespace, seconds: i32) -> Result<()> {
+    let variable = json!([{"name": "CLOCK_ERROR_SECONDS", "value": seconds.to_string()}]);
+    upgrade(&["--set-json", &format!("extraEnv={variable}")]).await?;
+    wait_for_leader(namespace).await.map(drop)
+}
+
+/// Checks a test during which the clock changes, and reports the row.
+async fn check_jump(
+    namespace: &TestNamespace,
+    target: &Target<'_>,
+    (name, seconds): (&str, i32),
+    fault: &'static str,
+) -> Result<()> {
+    let fault = Fault { fault, expected: "the run is whole", seconds: 90 };
+    let test = namespace.create_test(name, watched_spec(5, "35s")).await?;
+    namespace.wait_for_status(name, 60, has_requests).await?;
+    let mut observation = Observation::default();
+    observation.begin();
+    set_clock_error(namespace, seconds).await?;
+    let result = check_timely_run(namespace, target, &test).await;
+    let result = result.map(|seen| observation.settle(seen));
+    fault.report(result, observation)
+}
+
+/// Checks a test that runs while the clock is wrong, and reports the row.
+async fn check_constant(
+    namespace: &TestNamespace,
+    target: &Target<'_>,
+    name: &str,
+    fault: &'static str,
+) -> Result<()> {
+    let fault = Fault { fault, expected: "the run is whole", seconds: 60 };
+    let mut observation = Observation::default();
+    observation.begin();
+    let test = namespace.create_test(name, watched_spec(5, "8s")).await?;
+    let result = check_timely_run(namespace, target, &test).await;
+    let result = result.map(|seen| observation.settle(seen));
+    fault.report(result, observation)
+}
+
+/// Checks that a run is whole, and that its status has no time of another hour in it.
+async fn check_timely_run(
+    namespace: &TestNamespace,
+    target: &Target<'_>,
+    test: &LoadTest,
+) -> Result<String> {
+    let seen = check_whole_run(namespace, target, test, 90).await?;
+    let name = test.metadata.name.as_deref().context("no name")?;
+    let status = namespace.get_status(name).await?;
+    let progress = status.progress.context("no progress")?;
+    ensure!(progress.elapsed.as_secs_f64() < 60.0, "{progress:?}");
+    Ok(seen)
+}
+
+#[tokio::test]
+async fn a_wrong_clock_changes_no_run() -> Result<()> {
+    TestNamespace::run_alone("clock", async |namespace| {
+        let target = namespace.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
+        let result = check_clocks(&namespace, &target).await;
+        // The other tests need a right clock, also if this one fails.
+        set_clock_error(&namespace, 0).await?;
+        result
+    })
+    .await
+}
+
+async fn check_clocks(namespace: &TestNamespace, target: &Target<'_>) -> Result<()> {
+    const HOUR: i32 = 3600;
+    let rows = [
+        check_jump(
+            namespace,
+            target,
+            ("forward", HOUR),
+            "the next leader's clock is an hour ahead, under load",
+        )
+        .await,
+        check_constant(
+            namespace,
+            target,
+            "ahead",
+            "operator's clock an hour ahead of the runners and the API server",
+        )
+        .await,
+        check_jump(
+            namespace,
+            target,
+            ("back", 0),
+            "the next leader's clock is an hour behind, under load",
+        )
+        .await,
+    ];
+    set_clock_error(namespace, -HOUR).await?;
+    let behind = check_constant(
+        namespace,
+        target,
+        "behind",
+        "operator's clock an hour behind the runners and the API server",
+    )
+    .await;
+    rows.into_iter().chain([behind]).collect()
+}

@@ -1,0 +1,78 @@
+//! The objects of a test under load, as a reconciliation has left them. Pure.
+
+use k8s_openapi::{
+    api::batch::v1::Job,
+    jiff::{SignedDuration, Timestamp},
+};
+use kube::ResourceExt;
+use loadtest_core::resource::LoadTest;
+
+use super::runner::Runner;
+
+/// Time after which the objects are read again, although no watch has told of a change.
+const MAX_AGE: SignedDuration = SignedDuration::from_secs(60);
+
+/// The objects of a test under load, as the last successful reconciliation has left them.
+#[derive(Clone, Debug)]
+pub(crate) struct LastObjects {
+    pub(crate) test: LoadTest,
+    pub(crate) job: Job,
+    pub(crate) runners: Vec<Runner>,
+    /// What shows whether they have changed since. `None` if the reconciliation has changed them itself.
+    pub(crate) reading: Option<Reading>,
+}
+
+/// When objects were read, and how a change since then is noticed.
+#[derive(Clone, Debug)]
+pub(crate) struct Reading {
+    /// Time of the reading.
+    pub(crate) at: Timestamp,
+    /// Number of events about Job and pods before the reading.
+    pub(crate) changes: u64,
+    /// Resource versions of the test: the one that was read, and those of later writes by this process.
+    pub(crate) versions: Vec<String>,
+}
+
+impl LastObjects {
+    /// Returns the objects if they are still those of the API server, as far as the watches have told:
+    /// `cached` is the test as its watch delivered it, `changes` the number of events about Job and pods.
+    pub(crate) fn current(
+        &self,
+        cached: &LoadTest,
+        changes: u64,
+        now: Timestamp,
+    ) -> Option<(Self, Reading)> {
+        let reading = self.reading.clone()?;
+        let is_known = cached.resource_version().is_some_and(|v| reading.versions.contains(&v));
+        let is_young = (SignedDuration::ZERO..MAX_AGE).contains(&now.duration_since(reading.at));
+        let is_current = is_known && is_young && changes == reading.changes;
+        is_current.then(|| (self.clone(), reading))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{example_test, noon};
+
+    fn is_current(version: &str, changes: u64, age: i64) -> bool {
+        let reading = Reading { at: noon(), changes: 2, versions: vec!["5".into(), "7".into()] };
+        let last = LastObjects {
+            test: example_test(),
+            job: Job::default(),
+            runners: Vec::new(),
+            reading: Some(reading),
+        };
+        let mut cached = example_test();
+        cached.metadata.resource_version = Some(version.into());
+        last.current(&cached, changes, noon() + SignedDuration::from_secs(age)).is_some()
+    }
+
+    #[test]
+    fn objects_are_current_until_something_changes() {
+        assert!(is_current("5", 2, 10) && is_current("7", 2, 59));
+        assert!(!is_current("6", 2, 10), "another writer has changed the test");
+        assert!(!is_current("7", 3, 10), "the Job or a pod has changed");
+        assert!(!is_current("7", 2, 60) && !is_current("7", 2, -1), "read long ago");
+    }
+}
