@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build test lint check e2e chaos bench images generate demo demo-down clean
+.PHONY: help build test lint check e2e chaos bench images dist generate demo demo-down clean
 
 help: ## Lists the tasks
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ bench: ## Compares this load generator with others, writes bench/RESULTS.md
 
 images: ## Builds the three images into target/images/*.tar
 	@scripts/images
+
+dist: ## Builds and tests all files of a release in target/dist (RELEASE=v0.1.0: of that tag)
+	@scripts/dist $(if $(RELEASE),--release $(RELEASE))
 
 generate: ## Writes the CRDs, the table of docs/metrics.md, the schema of results and the dashboards
 	@scripts/generate

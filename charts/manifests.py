@@ -7,6 +7,7 @@ exits with 1.
 """
 
 import json
+import os
 import re
 import sys
 
@@ -410,6 +411,35 @@ def check_documentation(chart):
     expect_equal(values, rows, "values in README.md")
 
 
+def check_annotations(chart, *crds):
+    """The annotations for Artifact Hub say what the chart is."""
+    with open(f"{chart}/Chart.yaml", encoding="utf-8") as file:
+        metadata = yaml.safe_load(file)
+    with open(f"{chart}/values.yaml", encoding="utf-8") as file:
+        values = yaml.safe_load(file)
+    annotations = {name.removeprefix("artifacthub.io/"): text for name, text in metadata["annotations"].items()}
+    expect_equal("-" in metadata["version"], annotations["prerelease"] == "true", "prerelease")
+
+    images = {image["name"]: image["image"] for image in yaml.safe_load(annotations["images"])}
+    owner = metadata["home"].removeprefix("https://github.com/").split("/")[0]
+    names = values["image"]["repository"], values["runner"]["image"]["repository"]
+    expected = {name: f"ghcr.io/{owner}/{name}:{metadata['appVersion']}" for name in names}
+    expect_equal(expected, images, "images")
+
+    described = {(crd["name"], crd["kind"], crd["version"]) for crd in yaml.safe_load(annotations["crds"])}
+    installed = set()
+    for path in crds:
+        (crd,) = load_objects(path)
+        for version in crd["spec"]["versions"]:
+            installed.add((crd["metadata"]["name"], crd["spec"]["names"]["kind"], version["name"]))
+    expect_equal(installed, described, "CRDs")
+
+    for link in yaml.safe_load(annotations["links"]):
+        expect_equal(True, link["url"].startswith(metadata["home"]), f"link {link['name']} leads to {metadata['home']}")
+        _, _, path = link["url"].partition("/blob/main/")
+        expect_equal(True, not path or os.path.exists(path), f"{path} exists")
+
+
 CHECKS = {
     check.__name__.removeprefix("check_"): check
     for check in (
@@ -432,7 +462,7 @@ CHECKS = {
 }
 
 # Checks of files of the chart, which get paths in place of rendered objects.
-FILE_CHECKS = {"documentation": check_documentation, "queries": check_queries}
+FILE_CHECKS = {"annotations": check_annotations, "documentation": check_documentation, "queries": check_queries}
 
 
 def main():

@@ -32,6 +32,17 @@ build_all() {
     exec {build_lock}>&-
 }
 
+# Helm alone, for scripts/dist.
+build_helm_alone() {
+    mkdir -p "$cache/parts" "$bin"
+    local build_lock
+    exec {build_lock}>"$cache/build.lock"
+    flock "$build_lock"
+    build_part helm
+    link_program "$(part_file helm)" helm
+    exec {build_lock}>&-
+}
+
 install_packages() {
     local pair missing=()
     for pair in "${required_programs[@]}"; do
