@@ -11,6 +11,7 @@ use loadtest_core::result::{
 use loadtest_report::{
     csv_files, hdr_log, html_report, junit_report, k6_summary, live_update, markdown_report,
 };
+use serde_json::{Value, json};
 
 /// Reads a document, makes every report of it, and stores it. Reads objects as well.
 pub fn result(data: &[u8]) {
@@ -68,7 +69,8 @@ fn check_storage(result: &RunResult) {
 
 /// A document with a result is read, whatever stands beside the result.
 fn check_stored_document(text: &str, result: &RunResult) {
-    let json = format!("{{\"result\": {text}, \"resume\": {text}}}");
+    let value: Value = serde_json::from_str(text).expect("the text was read before");
+    let json = json!({"result": value, "resume": value}).to_string();
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(json.as_bytes()).expect("a vector takes every byte");
     let bytes = encoder.finish().expect("a vector takes every byte");
