@@ -87,7 +87,8 @@ impl fmt::Display for Percent {
         let exact = self.0 * 100.0;
         let rounded = (exact * 1e9).round() / 1e9;
         let near = [rounded, exact, exact.next_up(), exact.next_down()];
-        let parsed = near.into_iter().find(|percent| percent / 100.0 == self.0);
+        let parsed =
+            near.into_iter().find(|percent| (percent / 100.0).to_bits() == self.0.to_bits());
         write!(f, "{}%", parsed.unwrap_or(exact))
     }
 }
