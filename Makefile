@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build test lint check e2e chaos bench images dist generate demo demo-down clean
+.PHONY: help build test lint check e2e chaos fuzz bench images dist generate demo demo-down clean
 
 help: ## Lists the tasks
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ e2e: ## Runs the end-to-end tests only, on the testbed or on CLUSTER=current
 
 chaos: ## Tests all faults on the testbed, prints what happened
 	@scripts/test --only faults
+
+fuzz: ## Runs each fuzz target for a minute
+	@scripts/fuzz
 
 lint: ## Checks formatting, lints, dependencies and shell scripts
 	@scripts/test --only lint

@@ -99,7 +99,8 @@ pub(crate) fn check_manifest(
     })
 }
 
-fn parse_manifest(
+/// Reads the text of a file, makes the changes, and validates the result, as [`read_manifest`] does.
+pub(crate) fn parse_manifest(
     yaml: &str,
     name: Option<&str>,
     changes: &[Change],

@@ -67,7 +67,7 @@ pub(crate) fn print_plan(arguments: &PlanArguments, out: &mut impl Write) -> any
 
 /// The objects of a test as YAML. The API server chooses the UID of a LoadTest, and the operator the token of
 /// its runners: both are placeholders.
-fn format_objects(manifest: &Manifest, runner_image: &str) -> anyhow::Result<String> {
+pub(crate) fn format_objects(manifest: &Manifest, runner_image: &str) -> anyhow::Result<String> {
     let mut test = manifest.test.clone();
     test.metadata.uid = Some(UNKNOWN_UID.into());
     let sizing = size_test(&manifest.valid);
@@ -84,7 +84,7 @@ fn format_objects(manifest: &Manifest, runner_image: &str) -> anyhow::Result<Str
     Ok(out)
 }
 
-fn format_plan(manifest: &Manifest) -> String {
+pub(crate) fn format_plan(manifest: &Manifest) -> String {
     let load: &LoadModel = &manifest.valid.load;
     let Sizing { runners, users_per_runner, rate_per_runner, threads_per_runner, cpu, memory } =
         size_test(&manifest.valid);

@@ -13,6 +13,8 @@ use loadtest_core::{
 use loadtest_report::RunResult;
 
 pub(crate) use self::diff::print_difference;
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::diff::{format_comparison, format_markdown};
 use crate::{
     arguments::{ReportArguments, SchemaArguments, SchemaDocument},
     cluster::read_stored_result,
@@ -73,9 +75,13 @@ fn is_file(source: &str) -> bool {
 }
 
 fn read_result(file: &Path) -> anyhow::Result<RunResult> {
-    let text = std::fs::read_to_string(file).context("the file can't be read")?;
+    parse_result(&std::fs::read_to_string(file).context("the file can't be read")?)
+}
+
+/// Reads the text of a file that `loadtest run --json` has written.
+pub(crate) fn parse_result(text: &str) -> anyhow::Result<RunResult> {
     let value: serde_json::Value =
-        serde_json::from_str(&text).context("the file is not the JSON of a result")?;
+        serde_json::from_str(text).context("the file is not the JSON of a result")?;
     let version = value["version"].as_u64();
     anyhow::ensure!(
         version == Some(u64::from(FORMAT_VERSION)),

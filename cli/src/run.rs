@@ -4,7 +4,7 @@
 mod init;
 mod polling;
 mod request;
-mod threshold;
+pub(crate) mod threshold;
 
 use std::{
     io::Write,

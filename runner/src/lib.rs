@@ -14,6 +14,8 @@
 //! `protocol`, `measure` and `net`, `prepare`, `machine` and `timer`.
 
 mod failure;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod load;
 mod loopback;
 mod machine;

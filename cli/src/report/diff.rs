@@ -88,7 +88,11 @@ fn cells_of(row: &ComparedRow) -> Vec<String> {
 const HEAD: [&str; 7] = ["task", "number", "base", "new", "change", "interval", "meaning"];
 const NOTE: &str = "The interval (95 %) comes from the noise within the two runs. Two runs of the same target can differ by more:\nrepeat both to be sure. A run needs a minute for an interval.";
 
-fn format_comparison(base: &RunResult, new: &RunResult, comparison: &Comparison) -> String {
+pub(crate) fn format_comparison(
+    base: &RunResult,
+    new: &RunResult,
+    comparison: &Comparison,
+) -> String {
     let describe = |result: &RunResult| {
         let verdict =
             result.status.verdict.as_ref().map_or("no verdict", |verdict| verdict.as_str());
@@ -105,7 +109,7 @@ fn format_comparison(base: &RunResult, new: &RunResult, comparison: &Comparison)
     )
 }
 
-fn format_markdown(comparison: &Comparison) -> String {
+pub(crate) fn format_markdown(comparison: &Comparison) -> String {
     let mut out = format!("| {} |\n|---|---|--:|--:|--:|--:|---|\n", HEAD.join(" | "));
     for row in &comparison.rows {
         let cells: Vec<String> =

@@ -86,11 +86,14 @@ impl HistogramData {
                 let middle =
                     index.div_euclid(width).saturating_mul(width).saturating_add(width / 2);
                 match wide.counts.last_mut() {
-                    Some(last) if middle + 1 == end => *last = last.saturating_add(*count),
+                    Some(last) if middle.checked_add(1) == Some(end) => {
+                        *last = last.saturating_add(*count);
+                    }
                     _ => {
-                        wide.spans.push((middle - end, 1));
+                        let gap = middle.checked_sub(end).ok_or(HistogramError::Buckets)?;
+                        wide.spans.push((gap, 1));
                         wide.counts.push(*count);
-                        end = middle + 1;
+                        end = middle.checked_add(1).ok_or(HistogramError::Buckets)?;
                     }
                 }
                 index = index.checked_add(1).ok_or(HistogramError::Buckets)?;
@@ -140,8 +143,11 @@ mod tests {
         let data = HistogramData::of(&histogram_of(&[0.1, 0.2]));
         let broken = HistogramData { counts: vec![1], ..data.clone() };
         assert_eq!(broken.to_histogram(), Err(HistogramError::Buckets));
-        let huge = HistogramData { counts: vec![u64::MAX, 1], ..data };
+        let huge = HistogramData { counts: vec![u64::MAX, 1], ..data.clone() };
         assert_eq!(huge.to_histogram(), Err(HistogramError::Buckets));
+        // The second run would begin before the first bucket that there is.
+        let far = HistogramData { spans: vec![(9, 1), (i32::MIN, 1)], counts: vec![1; 2], ..data };
+        assert_eq!(far.with_wider_buckets(16), Err(HistogramError::Buckets));
     }
 
     #[test]

@@ -30,10 +30,15 @@ impl FromStr for Statistic {
     type Err = StatisticError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // The grammar of the schema: one or two digits, and at most three decimals.
         let percentile = |digits: &str| {
-            let plain = digits.bytes().all(|b| b.is_ascii_digit() || b == b'.');
-            let value = digits.parse::<f64>().ok().filter(|_| plain && digits.len() <= 6)?;
-            (value > 0.0 && value < 100.0).then_some(Self::Quantile(value / 100.0))
+            let (whole, decimals) = digits.split_once('.').unwrap_or((digits, "0"));
+            let is_number = |text: &str, max: usize| {
+                (1..=max).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit())
+            };
+            let value = digits.parse::<f64>().ok()?;
+            let is_valid = is_number(whole, 2) && is_number(decimals, 3) && value > 0.0;
+            is_valid.then_some(Self::Quantile(value / 100.0))
         };
         match text {
             "min" => Some(Self::Min),
@@ -74,14 +79,18 @@ mod tests {
 
     #[test]
     fn statistics_print_as_they_are_written() {
-        for text in ["min", "mean", "max", "p50", "p95", "p99", "p99.9", "p99.99", "p1"] {
+        for text in ["min", "mean", "max", "p50", "p95", "p99", "p99.9", "p99.999", "p1", "p0.001"]
+        {
             assert_eq!(text.parse::<Statistic>().unwrap().to_string(), text);
         }
     }
 
     #[test]
     fn other_texts_are_refused() {
-        for text in ["", "p", "p0", "p100", "p-1", "p1e1", "median", "95", "P95", "pNaN"] {
+        for text in [
+            "", "p", "p0", "p100", "p-1", "p1e1", "median", "95", "P95", "pNaN", "p.5", "p5.",
+            "p1.2345",
+        ] {
             assert!(text.parse::<Statistic>().is_err(), "{text:?}");
         }
     }

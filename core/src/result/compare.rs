@@ -262,7 +262,7 @@ impl Blocks {
                     for (value, count) in data.to_histogram()?.values() {
                         let counts = samples.entry(value).or_insert_with(|| vec![0; blocks.len()]);
                         if let Some(sum) = counts.get_mut(index) {
-                            *sum += count;
+                            *sum = sum.saturating_add(count);
                         }
                     }
                 }
@@ -298,14 +298,19 @@ impl Blocks {
             }
             Self::Samples(samples, _) => {
                 let Quantity::Latency(_, _, p) = quantity else { return None };
-                let count = |counts: &[u64]| -> u64 {
-                    counts.iter().zip(&*weights).map(|(count, weight)| count * weight).sum()
+                // A file that was changed may hold any number.
+                let count = |counts: &[u64]| {
+                    let weighted = counts.iter().zip(&*weights);
+                    weighted.fold(0_u64, |sum, (count, weight)| {
+                        sum.saturating_add(count.saturating_mul(*weight))
+                    })
                 };
-                let total: u64 = samples.values().map(|counts| count(counts)).sum();
+                let total =
+                    samples.values().fold(0_u64, |sum, counts| sum.saturating_add(count(counts)));
                 let rank = rank_of(p, total);
                 let mut seen = 0;
                 let value = samples.iter().find(|(_, counts)| {
-                    seen += count(counts);
+                    seen = count(counts).saturating_add(seen);
                     seen >= rank
                 });
                 value.map(|(value, _)| value.as_secs_f64())

@@ -83,8 +83,13 @@ impl fmt::Display for Rate {
 /// Writes the exact percentage, so that it parses to the same value.
 impl fmt::Display for Percent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Round to nine decimals: 0.001 * 100 is not exactly 0.1 in binary.
-        write!(f, "{}%", (self.0 * 100.0 * 1e9).round() / 1e9)
+        // 0.001 * 100 is not exactly 0.1 in binary, so the number that was parsed is beside the product.
+        let exact = self.0 * 100.0;
+        let rounded = (exact * 1e9).round() / 1e9;
+        let near = [rounded, exact, exact.next_up(), exact.next_down()];
+        let parsed =
+            near.into_iter().find(|percent| (percent / 100.0).to_bits() == self.0.to_bits());
+        write!(f, "{}%", parsed.unwrap_or(exact))
     }
 }
 
@@ -279,8 +284,18 @@ mod tests {
 
     #[test]
     fn quantities_print_as_they_were_written() {
-        for text in ["33333.25/s", "0.5/s", "0.1%", "0.07%", "12.345%", "1m0.5s"] {
+        for text in ["33333.25/s", "0.5/s", "0.1%", "0.07%", "12.345%", "1m0.5s", "0.00000000001%"]
+        {
             assert_eq!(text.parse::<Quantity>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn any_percentage_prints_so_that_it_parses_to_itself() {
+        let largest = format!("{}%", f64::MAX);
+        for text in ["0.12345678901234567%", "33.333333333333336%", &largest] {
+            let value: Quantity = text.parse().unwrap();
+            assert_eq!(value.to_string().parse(), Ok(value), "{text}");
         }
     }
 

@@ -135,9 +135,10 @@ impl BodyDecoder {
                     state.write(piece).map_err(|error| decode_failure(self.encoding, &error))?;
                 let is_ended = consumed == 0;
                 if is_ended {
-                    // A gzip body may have several members (RFC 1952, 2.2).
-                    let is_next_member =
-                        self.encoding == ContentEncoding::Gzip && piece[0] == GZIP_MAGIC;
+                    // A gzip body may have several members (RFC 1952, 2.2), one directly after the other.
+                    let is_next_member = self.encoding == ContentEncoding::Gzip
+                        && piece[0] == GZIP_MAGIC
+                        && !matches!(state, DecoderState::Ended);
                     let ended = if is_next_member {
                         self.state.take()
                     } else {
@@ -407,5 +408,10 @@ mod tests {
         let body = [gzip(b"one"), vec![0; 30]].concat();
         assert_eq!(decode_pieces(&body, ContentEncoding::Gzip, 9).unwrap(), b"one");
         assert_eq!(decode_pieces(b"", ContentEncoding::Gzip, 9).unwrap(), b"");
+        // A member after surplus bytes is surplus too, wherever the body was cut.
+        let body = [gzip(b"one"), b"surplus".to_vec(), gzip(b"two")].concat();
+        for cut in [1, 9, 1000] {
+            assert_eq!(decode_pieces(&body, ContentEncoding::Gzip, cut).unwrap(), b"one", "{cut}");
+        }
     }
 }

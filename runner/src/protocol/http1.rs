@@ -111,7 +111,10 @@ pub(crate) async fn write_request(
     stream.flush().await.map_err(|error| Failure::from_io_error(&error))
 }
 
-async fn read_more(stream: &mut MeteredStream, buffer: &mut BytesMut) -> Result<usize, Failure> {
+async fn read_more(
+    stream: &mut (impl AsyncRead + Unpin),
+    buffer: &mut BytesMut,
+) -> Result<usize, Failure> {
     buffer.reserve(READ_SIZE);
     stream.read_buf(buffer).await.map_err(|error| Failure::from_io_error(&error))
 }
@@ -122,7 +125,7 @@ async fn read_more(stream: &mut MeteredStream, buffer: &mut BytesMut) -> Result<
 /// returns all headers. `on_begin` is called when the response has begun. Interim responses, such as
 /// 103 (Early Hints), are stepped over: the response has not begun with them (RFC 9110, 15.2).
 pub(crate) async fn read_head(
-    stream: &mut MeteredStream,
+    stream: &mut (impl AsyncRead + Unpin),
     buffer: &mut BytesMut,
     is_head_request: bool,
     keep_headers: bool,
@@ -344,7 +347,7 @@ impl BodyReader {
 /// Reads a body and hands each piece to `on_data` as soon as it was read, until the body ends or
 /// `on_data` stops.
 pub(crate) async fn read_body(
-    stream: &mut MeteredStream,
+    stream: &mut (impl AsyncRead + Unpin),
     buffer: &mut BytesMut,
     body: &mut BodyReader,
     mut on_data: impl FnMut(&[u8]) -> AfterEvent,

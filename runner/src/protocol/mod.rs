@@ -5,7 +5,7 @@
 pub(crate) mod chat;
 mod chunked;
 pub(crate) mod connection_pool;
-mod content_encoding;
+pub(crate) mod content_encoding;
 pub(crate) mod http;
 pub(crate) mod http1;
 pub(crate) mod http2;

@@ -2,7 +2,7 @@
 //! task to task.
 
 pub(crate) mod frames;
-pub(super) mod stream;
+pub(crate) mod stream;
 
 use std::{
     net::SocketAddr,

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    metrics::{Metrics, Outcome, TaskMetrics},
+    metrics::{HistogramData, Metrics, Outcome, TaskMetrics},
     resource::{LoadTest, LoadTestStatus},
     result::{RunFacts, SeriesRecorder, build_result},
     testing::{spec, valid_test},
@@ -42,6 +42,16 @@ fn row(comparison: &Comparison, metric: &str, statistic: Option<&str>) -> Compar
             && row.statistic.as_deref() == statistic
     });
     found.unwrap().clone()
+}
+
+#[test]
+fn huge_counts_are_no_overflow() {
+    let mut result = run(0.1, 120, 0);
+    let counts = vec![u64::try_from(i64::MAX).unwrap()];
+    let data = HistogramData { spans: vec![(0, 1)], counts, ..HistogramData::default() };
+    let tasks = result.series.points.iter_mut().flat_map(|point| point.tasks.values_mut());
+    tasks.flat_map(|task| task.latencies.values_mut()).for_each(|samples| *samples = data.clone());
+    assert!(compare(&result, &result).is_ok());
 }
 
 #[test]

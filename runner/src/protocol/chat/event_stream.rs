@@ -95,8 +95,10 @@ impl EventStream {
             let message = "an event of the stream is over 16 MiB, the limit of the load generator";
             return Err(Failure::new(ErrorKind::SizeLimit, message));
         }
-        // Some servers leave the stream open after `data: [DONE]` without a line end.
+        // Some servers leave the stream open after `data: [DONE]` without a line end. The line of an event
+        // that has begun may go on.
         if self.line.len() <= 16
+            && (self.data_at.is_none() || json_scanner::is_complete(&self.data))
             && self.line.strip_prefix(b"data:").is_some_and(|data| is_done(data.trim_ascii()))
         {
             let line = std::mem::take(&mut self.line);
@@ -303,6 +305,12 @@ mod tests {
         assert!(stream.read(b"data: 1\n\ndata: [DO", at, &mut on_event).unwrap().is_continue());
         assert!(stream.read(b"NE]", at, &mut on_event).unwrap().is_break());
         assert_eq!(events, 2);
+    }
+
+    #[test]
+    fn an_end_mark_within_an_event_is_no_event() {
+        let pieces: [&[u8]; 2] = [b"data: {\ndata: [DONE]", b"\ndata: }\n\n"];
+        assert_eq!(read_pieces(&pieces).0, ["|{\n[DONE]\n}"]);
     }
 
     #[test]

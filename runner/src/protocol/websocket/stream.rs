@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::{
     failure::Failure,
@@ -38,8 +38,8 @@ pub(crate) enum SocketEvent {
 
 /// An open WebSocket.
 #[derive(Debug)]
-pub(crate) struct WebSocket {
-    stream: MeteredStream,
+pub(crate) struct WebSocket<S = MeteredStream> {
+    stream: S,
     input: BytesMut,
     /// Bytes that are not written yet.
     output: BytesMut,
@@ -48,14 +48,9 @@ pub(crate) struct WebSocket {
     has_sent_close: bool,
 }
 
-impl WebSocket {
+impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
     /// Takes over a connection that was upgraded. `input` are bytes that arrived with the response.
-    pub(crate) fn new(
-        stream: MeteredStream,
-        input: BytesMut,
-        reader: FrameReader,
-        mask_seed: u32,
-    ) -> Self {
+    pub(crate) fn new(stream: S, input: BytesMut, reader: FrameReader, mask_seed: u32) -> Self {
         Self {
             stream,
             input,
@@ -134,6 +129,12 @@ impl WebSocket {
         // A session that waits holds no buffer.
         self.output = BytesMut::new();
         result
+    }
+
+    /// Returns the connection.
+    #[cfg(feature = "fuzzing")]
+    pub(crate) const fn stream_mut(&mut self) -> &mut S {
+        &mut self.stream
     }
 
     /// Sends a message.

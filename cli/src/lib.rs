@@ -1,11 +1,14 @@
 //! `loadtest`: runs load tests on this machine, checks and plans them, makes reports, and watches load
 //! tests on a cluster.
 //!
-//! `main` starts a command and maps its result to an exit code.
+//! [`run_command`] starts a command and maps its result to an exit code. The feature `fuzzing` adds the
+//! module `fuzzing`, which only `fuzz/` uses.
 
 mod arguments;
 mod cluster;
 mod exit;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod live;
 mod manifest;
 mod manual;
@@ -26,10 +29,8 @@ use crate::{
     output::eprint_line,
 };
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-fn main() -> ExitCode {
+/// Runs the command that the command line names, and returns the exit code of the process.
+pub fn run_command() -> ExitCode {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     // If a build contains two TLS providers, rustls panics on first use unless one is chosen here.
     let _ = rustls::crypto::ring::default_provider().install_default();
