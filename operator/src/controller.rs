@@ -28,8 +28,8 @@ use loadtest_children::OPERATOR_NAME;
 
 use crate::{
     context::Context,
-    crd_check::watch_crd,
     error::format_error_chain,
+    observe::crd_check::watch_crd,
     reconcile::{object_key, on_error, reconcile},
 };
 

@@ -12,7 +12,7 @@
 //! | `act` | writes objects and publishes Events; decides nothing |
 //! | [`controller`], [`reconcile`] | run these steps for each changed test |
 //! | `clock` | the time: that of the API server |
-//! | `crd_check` | compares the installed CRD with the one of this operator |
+//! | `observe::crd_check` | compares the installed CRD with the one of this operator |
 //! | [`lease`] | which replica may act, and what an order to a runner needs |
 //! | `fault_injection` | where tests of faults reach in |
 //! | [`context`], [`error`], `metrics`, [`server`] | what the steps share, and the HTTP endpoints |
@@ -22,7 +22,6 @@ mod clock;
 mod collect;
 pub mod context;
 pub mod controller;
-mod crd_check;
 mod decide;
 pub mod error;
 mod fault_injection;

@@ -10,8 +10,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use loadtest_core::{
     judge::{Coverage, Timeline},
     metrics::{HistoryStep, Metrics, RunnerMetrics, RunnerNumbers, RunnerState},
-    plan::ValidTest,
-    resource::{Aborted, LoadTestStatus},
+    resource::Aborted,
     result::{GoneRunner, GoneRunners, SeriesRecorder},
 };
 
@@ -408,13 +407,6 @@ impl Collection {
         self.all_looks().for_each(|looks| looks.remove(&earlier.metrics, numbers, is_pending));
         self.parts.remove(&index);
     }
-}
-
-/// Returns the timeline that an earlier process has written to the status.
-pub(crate) fn timeline_of(valid: &ValidTest, status: &LoadTestStatus) -> Timeline {
-    let LoadTestStatus { stages, thresholds, progress, .. } = status;
-    let judged = progress.as_ref().map_or(0.0, |progress| progress.elapsed.as_secs_f64());
-    Timeline::from_status(valid, stages.clone(), thresholds, judged)
 }
 
 #[cfg(test)]

@@ -4,11 +4,11 @@ use loadtest_core::{
     judge::{Coverage, Timeline},
     metrics::{Metrics, RunnerNumbers},
     plan::ValidTest,
-    resource::Aborted,
+    resource::{Aborted, LoadTestStatus},
     result::SeriesRecorder,
 };
 
-use super::{collection::timeline_of, slots::Slots, targets::Targets};
+use super::{slots::Slots, targets::Targets};
 
 /// What a look may judge.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -144,4 +144,11 @@ impl Looks {
         }
         first_abort
     }
+}
+
+/// Returns the timeline that an earlier process has written to the status.
+pub(crate) fn timeline_of(valid: &ValidTest, status: &LoadTestStatus) -> Timeline {
+    let LoadTestStatus { stages, thresholds, progress, .. } = status;
+    let judged = progress.as_ref().map_or(0.0, |progress| progress.elapsed.as_secs_f64());
+    Timeline::from_status(valid, stages.clone(), thresholds, judged)
 }

@@ -13,6 +13,7 @@ pub(crate) mod scrape;
 mod slots;
 mod targets;
 
-pub(crate) use collection::{Collection, timeline_of};
+pub(crate) use collection::Collection;
 pub(crate) use collector::Collectors;
+pub(crate) use looks::timeline_of;
 pub(crate) use targets::{StartedPods, Targets, runner_name, time_to_next_boundary};

@@ -21,6 +21,7 @@ use loadtest_core::{
 };
 
 pub(crate) mod changes;
+pub(crate) mod crd_check;
 pub(crate) mod last_objects;
 mod refused_pods;
 mod result;

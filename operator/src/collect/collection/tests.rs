@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use loadtest_core::{
     metrics::{Identity, LatencyMetric, Outcome, RunnerHistory, decode_steps},
-    resource::Verdict,
+    resource::{LoadTestStatus, Verdict},
 };
 use serde_json::json;
 
