@@ -3,7 +3,7 @@
 /// Random cuts of an input.
 const RANDOM_CUTS: u64 = 6;
 
-/// A small generator of random numbers: SplitMix64 (<https://doi.org/10.1145/2660193.2660195>).
+/// A small generator of random numbers: `SplitMix64` (<https://doi.org/10.1145/2660193.2660195>).
 struct Random(u64);
 
 impl Random {

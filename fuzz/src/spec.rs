@@ -13,13 +13,13 @@ const MAX_USERS: u32 = 1_000_000;
 
 /// Validates and plans a LoadTest as the command line and as the operator do.
 pub fn spec(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
-    if plan_manifest(text).is_ok() {
-        let _ = change_manifest(text, "load.users=7");
-        let _ = change_manifest(text, "scenario.tasks[0].name=other");
+    let Ok(yaml) = std::str::from_utf8(data) else { return };
+    if plan_manifest(yaml).is_ok() {
+        let _ = change_manifest(yaml, "load.users=7");
+        let _ = change_manifest(yaml, "scenario.tasks[0].name=other");
     }
     // The operator gets objects that the API server has checked. Another version may have checked less.
-    let Ok(test) = serde_saphyr::from_str::<LoadTest>(text) else { return };
+    let Ok(test) = serde_saphyr::from_str::<LoadTest>(yaml) else { return };
     let _ = warnings(&test.spec);
     if let Ok(valid) = validate(&test.spec) {
         check_plan(valid);

@@ -12,9 +12,10 @@ const MAX_BYTES: usize = 300 << 10;
 fn inputs_of(target: &str) -> Vec<(String, Vec<u8>)> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(target);
     let mut inputs = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        inputs.push((path.display().to_string(), fs::read(path).unwrap()));
+    for entry in fs::read_dir(folder).expect("the corpus has a folder for each target") {
+        let path = entry.expect("the folder can be read").path();
+        let content = fs::read(&path).expect("the input can be read");
+        inputs.push((path.display().to_string(), content));
     }
     inputs.sort();
     inputs

@@ -95,6 +95,9 @@ fn finish<T>(future: impl Future<Output = T>) -> T {
 ///
 /// # Errors
 /// When the response is not a complete chat response.
+///
+/// # Panics
+/// When the share of the tokens that came in time is no share.
 pub fn read_chat(
     pieces: &[&[u8]],
     is_stream: bool,

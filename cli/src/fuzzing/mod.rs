@@ -70,14 +70,14 @@ pub fn print_result(result: &RunResult, other: &RunResult) -> String {
         OutputFormat::Yaml,
         OutputFormat::Markdown,
     ];
-    let mut text = String::new();
+    let mut out = String::new();
     for format in formats {
         // An error is one of YAML or JSON, which can't hold every number.
-        text.push_str(&format.render(result, table).unwrap_or_default());
+        out.push_str(&format.render(result, table).unwrap_or_default());
     }
     if let Ok(comparison) = compare(result, other) {
-        text.push_str(&format_comparison(result, other, &comparison));
-        text.push_str(&format_markdown(&comparison));
+        out.push_str(&format_comparison(result, other, &comparison));
+        out.push_str(&format_markdown(&comparison));
     }
-    text
+    out
 }

@@ -226,7 +226,8 @@ impl LatencyHistogram {
         if deltas.next().is_some() {
             return Err(HistogramError::Buckets);
         }
-        Ok(Self { buckets, zero, count, sum_seconds })
+        // Without a sample there is no sum, whatever an exposition says.
+        Ok(Self { buckets, zero, count, sum_seconds: if count == 0 { 0.0 } else { sum_seconds } })
     }
 }
 
@@ -285,6 +286,8 @@ mod tests {
         assert_eq!(parts(&[(0, 1)], &[-1]), Err(HistogramError::Buckets));
         assert_eq!(parts(&[(i32::MAX, 2)], &[1, 0]), Err(HistogramError::Buckets));
         assert!(LatencyHistogram::from_parts(3, 0, 0.0, [], &[]).is_err());
+        let without_samples = LatencyHistogram::from_parts(8, 0, 27.2, [], &[]);
+        assert_eq!(without_samples, Ok(LatencyHistogram::default()));
     }
 
     #[test]
