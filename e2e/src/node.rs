@@ -132,7 +132,6 @@ impl NetworkRule {
 
     /// Leads new connections of pods to the API server to a port of this machine.
     pub fn redirect_api_server(port: u16) -> Result<Self> {
-        // The first address of the range of Services is that of the API server.
         let service = service_address()?;
         let port = port.to_string();
         let rule =

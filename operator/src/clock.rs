@@ -1,14 +1,14 @@
 //! The clock of the operator: that of the API server, as far as its responses tell.
 //!
-//! Objects have the API server's times, and the next replica may run on another machine. With a clock that is
-//! wrong, an operator would take new objects for old ones, or a start for one to come.
+//! Objects have the API server's times, and the next replica may run on another machine. With a wrong clock, an
+//! operator would take a new object for an old one.
 
 use std::{
-    sync::atomic::{AtomicI64, Ordering},
-    time::Duration,
+    sync::{LazyLock, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue, header};
 use k8s_openapi::jiff::{SignedDuration, Timestamp, fmt::rfc2822};
 
 use crate::fault_injection::machine_time;
@@ -17,45 +17,78 @@ use crate::fault_injection::machine_time;
 const TOLERANCE: SignedDuration = SignedDuration::from_secs(3);
 /// A response that took longer may tell a time that is over.
 const MAX_RESPONSE_TIME: Duration = Duration::from_secs(2);
+/// Number of responses in a row that must agree before the clock is corrected.
+const MIN_AGREEING: u32 = 5;
+/// The header that only the API server writes, and no load balancer before it.
+const AUDIT_ID: &str = "audit-id";
 
-/// What the machine's clock lacks, in milliseconds. All clients of this process read the same API server.
-static CORRECTION: AtomicI64 = AtomicI64::new(0);
+/// The clock of this process. All its clients read the same API server.
+static CLOCK: LazyLock<Mutex<Clock>> = LazyLock::new(|| Mutex::new(Clock::default()));
+/// The start of the clock. The machine's clock may be set later, and this clock does not follow.
+static START: LazyLock<(Timestamp, Instant)> = LazyLock::new(|| (machine_time(), Instant::now()));
+
+/// What is added to the time since the start.
+#[derive(Debug, Default)]
+struct Clock {
+    correction: SignedDuration,
+    /// Another correction that the last responses asked for, and how many of them.
+    candidate: SignedDuration,
+    agreeing: u32,
+}
 
 /// Returns the time.
 pub(crate) fn now() -> Timestamp {
-    let correction = SignedDuration::from_millis(CORRECTION.load(Ordering::Relaxed));
-    machine_time().saturating_add(correction).unwrap_or(Timestamp::MAX)
+    let correction = CLOCK.lock().unwrap_or_else(PoisonError::into_inner).correction;
+    uncorrected().saturating_add(correction).unwrap_or(Timestamp::MAX)
 }
 
-/// Learns the time from the header `Date` of a response of the API server.
-pub(crate) fn observe_date(date: Option<&HeaderValue>, response_time: Duration) {
-    let date = date.filter(|_| response_time < MAX_RESPONSE_TIME);
-    let Some(found) = date.and_then(|date| lacking(date, machine_time())) else { return };
-    let known = SignedDuration::from_millis(CORRECTION.load(Ordering::Relaxed));
-    if let Some(correction) = corrected(known, found) {
+fn uncorrected() -> Timestamp {
+    let (start, instant) = *START;
+    start.saturating_add(instant.elapsed()).unwrap_or(Timestamp::MAX)
+}
+
+/// Learns the time from the headers of a response of the API server.
+pub(crate) fn observe_response(headers: &HeaderMap, response_time: Duration) {
+    if response_time > MAX_RESPONSE_TIME || !headers.contains_key(AUDIT_ID) {
+        return;
+    }
+    let date = headers.get(header::DATE);
+    let Some(error) = date.and_then(|date| error_of(uncorrected(), date)) else { return };
+    let corrected = CLOCK.lock().unwrap_or_else(PoisonError::into_inner).observe(error);
+    if let Some(correction) = corrected {
         tracing::warn!(
             seconds = correction.as_secs(),
-            "the clock of this machine differs from that of the API server, which counts"
+            "the clock of this machine is wrong; the operator uses the time of the API server"
         );
-        let millis = i64::try_from(correction.as_millis()).unwrap_or_default();
-        CORRECTION.store(millis, Ordering::Relaxed);
     }
 }
 
-/// Returns what a clock lacks that shows `machine_time` when the API server says `date`.
-fn lacking(date: &HeaderValue, machine_time: Timestamp) -> Option<SignedDuration> {
+/// Returns the time to add to a clock that shows `shown` when the API server says `date`.
+fn error_of(shown: Timestamp, date: &HeaderValue) -> Option<SignedDuration> {
     let date = rfc2822::parse(date.to_str().ok()?).ok()?.timestamp();
     // The header leaves out what is less than a second.
-    Some(date.duration_since(machine_time) + SignedDuration::from_millis(500))
+    Some(date.duration_since(shown) + SignedDuration::from_millis(500))
 }
 
-/// Returns the next correction if the known one is wrong.
-fn corrected(known: SignedDuration, found: SignedDuration) -> Option<SignedDuration> {
-    let is_right = |correction: SignedDuration| (correction - found).abs() <= TOLERANCE;
-    if is_right(known) {
-        return None;
+impl Clock {
+    /// Notes that a response asks for a correction. Returns the new correction, if it is made now.
+    fn observe(&mut self, asked: SignedDuration) -> Option<SignedDuration> {
+        let is_near = |other: SignedDuration| (other - asked).abs() <= TOLERANCE;
+        if is_near(self.correction) {
+            self.agreeing = 0;
+            return None;
+        }
+        if self.agreeing == 0 || !is_near(self.candidate) {
+            (self.candidate, self.agreeing) = (asked, 0);
+        }
+        self.agreeing += 1;
+        if self.agreeing < MIN_AGREEING {
+            return None;
+        }
+        self.agreeing = 0;
+        self.correction = if is_near(SignedDuration::ZERO) { SignedDuration::ZERO } else { asked };
+        Some(self.correction)
     }
-    Some(if is_right(SignedDuration::ZERO) { SignedDuration::ZERO } else { found })
 }
 
 #[cfg(test)]
@@ -65,19 +98,32 @@ mod tests {
     const HOUR: SignedDuration = SignedDuration::from_hours(1);
 
     #[test]
-    fn a_date_tells_what_a_clock_lacks() {
+    fn a_date_tells_the_error_of_a_clock() {
         let date = HeaderValue::from_static("Sun, 29 Nov 2026 20:39:56 GMT");
         let machine: Timestamp = "2026-11-29T19:39:56.5Z".parse().unwrap();
-        assert_eq!(lacking(&date, machine), Some(HOUR));
-        assert_eq!(lacking(&HeaderValue::from_static("yesterday"), machine), None);
+        assert_eq!(error_of(machine, &date), Some(HOUR));
+        assert_eq!(error_of(machine, &HeaderValue::from_static("yesterday")), None);
     }
 
     #[test]
-    fn only_a_wrong_clock_is_corrected() {
-        let seconds = SignedDuration::from_secs;
-        assert_eq!(corrected(SignedDuration::ZERO, seconds(-2)), None);
-        assert_eq!(corrected(SignedDuration::ZERO, HOUR), Some(HOUR));
-        assert_eq!(corrected(HOUR, HOUR - seconds(2)), None);
-        assert_eq!(corrected(HOUR, seconds(1)), Some(SignedDuration::ZERO), "it was set right");
+    fn several_responses_that_agree_correct_the_clock() {
+        let mut clock = Clock::default();
+        let second = SignedDuration::from_secs(1);
+        for asked in [HOUR, HOUR, HOUR, HOUR + second] {
+            assert_eq!(clock.observe(asked), None);
+        }
+        assert_eq!(clock.observe(HOUR - second), Some(HOUR - second));
+        assert_eq!(clock.observe(HOUR), None, "it is right now");
+        let set_right: Vec<_> = (0..5).filter_map(|_| clock.observe(second)).collect();
+        assert_eq!(set_right, [SignedDuration::ZERO]);
+    }
+
+    #[test]
+    fn responses_that_differ_correct_nothing() {
+        let mut clock = Clock::default();
+        for _ in 0..20 {
+            // One of two API servers is an hour ahead.
+            assert_eq!((clock.observe(HOUR), clock.observe(SignedDuration::ZERO)), (None, None));
+        }
     }
 }

@@ -223,6 +223,9 @@ async fn run_pipeline(
     let mut decision = decide(observed, &context.settings, now);
     let (namespace, name) = (observed.test.namespace(), observed.test.name_any());
     tracing::debug!(namespace, name, ?decision, "decided");
+    if matches!(decision, Decision::Conclude { .. }) {
+        observed.judge_rest();
+    }
     let mut result = act::carry_out(context, observed, &decision).await;
     let mut retry = None;
     match (&decision, &result) {

@@ -154,6 +154,18 @@ impl Timeline {
         first_abort
     }
 
+    /// Notes the end of the snapshots. What some runners have not told by now stays unobserved.
+    pub fn end(&mut self, test: &ValidTest) {
+        let unseen = self.last_seconds - self.last_whole_seconds;
+        self.last_whole_seconds = self.last_seconds;
+        if unseen > MAX_SNAPSHOT_GAP {
+            self.unobserved_seconds += unseen;
+        }
+        for (threshold, state) in test.thresholds.iter().zip(&mut self.thresholds) {
+            state.has_gap |= threshold.window.is_some_and(|window| unseen > max_gap(window));
+        }
+    }
+
     /// Judges one threshold before the end of the test, if it has a window or can abort. The last
     /// snapshot is `unobserved` seconds old.
     fn judge_now(

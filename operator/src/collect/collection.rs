@@ -106,7 +106,7 @@ impl Collection {
             if gone.runners.contains_key(&index) {
                 continue;
             }
-            restored.replace(index, runner);
+            restored.add_stored(index, runner);
         }
         restored.gone = gone;
         restored
@@ -283,8 +283,12 @@ impl Collection {
     }
 
     /// Replaces everything that a runner has told by the last metrics in its log.
-    pub(crate) fn replace(&mut self, index: u32, runner: RunnerMetrics) {
-        self.forget(index);
+    pub(crate) fn replace(&mut self, index: u32, runner: RunnerMetrics, run: &Targets) {
+        self.forget(index, run);
+        self.add_stored(index, runner);
+    }
+
+    fn add_stored(&mut self, index: u32, runner: RunnerMetrics) {
         self.all_looks().for_each(|looks| looks.add_unjudged(&runner.metrics));
         self.parts.extend(RunnerPart::stored(runner).map(|part| (index, part)));
     }
@@ -314,11 +318,11 @@ impl Collection {
         if let Some(first) = steps.first() {
             let last = self.last_step(index);
             if first.is_whole {
-                self.forget(index);
+                self.forget(index, run);
                 let elapsed = first.runner.metrics.elapsed_seconds;
                 self.all_looks().for_each(|looks| looks.note_whole(elapsed));
             } else if last == 0 || first.number != last + 1 {
-                self.forget(index);
+                self.forget(index, run);
                 return Err(RefusedAnswer::Gap { last, found: first.number });
             }
         }
@@ -353,23 +357,60 @@ impl Collection {
         self.settle_gone(run.pods());
         self.asked_since.get_or_insert(now);
         let horizon = self.horizon(run.pods(), now);
-        let series = self.series.get_or_insert_with(|| SeriesRecorder::new(&run.valid.load));
-        let mut aborted = self.looks.look(run, horizon, Some(series));
+        self.look(run, horizon);
         let can_abort = || run.valid.thresholds.iter().any(|threshold| threshold.abort.is_some());
         if self.looks.has_pending() && can_abort() {
             let ahead = self.ahead.get_or_insert_with(|| Box::new(self.looks.clone()));
-            let everything = Horizon { coverage: Coverage::Partial, until: f64::INFINITY };
-            aborted = aborted.or(ahead.look(run, everything, None));
+            let aborted = ahead.look(run, Horizon::EVERYTHING, None);
+            self.note_abort(aborted, run);
         } else {
             self.ahead = None;
         }
-        // Once due, an abort stays due.
-        self.aborted = self.aborted.take().or(aborted);
+    }
+
+    /// Judges what still waits for runners, when none of them will tell more.
+    pub(crate) fn judge_rest(&mut self, run: &Targets) {
+        self.settle_gone(run.pods());
+        let is_silent =
+            |index: u32| !self.is_over(run.pods(), index) && !self.answered.contains(&index);
+        let coverage = if run.pods().indices().any(is_silent) {
+            Coverage::Partial
+        } else {
+            self.coverage(run.pods())
+        };
+        self.look(run, Horizon { coverage, ..Horizon::EVERYTHING });
+        self.looks.end(&run.valid);
+    }
+
+    fn look(&mut self, run: &Targets, horizon: Horizon) {
+        let series = self.series.get_or_insert_with(|| SeriesRecorder::new(&run.valid.load));
+        let aborted = self.looks.look(run, horizon, Some(series));
+        self.note_abort(aborted, run);
+    }
+
+    /// Notes that a threshold ends the test. Load that has ended or is being stopped can't be aborted, and once
+    /// due, an abort stays due.
+    fn note_abort(&mut self, aborted: Option<Aborted>, run: &Targets) {
+        let elapsed = self.parts.values().map(RunnerPart::elapsed).fold(0.0, f64::max);
+        if self.aborted.is_none() && elapsed < run.load.as_secs_f64() {
+            self.aborted = aborted;
+        }
+    }
+
+    /// Returns true if a started runner has told everything, or never will.
+    fn is_over(&self, pods: StartedPods<'_>, index: u32) -> bool {
+        self.is_final(index) || self.is_lost(pods, index)
+    }
+
+    /// Which runners the sum covers, if none is silent.
+    fn coverage(&self, pods: StartedPods<'_>) -> Coverage {
+        let has_lost = pods.indices().any(|index| self.is_lost(pods, index));
+        if has_lost { Coverage::WithoutLost } else { Coverage::All }
     }
 
     /// What a look may judge now. It waits for runners that do not answer, but not for ever.
     fn horizon(&self, pods: StartedPods<'_>, now: Timestamp) -> Horizon {
-        let is_over = |index: u32| self.is_final(index) || self.is_lost(pods, index);
+        let is_over = |index: u32| self.is_over(pods, index);
         let silent = |index: &u32| !is_over(*index) && !self.answered.contains(index);
         let others_are_over = pods.indices().all(|index| silent(&index) || is_over(index));
         let patience = if others_are_over { PATIENCE_AT_END } else { PATIENCE };
@@ -378,17 +419,15 @@ impl Collection {
             .indices()
             .filter(silent)
             .partition(|index| now.duration_since(last_seen(*index)) >= patience);
-        let coverage = if !given_up.is_empty() {
-            Coverage::Partial
-        } else if pods.indices().any(|index| self.is_lost(pods, index)) {
-            Coverage::WithoutLost
-        } else {
-            Coverage::All
-        };
+        let coverage = if given_up.is_empty() { self.coverage(pods) } else { Coverage::Partial };
         if waited_for.is_empty() {
             return Horizon { coverage, until: f64::INFINITY };
         }
-        let counts = |index: &u32| !is_over(*index) && !given_up.contains(index);
+        // A runner that waits for its start has nothing to tell.
+        let counts = |index: &u32| {
+            let is_waiting = self.runner_state(*index) == Some(RunnerState::Waiting);
+            !is_over(*index) && !given_up.contains(index) && !is_waiting
+        };
         let told = |index| self.parts.get(&index).map_or(0.0, RunnerPart::elapsed);
         let until = pods.indices().filter(counts).map(told).fold(f64::INFINITY, f64::min);
         Horizon { coverage, until }
@@ -400,11 +439,19 @@ impl Collection {
     }
 
     /// Takes everything that a runner has told out of the sum, because the runner tells it again.
-    fn forget(&mut self, index: u32) {
+    fn forget(&mut self, index: u32, run: &Targets) {
         let Some(part) = self.parts.get(&index) else { return };
         let Ok(earlier) = part.snapshot() else { return };
-        let (numbers, is_pending) = (part.numbers(), !part.is_stored());
-        self.all_looks().for_each(|looks| looks.remove(&earlier.metrics, numbers, is_pending));
+        let (numbers, is_stored) = (part.numbers(), part.is_stored());
+        if !is_stored {
+            // The answers of this process may be in any slot, so all slots are judged now, without what the
+            // runner tells again.
+            self.look(run, Horizon::EVERYTHING);
+            if let Some(ahead) = &mut self.ahead {
+                ahead.look(run, Horizon::EVERYTHING, None);
+            }
+        }
+        self.all_looks().for_each(|looks| looks.remove(&earlier.metrics, numbers));
         self.parts.remove(&index);
     }
 }

@@ -342,7 +342,7 @@ async fn read_log(
             collection.note_log_read(&runner.uid);
         }
         match result {
-            Ok(snapshot) => collection.replace(runner.index, snapshot),
+            Ok(snapshot) => collection.replace(runner.index, snapshot, &targets),
             Err(error) => {
                 let (pod, error) = (&runner.name, format_error_chain(&error));
                 tracing::info!(run_uid = targets.run_uid, pod, error, "no last metrics");

@@ -19,6 +19,11 @@ pub(super) struct Horizon {
     pub(super) until: f64,
 }
 
+impl Horizon {
+    /// Everything that was told, although some runners may be missing.
+    pub(super) const EVERYTHING: Self = Self { coverage: Coverage::Partial, until: f64::INFINITY };
+}
+
 /// The sum of what the runners have told, and what follows from it over time.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Looks {
@@ -84,13 +89,8 @@ impl Looks {
         self.numbers.add(RunnerNumbers::of(metrics));
     }
 
-    /// Takes everything that a runner has told out of the sum. `is_pending` is true if some of it may not be
-    /// judged yet.
-    pub(super) fn remove(&mut self, told: &Metrics, numbers: RunnerNumbers, is_pending: bool) {
-        if is_pending {
-            // It may be in any slot.
-            std::mem::take(&mut self.pending).add_all_to(&mut self.sum, &mut self.numbers);
-        }
+    /// Takes everything that a runner has told out of the sum. It must be judged.
+    pub(super) fn remove(&mut self, told: &Metrics, numbers: RunnerNumbers) {
         self.numbers.add(RunnerNumbers::default().change_since(numbers));
         self.sum = self.sum.since(told);
     }
@@ -137,12 +137,16 @@ impl Looks {
                 series.record(&self.sum);
             }
             let aborted = timeline.record_snapshot_of(&run.valid, &self.sum, horizon.coverage);
-            // Load that has ended or is being stopped can't be aborted.
-            if self.sum.elapsed_seconds < run.load.as_secs_f64() {
-                first_abort = first_abort.or(aborted);
-            }
+            first_abort = first_abort.or(aborted);
         }
         first_abort
+    }
+
+    /// Notes that no more will be told.
+    pub(super) fn end(&mut self, valid: &ValidTest) {
+        if let Some(timeline) = &mut self.timeline {
+            timeline.end(valid);
+        }
     }
 }
 

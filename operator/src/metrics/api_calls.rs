@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use http::{Request, Response, StatusCode, header};
+use http::{Request, Response, StatusCode};
 use prometheus_client::{
     collector::Collector,
     encoding::DescriptorEncoder,
@@ -17,7 +17,7 @@ use prometheus_client::{
 };
 use tower::{Layer, Service};
 
-use crate::clock::observe_date;
+use crate::clock::observe_response;
 
 /// The code of a request that got no response.
 const NO_RESPONSE: &str = "none";
@@ -106,7 +106,7 @@ where
             let result = response.await;
             match &result {
                 Ok(response) => {
-                    observe_date(response.headers().get(header::DATE), sent_at.elapsed());
+                    observe_response(response.headers(), sent_at.elapsed());
                     calls.record(watched, response.status());
                 }
                 Err(_) => calls.count_error(NO_RESPONSE),

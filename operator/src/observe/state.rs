@@ -283,7 +283,18 @@ impl Observed {
     /// Returns what the collector of a test under load is to collect; `None` for another test.
     pub(crate) fn targets(&self) -> Option<Targets> {
         let is_over = self.phase().is_some_and(Phase::is_final);
-        let start = self.start_record().filter(|_| !is_over)?;
+        self.targets_from(self.start_record().filter(|_| !is_over)?)
+    }
+
+    /// Judges what has not been judged yet, because some runners did not answer. They will not.
+    pub(crate) fn judge_rest(&mut self) {
+        let targets = self.known_start().and_then(|start| self.targets_from(start));
+        if let Some(targets) = targets {
+            Arc::make_mut(&mut self.cache.collection).judge_rest(&targets);
+        }
+    }
+
+    fn targets_from(&self, start: StartRecord) -> Option<Targets> {
         let valid = self.valid.as_ref().ok()?;
         Some(Targets {
             namespace: self.test.namespace().unwrap_or_default(),

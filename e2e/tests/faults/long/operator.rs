@@ -1,8 +1,8 @@
-//! The operator is killed twice, upgraded, or meets runners that are none.
+//! The operator is killed twice or upgraded, or the image of the runners is that of another program.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
-use loadtest_core::resource::LoadTest;
+use loadtest_core::resource::{LoadTest, Phase};
 use loadtest_e2e::{
     fault::Fault,
     operator_pods::{delete_frozen, freeze, helm, upgrade, wait_for_leader},
@@ -60,13 +60,15 @@ async fn upgrade_and_rollback_under_load_leave_no_gap() -> Result<()> {
     fault
         .check_alone("upgrade", async |namespace, row| {
             let target = namespace.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
-            let test = namespace.create_test("upgrade", watched_spec(5, "60s")).await?;
+            let test = namespace.create_test("upgrade", watched_spec(5, "90s")).await?;
             namespace.wait_for_status("upgrade", 60, has_requests).await?;
             row.begin();
             let annotation = format!("podAnnotations.upgraded={}", test.uid().context("no UID")?);
             upgrade(&["--set-string", &annotation]).await?;
             wait_for_leader(namespace).await?;
             helm(&["rollback", "loadtest-operator", "--wait", "--timeout", "90s"]).await?;
+            let status = namespace.get_status("upgrade").await?;
+            ensure!(status.known_phase() == Some(Phase::Running), "too late: {status:#?}");
             row.settle(check_whole_run(namespace, &target, &test, 90).await?);
             wait_for_leader(namespace).await?;
             Ok(())

@@ -194,7 +194,7 @@ fn the_last_metrics_of_a_log_replace_earlier_answers() {
     collect_at(&mut collection, &mut runners, &targets, [2, 4]);
     runners[1].run_until(9);
     let last = RunnerMetrics { state: RunnerState::CutShort, ..runners[1].metrics.clone() };
-    collection.replace(1, last);
+    collection.replace(1, last, &targets);
     assert_eq!(requests(&collection), 130);
     assert!(collection.is_final(1) && collection.is_lost(targets.pods(), 1));
 }
@@ -292,6 +292,74 @@ fn windows_wait_for_a_runner_that_is_cut_off() {
     assert_eq!(timeline.unobserved(), loadtest_core::Duration::ZERO);
     assert!(!collection.looks.has_pending() && collection.ahead.is_none());
     assert_eq!(collection.series().unwrap().series().points.len(), 100);
+}
+
+#[test]
+fn windows_are_judged_when_a_silent_runner_is_lost() {
+    let mut targets = targets();
+    let mut runners = [TestRunner::new(0), TestRunner::new(1)];
+    let mut collection = Collection::default();
+    collect_at(&mut collection, &mut runners, &targets, (2..=20).step_by(2));
+    for second in (22..=60).step_by(2) {
+        runners[0].run_until(second);
+        ask(&mut collection, &[&runners[0]], &targets, noon());
+    }
+    assert_eq!(verdict(&collection, &targets), Verdict::Pass);
+    targets.runners.pop();
+    collection.judge_rest(&targets);
+    assert_eq!((requests(&collection), verdict(&collection, &targets)), (800, Verdict::Critical));
+    assert!(!collection.looks.has_pending());
+    assert_eq!(collection.series().unwrap().series().points.len(), 30);
+}
+
+#[test]
+fn a_silent_runner_at_the_end_leaves_its_windows_unobserved() {
+    let targets = targets();
+    let mut runners = [TestRunner::new(0), TestRunner::new(1)];
+    let mut collection = Collection::default();
+    collect_at(&mut collection, &mut runners, &targets, (2..=20).step_by(2));
+    for second in (22..=28).step_by(2) {
+        runners[0].run_until(second);
+        ask(&mut collection, &[&runners[0]], &targets, noon());
+    }
+    collection.judge_rest(&targets);
+    assert_eq!(verdict(&collection, &targets), Verdict::Inconclusive);
+    assert!(collection.timeline().unwrap().unobserved() > loadtest_core::Duration::ZERO);
+}
+
+#[test]
+fn windows_are_judged_before_a_runner_tells_everything_again() {
+    let targets = targets();
+    let mut runners = [TestRunner::new(0), TestRunner::new(1)];
+    let mut collection = Collection::default();
+    collect_at(&mut collection, &mut runners, &targets, (2..=20).step_by(2));
+    for second in (22..=300).step_by(2) {
+        runners[0].run_until(second);
+        ask(&mut collection, &[&runners[0]], &targets, noon());
+    }
+    // Its history reaches back to 180 s.
+    collect_at(&mut collection, &mut runners, &targets, [302]);
+    assert_eq!((requests(&collection), verdict(&collection, &targets)), (6040, Verdict::Critical));
+    assert!(collection.timeline().unwrap().unobserved() > loadtest_core::Duration::ZERO);
+}
+
+#[test]
+fn load_that_has_ended_is_not_aborted_by_a_late_answer() {
+    let mut targets = targets();
+    let mut test = example_test();
+    test.spec.thresholds = serde_json::from_value(json!([
+        {"metric": "responseTime", "statistic": "p50", "target": "< 1s", "critical": "> 2s", "window": "5s",
+         "abort": {"after": "5s", "for": "3s"}},
+    ]))
+    .unwrap();
+    targets.valid.thresholds = validated(&test).thresholds;
+    for (load, is_aborted) in [(600, true), (50, false)] {
+        targets.load = loadtest_core::Duration::from_secs(load);
+        let mut runners = [TestRunner::new(0), TestRunner::new(1)];
+        let mut collection = Collection::default();
+        collect_at(&mut collection, &mut runners, &targets, [50]);
+        assert_eq!(collection.aborted().is_some(), is_aborted, "{load} s");
+    }
 }
 
 #[test]
