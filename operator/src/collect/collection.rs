@@ -15,17 +15,18 @@ use loadtest_core::{
 };
 
 use super::{
-    looks::{Horizon, Looks},
+    judged_sum::{JudgeScope, JudgedSum},
     part::RunnerPart,
     targets::{StartedPods, Targets},
 };
 use crate::observe::skew::StartEstimates;
 
-/// How long a look at the sum waits for a runner that does not answer. Runners keep the steps of 120 s, so the
-/// sum of this time is judged with the runner's steps when it answers again.
-const PATIENCE: SignedDuration = SignedDuration::from_secs(110);
-/// The same, when all other runners have ended their load. The operator gives up such a runner after 60 s.
-const PATIENCE_AT_END: SignedDuration = SignedDuration::from_secs(50);
+/// How long windows and stages wait for a runner that does not answer. Runners keep the steps of 120 s, so what
+/// happened meanwhile is judged with the runner's steps when it answers again.
+const SILENCE_LIMIT: SignedDuration = SignedDuration::from_secs(110);
+/// The same limit when all other runners have ended their load. It is less than `SILENT_RUNNER_TIMEOUT`, after
+/// which the operator ends the test without the runner.
+const SILENCE_LIMIT_AT_END: SignedDuration = SignedDuration::from_secs(50);
 /// Maximum time that a runner may report beyond the length of the load, in seconds.
 const MAX_EXCESS: f64 = 60.0;
 
@@ -59,10 +60,9 @@ pub(crate) enum RefusedAnswer {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Collection {
     /// The sum over all runners, and its windows and stages.
-    looks: Looks,
-    /// The same without the runners that the looks wait for. An abort protects the target, so it does not
-    /// wait for them.
-    ahead: Option<Box<Looks>>,
+    judged: JudgedSum,
+    /// The same without waiting for silent runners. An abort protects the target, so it does not wait.
+    without_silent: Option<Box<JudgedSum>>,
     /// The runners that may answer again, by index.
     parts: BTreeMap<u32, RunnerPart>,
     /// The runners that never will.
@@ -98,9 +98,9 @@ impl Collection {
         series: SeriesRecorder,
         stage_start: Option<Metrics>,
     ) -> Self {
-        let looks = Looks::resumed(stage_start);
-        let mut restored = Self { looks, series: Some(series), ..Self::default() };
-        restored.looks.add_unjudged(&gone.metrics);
+        let judged = JudgedSum::resumed(stage_start);
+        let mut restored = Self { judged, series: Some(series), ..Self::default() };
+        restored.judged.add_unjudged(&gone.metrics);
         for runner in runners {
             let index = runner.identity.index;
             if gone.runners.contains_key(&index) {
@@ -114,7 +114,7 @@ impl Collection {
 
     /// Returns the sum over all runners, with the measurements of each runner under its name.
     pub(crate) fn merged(&self, name_of: impl Fn(u32) -> String) -> Metrics {
-        let mut merged = self.looks.total();
+        let mut merged = self.judged.total();
         merged.runners.clone_from(&self.gone.metrics.runners);
         let parts = self.parts.iter();
         merged.runners.extend(parts.map(|(index, part)| (name_of(*index), part.generator())));
@@ -123,7 +123,7 @@ impl Collection {
 
     /// Returns the sum at the start of the current stage, but for the first stage.
     pub(crate) const fn stage_start(&self) -> Option<&Metrics> {
-        self.looks.stage_start()
+        self.judged.stage_start()
     }
 
     /// Returns the state of a runner in its last answer.
@@ -177,12 +177,12 @@ impl Collection {
         &self.start_estimates
     }
 
-    /// Returns windows, stages and abort timers; `None` before the first look.
+    /// Returns windows, stages and abort timers; `None` before anything is judged.
     pub(crate) const fn timeline(&self) -> Option<&Timeline> {
-        self.looks.timeline()
+        self.judged.timeline()
     }
 
-    /// Returns the run over time; `None` before the first look.
+    /// Returns the run over time; `None` before anything is judged.
     pub(crate) const fn series(&self) -> Option<&SeriesRecorder> {
         self.series.as_ref()
     }
@@ -288,8 +288,9 @@ impl Collection {
         self.add_stored(index, runner);
     }
 
-    fn add_stored(&mut self, index: u32, runner: RunnerMetrics) {
-        self.all_looks().for_each(|looks| looks.add_unjudged(&runner.metrics));
+    /// Adds everything that a runner has told, as a result or a log holds it.
+    pub(crate) fn add_stored(&mut self, index: u32, runner: RunnerMetrics) {
+        self.all_sums().for_each(|sum| sum.add_unjudged(&runner.metrics));
         self.parts.extend(RunnerPart::stored(runner).map(|part| (index, part)));
     }
 
@@ -320,7 +321,7 @@ impl Collection {
             if first.is_whole {
                 self.forget(index, run);
                 let elapsed = first.runner.metrics.elapsed_seconds;
-                self.all_looks().for_each(|looks| looks.note_whole(elapsed));
+                self.all_sums().for_each(|sum| sum.note_whole(elapsed));
             } else if last == 0 || first.number != last + 1 {
                 self.forget(index, run);
                 return Err(RefusedAnswer::Gap { last, found: first.number });
@@ -343,8 +344,10 @@ impl Collection {
                 |name: &str| run.valid.scenario.tasks.iter().any(|task| task.name == name);
             step.runner.metrics.tasks.retain(|name, _| is_known(name));
             let change = RunnerNumbers::of(&step.runner.metrics).change_since(part.numbers());
-            for looks in [Some(&mut self.looks), self.ahead.as_deref_mut()].into_iter().flatten() {
-                looks.add_step(&run.valid, &step.runner.metrics, change);
+            for sum in
+                [Some(&mut self.judged), self.without_silent.as_deref_mut()].into_iter().flatten()
+            {
+                sum.add_step(&run.valid, &step.runner.metrics, change);
             }
             part.add(&step);
         }
@@ -352,19 +355,19 @@ impl Collection {
         Ok(())
     }
 
-    /// Ends a round: looks at the sum, as far as all runners have told it.
+    /// Ends a round: judges the sum, as far as all runners have told it.
     pub(crate) fn end_round(&mut self, run: &Targets, now: Timestamp) {
         self.settle_gone(run.pods());
         self.asked_since.get_or_insert(now);
-        let horizon = self.horizon(run.pods(), now);
-        self.look(run, horizon);
+        let scope = self.scope(run.pods(), now);
+        self.judge_until(run, scope);
         let can_abort = || run.valid.thresholds.iter().any(|threshold| threshold.abort.is_some());
-        if self.looks.has_pending() && can_abort() {
-            let ahead = self.ahead.get_or_insert_with(|| Box::new(self.looks.clone()));
-            let aborted = ahead.look(run, Horizon::EVERYTHING, None);
+        if self.judged.has_pending() && can_abort() {
+            let sum = self.without_silent.get_or_insert_with(|| Box::new(self.judged.clone()));
+            let aborted = sum.judge_until(run, JudgeScope::EVERYTHING, None);
             self.note_abort(aborted, run);
         } else {
-            self.ahead = None;
+            self.without_silent = None;
         }
     }
 
@@ -378,13 +381,13 @@ impl Collection {
         } else {
             self.coverage(run.pods())
         };
-        self.look(run, Horizon { coverage, ..Horizon::EVERYTHING });
-        self.looks.end(&run.valid);
+        self.judge_until(run, JudgeScope { coverage, ..JudgeScope::EVERYTHING });
+        self.judged.end(&run.valid);
     }
 
-    fn look(&mut self, run: &Targets, horizon: Horizon) {
+    fn judge_until(&mut self, run: &Targets, scope: JudgeScope) {
         let series = self.series.get_or_insert_with(|| SeriesRecorder::new(&run.valid.load));
-        let aborted = self.looks.look(run, horizon, Some(series));
+        let aborted = self.judged.judge_until(run, scope, Some(series));
         self.note_abort(aborted, run);
     }
 
@@ -408,20 +411,20 @@ impl Collection {
         if has_lost { Coverage::WithoutLost } else { Coverage::All }
     }
 
-    /// What a look may judge now. It waits for runners that do not answer, but not for ever.
-    fn horizon(&self, pods: StartedPods<'_>, now: Timestamp) -> Horizon {
+    /// What can be judged now. It waits for runners that do not answer, up to the limit.
+    fn scope(&self, pods: StartedPods<'_>, now: Timestamp) -> JudgeScope {
         let is_over = |index: u32| self.is_over(pods, index);
         let silent = |index: &u32| !is_over(*index) && !self.answered.contains(index);
         let others_are_over = pods.indices().all(|index| silent(&index) || is_over(index));
-        let patience = if others_are_over { PATIENCE_AT_END } else { PATIENCE };
+        let limit = if others_are_over { SILENCE_LIMIT_AT_END } else { SILENCE_LIMIT };
         let last_seen = |index| self.last_seen(index).or(self.asked_since).unwrap_or(now);
         let (given_up, waited_for): (Vec<u32>, Vec<u32>) = pods
             .indices()
             .filter(silent)
-            .partition(|index| now.duration_since(last_seen(*index)) >= patience);
+            .partition(|index| now.duration_since(last_seen(*index)) >= limit);
         let coverage = if given_up.is_empty() { self.coverage(pods) } else { Coverage::Partial };
         if waited_for.is_empty() {
-            return Horizon { coverage, until: f64::INFINITY };
+            return JudgeScope { coverage, until: f64::INFINITY };
         }
         // A runner that waits for its start has nothing to tell.
         let counts = |index: &u32| {
@@ -430,12 +433,12 @@ impl Collection {
         };
         let told = |index| self.parts.get(&index).map_or(0.0, RunnerPart::elapsed);
         let until = pods.indices().filter(counts).map(told).fold(f64::INFINITY, f64::min);
-        Horizon { coverage, until }
+        JudgeScope { coverage, until }
     }
 
     /// The sum, and the one without the runners that it waits for.
-    fn all_looks(&mut self) -> impl Iterator<Item = &mut Looks> {
-        std::iter::once(&mut self.looks).chain(self.ahead.as_deref_mut())
+    fn all_sums(&mut self) -> impl Iterator<Item = &mut JudgedSum> {
+        std::iter::once(&mut self.judged).chain(self.without_silent.as_deref_mut())
     }
 
     /// Takes everything that a runner has told out of the sum, because the runner tells it again.
@@ -446,12 +449,12 @@ impl Collection {
         if !is_stored {
             // The answers of this process may be in any slot, so all slots are judged now, without what the
             // runner tells again.
-            self.look(run, Horizon::EVERYTHING);
-            if let Some(ahead) = &mut self.ahead {
-                ahead.look(run, Horizon::EVERYTHING, None);
+            self.judge_until(run, JudgeScope::EVERYTHING);
+            if let Some(sum) = &mut self.without_silent {
+                sum.judge_until(run, JudgeScope::EVERYTHING, None);
             }
         }
-        self.all_looks().for_each(|looks| looks.remove(&earlier.metrics, numbers));
+        self.all_sums().for_each(|sum| sum.remove(&earlier.metrics, numbers));
         self.parts.remove(&index);
     }
 }

@@ -209,7 +209,7 @@ impl Rounds {
             let answers = self.wait_for_answers(&current);
             let _ = tokio::time::timeout(ROUND_TIME, answers).await;
             let (collection, run) = (Arc::clone(&self.collection), Arc::clone(&current));
-            // Looks and copies take milliseconds, and this thread serves all tests.
+            // JudgedSum and copies take milliseconds, and this thread serves all tests.
             let ended = spawn_blocking(move || {
                 let mut collection = lock(&collection);
                 collection.end_round(&run, now());

@@ -7,7 +7,7 @@
 mod budget;
 pub(crate) mod collection;
 mod collector;
-mod looks;
+mod judged_sum;
 mod part;
 pub(crate) mod scrape;
 mod slots;
@@ -15,5 +15,5 @@ mod targets;
 
 pub(crate) use collection::Collection;
 pub(crate) use collector::Collectors;
-pub(crate) use looks::timeline_of;
+pub(crate) use judged_sum::timeline_of;
 pub(crate) use targets::{StartedPods, Targets, runner_name, time_to_next_boundary};

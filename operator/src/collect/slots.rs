@@ -1,4 +1,4 @@
-//! What runners told after the last look at their sum, in slots of two seconds. Pure.
+//! What runners told and is not judged yet, in slots of two seconds. Pure.
 
 use std::collections::BTreeMap;
 

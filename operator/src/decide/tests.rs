@@ -98,7 +98,7 @@ fn collection_of(observed: &mut Observed) -> &mut Collection {
 }
 
 fn set_runner(observed: &mut Observed, index: u32, runner: RunnerMetrics) {
-    collection_of(observed).replace(index, runner);
+    collection_of(observed).add_stored(index, runner);
 }
 
 fn finish_runner(observed: &mut Observed, index: u32) {

@@ -236,7 +236,7 @@ fn status_never_counts_backwards() {
     let mut snapshot = loadtest_core::metrics::RunnerMetrics::default();
     snapshot.metrics.elapsed_seconds = 10.0;
     snapshot.metrics.tasks.entry("health".into()).or_default().requests[0] = 300;
-    Arc::make_mut(&mut observed.cache.collection).replace(0, snapshot);
+    Arc::make_mut(&mut observed.cache.collection).add_stored(0, snapshot);
     let decision = Decision::ReportProgress(Phase::Running, Duration::from_secs(2));
     let (status, _) = next_status(&observed, &decision, noon());
     assert_eq!(status.summary.unwrap().requests, 500);
@@ -291,7 +291,7 @@ fn the_largest_status_fits_into_an_object() {
         }
     }
     let runner = RunnerMetrics { state: RunnerState::Done, metrics, ..RunnerMetrics::default() };
-    Arc::make_mut(&mut cache.collection).replace(0, runner);
+    Arc::make_mut(&mut cache.collection).add_stored(0, runner);
     let mut test = example_test();
     test.spec = spec;
     test.status = Some(admitted_status());

@@ -290,7 +290,7 @@ fn windows_wait_for_a_runner_that_is_cut_off() {
     assert_eq!((requests(&collection), verdict(&collection, &targets)), (4000, Verdict::Critical));
     let timeline = collection.timeline().unwrap();
     assert_eq!(timeline.unobserved(), loadtest_core::Duration::ZERO);
-    assert!(!collection.looks.has_pending() && collection.ahead.is_none());
+    assert!(!collection.judged.has_pending() && collection.without_silent.is_none());
     assert_eq!(collection.series().unwrap().series().points.len(), 100);
 }
 
@@ -308,7 +308,7 @@ fn windows_are_judged_when_a_silent_runner_is_lost() {
     targets.runners.pop();
     collection.judge_rest(&targets);
     assert_eq!((requests(&collection), verdict(&collection, &targets)), (800, Verdict::Critical));
-    assert!(!collection.looks.has_pending());
+    assert!(!collection.judged.has_pending());
     assert_eq!(collection.series().unwrap().series().points.len(), 30);
 }
 
@@ -365,7 +365,7 @@ fn load_that_has_ended_is_not_aborted_by_a_late_answer() {
 #[test]
 fn windows_wait_for_no_runner_for_ever() {
     let (collection, targets) = collect_with_silence(|second| second < 50 || second == 200);
-    assert!(!collection.looks.has_pending());
+    assert!(!collection.judged.has_pending());
     assert!(collection.timeline().unwrap().unobserved() > loadtest_core::Duration::ZERO);
     assert_eq!(verdict(&collection, &targets), Verdict::Critical, "before the silence");
 }

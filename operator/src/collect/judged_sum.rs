@@ -1,4 +1,4 @@
-//! The sum of what the runners have told, and the looks at it: each one judges the slots that are complete. Pure.
+//! The sum of what the runners have told, judged slot by slot. Pure.
 
 use loadtest_core::{
     judge::{Coverage, Timeline},
@@ -10,30 +10,30 @@ use loadtest_core::{
 
 use super::{slots::Slots, targets::Targets};
 
-/// What a look may judge.
+/// What can be judged.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Horizon {
+pub(super) struct JudgeScope {
     /// The runners that the sum covers.
     pub(super) coverage: Coverage,
     /// All of them have told everything until this second of the load.
     pub(super) until: f64,
 }
 
-impl Horizon {
+impl JudgeScope {
     /// Everything that was told, although some runners may be missing.
     pub(super) const EVERYTHING: Self = Self { coverage: Coverage::Partial, until: f64::INFINITY };
 }
 
 /// The sum of what the runners have told, and what follows from it over time.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Looks {
-    /// Sum over all runners, up to the last look. Without the numbers of whole runners.
+pub(super) struct JudgedSum {
+    /// Sum over all runners, as far as it is judged. Without the numbers of whole runners.
     sum: Metrics,
-    /// The numbers of whole runners, up to the last look.
+    /// The numbers of whole runners, as far as they are judged.
     numbers: RunnerNumbers,
-    /// The changes after the last look.
+    /// The changes that are not judged yet.
     pending: Slots,
-    /// Until this second of the load, the sum lacks runners that told everything in one step.
+    /// Before this second of the load, some runners told everything in one step, so no window is judged.
     whole_until: f64,
     /// Windows, stages and abort timers.
     timeline: Option<Timeline>,
@@ -41,13 +41,13 @@ pub(super) struct Looks {
     stage_start: Option<Metrics>,
 }
 
-impl Looks {
+impl JudgedSum {
     /// Goes on from the sum at the start of the current stage.
     pub(super) fn resumed(stage_start: Option<Metrics>) -> Self {
         Self { stage_start, ..Self::default() }
     }
 
-    /// Returns windows, stages and abort timers; `None` before the first look.
+    /// Returns windows, stages and abort timers; `None` before anything is judged.
     pub(super) const fn timeline(&self) -> Option<&Timeline> {
         self.timeline.as_ref()
     }
@@ -83,7 +83,7 @@ impl Looks {
         self.whole_until = self.whole_until.max(elapsed);
     }
 
-    /// Adds everything that a runner has told. No look judges it.
+    /// Adds everything that a runner has told. It is not judged.
     pub(super) fn add_unjudged(&mut self, metrics: &Metrics) {
         self.sum.merge_samples(metrics);
         self.numbers.add(RunnerNumbers::of(metrics));
@@ -95,21 +95,21 @@ impl Looks {
         self.sum = self.sum.since(told);
     }
 
-    /// Adds the slots up to the horizon to the sum, in the order of time, and takes a snapshot for timeline
+    /// Adds the slots up to the scope to the sum, in the order of time, and takes a snapshot for timeline
     /// and series after each slot. Returns the first threshold that ends the test.
     ///
     /// A runner without an answer seems to do nothing now and too much later, so the timeline is told
     /// whether some are missing.
-    pub(super) fn look(
+    pub(super) fn judge_until(
         &mut self,
         run: &Targets,
-        horizon: Horizon,
+        scope: JudgeScope,
         mut series: Option<&mut SeriesRecorder>,
     ) -> Option<Aborted> {
         for task in &run.valid.scenario.tasks {
             self.sum.tasks.entry(task.name.clone()).or_default();
         }
-        if !self.pending.starts_until(horizon.until) {
+        if !self.pending.starts_until(scope.until) {
             return None;
         }
         let from = self.whole_until;
@@ -122,7 +122,7 @@ impl Looks {
             timeline
         });
         let mut first_abort = None;
-        while self.pending.starts_until(horizon.until)
+        while self.pending.starts_until(scope.until)
             && let Some(elapsed) = self.pending.pop_first_to(&mut self.sum, &mut self.numbers)
         {
             if elapsed < from {
@@ -136,7 +136,7 @@ impl Looks {
             if let Some(series) = &mut series {
                 series.record(&self.sum);
             }
-            let aborted = timeline.record_snapshot_of(&run.valid, &self.sum, horizon.coverage);
+            let aborted = timeline.record_snapshot_of(&run.valid, &self.sum, scope.coverage);
             first_abort = first_abort.or(aborted);
         }
         first_abort
