@@ -45,8 +45,8 @@ use crate::{
 
 /// Time limit of a reconciliation.
 ///
-/// Requests to 200 runners that don't respond and one API call that hangs take less than this.
-const RECONCILE_TIMEOUT: Duration = Duration::from_secs(150);
+/// Two requests to each of 1,000 runners that don't respond, and one API call that hangs, take less than this.
+const RECONCILE_TIMEOUT: Duration = Duration::from_secs(200);
 /// Maximum delay between failed reconciliations.
 const MAX_BACKOFF_SECONDS: u64 = 10;
 /// Maximum delay between failed reconciliations of a test under load, which an abort may have to stop.
@@ -156,16 +156,16 @@ async fn begin(
     let (name, run_uid) = (cached.name_any(), cached.uid().unwrap_or_default());
     let mut cache = context.take_cache(&run_uid);
     let changes = context.changes.count(&run_uid);
-    let last = cache.last_objects.as_mut();
-    let current = last.as_ref().and_then(|last| last.current(cached, changes, now()));
-    if let Some(last) = last {
+    if let Some(last) = &mut cache.last_objects {
+        let is_current = last.is_current(cached, changes, now());
         // If this reconciliation fails, the next one reads everything.
-        last.reading = None;
-    }
-    if let Some((LastObjects { test, job, runners, .. }, reading)) = current {
-        let mut observed = Observed::new(test, cache);
-        (observed.job, observed.runners) = (Some(job), runners);
-        return Ok(Some((observed, Some(reading))));
+        let reading = last.reading.take().filter(|_| is_current);
+        if reading.is_some() {
+            let LastObjects { test, job, runners, .. } = LastObjects::clone(last);
+            let mut observed = Observed::new(test, cache);
+            (observed.job, observed.runners) = (Some(job), runners);
+            return Ok(Some((observed, reading)));
+        }
     }
     let found = within_limits(context, async {
         tests.get_opt(&name).await.map_err(|e| Error::api("get loadtest", &name, e))
@@ -212,14 +212,13 @@ async fn run_pipeline(
         observe(context, observed).await?;
         Ok(reading)
     };
-    let mut reading = match observing.await {
+    let reading = match observing.await {
         Ok(reading) => reading,
         Err(error) => {
             Box::pin(supervise_unseen(context, &mut observed.cache)).await;
             return Err(error);
         }
     };
-    observed.keep_objects(None);
     let mut decision = decide(observed, &context.settings, now);
     let (namespace, name) = (observed.test.namespace(), observed.test.name_any());
     tracing::debug!(namespace, name, ?decision, "decided");
@@ -255,11 +254,7 @@ async fn run_pipeline(
     let written = report_status(context, tests, observed, &decision, now).await?;
     // Other decisions change the objects in other ways.
     if matches!(decision, Decision::ReportProgress(..)) {
-        if let Some(written) = written {
-            reading.versions.extend(written.resource_version());
-            observed.test = written;
-        }
-        observed.keep_objects(Some(reading));
+        observed.mark_unchanged(reading, written);
     }
     Ok(decision)
 }

@@ -154,7 +154,7 @@ impl Timeline {
         first_abort
     }
 
-    /// Notes the end of the snapshots. What some runners have not told by now stays unobserved.
+    /// Notes that there are no more snapshots. The time after the last one of all runners stays unobserved.
     pub fn end(&mut self, test: &ValidTest) {
         let unseen = self.last_seconds - self.last_whole_seconds;
         self.last_whole_seconds = self.last_seconds;

@@ -38,7 +38,7 @@ const MILLICORES: (f64, f64) = (100.0, 4000.0);
 const MAX_THREADS: u32 = 16;
 /// Maximum of users per runner that the sizing chooses: far fewer than the local ports to one
 /// address and the open files of a container allow.
-const MAX_USERS: u32 = 5000;
+const MAX_USERS_PER_RUNNER: u32 = 5000;
 
 const MIB: u64 = 1 << 20;
 const KIB: u64 = 1 << 10;
@@ -161,7 +161,8 @@ pub fn size_test(test: &ValidTest) -> Sizing {
     // One microsecond of CPU per second is a thousandth of a millicore.
     let user_millicores = rate / f64::from(users.get()) * mean_micros / 1000.0;
     let per_runner = test.runner_request.users.unwrap_or_else(|| {
-        let of_thread = whole_number(THREAD_MILLICORES / user_millicores).clamp(1, MAX_USERS);
+        let of_thread =
+            whole_number(THREAD_MILLICORES / user_millicores).clamp(1, MAX_USERS_PER_RUNNER);
         let fewest = users.get().div_ceil(MAX_RUNNERS);
         Users::new(of_thread.max(fewest)).unwrap_or(Users::ONE)
     });

@@ -12,11 +12,7 @@ pub(crate) struct Changes(Mutex<HashMap<String, u64>>);
 impl Changes {
     /// Notes an event about a Job or a pod of a run.
     pub(crate) fn note(&self, run_uid: &str) {
-        let mut counts = self.lock();
-        match counts.get_mut(run_uid) {
-            Some(count) => *count += 1,
-            None => drop(counts.insert(run_uid.to_owned(), 1)),
-        }
+        *self.lock().entry(run_uid.to_owned()).or_default() += 1;
     }
 
     /// Returns the number of events so far.

@@ -34,19 +34,13 @@ pub(crate) struct Reading {
 }
 
 impl LastObjects {
-    /// Returns the objects if they are still those of the API server, as far as the watches have told:
+    /// Returns true if the objects are still those of the API server, as far as the watches have told:
     /// `cached` is the test as its watch delivered it, `changes` the number of events about Job and pods.
-    pub(crate) fn current(
-        &self,
-        cached: &LoadTest,
-        changes: u64,
-        now: Timestamp,
-    ) -> Option<(Self, Reading)> {
-        let reading = self.reading.clone()?;
+    pub(crate) fn is_current(&self, cached: &LoadTest, changes: u64, now: Timestamp) -> bool {
+        let Some(reading) = &self.reading else { return false };
         let is_known = cached.resource_version().is_some_and(|v| reading.versions.contains(&v));
         let is_young = (SignedDuration::ZERO..MAX_AGE).contains(&now.duration_since(reading.at));
-        let is_current = is_known && is_young && changes == reading.changes;
-        is_current.then(|| (self.clone(), reading))
+        is_known && is_young && changes == reading.changes
     }
 }
 
@@ -65,7 +59,7 @@ mod tests {
         };
         let mut cached = example_test();
         cached.metadata.resource_version = Some(version.into());
-        last.current(&cached, changes, noon() + SignedDuration::from_secs(age)).is_some()
+        last.is_current(&cached, changes, noon() + SignedDuration::from_secs(age))
     }
 
     #[test]

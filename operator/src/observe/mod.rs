@@ -45,7 +45,7 @@ use crate::{
     runner_client,
 };
 
-/// Reads the Job and the runner pods of a test, which was read just before.
+/// Reads the Job and the runner pods of a test, which was read just before, and keeps the objects.
 pub(crate) async fn read_objects(
     context: &Context,
     observed: &mut Observed,
@@ -67,6 +67,7 @@ pub(crate) async fn read_objects(
         observed.runners.extend(list.items.iter().filter_map(Runner::from_pod));
         observed.runners.sort_by_key(|runner| runner.index);
     }
+    observed.keep_objects();
     let versions = observed.test.resource_version().into_iter().collect();
     Ok(Reading { at: now, changes, versions })
 }

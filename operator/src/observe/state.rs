@@ -133,14 +133,25 @@ impl Observed {
         Self { test, valid, job: None, runners: Vec::new(), cache }
     }
 
-    /// Keeps the objects of a test under load.
-    pub(crate) fn keep_objects(&mut self, reading: Option<Reading>) {
+    /// Keeps the objects of a test under load. Until [`Self::mark_unchanged`], the next reconciliation reads
+    /// them again.
+    pub(crate) fn keep_objects(&mut self) {
         let is_over = self.phase().is_some_and(Phase::is_final);
         let is_under_load = self.start_record().is_some() && !is_over;
         self.cache.last_objects = self.job.clone().filter(|_| is_under_load).map(|job| {
             let (test, runners) = (self.test.clone(), self.runners.clone());
-            Box::new(LastObjects { test, job, runners, reading })
+            Box::new(LastObjects { test, job, runners, reading: None })
         });
+    }
+
+    /// Notes that this reconciliation has changed nothing but, if `written` is given, the status of the test.
+    pub(crate) fn mark_unchanged(&mut self, mut reading: Reading, written: Option<LoadTest>) {
+        let Some(last) = &mut self.cache.last_objects else { return };
+        if let Some(written) = written {
+            reading.versions.extend(written.resource_version());
+            last.test = written;
+        }
+        last.reading = Some(reading);
     }
 
     /// Returns the status of the test; an empty one if there is none yet.

@@ -1,4 +1,4 @@
-//! Measures the operator with many tests and many runners, whose pods and numbers are pretended.
+//! Measures the operator with many tests and many runners. Their pods and numbers are pretended.
 //!
 //! `bench/scale/run` starts what this program needs: a testbed with the operator, and kwok.
 
@@ -58,7 +58,7 @@ fn print_row(what: &str, usage: Usage, note: &str) {
     println!("| {what} | {:.0} MiB | {:.1} % | {note} |", usage.memory, usage.cores * 100.0);
 }
 
-/// A test whose runners are on the pretended node.
+/// Builds a test with its runners on the pretended node.
 fn test(name: &str, runners: u32, duration: &str, suspend: bool) -> Result<LoadTest> {
     let tasks = TASKS.map(|task| {
         json!({"name": task, "chat": {"models": ["a"], "messages": ["Hello"], "stream": true}})
@@ -125,7 +125,7 @@ impl Scale {
         .await
     }
 
-    /// Cancels and deletes all tests whose names begin so.
+    /// Deletes all tests with this prefix, and waits until they are gone.
     async fn delete(&self, prefix: &str) -> Result<()> {
         let tests = self.tests.list(&ListParams::default()).await?.items;
         let names = tests.iter().map(ResourceExt::name_any).filter(|name| name.starts_with(prefix));

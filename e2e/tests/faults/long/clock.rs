@@ -27,36 +27,25 @@ async fn set_clock_error(namespace: &TestNamespace, seconds: i32) -> Result<()> 
     .await
 }
 
-/// Checks a test during which the clock changes, and reports the row.
-async fn check_jump(
+/// Checks a test, and reports its row. With seconds, the clock gets this error while the test is under load.
+async fn check_row(
     namespace: &TestNamespace,
     target: &Target<'_>,
-    (name, seconds): (&str, i32),
+    (name, duration): (&str, &str),
+    next_error: Option<i32>,
     fault: &'static str,
 ) -> Result<()> {
     let fault = Fault { fault, expected: "the run is whole", seconds: 120 };
-    let test = namespace.create_test(name, watched_spec(5, "60s")).await?;
-    namespace.wait_for_status(name, 60, has_requests).await?;
     let mut observation = Observation::default();
     observation.begin();
-    set_clock_error(namespace, seconds).await?;
-    ensure!(namespace.get_status(name).await?.known_phase() == Some(Phase::Running), "too late");
-    let result = check_timely_run(namespace, target, &test).await;
-    let result = result.map(|seen| observation.settle(seen));
-    fault.report(result, observation)
-}
-
-/// Checks a test that runs while the clock is wrong, and reports the row.
-async fn check_constant(
-    namespace: &TestNamespace,
-    target: &Target<'_>,
-    name: &str,
-    fault: &'static str,
-) -> Result<()> {
-    let fault = Fault { fault, expected: "the run is whole", seconds: 60 };
-    let mut observation = Observation::default();
-    observation.begin();
-    let test = namespace.create_test(name, watched_spec(5, "8s")).await?;
+    let test = namespace.create_test(name, watched_spec(5, duration)).await?;
+    if let Some(seconds) = next_error {
+        namespace.wait_for_status(name, 60, has_requests).await?;
+        observation.begin();
+        set_clock_error(namespace, seconds).await?;
+        let phase = namespace.get_status(name).await?.known_phase();
+        ensure!(phase == Some(Phase::Running), "too late: {phase:?}");
+    }
     let result = check_timely_run(namespace, target, &test).await;
     let result = result.map(|seen| observation.settle(seen));
     fault.report(result, observation)
@@ -91,33 +80,37 @@ async fn a_wrong_clock_changes_no_run() -> Result<()> {
 async fn check_clocks(namespace: &TestNamespace, target: &Target<'_>) -> Result<()> {
     const HOUR: i32 = 3600;
     let rows = [
-        check_jump(
+        check_row(
             namespace,
             target,
-            ("forward", HOUR),
+            ("forward", "60s"),
+            Some(HOUR),
             "the next leader's clock is an hour ahead, under load",
         )
         .await,
-        check_constant(
+        check_row(
             namespace,
             target,
-            "ahead",
+            ("ahead", "8s"),
+            None,
             "operator's clock an hour ahead of the runners and the API server",
         )
         .await,
-        check_jump(
+        check_row(
             namespace,
             target,
-            ("back", 0),
+            ("back", "60s"),
+            Some(0),
             "the next leader's clock is an hour behind, under load",
         )
         .await,
     ];
     set_clock_error(namespace, -HOUR).await?;
-    let behind = check_constant(
+    let behind = check_row(
         namespace,
         target,
-        "behind",
+        ("behind", "8s"),
+        None,
         "operator's clock an hour behind the runners and the API server",
     )
     .await;

@@ -371,6 +371,24 @@ fn windows_wait_for_no_runner_for_ever() {
 }
 
 #[test]
+fn windows_wait_less_when_the_other_runners_have_ended() {
+    let targets = targets();
+    let mut runners = [TestRunner::new(0), TestRunner::new(1)];
+    let mut collection = Collection::default();
+    collect_at(&mut collection, &mut runners, &targets, (2..=20).step_by(2));
+    runners[0].run_until(60);
+    runners[0].metrics.state = RunnerState::Done;
+    let ended = runners[0].metrics.clone();
+    runners[0].history.record(ended, Duration::from_secs(61)).unwrap();
+    for (seconds, has_pending) in [(0, true), (49, true), (50, false)] {
+        let now = noon() + SignedDuration::from_secs(seconds);
+        ask(&mut collection, &[&runners[0]], &targets, now);
+        assert_eq!(collection.judged.has_pending(), has_pending, "{seconds} s");
+    }
+    assert_eq!(verdict(&collection, &targets), Verdict::Critical);
+}
+
+#[test]
 fn runners_that_miss_rounds_in_turn_hold_up_nothing() {
     let targets = targets();
     let mut runners = [TestRunner::new(0), TestRunner::new(1)];
