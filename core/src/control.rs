@@ -136,12 +136,9 @@ pub struct StartOrder {
     /// Number of the operator's Lease. Operators of earlier versions had none.
     #[serde(default)]
     pub lease_number: Option<u64>,
-    /// Seconds from the sending of the order to the start.
+    /// Seconds from the sending of the order to the start. The load has its whole length, even if it
+    /// starts late.
     pub in_seconds: f64,
-    /// Seconds from the sending of the order to the end of the load. An order that comes late does
-    /// not make the load end later.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub end_in_seconds: Option<f64>,
 }
 
 /// Tells a runner to stop its load.

@@ -13,11 +13,11 @@ use futures_util::{StreamExt, future::join_all};
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{
     Api, Client, Resource, ResourceExt,
-    core::{DeserializeGuard, NamespaceResourceScope},
+    core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta},
     runtime::{
-        Controller,
+        Controller, WatchStreamExt,
         controller::{Config, Error as ControllerError},
-        reflector::{ObjectRef, Store},
+        reflector::{self, ObjectRef, Store},
         watcher,
     },
 };
@@ -64,19 +64,20 @@ pub async fn run(
         .map(|namespace| {
             let own = format!("app.kubernetes.io/managed-by={OPERATOR_NAME}");
             let watch = watcher::Config::default().timeout(WATCH_TIMEOUT_SECONDS);
-            let tests = Controller::new(api_in(&client, namespace), watch.clone());
-            let store = tests.store();
+            let (store, writer) = reflector::store();
             stores.push(store.clone());
+            let tests = watcher(api_in(&client, namespace), watch.clone())
+                .modify(forget_managed_fields)
+                .reflect(writer)
+                .applied_objects();
             let own = watch.labels(&own);
+            let jobs: Api<PartialObjectMeta<Job>> = api_in(&client, namespace);
+            let pods: Api<PartialObjectMeta<Pod>> = api_in(&client, namespace);
             let (of_job, of_pod) = (Arc::clone(&context), Arc::clone(&context));
-            let job_store = store.clone();
-            tests
-                .watches(api_in::<Job>(&client, namespace), own.clone(), move |job| {
-                    note_change(&of_job, &job_store, &job)
-                })
-                .watches(api_in::<Pod>(&client, namespace), own, move |pod| {
-                    note_change(&of_pod, &store, &pod)
-                })
+            let (job_store, pod_store) = (store.clone(), store.clone());
+            Controller::for_stream(tests, store)
+                .watches(jobs, own.clone(), move |job| note_change(&of_job, &job_store, &job))
+                .watches(pods, own, move |pod| note_change(&of_pod, &pod_store, &pod))
                 .with_config(Config::default().concurrency(MAX_CONCURRENT_RECONCILES))
                 .graceful_shutdown_on(stop.clone().cancelled_owned())
                 .run(reconcile, on_error, Arc::clone(&context))
@@ -132,6 +133,11 @@ where
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     }
+}
+
+/// Drops who has written which field, which takes more memory than all the rest of a test.
+fn forget_managed_fields(test: &mut DeserializeGuard<LoadTest>) {
+    test.meta_mut().managed_fields = None;
 }
 
 /// Notes that the Job or a pod of a test has changed. Returns the test.

@@ -55,8 +55,8 @@ pub(crate) async fn collect_error_examples(
 /// An order to runners.
 #[derive(Clone, Debug)]
 pub(crate) enum Order<'a> {
-    /// Start the load at a time, and end it at another.
-    Start { at: Timestamp, end: Timestamp },
+    /// Start the load at a time, or at once if that time has passed.
+    Start(Timestamp),
     /// Stop the load now. In-flight requests may take this long to end.
     Stop(Duration),
     /// Exit. With a collection, the runner refuses if it holds numbers that the collection lacks.
@@ -81,15 +81,9 @@ pub(crate) async fn send_order(
             let (path, body) = match order {
                 // The order carries the time left at the moment of sending, so that the clocks
                 // of the nodes don't matter.
-                Order::Start { at, end } => {
-                    let now = now();
-                    let left = |to: &Timestamp| to.duration_since(now).as_secs_f64().max(0.0);
-                    let order = StartOrder {
-                        lease_number,
-                        in_seconds: left(at),
-                        end_in_seconds: Some(left(end)),
-                    };
-                    (path::START, serde_json::json!(order))
+                Order::Start(at) => {
+                    let in_seconds = at.duration_since(now()).as_secs_f64().max(0.0);
+                    (path::START, serde_json::json!(StartOrder { lease_number, in_seconds }))
                 }
                 Order::Stop(grace) => {
                     let grace_seconds = grace.as_secs_f64();

@@ -11,8 +11,8 @@ use loadtest_core::{
     metrics::RunnerState,
     resource::{LoadTest, LoadTestStatus, Phase},
     result::{
-        LoadTestResult, ResumeState, RunFacts, SeriesRecorder, StoredResult, TestReference,
-        build_result,
+        LoadTestResult, PackedSeries, ResumeState, RunFacts, Series, SeriesRecorder, StoredResult,
+        TestReference, build_result,
     },
 };
 
@@ -27,9 +27,10 @@ use crate::{
 
 /// Interval between two writes of the result of a running test.
 const WRITE_INTERVAL: Duration = Duration::from_secs(30);
-/// Maximum size of the answers of runners that may answer again, for the result to hold them. They are read
-/// again from the runners, and are lost only if a runner ends while no operator runs.
-const MAX_ALIVE_BYTES: usize = 8 << 20;
+/// Maximum size of the packed metrics of runners that may answer again, for the result to hold them. More would
+/// not fit into its first object. They are read again from the runners, and are lost only if a runner ends while no
+/// operator runs.
+const MAX_ALIVE_BYTES: usize = 1 << 20;
 /// Time for which a result that can't be read after a restart is tried again.
 const RESUME_PATIENCE: Duration = Duration::from_secs(20);
 /// Time for which the last write of a result is tried again.
@@ -61,9 +62,12 @@ pub(crate) fn is_due(
     }
 }
 
-/// Builds the result of a test, with what an operator that is restarted needs to go on. Returns `None`
-/// for a test whose spec is invalid.
-pub(crate) fn build(observed: &Observed, status: &LoadTestStatus) -> Option<StoredResult> {
+/// Builds the result of a test without its series, with what an operator that is restarted needs to go on, and
+/// its series. Returns `None` for a test whose spec is invalid.
+pub(crate) fn build(
+    observed: &Observed,
+    status: &LoadTestStatus,
+) -> Option<(StoredResult, PackedSeries)> {
     let start = observed.known_start()?;
     let valid = observed.valid.as_ref().ok()?;
     let mut collection = Collection::clone(&observed.cache.collection);
@@ -84,15 +88,15 @@ pub(crate) fn build(observed: &Observed, status: &LoadTestStatus) -> Option<Stor
         status,
         losses: losses.collect(),
     };
-    let result = build_result(&facts, &merged, recorder.series().clone());
+    let result = build_result(&facts, &merged, Series::default());
     // Runners that have ended their load wait with their metrics until they are released.
     let is_over = status.known_phase().is_some_and(Phase::is_final);
     let alive = if is_over { Vec::new() } else { collection.alive(MAX_ALIVE_BYTES) };
     let examples = observed.cache.error_examples.iter();
     let resume = ResumeState {
         pods: start.pods,
-        recorded: recorder.recorded().clone(),
-        stage_start: collection.stage_start().cloned(),
+        recorded: recorder.recorded(),
+        stage_start: collection.stage_start(),
         runners: alive,
         error_examples: examples
             .map(|((task, kind), message)| ErrorExample {
@@ -103,7 +107,7 @@ pub(crate) fn build(observed: &Observed, status: &LoadTestStatus) -> Option<Stor
             .collect(),
         gone,
     };
-    Some(StoredResult { result, resume: Some(resume) })
+    Some((StoredResult { result, resume: Some(resume) }, recorder.series().clone()))
 }
 
 /// A result that an earlier process wrote.
@@ -154,10 +158,11 @@ pub(crate) fn restore(
     {
         cache.start = Some(StartRecord { at: at.0, pods });
     }
-    let series = SeriesRecorder::resume(load, stored.result.series, recorded);
+    let series = SeriesRecorder::resume(load, PackedSeries::of(stored.result.series), &recorded);
     // A runner that waited at the last write may run by now.
     let alive = runners.into_iter().filter(|runner| runner.state != RunnerState::Waiting);
-    cache.collection = Arc::new(Collection::restored(gone, alive.collect(), series, stage_start));
+    cache.collection =
+        Arc::new(Collection::restored(gone, alive.collect(), series, stage_start.as_ref()));
     let examples = error_examples.into_iter();
     cache.error_examples = examples.map(|e| ((e.task, e.kind), e.message)).collect();
     true

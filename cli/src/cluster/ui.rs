@@ -110,7 +110,7 @@ async fn show_run(cluster: &Cluster, test: &LoadTest, feed: &LiveFeed) -> anyhow
     let status = test.status.clone().unwrap_or_default();
     let stored = find_stored(&cluster.client, &cluster.namespace, name, Some(&uid)).await.ok();
     let StoredParts { series, recorded, gone, known, examples } = parts_of(stored);
-    let mut recorder = SeriesRecorder::resume(&valid.load, series, recorded);
+    let mut recorder = SeriesRecorder::resume(&valid.load, series, &recorded);
     let seconds = status.progress.as_ref().map_or(0.0, |progress| progress.elapsed.as_secs_f64());
     let mut timeline =
         Timeline::from_status(&valid, status.stages.clone(), &status.thresholds, seconds);

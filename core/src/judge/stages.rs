@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     load::StageLoad,
-    metrics::{Metrics, TaskMetrics},
+    metrics::{Metrics, PackedMetrics, TaskMetrics},
     plan::ValidTest,
     resource::{Aborted, BreakingPoint, StageRow, Threshold, ThresholdRow, Verdict},
 };
@@ -23,9 +23,9 @@ const MAX_DELAY_SHARE: f64 = 0.05;
 pub(super) struct Stages {
     rows: Vec<StageRow>,
     /// The metrics at the start of the current stage; `None` when there was no snapshot then.
-    current_start: Option<Metrics>,
+    current_start: Option<PackedMetrics>,
     /// The metrics at the start of the last finished stage.
-    last_start: Option<Metrics>,
+    last_start: Option<PackedMetrics>,
 }
 
 impl Stages {
@@ -35,20 +35,20 @@ impl Stages {
     }
 
     /// The metrics at the start of the current stage, if there was a snapshot then.
-    pub(super) const fn current_start(&self) -> Option<&Metrics> {
-        self.current_start.as_ref()
+    pub(super) fn current_start(&self) -> Option<Metrics> {
+        self.current_start.as_ref().map(PackedMetrics::unpack)
     }
 
     /// Goes on with a stage whose start another process has seen. A start that is not that of the current
     /// stage is left out.
-    pub(super) fn resume(&mut self, test: &ValidTest, start: Metrics) {
+    pub(super) fn resume(&mut self, test: &ValidTest, start: &Metrics) {
         let stages = test.load.stages();
         let previous = self.rows.len().checked_sub(1).and_then(|index| stages.get(index));
         let is_current = previous.is_some_and(|previous| {
             let delay = start.elapsed_seconds - previous.end.as_secs_f64();
             (-BOUNDARY_TOLERANCE..=max_delay_after(previous)).contains(&delay)
         });
-        self.current_start = is_current.then_some(start);
+        self.current_start = is_current.then(|| PackedMetrics::of(start));
     }
 
     /// The finished stages.
@@ -68,21 +68,22 @@ impl Stages {
         while let Some(stage) = ended.get(self.rows.len()) {
             let in_time = now - stage.end.as_secs_f64() <= max_delay_after(stage);
             let is_first = self.rows.is_empty();
-            let start = self.current_start.take().or_else(|| is_first.then(Metrics::default));
+            let start = self.current_start.take().or_else(|| is_first.then(PackedMetrics::default));
             let start = start.filter(|_| in_time);
-            let row = start.as_ref().map(|start| judge_stage(test, stage, start, metrics));
+            let row =
+                start.as_ref().map(|start| judge_stage(test, stage, &start.unpack(), metrics));
             self.rows.push(row.unwrap_or_else(|| unobserved_stage(stage)));
             self.last_start = start;
             // The next stage starts now, unless it has ended too.
             let next_is_current = in_time && self.rows.len() == ended.len();
-            self.current_start = next_is_current.then(|| metrics.clone());
+            self.current_start = next_is_current.then(|| PackedMetrics::of(metrics));
         }
         // The rows of earlier stages came from another process.
         if let (None, Some(previous)) = (&self.current_start, ended.last())
             && self.rows.len() == ended.len()
             && now - previous.end.as_secs_f64() <= max_delay_after(previous)
         {
-            self.current_start = Some(metrics.clone());
+            self.current_start = Some(PackedMetrics::of(metrics));
         }
     }
 
@@ -95,7 +96,7 @@ impl Stages {
             && let (Some(row), Some(stage), Some(start)) =
                 (rows.last_mut(), stages.last(), &self.last_start)
         {
-            *row = judge_stage(test, stage, start, metrics);
+            *row = judge_stage(test, stage, &start.unpack(), metrics);
         }
         rows
     }

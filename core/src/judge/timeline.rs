@@ -94,12 +94,12 @@ impl Timeline {
 
     /// The metrics at the start of the current stage; `None` for the first stage, and when there was no
     /// snapshot then.
-    pub const fn stage_start(&self) -> Option<&Metrics> {
+    pub fn stage_start(&self) -> Option<Metrics> {
         self.stages.current_start()
     }
 
     /// Goes on with a stage whose start another process has seen.
-    pub fn resume_stage(&mut self, test: &ValidTest, start: Metrics) {
+    pub fn resume_stage(&mut self, test: &ValidTest, start: &Metrics) {
         self.stages.resume(test, start);
     }
 

@@ -7,7 +7,7 @@ use super::{
     verdict::{has_too_few_samples, judge},
 };
 use crate::{
-    metrics::{Metric, Metrics},
+    metrics::{Metric, Metrics, PackedMetrics},
     plan::ValidTest,
     resource::{Threshold, ThresholdRow, Verdict},
     values::{Duration, Quantity, compare_quantities},
@@ -31,7 +31,7 @@ pub(super) type JudgedWindow = (ThresholdRow, Option<Quantity>);
 /// The snapshots at which windows may still start, oldest first.
 #[derive(Clone, Debug, Default)]
 pub(super) struct WindowStarts {
-    pub(super) snapshots: VecDeque<Metrics>,
+    pub(super) snapshots: VecDeque<PackedMetrics>,
 }
 
 impl WindowStarts {
@@ -39,11 +39,11 @@ impl WindowStarts {
     /// its start.
     pub(super) fn start_of(&self, now: f64, window: Duration) -> Option<Metrics> {
         let start = now - window.as_secs_f64() + BOUNDARY_TOLERANCE;
-        let snapshot = self.snapshots.iter().rev().find(|s| s.elapsed_seconds <= start);
+        let snapshot = self.snapshots.iter().rev().find(|s| s.elapsed_seconds() <= start);
         // At the start of the test, all metrics are zero.
-        let gap = start - snapshot.map_or(0.0, |snapshot| snapshot.elapsed_seconds);
+        let gap = start - snapshot.map_or(0.0, PackedMetrics::elapsed_seconds);
         let observed = (0.0..=max_gap(window)).contains(&gap);
-        observed.then(|| snapshot.cloned().unwrap_or_default())
+        observed.then(|| snapshot.map(PackedMetrics::unpack).unwrap_or_default())
     }
 
     /// Keeps a snapshot, and drops those that no window needs any more.
@@ -66,10 +66,10 @@ impl WindowStarts {
                 threshold.window.is_some() && threshold.metric == Metric::Latency(latency)
             })
         };
-        all.push_back(metrics.with_latencies(is_needed));
+        all.push_back(PackedMetrics::of(&metrics.with_latencies(is_needed)));
         let mut previous: Option<f64> = None;
         while let Some(snapshot) = all.pop_front() {
-            let next = all.front().map(|next| next.elapsed_seconds);
+            let next = all.front().map(PackedMetrics::elapsed_seconds);
             // The previous snapshot, or the test's start, serves every window that starts before
             // the next one.
             let is_redundant = next.is_some_and(|next| {
@@ -77,7 +77,7 @@ impl WindowStarts {
                     .is_none_or(|distance| next - previous.unwrap_or(0.0) <= distance)
             });
             if !is_redundant {
-                previous = Some(snapshot.elapsed_seconds);
+                previous = Some(snapshot.elapsed_seconds());
                 self.snapshots.push_back(snapshot);
             }
         }

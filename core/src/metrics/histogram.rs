@@ -12,7 +12,7 @@ pub const SCHEMA: i32 = 8;
 const BUCKETS_PER_DOUBLING: f64 = 256.0;
 /// The index of the last bucket, and its negative of the first one: all durations between 2^−64 s and
 /// 2^64 s have a bucket of their own.
-const MAX_BUCKET: i32 = 16_384;
+pub(super) const MAX_BUCKET: i32 = 16_384;
 
 /// A distribution of durations in buckets 0.27 % wide.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -58,6 +58,10 @@ pub(crate) fn rank_of(p: f64, count: u64) -> u64 {
 }
 
 impl LatencyHistogram {
+    /// A distribution without samples.
+    pub(super) const EMPTY: Self =
+        Self { buckets: Vec::new(), zero: 0, count: 0, sum_seconds: 0.0 };
+
     /// The index of the bucket that holds a duration in seconds; `None` for zero.
     pub fn bucket_of(seconds: f64) -> Option<i32> {
         #[expect(clippy::cast_possible_truncation, reason = "log2 of an f64 is within ±1100")]

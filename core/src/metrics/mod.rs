@@ -15,6 +15,7 @@ mod histogram_data;
 mod history;
 pub mod markdown_table;
 mod merge;
+mod packed;
 mod run_metrics;
 mod statistic;
 #[cfg(feature = "control")]
@@ -35,6 +36,7 @@ pub(crate) use histogram_data::{is_zero, round_seconds};
 #[cfg(feature = "control")]
 pub use history::RunnerHistory;
 pub use merge::RunnerNumbers;
+pub use packed::PackedMetrics;
 pub use run_metrics::{GeneratorMetrics, Identity, Metrics, RunnerMetrics, RunnerState};
 pub use statistic::{Statistic, StatisticError};
 #[cfg(feature = "control")]

@@ -92,31 +92,50 @@ impl Tokens {
 
 /// Latency distributions of a task: one for each [`LatencyMetric`] and [`Outcome`].
 ///
-/// Metrics that the catalogue does not keep by outcome have one distribution for all outcomes.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// Metrics that the catalogue does not keep by outcome have one distribution for all outcomes. Only those with
+/// samples take memory.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(
     into = "BTreeMap<String, LatencyHistogram>",
     try_from = "BTreeMap<String, LatencyHistogram>"
 )]
-pub struct Latencies {
-    by_metric: [[LatencyHistogram; 4]; LatencyMetric::COUNT],
-    /// The samples of requests that the load generator sent late. They are in `by_metric` too.
-    late: [LatencyHistogram; LatencyMetric::COUNT],
-}
+pub struct Latencies(BTreeMap<u8, LatencyHistogram>);
+
+/// The distribution of a metric without samples.
+static NO_SAMPLES: LatencyHistogram = LatencyHistogram::EMPTY;
 
 impl Latencies {
-    const fn index_of(metric: LatencyMetric, outcome: Outcome) -> usize {
-        if metric.info().by_outcome { outcome.index() } else { 0 }
+    /// Distributions of a metric: one for each outcome, and the late samples.
+    const KINDS: u8 = 5;
+
+    fn key_of(metric: LatencyMetric, outcome: Outcome) -> u8 {
+        let outcome = if metric.info().by_outcome { outcome } else { Outcome::Success };
+        metric as u8 * Self::KINDS + outcome as u8
+    }
+
+    const fn late_key_of(metric: LatencyMetric) -> u8 {
+        metric as u8 * Self::KINDS + Self::KINDS - 1
     }
 
     /// The distribution of a metric for one outcome.
     pub fn get(&self, metric: LatencyMetric, outcome: Outcome) -> &LatencyHistogram {
-        &self.by_metric[metric as usize][Self::index_of(metric, outcome)]
+        self.0.get(&Self::key_of(metric, outcome)).unwrap_or(&NO_SAMPLES)
     }
 
     /// Borrows the distribution of a metric for one outcome to write it.
     pub fn get_mut(&mut self, metric: LatencyMetric, outcome: Outcome) -> &mut LatencyHistogram {
-        &mut self.by_metric[metric as usize][Self::index_of(metric, outcome)]
+        self.0.entry(Self::key_of(metric, outcome)).or_default()
+    }
+
+    /// All distributions with samples. Each key stands for a metric and an outcome.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u8, &LatencyHistogram)> {
+        let all = self.0.iter().map(|(key, samples)| (*key, samples));
+        all.filter(|(_, samples)| **samples != NO_SAMPLES)
+    }
+
+    /// Latencies from what [`Self::iter`] returns.
+    pub(super) fn of(all: impl Iterator<Item = (u8, LatencyHistogram)>) -> Self {
+        Self(all.collect())
     }
 
     /// The samples of a metric that thresholds and the status use: those of every outcome but
@@ -134,12 +153,12 @@ impl Latencies {
     /// The samples of a metric of requests that the load generator sent late; a part of
     /// [`Self::samples`].
     pub fn late(&self, metric: LatencyMetric) -> &LatencyHistogram {
-        &self.late[metric as usize]
+        self.0.get(&Self::late_key_of(metric)).unwrap_or(&NO_SAMPLES)
     }
 
     /// Borrows the late samples of a metric to write them.
     pub fn late_mut(&mut self, metric: LatencyMetric) -> &mut LatencyHistogram {
-        &mut self.late[metric as usize]
+        self.0.entry(Self::late_key_of(metric)).or_default()
     }
 
     /// The samples of a metric of requests that were sent on time.
@@ -149,49 +168,43 @@ impl Latencies {
 
     /// True when a metric has a sample of any outcome.
     pub fn has_samples(&self, metric: LatencyMetric) -> bool {
-        self.by_metric[metric as usize].iter().any(|histogram| histogram.count() > 0)
+        Outcome::ALL.iter().any(|outcome| self.get(metric, *outcome).count() > 0)
     }
 
     /// A copy that holds the given metrics only.
     #[must_use]
     pub fn filtered(&self, keep: impl Fn(LatencyMetric) -> bool) -> Self {
-        let mut kept = Self::default();
-        for info in &LATENCIES {
-            let index = info.metric as usize;
-            if keep(info.metric) {
-                kept.by_metric[index].clone_from(&self.by_metric[index]);
-                kept.late[index].clone_from(&self.late[index]);
-            }
-        }
-        kept
+        let kept = LATENCIES.iter().filter(|info| keep(info.metric)).map(|info| info.metric as u8);
+        let kept: Vec<u8> = kept.collect();
+        let all = self.iter().filter(|(key, _)| kept.contains(&(key / Self::KINDS)));
+        Self::of(all.map(|(key, samples)| (key, samples.clone())))
     }
 
     /// Adds the samples of another runner.
     pub(super) fn merge(&mut self, other: &Self) {
-        let pairs = self.by_metric.as_flattened_mut().iter_mut();
-        for (mine, theirs) in pairs.zip(other.by_metric.as_flattened()) {
-            mine.merge(theirs);
-        }
-        for (mine, theirs) in self.late.iter_mut().zip(&other.late) {
-            mine.merge(theirs);
+        for (key, theirs) in other.iter() {
+            self.0.entry(key).or_default().merge(theirs);
         }
     }
 
     /// The samples since `earlier`, an older snapshot of the same latencies.
     pub(super) fn since(&self, earlier: &Self) -> Self {
-        Self {
-            by_metric: std::array::from_fn(|metric| {
-                std::array::from_fn(|outcome| {
-                    self.by_metric[metric][outcome].since(&earlier.by_metric[metric][outcome])
-                })
+        Self::of(
+            self.iter().map(|(key, samples)| {
+                (key, samples.since(earlier.0.get(&key).unwrap_or(&NO_SAMPLES)))
             }),
-            late: std::array::from_fn(|metric| self.late[metric].since(&earlier.late[metric])),
-        }
+        )
+    }
+}
+
+impl PartialEq for Latencies {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
     }
 }
 
 /// Names a distribution in [`Latencies`] as a document holds it. `kind` is an outcome, or [`LATE`].
-fn key_of(info: &LatencyInfo, kind: &str) -> String {
+fn name_of(info: &LatencyInfo, kind: &str) -> String {
     let label = info.label.map_or("", |(_, value)| value);
     format!("{}/{label}/{kind}", info.family)
 }
@@ -205,9 +218,9 @@ impl From<Latencies> for BTreeMap<String, LatencyHistogram> {
         for info in &LATENCIES {
             for outcome in Outcome::of_latency(info) {
                 let samples = latencies.get(info.metric, *outcome).clone();
-                all.insert(key_of(info, outcome.as_str()), samples);
+                all.insert(name_of(info, outcome.as_str()), samples);
             }
-            all.insert(key_of(info, LATE), latencies.late(info.metric).clone());
+            all.insert(name_of(info, LATE), latencies.late(info.metric).clone());
         }
         all.retain(|_, samples| samples.count() > 0);
         all
@@ -221,11 +234,11 @@ impl TryFrom<BTreeMap<String, LatencyHistogram>> for Latencies {
         let mut latencies = Self::default();
         for info in &LATENCIES {
             for outcome in Outcome::of_latency(info) {
-                if let Some(samples) = all.remove(&key_of(info, outcome.as_str())) {
+                if let Some(samples) = all.remove(&name_of(info, outcome.as_str())) {
                     *latencies.get_mut(info.metric, *outcome) = samples;
                 }
             }
-            if let Some(samples) = all.remove(&key_of(info, LATE)) {
+            if let Some(samples) = all.remove(&name_of(info, LATE)) {
                 *latencies.late_mut(info.metric) = samples;
             }
         }

@@ -27,5 +27,5 @@ pub use kind::{
 };
 pub use resume::{GoneRunner, GoneRunners, ResumeState};
 pub use schema::result_schema;
-pub use series::{Point, Series, SeriesRecorder, TaskPoint};
+pub use series::{PackedSeries, Point, PointList, Series, SeriesRecorder, TaskPoint};
 pub use stored::{StoredResult, StoredResultError};

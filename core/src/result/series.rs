@@ -5,22 +5,24 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    load::{LoadModel, LoadProfile},
-    metrics::{
-        HistogramData, HistogramError, LatencyMetric, Metrics, Outcome, SIZE_LIMIT, TaskMetrics,
-        is_zero, round_seconds,
-    },
+pub(super) use self::packed::compress;
+pub use self::{
+    packed::PackedSeries,
+    recorder::{PointList, SeriesRecorder},
 };
+use crate::metrics::{
+    HistogramData, HistogramError, LatencyMetric, Outcome, SIZE_LIMIT, TaskMetrics, is_zero,
+};
+
+mod packed;
+mod recorder;
 
 /// Maximum number of points of a series. A series that is full doubles its step.
 const MAX_POINTS: usize = 720;
-/// Maximum number of counts in all histograms of a series: about 3 MB of memory.
+/// Maximum number of counts in all histograms of a series: a few MB of memory.
 const MAX_COUNTS: usize = 400_000;
-/// The first step, in seconds.
+/// The first step of a series, in seconds.
 const FIRST_STEP: f64 = 1.0;
-/// A snapshot this much earlier than the end of its step still ends the step, as a share of the step.
-const TOLERANCE: f64 = 0.1;
 
 /// A run over time. The intervals of the points follow each other without a gap, and the sum of all
 /// points is exactly the whole run.
@@ -198,6 +200,11 @@ impl Point {
     }
 }
 
+/// Returns true if a series with so many points, and so many counts in their histograms, needs a longer step.
+const fn is_full(points: usize, counts: usize) -> bool {
+    points > 1 && (points > MAX_POINTS || counts > MAX_COUNTS)
+}
+
 impl Series {
     /// Halves the number of points: merges each point with the next one and doubles the step. No
     /// number is lost, only the time at which it was measured is less exact.
@@ -214,155 +221,6 @@ impl Series {
         }
         self.step_seconds *= 2.0;
         Ok(())
-    }
-
-    /// Halves a series that is full. A recorder has made the points, so their histograms are
-    /// well-formed.
-    fn limit_size(&mut self) {
-        while self.is_full() {
-            drop(self.halve());
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        let size = || self.points.iter().map(Point::histogram_size).sum::<usize>();
-        self.points.len() > 1 && (self.points.len() > MAX_POINTS || size() > MAX_COUNTS)
-    }
-}
-
-/// Records a [`Series`] from snapshots of the cumulative metrics of a run.
-#[derive(Clone, Debug)]
-pub struct SeriesRecorder {
-    series: Series,
-    /// The snapshot at the end of the last point.
-    last: Metrics,
-    profile: LoadProfile,
-    is_open: bool,
-    /// Planned length of the load, in seconds.
-    duration: f64,
-}
-
-impl SeriesRecorder {
-    /// A recorder for a run with this load.
-    pub fn new(load: &LoadModel) -> Self {
-        Self {
-            series: Series { step_seconds: FIRST_STEP, points: Vec::new() },
-            last: Metrics::default(),
-            profile: LoadProfile::of(load),
-            is_open: load.is_open(),
-            duration: load.duration().as_secs_f64(),
-        }
-    }
-
-    /// Takes a snapshot of the merged metrics. A snapshot before the end of the current step changes
-    /// nothing: the next one contains it.
-    pub fn record(&mut self, metrics: &Metrics) {
-        let step = self.series.step_seconds * (1.0 - TOLERANCE);
-        if self.is_ahead_of(metrics) {
-            return;
-        }
-        if metrics.elapsed_seconds - self.last.elapsed_seconds >= step {
-            self.push_point(metrics);
-        }
-    }
-
-    /// A recorder that goes on with a series of an earlier process. `recorded` are the merged metrics
-    /// at the end of its last point.
-    #[must_use]
-    pub fn resume(load: &LoadModel, series: Series, recorded: Metrics) -> Self {
-        Self { series, last: recorded, ..Self::new(load) }
-    }
-
-    /// Takes a snapshot as the end of a point, whatever the step: the sum of all points is then
-    /// exactly these metrics. A short rest is added to the last point.
-    pub fn record_all(&mut self, metrics: &Metrics) {
-        if self.is_ahead_of(metrics) {
-            return;
-        }
-        let mut rest = self.point_since_last(metrics);
-        let is_short = rest.seconds() < self.series.step_seconds / 2.0;
-        match self.series.points.last_mut() {
-            Some(last) if is_short => {
-                // After the load, users end one after the other.
-                if rest.seconds() <= 0.0 {
-                    rest.users = last.users;
-                }
-                // The recorder has made both points, so their histograms are well-formed.
-                drop(last.merge(&rest));
-            }
-            _ => self.series.points.push(rest),
-        }
-        self.keep(metrics);
-    }
-
-    /// Returns true if the metrics lack runners that earlier ones had, as after a restart. Their requests
-    /// would be counted twice when the runners answer again.
-    fn is_ahead_of(&self, metrics: &Metrics) -> bool {
-        let requests = |metrics: &Metrics| -> u64 {
-            let tasks = metrics.tasks.values();
-            tasks.fold(0, |sum, task| sum.saturating_add(task.completed_requests()))
-        };
-        requests(metrics) < requests(&self.last)
-    }
-
-    /// Ends the series with the final metrics.
-    #[must_use]
-    pub fn finish(mut self, metrics: &Metrics) -> Series {
-        let users = self.series.points.last().map(|last| last.users);
-        self.record_all(metrics);
-        // The users have ended by now.
-        if let (Some(last), Some(users)) = (self.series.points.last_mut(), users) {
-            last.users = users;
-        }
-        self.series
-    }
-
-    /// The series so far.
-    pub const fn series(&self) -> &Series {
-        &self.series
-    }
-
-    /// The merged metrics at the end of the last point, without those of single runners.
-    pub const fn recorded(&self) -> &Metrics {
-        &self.last
-    }
-
-    fn push_point(&mut self, metrics: &Metrics) {
-        let point = self.point_since_last(metrics);
-        self.series.points.push(point);
-        self.keep(metrics);
-    }
-
-    /// Keeps the metrics at the end of the last point.
-    fn keep(&mut self, metrics: &Metrics) {
-        self.last = metrics.clone();
-        self.last.runners.clear();
-        self.series.limit_size();
-    }
-
-    fn point_since_last(&self, metrics: &Metrics) -> Point {
-        let (start, end) = (self.last.elapsed_seconds, metrics.elapsed_seconds);
-        let change = metrics.since(&self.last);
-        let planned = round_seconds(self.profile.mean_level(start, end));
-        let tasks = change.tasks.iter().map(|(name, task)| (name.clone(), TaskPoint::of(task)));
-        // At the end of the load, users end one after the other.
-        let is_over = end >= self.duration - FIRST_STEP * TOLERANCE;
-        let users = match self.series.points.last() {
-            Some(last) if is_over => last.users,
-            None if is_over => metrics.users_peak,
-            _ => metrics.users,
-        };
-        Point {
-            start: round_seconds(start),
-            end: round_seconds(end),
-            users,
-            planned_users: (!self.is_open).then_some(planned),
-            planned_rate: self.is_open.then_some(planned),
-            busy_seconds: round_seconds(change.busy_seconds),
-            throttled_seconds: round_seconds(change.throttled_seconds),
-            schedule_lag: HistogramData::of(&change.schedule_lag),
-            tasks: tasks.filter(|(_, task)| *task != TaskPoint::default()).collect(),
-        }
     }
 }
 

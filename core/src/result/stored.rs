@@ -1,15 +1,16 @@
 //! A result as the objects of a cluster hold it: JSON, compressed, in parts. Pure.
 
-use std::io::{Read, Write};
+use std::io::{self, Read};
 
-use flate2::{Compression, read::GzDecoder, write::GzEncoder};
+use flate2::read::MultiGzDecoder;
 use k8s_openapi::ByteString;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, ser::Error as _};
 
 use super::{
     document::{FORMAT_VERSION, RunResult},
     kind::{LoadTestResult, MAX_DATA_BYTES, MAX_PARTS},
     resume::ResumeState,
+    series::{PackedSeries, PointList, Series, compress},
 };
 
 /// Maximum size of a document in bytes. A person who may write results could fill the memory of a reader.
@@ -85,19 +86,35 @@ pub enum StoredResultError {
 }
 
 impl StoredResult {
-    /// The compressed document, in parts of at most [`MAX_DATA_BYTES`]. If one part is too small for it,
-    /// the metrics of runners that may still answer are left out. If [`MAX_PARTS`] are too few, or the
-    /// document is too large to be read, the series gets longer steps.
+    /// The compressed document. See [`Self::into_parts_with`].
     ///
     /// # Errors
     /// When the document can't be written as JSON, which no value here makes happen.
-    pub fn into_parts(self) -> Result<Vec<Vec<u8>>, StoredResultError> {
-        self.split(MAX_DATA_BYTES, MAX_PARTS)
+    pub fn into_parts(mut self) -> Result<Vec<Vec<u8>>, StoredResultError> {
+        let series = PackedSeries::of(std::mem::take(&mut self.result.series));
+        self.into_parts_with(series)
     }
 
-    fn split(mut self, part: usize, max_parts: u32) -> Result<Vec<Vec<u8>>, StoredResultError> {
+    /// The compressed document with this series in place of its own, in parts of at most [`MAX_DATA_BYTES`].
+    /// If one part is too small for it, the metrics of runners that may still answer are left out. If
+    /// [`MAX_PARTS`] are too few, or the document is too large to be read, the series gets longer steps.
+    ///
+    /// The document consists of several gzip members, so that a point is compressed only once.
+    ///
+    /// # Errors
+    /// When the document can't be written as JSON, which no value here makes happen.
+    pub fn into_parts_with(self, series: PackedSeries) -> Result<Vec<Vec<u8>>, StoredResultError> {
+        self.split(series, MAX_DATA_BYTES, MAX_PARTS)
+    }
+
+    fn split(
+        mut self,
+        mut series: PackedSeries,
+        part: usize,
+        max_parts: u32,
+    ) -> Result<Vec<Vec<u8>>, StoredResultError> {
         loop {
-            let (json_length, bytes) = self.compress()?;
+            let (json_length, bytes) = self.compress(&series)?;
             let runners = self.resume.as_mut().map(|resume| &mut resume.runners);
             if bytes.len() > part
                 && let Some(runners) = runners.filter(|runners| !runners.is_empty())
@@ -105,21 +122,42 @@ impl StoredResult {
                 runners.clear();
                 continue;
             }
-            let series = &mut self.result.series;
             let is_small =
                 bytes.len() <= part * max_parts as usize && json_length <= MAX_DOCUMENT_BYTES;
-            if is_small || series.points.len() <= 1 || series.halve().is_err() {
+            if is_small || series.len() <= 1 || !series.halve() {
                 return Ok(bytes.chunks(part).map(<[u8]>::to_vec).collect());
             }
         }
     }
 
     /// The length of the JSON, and the JSON compressed.
-    fn compress(&self) -> Result<(usize, Vec<u8>), StoredResultError> {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        let json = serde_json::to_vec(self).map_err(StoredResultError::Write)?;
-        encoder.write_all(&json).map_err(StoredResultError::Compression)?;
-        Ok((json.len(), encoder.finish().map_err(StoredResultError::Compression)?))
+    fn compress(&mut self, series: &PackedSeries) -> Result<(usize, Vec<u8>), StoredResultError> {
+        let step_seconds = series.step_seconds();
+        self.result.series = Series { step_seconds, points: Vec::new() };
+        let write_json = || {
+            let json = serde_json::to_string(self)?;
+            let series = format!("\"series\":{}", serde_json::to_string(&self.result.series)?);
+            // The points come before the last two brackets.
+            let place = json.find(&series).map(|at| at + series.len() - 2);
+            let place = place.ok_or_else(|| serde_json::Error::custom("no series"))?;
+            Ok((json, place))
+        };
+        let (json, place) = write_json().map_err(StoredResultError::Write)?;
+        let (before, after) = json.split_at(place);
+        let write = || -> io::Result<(usize, Vec<u8>)> {
+            let (mut length, mut bytes) = (json.len(), compress(before.as_bytes())?);
+            let comma = compress(b",")?;
+            for (index, point) in series.packed_points()?.iter().enumerate() {
+                if index > 0 {
+                    bytes.extend_from_slice(&comma);
+                }
+                bytes.extend_from_slice(&point.gzip);
+                length += point.json_length + 1;
+            }
+            bytes.extend_from_slice(&compress(after.as_bytes())?);
+            Ok((length, bytes))
+        };
+        write().map_err(StoredResultError::Compression)
     }
 
     /// Reads the document of a result from its objects: the first one, and the others in any order.
@@ -152,7 +190,7 @@ impl StoredResult {
 
     fn decompress(bytes: &[u8]) -> Result<Self, StoredResultError> {
         let mut json = Vec::new();
-        let mut decoder = GzDecoder::new(bytes).take(MAX_DOCUMENT_BYTES as u64 + 1);
+        let mut decoder = MultiGzDecoder::new(bytes).take(MAX_DOCUMENT_BYTES as u64 + 1);
         decoder.read_to_end(&mut json).map_err(StoredResultError::Compression)?;
         if json.len() > MAX_DOCUMENT_BYTES {
             return Err(StoredResultError::TooLarge);

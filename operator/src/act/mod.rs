@@ -10,16 +10,12 @@ use std::fmt::Debug;
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{batch::v1::Job, core::v1::ConfigMap, networking::v1::NetworkPolicy},
-    jiff::Timestamp,
 };
 use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
-use loadtest_core::{
-    Duration,
-    resource::{LoadTest, Phase, Sizing},
-};
+use loadtest_core::resource::{LoadTest, Phase, Sizing};
 use serde::{Serialize, de::DeserializeOwned};
 
 use loadtest_children::OPERATOR_NAME;
@@ -27,7 +23,7 @@ use loadtest_children::OPERATOR_NAME;
 use crate::{
     clock::now,
     context::Context,
-    decide::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL, signed_duration},
+    decide::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL},
     error::Error,
     fault_injection::{KillPoint, pause_at},
     observe::start::{RUN_UID_ANNOTATION, START_ANNOTATION, StartRecord},
@@ -57,16 +53,13 @@ pub(crate) async fn carry_out(
         Decision::Admit(sizing) => dry_run_job(context, observed, sizing).await?,
         Decision::Launch(sizing) => create_children(context, observed, sizing).await?,
         Decision::PersistStart(start) => {
+            observed.cache.start_writes += 1;
             persist_start(context, observed, start).await?;
             pause_at(context, &observed.test, KillPoint::BeforeStartOrders).await;
+            // Before the status is written, because the time of the start is near.
+            send_start(context, observed, start, &start.pods).await;
         }
-        Decision::SendStart(start, pods) => {
-            let order = Order::Start { at: start.at, end: end_of_load(observed, start) };
-            let accepted =
-                runner_client::send_order(context, &run_uid, &observed.runners, pods, &order).await;
-            observed.cache.start_accepted.extend(accepted);
-            pause_at(context, &observed.test, KillPoint::AfterStartOrders).await;
-        }
+        Decision::SendStart(start, pods) => send_start(context, observed, start, pods).await,
         Decision::SendStop(pods) => {
             let order = Order::Stop(CANCEL_GRACE_PERIOD.min(observed.test.spec.load.graceful_stop));
             let accepted =
@@ -98,6 +91,20 @@ pub(crate) async fn carry_out(
         Decision::DeleteTest => delete_test(context, &observed.test).await?,
     }
     Ok(())
+}
+
+async fn send_start(
+    context: &Context,
+    observed: &mut Observed,
+    start: &StartRecord,
+    pods: &[String],
+) {
+    let run_uid = observed.test.uid().unwrap_or_default();
+    let order = Order::Start(start.at);
+    let accepted =
+        runner_client::send_order(context, &run_uid, &observed.runners, pods, &order).await;
+    observed.cache.start_accepted.extend(accepted);
+    pause_at(context, &observed.test, KillPoint::AfterStartOrders).await;
 }
 
 async fn release_runners(
@@ -171,12 +178,6 @@ async fn record_launch(context: &Context, test: &mut LoadTest) -> Result<(), Err
     // The next write of the status carries this version.
     test.metadata = patched.metadata;
     Ok(())
-}
-
-/// Returns when the load of a test ends.
-fn end_of_load(observed: &Observed, start: &StartRecord) -> Timestamp {
-    let duration = observed.valid.as_ref().map_or(Duration::ZERO, |valid| valid.load.duration());
-    start.at.saturating_add(signed_duration(duration)).unwrap_or(Timestamp::MAX)
 }
 
 /// Asks the API server what it would say about the Job: a negative CPU request, an invalid label, a

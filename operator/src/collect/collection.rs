@@ -5,13 +5,12 @@ use std::{
     time::Instant,
 };
 
-use bytes::Bytes;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use loadtest_core::{
     judge::{Coverage, Timeline},
     metrics::{HistoryStep, Metrics, RunnerMetrics, RunnerNumbers, RunnerState},
     resource::Aborted,
-    result::{GoneRunner, GoneRunners, SeriesRecorder},
+    result::{GoneRunner, GoneRunners, PackedSeries, SeriesRecorder},
 };
 
 use super::{
@@ -43,8 +42,6 @@ pub(crate) struct Answer {
     pub(crate) elapsed: f64,
     /// The new steps of the runner, with consecutive numbers.
     pub(crate) steps: Vec<HistoryStep>,
-    /// The same steps, encoded.
-    pub(crate) bytes: Bytes,
 }
 
 /// Reason why an answer is not added.
@@ -84,7 +81,7 @@ pub(crate) struct Collection {
     /// Estimated start times of the runners.
     start_estimates: StartEstimates,
     /// The run over time.
-    series: Option<SeriesRecorder>,
+    series: Option<SeriesRecorder<PackedSeries>>,
     /// Threshold with a critical bound that ends the test.
     aborted: Option<Aborted>,
 }
@@ -95,8 +92,8 @@ impl Collection {
     pub(crate) fn restored(
         gone: GoneRunners,
         runners: Vec<RunnerMetrics>,
-        series: SeriesRecorder,
-        stage_start: Option<Metrics>,
+        series: SeriesRecorder<PackedSeries>,
+        stage_start: Option<&Metrics>,
     ) -> Self {
         let judged = JudgedSum::resumed(stage_start);
         let mut restored = Self { judged, series: Some(series), ..Self::default() };
@@ -122,7 +119,7 @@ impl Collection {
     }
 
     /// Returns the sum at the start of the current stage, but for the first stage.
-    pub(crate) const fn stage_start(&self) -> Option<&Metrics> {
+    pub(crate) fn stage_start(&self) -> Option<Metrics> {
         self.judged.stage_start()
     }
 
@@ -149,14 +146,14 @@ impl Collection {
     }
 
     /// Returns runners that may answer again: as many as take at most this many bytes.
-    pub(crate) fn alive(&mut self, max_bytes: usize) -> Vec<RunnerMetrics> {
+    pub(crate) fn alive(&self, max_bytes: usize) -> Vec<RunnerMetrics> {
         let (mut size, mut kept) = (0, Vec::new());
-        for part in self.parts.values_mut() {
-            size += part.compact();
+        for part in self.parts.values() {
+            size += part.size();
             if size > max_bytes {
                 break;
             }
-            kept.extend(part.snapshot());
+            kept.push(part.snapshot());
         }
         kept
     }
@@ -183,7 +180,7 @@ impl Collection {
     }
 
     /// Returns the run over time; `None` before anything is judged.
-    pub(crate) const fn series(&self) -> Option<&SeriesRecorder> {
+    pub(crate) const fn series(&self) -> Option<&SeriesRecorder<PackedSeries>> {
         self.series.as_ref()
     }
 
@@ -230,7 +227,7 @@ impl Collection {
             let part = self.parts.remove(&index);
             self.gone_steps.extend(part.as_ref().map(|part| (index, part.last_step())));
             let name = pods.name(index);
-            if let Some(Ok(snapshot)) = part.as_ref().map(RunnerPart::snapshot) {
+            if let Some(snapshot) = part.as_ref().map(RunnerPart::snapshot) {
                 self.gone.metrics.merge_runner(&name, &snapshot.metrics);
             }
             let runner = GoneRunner {
@@ -291,7 +288,7 @@ impl Collection {
     /// Adds everything that a runner has told, as a result or a log holds it.
     pub(crate) fn add_stored(&mut self, index: u32, runner: RunnerMetrics) {
         self.all_sums().for_each(|sum| sum.add_unjudged(&runner.metrics));
-        self.parts.extend(RunnerPart::stored(runner).map(|part| (index, part)));
+        self.parts.insert(index, RunnerPart::stored(runner));
     }
 
     /// Begins a round of questions to the runners.
@@ -309,7 +306,7 @@ impl Collection {
         run: &Targets,
         now: Timestamp,
     ) -> Result<(), RefusedAnswer> {
-        let Answer { index, sent_at, received_at, elapsed, steps, bytes } = answer;
+        let Answer { index, sent_at, received_at, elapsed, steps } = answer;
         let longest = run.valid.load.duration().as_secs_f64() + MAX_EXCESS;
         let mut times =
             steps.iter().map(|step| step.runner.metrics.elapsed_seconds).chain([elapsed]);
@@ -338,7 +335,6 @@ impl Collection {
         if steps.is_empty() {
             return Ok(());
         }
-        part.keep(bytes);
         for mut step in steps {
             let is_known =
                 |name: &str| run.valid.scenario.tasks.iter().any(|task| task.name == name);
@@ -351,7 +347,6 @@ impl Collection {
             }
             part.add(&step);
         }
-        part.compact_in_turn(index);
         Ok(())
     }
 
@@ -444,7 +439,7 @@ impl Collection {
     /// Takes everything that a runner has told out of the sum, because the runner tells it again.
     fn forget(&mut self, index: u32, run: &Targets) {
         let Some(part) = self.parts.get(&index) else { return };
-        let Ok(earlier) = part.snapshot() else { return };
+        let earlier = part.snapshot();
         let (numbers, is_stored) = (part.numbers(), part.is_stored());
         if !is_stored {
             // The answers of this process may be in any slot, so all slots are judged now, without what the

@@ -312,8 +312,8 @@ impl Question {
         let added = spawn_blocking(move || {
             let Body { bytes, elapsed, .. } = &body;
             let steps = decode_answer(bytes, &targets.run_uid, &runner)?;
-            let (index, bytes) = (runner.index, bytes.clone().into());
-            let answer = Answer { index, sent_at, received_at, elapsed: *elapsed, steps, bytes };
+            let index = runner.index;
+            let answer = Answer { index, sent_at, received_at, elapsed: *elapsed, steps };
             lock(&collection).add_answer(answer, &targets, now())?;
             Ok(())
         });

@@ -2,10 +2,10 @@
 
 use loadtest_core::{
     judge::{Coverage, Timeline},
-    metrics::{Metrics, RunnerNumbers},
+    metrics::{Metrics, PackedMetrics, RunnerNumbers},
     plan::ValidTest,
     resource::{Aborted, LoadTestStatus},
-    result::SeriesRecorder,
+    result::{PackedSeries, SeriesRecorder},
 };
 
 use super::{slots::Slots, targets::Targets};
@@ -38,13 +38,13 @@ pub(super) struct JudgedSum {
     /// Windows, stages and abort timers.
     timeline: Option<Timeline>,
     /// The sum at the start of a stage, as an earlier process has stored it for the timeline.
-    stage_start: Option<Metrics>,
+    stage_start: Option<PackedMetrics>,
 }
 
 impl JudgedSum {
     /// Goes on from the sum at the start of the current stage.
-    pub(super) fn resumed(stage_start: Option<Metrics>) -> Self {
-        Self { stage_start, ..Self::default() }
+    pub(super) fn resumed(stage_start: Option<&Metrics>) -> Self {
+        Self { stage_start: stage_start.map(PackedMetrics::of), ..Self::default() }
     }
 
     /// Returns windows, stages and abort timers; `None` before anything is judged.
@@ -53,10 +53,10 @@ impl JudgedSum {
     }
 
     /// Returns the sum at the start of the current stage, but for the first stage.
-    pub(super) const fn stage_start(&self) -> Option<&Metrics> {
+    pub(super) fn stage_start(&self) -> Option<Metrics> {
         match &self.timeline {
             Some(timeline) => timeline.stage_start(),
-            None => self.stage_start.as_ref(),
+            None => self.stage_start.as_ref().map(PackedMetrics::unpack),
         }
     }
 
@@ -104,7 +104,7 @@ impl JudgedSum {
         &mut self,
         run: &Targets,
         scope: JudgeScope,
-        mut series: Option<&mut SeriesRecorder>,
+        mut series: Option<&mut SeriesRecorder<PackedSeries>>,
     ) -> Option<Aborted> {
         for task in &run.valid.scenario.tasks {
             self.sum.tasks.entry(task.name.clone()).or_default();
@@ -117,7 +117,7 @@ impl JudgedSum {
             let mut timeline = timeline_of(&run.valid, &run.status);
             timeline.look_back_to(from);
             if let Some(start) = self.stage_start.take() {
-                timeline.resume_stage(&run.valid, start);
+                timeline.resume_stage(&run.valid, &start.unpack());
             }
             timeline
         });

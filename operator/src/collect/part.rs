@@ -1,21 +1,17 @@
 //! What one runner has told so far, in little memory. Pure.
 
-use bytes::Bytes;
 use loadtest_core::metrics::{
-    ExpositionError, GeneratorMetrics, HistoryStep, Identity, Metrics, RunnerMetrics,
-    RunnerNumbers, RunnerState, apply_steps, decode_steps, encode_step,
+    GeneratorMetrics, HistoryStep, Identity, Metrics, PackedMetrics, RunnerMetrics, RunnerNumbers,
+    RunnerState,
 };
 
-/// Number of answers after which they are put together to one.
-const MAX_ANSWERS: usize = 40;
-/// Size of the answers after the first one at which they are put together, in bytes, unless the first one is
-/// larger.
-const MAX_LATER_BYTES: usize = 256 << 10;
+/// Number of steps after which they are added to what the runner told before them.
+const MAX_STEPS: usize = 12;
 
 /// What one runner has told so far.
 ///
 /// The sum over all runners is what matters. The part of one runner is needed when the runner is lost,
-/// or when it was silent for longer than its history reaches back. Until then, its answers stay encoded.
+/// or when it was silent for longer than its history reaches back. Until then, it is packed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct RunnerPart {
     identity: Identity,
@@ -26,21 +22,20 @@ pub(crate) struct RunnerPart {
     requests: u64,
     /// The lags, and the numbers of the whole runner. Without tasks.
     generator: Metrics,
-    /// The answers, oldest first. The first one begins with a whole step.
-    answers: Vec<Bytes>,
+    /// Everything before `steps`.
+    base: PackedMetrics,
+    /// The last steps, oldest first.
+    steps: Vec<PackedMetrics>,
     /// True for a part that is not from answers, but from a result or a log.
     is_stored: bool,
 }
 
 impl RunnerPart {
     /// Creates the part of a runner from a result or a log.
-    pub(crate) fn stored(runner: RunnerMetrics) -> Option<Self> {
-        let step = HistoryStep { number: 0, is_whole: true, runner };
-        let bytes = encode_step(step.clone(), None).ok()?;
+    pub(crate) fn stored(runner: RunnerMetrics) -> Self {
         let mut part = Self { is_stored: true, ..Self::default() };
-        part.add(&step);
-        part.answers.push(bytes.into());
-        Some(part)
+        part.add(&HistoryStep { number: 0, is_whole: true, runner });
+        part
     }
 
     /// Returns the state of the runner.
@@ -73,7 +68,7 @@ impl RunnerPart {
         GeneratorMetrics { requests: self.requests, ..self.generator.generator() }
     }
 
-    /// Adds a step that continues the last one.
+    /// Adds a step that continues the last one. A whole step is the first one.
     pub(crate) fn add(&mut self, step: &HistoryStep) {
         let RunnerMetrics { identity, state, metrics } = &step.runner;
         self.identity.clone_from(identity);
@@ -83,46 +78,27 @@ impl RunnerPart {
         self.generator.schedule_lag.merge(&metrics.schedule_lag);
         self.generator.event_loop_lag.merge(&metrics.event_loop_lag);
         self.generator.copy_runner_numbers(metrics);
-    }
-
-    /// Keeps an encoded answer. Its steps are added with [`Self::add`].
-    pub(crate) fn keep(&mut self, answer: Bytes) {
-        self.answers.push(answer);
-    }
-
-    /// Puts the answers together if there are many. Runners with different indices do it at different
-    /// times.
-    pub(crate) fn compact_in_turn(&mut self, index: u32) {
-        let first = self.answers.first().map_or(0, Bytes::len);
-        let size: usize = self.answers.iter().map(Bytes::len).sum();
-        let turn = usize::try_from(index).unwrap_or_default() % MAX_ANSWERS;
-        let is_large = size > first + first.max(MAX_LATER_BYTES);
-        if self.answers.len() > MAX_ANSWERS + turn || is_large {
-            self.compact();
+        self.steps.push(PackedMetrics::of(metrics));
+        if step.is_whole || self.steps.len() > MAX_STEPS {
+            self.base = PackedMetrics::of(&self.metrics());
+            self.steps.clear();
         }
     }
 
-    /// Puts the answers together, and returns their size in bytes.
-    pub(crate) fn compact(&mut self) -> usize {
-        if self.answers.len() > 1
-            && let Ok(runner) = self.snapshot()
-            && let Ok(bytes) =
-                encode_step(HistoryStep { number: self.last_step, is_whole: true, runner }, None)
-        {
-            self.answers = vec![bytes.into()];
-        }
-        self.answers.iter().map(Bytes::len).sum()
+    /// Returns the number of bytes that the packed metrics take.
+    pub(crate) fn size(&self) -> usize {
+        self.base.size() + self.steps.iter().map(PackedMetrics::size).sum::<usize>()
+    }
+
+    fn metrics(&self) -> Metrics {
+        let mut metrics = self.base.unpack();
+        self.steps.iter().for_each(|step| metrics.add_changes(&step.unpack()));
+        metrics
     }
 
     /// Returns everything that the runner has told.
-    ///
-    /// # Errors
-    /// When an answer can't be decoded. All of them were decoded before.
-    pub(crate) fn snapshot(&self) -> Result<RunnerMetrics, ExpositionError> {
-        let mut metrics = Metrics::default();
-        for answer in &self.answers {
-            apply_steps(&mut metrics, &decode_steps(answer)?);
-        }
-        Ok(RunnerMetrics { identity: self.identity.clone(), state: self.state, metrics })
+    pub(crate) fn snapshot(&self) -> RunnerMetrics {
+        let (identity, state) = (self.identity.clone(), self.state);
+        RunnerMetrics { identity, state, metrics: self.metrics() }
     }
 }

@@ -68,6 +68,8 @@ pub(crate) struct WrittenResult {
 pub(crate) struct RunCache {
     /// One error message per task and kind of error.
     pub(crate) error_examples: BTreeMap<(String, String), String>,
+    /// Number of times that this process has written the start record.
+    pub(crate) start_writes: u32,
     /// UIDs of the pods that accepted the start order.
     pub(crate) start_accepted: BTreeSet<String>,
     /// UIDs of the pods that accepted the stop order.

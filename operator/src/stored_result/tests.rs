@@ -12,9 +12,7 @@ use k8s_openapi::{
     jiff::{SignedDuration, ToSpan},
 };
 use loadtest_core::{
-    metrics::{
-        HistoryStep, Identity, Metrics, RunnerMetrics, RunnerState, TaskMetrics, encode_step,
-    },
+    metrics::{HistoryStep, Identity, Metrics, RunnerMetrics, RunnerState, TaskMetrics},
     resource::StageRow,
 };
 use serde_json::json;
@@ -41,9 +39,8 @@ fn set_requests(observed: &mut Observed, requests: [u64; 2], seconds: f64) {
         let identity = Identity { index, pod_uid: format!("pod-{index}"), ..Identity::default() };
         let runner = RunnerMetrics { identity, state: RunnerState::Running, metrics };
         let steps = vec![HistoryStep { number: 7, is_whole: true, runner }];
-        let bytes = encode_step(steps[0].clone(), None).unwrap().into();
         let now = Instant::now();
-        Answer { index, sent_at: now, received_at: now, elapsed: seconds, steps, bytes }
+        Answer { index, sent_at: now, received_at: now, elapsed: seconds, steps }
     };
     let asked = (0..).zip(requests).filter(|(_, requests)| *requests > 0);
     let targets = observed.targets().unwrap();
@@ -93,13 +90,23 @@ fn a_running_test_writes_its_result_every_half_minute() {
     assert!(!is_due(&unstarted, &conclude, &status_with(0, 0), now));
 }
 
+/// Stores the result of a test, and reads it as the next process does.
+fn store_and_read(observed: &Observed, status: &LoadTestStatus) -> StoredResult {
+    let (stored, series) = build(observed, status).unwrap();
+    let head = build_head(&observed.test, &stored);
+    let parts = stored.into_parts_with(series).unwrap();
+    let mut objects = build_objects(&observed.test, &head, parts, 1, None);
+    let first = objects.pop().unwrap();
+    StoredResult::from_objects(&first, &objects).unwrap()
+}
+
 #[test]
 fn a_restarted_operator_keeps_the_numbers_of_lost_runners() {
     let mut observed = running([100, 70], 2.0);
     set_requests(&mut observed, [200, 140], 4.0);
     // The second runner is gone without a last word.
     observed.runners.pop();
-    let stored = build(&observed, &LoadTestStatus::default()).unwrap();
+    let stored = store_and_read(&observed, &LoadTestStatus::default());
     assert_eq!(stored.result.total.requests, 340);
     let lost = stored.result.runners.iter().find(|runner| runner.loss.is_some()).unwrap();
     assert!(lost.name.starts_with("runner 1") && lost.requests == 140, "{lost:?}");
@@ -115,7 +122,7 @@ fn a_restarted_operator_keeps_the_numbers_of_lost_runners() {
     assert!(next.describe_loss(&start, 1).contains("deleted"));
     // Ten seconds later the first runner answers again.
     set_requests(&mut next, [700, 0], 14.0);
-    let stored = build(&next, &LoadTestStatus::default()).unwrap();
+    let stored = store_and_read(&next, &LoadTestStatus::default());
     assert_eq!(stored.result.total.requests, 840);
     let points = &stored.result.series.points;
     let times: Vec<f64> = points.iter().map(|point| point.end).collect();
@@ -132,7 +139,7 @@ fn a_restarted_operator_knows_the_start_without_the_job() {
         start_time: Some(MicroTime(noon())),
         ..Default::default()
     };
-    let stored = build(&observed, &status).unwrap();
+    let stored = store_and_read(&observed, &status);
     let mut next = Observed::new(example_test(), RunCache::default());
     next.test.status = Some(status);
     let earlier = EarlierResult { stored, revision: 2, head_version: None, parts: 1 };
@@ -140,7 +147,7 @@ fn a_restarted_operator_knows_the_start_without_the_job() {
     assert_eq!(next.known_start(), observed.known_start());
     let conclude = Decision::Conclude { cancelled: false, failed: None };
     assert!(is_due(&next, &conclude, &LoadTestStatus::default(), noon()));
-    let last = build(&next, &LoadTestStatus::default()).unwrap().result;
+    let last = store_and_read(&next, &LoadTestStatus::default()).result;
     assert_eq!(last.total.requests, 170);
     assert!(last.runners.iter().all(|runner| runner.loss.is_some()), "{:?}", last.runners);
     next.cache.written_result.is_newer = true;
@@ -151,7 +158,7 @@ fn a_restarted_operator_knows_the_start_without_the_job() {
 fn the_last_result_needs_no_runners_that_can_still_be_asked() {
     let observed = running([100, 70], 2.0);
     let status = LoadTestStatus { phase: Some(Phase::Finished.into()), ..Default::default() };
-    let resume = build(&observed, &status).unwrap().resume.unwrap();
+    let resume = store_and_read(&observed, &status).resume.unwrap();
     assert!(resume.runners.is_empty() && resume.gone.runners.is_empty());
 }
 
@@ -166,7 +173,7 @@ fn a_verdict_does_not_wait_for_ever_for_its_result() {
 #[test]
 fn revisions_share_only_the_first_object_which_comes_last() {
     let observed = running([100, 70], 2.0);
-    let stored = build(&observed, &LoadTestStatus::default()).unwrap();
+    let stored = store_and_read(&observed, &LoadTestStatus::default());
     let head = build_head(&observed.test, &stored);
     let names = |revision: u64| -> Vec<String> {
         let parts = vec![vec![1], vec![2], vec![3]];
@@ -192,7 +199,7 @@ fn a_result_that_shrank_leaves_no_part_behind() {
 #[test]
 fn a_result_without_a_resume_state_keeps_its_revision() {
     let observed = running([100, 70], 2.0);
-    let mut stored = build(&observed, &LoadTestStatus::default()).unwrap();
+    let mut stored = store_and_read(&observed, &LoadTestStatus::default());
     stored.resume = None;
     let mut cache = RunCache::default();
     let earlier = EarlierResult { stored, revision: 7, head_version: None, parts: 2 };

@@ -29,8 +29,6 @@ pub struct Engine {
     prepared: Arc<PreparedPlan>,
     threads: Vec<mpsc::UnboundedSender<ThreadCommand>>,
     start: OnceLock<Instant>,
-    /// The length of the load, set with the start.
-    length: OnceLock<Duration>,
     /// Time of the first stop order.
     stopped: OnceLock<Instant>,
     /// True when a part of the load is missing although no stop order came.
@@ -91,7 +89,6 @@ impl Engine {
             prepared,
             threads: senders,
             start: OnceLock::new(),
-            length: OnceLock::new(),
             stopped: OnceLock::new(),
             cut_short,
             throttled_before: OnceLock::new(),
@@ -101,23 +98,15 @@ impl Engine {
         })
     }
 
-    /// Starts the load at `at`, for as long as the plan says. See [`Self::start_for`].
-    pub fn start(&self, at: Instant) -> bool {
-        self.start_for(at, Duration::MAX)
-    }
-
     /// Starts the load at `at`. Returns true for the first call and false for every later call.
     ///
-    /// An engine that was stopped before its start never starts, and returns false. The load ends as
-    /// the plan says, or after `length` if that is shorter.
-    pub fn start_for(&self, at: Instant, length: Duration) -> bool {
+    /// An engine that was stopped before its start never starts, and returns false.
+    pub fn start(&self, at: Instant) -> bool {
         if self.stopped.get().is_some() || self.start.set(at).is_err() {
             return false;
         }
-        let length = length.min(self.prepared.plan.test.load.duration().to_std());
-        self.length.get_or_init(|| length);
         self.throttled_before.get_or_init(cpu::throttled_time);
-        self.send_to_threads(|| ThreadCommand::Start(at, length));
+        self.send_to_threads(|| ThreadCommand::Start(at));
         true
     }
 
@@ -220,8 +209,7 @@ impl Engine {
 
     /// Returns the length of the load.
     fn load_length(&self) -> Duration {
-        let planned = self.prepared.plan.test.load.duration().to_std();
-        self.length.get().copied().unwrap_or(planned)
+        self.prepared.plan.test.load.duration().to_std()
     }
 
     /// Returns how long the load has run.

@@ -106,11 +106,11 @@ impl ThreadState {
     }
 
     /// Sets the start and the end of the load.
-    pub(super) fn begin_load(&self, at: Instant, length: Duration) {
+    pub(super) fn begin_load(&self, at: Instant) {
         let plan = &self.prepared.plan;
         self.load_start.set(at);
         self.cpu_times.set((cpu::thread_cpu_time(), None));
-        self.load_end.set(at + length);
+        self.load_end.set(at + plan.test.load.duration().to_std());
         self.grace_deadline.set(self.load_end.get() + plan.test.graceful_stop.to_std());
     }
 

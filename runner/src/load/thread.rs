@@ -36,8 +36,8 @@ const MAX_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// A command from the engine to a load thread.
 #[derive(Debug)]
 pub(crate) enum ThreadCommand {
-    /// Starts a load at a moment, for this long.
-    Start(Instant, Duration),
+    /// Starts the load at a moment.
+    Start(Instant),
     /// Ends the load now. Requests in flight may take this much longer.
     Stop(Duration),
     /// Copies the measurements.
@@ -68,9 +68,9 @@ pub(crate) fn run_thread(
         let serve = async {
             while let Some(command) = commands.recv().await {
                 match command {
-                    ThreadCommand::Start(at, length) => {
+                    ThreadCommand::Start(at) => {
                         let Some((completion, user_pool)) = load.take() else { continue };
-                        state.begin_load(at, length);
+                        state.begin_load(at);
                         let state = Rc::clone(&state);
                         tokio::task::spawn_local(async move {
                             if run_load(&state, partition, at, user_pool).await {

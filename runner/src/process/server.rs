@@ -328,9 +328,6 @@ async fn errors_reply(control: &Control) -> Reply {
     }
 }
 
-/// Longer than any load: a year.
-const MAX_LOAD_SECONDS: f64 = 31_536_000.0;
-
 /// Obeys an order that carries the token of the run. A repeated order changes nothing.
 ///
 /// # Errors
@@ -348,12 +345,10 @@ async fn obey_order(
     }
     match order {
         path::START => {
-            let StartOrder { lease_number, in_seconds, end_in_seconds } = parse_order(body).await?;
+            let StartOrder { lease_number, in_seconds } = parse_order(body).await?;
             control.check_lease(lease_number)?;
             let lead = parse_seconds("inSeconds", in_seconds)?;
-            let length = end_in_seconds.map(|end| (end - in_seconds).clamp(0.0, MAX_LOAD_SECONDS));
-            let length = length.map_or(Duration::MAX, Duration::from_secs_f64);
-            if control.engine.start_for(Instant::now() + lead, length) {
+            if control.engine.start(Instant::now() + lead) {
                 tracing::info!(in_seconds, "start ordered");
             }
         }

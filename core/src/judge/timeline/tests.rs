@@ -271,7 +271,7 @@ fn short_windows_stay_short_beside_long_ones() {
         .snapshots
         .iter()
         .zip(timeline.window_starts.snapshots.iter().skip(1));
-    assert!(gaps.into_iter().all(|(a, b)| b.elapsed_seconds - a.elapsed_seconds <= 72.0));
+    assert!(gaps.into_iter().all(|(a, b)| b.elapsed_seconds() - a.elapsed_seconds() <= 72.0));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use super::*;
 use crate::{
-    metrics::{LatencyHistogram, Outcome},
+    metrics::{LatencyHistogram, Metrics, Outcome},
     testing::load,
 };
 
@@ -24,7 +24,7 @@ fn snapshot(seconds: f64) -> Metrics {
 }
 
 fn record(load_yaml: &str, times: impl IntoIterator<Item = f64>, end: f64) -> Series {
-    let mut recorder = SeriesRecorder::new(&load(load_yaml));
+    let mut recorder: SeriesRecorder = SeriesRecorder::new(&load(load_yaml));
     times.into_iter().for_each(|time| recorder.record(&snapshot(time)));
     recorder.finish(&snapshot(end))
 }
@@ -77,7 +77,7 @@ fn a_full_series_doubles_its_step() {
 
 #[test]
 fn a_series_stays_within_its_size() {
-    let mut recorder = SeriesRecorder::new(&load(USERS));
+    let mut recorder: SeriesRecorder = SeriesRecorder::new(&load(USERS));
     let mut histogram = LatencyHistogram::default();
     for second in 1..=300_u32 {
         for bucket in 0..4000 {
@@ -90,9 +90,9 @@ fn a_series_stays_within_its_size() {
         };
         recorder.record(&metrics);
     }
-    let size: usize = recorder.series.points.iter().map(Point::histogram_size).sum();
+    let size: usize = recorder.series().points.iter().map(Point::histogram_size).sum();
     assert!(size <= MAX_COUNTS, "{size}");
-    assert!(recorder.series.points.len() > 20, "{}", recorder.series.points.len());
+    assert!(recorder.series().points.len() > 20, "{}", recorder.series().points.len());
 }
 
 #[test]
@@ -110,7 +110,8 @@ fn points_hold_the_planned_load() {
 
 #[test]
 fn users_that_end_with_the_load_are_counted() {
-    let mut recorder = SeriesRecorder::new(&load("{users: 3, spawnRate: 10, duration: 3s}"));
+    let mut recorder: SeriesRecorder =
+        SeriesRecorder::new(&load("{users: 3, spawnRate: 10, duration: 3s}"));
     for (seconds, users) in [(1.0, 3), (2.0, 3), (2.999, 1)] {
         recorder.record(&Metrics { users, ..snapshot(seconds) });
     }

@@ -1,3 +1,6 @@
+use flate2::{Compression, write::GzEncoder};
+use std::io::Write;
+
 use super::*;
 use crate::{
     metrics::{LatencyMetric, Metrics, Outcome, RunnerMetrics},
@@ -34,7 +37,7 @@ fn json_of(stored: &StoredResult) -> String {
 
 fn example(seconds: u32) -> StoredResult {
     let valid = valid_test();
-    let mut recorder = SeriesRecorder::new(&valid.load);
+    let mut recorder: SeriesRecorder = SeriesRecorder::new(&valid.load);
     let mut now = metrics(0);
     for _ in 0..seconds {
         add_second(&mut now);
@@ -51,7 +54,7 @@ fn example(seconds: u32) -> StoredResult {
     let gone = GoneRunner { pod_uid: "pod-1".into(), ..GoneRunner::default() };
     let resume = ResumeState {
         pods: vec!["pod-0".into(), "pod-1".into()],
-        recorded: recorder.recorded().clone(),
+        recorded: recorder.recorded(),
         stage_start: Some(metrics(2)),
         gone: GoneRunners { runners: [(1, gone)].into(), metrics: metrics(3) },
         runners: vec![RunnerMetrics { metrics: metrics(4), ..RunnerMetrics::default() }],
@@ -67,7 +70,9 @@ const PART: usize = 4 << 10;
 fn objects(stored: StoredResult, max_parts: u32, revision: u64) -> Vec<LoadTestResult> {
     let test = TestReference { name: "burst".into(), uid: "uid-1".into() };
     let head = LoadTestResult::new("burst-1", test, &stored.result);
-    let parts = stored.split(PART, max_parts).unwrap();
+    let mut stored = stored;
+    let series = PackedSeries::of(std::mem::take(&mut stored.result.series));
+    let parts = stored.split(series, PART, max_parts).unwrap();
     let count = u32::try_from(parts.len()).unwrap();
     let object = |(part, data)| LoadTestResult {
         part,
@@ -157,7 +162,7 @@ fn a_resumed_series_covers_the_whole_run() {
     let stored = example(30);
     let valid = valid_test();
     let resume = stored.resume.unwrap();
-    let mut recorder = SeriesRecorder::resume(&valid.load, stored.result.series, resume.recorded);
+    let mut recorder = SeriesRecorder::resume(&valid.load, stored.result.series, &resume.recorded);
     // The operator was away for ten seconds.
     recorder.record(&metrics(40));
     let series = recorder.finish(&metrics(41));

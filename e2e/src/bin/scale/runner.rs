@@ -18,7 +18,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::TokioIo;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{
     Api, Client, ResourceExt,
     api::{ListParams, Patch, PatchParams},
@@ -28,6 +28,7 @@ use loadtest_core::{
     metrics::{
         Format, Identity, LatencyMetric, Outcome, RunnerHistory, RunnerMetrics, RunnerState,
     },
+    plan::Plan,
 };
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -55,13 +56,15 @@ struct Runner {
     metrics: RunnerMetrics,
     history: RunnerHistory,
     created_at: Instant,
-    started: Option<(Instant, Duration)>,
+    /// Length of the load.
+    length: Duration,
+    started: Option<Instant>,
     stopped: bool,
     random: u64,
 }
 
 impl Runner {
-    fn of_pod(pod: &Pod) -> Result<Self> {
+    fn of_pod(pod: &Pod, length: Duration) -> Result<Self> {
         let label = |name: &str| pod.labels().get(name).cloned().with_context(|| name.to_owned());
         let identity = Identity {
             run_uid: label("loadtest.cell0.io/uid")?,
@@ -75,6 +78,7 @@ impl Runner {
             random: u64::from(identity.index).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
             metrics: RunnerMetrics { identity, ..RunnerMetrics::default() },
             created_at: Instant::now(),
+            length,
             started: None,
             stopped: false,
         })
@@ -82,18 +86,18 @@ impl Runner {
 
     /// Seconds of load so far.
     fn elapsed(&self) -> f64 {
-        let Some((at, length)) = self.started else { return 0.0 };
+        let Some(at) = self.started else { return 0.0 };
         if self.stopped {
             return self.metrics.metrics.elapsed_seconds;
         }
-        Instant::now().saturating_duration_since(at).min(length).as_secs_f64()
+        Instant::now().saturating_duration_since(at).min(self.length).as_secs_f64()
     }
 
     /// Lets the numbers grow until now.
     fn advance(&mut self) -> Result<()> {
-        let Some((at, length)) = self.started else { return Ok(()) };
+        let Some(at) = self.started else { return Ok(()) };
         let elapsed = self.elapsed();
-        let is_over = self.stopped || Instant::now() >= at + length;
+        let is_over = self.stopped || Instant::now() >= at + self.length;
         let is_recent = self
             .history
             .recorded_at()
@@ -148,6 +152,8 @@ pub(crate) struct Runners {
     by_address: Arc<Mutex<HashMap<IpAddr, Arc<Mutex<Runner>>>>>,
     /// Addresses that do not answer.
     dead: Arc<Mutex<Vec<IpAddr>>>,
+    /// Lengths of the loads, by the names of their `ConfigMap`s.
+    lengths: Arc<tokio::sync::Mutex<HashMap<String, Duration>>>,
 }
 
 type Reply = Response<Full<Bytes>>;
@@ -165,7 +171,12 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Runners {
     /// Serves the runners of all pods whose addresses lead to this machine.
     pub(crate) async fn serve(client: Client) -> Result<Self> {
-        let runners = Self { client, by_address: Arc::default(), dead: Arc::default() };
+        let runners = Self {
+            client,
+            by_address: Arc::default(),
+            dead: Arc::default(),
+            lengths: Arc::default(),
+        };
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, control::PORT)).await?;
         let server = runners.clone();
         tokio::spawn(async move {
@@ -211,9 +222,8 @@ impl Runners {
         match asked.as_str() {
             path::START => {
                 let order: StartOrder = serde_json::from_slice(&body.collect().await?.to_bytes())?;
-                let length = order.end_in_seconds.context("no end")? - order.in_seconds;
                 let at = Instant::now() + Duration::from_secs_f64(order.in_seconds.max(0.0));
-                lock(&runner).started.get_or_insert((at, Duration::from_secs_f64(length.max(0.0))));
+                lock(&runner).started.get_or_insert(at);
                 Ok(reply(StatusCode::NO_CONTENT, ""))
             }
             path::STOP => {
@@ -265,9 +275,30 @@ impl Runners {
             phase == Some("Running") && pod.metadata.deletion_timestamp.is_none()
         };
         let pod = pods.iter().find(is_alive).context("no pod has this address")?;
-        let runner = Arc::new(Mutex::new(Runner::of_pod(pod)?));
+        let runner = Arc::new(Mutex::new(Runner::of_pod(pod, self.load_length(pod).await?)?));
         lock(&self.by_address).insert(address, Arc::clone(&runner));
         Ok(runner)
+    }
+}
+
+impl Runners {
+    /// Returns the length of the load that the plan of a runner asks for.
+    async fn load_length(&self, pod: &Pod) -> Result<Duration> {
+        let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        let name =
+            volumes.filter_map(|volume| volume.config_map.as_ref()).map(|map| &map.name).next();
+        let name = name.context("the pod has no plan")?;
+        let mut lengths = self.lengths.lock().await;
+        if let Some(length) = lengths.get(name) {
+            return Ok(*length);
+        }
+        let namespace = pod.namespace().context("no namespace")?;
+        let config_maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &namespace);
+        let data = config_maps.get(name).await?.data.unwrap_or_default();
+        let plan: Plan = serde_json::from_str(data.get(control::PLAN_FILE).context("no plan")?)?;
+        let length = plan.test.load.duration().to_std();
+        lengths.insert(name.clone(), length);
+        Ok(length)
     }
 }
 

@@ -9,7 +9,7 @@ use loadtest_e2e::{
     fault::{Fault, Observation},
     node::{FrozenProcess, find_component},
     operator_pods::{replace_operator, wait_for_leader},
-    test_namespace::TestNamespace,
+    test_namespace::{Target, TestNamespace, wait_for},
 };
 use serde_json::json;
 
@@ -106,10 +106,44 @@ async fn failing_api_server_leaves_no_gap() -> Result<()> {
             failed.extend(fault.report(result, observation).err());
             wait_for_leader(&namespace).await?;
         }
+        let fault = Fault {
+            fault: "API server slow by 1 s until the load runs",
+            expected: "the load has its whole length",
+            seconds: 60,
+        };
+        let mut observation = Observation::default();
+        observation.begin();
+        let result = start_slowly(&namespace, &proxy, &target).await;
+        let result = result.map(|seen| observation.settle(seen));
+        failed.extend(fault.report(result, observation).err());
         drop(proxy);
         replace_operator(&namespace).await?;
         wait_for_leader(&namespace).await?;
         failed.into_iter().next().map_or(Ok(()), Err)
     })
     .await
+}
+
+/// Creates a test whose start order comes late, because the API server is slow. Returns what was seen.
+async fn start_slowly(
+    namespace: &TestNamespace,
+    proxy: &ApiProxy,
+    target: &Target<'_>,
+) -> Result<String> {
+    let name = "slow-start";
+    let mut spec = watched_spec(5, "10s");
+    spec["load"] = json!({"arrivalRate": "20/s", "maxUsers": 100, "duration": "10s"});
+    proxy.set(ApiFault::Slow(Duration::from_secs(1)));
+    let test = namespace.create_test(name, spec).await?;
+    let uid = test.uid().context("no UID")?;
+    let started = wait_for(40, "load", async || {
+        Ok(Some(target.received(&uid).await?).filter(|count| *count > 0))
+    })
+    .await;
+    proxy.set(ApiFault::None);
+    started?;
+    let seen = check_whole_run(namespace, target, &test, 60).await?;
+    let received = target.received(&uid).await?;
+    ensure!(received == 200, "{received} of 200 requests");
+    Ok(seen)
 }
