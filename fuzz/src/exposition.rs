@@ -3,8 +3,8 @@
 use loadtest_core::{
     judge::{RunContext, Timeline, report},
     metrics::{
-        ExpositionOptions, Format, HistoryStep, Metrics, RunnerMetrics, TaskMetrics, apply_steps,
-        decode, decode_steps, encode, encode_step,
+        ExpositionOptions, Format, HistoryStep, Metrics, PackedMetrics, RunnerMetrics, TaskMetrics,
+        apply_steps, decode, decode_steps, encode, encode_step,
     },
     plan::{ValidTest, validate},
     resource::{LoadTest, LoadTestStatus},
@@ -35,6 +35,7 @@ spec:
 pub fn exposition(data: &[u8]) {
     if let Ok(steps) = decode_steps(data) {
         check_encoding(&steps);
+        check_packing(&steps);
         let stored = StoredResult { result: judge_steps(&steps), resume: None };
         stored.into_parts().expect("a result of any numbers can be stored");
     }
@@ -53,6 +54,14 @@ fn check_encoding(steps: &[HistoryStep]) {
     let expected: Vec<_> = steps.iter().cloned().map(without_empty_parts).collect();
     let again: Vec<_> = again.into_iter().map(without_empty_parts).collect();
     assert_eq!(again, expected);
+}
+
+/// Metrics that are packed are unpacked unchanged.
+fn check_packing(steps: &[HistoryStep]) {
+    for step in steps {
+        let metrics = &step.runner.metrics;
+        assert_eq!(PackedMetrics::of(metrics).unpack(), *metrics);
+    }
 }
 
 /// Steps leave out tasks and histograms without a sample.

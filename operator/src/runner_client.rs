@@ -55,7 +55,7 @@ pub(crate) async fn collect_error_examples(
 /// An order to runners.
 #[derive(Clone, Debug)]
 pub(crate) enum Order<'a> {
-    /// Start the load at a time, or at once if that time has passed.
+    /// Start the load at a time.
     Start(Timestamp),
     /// Stop the load now. In-flight requests may take this long to end.
     Stop(Duration),

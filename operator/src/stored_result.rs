@@ -11,8 +11,8 @@ use loadtest_core::{
     metrics::RunnerState,
     resource::{LoadTest, LoadTestStatus, Phase},
     result::{
-        LoadTestResult, PackedSeries, ResumeState, RunFacts, Series, SeriesRecorder, StoredResult,
-        TestReference, build_result,
+        LoadTestResult, PackedSeries, ResultToStore, ResumeState, RunFacts, Series, SeriesRecorder,
+        StoredResult, TestReference, build_result,
     },
 };
 
@@ -62,12 +62,9 @@ pub(crate) fn is_due(
     }
 }
 
-/// Builds the result of a test without its series, with what an operator that is restarted needs to go on, and
-/// its series. Returns `None` for a test whose spec is invalid.
-pub(crate) fn build(
-    observed: &Observed,
-    status: &LoadTestStatus,
-) -> Option<(StoredResult, PackedSeries)> {
+/// Builds the result of a test, with what an operator that is restarted needs to go on. Returns `None`
+/// for a test whose spec is invalid.
+pub(crate) fn build(observed: &Observed, status: &LoadTestStatus) -> Option<ResultToStore> {
     let start = observed.known_start()?;
     let valid = observed.valid.as_ref().ok()?;
     let mut collection = Collection::clone(&observed.cache.collection);
@@ -97,7 +94,7 @@ pub(crate) fn build(
         pods: start.pods,
         recorded: recorder.recorded(),
         stage_start: collection.stage_start(),
-        runners: alive,
+        runners: Vec::new(),
         error_examples: examples
             .map(|((task, kind), message)| ErrorExample {
                 task: task.clone(),
@@ -107,7 +104,8 @@ pub(crate) fn build(
             .collect(),
         gone,
     };
-    Some((StoredResult { result, resume: Some(resume) }, recorder.series().clone()))
+    let document = StoredResult { result, resume: Some(resume) };
+    Some(ResultToStore { document, series: recorder.series().clone(), runners: alive })
 }
 
 /// A result that an earlier process wrote.

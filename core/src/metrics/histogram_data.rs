@@ -29,9 +29,11 @@ pub(crate) const fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-/// Rounds to whole nanoseconds, which are shorter in JSON.
+/// Rounds to whole nanoseconds, which are shorter in JSON. Numbers come from runner pods, which are not
+/// trusted: JSON has no infinity.
 pub(crate) fn round_seconds(seconds: f64) -> f64 {
-    (seconds * 1e9).round() / 1e9
+    let rounded = (seconds * 1e9).round() / 1e9;
+    if rounded.is_finite() { rounded } else { seconds.clamp(-f64::MAX, f64::MAX) }
 }
 
 impl HistogramData {

@@ -28,4 +28,4 @@ pub use kind::{
 pub use resume::{GoneRunner, GoneRunners, ResumeState};
 pub use schema::result_schema;
 pub use series::{PackedSeries, Point, PointList, Series, SeriesRecorder, TaskPoint};
-pub use stored::{StoredResult, StoredResultError};
+pub use stored::{PackedRunner, ResultToStore, StoredResult, StoredResultError};

@@ -12,6 +12,7 @@ pub use self::{
 };
 use crate::metrics::{
     HistogramData, HistogramError, LatencyMetric, Outcome, SIZE_LIMIT, TaskMetrics, is_zero,
+    round_seconds,
 };
 
 mod packed;
@@ -183,8 +184,8 @@ impl Point {
         self.planned_rate = mean(self.planned_rate, next.planned_rate);
         self.end = next.end;
         self.users = next.users;
-        self.busy_seconds += next.busy_seconds;
-        self.throttled_seconds += next.throttled_seconds;
+        self.busy_seconds = round_seconds(self.busy_seconds + next.busy_seconds);
+        self.throttled_seconds = round_seconds(self.throttled_seconds + next.throttled_seconds);
         self.schedule_lag.merge(&next.schedule_lag)?;
         for (name, task) in &next.tasks {
             self.tasks.entry(name.clone()).or_default().merge(task)?;

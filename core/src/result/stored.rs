@@ -1,17 +1,20 @@
 //! A result as the objects of a cluster hold it: JSON, compressed, in parts. Pure.
 
-use std::io::{self, Read};
+use std::io::Read;
 
 use flate2::read::MultiGzDecoder;
 use k8s_openapi::ByteString;
-use serde::{Deserialize, Serialize, ser::Error as _};
+use serde::{Deserialize, Serialize};
 
 use super::{
     document::{FORMAT_VERSION, RunResult},
-    kind::{LoadTestResult, MAX_DATA_BYTES, MAX_PARTS},
+    kind::{LoadTestResult, MAX_PARTS},
     resume::ResumeState,
-    series::{PackedSeries, PointList, Series, compress},
 };
+
+mod write;
+
+pub use write::{PackedRunner, ResultToStore};
 
 /// Maximum size of a document in bytes. A person who may write results could fill the memory of a reader.
 const MAX_DOCUMENT_BYTES: usize = 32 << 20;
@@ -86,78 +89,12 @@ pub enum StoredResultError {
 }
 
 impl StoredResult {
-    /// The compressed document. See [`Self::into_parts_with`].
+    /// The compressed document; see [`ResultToStore::into_parts`].
     ///
     /// # Errors
     /// When the document can't be written as JSON, which no value here makes happen.
-    pub fn into_parts(mut self) -> Result<Vec<Vec<u8>>, StoredResultError> {
-        let series = PackedSeries::of(std::mem::take(&mut self.result.series));
-        self.into_parts_with(series)
-    }
-
-    /// The compressed document with this series in place of its own, in parts of at most [`MAX_DATA_BYTES`].
-    /// If one part is too small for it, the metrics of runners that may still answer are left out. If
-    /// [`MAX_PARTS`] are too few, or the document is too large to be read, the series gets longer steps.
-    ///
-    /// The document consists of several gzip members, so that a point is compressed only once.
-    ///
-    /// # Errors
-    /// When the document can't be written as JSON, which no value here makes happen.
-    pub fn into_parts_with(self, series: PackedSeries) -> Result<Vec<Vec<u8>>, StoredResultError> {
-        self.split(series, MAX_DATA_BYTES, MAX_PARTS)
-    }
-
-    fn split(
-        mut self,
-        mut series: PackedSeries,
-        part: usize,
-        max_parts: u32,
-    ) -> Result<Vec<Vec<u8>>, StoredResultError> {
-        loop {
-            let (json_length, bytes) = self.compress(&series)?;
-            let runners = self.resume.as_mut().map(|resume| &mut resume.runners);
-            if bytes.len() > part
-                && let Some(runners) = runners.filter(|runners| !runners.is_empty())
-            {
-                runners.clear();
-                continue;
-            }
-            let is_small =
-                bytes.len() <= part * max_parts as usize && json_length <= MAX_DOCUMENT_BYTES;
-            if is_small || series.len() <= 1 || !series.halve() {
-                return Ok(bytes.chunks(part).map(<[u8]>::to_vec).collect());
-            }
-        }
-    }
-
-    /// The length of the JSON, and the JSON compressed.
-    fn compress(&mut self, series: &PackedSeries) -> Result<(usize, Vec<u8>), StoredResultError> {
-        let step_seconds = series.step_seconds();
-        self.result.series = Series { step_seconds, points: Vec::new() };
-        let write_json = || {
-            let json = serde_json::to_string(self)?;
-            let series = format!("\"series\":{}", serde_json::to_string(&self.result.series)?);
-            // The points come before the last two brackets.
-            let place = json.find(&series).map(|at| at + series.len() - 2);
-            let place = place.ok_or_else(|| serde_json::Error::custom("no series"))?;
-            Ok((json, place))
-        };
-        let (json, place) = write_json().map_err(StoredResultError::Write)?;
-        let (before, after) = json.split_at(place);
-        let write = || -> io::Result<(usize, Vec<u8>)> {
-            let (mut length, mut bytes) = (json.len(), compress(before.as_bytes())?);
-            let comma = compress(b",")?;
-            for (index, point) in series.packed_points()?.iter().enumerate() {
-                if index > 0 {
-                    bytes.extend_from_slice(&comma);
-                }
-                bytes.extend_from_slice(&point.gzip);
-                length += point.json_length + 1;
-            }
-            bytes.extend_from_slice(&compress(after.as_bytes())?);
-            Ok((length, bytes))
-        };
-        write().map_err(StoredResultError::Compression)
+    pub fn into_parts(self) -> Result<Vec<Vec<u8>>, StoredResultError> {
+        ResultToStore::from(self).into_parts()
     }
 
     /// Reads the document of a result from its objects: the first one, and the others in any order.

@@ -15,7 +15,10 @@ use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
-use loadtest_core::resource::{LoadTest, Phase, Sizing};
+use loadtest_core::{
+    Duration,
+    resource::{LoadTest, Phase, Sizing},
+};
 use serde::{Serialize, de::DeserializeOwned};
 
 use loadtest_children::OPERATOR_NAME;
@@ -23,7 +26,7 @@ use loadtest_children::OPERATOR_NAME;
 use crate::{
     clock::now,
     context::Context,
-    decide::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL},
+    decide::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL, MILLIS_PER_ORDER, signed_duration},
     error::Error,
     fault_injection::{KillPoint, pause_at},
     observe::start::{RUN_UID_ANNOTATION, START_ANNOTATION, StartRecord},
@@ -53,7 +56,9 @@ pub(crate) async fn carry_out(
         Decision::Admit(sizing) => dry_run_job(context, observed, sizing).await?,
         Decision::Launch(sizing) => create_children(context, observed, sizing).await?,
         Decision::PersistStart(start) => {
-            observed.cache.start_writes += 1;
+            if observed.start_record().is_some() {
+                observed.cache.missed_starts += 1;
+            }
             persist_start(context, observed, start).await?;
             pause_at(context, &observed.test, KillPoint::BeforeStartOrders).await;
             // Before the status is written, because the time of the start is near.
@@ -100,10 +105,14 @@ async fn send_start(
     pods: &[String],
 ) {
     let run_uid = observed.test.uid().unwrap_or_default();
-    let order = Order::Start(start.at);
+    // If the time has passed, or is too near for so many orders, all of these runners start together a bit later.
+    let lead = Duration::from_millis(MILLIS_PER_ORDER * pods.len() as u64);
+    let earliest = now().saturating_add(signed_duration(lead)).unwrap_or(start.at);
+    let order = Order::Start(start.at.max(earliest));
     let accepted =
         runner_client::send_order(context, &run_uid, &observed.runners, pods, &order).await;
     observed.cache.start_accepted.extend(accepted);
+    observed.cache.start_sent_at = Some(now());
     pause_at(context, &observed.test, KillPoint::AfterStartOrders).await;
 }
 

@@ -6,7 +6,7 @@ use kube::{
 };
 use loadtest_core::{
     resource::LoadTest,
-    result::{LoadTestResult, PackedSeries, StoredResult},
+    result::{LoadTestResult, ResultToStore},
 };
 
 use loadtest_children::OPERATOR_NAME;
@@ -21,13 +21,13 @@ use crate::{
 pub(crate) async fn store_result(
     context: &Context,
     test: &LoadTest,
-    (stored, series): (StoredResult, PackedSeries),
+    result: ResultToStore,
     revision: u64,
     head_version: Option<&str>,
 ) -> Result<WrittenObjects, ResultError> {
-    let head = build_head(test, &stored);
+    let head = build_head(test, &result.document);
     // Large results take a while, and the operator has one thread.
-    let parts = tokio::task::spawn_blocking(move || stored.into_parts_with(series)).await??;
+    let parts = tokio::task::spawn_blocking(move || result.into_parts()).await??;
     let results = results_of(context, test);
     let parameters = PatchParams::apply(OPERATOR_NAME).force();
     let parts_count = u32::try_from(parts.len()).unwrap_or(u32::MAX);

@@ -10,7 +10,7 @@ use loadtest_core::{
     judge::{Coverage, Timeline},
     metrics::{HistoryStep, Metrics, RunnerMetrics, RunnerNumbers, RunnerState},
     resource::Aborted,
-    result::{GoneRunner, GoneRunners, PackedSeries, SeriesRecorder},
+    result::{GoneRunner, GoneRunners, PackedRunner, PackedSeries, SeriesRecorder},
 };
 
 use super::{
@@ -146,16 +146,13 @@ impl Collection {
     }
 
     /// Returns runners that may answer again: as many as take at most this many bytes.
-    pub(crate) fn alive(&self, max_bytes: usize) -> Vec<RunnerMetrics> {
-        let (mut size, mut kept) = (0, Vec::new());
-        for part in self.parts.values() {
+    pub(crate) fn alive(&self, max_bytes: usize) -> Vec<PackedRunner> {
+        let mut size = 0;
+        let fits = |part: &&RunnerPart| {
             size += part.size();
-            if size > max_bytes {
-                break;
-            }
-            kept.push(part.snapshot());
-        }
-        kept
+            size <= max_bytes
+        };
+        self.parts.values().take_while(fits).map(RunnerPart::packed).collect()
     }
 
     /// Returns the time of the last answer of a runner.
@@ -421,9 +418,10 @@ impl Collection {
         if waited_for.is_empty() {
             return JudgeScope { coverage, until: f64::INFINITY };
         }
-        // A runner that waits for its start has nothing to tell.
+        // A runner that says that it waits for its start has nothing else to tell.
         let counts = |index: &u32| {
-            let is_waiting = self.runner_state(*index) == Some(RunnerState::Waiting);
+            let is_waiting = self.runner_state(*index) == Some(RunnerState::Waiting)
+                && self.answered.contains(index);
             !is_over(*index) && !given_up.contains(index) && !is_waiting
         };
         let told = |index| self.parts.get(&index).map_or(0.0, RunnerPart::elapsed);

@@ -1,12 +1,15 @@
 //! What one runner has told so far, in little memory. Pure.
 
-use loadtest_core::metrics::{
-    GeneratorMetrics, HistoryStep, Identity, Metrics, PackedMetrics, RunnerMetrics, RunnerNumbers,
-    RunnerState,
+use loadtest_core::{
+    metrics::{
+        GeneratorMetrics, HistoryStep, Identity, Metrics, PackedMetrics, RunnerMetrics,
+        RunnerNumbers, RunnerState,
+    },
+    result::PackedRunner,
 };
 
-/// Number of steps after which they are added to what the runner told before them.
-const MAX_STEPS: usize = 12;
+/// Number of steps after which they are added to what the runner told before them. Up to twice as many are kept.
+const MAX_STEPS: usize = 8;
 
 /// What one runner has told so far.
 ///
@@ -68,7 +71,7 @@ impl RunnerPart {
         GeneratorMetrics { requests: self.requests, ..self.generator.generator() }
     }
 
-    /// Adds a step that continues the last one. A whole step is the first one.
+    /// Adds a step that continues the last one. Only the first one may be whole.
     pub(crate) fn add(&mut self, step: &HistoryStep) {
         let RunnerMetrics { identity, state, metrics } = &step.runner;
         self.identity.clone_from(identity);
@@ -79,7 +82,9 @@ impl RunnerPart {
         self.generator.event_loop_lag.merge(&metrics.event_loop_lag);
         self.generator.copy_runner_numbers(metrics);
         self.steps.push(PackedMetrics::of(metrics));
-        if step.is_whole || self.steps.len() > MAX_STEPS {
+        // Runners with different indices do it at different times.
+        let turn = usize::try_from(identity.index).unwrap_or_default() % MAX_STEPS;
+        if step.is_whole || self.steps.len() > MAX_STEPS + turn {
             self.base = PackedMetrics::of(&self.metrics());
             self.steps.clear();
         }
@@ -88,6 +93,17 @@ impl RunnerPart {
     /// Returns the number of bytes that the packed metrics take.
     pub(crate) fn size(&self) -> usize {
         self.base.size() + self.steps.iter().map(PackedMetrics::size).sum::<usize>()
+    }
+
+    /// Returns everything that the runner has told, packed.
+    pub(crate) fn packed(&self) -> PackedRunner {
+        let (identity, state) = (self.identity.clone(), self.state);
+        let metrics = if self.steps.is_empty() {
+            self.base.clone()
+        } else {
+            PackedMetrics::of(&self.metrics())
+        };
+        PackedRunner { identity, state, metrics }
     }
 
     fn metrics(&self) -> Metrics {

@@ -118,7 +118,7 @@ pub(super) fn decide_running(
     if stopping || now >= end {
         return Decision::ReportProgress(Phase::Stopping, STOPPING_POLL_INTERVAL);
     }
-    // A start order that comes too late would make another load than the one that was asked for.
+    // A runner that starts much later than the others makes another load than the one that was asked for.
     let not_started = reachable_without(&cache.start_accepted);
     if !not_started.is_empty() && now <= latest {
         return Decision::SendStart(start, not_started);
@@ -147,8 +147,8 @@ fn all_runners_are_over(
     latest: Timestamp,
     now: Timestamp,
 ) -> bool {
-    // A runner without a start order by the latest start never gets one.
-    let missed_start = |index: usize| now > latest && observed.is_waiting(index);
+    let missed_start =
+        |index: usize| now > latest && observed.has_missed_start(start, index, latest);
     (0..start.pods.len()).all(|index| {
         observed.is_final(index) || observed.is_lost(start, index) || missed_start(index)
     })

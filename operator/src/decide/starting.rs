@@ -15,8 +15,10 @@ use crate::{
 
 /// How much later than its start timeout a test may start.
 const LATE_START_MARGIN: Duration = Duration::from_secs(10);
-/// Number of missed starts after which the next one has no more time before it: 32 s.
+/// The time before a start grows with each missed start, at most this many times: to 32 s.
 const MAX_LEAD_STEPS: u32 = 3;
+/// Time that a start order takes, in milliseconds.
+pub(crate) const MILLIS_PER_ORDER: u64 = 10;
 /// Interval between two reconciliations while runners start. A change of a pod causes one at once.
 pub(super) const STARTUP_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval between two questions to runners that run and are not ready.
@@ -108,7 +110,7 @@ pub(super) fn decide_starting(
     }
     if pods.len() == wanted {
         let pods = pods.into_iter().map(|(_, uid)| uid.to_owned()).collect();
-        return Decision::PersistStart(start_of(pods, observed, now));
+        return Decision::PersistStart(start_of(pods, 0, now));
     }
     if has_elapsed(creation_time(job, now), now, timeout) {
         return start_timeout_failure(observed, wanted, pods.len(), timeout);
@@ -134,9 +136,9 @@ fn is_too_late(job: &Job, timeout: Duration, now: Timestamp) -> bool {
 /// Returns the next possible start of these pods. Before it, the API server must write the record and the
 /// orders must arrive: runners start at different times when some get their orders later. There is more time
 /// after each start that was missed, because the API server is slow.
-fn start_of(pods: Vec<String>, observed: &Observed, now: Timestamp) -> StartRecord {
-    let missed = observed.cache.start_writes.min(MAX_LEAD_STEPS);
-    let lead = Duration::from_millis((500 << (2 * missed)) + 10 * pods.len() as u64);
+fn start_of(pods: Vec<String>, missed: u32, now: Timestamp) -> StartRecord {
+    let lead = 500 << (2 * missed.min(MAX_LEAD_STEPS));
+    let lead = Duration::from_millis(lead + MILLIS_PER_ORDER * pods.len() as u64);
     StartRecord { at: now.saturating_add(signed_duration(lead)).unwrap_or(now), pods }
 }
 
@@ -153,14 +155,13 @@ pub(super) fn missed_start(
     now: Timestamp,
 ) -> Option<StartRecord> {
     let job = observed.job.as_ref()?;
-    let still_waits = |index: usize| {
-        observed.is_waiting(index) && observed.last_seen(index).is_some_and(|seen| seen > latest)
-    };
+    let still_waits = |index: usize| observed.has_missed_start(start, index, latest);
     let has_missed = now > latest
         && observed.cache.start_accepted.is_empty()
         && (0..start.pods.len()).all(still_waits)
         && !is_too_late(job, start_timeout(observed, settings), now);
-    has_missed.then(|| start_of(start.pods.clone(), observed, now))
+    let missed = observed.cache.missed_starts + 1;
+    has_missed.then(|| start_of(start.pods.clone(), missed, now))
 }
 
 /// Returns a message if the Job has given up a runner: its pod was deleted or ended, and is not

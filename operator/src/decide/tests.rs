@@ -317,11 +317,15 @@ fn runners_that_missed_their_start_are_lost() {
         collection_of(&mut missed).note_answer(index, time_after_start(119));
     }
     assert!(matches!(decision_at(&missed, 1), Decision::SendStart(..)));
+    // A runner that has said nothing since the start may run.
+    let mut silent = missed.clone();
+    (0..2).for_each(|index| collection_of(&mut silent).note_answer(index, time_after_start(0)));
+    assert!(matches!(decision_at(&silent, 3), Decision::ReportProgress(Phase::Running, _)));
     // Nobody has started, so that all start later.
     let Decision::PersistStart(next) = decision_at(&missed, 3) else { panic!() };
     assert!(next.pods == start_record().pods && next.at > time_after_start(3), "{next:?}");
     // The API server is slow: the next start leaves it more time.
-    missed.cache.start_writes = 2;
+    missed.cache.missed_starts = 1;
     let Decision::PersistStart(next) = decision_at(&missed, 3) else { panic!() };
     assert!(next.at > time_after_start(10), "{next:?}");
     // An operator that comes back much later starts no load.

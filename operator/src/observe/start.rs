@@ -11,7 +11,8 @@ pub(crate) const START_ANNOTATION: &str = "loadtest.cell0.io/start";
 /// status: a test that is restored must not run again.
 pub(crate) const RUN_UID_ANNOTATION: &str = "loadtest.cell0.io/run-uid";
 
-/// The start of a test. It is written to the Job before any start order, and a test has only one.
+/// The start of a test. It is written to the Job before any start order. Another one replaces it only if no
+/// runner has started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StartRecord {
     /// Start time of the load on all runners.

@@ -68,8 +68,10 @@ pub(crate) struct WrittenResult {
 pub(crate) struct RunCache {
     /// One error message per task and kind of error.
     pub(crate) error_examples: BTreeMap<(String, String), String>,
-    /// Number of times that this process has written the start record.
-    pub(crate) start_writes: u32,
+    /// Number of starts that the runners have missed, as this process has seen.
+    pub(crate) missed_starts: u32,
+    /// Time of the last start order.
+    pub(crate) start_sent_at: Option<Timestamp>,
     /// UIDs of the pods that accepted the start order.
     pub(crate) start_accepted: BTreeSet<String>,
     /// UIDs of the pods that accepted the stop order.
@@ -214,9 +216,20 @@ impl Observed {
         self.cache.collection.is_final(index_of(index))
     }
 
-    /// Returns true if a runner has responded and has not started its load.
-    pub(crate) fn is_waiting(&self, index: usize) -> bool {
-        self.runner_state(index) == Some(RunnerState::Waiting)
+    /// Returns true if a runner has no start order, and has said after `latest` and after the last order that it
+    /// waits for one.
+    pub(crate) fn has_missed_start(
+        &self,
+        start: &StartRecord,
+        index: usize,
+        latest: Timestamp,
+    ) -> bool {
+        let RunCache { start_accepted, start_sent_at, .. } = &self.cache;
+        let time = start_sent_at.map_or(latest, |sent_at| sent_at.max(latest));
+        let has_order = start.pods.get(index).is_some_and(|uid| start_accepted.contains(uid));
+        !has_order
+            && self.runner_state(index) == Some(RunnerState::Waiting)
+            && self.last_seen(index).is_some_and(|seen| seen > time)
     }
 
     /// Returns true if a runner has reported that it made its whole share of the load.
@@ -232,11 +245,10 @@ impl Observed {
     /// Returns the indices of the runners that are lost, or that missed their start.
     pub(crate) fn lost_runners(&self, start: &StartRecord, now: Timestamp) -> Vec<usize> {
         let Ok(valid) = &self.valid else { return Vec::new() };
+        let latest = latest_start(start, valid);
+        let missed = |index: usize| now > latest && self.has_missed_start(start, index, latest);
         (0..start.pods.len())
-            .filter(|index| {
-                self.is_lost(start, *index)
-                    || self.is_waiting(*index) && now > latest_start(start, valid)
-            })
+            .filter(|index| self.is_lost(start, *index) || missed(*index))
             .collect()
     }
 

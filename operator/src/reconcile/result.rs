@@ -38,8 +38,8 @@ pub(super) async fn write_result(
     let before = next.clone();
     let name = child_name(&observed.test);
     set_result_stored(next, Ok(&name), now);
-    let Some((stored, series)) = build(observed, next) else { return Ok(()) };
-    let requests = stored.result.total.requests;
+    let Some(result) = build(observed, next) else { return Ok(()) };
+    let requests = result.document.result.total.requests;
     let revision = observed.cache.written_result.revision + 1;
     let is_last = next.known_phase().is_some_and(Phase::is_final);
     // Before the attempt, because a slow API server may end the reconciliation.
@@ -47,9 +47,7 @@ pub(super) async fn write_result(
     let version = observed.cache.written_result.head_version.clone();
     let is_versioned = version.is_some();
     let error =
-        match store_result(context, &observed.test, (stored, series), revision, version.as_deref())
-            .await
-        {
+        match store_result(context, &observed.test, result, revision, version.as_deref()).await {
             Ok(objects) => {
                 let parts = objects.parts;
                 note_write(&mut observed.cache, requests, objects, next, now);

@@ -92,9 +92,9 @@ fn a_running_test_writes_its_result_every_half_minute() {
 
 /// Stores the result of a test, and reads it as the next process does.
 fn store_and_read(observed: &Observed, status: &LoadTestStatus) -> StoredResult {
-    let (stored, series) = build(observed, status).unwrap();
-    let head = build_head(&observed.test, &stored);
-    let parts = stored.into_parts_with(series).unwrap();
+    let result = build(observed, status).unwrap();
+    let head = build_head(&observed.test, &result.document);
+    let parts = result.into_parts().unwrap();
     let mut objects = build_objects(&observed.test, &head, parts, 1, None);
     let first = objects.pop().unwrap();
     StoredResult::from_objects(&first, &objects).unwrap()

@@ -1,4 +1,4 @@
-//! A series in little memory: each point is compressed as stored results hold it.
+//! A series in little memory: its points are compressed as stored results hold them.
 
 use std::{
     io::{self, Read, Write},
@@ -9,34 +9,64 @@ use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 
 use super::{Point, PointList, Series, is_full};
 
-/// A point that does not change any more.
+/// Points that are compressed together. Single ones take about three times as many bytes.
+const CHUNK: usize = 16;
+
+/// Consecutive points that do not change any more.
 #[derive(Debug)]
-pub(in crate::result) struct PackedPoint {
-    /// Its JSON, as a gzip member.
+pub(in crate::result) struct PackedPoints {
+    /// Their JSON with commas between them, as a gzip member.
     pub(in crate::result) gzip: Box<[u8]>,
     /// Length of the JSON in bytes.
     pub(in crate::result) json_length: usize,
-    /// Number of counts in its histograms.
+    points: usize,
+    /// Number of counts in their histograms.
     counts: usize,
 }
 
-impl PackedPoint {
+impl PackedPoints {
     fn of(point: &Point) -> io::Result<Self> {
         let json = serde_json::to_vec(point)?;
-        let gzip = compress(&json)?.into_boxed_slice();
-        Ok(Self { gzip, json_length: json.len(), counts: point.histogram_size() })
+        Ok(Self {
+            gzip: compress(&json, Compression::fast())?.into_boxed_slice(),
+            json_length: json.len(),
+            points: 1,
+            counts: point.histogram_size(),
+        })
     }
 
-    fn unpack(&self) -> io::Result<Point> {
-        let mut json = Vec::with_capacity(self.json_length);
-        GzDecoder::new(&*self.gzip).read_to_end(&mut json)?;
+    fn join(all: &[Arc<Self>]) -> io::Result<Self> {
+        let mut json = Vec::new();
+        for packed in all {
+            if !json.is_empty() {
+                json.push(b',');
+            }
+            packed.read_json(&mut json)?;
+        }
+        Ok(Self {
+            gzip: compress(&json, Compression::default())?.into_boxed_slice(),
+            json_length: json.len(),
+            points: all.iter().map(|packed| packed.points).sum(),
+            counts: all.iter().map(|packed| packed.counts).sum(),
+        })
+    }
+
+    fn read_json(&self, json: &mut Vec<u8>) -> io::Result<()> {
+        json.reserve(self.json_length);
+        GzDecoder::new(&*self.gzip).read_to_end(json).map(|_| ())
+    }
+
+    pub(in crate::result) fn unpack(&self) -> io::Result<Vec<Point>> {
+        let mut json = vec![b'['];
+        self.read_json(&mut json)?;
+        json.push(b']');
         Ok(serde_json::from_slice(&json)?)
     }
 }
 
 /// Compresses bytes to one gzip member.
-pub(in crate::result) fn compress(bytes: &[u8]) -> io::Result<Vec<u8>> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+pub(in crate::result) fn compress(bytes: &[u8], level: Compression) -> io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), level);
     encoder.write_all(bytes)?;
     encoder.finish()
 }
@@ -45,8 +75,10 @@ pub(in crate::result) fn compress(bytes: &[u8]) -> io::Result<Vec<u8>> {
 #[derive(Clone, Debug, Default)]
 pub struct PackedSeries {
     step_seconds: f64,
-    /// All points but the last one.
-    earlier: Vec<Arc<PackedPoint>>,
+    /// Points in chunks of [`CHUNK`].
+    chunks: Vec<Arc<PackedPoints>>,
+    /// The points after them, one by one.
+    singles: Vec<Arc<PackedPoints>>,
     last: Option<Point>,
 }
 
@@ -60,44 +92,58 @@ impl PackedSeries {
 
     /// The number of points.
     pub fn len(&self) -> usize {
-        self.earlier.len() + usize::from(self.last.is_some())
+        let last = usize::from(self.last.is_some());
+        last + self.packed().map(|packed| packed.points).sum::<usize>()
     }
 
     /// True without points.
     pub const fn is_empty(&self) -> bool {
-        self.earlier.is_empty() && self.last.is_none()
+        self.chunks.is_empty() && self.singles.is_empty() && self.last.is_none()
+    }
+
+    fn packed(&self) -> impl Iterator<Item = &Arc<PackedPoints>> {
+        self.chunks.iter().chain(&self.singles)
     }
 
     /// All points, compressed.
     ///
     /// # Errors
     /// When the last point can't be written as JSON, which no value makes happen.
-    pub(in crate::result) fn packed_points(&self) -> io::Result<Vec<Arc<PackedPoint>>> {
-        let last = self.last.iter().map(|point| PackedPoint::of(point).map(Arc::new));
-        self.earlier.iter().map(Arc::clone).map(Ok).chain(last).collect()
+    pub(in crate::result) fn packed_points(&self) -> io::Result<Vec<Arc<PackedPoints>>> {
+        let last = self.last.iter().map(|point| PackedPoints::of(point).map(Arc::new));
+        self.packed().map(Arc::clone).map(Ok).chain(last).collect()
     }
 
-    /// Halves the number of points, as [`Series::halve`] does. Returns false if that is not possible.
+    /// Halves the number of points, as [`Series::halve`] does. Returns false if that is not possible, as after a
+    /// result that was changed.
     pub(in crate::result) fn halve(&mut self) -> bool {
-        let halved = |points: &[Arc<PackedPoint>]| -> io::Result<Vec<Arc<PackedPoint>>> {
-            let merge = |pair: &[Arc<PackedPoint>]| match pair {
-                [first, second] => {
-                    let mut merged = first.unpack()?;
-                    merged.merge(&second.unpack()?).map_err(io::Error::other)?;
-                    PackedPoint::of(&merged).map(Arc::new)
+        let halved = || -> io::Result<Self> {
+            let mut halved = Self::with_step(self.step_seconds * 2.0);
+            let mut first: Option<Point> = None;
+            for packed in self.packed_points()? {
+                for point in packed.unpack()? {
+                    let Some(mut merged) = first.take() else {
+                        first = Some(point);
+                        continue;
+                    };
+                    merged.merge(&point).map_err(io::Error::other)?;
+                    halved.push(merged);
                 }
-                _ => pair.first().cloned().ok_or_else(|| io::Error::other("no point")),
-            };
-            points.chunks(2).map(merge).collect()
+            }
+            first.into_iter().for_each(|point| halved.push(point));
+            Ok(halved)
         };
-        let merged = self.packed_points().and_then(|points| {
-            let mut merged = halved(&points)?;
-            let last = merged.pop().map(|point| point.unpack()).transpose()?;
-            Ok((merged, last))
-        });
-        let Ok((earlier, last)) = merged else { return false };
-        *self = Self { step_seconds: self.step_seconds * 2.0, earlier, last };
-        true
+        halved().map(|halved| *self = halved).is_ok()
+    }
+
+    fn push_single(&mut self, packed: PackedPoints) {
+        self.singles.push(Arc::new(packed));
+        if self.singles.len() == CHUNK
+            && let Ok(chunk) = PackedPoints::join(&self.singles)
+        {
+            self.chunks.push(Arc::new(chunk));
+            self.singles.clear();
+        }
     }
 }
 
@@ -120,11 +166,12 @@ impl PointList for PackedSeries {
 
     fn push(&mut self, mut point: Point) {
         if let Some(mut earlier) = self.last.take() {
-            match PackedPoint::of(&earlier) {
-                Ok(packed) => self.earlier.push(Arc::new(packed)),
-                // No number is lost: the two points become one.
-                Err(_) if earlier.merge(&point).is_ok() => point = earlier,
-                Err(_) => {}
+            if let Ok(packed) = PackedPoints::of(&earlier) {
+                self.push_single(packed);
+            } else {
+                // The two points become one. This happens to no point that a recorder has made.
+                drop(earlier.merge(&point));
+                point = earlier;
             }
         }
         self.last = Some(point);
@@ -133,7 +180,7 @@ impl PointList for PackedSeries {
     fn limit_size(&mut self) {
         let size = |series: &Self| {
             let last = series.last.as_ref().map_or(0, Point::histogram_size);
-            last + series.earlier.iter().map(|point| point.counts).sum::<usize>()
+            last + series.packed().map(|packed| packed.counts).sum::<usize>()
         };
         while is_full(self.len(), size(self)) && self.halve() {}
     }

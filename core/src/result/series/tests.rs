@@ -76,6 +76,34 @@ fn a_full_series_doubles_its_step() {
 }
 
 #[test]
+fn a_packed_series_has_the_same_points() {
+    let mut plain: SeriesRecorder = SeriesRecorder::new(&load(USERS));
+    let mut packed: SeriesRecorder<PackedSeries> = SeriesRecorder::new(&load(USERS));
+    for second in (1..=1501).map(f64::from) {
+        plain.record(&snapshot(second));
+        packed.record(&snapshot(second));
+    }
+    let (plain, packed) = (plain.finish(&snapshot(1502.0)), packed.finish(&snapshot(1502.0)));
+    let unpacked = packed.packed_points().unwrap();
+    let unpacked: Vec<Point> =
+        unpacked.iter().flat_map(|points| points.unpack().unwrap()).collect();
+    assert_eq!((packed.len(), packed.step_seconds()), (plain.points.len(), 4.0));
+    assert_eq!(unpacked, plain.points);
+}
+
+#[test]
+fn numbers_that_no_runner_can_have_are_recorded() {
+    let mut recorder: SeriesRecorder<PackedSeries> = SeriesRecorder::new(&load(USERS));
+    for second in 1..=1500 {
+        let mut metrics = snapshot(f64::from(second));
+        metrics.busy_seconds = 1e300 * f64::from(second);
+        metrics.schedule_lag.record(f64::MAX, 3);
+        recorder.record(&metrics);
+    }
+    assert!(recorder.series().len() <= MAX_POINTS, "{}", recorder.series().len());
+}
+
+#[test]
 fn a_series_stays_within_its_size() {
     let mut recorder: SeriesRecorder = SeriesRecorder::new(&load(USERS));
     let mut histogram = LatencyHistogram::default();

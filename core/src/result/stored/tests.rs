@@ -70,9 +70,7 @@ const PART: usize = 4 << 10;
 fn objects(stored: StoredResult, max_parts: u32, revision: u64) -> Vec<LoadTestResult> {
     let test = TestReference { name: "burst".into(), uid: "uid-1".into() };
     let head = LoadTestResult::new("burst-1", test, &stored.result);
-    let mut stored = stored;
-    let series = PackedSeries::of(std::mem::take(&mut stored.result.series));
-    let parts = stored.split(series, PART, max_parts).unwrap();
+    let parts = ResultToStore::from(stored).split(PART, max_parts).unwrap();
     let count = u32::try_from(parts.len()).unwrap();
     let object = |(part, data)| LoadTestResult {
         part,
@@ -170,4 +168,14 @@ fn a_resumed_series_covers_the_whole_run() {
     assert_eq!((requests, series.points.len()), (4100, 32));
     let gap = &series.points[30];
     assert!((gap.start - 30.0).abs() < 1e-9 && (gap.end - 40.0).abs() < 1e-9, "{gap:?}");
+}
+
+#[test]
+fn points_in_pieces_take_little_more_than_one_document() {
+    let stored = example(200);
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(json_of(&stored).as_bytes()).unwrap();
+    let whole = encoder.finish().unwrap().len();
+    let pieces = stored.into_parts().unwrap().concat().len();
+    assert!(pieces < whole * 3 / 2, "{pieces} bytes, {whole} as a whole");
 }

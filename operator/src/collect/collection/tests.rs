@@ -157,7 +157,12 @@ fn a_restored_runner_is_not_counted_twice() {
     collect_at(&mut earlier, &mut runners, &targets, (2..=50).step_by(2));
     let series = earlier.series().unwrap().clone();
     let alive = earlier.alive(usize::MAX);
-    let mut restored = Collection::restored(GoneRunners::default(), alive, series, None);
+    let mut restored = Collection::restored(
+        GoneRunners::default(),
+        alive.iter().map(PackedRunner::unpack).collect(),
+        series,
+        None,
+    );
     assert_eq!(requests(&restored), 1000);
     runners.iter_mut().for_each(|runner| runner.run_until(60));
     // The other runner is silent: its numbers stay.
@@ -247,8 +252,12 @@ fn a_restart_spoils_no_stage_that_began_long_ago() {
     for (stored, expected) in [(start, Verdict::Pass), (None, Verdict::Inconclusive)] {
         let series = earlier.series().unwrap().clone();
         let alive = earlier.alive(usize::MAX);
-        let mut restored =
-            Collection::restored(GoneRunners::default(), alive, series, stored.as_ref());
+        let mut restored = Collection::restored(
+            GoneRunners::default(),
+            alive.iter().map(PackedRunner::unpack).collect(),
+            series,
+            stored.as_ref(),
+        );
         let mut runners = runners.clone();
         collect_at(&mut restored, &mut runners, &targets, (550..=602).step_by(2));
         let rows = restored.timeline().unwrap().stages();
