@@ -85,6 +85,7 @@ def check_checksums():
     expected = {"release-notes.md", "loadtest.krew.yaml", f"loadtest-operator-{VERSION}.tgz"}
     expected |= {f"loadtest_linux_{arch}.{ending}" for arch in MACHINES for ending in ("tar.gz", "cdx.json")}
     expected |= {f"{name}.oci.{ending}" for name in IMAGES for ending in ("tar", "cdx.json")}
+    expected |= {path.name for path in (ROOT / "crds").iterdir()}
     expect_equal(expected, {path.name for path in FOLDER.iterdir()} - {"SHA256SUMS"}, "files")
     expect_equal({name: hash_bytes((FOLDER / name).read_bytes()) for name in expected}, sums, "SHA256SUMS")
 
