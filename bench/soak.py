@@ -20,6 +20,7 @@ import sys
 import time
 
 NAMESPACE = "soak"
+OPERATOR_NAMESPACE = "loadtest-system"
 LIMIT = 0.05
 INTERVAL = 15.0
 CHURN_INTERVAL = 120.0
@@ -64,8 +65,15 @@ def create_test(name, users, duration, ttl=None):
     kubectl("create", "-f", "-", document=document)
 
 
-def find_processes(long_runners):
-    """Yields (name, PID) of the operators, and of the runners whose pods have these UIDs."""
+def find_pods(namespace, selector):
+    """Returns the names of pods by their UIDs."""
+    command = ["kubectl", "--namespace", namespace, "get", "pods", "-o", "json", "-l", selector]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in json.loads(found)["items"]}
+
+
+def find_processes(pods):
+    """Yields (name, PID) of the operators and runners in pods, which are names by their UIDs."""
     for entry in pathlib.Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -74,9 +82,9 @@ def find_processes(long_runners):
             groups = (entry / "cgroup").read_text().replace("_", "-")
         except OSError:
             continue
-        role = PROGRAMS.get(program)
-        if role == "operator" or (role == "runner" and any(uid in groups for uid in long_runners)):
-            yield f"{role} {entry.name}", int(entry.name)
+        names = [name for uid, name in pods.items() if uid in groups]
+        if program in PROGRAMS and names:
+            yield f"{PROGRAMS[program]} {names[0].rsplit('-', 1)[-1]}", int(entry.name)
 
 
 def read_memory(pid):
@@ -98,14 +106,13 @@ def wait_for_runners():
     while time.monotonic() < deadline:
         test = json.loads(kubectl("get", "loadtest", "long", "-o", "json"))
         if test.get("status", {}).get("phase") == "Running":
-            pods = kubectl("get", "pods", "-o", "json", "-l", f"loadtest.cell0.io/uid={test['metadata']['uid']}")
-            return [pod["metadata"]["uid"] for pod in json.loads(pods)["items"]]
+            return find_pods(NAMESPACE, f"loadtest.cell0.io/uid={test['metadata']['uid']}")
         time.sleep(1)
     sys.exit("the long test does not run")
 
 
 def record(seconds, out):
-    uids = wait_for_runners()
+    pods = wait_for_runners() | find_pods(OPERATOR_NAMESPACE, "app.kubernetes.io/name=loadtest-operator")
     samples, began, churned, number = [], time.monotonic(), float("-inf"), 0
     with open(out / "samples.csv", "w", newline="") as file:
         writer = csv.writer(file)
@@ -114,7 +121,7 @@ def record(seconds, out):
             if elapsed - churned >= CHURN_INTERVAL:
                 churned, number = elapsed, number + 1
                 create_test(f"short-{number}", 10, "20s", ttl=60)
-            for name, pid in find_processes(uids):
+            for name, pid in find_processes(pods):
                 try:
                     sample = (round(elapsed, 1), name, round(read_memory(pid), 3), round(read_cpu(pid), 2))
                 except OSError:
