@@ -133,6 +133,7 @@ async fn start_slowly(
     let name = "slow-start";
     let mut spec = watched_spec(5, "10s");
     spec["load"] = json!({"arrivalRate": "20/s", "maxUsers": 100, "duration": "10s"});
+    spec["scenario"]["pause"] = json!(null);
     proxy.set(ApiFault::Slow(Duration::from_secs(1)));
     let test = namespace.create_test(name, spec).await?;
     let uid = test.uid().context("no UID")?;
