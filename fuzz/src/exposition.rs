@@ -85,7 +85,7 @@ fn check_text(mut runner: RunnerMetrics) {
     }
 }
 
-/// Does what the operator does with the answers of two runners, from the first step to the result.
+/// Judges the answers of two runners, from the first step to the result.
 pub fn judge_steps(steps: &[HistoryStep]) -> RunResult {
     let test: LoadTest = serde_saphyr::from_str(TEST).expect("the test is well-formed");
     let valid: ValidTest = validate(&test.spec).expect("the test is valid");

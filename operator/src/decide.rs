@@ -24,7 +24,7 @@ use crate::observe::{
 
 pub(crate) use self::{
     decision::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL, Reason, signed_duration},
-    starting::{MILLIS_PER_ORDER, decide_retry, refusal_reason},
+    starting::{decide_retry, refusal_reason},
 };
 use self::{
     finished::decide_finished,

@@ -71,13 +71,16 @@ impl GeneratorMetrics {
 }
 
 impl Metrics {
+    /// Completed requests of all tasks.
+    pub fn completed_requests(&self) -> u64 {
+        let tasks = self.tasks.values();
+        tasks.fold(0, |sum, task| sum.saturating_add(task.completed_requests()))
+    }
+
     /// The measurements of the load generator: of all runners merged.
     pub fn generator(&self) -> GeneratorMetrics {
         GeneratorMetrics {
-            requests: self
-                .tasks
-                .values()
-                .fold(0, |sum, task| sum.saturating_add(task.completed_requests())),
+            requests: self.completed_requests(),
             schedule_lag: self.schedule_lag.clone(),
             event_loop_lag: self.event_loop_lag.clone(),
             user_seconds: self.user_seconds,

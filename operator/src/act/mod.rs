@@ -15,10 +15,7 @@ use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
-use loadtest_core::{
-    Duration,
-    resource::{LoadTest, Phase, Sizing},
-};
+use loadtest_core::resource::{LoadTest, Phase, Sizing};
 use serde::{Serialize, de::DeserializeOwned};
 
 use loadtest_children::OPERATOR_NAME;
@@ -26,10 +23,10 @@ use loadtest_children::OPERATOR_NAME;
 use crate::{
     clock::now,
     context::Context,
-    decide::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL, MILLIS_PER_ORDER, signed_duration},
+    decide::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL},
     error::Error,
     fault_injection::{KillPoint, pause_at},
-    observe::start::{RUN_UID_ANNOTATION, START_ANNOTATION, StartRecord},
+    observe::start::{RUN_UID_ANNOTATION, START_ANNOTATION, StartRecord, time_in_orders},
     observe::state::Observed,
     runner_client::{self, Order},
 };
@@ -105,10 +102,7 @@ async fn send_start(
     pods: &[String],
 ) {
     let run_uid = observed.test.uid().unwrap_or_default();
-    // If the time has passed, or is too near for so many orders, all of these runners start together a bit later.
-    let lead = Duration::from_millis(MILLIS_PER_ORDER * pods.len() as u64);
-    let earliest = now().saturating_add(signed_duration(lead)).unwrap_or(start.at);
-    let order = Order::Start(start.at.max(earliest));
+    let order = Order::Start(time_in_orders(start, pods.len(), now()));
     let accepted =
         runner_client::send_order(context, &run_uid, &observed.runners, pods, &order).await;
     observed.cache.start_accepted.extend(accepted);

@@ -77,7 +77,7 @@ impl RunnerPart {
         self.identity.clone_from(identity);
         self.state = *state;
         self.last_step = step.number;
-        self.requests = self.requests.saturating_add(metrics.generator().requests);
+        self.requests = self.requests.saturating_add(metrics.completed_requests());
         self.generator.schedule_lag.merge(&metrics.schedule_lag);
         self.generator.event_loop_lag.merge(&metrics.event_loop_lag);
         self.generator.copy_runner_numbers(metrics);

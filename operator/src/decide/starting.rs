@@ -1,24 +1,25 @@
 //! A test from its plan to the start of its load.
 
-use k8s_openapi::{api::batch::v1::Job, jiff::Timestamp};
+use k8s_openapi::{
+    api::batch::v1::Job,
+    jiff::{SignedDuration, Timestamp},
+};
 use kube::ResourceExt;
 use loadtest_core::{Duration, control, resource::Sizing, text::truncate};
 
-use super::decision::{Decision, Reason, has_elapsed, signed_duration};
+use super::decision::{Decision, Reason, has_elapsed};
 use loadtest_children::Settings;
 
 use crate::{
     observe::runner::Runner,
-    observe::start::StartRecord,
+    observe::start::{StartRecord, time_for_orders},
     observe::state::{Observed, RefusedPods},
 };
 
 /// How much later than its start timeout a test may start.
 const LATE_START_MARGIN: Duration = Duration::from_secs(10);
-/// The time before a start grows with each missed start, at most this many times: to 32 s.
+/// Each missed start makes the time before the next one four times as long, at most this many times: to 32 s.
 const MAX_LEAD_STEPS: u32 = 3;
-/// Time that a start order takes, in milliseconds.
-pub(crate) const MILLIS_PER_ORDER: u64 = 10;
 /// Interval between two reconciliations while runners start. A change of a pod causes one at once.
 pub(super) const STARTUP_POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval between two questions to runners that run and are not ready.
@@ -133,13 +134,12 @@ fn is_too_late(job: &Job, timeout: Duration, now: Timestamp) -> bool {
     has_elapsed(creation_time(job, now), now, timeout.plus(LATE_START_MARGIN))
 }
 
-/// Returns the next possible start of these pods. Before it, the API server must write the record and the
-/// orders must arrive: runners start at different times when some get their orders later. There is more time
-/// after each start that was missed, because the API server is slow.
+/// Returns the next start of these pods. Before that time, the API server has to write the record, and the orders
+/// have to arrive. A missed start shows that the API server is slow, so the next start leaves it more time.
 fn start_of(pods: Vec<String>, missed: u32, now: Timestamp) -> StartRecord {
-    let lead = 500 << (2 * missed.min(MAX_LEAD_STEPS));
-    let lead = Duration::from_millis(lead + MILLIS_PER_ORDER * pods.len() as u64);
-    StartRecord { at: now.saturating_add(signed_duration(lead)).unwrap_or(now), pods }
+    let for_record = SignedDuration::from_millis(500 << (2 * missed.min(MAX_LEAD_STEPS)));
+    let lead = for_record.saturating_add(time_for_orders(pods.len()));
+    StartRecord { at: now.saturating_add(lead).unwrap_or(now), pods }
 }
 
 /// Returns a new start if the old one has passed and no runner has started: the operator was replaced between

@@ -27,3 +27,32 @@ pub(crate) fn latest_start(start: &StartRecord, valid: &ValidTest) -> Timestamp 
     let skew = SignedDuration::try_from(skew.to_std()).unwrap_or(SignedDuration::MAX);
     start.at.saturating_add(skew).unwrap_or(start.at)
 }
+
+/// Returns how long it takes to send a number of start orders.
+pub(crate) fn time_for_orders(orders: usize) -> SignedDuration {
+    SignedDuration::from_millis(10).saturating_mul(i32::try_from(orders).unwrap_or(i32::MAX))
+}
+
+/// Returns the start time in orders that are sent now. If the recorded time has passed, or is too near for so
+/// many orders, all of these runners start together a bit later.
+pub(crate) fn time_in_orders(start: &StartRecord, orders: usize, now: Timestamp) -> Timestamp {
+    start.at.max(now.saturating_add(time_for_orders(orders)).unwrap_or(now))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::noon;
+
+    #[test]
+    fn late_orders_name_one_start_for_all_runners() {
+        let start = StartRecord { at: noon(), pods: Vec::new() };
+        let millis_after_noon = |orders, sent_at| {
+            let sent_at = noon() + SignedDuration::from_millis(sent_at);
+            time_in_orders(&start, orders, sent_at).duration_since(noon()).as_millis()
+        };
+        assert_eq!(millis_after_noon(20, -200), 0);
+        assert_eq!(millis_after_noon(20, -50), 150);
+        assert_eq!(millis_after_noon(1000, 400), 10_400);
+    }
+}

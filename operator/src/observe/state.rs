@@ -216,8 +216,8 @@ impl Observed {
         self.cache.collection.is_final(index_of(index))
     }
 
-    /// Returns true if a runner has no start order, and has said after `latest` and after the last order that it
-    /// waits for one.
+    /// Returns true if a runner has accepted no start order, and its last answer says that it waits for one. Only an
+    /// answer counts that came after `latest` and after the last orders.
     pub(crate) fn has_missed_start(
         &self,
         start: &StartRecord,

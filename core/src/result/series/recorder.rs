@@ -98,7 +98,7 @@ impl<P: PointList> SeriesRecorder<P> {
     /// at the end of its last point.
     #[must_use]
     pub fn resume(load: &LoadModel, series: P, recorded: &Metrics) -> Self {
-        let (last, last_requests) = (PackedMetrics::of(recorded), completed_requests(recorded));
+        let (last, last_requests) = (PackedMetrics::of(recorded), recorded.completed_requests());
         Self { series, last, last_requests, ..Self::new(load) }
     }
 
@@ -127,7 +127,7 @@ impl<P: PointList> SeriesRecorder<P> {
     /// Returns true if the metrics lack runners that earlier ones had, as after a restart. Their requests
     /// would be counted twice when the runners answer again.
     fn is_ahead_of(&self, metrics: &Metrics) -> bool {
-        completed_requests(metrics) < self.last_requests
+        metrics.completed_requests() < self.last_requests
     }
 
     /// Ends the series with the final metrics.
@@ -161,7 +161,7 @@ impl<P: PointList> SeriesRecorder<P> {
     /// Keeps the metrics at the end of the last point.
     fn keep(&mut self, metrics: &Metrics) {
         self.last = PackedMetrics::of(metrics);
-        self.last_requests = completed_requests(metrics);
+        self.last_requests = metrics.completed_requests();
         self.series.limit_size();
     }
 
@@ -190,10 +190,4 @@ impl<P: PointList> SeriesRecorder<P> {
             tasks: tasks.filter(|(_, task)| *task != TaskPoint::default()).collect(),
         }
     }
-}
-
-/// Completed requests of all tasks.
-fn completed_requests(metrics: &Metrics) -> u64 {
-    let tasks = metrics.tasks.values();
-    tasks.fold(0, |sum, task| sum.saturating_add(task.completed_requests()))
 }

@@ -104,6 +104,16 @@ fn numbers_that_no_runner_can_have_are_recorded() {
 }
 
 #[test]
+fn a_series_with_a_malformed_histogram_stays_within_its_size() {
+    let mut series = record(USERS, (1..=700).map(f64::from), 700.0);
+    series.points[300].schedule_lag.spans.push((1, 5));
+    let last = snapshot(700.0);
+    let mut recorder = SeriesRecorder::resume(&load(USERS), PackedSeries::of(series), &last);
+    (701..=1500).for_each(|second| recorder.record(&snapshot(f64::from(second))));
+    assert!(recorder.series().len() <= MAX_POINTS, "{}", recorder.series().len());
+}
+
+#[test]
 fn a_series_stays_within_its_size() {
     let mut recorder: SeriesRecorder = SeriesRecorder::new(&load(USERS));
     let mut histogram = LatencyHistogram::default();
