@@ -29,7 +29,7 @@ use loadtest_children::OPERATOR_NAME;
 use crate::{
     context::Context,
     error::format_error_chain,
-    observe::crd_check::watch_crd,
+    observe::{crd_check::watch_crd, last_objects::forget_managed_fields},
     reconcile::{object_key, on_error, reconcile},
 };
 
@@ -133,11 +133,6 @@ where
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     }
-}
-
-/// Drops who has written which field, which takes more memory than all the rest of a test.
-fn forget_managed_fields(test: &mut DeserializeGuard<LoadTest>) {
-    test.meta_mut().managed_fields = None;
 }
 
 /// Notes that the Job or a pod of a test has changed. Returns the test.

@@ -35,7 +35,7 @@ use crate::{
     error::{Error, format_error_chain},
     fault_injection::{KillPoint, pause_at},
     observe::{
-        last_objects::{LastObjects, Reading},
+        last_objects::{LastObjects, Reading, forget_managed_fields},
         observe, read_objects,
         state::Observed,
     },
@@ -182,7 +182,7 @@ async fn begin(
         }
     };
     // Kubernetes deletes the children of a test through their owner references.
-    let Some(test) = found.filter(|test| test.metadata.deletion_timestamp.is_none()) else {
+    let Some(mut test) = found.filter(|test| test.metadata.deletion_timestamp.is_none()) else {
         context.collectors.stop(&run_uid);
         context.metrics.count_reconcile("gone");
         return Ok(None);
@@ -191,6 +191,7 @@ async fn begin(
     if test.uid().as_ref() != Some(&run_uid) {
         cache = context.take_cache(&test.uid().unwrap_or_default());
     }
+    forget_managed_fields(&mut test);
     Ok(Some((Observed::new(test, cache), None)))
 }
 

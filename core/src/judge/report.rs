@@ -287,7 +287,7 @@ pub fn progress_of(test: &ValidTest, metrics: &Metrics, runners: u64, users: u64
     let half = duration.as_nanos() / 2;
     let percent =
         elapsed.as_nanos().saturating_mul(100).saturating_add(half) / duration.as_nanos().max(1);
-    Progress { runners, users, elapsed, percent }
+    Progress { runners, users, elapsed, percent, judged: None }
 }
 
 fn latency_summary(samples: &LatencyHistogram) -> Option<Latency> {

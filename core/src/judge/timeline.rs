@@ -103,6 +103,11 @@ impl Timeline {
         self.stages.resume(test, start);
     }
 
+    /// The time of the last snapshot: until then, windows and stages are judged.
+    pub fn judged(&self) -> Duration {
+        Duration::from_secs_f64(self.last_seconds)
+    }
+
     /// The time of the test that no snapshot covers.
     pub fn unobserved(&self) -> Duration {
         Duration::from_secs_f64(self.unobserved_seconds)

@@ -1,9 +1,9 @@
 //! Reads the protobuf exposition of a runner. Runner pods are not trusted, so the decoder bounds the
 //! size of everything that they send.
 
-use std::collections::BTreeMap;
+mod wire;
 
-use prometheus_client::encoding::prometheus_protobuf::prometheus_data_model as wire;
+use bytes::Bytes;
 use prost::{
     Message,
     encoding::{DecodeContext, decode_key, decode_varint, skip_field},
@@ -109,6 +109,8 @@ fn next_family(bytes: &mut &[u8]) -> Result<Option<wire::MetricFamily>, Expositi
     let (family, rest) = bytes.split_at(length.min(bytes.len()));
     *bytes = rest;
     check_family_size(family)?;
+    // The texts of the family share this copy.
+    let family = Bytes::copy_from_slice(family);
     wire::MetricFamily::decode(family).map(Some).map_err(ExpositionError::Wire)
 }
 
@@ -122,13 +124,15 @@ struct Decoder {
 
 impl Decoder {
     fn add(&mut self, family: &wire::MetricFamily) -> Result<(), ExpositionError> {
+        // The names of all families that are read are ASCII.
+        let name = std::str::from_utf8(&family.name).unwrap_or_default();
         for metric in &family.metric {
             let labels = Labels::of(metric);
-            if family.name == names::RUNNER_INFO {
+            if name == names::RUNNER_INFO {
                 self.identity = Some(decode_identity(&labels)?);
                 continue;
             }
-            if family.name == names::HISTORY_STEP {
+            if name == names::HISTORY_STEP {
                 self.step.number = whole_number(gauge_of(metric));
                 self.step.is_whole = labels.get("whole") == "true";
                 continue;
@@ -136,9 +140,8 @@ impl Decoder {
             self.buckets += metric.histogram.as_ref().map_or(0, |h| h.positive_delta.len());
             check_limit(self.buckets, MAX_BUCKETS, "buckets")?;
             let runner = &mut self.step.runner;
-            decode_metric(runner, &family.name, metric, &labels).map_err(|source| {
-                ExpositionError::Histogram { family: family.name.clone(), source }
-            })?;
+            decode_metric(runner, name, metric, &labels)
+                .map_err(|source| ExpositionError::Histogram { family: name.to_owned(), source })?;
             check_limit(runner.metrics.tasks.len(), MAX_ROWS, "tasks")?;
         }
         Ok(())
@@ -188,15 +191,17 @@ fn check_family_size(mut family: &[u8]) -> Result<(), ExpositionError> {
     Ok(())
 }
 
-struct Labels<'a>(BTreeMap<&'a str, &'a str>);
+struct Labels<'a>(&'a [wire::LabelPair]);
 
 impl<'a> Labels<'a> {
     fn of(metric: &'a wire::Metric) -> Self {
-        Self(metric.label.iter().map(|l| (l.name.as_str(), l.value.as_str())).collect())
+        Self(&metric.label)
     }
 
+    /// The value of a label; empty without the label, or if the value is no UTF-8.
     fn get(&self, name: &str) -> &'a str {
-        self.0.get(name).copied().unwrap_or_default()
+        let found = self.0.iter().find(|label| label.name == name);
+        found.map_or("", |label| std::str::from_utf8(&label.value).unwrap_or_default())
     }
 
     /// True when the labels contain the label that selects a row of the catalogue.

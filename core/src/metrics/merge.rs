@@ -233,9 +233,22 @@ impl LatencyHistogram {
                 _ => new.push((*bucket, *n)),
             }
         }
-        if !new.is_empty() {
-            self.buckets.append(&mut new);
-            self.buckets.sort_unstable_by_key(|(index, _)| *index);
+        self.insert_buckets(new);
+    }
+
+    /// Inserts ascending buckets that do not exist yet.
+    fn insert_buckets(&mut self, mut new: Vec<(i32, u64)>) {
+        let mut unmoved = self.buckets.len();
+        self.buckets.resize(unmoved + new.len(), (0, 0));
+        // From the last one to the first one: each existing bucket moves once.
+        while let Some(bucket) = new.pop() {
+            let before = self.buckets.get(..unmoved).unwrap_or_default();
+            let place = before.partition_point(|(index, _)| *index < bucket.0);
+            self.buckets.copy_within(place..unmoved, place + new.len() + 1);
+            if let Some(free) = self.buckets.get_mut(place + new.len()) {
+                *free = bucket;
+            }
+            unmoved = place;
         }
     }
 

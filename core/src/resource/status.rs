@@ -161,6 +161,9 @@ pub struct Progress {
     pub elapsed: Duration,
     /// `elapsed` as a percentage of the duration, 0 to 100.
     pub percent: u64,
+    /// Until when windows and stages are judged, while they wait for a runner that does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judged: Option<Duration>,
 }
 
 /// The threshold that stopped a test.

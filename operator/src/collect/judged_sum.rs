@@ -153,6 +153,7 @@ impl JudgedSum {
 /// Returns the timeline that an earlier process has written to the status.
 pub(crate) fn timeline_of(valid: &ValidTest, status: &LoadTestStatus) -> Timeline {
     let LoadTestStatus { stages, thresholds, progress, .. } = status;
-    let judged = progress.as_ref().map_or(0.0, |progress| progress.elapsed.as_secs_f64());
+    let judged = progress.as_ref().map(|progress| progress.judged.unwrap_or(progress.elapsed));
+    let judged = judged.map_or(0.0, loadtest_core::Duration::as_secs_f64);
     Timeline::from_status(valid, stages.clone(), thresholds, judged)
 }

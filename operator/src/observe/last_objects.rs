@@ -4,7 +4,7 @@ use k8s_openapi::{
     api::batch::v1::Job,
     jiff::{SignedDuration, Timestamp},
 };
-use kube::ResourceExt;
+use kube::{Resource, ResourceExt};
 use loadtest_core::resource::LoadTest;
 
 use super::runner::Runner;
@@ -42,6 +42,11 @@ impl LastObjects {
         let is_young = (SignedDuration::ZERO..MAX_AGE).contains(&now.duration_since(reading.at));
         is_known && is_young && changes == reading.changes
     }
+}
+
+/// Drops who has written which field, which takes more memory than all the rest of an object.
+pub(crate) fn forget_managed_fields(object: &mut impl Resource) {
+    object.meta_mut().managed_fields = None;
 }
 
 #[cfg(test)]

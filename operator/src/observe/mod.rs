@@ -30,7 +30,7 @@ pub(crate) mod skew;
 pub(crate) mod start;
 pub(crate) mod state;
 
-use last_objects::Reading;
+use last_objects::{Reading, forget_managed_fields};
 use refused_pods::read_refused_pods;
 use result::resume_from_result;
 use runner::Runner;
@@ -61,6 +61,7 @@ pub(crate) async fn read_objects(
     let job = jobs.get_opt(&name).await.map_err(|e| Error::api("get job", &name, e))?;
     // Ignore a Job that belongs to a predecessor of this LoadTest.
     observed.job = job.filter(|job| is_controlled_by(job, &run_uid));
+    observed.job.iter_mut().for_each(forget_managed_fields);
     if observed.job.is_some() {
         let of_job = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
         let list = pods.list(&of_job).await.map_err(|e| Error::api("list pods of", &name, e))?;

@@ -19,7 +19,7 @@ use loadtest_core::{
 };
 
 use super::{
-    last_objects::{LastObjects, Reading},
+    last_objects::{LastObjects, Reading, forget_managed_fields},
     runner::Runner,
     start::{START_ANNOTATION, StartRecord, latest_start},
 };
@@ -151,7 +151,8 @@ impl Observed {
     /// Notes that this reconciliation has changed nothing but, if `written` is given, the status of the test.
     pub(crate) fn mark_unchanged(&mut self, mut reading: Reading, written: Option<LoadTest>) {
         let Some(last) = &mut self.cache.last_objects else { return };
-        if let Some(written) = written {
+        if let Some(mut written) = written {
+            forget_managed_fields(&mut written);
             reading.versions.extend(written.resource_version());
             last.test = written;
         }

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use loadtest_core::{
     metrics::{Identity, LatencyMetric, Outcome, RunnerHistory, decode_steps},
-    resource::{LoadTestStatus, Verdict},
+    resource::{LoadTestStatus, Progress, Verdict},
 };
 use serde_json::json;
 
@@ -133,6 +133,28 @@ fn a_gap_of_two_minutes_leaves_no_hole() {
     collect_at(&mut collection, &mut runners, &targets, [2, 4, 6, 100]);
     assert_eq!((requests(&collection), verdict(&collection, &targets)), (2000, Verdict::Critical));
     assert_eq!(collection.timeline().unwrap().unobserved(), loadtest_core::Duration::ZERO);
+}
+
+#[test]
+fn windows_that_waited_for_a_runner_are_not_judged_later() {
+    let mut targets = targets();
+    let mut runners = [TestRunner::new(0), TestRunner::new(1)];
+    let mut earlier = Collection::default();
+    collect_at(&mut earlier, &mut runners, &targets, (2..=20).step_by(2));
+    for second in (22..=100).step_by(2) {
+        runners[0].run_until(second);
+        ask(&mut earlier, &[&runners[0]], &targets, noon());
+    }
+    let judged = earlier.timeline().unwrap().judged();
+    assert_eq!(judged, loadtest_core::Duration::from_secs(20));
+    // Another process takes over when the runners know the time before 40 s as one step. The windows of the slow
+    // responses fell into it.
+    let elapsed = loadtest_core::Duration::from_secs(100);
+    let progress = Progress { elapsed, judged: Some(judged), ..Progress::default() };
+    targets.status.progress = Some(progress);
+    let mut restarted = Collection::default();
+    collect_at(&mut restarted, &mut runners, &targets, (160..=180).step_by(2));
+    assert_eq!(verdict(&restarted, &targets), Verdict::Inconclusive);
 }
 
 #[test]
