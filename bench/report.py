@@ -5,6 +5,7 @@ import os
 import platform
 import time
 
+import operator_figures
 import targets
 from machine import GENERATOR_CORE, SERVER_CORE, read_cpu_name
 from tables import format_table
@@ -33,10 +34,10 @@ def build_record(context, case, figures):
 def write_results(folder, records, cases):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "raw.json").write_text(json.dumps({"cases": records}, indent=1) + "\n")
-    (folder / "RESULTS.md").write_text("\n".join(build_markdown(records, cases)))
+    (folder / "RESULTS.md").write_text("\n".join(build_markdown(folder, records, cases)))
 
 
-def build_markdown(records, cases):
+def build_markdown(folder, records, cases):
     shown = [case for case in cases if case.name in records]
     lines = [
         "# Benchmark results",
@@ -55,7 +56,7 @@ def build_markdown(records, cases):
         # The first line of a case is its heading.
         heading, *rest = case.build_lines(record["figures"])
         lines += [heading, "", origin, *rest]
-    return lines + list_tools_and_machine(records, shown)
+    return lines + operator_figures.build_lines(folder) + list_tools_and_machine(records, shown)
 
 
 def list_tools_and_machine(records, shown):

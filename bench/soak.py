@@ -5,7 +5,8 @@ Run it on the node, as root, for example on the testbed with the operator instal
 
     testbed/testbed exec -- python3 bench/soak.py --hours 2 --out target/soak
 
-Writes OUT/samples.csv, OUT/soak.svg and OUT/soak.md. Exits with 1 if the memory of a process was not flat: if the
+Writes OUT/samples.csv, OUT/soak.svg and OUT/soak.json. With --record, the figures and the plot also go to bench and
+docs/images; `bench/bench.py --cases none` writes them to bench/RESULTS.md after that. Exits with 1 if the memory of a process was not flat: if the
 mean of the last sixth of the time differs from the mean of the second sixth by more than 5 %.
 """
 
@@ -14,10 +15,14 @@ import csv
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+
+from operator_figures import IMAGES, build_soak_table, describe_origin
+from plot import draw_lines
 
 NAMESPACE = "soak"
 OPERATOR_NAMESPACE = "loadtest-system"
@@ -134,53 +139,35 @@ def record(seconds, out):
 
 
 def judge(samples, seconds):
-    """Returns a row for each process: name, means in MiB at the start and at the end, change, CPU share."""
+    """Returns a row for each process: the means of its memory at the start and at the end, their change, CPU time."""
     rows = []
     for name in sorted({sample[1] for sample in samples}):
         own = [sample for sample in samples if sample[1] == name]
         early = [memory for at, _, memory, _ in own if seconds / 6 <= at < seconds / 3]
         late = [memory for at, _, memory, _ in own if at >= seconds * 5 / 6]
-        if not early or not late:
-            rows.append((name, None, None, None, None))
-            continue
-        before, after = statistics.mean(early), statistics.mean(late)
-        cpu = (own[-1][3] - own[0][3]) / max(own[-1][0] - own[0][0], 1)
-        rows.append((name, before, after, after / before - 1, cpu))
+        row = {"process": name.split()[0], "early_mib": None, "late_mib": None, "change": None, "cores": None}
+        if early and late:
+            row["early_mib"], row["late_mib"] = statistics.mean(early), statistics.mean(late)
+            row["change"] = row["late_mib"] / row["early_mib"] - 1
+            row["cores"] = (own[-1][3] - own[0][3]) / max(own[-1][0] - own[0][0], 1)
+        rows.append(row)
     return rows
 
 
-def draw(samples, seconds):
-    """A plot as SVG: memory over time, a line for each process."""
-    width, height, left, bottom = 720, 280, 48, 32
-    top = max(memory for _, _, memory, _ in samples) * 1.15
-    x = lambda at: left + at / seconds * (width - left - 150)
-    y = lambda memory: height - bottom - memory / top * (height - bottom - 16)
-    colours = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b"]
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="11" role="img">',
-        "<title>Memory of operator and runner over time</title>",
-        f'<rect width="{width}" height="{height}" fill="#fff"/>',
-    ]
-    for step in range(5):
-        value = top * step / 4
-        parts.append(f'<path d="M{left} {y(value):.1f}H{x(seconds):.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.0f}</text>')
-        minutes = seconds / 60 * step / 4
-        parts.append(f'<text x="{x(minutes * 60):.1f}" y="{height - 10}" text-anchor="middle">{minutes:.0f} min</text>')
-    parts.append(f'<text x="{left - 6}" y="10" text-anchor="end">MiB</text>')
-    for index, name in enumerate(sorted({sample[1] for sample in samples})):
-        own = [sample for sample in samples if sample[1] == name]
-        points = " ".join(f"{x(at):.1f},{y(memory):.1f}" for at, _, memory, _ in own)
-        colour = colours[index % len(colours)]
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
-        parts.append(f'<text x="{x(own[-1][0]) + 6:.1f}" y="{y(own[-1][2]) + 4:.1f}" fill="{colour}">{name.split()[0]} {own[-1][2]:.1f} MiB</text>')
-    return "\n".join([*parts, "</svg>", ""])
+def draw(samples):
+    """A plot of memory over time, with a line for each process."""
+    lines = {}
+    for name in sorted({sample[1] for sample in samples}):
+        own = [(at / 60, memory) for at, process, memory, _ in samples if process == name]
+        lines[f"{name.split()[0]} {own[-1][1]:.1f} MiB"] = own
+    return draw_lines("Memory of operator and runner over time", lines, "minutes", "MiB")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, default=2.0)
     parser.add_argument("--users", type=int, default=100)
+    parser.add_argument("--record", action="store_true", help="write the figures to the repository")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "target" / "soak")
     options = parser.parse_args()
     seconds = options.hours * 3600
@@ -192,25 +179,23 @@ def main():
     samples, shorts = record(seconds, options.out)
     status = json.loads(kubectl("get", "loadtest", "long", "-o", "json"))["status"]
     kubectl("patch", "loadtest", "long", "--type=merge", "--patch", '{"spec":{"cancel":true}}')
-    (options.out / "soak.svg").write_text(draw(samples, seconds))
-    lines = [
-        f"{options.hours:g} h, {status['summary']['requests']:,} requests of {options.users} users, {shorts} short tests beside them.",
-        "",
-        "| process | MiB at first | MiB at last | change | share of a core |",
-        "|---|---|---|---|---|",
-    ]
-    failed = False
-    for name, before, after, change, cpu in judge(samples, seconds):
-        if change is None:
-            lines.append(f"| {name} | not there all the time | | | |")
-            failed = True
-            continue
-        failed |= abs(change) > LIMIT
-        lines.append(f"| {name} | {before:.1f} | {after:.1f} | {change:+.1%} | {cpu:.1%} |")
-    text = "\n".join(lines) + "\n"
-    (options.out / "soak.md").write_text(text)
-    print(text)
-    sys.exit(1 if failed else 0)
+    rows = judge(samples, seconds)
+    record = {
+        **describe_origin(f"bench/soak.py --hours {options.hours:g} --users {options.users}"),
+        "hours": options.hours,
+        "users": options.users,
+        "requests": status["summary"]["requests"],
+        "short_tests": shorts,
+        "rows": rows,
+    }
+    (options.out / "soak.svg").write_text(draw(samples))
+    (options.out / "soak.json").write_text(json.dumps(record, indent=1) + "\n")
+    if options.record:
+        shutil.copy(options.out / "soak.json", ROOT / "bench")
+        shutil.copy(options.out / "soak.svg", IMAGES)
+    print(f"{record['requests']:,} requests, {shorts} short tests", *build_soak_table(rows), sep="\n")
+    flat = all(row["change"] is not None and abs(row["change"]) <= LIMIT for row in rows)
+    sys.exit(0 if flat else 1)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def read_first_line(command):
 
 def read_commit():
     # The files that the benchmark writes don't count as changes.
-    results = (":!bench/RESULTS.md", ":!bench/raw.json")
+    results = (":!bench/RESULTS.md", ":!bench/*.json", ":!docs/images")
     changed = run_command(["git", "status", "--porcelain", "--", ".", *results], cwd=ROOT).strip()
     return run_command(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT).strip() + (" with changes" if changed else "")
 

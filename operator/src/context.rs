@@ -142,18 +142,16 @@ impl Context {
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(2))
             .timeout(Duration::from_secs(5))
+            // Orders are few, and an open connection holds buffers.
+            .pool_max_idle_per_host(0)
             .redirect(reqwest::redirect::Policy::none())
             // The operator connects to pods directly, even if the environment names a proxy.
             .no_proxy()
             .build()?;
         let metrics = OperatorMetrics::new(leadership.clone());
         let authority = Arc::new(Authority::new(leadership));
-        let collectors = Collectors::new(
-            client.clone(),
-            http.clone(),
-            Arc::clone(&authority),
-            metrics.scrape_failures(),
-        );
+        let collectors =
+            Collectors::new(client.clone(), Arc::clone(&authority), metrics.scrape_failures());
         Ok(Self {
             recorder: Recorder::new(client.clone(), reporter),
             client,

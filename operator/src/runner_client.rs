@@ -3,14 +3,14 @@
 use k8s_openapi::jiff::Timestamp;
 use loadtest_core::{
     Duration,
-    control::{ErrorExample, ReleaseOrder, StartOrder, StopOrder, path},
+    control::{self, ErrorExample, ReleaseOrder, StartOrder, StopOrder, path},
 };
 
 use crate::{
     clock::now,
     collect::{
         Collection,
-        scrape::{MAX_REQUESTS, read_body, run_concurrently, runner_url},
+        scrape::{MAX_REQUESTS, check_size, run_concurrently},
     },
     context::Context,
     error::format_error_chain,
@@ -19,6 +19,13 @@ use crate::{
 
 /// Time limit for asking a runner whether it is ready.
 const READINESS_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Returns the URL of a path of a runner.
+fn runner_url(ip: &str, path: &str) -> String {
+    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
+    format!("http://{host}:{}{path}", control::PORT)
+}
+
 /// Asks runners that run and are not ready yet, and marks those that say they are.
 pub(crate) async fn ask_readiness(context: &Context, runners: &mut [Runner]) {
     let questions =
@@ -42,7 +49,7 @@ pub(crate) async fn collect_error_examples(
     let requests: Vec<_> = ips
         .map(|ip| async move {
             let response = context.http.get(runner_url(ip, path::ERRORS)).send().await.ok()?;
-            let body = read_body(response).await.ok()?;
+            let body = read_body(response).await?;
             serde_json::from_slice::<Vec<ErrorExample>>(&body).ok()
         })
         .collect();
@@ -50,6 +57,16 @@ pub(crate) async fn collect_error_examples(
     for ErrorExample { task, kind, message } in lists.into_iter().flatten().flatten() {
         cache.error_examples.entry((task, kind)).or_insert(message);
     }
+}
+
+/// Reads the body of a response; `None` if it breaks off or is too large.
+async fn read_body(mut response: reqwest::Response) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.ok()? {
+        check_size(bytes.len() + chunk.len()).ok()?;
+        bytes.extend_from_slice(&chunk);
+    }
+    Some(bytes)
 }
 
 /// An order to runners.
@@ -113,4 +130,15 @@ pub(crate) async fn send_order(
         })
         .collect();
     run_concurrently(MAX_REQUESTS, requests).await.into_iter().flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv4_and_ipv6_addresses_make_valid_urls() {
+        assert_eq!(runner_url("10.0.0.1", "/metrics"), "http://10.0.0.1:9464/metrics");
+        assert_eq!(runner_url("fd00::1", "/metrics"), "http://[fd00::1]:9464/metrics");
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -18,6 +19,7 @@ use tokio::{
 use super::{
     budget::{NamespaceBudget, ReadBudget},
     collection::{Answer, Collection},
+    connection::Connections,
     scrape::{
         Body, CollectError, HistoryRequest, LeaseProof, MAX_REQUESTS, decode_answer, fetch_history,
         read_last_metrics,
@@ -46,7 +48,6 @@ pub(crate) struct Collectors {
 #[derive(Clone)]
 struct Clients {
     kubernetes: kube::Client,
-    http: reqwest::Client,
     authority: Arc<Authority>,
     budget: Arc<ReadBudget>,
     scrape_failures: Counter,
@@ -70,13 +71,12 @@ impl Collectors {
     /// Creates no collectors yet.
     pub(crate) fn new(
         kubernetes: kube::Client,
-        http: reqwest::Client,
         authority: Arc<Authority>,
         scrape_failures: Counter,
     ) -> Self {
         let budget = Arc::default();
         Self {
-            clients: Clients { kubernetes, http, authority, budget, scrape_failures },
+            clients: Clients { kubernetes, authority, budget, scrape_failures },
             running: Mutex::default(),
         }
     }
@@ -126,6 +126,7 @@ impl Collector {
             clients,
             budget,
             collection: Arc::new(Mutex::new(Collection::clone(earlier))),
+            connections: Arc::default(),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
             asked: Asked::default(),
             reads: Asked::default(),
@@ -141,6 +142,7 @@ struct Rounds {
     clients: Clients,
     budget: NamespaceBudget,
     collection: Arc<Mutex<Collection>>,
+    connections: Arc<Connections>,
     /// Limits the concurrent requests.
     requests: Arc<Semaphore>,
     /// The runners that have not answered yet.
@@ -244,9 +246,12 @@ impl Rounds {
                 if has_room && !self.reads.contains(index) && !collection.is_log_read(&runner.uid) {
                     self.reads.spawn(index, read_log(api.clone(), state, run, runner));
                 }
-            } else if runner.ip.is_some() && !self.asked.contains(index) {
+            } else if let Some(ip) = runner.ip.as_deref().and_then(|ip| ip.parse().ok())
+                && !self.asked.contains(index)
+            {
                 let question = Question {
-                    http: self.clients.http.clone(),
+                    ip,
+                    connections: Arc::clone(&self.connections),
                     authority: Arc::clone(&self.clients.authority),
                     told: Arc::clone(&self.told),
                     budget: self.budget.clone(),
@@ -279,7 +284,9 @@ impl Rounds {
 
 /// What a question to one runner needs.
 struct Question {
-    http: reqwest::Client,
+    /// Address of the runner's pod.
+    ip: IpAddr,
+    connections: Arc<Connections>,
     authority: Arc<Authority>,
     told: Arc<Mutex<Told>>,
     budget: NamespaceBudget,
@@ -296,7 +303,7 @@ impl Question {
         targets: Arc<Targets>,
         runner: Runner,
     ) -> Result<(), CollectError> {
-        let Self { http, authority, told, budget, requests, after } = self;
+        let Self { ip, connections, authority, told, budget, requests, after } = self;
         // Nobody closes this semaphore.
         let _permit = requests.acquire_owned().await.ok();
         let sent_at = Instant::now();
@@ -305,8 +312,9 @@ impl Question {
         let is_known = lock_told(&told).contains(&known);
         let lease = (!is_known)
             .then(|| LeaseProof { number: known.1, token: authority.run_token(&targets.run_uid) });
-        let request = HistoryRequest { run_uid: &targets.run_uid, runner: &runner, after, lease };
-        let body = fetch_history(&http, &budget, request).await?;
+        let request =
+            HistoryRequest { run_uid: &targets.run_uid, runner: &runner, ip, after, lease };
+        let body = fetch_history(&connections, &budget, request).await?;
         lock_told(&told).insert(known);
         let received_at = Instant::now();
         let added = spawn_blocking(move || {

@@ -24,11 +24,37 @@ impl JudgeScope {
     pub(super) const EVERYTHING: Self = Self { coverage: Coverage::Partial, until: f64::INFINITY };
 }
 
+/// A sum of metrics. Clones are packed until somebody changes them: they take a fifth of the memory.
+#[derive(Debug, Default)]
+struct Sum {
+    /// The sum, if it is not packed.
+    open: Option<Metrics>,
+    /// The sum otherwise.
+    packed: PackedMetrics,
+}
+
+impl Clone for Sum {
+    fn clone(&self) -> Self {
+        let packed = self.open.as_ref().map_or_else(|| self.packed.clone(), PackedMetrics::of);
+        Self { open: None, packed }
+    }
+}
+
+impl Sum {
+    fn open(&mut self) -> &mut Metrics {
+        self.open.get_or_insert_with(|| self.packed.unpack())
+    }
+
+    fn metrics(&self) -> Metrics {
+        self.open.clone().unwrap_or_else(|| self.packed.unpack())
+    }
+}
+
 /// The sum of what the runners have told, and what follows from it over time.
 #[derive(Clone, Debug, Default)]
 pub(super) struct JudgedSum {
     /// Sum over all runners, as far as it is judged. Without the numbers of whole runners.
-    sum: Metrics,
+    sum: Sum,
     /// The numbers of whole runners, as far as they are judged.
     numbers: RunnerNumbers,
     /// The changes that are not judged yet.
@@ -67,7 +93,7 @@ impl JudgedSum {
 
     /// Returns the sum of everything.
     pub(super) fn total(&self) -> Metrics {
-        let (mut total, mut numbers) = (self.sum.clone(), self.numbers);
+        let (mut total, mut numbers) = (self.sum.metrics(), self.numbers);
         self.pending.add_all_to(&mut total, &mut numbers);
         numbers.write_to(&mut total);
         total
@@ -85,14 +111,15 @@ impl JudgedSum {
 
     /// Adds everything that a runner has told. It is not judged.
     pub(super) fn add_unjudged(&mut self, metrics: &Metrics) {
-        self.sum.merge_samples(metrics);
+        self.sum.open().merge_samples(metrics);
         self.numbers.add(RunnerNumbers::of(metrics));
     }
 
     /// Takes everything that a runner has told out of the sum. It must be judged.
     pub(super) fn remove(&mut self, told: &Metrics, numbers: RunnerNumbers) {
         self.numbers.add(RunnerNumbers::default().change_since(numbers));
-        self.sum = self.sum.since(told);
+        let sum = self.sum.open();
+        *sum = sum.since(told);
     }
 
     /// Adds the slots up to the scope to the sum, in the order of time, and takes a snapshot for timeline
@@ -106,8 +133,9 @@ impl JudgedSum {
         scope: JudgeScope,
         mut series: Option<&mut SeriesRecorder<PackedSeries>>,
     ) -> Option<Aborted> {
+        let sum = self.sum.open();
         for task in &run.valid.scenario.tasks {
-            self.sum.tasks.entry(task.name.clone()).or_default();
+            sum.tasks.entry(task.name.clone()).or_default();
         }
         if !self.pending.starts_until(scope.until) {
             return None;
@@ -123,20 +151,20 @@ impl JudgedSum {
         });
         let mut first_abort = None;
         while self.pending.starts_until(scope.until)
-            && let Some(elapsed) = self.pending.pop_first_to(&mut self.sum, &mut self.numbers)
+            && let Some(elapsed) = self.pending.pop_first_to(sum, &mut self.numbers)
         {
             if elapsed < from {
                 continue;
             }
-            self.numbers.write_to(&mut self.sum);
+            self.numbers.write_to(sum);
             // During a replay, runners that are gone are ahead.
             if !self.pending.is_empty() {
-                self.sum.elapsed_seconds = elapsed;
+                sum.elapsed_seconds = elapsed;
             }
             if let Some(series) = &mut series {
-                series.record(&self.sum);
+                series.record(sum);
             }
-            let aborted = timeline.record_snapshot_of(&run.valid, &self.sum, scope.coverage);
+            let aborted = timeline.record_snapshot_of(&run.valid, sum, scope.coverage);
             first_abort = first_abort.or(aborted);
         }
         first_abort

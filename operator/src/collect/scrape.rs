@@ -1,16 +1,24 @@
 //! Reads the metrics of one runner: over HTTP while it lives, and from the log of its pod afterwards.
 
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
+
 use futures_util::{StreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::LogParams};
 use loadtest_core::{
-    control::{self, HISTORY_HEADER, HistoryReply, path},
+    control::{self, HistoryReply, path},
     metrics::{ExpositionError, HistoryStep, Identity, RunnerMetrics, decode, decode_steps},
 };
+
+use tokio::time::timeout;
 
 use super::{
     budget::{NamespaceBudget, Reservation},
     collection::RefusedAnswer,
+    connection::{Connections, Request},
 };
 use crate::observe::runner::Runner;
 
@@ -20,12 +28,18 @@ pub(crate) const MAX_REQUESTS: usize = 64;
 const LOG_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Maximum number of bytes read from the log of a pod.
 const MAX_LOG_BYTES: i64 = 24 << 20;
+/// Time limit for an answer of a runner.
+const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Reason why the metrics of one runner can't be read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CollectError {
     #[error("failed to get a response from the runner")]
-    Request(#[source] reqwest::Error),
+    Connection(#[from] io::Error),
+    #[error("runner did not respond within {} s", ANSWER_TIMEOUT.as_secs())]
+    Timeout,
+    #[error("runner responded with status {0}")]
+    Status(u16),
     #[error("failed to decode the runner's metrics")]
     Exposition(#[from] ExpositionError),
     #[error(
@@ -50,12 +64,6 @@ pub(crate) enum CollectError {
     NoLastMetrics,
 }
 
-/// Returns the URL of a path of a runner.
-pub(crate) fn runner_url(ip: &str, path: &str) -> String {
-    let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-    format!("http://{host}:{}{path}", control::PORT)
-}
-
 /// An encoded answer, and the memory that it takes.
 #[derive(Debug)]
 pub(crate) struct Body {
@@ -77,6 +85,8 @@ pub(crate) struct LeaseProof {
 pub(crate) struct HistoryRequest<'a> {
     pub(crate) run_uid: &'a str,
     pub(crate) runner: &'a Runner,
+    /// Address of the runner's pod.
+    pub(crate) ip: IpAddr,
     /// Number of the last step that was read.
     pub(crate) after: u64,
     /// The Lease of this process, for a runner that does not know it yet.
@@ -85,41 +95,51 @@ pub(crate) struct HistoryRequest<'a> {
 
 /// Reads what a runner has measured since a step of its history. The answer is still encoded.
 pub(crate) async fn fetch_history(
-    client: &reqwest::Client,
+    connections: &Connections,
     budget: &NamespaceBudget,
     request: HistoryRequest<'_>,
 ) -> Result<Body, CollectError> {
-    let HistoryRequest { run_uid, runner, after, lease } = request;
-    let ip = runner.ip.as_deref().unwrap_or_default();
-    let history = format!("{}?after={after}", path::HISTORY);
-    let request = match lease {
-        Some(LeaseProof { number, token }) => client
-            .get(runner_url(ip, &format!("{history}&leaseNumber={number}")))
-            .bearer_auth(token),
-        None => client.get(runner_url(ip, &history)),
-    };
-    let response = request.send().await.map_err(CollectError::Request)?;
-    if response.status() == http::StatusCode::NOT_FOUND {
-        // A runner of an earlier release has no history.
-        let found = format!("lower than {}", control::VERSION);
-        return Err(ExpositionError::Contract { found }.into());
+    let fetched = timeout(ANSWER_TIMEOUT, fetch_without_limit(connections, budget, request));
+    fetched.await.unwrap_or(Err(CollectError::Timeout))
+}
+
+async fn fetch_without_limit(
+    connections: &Connections,
+    budget: &NamespaceBudget,
+    request: HistoryRequest<'_>,
+) -> Result<Body, CollectError> {
+    let HistoryRequest { run_uid, runner, ip, after, lease } = request;
+    let mut path = format!("{}?after={after}", path::HISTORY);
+    if let Some(LeaseProof { number, .. }) = lease {
+        path = format!("{path}&leaseNumber={number}");
     }
-    let response = response.error_for_status().map_err(CollectError::Request)?;
-    let about = response.headers().get(HISTORY_HEADER).and_then(|value| value.to_str().ok());
-    let about = about.and_then(HistoryReply::parse).ok_or(CollectError::NoRunner)?;
+    let address = SocketAddr::new(ip, control::PORT);
+    let token = lease.as_ref().map(|lease| lease.token.as_str());
+    let request = Request { address, pod_uid: &runner.uid, path: &path, token };
+    let response = connections.send(request).await?;
+    match response.status {
+        200 => {}
+        404 => {
+            // A runner of an earlier release has no history.
+            let found = format!("lower than {}", control::VERSION);
+            return Err(ExpositionError::Contract { found }.into());
+        }
+        status => return Err(CollectError::Status(status)),
+    }
+    let about = response.about.as_deref().and_then(HistoryReply::parse);
+    let about = about.ok_or(CollectError::NoRunner)?;
     check_identity(&about.identity, run_uid, runner)?;
-    let size = response.content_length().ok_or(CollectError::NoRunner)?;
-    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    let size = response.length.ok_or(CollectError::NoRunner)?;
     check_size(size)?;
     // The answers before this one take milliseconds each.
     let reservation = budget.reserve(size).await;
-    let bytes = read_body(response).await?;
+    let bytes = connections.read_body(&runner.uid, response).await?;
     Ok(Body { bytes, elapsed: about.elapsed_seconds, _reservation: reservation })
 }
 
 /// Refuses a response that is too large. Users choose the runner image, so the operator does not trust
 /// the response.
-const fn check_size(bytes: usize) -> Result<(), CollectError> {
+pub(crate) const fn check_size(bytes: usize) -> Result<(), CollectError> {
     if bytes > control::MAX_RESPONSE_BYTES { Err(CollectError::TooLarge) } else { Ok(()) }
 }
 
@@ -158,23 +178,13 @@ fn check_identity(identity: &Identity, run_uid: &str, runner: &Runner) -> Result
     })
 }
 
-/// Reads the body of a response.
-pub(crate) async fn read_body(mut response: reqwest::Response) -> Result<Vec<u8>, CollectError> {
-    let mut bytes = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(CollectError::Request)? {
-        check_size(bytes.len() + chunk.len())?;
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(bytes)
-}
-
 /// Reads the last metrics from a pod's log. A runner that exits without a release order logs them.
 pub(crate) async fn read_last_metrics(
     pods: &Api<Pod>,
     run_uid: &str,
     runner: &Runner,
 ) -> Result<RunnerMetrics, CollectError> {
-    let read = tokio::time::timeout(LOG_TIMEOUT, read_log(pods, run_uid, runner));
+    let read = timeout(LOG_TIMEOUT, read_log(pods, run_uid, runner));
     read.await.unwrap_or(Err(CollectError::LogTimeout))
 }
 
@@ -227,11 +237,5 @@ mod tests {
             lines.map(|part| serde_json::json!({"fields": part}).to_string()).collect();
         assert_eq!(parse_last_metrics(&log.join("\n")).unwrap(), snapshot);
         assert!(parse_last_metrics(&log[1..].join("\n")).is_err());
-    }
-
-    #[test]
-    fn ipv4_and_ipv6_addresses_make_valid_urls() {
-        assert_eq!(runner_url("10.0.0.1", "/metrics"), "http://10.0.0.1:9464/metrics");
-        assert_eq!(runner_url("fd00::1", "/metrics"), "http://[fd00::1]:9464/metrics");
     }
 }

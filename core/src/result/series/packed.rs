@@ -79,7 +79,7 @@ pub struct PackedSeries {
     chunks: Vec<Arc<PackedPoints>>,
     /// The points after them, one by one.
     singles: Vec<Arc<PackedPoints>>,
-    last: Option<Point>,
+    last: Option<Arc<Point>>,
 }
 
 impl PackedSeries {
@@ -158,29 +158,30 @@ impl PointList for PackedSeries {
     }
 
     fn last(&self) -> Option<&Point> {
-        self.last.as_ref()
+        self.last.as_deref()
     }
 
     fn last_mut(&mut self) -> Option<&mut Point> {
-        self.last.as_mut()
+        self.last.as_mut().map(Arc::make_mut)
     }
 
     fn push(&mut self, mut point: Point) {
-        if let Some(mut earlier) = self.last.take() {
+        if let Some(earlier) = self.last.take() {
             if let Ok(packed) = PackedPoints::of(&earlier) {
                 self.push_single(packed);
             } else {
                 // The two points become one. This happens to no point that a recorder has made.
-                drop(earlier.merge(&point));
-                point = earlier;
+                let mut merged = Arc::unwrap_or_clone(earlier);
+                drop(merged.merge(&point));
+                point = merged;
             }
         }
-        self.last = Some(point);
+        self.last = Some(Arc::new(point));
     }
 
     fn limit_size(&mut self) {
         let size = |series: &Self| {
-            let last = series.last.as_ref().map_or(0, Point::histogram_size);
+            let last = series.last.as_ref().map_or(0, |point| point.histogram_size());
             last + series.packed().map(|packed| packed.counts).sum::<usize>()
         };
         while is_full(self.len(), size(self)) && self.halve() {}
