@@ -3,7 +3,7 @@
 
     bench/operator_figures.py [--record] < LINES
 
-Reads what e2e/src/bin/scale prints and prints it as a table. With --record, the figures also go to bench/scale.json
+Reads what e2e/src/bin/scale prints and prints it as a table. With --record, it writes the figures to bench/scale.json
 and to a plot in docs/images. After that, `bench/bench.py --cases none` writes them to bench/RESULTS.md.
 """
 
@@ -105,17 +105,19 @@ def draw_curve(rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--record", action="store_true", help="write the figures to the repository")
+    parser.add_argument("--record", action="store_true", help="write the figures to the repository instead")
     options = parser.parse_args()
+    if options.record:
+        rows = [json.loads(line) for line in sys.stdin]
+        plot, record = draw_curve(rows), {**describe_origin("bench/scale/run"), "rows": rows}
+        (ROOT / "bench" / "scale.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        (IMAGES / "scale.svg").write_text(plot)
+        return
     rows = []
     for line in sys.stdin:
         rows.append(json.loads(line))
         table = build_scale_table(rows)
         print("\n".join(table[:-1] if len(rows) == 1 else table[-2:-1]), flush=True)
-    if options.record and rows:
-        record = {**describe_origin("bench/scale/run"), "rows": rows}
-        (ROOT / "bench" / "scale.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        (IMAGES / "scale.svg").write_text(draw_curve(rows))
 
 
 if __name__ == "__main__":

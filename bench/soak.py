@@ -6,8 +6,9 @@ Run it on the node, as root, for example on the testbed with the operator instal
     testbed/testbed exec -- python3 bench/soak.py --hours 2 --out target/soak
 
 Writes OUT/samples.csv, OUT/soak.svg and OUT/soak.json. With --record, the figures and the plot also go to bench and
-docs/images; `bench/bench.py --cases none` writes them to bench/RESULTS.md after that. Exits with 1 if the memory of a process was not flat: if the
-mean of the last sixth of the time differs from the mean of the second sixth by more than 5 %.
+docs/images; `bench/bench.py --cases none` writes them to bench/RESULTS.md after that. Exits with 1 if the memory of a
+process was not flat: if the mean of the last sixth of the time differs from the mean of the second sixth by more than
+5 %.
 """
 
 import argparse
@@ -116,7 +117,7 @@ def wait_for_runners():
     sys.exit("the long test does not run")
 
 
-def record(seconds, out):
+def record_samples(seconds, out):
     pods = wait_for_runners() | find_pods(OPERATOR_NAMESPACE, "app.kubernetes.io/name=loadtest-operator")
     samples, began, churned, number = [], time.monotonic(), float("-inf"), 0
     with open(out / "samples.csv", "w", newline="") as file:
@@ -145,7 +146,7 @@ def judge(samples, seconds):
         own = [sample for sample in samples if sample[1] == name]
         early = [memory for at, _, memory, _ in own if seconds / 6 <= at < seconds / 3]
         late = [memory for at, _, memory, _ in own if at >= seconds * 5 / 6]
-        row = {"process": name.split()[0], "early_mib": None, "late_mib": None, "change": None, "cores": None}
+        row = {"process": name, "early_mib": None, "late_mib": None, "change": None, "cores": None}
         if early and late:
             row["early_mib"], row["late_mib"] = statistics.mean(early), statistics.mean(late)
             row["change"] = row["late_mib"] / row["early_mib"] - 1
@@ -159,7 +160,7 @@ def draw(samples):
     lines = {}
     for name in sorted({sample[1] for sample in samples}):
         own = [(at / 60, memory) for at, process, memory, _ in samples if process == name]
-        lines[f"{name.split()[0]} {own[-1][1]:.1f} MiB"] = own
+        lines[f"{name} {own[-1][1]:.1f} MiB"] = own
     return draw_lines("Memory of operator and runner over time", lines, "minutes", "MiB")
 
 
@@ -171,17 +172,18 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "target" / "soak")
     options = parser.parse_args()
     seconds = options.hours * 3600
+    origin = describe_origin(f"bench/soak.py --hours {options.hours:g} --users {options.users}")
     options.out.mkdir(parents=True, exist_ok=True)
     subprocess.run(["kubectl", "create", "namespace", NAMESPACE], check=True)
     kubectl("apply", "-f", str(ROOT / "examples" / "cell0-simulator.yaml"))
     kubectl("wait", "--for=condition=Available", "deployment", "--all", "--timeout=120s")
     create_test("long", options.users, f"{round(seconds + 300)}s")
-    samples, shorts = record(seconds, options.out)
+    samples, shorts = record_samples(seconds, options.out)
     status = json.loads(kubectl("get", "loadtest", "long", "-o", "json"))["status"]
     kubectl("patch", "loadtest", "long", "--type=merge", "--patch", '{"spec":{"cancel":true}}')
     rows = judge(samples, seconds)
-    record = {
-        **describe_origin(f"bench/soak.py --hours {options.hours:g} --users {options.users}"),
+    figures = {
+        **origin,
         "hours": options.hours,
         "users": options.users,
         "requests": status["summary"]["requests"],
@@ -189,11 +191,11 @@ def main():
         "rows": rows,
     }
     (options.out / "soak.svg").write_text(draw(samples))
-    (options.out / "soak.json").write_text(json.dumps(record, indent=1) + "\n")
+    (options.out / "soak.json").write_text(json.dumps(figures, indent=1) + "\n")
     if options.record:
         shutil.copy(options.out / "soak.json", ROOT / "bench")
         shutil.copy(options.out / "soak.svg", IMAGES)
-    print(f"{record['requests']:,} requests, {shorts} short tests", *build_soak_table(rows), sep="\n")
+    print(f"{figures['requests']:,} requests, {shorts} short tests", *build_soak_table(rows), sep="\n")
     flat = all(row["change"] is not None and abs(row["change"]) <= LIMIT for row in rows)
     sys.exit(0 if flat else 1)
 

@@ -18,7 +18,7 @@ use k8s_openapi::{
 };
 use loadtest_core::{
     Duration,
-    judge::{Report, Timeline, progress_of, report, summarize},
+    judge::{Report, progress_of, report, summarize},
     metrics::Metrics,
     plan::ValidTest,
     resource::{Aborted, LoadTestStatus, Named, Phase, Progress, Sizing, Summary, Verdict},
@@ -350,17 +350,17 @@ fn set_stop_forced(
 
 /// A tenth of a second in nanoseconds.
 const TENTH: u64 = 100_000_000;
-/// Time after which a status says until when windows are judged. Answers of runners always take a moment.
+/// Lag of the judgement above which a status says until when windows are judged. Answers of runners always take a moment.
 const JUDGE_DELAY: Duration = Duration::from_secs(6);
 
 /// Returns the progress of a run. `users` is the number of users to show.
 fn run_progress(observed: &Observed, valid: &ValidTest, merged: &Metrics, users: u64) -> Progress {
     let progress = progress_of(valid, merged, observed.running_runners(), users);
-    let judged = observed.cache.collection.timeline().map(Timeline::judged);
-    let judged = judged.filter(|judged| judged.plus(JUDGE_DELAY) < progress.elapsed);
+    let judged = observed.timeline(valid).judged();
+    let is_late = judged.plus(JUDGE_DELAY) < progress.elapsed;
     // Tenths of a second, as in `elapsed`.
-    let tenths = |time: Duration| Duration::from_nanos(time.as_nanos() / TENTH * TENTH);
-    Progress { judged: judged.map(tenths), ..progress }
+    let tenths = Duration::from_nanos(judged.as_nanos() / TENTH * TENTH);
+    Progress { judged: is_late.then_some(tenths), ..progress }
 }
 
 fn set_progress(

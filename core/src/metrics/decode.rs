@@ -6,7 +6,7 @@ mod wire;
 use bytes::Bytes;
 use prost::{
     Message,
-    encoding::{DecodeContext, decode_key, decode_varint, skip_field},
+    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
 };
 
 use super::{
@@ -98,20 +98,57 @@ pub fn decode_steps(mut bytes: &[u8]) -> Result<Vec<HistoryStep>, ExpositionErro
     Ok(steps)
 }
 
+/// A metric family whose metrics are still encoded.
+struct Family<'a> {
+    name: &'a str,
+    metrics: Vec<&'a [u8]>,
+}
+
 /// Splits the next metric family off.
-fn next_family(bytes: &mut &[u8]) -> Result<Option<wire::MetricFamily>, ExpositionError> {
+fn next_family<'a>(bytes: &mut &'a [u8]) -> Result<Option<Family<'a>>, ExpositionError> {
     if bytes.is_empty() {
         return Ok(None);
     }
+    let family = split_message(bytes)?;
+    read_family(family).map(Some)
+}
+
+/// Splits off a message with its length before it.
+fn split_message<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], ExpositionError> {
     let length = decode_varint(bytes).map_err(ExpositionError::Wire)?;
     let length = usize::try_from(length).unwrap_or(usize::MAX);
-    // The decoder refuses a family that is shorter than its length.
-    let (family, rest) = bytes.split_at(length.min(bytes.len()));
+    // Who reads a message that was cut off finds the fault.
+    let (message, rest) = bytes.split_at(length.min(bytes.len()));
     *bytes = rest;
-    check_family_size(family)?;
-    // The texts of the family share this copy.
-    let family = Bytes::copy_from_slice(family);
-    wire::MetricFamily::decode(family).map(Some).map_err(ExpositionError::Wire)
+    Ok(message)
+}
+
+/// Reads the name of a family, and checks that the family is no larger than that of a runner can be.
+fn read_family(mut bytes: &[u8]) -> Result<Family<'_>, ExpositionError> {
+    /// The protobuf fields of a family that are read.
+    const NAME: u32 = 1;
+    const METRIC: u32 = 4;
+
+    let mut family = Family { name: "", metrics: Vec::new() };
+    while !bytes.is_empty() {
+        let (field, kind) = decode_key(&mut bytes).map_err(ExpositionError::Wire)?;
+        let mut value = bytes;
+        skip_field(kind, field, &mut bytes, DecodeContext::default())
+            .map_err(ExpositionError::Wire)?;
+        if kind != WireType::LengthDelimited {
+            continue;
+        }
+        let message = split_message(&mut value)?;
+        // The names of all families that are read are ASCII.
+        if field == NAME {
+            family.name = std::str::from_utf8(message).unwrap_or_default();
+        } else if field == METRIC {
+            family.metrics.push(message);
+            check_limit(family.metrics.len(), MAX_METRICS, "metrics in a family")?;
+            check_limit(message.len(), MAX_METRIC_BYTES, "bytes in a metric")?;
+        }
+    }
+    Ok(family)
 }
 
 /// Puts the families of one snapshot or step together.
@@ -123,10 +160,12 @@ struct Decoder {
 }
 
 impl Decoder {
-    fn add(&mut self, family: &wire::MetricFamily) -> Result<(), ExpositionError> {
-        // The names of all families that are read are ASCII.
-        let name = std::str::from_utf8(&family.name).unwrap_or_default();
-        for metric in &family.metric {
+    fn add(&mut self, family: &Family<'_>) -> Result<(), ExpositionError> {
+        let name = family.name;
+        for encoded in &family.metrics {
+            // One at a time, because decoded metrics take more memory. The texts share this copy.
+            let encoded = Bytes::copy_from_slice(encoded);
+            let metric = &wire::Metric::decode(encoded).map_err(ExpositionError::Wire)?;
             let labels = Labels::of(metric);
             if name == names::RUNNER_INFO {
                 self.identity = Some(decode_identity(&labels)?);
@@ -169,26 +208,6 @@ fn decode_identity(labels: &Labels<'_>) -> Result<Identity, ExpositionError> {
 
 fn check_limit(found: usize, limit: usize, what: &'static str) -> Result<(), ExpositionError> {
     if found > limit { Err(ExpositionError::TooMany { what, limit }) } else { Ok(()) }
-}
-
-/// Checks that a family is no larger than that of a runner can be, before it is decoded.
-fn check_family_size(mut family: &[u8]) -> Result<(), ExpositionError> {
-    /// The protobuf field of a family that holds its metrics.
-    const METRIC: u32 = 4;
-
-    let mut metrics = 0;
-    while !family.is_empty() {
-        let (field, kind) = decode_key(&mut family).map_err(ExpositionError::Wire)?;
-        let before = family.len();
-        skip_field(kind, field, &mut family, DecodeContext::default())
-            .map_err(ExpositionError::Wire)?;
-        if field == METRIC {
-            metrics += 1;
-            check_limit(metrics, MAX_METRICS, "metrics in a family")?;
-            check_limit(before - family.len(), MAX_METRIC_BYTES, "bytes in a metric")?;
-        }
-    }
-    Ok(())
 }
 
 struct Labels<'a>(&'a [wire::LabelPair]);

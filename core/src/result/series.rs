@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub(super) use self::packed::compress;
+pub(super) use self::packed::{QUICK, compress};
 pub use self::{
     packed::PackedSeries,
     recorder::{PointList, SeriesRecorder},

@@ -235,11 +235,14 @@ impl Rounds {
         let mut collection = lock(&self.collection);
         collection.begin_round();
         let api: Api<Pod> = Api::namespaced(self.clients.kubernetes.clone(), &targets.namespace);
+        let mut connected = HashSet::new();
         for index in targets.pods().indices() {
             if collection.is_final(index) || collection.gone().runners.contains_key(&index) {
                 continue;
             }
-            let Some(runner) = targets.pods().get(index).cloned() else { continue };
+            let Some(runner) = targets.pods().get(index) else { continue };
+            connected.insert(runner.uid.as_str());
+            let runner = runner.clone();
             let (run, state) = (Arc::clone(targets), Arc::clone(&self.collection));
             if runner.termination.is_some() {
                 let has_room = self.reads.runners.len() < MAX_LOG_READS;
@@ -261,6 +264,7 @@ impl Rounds {
                 self.asked.spawn(index, question.ask(state, run, runner));
             }
         }
+        self.connections.retain(&connected);
     }
 
     /// Waits until all runners that were asked have answered, and all logs are read.

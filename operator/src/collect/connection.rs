@@ -4,7 +4,7 @@
 //! more memory than all the rest. Here, a kept connection is a socket.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -20,7 +20,7 @@ use tokio::{
 
 /// Time limit for a new connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Room for an answer of usual size, in bytes.
+/// Initial size of the buffer for a response, in bytes. Most responses fit into it.
 const USUAL_BYTES: usize = 16 << 10;
 /// Maximum of bytes before the body.
 const MAX_HEAD_BYTES: usize = 16 << 10;
@@ -50,11 +50,11 @@ pub(crate) struct Response {
     pub(crate) status: u16,
     /// Value of the header [`HISTORY_HEADER`].
     pub(crate) about: Option<String>,
-    /// Length of the body in bytes. A response without it is not read any further.
+    /// Length of the body in bytes. A response without a length has no readable body.
     pub(crate) length: Option<usize>,
     /// True if the runner does not close the connection after this response.
     is_kept: bool,
-    /// What has come of the body.
+    /// The bytes of the body received so far.
     body: Vec<u8>,
     stream: TcpStream,
 }
@@ -64,7 +64,7 @@ impl Connections {
     /// answer.
     ///
     /// # Errors
-    /// Fails if the runner can't be reached, or does not speak HTTP/1.1.
+    /// Fails if the runner can't be reached, or does not speak HTTP/1.
     pub(crate) async fn send(&self, request: Request<'_>) -> io::Result<Response> {
         let kept = self.lock().remove(request.pod_uid);
         if let Some(kept) = kept
@@ -98,6 +98,11 @@ impl Connections {
         Ok(body)
     }
 
+    /// Closes the connections to all pods but these.
+    pub(crate) fn retain(&self, pod_uids: &HashSet<&str>) {
+        self.lock().retain(|pod_uid, _| pod_uids.contains(pod_uid.as_str()));
+    }
+
     /// No panic can leave the map half updated.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, TcpStream>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -111,10 +116,15 @@ async fn send_over(mut stream: TcpStream, request: Request<'_>) -> io::Result<Re
     stream.write_all(request.as_bytes()).await?;
     let mut bytes = Vec::with_capacity(USUAL_BYTES);
     loop {
+        let known = bytes.len();
         if stream.read_buf(&mut bytes).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        if let Some(head) = parse_head(&bytes)? {
+        // A head ends with an empty line. Its first bytes may have come before.
+        let new = bytes.get(known.saturating_sub(2)..).unwrap_or_default();
+        if has_empty_line(new)
+            && let Some(head) = parse_head(&bytes)?
+        {
             let body = bytes.split_off(head.bytes);
             let Head { status, about, length, is_kept, .. } = head;
             return Ok(Response { status, about, length, is_kept, body, stream });
@@ -125,7 +135,11 @@ async fn send_over(mut stream: TcpStream, request: Request<'_>) -> io::Result<Re
     }
 }
 
-/// What a response says before its body.
+fn has_empty_line(bytes: &[u8]) -> bool {
+    bytes.windows(2).any(|pair| pair == b"\n\n") || bytes.windows(3).any(|three| three == b"\n\r\n")
+}
+
+/// Status line and header fields of a response.
 #[derive(Debug, PartialEq)]
 struct Head {
     status: u16,
@@ -148,10 +162,18 @@ fn parse_head(bytes: &[u8]) -> io::Result<Option<Head>> {
         found.next().and_then(|field| std::str::from_utf8(field.value).ok())
     };
     let is_close = |text: &str| text.eq_ignore_ascii_case("close");
+    let is_number = |text: &&str| text.bytes().all(|byte| byte.is_ascii_digit());
+    // A runner sends neither chunks nor several lengths.
+    let lengths = response.headers.iter().filter(|field| {
+        ["content-length", "transfer-encoding"]
+            .iter()
+            .any(|name| field.name.eq_ignore_ascii_case(name))
+    });
+    let length = text_of("content-length").filter(is_number).filter(|_| lengths.count() == 1);
     Ok(Some(Head {
         status: response.code.unwrap_or_default(),
         about: text_of(HISTORY_HEADER).map(str::to_owned),
-        length: text_of("content-length").and_then(|length| length.parse().ok()),
+        length: length.and_then(|length| length.parse().ok()),
         is_kept: response.version == Some(1) && !text_of("connection").is_some_and(is_close),
         bytes,
     }))
@@ -214,6 +236,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_response_may_come_in_pieces() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            for byte in HELLO {
+                stream.write_all(&[*byte]).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            // The connection stays open.
+            std::future::pending::<()>().await;
+        });
+        assert_eq!(ask(&Connections::default(), address).await.unwrap(), (200, b"hello".to_vec()));
+    }
+
+    #[tokio::test]
     async fn a_closed_connection_is_replaced() {
         let (address, serving) = serve(&[vec![HELLO], vec![HELLO]]).await;
         let connections = Connections::default();
@@ -222,6 +261,8 @@ mod tests {
         }
         assert_eq!(serving.await.unwrap().len(), 2);
         assert_eq!(connections.lock().len(), 1);
+        connections.retain(&HashSet::from(["another pod"]));
+        assert!(connections.lock().is_empty());
     }
 
     #[tokio::test]
@@ -237,9 +278,12 @@ mod tests {
     async fn what_is_no_response_is_an_error() {
         let long = [b"HTTP/1.1 200 OK\r\nx: ".as_slice(), &[b'x'; MAX_HEAD_BYTES]].concat();
         let long: &[u8] = long.leak();
-        let responses: [&[u8]; 6] = [
+        let responses: [&[u8]; 9] = [
             b"220 mail.example.com ESMTP\r\n",
             b"HTTP/1.1 200 OK\r\n\r\nno length",
+            b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\nx",
+            b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nx",
+            b"HTTP/1.1 200 OK\r\ncontent-length: +1\r\n\r\nx",
             b"HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\nx",
             b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\ntoo short",
             b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\ntoo long",

@@ -41,6 +41,24 @@ fn progress_shows_ready_runners_before_the_start() {
 }
 
 #[test]
+fn a_takeover_keeps_until_when_windows_are_judged() {
+    let seconds = Duration::from_secs;
+    // A process that has judged nothing yet.
+    let judged_with = |progress: Option<Progress>| {
+        let mut running = admitted_status();
+        running.phase = Some(Phase::Running.into());
+        running.progress = progress;
+        let merged = Metrics { elapsed_seconds: 40.0, ..Metrics::default() };
+        run_progress(&observed_with(running), &validated(&example_test()), &merged, 0).judged
+    };
+    let late = Progress { elapsed: seconds(39), judged: Some(seconds(20)), ..Progress::default() };
+    assert_eq!(judged_with(Some(late.clone())), Some(seconds(20)));
+    assert_eq!(judged_with(Some(Progress { judged: None, ..late })), None);
+    // No process has judged anything, because a runner has been silent from the start.
+    assert_eq!(judged_with(None), Some(Duration::ZERO));
+}
+
+#[test]
 fn every_end_of_a_test_sets_finished() {
     let ends = [
         Decision::Conclude { cancelled: false, failed: None },

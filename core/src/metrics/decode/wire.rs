@@ -52,11 +52,3 @@ pub(super) struct Metric {
     #[prost(message, optional, tag = "7")]
     pub(super) histogram: Option<Histogram>,
 }
-
-#[derive(Clone, PartialEq, prost::Message)]
-pub(super) struct MetricFamily {
-    #[prost(bytes = "bytes", tag = "1")]
-    pub(super) name: Bytes,
-    #[prost(message, repeated, tag = "4")]
-    pub(super) metric: Vec<Metric>,
-}

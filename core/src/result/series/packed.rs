@@ -12,6 +12,9 @@ use super::{Point, PointList, Series, is_full};
 /// Points that are compressed together. Single ones take about three times as many bytes.
 const CHUNK: usize = 16;
 
+/// For what is compressed often.
+pub(in crate::result) const QUICK: Compression = Compression::new(2);
+
 /// Consecutive points that do not change any more.
 #[derive(Debug)]
 pub(in crate::result) struct PackedPoints {
@@ -28,7 +31,7 @@ impl PackedPoints {
     fn of(point: &Point) -> io::Result<Self> {
         let json = serde_json::to_vec(point)?;
         Ok(Self {
-            gzip: compress(&json, Compression::fast())?.into_boxed_slice(),
+            gzip: compress(&json, QUICK)?.into_boxed_slice(),
             json_length: json.len(),
             points: 1,
             counts: point.histogram_size(),

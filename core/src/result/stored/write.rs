@@ -10,7 +10,7 @@ use crate::{
     metrics::{Identity, PackedMetrics, RunnerMetrics, RunnerState},
     result::{
         kind::{MAX_DATA_BYTES, MAX_PARTS},
-        series::{PackedSeries, PointList, Series, compress},
+        series::{PackedSeries, PointList, QUICK, Series, compress},
     },
 };
 
@@ -124,7 +124,7 @@ impl ResultToStore {
                     break;
                 }
                 let json = serde_json::to_vec(&runner.unpack())?;
-                writer.add_element(&compress(&json, Compression::fast())?, json.len());
+                writer.add_element(&compress(&json, QUICK)?, json.len());
             }
             writer.add(after)?;
             Ok((writer.length, writer.bytes))

@@ -261,14 +261,15 @@ impl Runners {
     /// Returns the runner with an address. Addresses are used again, so a runner that is `new` replaces one that
     /// has ended.
     async fn find(&self, address: IpAddr, new: bool) -> Result<Arc<Mutex<Runner>>> {
+        let is_current =
+            |runner: &Arc<Mutex<Runner>>| !(new && lock(runner).metrics.state.is_final());
         let known = lock(&self.by_address).get(&address).cloned();
-        if let Some(runner) = known
-            && !(new && lock(&runner).metrics.state.is_final())
-        {
+        if let Some(runner) = known.filter(is_current) {
             return Ok(runner);
         }
         let pods: Api<Pod> = Api::all(self.client.clone());
-        let selector = ListParams::default().fields(&format!("status.podIP={address}"));
+        // From the cache of the API server, because all runners of a test ask at the same time.
+        let selector = ListParams::default().match_any().fields(&format!("status.podIP={address}"));
         let pods = pods.list(&selector).await?.items;
         let is_alive = |pod: &&Pod| {
             let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
@@ -276,7 +277,12 @@ impl Runners {
         };
         let pod = pods.iter().find(is_alive).context("no pod has this address")?;
         let runner = Arc::new(Mutex::new(Runner::of_pod(pod, self.load_length(pod).await?)?));
-        lock(&self.by_address).insert(address, Arc::clone(&runner));
+        let mut by_address = lock(&self.by_address);
+        // Another request may have found the pod meanwhile, and may have started its load.
+        if let Some(earlier) = by_address.get(&address).filter(|earlier| is_current(earlier)) {
+            return Ok(Arc::clone(earlier));
+        }
+        by_address.insert(address, Arc::clone(&runner));
         Ok(runner)
     }
 }
