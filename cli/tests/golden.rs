@@ -8,11 +8,14 @@
 
 use std::{
     fs,
+    io::Read as _,
     path::{Path, PathBuf},
     process::Command,
 };
 
+use base64::prelude::*;
 use expect_test::expect_file;
+use flate2::read::ZlibDecoder;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -70,11 +73,31 @@ fn files_of_a_result() {
     let csv = ["stats", "stats_history", "failures", "exceptions"];
     let names = csv.map(|table| format!("locust_{table}.csv"));
     let names = names.iter().map(String::as_str);
-    for name in names.chain(["junit.xml", "report.md", "k6.json", "latency.hlog"]) {
+    for name in names.chain(["junit.xml", "report.md", "k6.json"]) {
         assert_golden(name, &fs::read_to_string(folder.path().join(name)).unwrap());
+    }
+    let log = fs::read_to_string(folder.path().join("latency.hlog")).unwrap();
+    if uncompressed(&log) != uncompressed(&fs::read_to_string(golden("latency.hlog")).unwrap()) {
+        assert_golden("latency.hlog", &log);
     }
     let page = fs::read_to_string(folder.path().join("report.html")).unwrap();
     assert_golden("report.body.html", &without_assets(&page));
+}
+
+/// The lines of a log of histograms, with the bytes of each histogram before their compression. Compressed bytes differ
+/// between processors.
+fn uncompressed(log: &str) -> Vec<(&str, Vec<u8>)> {
+    /// Length of what stands before the compressed bytes.
+    const PREFIX: usize = 8;
+
+    let read = |line| {
+        let Some((start, encoded)) = str::rsplit_once(line, ",HIST") else { return (line, vec![]) };
+        let bytes = BASE64_STANDARD.decode(format!("HIST{encoded}")).unwrap();
+        let mut histogram = Vec::new();
+        ZlibDecoder::new(&bytes[PREFIX..]).read_to_end(&mut histogram).unwrap();
+        (start, histogram)
+    };
+    log.lines().map(read).collect()
 }
 
 /// The page without the contents of its `style` and `script` elements, which are files of the crate
