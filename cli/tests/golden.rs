@@ -84,7 +84,7 @@ fn files_of_a_result() {
     assert_golden("report.body.html", &without_assets(&page));
 }
 
-/// The lines of a log of histograms, with the bytes of each histogram before their compression. Compressed bytes differ
+/// The lines of a log of histograms, with the bytes of each histogram before their compression. Compressed bytes may differ
 /// between processors.
 fn uncompressed(log: &str) -> Vec<(&str, Vec<u8>)> {
     /// Length of what stands before the compressed bytes.
