@@ -149,6 +149,10 @@ def count_connections():
     return count
 
 
+def describe_machine():
+    return f"{read_cpu_name()}, {os.cpu_count()} cores, Linux {platform.release()}"
+
+
 def read_cpu_name():
     text = pathlib.Path("/proc/cpuinfo").read_text()
     match = re.search(r"model name\s*:\s*(.*)", text)

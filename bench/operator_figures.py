@@ -9,12 +9,10 @@ and to a plot in docs/images. After that, `bench/bench.py --cases none` writes t
 
 import argparse
 import json
-import os
-import platform
 import sys
 import time
 
-from machine import read_cpu_name
+from machine import describe_machine
 from plot import draw_lines
 from tables import format_table
 from tools import ROOT, read_commit
@@ -27,7 +25,7 @@ def describe_origin(command):
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": read_commit(),
-        "machine": f"{read_cpu_name()}, {os.cpu_count()} cores, Linux {platform.release()}",
+        "machine": describe_machine(),
         "command": command,
     }
 

@@ -1,13 +1,11 @@
 """The result files: raw.json has all figures, RESULTS.md has tables of them."""
 
 import json
-import os
-import platform
 import time
 
 import operator_figures
 import targets
-from machine import GENERATOR_CORE, SERVER_CORE, read_cpu_name
+from machine import GENERATOR_CORE, SERVER_CORE, describe_machine
 from tables import format_table
 from tools import read_commit, read_versions
 
@@ -23,7 +21,7 @@ def build_record(context, case, figures):
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": read_commit() + (" (binaries given)" if context.binaries_given else ""),
-        "machine": f"{read_cpu_name()}, {os.cpu_count()} cores, Linux {platform.release()}",
+        "machine": describe_machine(),
         "seconds": context.seconds,
         "rounds": context.rounds,
         "versions": read_versions(paths),

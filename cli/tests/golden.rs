@@ -84,10 +84,9 @@ fn files_of_a_result() {
     assert_golden("report.body.html", &without_assets(&page));
 }
 
-/// The lines of a log of histograms, with the bytes of each histogram before their compression. Compressed bytes may differ
-/// between processors.
+/// The lines of a histogram log, each with its histogram uncompressed. Compressed bytes may differ between processors.
 fn uncompressed(log: &str) -> Vec<(&str, Vec<u8>)> {
-    /// Length of what stands before the compressed bytes.
+    /// Number of bytes before the compressed ones.
     const PREFIX: usize = 8;
 
     let read = |line| {

@@ -113,12 +113,14 @@ fn next_family<'a>(bytes: &mut &'a [u8]) -> Result<Option<Family<'a>>, Expositio
     read_family(family).map(Some)
 }
 
-/// Splits off a message with its length before it.
+/// Splits off a message with its length before it. Fails if the message was cut off.
 fn split_message<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], ExpositionError> {
-    let length = decode_varint(bytes).map_err(ExpositionError::Wire)?;
-    let length = usize::try_from(length).unwrap_or(usize::MAX);
-    // Who reads a message that was cut off finds the fault.
-    let (message, rest) = bytes.split_at(length.min(bytes.len()));
+    let mut rest = *bytes;
+    // The number of the field plays no part.
+    skip_field(WireType::LengthDelimited, 1, &mut rest, DecodeContext::default())
+        .map_err(ExpositionError::Wire)?;
+    decode_varint(bytes).map_err(ExpositionError::Wire)?;
+    let (message, _) = bytes.split_at(bytes.len() - rest.len());
     *bytes = rest;
     Ok(message)
 }
@@ -132,13 +134,12 @@ fn read_family(mut bytes: &[u8]) -> Result<Family<'_>, ExpositionError> {
     let mut family = Family { name: "", metrics: Vec::new() };
     while !bytes.is_empty() {
         let (field, kind) = decode_key(&mut bytes).map_err(ExpositionError::Wire)?;
-        let mut value = bytes;
-        skip_field(kind, field, &mut bytes, DecodeContext::default())
-            .map_err(ExpositionError::Wire)?;
         if kind != WireType::LengthDelimited {
+            skip_field(kind, field, &mut bytes, DecodeContext::default())
+                .map_err(ExpositionError::Wire)?;
             continue;
         }
-        let message = split_message(&mut value)?;
+        let message = split_message(&mut bytes)?;
         // The names of all families that are read are ASCII.
         if field == NAME {
             family.name = std::str::from_utf8(message).unwrap_or_default();
@@ -331,4 +332,19 @@ fn histogram_of(metric: &wire::Metric) -> Result<LatencyHistogram, HistogramErro
         spans,
         &encoded.positive_delta,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_that_was_cut_off_is_an_error() {
+        let name = b"\x0a\x02up";
+        let whole = [&[4], name.as_slice()].concat();
+        assert!(matches!(decode(&whole), Err(ExpositionError::Missing(_))));
+        // Cut off between two fields.
+        let cut = [&[8], name.as_slice()].concat();
+        assert!(matches!(decode(&cut), Err(ExpositionError::Wire(_))));
+    }
 }

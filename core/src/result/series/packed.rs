@@ -9,7 +9,7 @@ use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 
 use super::{Point, PointList, Series, is_full};
 
-/// Points that are compressed together. Single ones take about three times as many bytes.
+/// Points that are compressed together. Single ones take more bytes.
 const CHUNK: usize = 16;
 
 /// For what is compressed often.
