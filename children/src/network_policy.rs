@@ -1,4 +1,4 @@
-//! The NetworkPolicy of a run: who may reach its runners.
+//! The NetworkPolicy of a run. It says which pods may connect to its runners.
 
 use k8s_openapi::{
     api::networking::v1::{

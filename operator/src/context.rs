@@ -14,6 +14,7 @@ use kube::{
 };
 
 use loadtest_children::{OPERATOR_NAME, Settings};
+use tokio::sync::Semaphore;
 
 use crate::{
     collect::Collectors,
@@ -27,6 +28,8 @@ use crate::{
 const KEY_ENTRY: &str = "key";
 /// Minimum length of the token key in bytes.
 const MIN_KEY_BYTES: usize = 32;
+/// Maximum number of results of running tests that are written at the same time.
+const MAX_RESULT_WRITES: usize = 2;
 
 /// State that all reconciliations share.
 pub struct Context {
@@ -40,6 +43,8 @@ pub struct Context {
     pub(crate) collectors: Collectors,
     /// Which runs have changed since they were read.
     pub(crate) changes: Changes,
+    /// Limits how many results of running tests are written at the same time. Each takes some MB of memory meanwhile.
+    pub(crate) result_writes: Semaphore,
     /// What an order to a runner needs.
     pub(crate) authority: Arc<Authority>,
     /// Caches by run UID.
@@ -159,6 +164,7 @@ impl Context {
             metrics,
             collectors,
             changes: Changes::default(),
+            result_writes: Semaphore::new(MAX_RESULT_WRITES),
             http,
             authority,
             run_caches: Mutex::default(),

@@ -325,9 +325,14 @@ async fn report_status(
     decision: &Decision,
     now: Timestamp,
 ) -> Result<Option<LoadTest>, Error> {
+    if status::was_written_just_now(observed, decision, now) {
+        return Ok(None);
+    }
     let old = observed.status();
     let (mut next, event) = status::next_status(observed, decision, now);
     Box::pin(result::write_result(context, observed, decision, &mut next, now)).await?;
+    // After the result, which holds the whole status.
+    status::limit_size(&mut next, now);
     if matches!(decision, Decision::Conclude { .. }) {
         pause_at(context, &observed.test, KillPoint::BeforeVerdict).await;
     }

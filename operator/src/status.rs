@@ -4,8 +4,14 @@
 //! status, and `events` publishes the Event.
 
 mod result_stored;
+mod size;
+mod throttle;
 
-pub(crate) use self::result_stored::set_result_stored;
+pub(crate) use self::{
+    result_stored::set_result_stored,
+    size::limit_size,
+    throttle::{is_throttled, was_written_just_now},
+};
 use crate::{
     decide::{Decision, Reason, refusal_reason},
     observe::runner::{Runner, Waiting},
@@ -25,8 +31,6 @@ use loadtest_core::{
     text::{count_of, truncate},
 };
 
-/// Interval between two writes of the status if only the progress has changed.
-const PROGRESS_WRITE_INTERVAL: Duration = Duration::from_secs(5);
 /// Maximum length of a message in conditions and Events. The API accepts 1,024 bytes in the note of
 /// an Event.
 const MAX_MESSAGE_BYTES: usize = 1000;
@@ -113,26 +117,6 @@ fn set_running(
         }
         _ => None,
     }
-}
-
-/// Returns true if only the progress has changed and the status was written just now.
-pub(crate) fn is_throttled(
-    old: &LoadTestStatus,
-    new: &LoadTestStatus,
-    written_at: Option<Timestamp>,
-    now: Timestamp,
-) -> bool {
-    let recent = written_at.is_some_and(|at| {
-        now.duration_since(at) < crate::decide::signed_duration(PROGRESS_WRITE_INTERVAL)
-    });
-    // Users wait for the first summary, so it is written at once.
-    let first_summary = old.summary.is_none() && new.summary.is_some();
-    let same_stages = old.stages.len() == new.stages.len() && old.aborted == new.aborted;
-    recent
-        && !first_summary
-        && same_stages
-        && old.phase == new.phase
-        && old.conditions == new.conditions
 }
 
 fn draft_event(reason: &str, note: impl Into<String>, warning: bool) -> EventDraft {

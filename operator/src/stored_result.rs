@@ -43,7 +43,7 @@ pub(crate) fn is_due(
     next: &LoadTestStatus,
     now: Timestamp,
 ) -> bool {
-    let WrittenResult { at, requests, stages, is_newer, .. } = observed.cache.written_result;
+    let WrittenResult { requests, stages, is_newer, .. } = observed.cache.written_result;
     if is_newer {
         return false;
     }
@@ -53,13 +53,23 @@ pub(crate) fn is_due(
         | Decision::ReportAbort(_)
         | Decision::Conclude { .. } => observed.known_start().is_some(),
         Decision::SendStart(..) | Decision::ReportProgress(..) => {
-            let is_old =
-                at.is_none_or(|at| now.duration_since(at) >= signed_duration(WRITE_INTERVAL));
             let count = next.summary.as_ref().map_or(0, |summary| summary.requests);
-            next.stages.len() > stages || (is_old && count != requests)
+            next.stages.len() > stages || (is_old(observed, now) && count != requests)
         }
         _ => false,
     }
+}
+
+/// Returns true if the last write of the result of a running test was long ago.
+pub(crate) fn is_old(observed: &Observed, now: Timestamp) -> bool {
+    let written_at = observed.cache.written_result.at;
+    written_at.is_none_or(|at| now.duration_since(at) >= signed_duration(WRITE_INTERVAL))
+}
+
+/// Returns true if a result that is due may also be written later.
+pub(crate) fn can_wait(observed: &Observed, decision: &Decision, next: &LoadTestStatus) -> bool {
+    let is_progress = matches!(decision, Decision::SendStart(..) | Decision::ReportProgress(..));
+    is_progress && next.stages.len() <= observed.cache.written_result.stages
 }
 
 /// Builds the result of a test, with what an operator that is restarted needs to go on. Returns `None`

@@ -4,6 +4,8 @@
 //! caller records snapshots of the merged metrics; their times are seconds since the runners'
 //! start.
 
+use std::collections::BTreeMap;
+
 use super::{
     abort::{AbortTimer, apply_abort},
     stages::Stages,
@@ -143,9 +145,11 @@ impl Timeline {
             }
         }
         self.thresholds.resize_with(test.thresholds.len(), ThresholdState::default);
+        let intervals = self.intervals_until(test, metrics);
         let mut first_abort = None;
         for (index, threshold) in test.thresholds.iter().enumerate() {
-            let abort = self.judge_now(index, threshold, metrics, unobserved, coverage);
+            let interval = intervals.get(&threshold.window).and_then(Option::as_ref);
+            let abort = self.judge_now(index, threshold, metrics, interval, unobserved, coverage);
             first_abort = first_abort.or(abort);
             if let (Some(window), Some(state)) = (threshold.window, self.thresholds.get_mut(index))
             {
@@ -171,13 +175,38 @@ impl Timeline {
         }
     }
 
-    /// Judges one threshold before the end of the test, if it has a window or can abort. The last
-    /// snapshot is `unobserved` seconds old.
+    /// The metrics of each interval that ends now and is to be judged, by the length of its window. The interval
+    /// without a window is the test so far. `None` for a window whose start was not observed.
+    fn intervals_until(
+        &self,
+        test: &ValidTest,
+        metrics: &Metrics,
+    ) -> BTreeMap<Option<Duration>, Option<Metrics>> {
+        let mut intervals = BTreeMap::new();
+        for threshold in &test.thresholds {
+            if threshold.window.is_none() && threshold.abort.is_none() {
+                continue;
+            }
+            // Thresholds often have the same window.
+            intervals.entry(threshold.window).or_insert_with(|| {
+                let start = match threshold.window {
+                    Some(window) => self.window_starts.start_of(metrics.elapsed_seconds, window)?,
+                    None => Metrics::default(),
+                };
+                Some(metrics.since(&start))
+            });
+        }
+        intervals
+    }
+
+    /// Judges one threshold before the end of the test, if it has a window or can abort. `interval` are the metrics
+    /// of its window, or of the test so far. The last snapshot is `unobserved` seconds old.
     fn judge_now(
         &mut self,
         index: usize,
         threshold: &Threshold,
         metrics: &Metrics,
+        interval: Option<&Metrics>,
         unobserved: f64,
         coverage: Coverage,
     ) -> Option<Aborted> {
@@ -185,16 +214,15 @@ impl Timeline {
         if coverage != Coverage::All && threshold.metric.is_rate() {
             return None;
         }
-        let start = match threshold.window {
-            Some(window) => self.window_starts.start_of(now, window),
-            None => threshold.abort.map(|_| Metrics::default()),
-        };
+        if threshold.window.is_none() && threshold.abort.is_none() {
+            return None;
+        }
         let judged_seconds = self.judged_seconds;
         let state = self.thresholds.get_mut(index)?;
         if threshold.window.is_some_and(|window| unobserved > window.as_secs_f64()) {
             state.abort_timer.reset();
         }
-        let Some(start) = start else {
+        let Some(interval) = interval else {
             // A window that ended before the first one is none, and another process has judged others.
             let is_missing = |window: Duration| {
                 now > judged_seconds && now > window.as_secs_f64() + max_gap(window)
@@ -202,7 +230,7 @@ impl Timeline {
             state.has_gap |= threshold.window.is_some_and(is_missing);
             return None;
         };
-        let (row, value) = judge_interval(threshold, &metrics.since(&start), metrics);
+        let (row, value) = judge_interval(threshold, interval, metrics);
         let aborted = state.abort_timer.observe(threshold, &row, now);
         if threshold.window.is_some() {
             let window = (row, value);

@@ -279,7 +279,7 @@ pub struct TaskMetrics {
     pub tokens_in_load: u64,
     /// Requests that were sent again, because a kept connection had ended.
     pub resent: u64,
-    /// Connections whose TLS handshake resumed an earlier session.
+    /// TLS connections that resumed an earlier session, which makes the handshake shorter.
     pub tls_resumed: u64,
     /// Errors by kind.
     pub errors: BTreeMap<String, u64>,

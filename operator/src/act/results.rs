@@ -34,8 +34,9 @@ pub(crate) async fn store_result(
     let mut written = WrittenObjects { parts: parts_count, head_version: None };
     for object in build_objects(test, &head, parts, revision, head_version) {
         let name = object.name_any();
+        // The answer to this request leaves out the data.
         let found = results
-            .patch(&name, &parameters, &Patch::Apply(&object))
+            .patch_metadata(&name, &parameters, &Patch::Apply(&object))
             .await
             .map_err(|error| Error::api("write loadtestresult", &name, error))?;
         // The first part is written last.

@@ -16,7 +16,7 @@ use crate::{
     error::{Error, format_error_chain},
     observe::state::Observed,
     status::set_result_stored,
-    stored_result::{build, is_due, is_retried, note_failure, note_write, stale_names},
+    stored_result::{build, can_wait, is_due, is_retried, note_failure, note_write, stale_names},
 };
 
 /// Writes the result if it is due, and says in the status whether it is stored.
@@ -32,6 +32,11 @@ pub(super) async fn write_result(
     now: Timestamp,
 ) -> Result<(), Error> {
     if !is_due(observed, decision, next, now) {
+        return Ok(());
+    }
+    let permit = context.result_writes.try_acquire();
+    // The next reconciliation tries again.
+    if permit.is_err() && can_wait(observed, decision, next) {
         return Ok(());
     }
     // The status in the result says already that the result is stored.

@@ -192,6 +192,32 @@ fn progress_is_throttled_and_phase_changes_are_not() {
 }
 
 #[test]
+fn no_status_is_made_that_would_not_be_written() {
+    let mut running = admitted_status();
+    running.phase = Some(Phase::Running.into());
+    running.summary = Some(summarize(&loadtest_core::metrics::TaskMetrics::default(), 1.0));
+    let progress = |phase| Decision::ReportProgress(phase, Duration::from_secs(2));
+    let was_written_with = |status: &LoadTestStatus, decision: &Decision, seconds, result_age| {
+        let mut observed = observed_with(status.clone());
+        observed.cache.status_written_at = Some(noon() - SignedDuration::from_secs(seconds));
+        observed.cache.written_result.at = Some(noon() - SignedDuration::from_secs(result_age));
+        was_written_just_now(&observed, decision, noon())
+    };
+    let was_written = |status: &LoadTestStatus, decision: &Decision, seconds: i64| {
+        was_written_with(status, decision, seconds, 20)
+    };
+    assert!(was_written(&running, &progress(Phase::Running), 4));
+    assert!(!was_written(&running, &progress(Phase::Running), 5));
+    assert!(!was_written_with(&running, &progress(Phase::Running), 4, 30), "a result is due");
+    assert!(!was_written(&running, &progress(Phase::Stopping), 4));
+    assert!(!was_written(&running, &Decision::ReportLoss(Vec::new()), 4));
+    let without_numbers = LoadTestStatus { summary: None, ..running.clone() };
+    assert!(!was_written(&without_numbers, &progress(Phase::Running), 4));
+    let of_an_earlier_spec = LoadTestStatus { observed_generation: Some(0), ..running };
+    assert!(!was_written(&of_an_earlier_spec, &progress(Phase::Running), 4));
+}
+
+#[test]
 fn lost_runner_is_told_while_the_test_runs() {
     let mut running = admitted_status();
     running.phase = Some(Phase::Running.into());
@@ -260,12 +286,8 @@ fn status_never_counts_backwards() {
     assert_eq!(status.summary.unwrap().requests, 500);
 }
 
-/// An object of Kubernetes may have 1.5 MB, and the field `managedFields` repeats the names of all
-/// fields.
-const MAX_STATUS_BYTES: usize = 512 * 1024;
-
 #[test]
-fn the_largest_status_fits_into_an_object() {
+fn the_largest_status_has_less_than_64_kb() {
     use loadtest_core::{
         metrics::{LatencyMetric, Metrics, Outcome, RunnerMetrics, RunnerState},
         resource::LoadTestSpec,
@@ -315,8 +337,37 @@ fn the_largest_status_fits_into_an_object() {
     test.status = Some(admitted_status());
     let observed = Observed::new(test, cache);
     let decision = Decision::Conclude { cancelled: false, failed: None };
-    let (status, _) = next_status(&observed, &decision, noon());
+    let (mut status, _) = next_status(&observed, &decision, noon());
+    let size = |status: &LoadTestStatus| serde_json::to_vec(status).unwrap().len();
+    let whole = status.clone();
+    assert!(size(&whole) > 100_000, "{} bytes", size(&whole));
+    limit_size(&mut status, noon());
+    assert_eq!(status, whole, "without a stored result, the status has to hold everything");
+    set_result_stored(&mut status, Ok("a"), noon());
+    limit_size(&mut status, noon());
+    assert!(size(&status) < 64_000, "{} bytes", size(&status));
     assert_eq!((status.tasks.len(), status.thresholds.len(), status.errors.len()), (64, 64, 20));
-    let bytes = serde_json::to_vec(&status).unwrap().len();
-    assert!(bytes < MAX_STATUS_BYTES, "{bytes} bytes");
+    assert_eq!(status.tasks[63].summary.p99, whole.tasks[63].summary.p99);
+    assert_eq!(condition_status(&status, "StatusShortened"), "True");
+    let shortened = status.clone();
+    limit_size(&mut status, noon());
+    assert_eq!(status, shortened);
+}
+
+#[test]
+fn the_status_of_a_test_with_many_runners_is_small() {
+    let mut sizing = sizing_of(&example_test());
+    sizing.runners = 10_000;
+    let observed = observed_with(LoadTestStatus::default());
+    let (mut status, _) = next_status(&observed, &Decision::Admit(sizing.clone()), noon());
+    for decision in [Decision::Launch(sizing), Decision::Wait(Duration::from_secs(1))] {
+        let mut observed = observed_with(status);
+        observed.runners = (0..10_000).map(crate::testing::ready_runner).collect();
+        status = next_status(&observed, &decision, noon()).0;
+    }
+    let losses = (0..10_000).map(|i| format!("runner {i} (pod a-{i}) ended")).collect();
+    let decision = Decision::ReportLoss(losses);
+    let (status, _) = next_status(&observed_with(status), &decision, noon());
+    let size = serde_json::to_vec(&status).unwrap().len();
+    assert!(size < 8000, "{size} bytes");
 }

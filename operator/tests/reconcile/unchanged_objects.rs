@@ -4,13 +4,11 @@ use k8s_openapi::jiff::SignedDuration;
 
 use super::*;
 
-/// The responses of a first reconciliation, which finds no result, stores one, publishes an Event, and gets
-/// `last` for its status.
+/// The responses of a first reconciliation, which finds no result, stores one, and gets `last` for its status.
 fn first_responses(test: &Value, job: Value, last: (u16, Value)) -> Vec<(u16, Value)> {
     let result = child_object("loadtest.cell0.io/v1alpha1", "LoadTestResult", UID);
-    let event = json!({"apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {}});
     let pods = pod_list(&[ready_pod(0), ready_pod(1)]);
-    vec![ok(test.clone()), ok(job), pods, not_found(), ok(result), ok(event), last]
+    vec![ok(test.clone()), ok(job), pods, not_found(), ok(result), last]
 }
 
 /// Returns a running test whose runners can't be reached, and its Job.

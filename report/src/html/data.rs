@@ -12,7 +12,7 @@ use crate::ReportError;
 
 /// Maximum size of the data in a report, in bytes. A report with its code stays below 300 KiB.
 const MAX_SIZE: usize = 200 * 1024;
-/// Maximum size of the overview of a run whose whole series is larger than [`MAX_SIZE`].
+/// Maximum size of an overview, in bytes. Only a run whose series is larger than [`MAX_SIZE`] has one.
 const MAX_OVERVIEW_SIZE: usize = 80 * 1024;
 /// Number of buckets that an overview puts together: 16 of 256 to a doubling are 4.4 % wide.
 const OVERVIEW_WIDTH: i32 = 16;
@@ -58,7 +58,7 @@ fn encode(head: &Value, series: &Series, overview: Option<&Series>) -> Result<St
     Ok(parts?.join(" "))
 }
 
-/// What the page reads of a result besides the series. Nothing else is embedded: a spec may hold
+/// The parts of a result that the page reads, without the series. Nothing else is embedded: a spec may hold
 /// secrets, and the histograms of the whole run are the sum of the series.
 pub(super) fn head_of(result: &RunResult) -> Value {
     let names = result.tasks.iter().map(|task| json!({"name": task.name}));
@@ -127,7 +127,7 @@ mod tests {
         assert!(!json.contains("secret"), "{json}");
     }
 
-    /// An hour of 10 tasks whose latencies fill nearly 1,000 buckets each.
+    /// The run lasts an hour and has 10 tasks. The latencies of each task fill nearly 1,000 buckets.
     #[test]
     fn a_long_run_fits_into_a_report() {
         let name = LatencyMetric::ResponseTime.info().judged.unwrap().name;

@@ -65,6 +65,24 @@ fn windows_find_a_stall_that_the_whole_test_hides() {
 }
 
 #[test]
+fn responses_that_are_too_large_hide_no_later_errors() {
+    let test = judged_by(r#"{metric: errorRate, window: 10s, target: "< 1%"}"#);
+    let mut timeline = Timeline::default();
+    let mut metrics = Metrics::default();
+    for second in 1..=30 {
+        metrics.elapsed_seconds += 1.0;
+        let task = metrics.tasks.entry("chat".into()).or_default();
+        task.requests[Outcome::Success.index()] += 5;
+        task.requests[Outcome::Failure.index()] += 5;
+        let kind = if second <= 15 { "size_limit" } else { "status_500" };
+        *task.errors.entry(kind.into()).or_default() += 5;
+        timeline.record_snapshot(&test, &metrics);
+    }
+    let row = &timeline.rows_at_end(&test, &metrics, None)[0];
+    assert_eq!(row.observed.as_deref(), Some("50%"));
+}
+
+#[test]
 fn test_shorter_than_its_window_is_inconclusive() {
     let test = judged_by(OVER_10_S);
     let (timeline, _) = record_seconds(&test, stall, 9);

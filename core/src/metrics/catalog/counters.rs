@@ -110,7 +110,7 @@ pub(crate) const COUNTERS: [CounterInfo; 20] = [
     ),
     plain(
         "loadtest_tls_resumptions_total",
-        "Connections whose TLS handshake resumed an earlier session",
+        "TLS connections that resumed an earlier session, which makes the handshake shorter",
         field!(tls_resumed),
     ),
     plain("loadtest_connections_total", "Connections opened", field!(connections)),

@@ -9,8 +9,10 @@ use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 
 use super::{Point, PointList, Series, is_full};
 
-/// Points that are compressed together. Single ones take more bytes.
+/// Number of points that are compressed together. Small ones take more bytes when each is compressed by itself.
 const CHUNK: usize = 16;
+/// Length of the JSON from which a point is compressed by itself, in bytes.
+const LARGE_BYTES: usize = 16 << 10;
 
 /// For what is compressed often.
 pub(in crate::result) const QUICK: Compression = Compression::new(2);
@@ -30,8 +32,10 @@ pub(in crate::result) struct PackedPoints {
 impl PackedPoints {
     fn of(point: &Point) -> io::Result<Self> {
         let json = serde_json::to_vec(point)?;
+        // A small one is soon compressed again.
+        let level = if json.len() < LARGE_BYTES { QUICK } else { Compression::default() };
         Ok(Self {
-            gzip: compress(&json, QUICK)?.into_boxed_slice(),
+            gzip: compress(&json, level)?.into_boxed_slice(),
             json_length: json.len(),
             points: 1,
             counts: point.histogram_size(),
@@ -78,7 +82,7 @@ pub(in crate::result) fn compress(bytes: &[u8], level: Compression) -> io::Resul
 #[derive(Clone, Debug, Default)]
 pub struct PackedSeries {
     step_seconds: f64,
-    /// Points in chunks of [`CHUNK`].
+    /// Points in chunks: up to [`CHUNK`] small ones, or a large one.
     chunks: Vec<Arc<PackedPoints>>,
     /// The points after them, one by one.
     singles: Vec<Arc<PackedPoints>>,
@@ -141,8 +145,13 @@ impl PackedSeries {
     }
 
     fn push_single(&mut self, packed: PackedPoints) {
+        let is_large = packed.json_length >= LARGE_BYTES;
+        if is_large && self.singles.is_empty() {
+            self.chunks.push(Arc::new(packed));
+            return;
+        }
         self.singles.push(Arc::new(packed));
-        if self.singles.len() == CHUNK
+        if (is_large || self.singles.len() == CHUNK)
             && let Ok(chunk) = PackedPoints::join(&self.singles)
         {
             self.chunks.push(Arc::new(chunk));

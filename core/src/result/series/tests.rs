@@ -92,6 +92,28 @@ fn a_packed_series_has_the_same_points() {
 }
 
 #[test]
+fn a_packed_series_keeps_the_order_of_small_and_large_points() {
+    let mut packed = PackedSeries::with_step(1.0);
+    let points: Vec<Point> = (0..40_u32)
+        .map(|n| {
+            let mut point =
+                Point { start: f64::from(n), end: f64::from(n + 1), ..Point::default() };
+            if n % 10 > 6 {
+                point.schedule_lag.spans = vec![(0, 20_000)];
+                point.schedule_lag.counts = vec![1; 20_000];
+            }
+            point
+        })
+        .collect();
+    points.iter().for_each(|point| packed.push(point.clone()));
+    let unpacked = packed.packed_points().unwrap();
+    assert!(unpacked.len() < points.len(), "{} members", unpacked.len());
+    let unpacked: Vec<Point> =
+        unpacked.iter().flat_map(|points| points.unpack().unwrap()).collect();
+    assert_eq!(unpacked, points);
+}
+
+#[test]
 fn numbers_that_no_runner_can_have_are_recorded() {
     let mut recorder: SeriesRecorder<PackedSeries> = SeriesRecorder::new(&load(USERS));
     for second in 1..=1500 {

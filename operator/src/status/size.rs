@@ -1,0 +1,75 @@
+//! Keeps a status small. Pure.
+
+use k8s_openapi::jiff::Timestamp;
+use loadtest_core::{
+    resource::{LoadTestStatus, Summary, TaskSummary},
+    text::truncate,
+};
+
+use super::set_condition;
+
+/// Maximum size of a status as JSON, in bytes. Only a test with dozens of tasks or thresholds reaches it. Every list and
+/// every watch of tests carries whole statuses.
+const MAX_BYTES: usize = 60_000;
+/// Maximum length of the example of an error in a status that is too large, in bytes.
+const MAX_EXAMPLE_BYTES: usize = 64;
+/// Number of rows with advice in a status that is too large.
+const MAX_ADVICE: usize = 10;
+
+/// A group of details, and how to leave it out.
+type Detail = (&'static str, fn(&mut LoadTestStatus));
+
+/// What a status that is too large leaves out first, second and so on.
+const DETAILS: [Detail; 4] = [
+    ("further latencies and the responses of each task by status", |status| {
+        for task in &mut status.tasks {
+            let TaskSummary { summary, latencies, connections, .. } = task;
+            (*latencies, *connections) = Default::default();
+            summary.statuses.clear();
+            summary.finish_reasons.clear();
+            summary.web_socket_closes.clear();
+        }
+    }),
+    ("some statistics of each task", |status| {
+        for task in &mut status.tasks {
+            let Summary { min, mean, p90, p999, max, .. } = &mut task.summary;
+            [min, mean, p90, p999, max].into_iter().for_each(|value| *value = None);
+        }
+    }),
+    ("parts of examples", |status| {
+        let examples = status.errors.iter_mut().filter_map(|error| error.example.as_mut());
+        examples.for_each(|example| *example = truncate(example, MAX_EXAMPLE_BYTES));
+    }),
+    ("some advice", |status| {
+        let rows = status.thresholds.iter_mut().map(|row| &mut row.advice);
+        let errors = status.errors.iter_mut().map(|error| &mut error.advice);
+        let advice = rows.filter(|advice| advice.is_some()).skip(MAX_ADVICE);
+        advice.chain(errors.skip(MAX_ADVICE)).for_each(|advice| *advice = None);
+    }),
+];
+
+/// Leaves details out of a status that is too large, and says so. The stored result has all of them, so a status without
+/// one stays whole.
+pub(crate) fn limit_size(status: &mut LoadTestStatus, now: Timestamp) {
+    let is_stored = status.condition("ResultStored").is_some_and(|c| c.status == "True");
+    let is_large = |status: &LoadTestStatus| {
+        serde_json::to_vec(status).is_ok_and(|json| json.len() > MAX_BYTES)
+    };
+    if !is_stored || !is_large(status) {
+        return;
+    }
+    let mut left_out = Vec::new();
+    for (name, leave_out) in DETAILS {
+        leave_out(status);
+        left_out.push(name);
+        if !is_large(status) {
+            break;
+        }
+    }
+    let message = format!(
+        "the status leaves out {}, because it would be larger than {} KB; loadtest report shows them",
+        left_out.join(", "),
+        MAX_BYTES / 1000
+    );
+    set_condition(status, "StatusShortened", "True", "TooLarge", &message, now);
+}

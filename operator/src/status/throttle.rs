@@ -1,0 +1,53 @@
+//! Limits how often a status is written of which only the progress has changed. Pure.
+
+use k8s_openapi::jiff::Timestamp;
+use loadtest_core::{Duration, resource::LoadTestStatus};
+
+use crate::{
+    decide::{Decision, signed_duration},
+    observe::state::Observed,
+    stored_result,
+};
+
+/// Interval between two writes of the status if only the progress has changed.
+const PROGRESS_WRITE_INTERVAL: Duration = Duration::from_secs(5);
+
+fn is_recent(written_at: Option<Timestamp>, now: Timestamp) -> bool {
+    written_at.is_some_and(|at| now.duration_since(at) < signed_duration(PROGRESS_WRITE_INTERVAL))
+}
+
+/// Returns true if a decision changes only the progress, the status was written just now, and no result is due. The next
+/// status need not be made then.
+pub(crate) fn was_written_just_now(
+    observed: &Observed,
+    decision: &Decision,
+    now: Timestamp,
+) -> bool {
+    let Decision::ReportProgress(phase, _) = decision else { return false };
+    let Some(status) = &observed.test.status else { return false };
+    let collection = &observed.cache.collection;
+    let finished = collection.timeline().map_or(0, |timeline| timeline.stages().len());
+    is_recent(observed.cache.status_written_at, now)
+        && status.known_phase() == Some(*phase)
+        // Users wait for the first summary, so it is written at once.
+        && status.summary.is_some()
+        && status.stages.len() >= finished
+        && status.observed_generation == observed.test.metadata.generation
+        && !stored_result::is_old(observed, now)
+}
+
+/// Returns true if only the progress has changed and the status was written just now.
+pub(crate) fn is_throttled(
+    old: &LoadTestStatus,
+    new: &LoadTestStatus,
+    written_at: Option<Timestamp>,
+    now: Timestamp,
+) -> bool {
+    let first_summary = old.summary.is_none() && new.summary.is_some();
+    let same_stages = old.stages.len() == new.stages.len() && old.aborted == new.aborted;
+    is_recent(written_at, now)
+        && !first_summary
+        && same_stages
+        && old.phase == new.phase
+        && old.conditions == new.conditions
+}
