@@ -36,7 +36,7 @@ pub(crate) use histogram_data::{is_zero, round_seconds};
 #[cfg(feature = "control")]
 pub use history::RunnerHistory;
 pub use merge::RunnerNumbers;
-pub use packed::PackedMetrics;
+pub use packed::{PackedMetrics, PackedSteps};
 pub use run_metrics::{GeneratorMetrics, Identity, Metrics, RunnerMetrics, RunnerState};
 pub use statistic::{Statistic, StatisticError};
 #[cfg(feature = "control")]

@@ -69,6 +69,48 @@ impl PackedMetrics {
     }
 }
 
+/// Packed metrics, and the changes since then; see [`Metrics::changes_since`].
+#[derive(Clone, Debug, Default)]
+pub struct PackedSteps {
+    base: PackedMetrics,
+    /// The changes after `base`, oldest first.
+    changes: Vec<PackedMetrics>,
+}
+
+impl PackedSteps {
+    /// Packs metrics.
+    pub fn of(metrics: &Metrics) -> Self {
+        Self { base: PackedMetrics::of(metrics), changes: Vec::new() }
+    }
+
+    /// Adds changes.
+    pub fn push(&mut self, changes: &Metrics) {
+        self.changes.push(PackedMetrics::of(changes));
+    }
+
+    /// The number of changes that are kept apart.
+    pub const fn changes(&self) -> usize {
+        self.changes.len()
+    }
+
+    /// Puts all changes together, which takes time and saves memory.
+    pub fn join(&mut self) {
+        *self = Self::of(&self.unpack());
+    }
+
+    /// The metrics after all changes.
+    pub fn unpack(&self) -> Metrics {
+        let mut metrics = self.base.unpack();
+        self.changes.iter().for_each(|changes| metrics.add_changes(&changes.unpack()));
+        metrics
+    }
+
+    /// Number of bytes.
+    pub fn size(&self) -> usize {
+        self.base.size() + self.changes.iter().map(PackedMetrics::size).sum::<usize>()
+    }
+}
+
 /// Writes whole numbers in groups of seven bits, the lowest first. The highest bit of a byte says that another
 /// one follows.
 struct Writer(Vec<u8>);

@@ -24,31 +24,28 @@ impl JudgeScope {
     pub(super) const EVERYTHING: Self = Self { coverage: Coverage::Partial, until: f64::INFINITY };
 }
 
-/// A sum of metrics. A clone is packed, which takes a fifth of the memory. The first change unpacks it.
-#[derive(Debug, Default)]
+/// A sum of metrics. It is packed while it does not change: that takes a fifth of the memory, and clones share it.
+#[derive(Clone, Debug, Default)]
 struct Sum {
-    /// The sum, if it is not packed.
+    /// The sum while it changes.
     open: Option<Metrics>,
-    /// The sum, if it is packed.
-    packed: Option<PackedMetrics>,
-}
-
-impl Clone for Sum {
-    fn clone(&self) -> Self {
-        let packed = self.open.as_ref().map(PackedMetrics::of).or_else(|| self.packed.clone());
-        Self { open: None, packed }
-    }
+    /// The sum while `open` is `None`.
+    packed: PackedMetrics,
 }
 
 impl Sum {
     fn open(&mut self) -> &mut Metrics {
-        let Self { open, packed } = self;
-        open.get_or_insert_with(|| packed.take().map(|packed| packed.unpack()).unwrap_or_default())
+        self.open.get_or_insert_with(|| self.packed.unpack())
+    }
+
+    fn pack(&mut self) {
+        if let Some(open) = self.open.take() {
+            self.packed = PackedMetrics::of(&open);
+        }
     }
 
     fn metrics(&self) -> Metrics {
-        let unpack = || self.packed.as_ref().map(PackedMetrics::unpack).unwrap_or_default();
-        self.open.clone().unwrap_or_else(unpack)
+        self.open.clone().unwrap_or_else(|| self.packed.unpack())
     }
 }
 
@@ -57,6 +54,8 @@ impl Sum {
 pub(super) struct JudgedSum {
     /// Sum over all runners, as far as it is judged. Without the numbers of whole runners.
     sum: Sum,
+    /// True if the sum has an entry for each task.
+    has_tasks: bool,
     /// The numbers of whole runners, as far as they are judged.
     numbers: RunnerNumbers,
     /// The changes that are not judged yet.
@@ -133,15 +132,28 @@ impl JudgedSum {
         &mut self,
         run: &Targets,
         scope: JudgeScope,
+        series: Option<&mut SeriesRecorder<PackedSeries>>,
+    ) -> Option<Aborted> {
+        if !self.has_tasks {
+            let tasks = &mut self.sum.open().tasks;
+            for task in &run.valid.scenario.tasks {
+                tasks.entry(task.name.clone()).or_default();
+            }
+            self.has_tasks = true;
+        }
+        let has_slots = self.pending.starts_until(scope.until);
+        let aborted = has_slots.then(|| self.judge_slots(run, scope, series)).flatten();
+        self.sum.pack();
+        aborted
+    }
+
+    fn judge_slots(
+        &mut self,
+        run: &Targets,
+        scope: JudgeScope,
         mut series: Option<&mut SeriesRecorder<PackedSeries>>,
     ) -> Option<Aborted> {
         let sum = self.sum.open();
-        for task in &run.valid.scenario.tasks {
-            sum.tasks.entry(task.name.clone()).or_default();
-        }
-        if !self.pending.starts_until(scope.until) {
-            return None;
-        }
         let from = self.whole_until;
         let timeline = self.timeline.get_or_insert_with(|| {
             let mut timeline = timeline_of(&run.valid, &run.status);

@@ -2,7 +2,7 @@
 
 use loadtest_core::{
     metrics::{
-        GeneratorMetrics, HistoryStep, Identity, Metrics, PackedMetrics, RunnerMetrics,
+        GeneratorMetrics, HistoryStep, Identity, Metrics, PackedSteps, RunnerMetrics,
         RunnerNumbers, RunnerState,
     },
     result::PackedRunner,
@@ -25,10 +25,8 @@ pub(crate) struct RunnerPart {
     requests: u64,
     /// The lags, and the numbers of the whole runner. Without tasks.
     generator: Metrics,
-    /// Everything before `steps`.
-    base: PackedMetrics,
-    /// The last steps, oldest first.
-    steps: Vec<PackedMetrics>,
+    /// Everything that the runner has told.
+    steps: PackedSteps,
     /// True for a part that is not from answers, but from a result or a log.
     is_stored: bool,
 }
@@ -81,40 +79,28 @@ impl RunnerPart {
         self.generator.schedule_lag.merge(&metrics.schedule_lag);
         self.generator.event_loop_lag.merge(&metrics.event_loop_lag);
         self.generator.copy_runner_numbers(metrics);
-        self.steps.push(PackedMetrics::of(metrics));
+        self.steps.push(metrics);
         // Runners with different indices do it at different times.
         let turn = usize::try_from(identity.index).unwrap_or_default() % MAX_STEPS;
-        if step.is_whole || self.steps.len() > MAX_STEPS + turn {
-            self.base = PackedMetrics::of(&self.metrics());
-            self.steps.clear();
+        if step.is_whole || self.steps.changes() > MAX_STEPS + turn {
+            self.steps.join();
         }
     }
 
     /// Returns the number of bytes that the packed metrics take.
     pub(crate) fn size(&self) -> usize {
-        self.base.size() + self.steps.iter().map(PackedMetrics::size).sum::<usize>()
+        self.steps.size()
     }
 
     /// Returns everything that the runner has told, packed.
     pub(crate) fn packed(&self) -> PackedRunner {
         let (identity, state) = (self.identity.clone(), self.state);
-        let metrics = if self.steps.is_empty() {
-            self.base.clone()
-        } else {
-            PackedMetrics::of(&self.metrics())
-        };
-        PackedRunner { identity, state, metrics }
-    }
-
-    fn metrics(&self) -> Metrics {
-        let mut metrics = self.base.unpack();
-        self.steps.iter().for_each(|step| metrics.add_changes(&step.unpack()));
-        metrics
+        PackedRunner { identity, state, metrics: self.steps.clone() }
     }
 
     /// Returns everything that the runner has told.
     pub(crate) fn snapshot(&self) -> RunnerMetrics {
         let (identity, state) = (self.identity.clone(), self.state);
-        RunnerMetrics { identity, state, metrics: self.metrics() }
+        RunnerMetrics { identity, state, metrics: self.steps.unpack() }
     }
 }

@@ -7,7 +7,7 @@ use serde::ser::Error as _;
 
 use super::{MAX_DOCUMENT_BYTES, StoredResult, StoredResultError};
 use crate::{
-    metrics::{Identity, PackedMetrics, RunnerMetrics, RunnerState},
+    metrics::{Identity, PackedSteps, RunnerMetrics, RunnerState},
     result::{
         kind::{MAX_DATA_BYTES, MAX_PARTS},
         series::{PackedSeries, PointList, QUICK, Series, compress},
@@ -22,13 +22,13 @@ pub struct PackedRunner {
     /// Its state.
     pub state: RunnerState,
     /// Its metrics.
-    pub metrics: PackedMetrics,
+    pub metrics: PackedSteps,
 }
 
 impl PackedRunner {
     fn of(runner: &RunnerMetrics) -> Self {
         let RunnerMetrics { identity, state, metrics } = runner;
-        Self { identity: identity.clone(), state: *state, metrics: PackedMetrics::of(metrics) }
+        Self { identity: identity.clone(), state: *state, metrics: PackedSteps::of(metrics) }
     }
 
     /// The metrics.
