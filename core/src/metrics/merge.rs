@@ -239,19 +239,21 @@ impl LatencyHistogram {
     }
 
     /// Inserts ascending buckets that do not exist yet.
-    fn insert_buckets(&mut self, mut new: Vec<(i32, u64)>) {
-        let mut unmoved = self.buckets.len();
-        self.buckets.resize(unmoved + new.len(), (0, 0));
-        // From the last one to the first one: each existing bucket moves once.
-        while let Some(bucket) = new.pop() {
-            let before = self.buckets.get(..unmoved).unwrap_or_default();
-            let place = before.partition_point(|(index, _)| *index < bucket.0);
-            self.buckets.copy_within(place..unmoved, place + new.len() + 1);
-            if let Some(free) = self.buckets.get_mut(place + new.len()) {
-                *free = bucket;
-            }
-            unmoved = place;
+    fn insert_buckets(&mut self, new: Vec<(i32, u64)>) {
+        if new.is_empty() {
+            return;
         }
+        // Into new memory: a vector that grows and moves its end for each bucket took a third of the operator's CPU.
+        let mut all = Vec::with_capacity(self.buckets.len() + new.len());
+        let mut rest = self.buckets.as_slice();
+        for bucket in new {
+            let (before, after) = rest.split_at(rest.partition_point(|(i, _)| *i < bucket.0));
+            all.extend_from_slice(before);
+            all.push(bucket);
+            rest = after;
+        }
+        all.extend_from_slice(rest);
+        self.buckets = all;
     }
 
     /// Adds another distribution to this one.

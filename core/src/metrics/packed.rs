@@ -101,7 +101,13 @@ impl PackedSteps {
     /// The metrics after all changes.
     pub fn unpack(&self) -> Metrics {
         let mut metrics = self.base.unpack();
-        self.changes.iter().for_each(|changes| metrics.add_changes(&changes.unpack()));
+        // First the small ones.
+        let changes = self.changes.iter().map(PackedMetrics::unpack);
+        let all = changes.reduce(|mut all, changes| {
+            all.add_changes(&changes);
+            all
+        });
+        all.iter().for_each(|changes| metrics.add_changes(changes));
         metrics
     }
 
