@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
+    io::Write,
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -180,7 +181,16 @@ impl Runners {
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, control::PORT)).await?;
         let server = runners.clone();
         tokio::spawn(async move {
-            while let Ok((socket, _)) = listener.accept().await {
+            loop {
+                let socket = match listener.accept().await {
+                    Ok((socket, _)) => socket,
+                    Err(error) => {
+                        // The figures of a trial without runners would be wrong, so it must be seen.
+                        let _ = writeln!(std::io::stderr(), "runners: no connection: {error}");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                };
                 let Ok(address) = socket.local_addr() else { continue };
                 let server = server.clone();
                 tokio::spawn(async move {
