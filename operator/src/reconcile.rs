@@ -325,14 +325,17 @@ async fn report_status(
     decision: &Decision,
     now: Timestamp,
 ) -> Result<Option<LoadTest>, Error> {
-    if status::was_written_just_now(observed, decision, now) {
+    if status::can_skip_status(observed, decision, now) {
         return Ok(None);
     }
     let old = observed.status();
     let (mut next, event) = status::next_status(observed, decision, now);
-    Box::pin(result::write_result(context, observed, decision, &mut next, now)).await?;
-    // After the result, which holds the whole status.
-    status::limit_size(&mut next, now);
+    let is_stored =
+        Box::pin(result::write_result(context, observed, decision, &mut next, now)).await?;
+    // The stored result holds the whole status.
+    if is_stored && matches!(decision, Decision::Conclude { .. }) {
+        status::limit_size(&mut next, now);
+    }
     if matches!(decision, Decision::Conclude { .. }) {
         pause_at(context, &observed.test, KillPoint::BeforeVerdict).await;
     }

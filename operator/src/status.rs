@@ -10,7 +10,7 @@ mod throttle;
 pub(crate) use self::{
     result_stored::set_result_stored,
     size::limit_size,
-    throttle::{is_throttled, was_written_just_now},
+    throttle::{can_skip_status, is_throttled},
 };
 use crate::{
     decide::{Decision, Reason, refusal_reason},
@@ -141,7 +141,7 @@ fn set_condition(
         reason: reason.into(),
         message: truncate(message, MAX_MESSAGE_BYTES),
         last_transition_time: since,
-        observed_generation: None,
+        observed_generation: status.observed_generation,
     };
     match status.conditions.iter_mut().find(|c| c.type_ == kind) {
         Some(condition) => *condition = next,

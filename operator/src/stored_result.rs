@@ -27,6 +27,8 @@ use crate::{
 
 /// Interval between two writes of the result of a running test.
 const WRITE_INTERVAL: Duration = Duration::from_secs(30);
+/// Interval after which the result of a running test is written even while many others are being written.
+const MAX_WRITE_INTERVAL: Duration = Duration::from_secs(60);
 /// Maximum size of the packed metrics of runners that may answer again, for the result to hold them. More would
 /// not fit into its first object. They are read again from the runners, and are lost only if a runner ends while no
 /// operator runs.
@@ -54,22 +56,34 @@ pub(crate) fn is_due(
         | Decision::Conclude { .. } => observed.known_start().is_some(),
         Decision::SendStart(..) | Decision::ReportProgress(..) => {
             let count = next.summary.as_ref().map_or(0, |summary| summary.requests);
-            next.stages.len() > stages || (is_old(observed, now) && count != requests)
+            next.stages.len() > stages || (is_write_due(observed, now) && count != requests)
         }
         _ => false,
     }
 }
 
-/// Returns true if the last write of the result of a running test was long ago.
-pub(crate) fn is_old(observed: &Observed, now: Timestamp) -> bool {
+/// Returns true if the last write of the result is at least this long ago.
+fn is_older_than(observed: &Observed, age: Duration, now: Timestamp) -> bool {
     let written_at = observed.cache.written_result.at;
-    written_at.is_none_or(|at| now.duration_since(at) >= signed_duration(WRITE_INTERVAL))
+    written_at.is_none_or(|at| now.duration_since(at) >= signed_duration(age))
 }
 
-/// Returns true if a result that is due may also be written later.
-pub(crate) fn can_wait(observed: &Observed, decision: &Decision, next: &LoadTestStatus) -> bool {
+/// Returns true if it is time for the next write of the result of a running test.
+pub(crate) fn is_write_due(observed: &Observed, now: Timestamp) -> bool {
+    is_older_than(observed, WRITE_INTERVAL, now)
+}
+
+/// Returns true if a result that is due may also be written later, because others are being written.
+pub(crate) fn can_write_later(
+    observed: &Observed,
+    decision: &Decision,
+    next: &LoadTestStatus,
+    now: Timestamp,
+) -> bool {
     let is_progress = matches!(decision, Decision::SendStart(..) | Decision::ReportProgress(..));
-    is_progress && next.stages.len() <= observed.cache.written_result.stages
+    is_progress
+        && next.stages.len() <= observed.cache.written_result.stages
+        && !is_older_than(observed, MAX_WRITE_INTERVAL, now)
 }
 
 /// Builds the result of a test, with what an operator that is restarted needs to go on. Returns `None`

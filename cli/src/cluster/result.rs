@@ -80,9 +80,11 @@ pub(super) async fn write_result(
     outputs: &OutputArguments,
     out: &mut impl std::io::Write,
 ) -> anyhow::Result<()> {
-    let table = || render::format_result(test, status, None);
-    if matches!(outputs.format, OutputFormat::Table) && !outputs.has_files() {
-        write!(out, "{}", table())?;
+    let table = |status: &LoadTestStatus| render::format_result(test, status, None);
+    let shortened = status.condition("StatusShortened").filter(|found| found.status == "True");
+    let needs_status = matches!(outputs.format, OutputFormat::Table) && !outputs.has_files();
+    if needs_status && shortened.is_none() {
+        write!(out, "{}", table(status))?;
         return Ok(out.flush()?);
     }
     let name = test.metadata.name.as_deref().unwrap_or_default();
@@ -91,12 +93,17 @@ pub(super) async fn write_result(
     let result = match result {
         Ok(result) => result,
         Err(error) => {
-            write!(out, "{}", table())?;
+            write!(out, "{}", table(status))?;
+            if let Some(shortened) = shortened.filter(|_| needs_status) {
+                writeln!(out, "\n{}: {error:#}", shortened.message)?;
+                return Ok(out.flush()?);
+            }
             out.flush()?;
             return Err(error);
         }
     };
-    write!(out, "{}", outputs.format.render(&result, table)?)?;
+    let whole = if shortened.is_some() { &result.status } else { status };
+    write!(out, "{}", outputs.format.render(&result, || table(whole))?)?;
     out.flush()?;
     write_outputs(outputs, &result)
 }

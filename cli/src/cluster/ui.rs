@@ -158,7 +158,9 @@ async fn show_stored(
     feed: &LiveFeed,
     why: &str,
 ) -> anyhow::Result<()> {
-    eprint_line(&format!("{why}: the page shows the stored result, which is up to 30 s old"));
+    eprint_line(&format!(
+        "{why}: the page shows the stored result, which is usually up to 30 s old"
+    ));
     let mut ticks = tokio::time::interval(5 * UPDATE_INTERVAL);
     loop {
         ticks.tick().await;
@@ -169,7 +171,7 @@ async fn show_stored(
         let uid = test.as_ref().and_then(|test| test.metadata.uid.as_deref());
         if let Ok(mut result) = find_result(&cluster.client, &cluster.namespace, name, uid).await {
             let series = std::mem::take(&mut result.series);
-            let age = "the numbers are those of the stored result, up to 30 s old";
+            let age = "the numbers are those of the stored result, usually up to 30 s old";
             for condition in &mut result.status.conditions {
                 condition.message = format!("{}; {age}", condition.message);
             }

@@ -175,7 +175,7 @@ impl Timeline {
         }
     }
 
-    /// The metrics of each interval that ends now and is to be judged, by the length of its window. The interval
+    /// The metrics of each interval that ends now and has a threshold, by the length of its window. The interval
     /// without a window is the test so far. `None` for a window whose start was not observed.
     fn intervals_until(
         &self,

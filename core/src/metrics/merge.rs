@@ -9,7 +9,7 @@ use super::{
     catalog::{COUNTERS, LABELLED, LAGS, LatencyMetric, Merge, RUNNER, Since},
     histogram::LatencyHistogram,
     run_metrics::Metrics,
-    task::{SIZE_LIMIT, TaskMetrics},
+    task::TaskMetrics,
 };
 
 impl Metrics {
@@ -153,12 +153,11 @@ impl RunnerNumbers {
 }
 
 impl TaskMetrics {
-    /// A copy without the latencies that `keep` refuses. Of the labelled counts, it has only those that thresholds
-    /// need.
+    /// A copy without the latencies that `keep` refuses. Of the labelled counts, it has only the errors.
     #[must_use]
     pub fn with_latencies(&self, keep: impl Fn(LatencyMetric) -> bool) -> Self {
         let mut copy = Self { latencies: self.latencies.filtered(keep), ..Self::default() };
-        add_labelled(&mut copy.errors, SIZE_LIMIT, self.too_large());
+        copy.errors.clone_from(&self.errors);
         for counter in &COUNTERS {
             (counter.field.set)(&mut copy, (counter.field.get)(self));
         }

@@ -89,19 +89,19 @@ impl PackedSteps {
     }
 
     /// The number of changes that are kept apart.
-    pub const fn changes(&self) -> usize {
+    pub const fn change_count(&self) -> usize {
         self.changes.len()
     }
 
-    /// Puts all changes together, which takes time and saves memory.
-    pub fn join(&mut self) {
+    /// Merges all changes into one, which takes time and saves memory.
+    pub fn merge_changes(&mut self) {
         *self = Self::of(&self.unpack());
     }
 
     /// The metrics after all changes.
     pub fn unpack(&self) -> Metrics {
         let mut metrics = self.base.unpack();
-        // First the small ones.
+        // Changes are small. They are added up first, so that the large base is merged only once.
         let changes = self.changes.iter().map(PackedMetrics::unpack);
         let all = changes.reduce(|mut all, changes| {
             all.add_changes(&changes);

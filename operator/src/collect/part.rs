@@ -82,8 +82,8 @@ impl RunnerPart {
         self.steps.push(metrics);
         // Runners with different indices do it at different times.
         let turn = usize::try_from(identity.index).unwrap_or_default() % MAX_STEPS;
-        if step.is_whole || self.steps.changes() > MAX_STEPS + turn {
-            self.steps.join();
+        if step.is_whole || self.steps.change_count() > MAX_STEPS + turn {
+            self.steps.merge_changes();
         }
     }
 

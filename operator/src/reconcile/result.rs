@@ -16,10 +16,12 @@ use crate::{
     error::{Error, format_error_chain},
     observe::state::Observed,
     status::set_result_stored,
-    stored_result::{build, can_wait, is_due, is_retried, note_failure, note_write, stale_names},
+    stored_result::{
+        build, can_write_later, is_due, is_retried, note_failure, note_write, stale_names,
+    },
 };
 
-/// Writes the result if it is due, and says in the status whether it is stored.
+/// Writes the result if it is due, and says in the status whether it is stored. Returns true if it was written now.
 ///
 /// # Errors
 /// Fails if the last result of a test can't be written now and may be later: the test ends only after
@@ -30,20 +32,20 @@ pub(super) async fn write_result(
     decision: &Decision,
     next: &mut LoadTestStatus,
     now: Timestamp,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
     if !is_due(observed, decision, next, now) {
-        return Ok(());
+        return Ok(false);
     }
     let permit = context.result_writes.try_acquire();
     // The next reconciliation tries again.
-    if permit.is_err() && can_wait(observed, decision, next) {
-        return Ok(());
+    if permit.is_err() && can_write_later(observed, decision, next, now) {
+        return Ok(false);
     }
     // The status in the result says already that the result is stored.
     let before = next.clone();
     let name = child_name(&observed.test);
     set_result_stored(next, Ok(&name), now);
-    let Some(result) = build(observed, next) else { return Ok(()) };
+    let Some(result) = build(observed, next) else { return Ok(false) };
     let requests = result.document.result.total.requests;
     let revision = observed.cache.written_result.revision + 1;
     let is_last = next.known_phase().is_some_and(Phase::is_final);
@@ -61,7 +63,7 @@ pub(super) async fn write_result(
                     let stale = stale_names(&name, revision, parts, most);
                     delete_parts(context, &observed.test, &stale).await;
                 }
-                return Ok(());
+                return Ok(true);
             }
             Err(error) => error,
         };
@@ -79,7 +81,7 @@ pub(super) async fn write_result(
         Ok(error) if !is_last => {
             let error = format_error_chain(&error);
             tracing::warn!(namespace, name, error, "the result can't be stored; trying again");
-            return Ok(());
+            return Ok(false);
         }
         Ok(error) => format_error_chain(&error),
         Err(error) => format_error_chain(&error),
@@ -88,5 +90,5 @@ pub(super) async fn write_result(
     if let Some(event) = set_result_stored(next, Err(&text), now) {
         publish_event(context, &observed.test.object_ref(&()), event).await;
     }
-    Ok(())
+    Ok(false)
 }

@@ -8,8 +8,8 @@ use loadtest_core::{
 
 use super::set_condition;
 
-/// Maximum size of a status as JSON, in bytes. Only a test with dozens of tasks or thresholds reaches it. Every list and
-/// every watch of tests carries whole statuses.
+/// Maximum size of a status as JSON, in bytes. Only a test with dozens of tasks reaches it. Every list and every watch of
+/// tests carries whole statuses.
 const MAX_BYTES: usize = 60_000;
 /// Maximum length of the example of an error in a status that is too large, in bytes.
 const MAX_EXAMPLE_BYTES: usize = 64;
@@ -21,16 +21,19 @@ type Detail = (&'static str, fn(&mut LoadTestStatus));
 
 /// What a status that is too large leaves out first, second and so on.
 const DETAILS: [Detail; 4] = [
-    ("further latencies and the responses of each task by status", |status| {
-        for task in &mut status.tasks {
-            let TaskSummary { summary, latencies, connections, .. } = task;
-            (*latencies, *connections) = Default::default();
-            summary.statuses.clear();
-            summary.finish_reasons.clear();
-            summary.web_socket_closes.clear();
-        }
-    }),
-    ("some statistics of each task", |status| {
+    (
+        "latencies, connections, statuses, finish reasons and close codes of single tasks",
+        |status| {
+            for task in &mut status.tasks {
+                let TaskSummary { summary, latencies, connections, .. } = task;
+                (*latencies, *connections) = Default::default();
+                summary.statuses.clear();
+                summary.finish_reasons.clear();
+                summary.web_socket_closes.clear();
+            }
+        },
+    ),
+    ("some statistics of single tasks", |status| {
         for task in &mut status.tasks {
             let Summary { min, mean, p90, p999, max, .. } = &mut task.summary;
             [min, mean, p90, p999, max].into_iter().for_each(|value| *value = None);
@@ -48,23 +51,24 @@ const DETAILS: [Detail; 4] = [
     }),
 ];
 
-/// Leaves details out of a status that is too large, and says so. The stored result has all of them, so a status without
-/// one stays whole.
+/// Leaves details out of a status that is too large, and says so. The stored result must have all of them.
 pub(crate) fn limit_size(status: &mut LoadTestStatus, now: Timestamp) {
-    let is_stored = status.condition("ResultStored").is_some_and(|c| c.status == "True");
     let is_large = |status: &LoadTestStatus| {
         serde_json::to_vec(status).is_ok_and(|json| json.len() > MAX_BYTES)
     };
-    if !is_stored || !is_large(status) {
-        return;
-    }
     let mut left_out = Vec::new();
     for (name, leave_out) in DETAILS {
-        leave_out(status);
-        left_out.push(name);
         if !is_large(status) {
             break;
         }
+        let before = status.clone();
+        leave_out(status);
+        if *status != before {
+            left_out.push(name);
+        }
+    }
+    if left_out.is_empty() {
+        return;
     }
     let message = format!(
         "the status leaves out {}, because it would be larger than {} KB; loadtest report shows them",

@@ -1,4 +1,4 @@
-//! Limits how often a status is written of which only the progress has changed. Pure.
+//! Limits how often the operator writes a status in which only the progress has changed. Pure.
 
 use k8s_openapi::jiff::Timestamp;
 use loadtest_core::{Duration, resource::LoadTestStatus};
@@ -18,11 +18,7 @@ fn is_recent(written_at: Option<Timestamp>, now: Timestamp) -> bool {
 
 /// Returns true if a decision changes only the progress, the status was written just now, and no result is due. The next
 /// status need not be made then.
-pub(crate) fn was_written_just_now(
-    observed: &Observed,
-    decision: &Decision,
-    now: Timestamp,
-) -> bool {
+pub(crate) fn can_skip_status(observed: &Observed, decision: &Decision, now: Timestamp) -> bool {
     let Decision::ReportProgress(phase, _) = decision else { return false };
     let Some(status) = &observed.test.status else { return false };
     let collection = &observed.cache.collection;
@@ -33,7 +29,7 @@ pub(crate) fn was_written_just_now(
         && status.summary.is_some()
         && status.stages.len() >= finished
         && status.observed_generation == observed.test.metadata.generation
-        && !stored_result::is_old(observed, now)
+        && !stored_result::is_write_due(observed, now)
 }
 
 /// Returns true if only the progress has changed and the status was written just now.

@@ -151,7 +151,9 @@ impl Scale {
             let left = self.tests.list(&ListParams::default()).await?.items;
             Ok((!left.iter().any(|test| test.name_any().starts_with(prefix))).then_some(()))
         })
-        .await
+        .await?;
+        self.runners.forget_all();
+        Ok(())
     }
 
     /// Idle tests, and a growing number of running ones.

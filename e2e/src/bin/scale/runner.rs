@@ -214,6 +214,12 @@ impl Runners {
         Ok(runners)
     }
 
+    /// Forgets all runners. Later pods get their addresses.
+    pub(crate) fn forget_all(&self) {
+        lock(&self.by_address).clear();
+        lock(&self.dead).clear();
+    }
+
     /// Lets some runners of a test never answer again.
     pub(crate) fn kill(&self, run_uid: &str, count: usize) {
         let runners = lock(&self.by_address);
