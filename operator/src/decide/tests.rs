@@ -321,6 +321,11 @@ fn runners_that_missed_their_start_are_lost() {
     let mut silent = missed.clone();
     (0..2).for_each(|index| collection_of(&mut silent).note_answer(index, time_after_start(0)));
     assert!(matches!(decision_at(&silent, 3), Decision::ReportProgress(Phase::Running, _)));
+    // As long as one of them may run, the others do not count as lost at once.
+    let mut half = missed.clone();
+    collection_of(&mut half).note_answer(1, time_after_start(0));
+    assert!(matches!(decision_at(&half, 3), Decision::ReportProgress(Phase::Running, _)));
+    assert!(matches!(decision_at(&half, 12), Decision::ReportLoss(_)));
     // Nobody has started, so that all start later.
     let Decision::PersistStart(next) = decision_at(&missed, 3) else { panic!() };
     assert!(next.pods == start_record().pods && next.at > time_after_start(3), "{next:?}");

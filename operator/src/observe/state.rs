@@ -8,7 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::{api::batch::v1::Job, jiff::Timestamp};
+use k8s_openapi::{
+    api::batch::v1::Job,
+    jiff::{SignedDuration, Timestamp},
+};
 use kube::ResourceExt;
 use loadtest_core::{
     Duration,
@@ -59,6 +62,9 @@ pub(crate) struct WrittenResult {
     /// True if a newer version of the operator wrote the result. This one leaves it as it is.
     pub(crate) is_newer: bool,
 }
+
+/// How long after a missed start the runners that wait do not count as lost, while none of them has begun.
+const MISSED_START_PATIENCE: SignedDuration = SignedDuration::from_secs(10);
 
 /// Facts about a run that the operator keeps between reconciliations.
 ///
@@ -247,7 +253,13 @@ impl Observed {
     pub(crate) fn lost_runners(&self, start: &StartRecord, now: Timestamp) -> Vec<usize> {
         let Ok(valid) = &self.valid else { return Vec::new() };
         let latest = latest_start(start, valid);
-        let missed = |index: usize| now > latest && self.has_missed_start(start, index, latest);
+        let mut states = (0..start.pods.len()).map(|index| self.runner_state(index));
+        let has_begun = !self.cache.start_accepted.is_empty()
+            || states.any(|state| state.is_some_and(|state| state != RunnerState::Waiting));
+        // If none has begun, all of them start together later, as soon as each has said that it waits.
+        let patience = if has_begun { SignedDuration::ZERO } else { MISSED_START_PATIENCE };
+        let is_due = now.duration_since(latest) > patience;
+        let missed = |index: usize| is_due && self.has_missed_start(start, index, latest);
         (0..start.pods.len())
             .filter(|index| self.is_lost(start, *index) || missed(*index))
             .collect()
