@@ -87,7 +87,7 @@ pub(crate) fn can_write_later(
 }
 
 /// Builds the result of a test, with what an operator that is restarted needs to go on. Returns `None`
-/// for a test whose spec is invalid.
+/// if the spec of the test is invalid.
 pub(crate) fn build(observed: &Observed, status: &LoadTestStatus) -> Option<ResultToStore> {
     let start = observed.known_start()?;
     let valid = observed.valid.as_ref().ok()?;

@@ -100,7 +100,7 @@ impl Timeline {
         self.stages.current_start()
     }
 
-    /// Goes on with a stage whose start another process has seen.
+    /// Goes on with a stage that began under another process.
     pub fn resume_stage(&mut self, test: &ValidTest, start: &Metrics) {
         self.stages.resume(test, start);
     }
@@ -176,7 +176,7 @@ impl Timeline {
     }
 
     /// The metrics of each interval that ends now and has a threshold, by the length of its window. The interval
-    /// without a window is the test so far. `None` for a window whose start was not observed.
+    /// without a window is the test so far. A window has no metrics if its start was not observed.
     fn intervals_until(
         &self,
         test: &ValidTest,
@@ -199,8 +199,8 @@ impl Timeline {
         intervals
     }
 
-    /// Judges one threshold before the end of the test, if it has a window or can abort. `interval` are the metrics
-    /// of its window, or of the test so far. The last snapshot is `unobserved` seconds old.
+    /// Judges one threshold before the end of the test, if it has a window or can abort. `interval` is its entry in
+    /// [`Self::intervals_until`]. The last snapshot is `unobserved` seconds old.
     fn judge_now(
         &mut self,
         index: usize,
@@ -214,16 +214,14 @@ impl Timeline {
         if coverage != Coverage::All && threshold.metric.is_rate() {
             return None;
         }
-        if threshold.window.is_none() && threshold.abort.is_none() {
-            return None;
-        }
         let judged_seconds = self.judged_seconds;
         let state = self.thresholds.get_mut(index)?;
         if threshold.window.is_some_and(|window| unobserved > window.as_secs_f64()) {
             state.abort_timer.reset();
         }
         let Some(interval) = interval else {
-            // A window that ended before the first one is none, and another process has judged others.
+            // A test that is younger than its window has no window yet. Another process has judged the windows until
+            // `judged_seconds`.
             let is_missing = |window: Duration| {
                 now > judged_seconds && now > window.as_secs_f64() + max_gap(window)
             };

@@ -93,7 +93,7 @@ impl PackedSteps {
         self.changes.len()
     }
 
-    /// Merges all changes into one, which takes time and saves memory.
+    /// Merges all changes into the base, which takes time and saves memory.
     pub fn merge_changes(&mut self) {
         *self = Self::of(&self.unpack());
     }
@@ -264,6 +264,27 @@ mod tests {
         assert_eq!(packed.unpack(), metrics);
         assert!((packed.elapsed_seconds() - 12.5).abs() < 1e-9);
         assert_eq!(PackedMetrics::default().unpack(), Metrics::default());
+    }
+
+    #[test]
+    fn packed_steps_hold_every_change() {
+        let mut latest = Metrics::default();
+        let mut steps = PackedSteps::of(&latest);
+        for step in 1..=5_u32 {
+            let earlier = latest.clone();
+            latest.elapsed_seconds = f64::from(step);
+            latest.users = u64::from(step % 3);
+            let task = latest.tasks.entry(format!("task {}", step % 2)).or_default();
+            task.requests[0] += 10;
+            task.errors.insert(format!("kind {step}"), 1);
+            let samples = task.latencies.get_mut(LatencyMetric::ResponseTime, Outcome::Success);
+            samples.record(f64::from(step % 3) * 0.5, 4);
+            steps.push(&latest.changes_since(&earlier));
+            assert_eq!(steps.unpack(), latest);
+        }
+        assert_eq!(steps.change_count(), 5);
+        steps.merge_changes();
+        assert_eq!((steps.change_count(), steps.unpack()), (0, latest));
     }
 
     #[test]

@@ -19,7 +19,7 @@ const MAX_ADVICE: usize = 10;
 /// A group of details, and how to leave it out.
 type Detail = (&'static str, fn(&mut LoadTestStatus));
 
-/// What a status that is too large leaves out first, second and so on.
+/// The details to leave out, in this order.
 const DETAILS: [Detail; 4] = [
     (
         "latencies, connections, statuses, finish reasons and close codes of single tasks",

@@ -1,4 +1,4 @@
-//! Limits how often the operator writes a status in which only the progress has changed. Pure.
+//! Limits writes of a status. If only the progress has changed, the write waits some seconds. Pure.
 
 use k8s_openapi::jiff::Timestamp;
 use loadtest_core::{Duration, resource::LoadTestStatus};
