@@ -28,7 +28,9 @@ use crate::{
 const KEY_ENTRY: &str = "key";
 /// Minimum length of the token key in bytes.
 const MIN_KEY_BYTES: usize = 32;
-/// Maximum number of results of running tests that are written at the same time.
+/// Maximum number of reconciliations at the same time of tests without load.
+const MAX_CONCURRENT_RECONCILES: usize = 16;
+/// Maximum number of results that are written at the same time, unless one of them can't wait.
 const MAX_RESULT_WRITES: usize = 2;
 
 /// State that all reconciliations share.
@@ -43,7 +45,9 @@ pub struct Context {
     pub(crate) collectors: Collectors,
     /// Which runs have changed since they were read.
     pub(crate) changes: Changes,
-    /// Limits how many results of running tests are written at the same time. Each takes some MB of memory meanwhile.
+    /// Limits how many tests without load are reconciled at the same time. First come, first served.
+    pub(crate) reconciles: Semaphore,
+    /// Limits how many results are written at the same time. Each takes some MB of memory meanwhile.
     pub(crate) result_writes: Semaphore,
     /// What an order to a runner needs.
     pub(crate) authority: Arc<Authority>,
@@ -164,6 +168,7 @@ impl Context {
             metrics,
             collectors,
             changes: Changes::default(),
+            reconciles: Semaphore::new(MAX_CONCURRENT_RECONCILES),
             result_writes: Semaphore::new(MAX_RESULT_WRITES),
             http,
             authority,

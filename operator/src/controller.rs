@@ -33,10 +33,9 @@ use crate::{
     reconcile::{object_key, on_error, reconcile},
 };
 
-/// Maximum number of concurrent reconciliations per controller.
-///
-/// A reconciliation may wait for runners. It never waits for another reconciliation.
-const MAX_CONCURRENT_RECONCILES: u16 = 16;
+/// The controllers set no limit of concurrent reconciliations, because they would let waiting tests in in no fair
+/// order. [`reconcile`] has a fair limit.
+const NO_LIMIT: u16 = 0;
 /// Timeout of a watch. Load balancers drop silent watches after their idle timeout, which is
 /// longer than this.
 const WATCH_TIMEOUT_SECONDS: u32 = 200;
@@ -78,7 +77,7 @@ pub async fn run(
             Controller::for_stream(tests, store)
                 .watches(jobs, own.clone(), move |job| note_change(&of_job, &job_store, &job))
                 .watches(pods, own, move |pod| note_change(&of_pod, &pod_store, &pod))
-                .with_config(Config::default().concurrency(MAX_CONCURRENT_RECONCILES))
+                .with_config(Config::default().concurrency(NO_LIMIT))
                 .graceful_shutdown_on(stop.clone().cancelled_owned())
                 .run(reconcile, on_error, Arc::clone(&context))
                 .for_each(async |result| {

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::OptionFuture;
 use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Resource, ResourceExt,
@@ -52,7 +53,8 @@ const MAX_BACKOFF_SECONDS: u64 = 10;
 /// Maximum delay between failed reconciliations of a test under load, which an abort may have to stop.
 const MAX_BACKOFF_SECONDS_UNDER_LOAD: u64 = 2;
 
-/// Carries out the next step of a test.
+/// Carries out the next step of a test. Tests without load wait for each other if there are many: an abort of a test
+/// under load must not wait for them.
 ///
 /// # Errors
 /// Fails if an object can't be read or written, or on a timeout. The controller retries after the
@@ -61,6 +63,8 @@ pub async fn reconcile(
     object: Arc<DeserializeGuard<LoadTest>>,
     context: Arc<Context>,
 ) -> Result<Action, Error> {
+    let slot = (!is_under_load(&context, &object)).then(|| context.reconciles.acquire());
+    let _slot = OptionFuture::from(slot).await;
     let start = Instant::now();
     let result = match &object.0 {
         Ok(test) => Box::pin(reconcile_test(&context, test)).await,
@@ -120,10 +124,21 @@ pub fn on_error(
         tracing::warn!(loadtest = key, failures, error, "reconciliation failed");
     }
     let seconds = 1_u64 << failures.saturating_sub(1).min(4);
-    let uid = object.meta().uid.clone().unwrap_or_default();
-    let is_under_load = context.collectors.latest(&uid).is_some();
-    let limit = if is_under_load { MAX_BACKOFF_SECONDS_UNDER_LOAD } else { MAX_BACKOFF_SECONDS };
+    let limit = if is_under_load(&context, &object) {
+        MAX_BACKOFF_SECONDS_UNDER_LOAD
+    } else {
+        MAX_BACKOFF_SECONDS
+    };
     Action::requeue(Duration::from_secs(seconds.min(limit)))
+}
+
+/// Returns true if a test has runners under load, as far as this process knows.
+fn is_under_load(context: &Context, object: &DeserializeGuard<LoadTest>) -> bool {
+    let uid = object.meta().uid.as_deref().unwrap_or_default();
+    let status = object.0.as_ref().ok().and_then(|test| test.status.as_ref());
+    let phase = status.and_then(LoadTestStatus::known_phase);
+    matches!(phase, Some(Phase::Running | Phase::Stopping))
+        || context.collectors.latest(uid).is_some()
 }
 
 async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, Error> {

@@ -21,6 +21,8 @@ use tower_test::mock::Handle;
 
 #[path = "reconcile/earlier_versions.rs"]
 mod earlier_versions;
+#[path = "reconcile/fairness.rs"]
+mod fairness;
 #[path = "reconcile/retries.rs"]
 mod retries;
 #[path = "reconcile/unchanged_objects.rs"]

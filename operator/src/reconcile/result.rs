@@ -1,5 +1,7 @@
 //! Writes the result of a test in a reconciliation, before the status that it belongs to.
 
+use std::time::Duration;
+
 use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 use loadtest_core::resource::{LoadTestStatus, Phase};
@@ -21,6 +23,15 @@ use crate::{
     },
 };
 
+/// Maximum time for which a write waits for those of other tests.
+const MAX_TURN_WAIT: Duration = Duration::from_secs(5);
+
+/// Returns true if the write that belongs to a decision may wait for those of other tests. A stop order follows these
+/// two, and must not wait.
+const fn can_wait(decision: &Decision) -> bool {
+    !matches!(decision, Decision::ReportAbort(_) | Decision::ReportLoss(_))
+}
+
 /// Writes the result if it is due, and says in the status whether it is stored. Returns true if it was written now.
 ///
 /// # Errors
@@ -36,11 +47,16 @@ pub(super) async fn write_result(
     if !is_due(observed, decision, next, now) {
         return Ok(false);
     }
-    let permit = context.result_writes.try_acquire();
-    // The next reconciliation tries again.
-    if permit.is_err() && can_write_later(observed, decision, next, now) {
-        return Ok(false);
-    }
+    let _permit = match context.result_writes.try_acquire() {
+        Ok(permit) => Some(permit),
+        // The next reconciliation tries again.
+        Err(_) if can_write_later(observed, decision, next, now) => return Ok(false),
+        Err(_) if can_wait(decision) => {
+            let turn = tokio::time::timeout(MAX_TURN_WAIT, context.result_writes.acquire());
+            turn.await.ok().and_then(Result::ok)
+        }
+        Err(_) => None,
+    };
     // The status in the result says already that the result is stored.
     let before = next.clone();
     let name = child_name(&observed.test);
