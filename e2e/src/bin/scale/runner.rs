@@ -154,7 +154,7 @@ pub(crate) struct Runners {
     /// Addresses that do not answer.
     dead: Arc<Mutex<Vec<IpAddr>>>,
     /// Lengths of the loads, by the names of their `ConfigMap`s.
-    lengths: Arc<tokio::sync::Mutex<HashMap<String, Duration>>>,
+    lengths: Arc<Mutex<HashMap<String, Duration>>>,
 }
 
 type Reply = Response<Full<Bytes>>;
@@ -277,12 +277,17 @@ impl Runners {
     /// Returns the runner with an address. Addresses are used again, so a runner that is `new` replaces one that
     /// has ended.
     async fn find(&self, address: IpAddr, new: bool) -> Result<Arc<Mutex<Runner>>> {
-        let is_current =
-            |runner: &Arc<Mutex<Runner>>| !(new && lock(runner).metrics.state.is_final());
         let known = lock(&self.by_address).get(&address).cloned();
-        if let Some(runner) = known.filter(is_current) {
+        if let Some(runner) = known.filter(|runner| is_current(runner, new)) {
             return Ok(runner);
         }
+        // The search goes on if the operator gives the request up.
+        let runners = self.clone();
+        tokio::spawn(async move { runners.look_up(address, new).await }).await?
+    }
+
+    /// Reads the pod with an address, and keeps its runner.
+    async fn look_up(&self, address: IpAddr, new: bool) -> Result<Arc<Mutex<Runner>>> {
         let pods: Api<Pod> = Api::all(self.client.clone());
         // From the cache of the API server, because all runners of a test ask at the same time.
         let selector = ListParams::default().match_any().fields(&format!("status.podIP={address}"));
@@ -295,12 +300,17 @@ impl Runners {
         let runner = Arc::new(Mutex::new(Runner::of_pod(pod, self.load_length(pod).await?)?));
         let mut by_address = lock(&self.by_address);
         // Another request may have found the pod meanwhile, and may have started its load.
-        if let Some(earlier) = by_address.get(&address).filter(|earlier| is_current(earlier)) {
+        if let Some(earlier) = by_address.get(&address).filter(|earlier| is_current(earlier, new)) {
             return Ok(Arc::clone(earlier));
         }
         by_address.insert(address, Arc::clone(&runner));
         Ok(runner)
     }
+}
+
+/// Returns true if a runner is the one to use. A `new` one is not one that has ended.
+fn is_current(runner: &Mutex<Runner>, new: bool) -> bool {
+    !(new && lock(runner).metrics.state.is_final())
 }
 
 impl Runners {
@@ -310,8 +320,7 @@ impl Runners {
         let name =
             volumes.filter_map(|volume| volume.config_map.as_ref()).map(|map| &map.name).next();
         let name = name.context("the pod has no plan")?;
-        let mut lengths = self.lengths.lock().await;
-        if let Some(length) = lengths.get(name) {
+        if let Some(length) = lock(&self.lengths).get(name) {
             return Ok(*length);
         }
         let namespace = pod.namespace().context("no namespace")?;
@@ -319,7 +328,7 @@ impl Runners {
         let data = config_maps.get(name).await?.data.unwrap_or_default();
         let plan: Plan = serde_json::from_str(data.get(control::PLAN_FILE).context("no plan")?)?;
         let length = plan.test.load.duration().to_std();
-        lengths.insert(name.clone(), length);
+        lock(&self.lengths).insert(name.clone(), length);
         Ok(length)
     }
 }
