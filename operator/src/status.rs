@@ -4,9 +4,11 @@
 //! status, and `events` publishes the Event.
 
 mod result_stored;
+mod silence;
 mod size;
 mod throttle;
 
+use self::silence::set_silence;
 pub(crate) use self::{
     result_stored::set_result_stored,
     size::limit_size,
@@ -369,8 +371,9 @@ fn set_progress(
         let summary = summarize(&merged.all_tasks(), merged.elapsed_seconds);
         keep_larger(&mut status.summary, summary);
     }
+    let silence = set_silence(status, observed, now);
     if !(entered && phase == Phase::Stopping) {
-        return None;
+        return silence;
     }
     let note = "the load has ended; waiting for in-flight requests and final metrics";
     set_condition(status, "Finished", "False", "Stopping", note, now);

@@ -158,9 +158,8 @@ fn all_runners_are_over(
 /// for [`SILENT_RUNNER_TIMEOUT`].
 fn all_runners_are_silent(observed: &Observed, start: &StartRecord, now: Timestamp) -> bool {
     (0..start.pods.len()).all(|index| {
-        let last_seen = observed.last_seen(index).unwrap_or(now);
         observed.is_final(index)
             || observed.is_lost(start, index)
-            || has_elapsed(last_seen, now, SILENT_RUNNER_TIMEOUT)
+            || observed.is_silent(start, index, signed_duration(SILENT_RUNNER_TIMEOUT), now)
     })
 }

@@ -310,6 +310,19 @@ fn abort_is_in_the_status_before_runners_are_stopped() {
 }
 
 #[test]
+fn a_runner_that_accepts_its_start_and_never_begins_is_lost() {
+    let mut observed = observed_under_load();
+    finish_runner(&mut observed, 0);
+    set_runner(&mut observed, 1, RunnerMetrics::default());
+    for (seconds, is_lost) in [(5, false), (30, true)] {
+        collection_of(&mut observed).note_answer(1, time_after_start(seconds));
+        let decision = decision_at(&observed, seconds + 1);
+        let ends = decision == Decision::Conclude { cancelled: false, failed: None };
+        assert_eq!(ends, is_lost, "{decision:?}");
+    }
+}
+
+#[test]
 fn runners_that_missed_their_start_are_lost() {
     let mut missed = observed_after_start(Phase::Running);
     for index in 0..2 {

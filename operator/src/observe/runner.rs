@@ -128,7 +128,7 @@ impl Runner {
             None => match eviction {
                 Some(cause) => format!("was evicted: {cause}"),
                 None if self.disrupted => "was deleted".to_owned(),
-                None => "did not take its start order in time".to_owned(),
+                None => "did not begin its load in time".to_owned(),
             },
         };
         match (termination, eviction) {

@@ -24,7 +24,7 @@ use loadtest_core::{
 use super::{
     last_objects::{LastObjects, Reading, forget_managed_fields},
     runner::Runner,
-    start::{START_ANNOTATION, StartRecord, latest_start},
+    start::{START_ANNOTATION, StartRecord, latest_start, time_for_orders},
 };
 use crate::collect::{Collection, StartedPods, Targets, runner_name, timeline_of};
 
@@ -65,6 +65,9 @@ pub(crate) struct WrittenResult {
 
 /// How long after a missed start the runners that wait do not count as lost, while none of them has begun.
 const MISSED_START_PATIENCE: SignedDuration = SignedDuration::from_secs(10);
+
+/// Time after the latest start, and after its orders, within which a runner that has accepted its order begins.
+const ACCEPTED_PATIENCE: SignedDuration = SignedDuration::from_secs(10);
 
 /// Facts about a run that the operator keeps between reconciliations.
 ///
@@ -223,8 +226,10 @@ impl Observed {
         self.cache.collection.is_final(index_of(index))
     }
 
-    /// Returns true if a runner has accepted no start order, and its last answer says that it waits for one. Only an
-    /// answer counts that came after `latest` and after the last orders.
+    /// Returns true if the last answer of a runner says that it waits for its start, and it will not start any more.
+    ///
+    /// Only an answer counts that came after `latest` and after the last orders. A runner that has accepted its order
+    /// has [`ACCEPTED_PATIENCE`] longer.
     pub(crate) fn has_missed_start(
         &self,
         start: &StartRecord,
@@ -234,9 +239,13 @@ impl Observed {
         let RunCache { start_accepted, start_sent_at, .. } = &self.cache;
         let time = start_sent_at.map_or(latest, |sent_at| sent_at.max(latest));
         let has_order = start.pods.get(index).is_some_and(|uid| start_accepted.contains(uid));
-        !has_order
-            && self.runner_state(index) == Some(RunnerState::Waiting)
-            && self.last_seen(index).is_some_and(|seen| seen > time)
+        let patience = if has_order {
+            ACCEPTED_PATIENCE.saturating_add(time_for_orders(start.pods.len()))
+        } else {
+            SignedDuration::ZERO
+        };
+        self.runner_state(index) == Some(RunnerState::Waiting)
+            && self.last_seen(index).is_some_and(|seen| seen.duration_since(time) > patience)
     }
 
     /// Returns true if a runner has reported that it made its whole share of the load.
@@ -282,6 +291,11 @@ impl Observed {
         }
     }
 
+    /// Returns the name of a runner in messages: its index and its node.
+    pub(crate) fn runner_name(&self, index: u32) -> String {
+        runner_name(&self.runners, index)
+    }
+
     /// Returns the number of started pods that are running.
     pub(crate) fn running_runners(&self) -> u64 {
         let Some(start) = self.known_start() else { return 0 };
@@ -310,6 +324,18 @@ impl Observed {
     /// Without a scrape, this is the time when this process first saw the run.
     pub(crate) fn last_seen(&self, index: usize) -> Option<Timestamp> {
         self.cache.collection.last_seen(index_of(index)).or(self.cache.first_seen)
+    }
+
+    /// Returns true if a runner has not answered for this long under load.
+    pub(crate) fn is_silent(
+        &self,
+        start: &StartRecord,
+        index: usize,
+        time: SignedDuration,
+        now: Timestamp,
+    ) -> bool {
+        let seen = self.last_seen(index).map_or(start.at, |seen| seen.max(start.at));
+        now.duration_since(seen) >= time
     }
 
     /// Returns the threshold that ends the test early, from the status or from this reconciliation.
@@ -371,7 +397,7 @@ impl Observed {
 
     /// Returns the sum over all runners.
     pub(crate) fn merged(&self) -> Metrics {
-        self.cache.collection.merged(|index| runner_name(&self.runners, index))
+        self.cache.collection.merged(|index| self.runner_name(index))
     }
 
     /// Returns everything that the report needs besides the merged snapshots.

@@ -218,6 +218,42 @@ fn throttled_progress_builds_no_status() {
 }
 
 #[test]
+fn silent_runners_are_told_once_and_until_they_answer() {
+    let mut running = admitted_status();
+    running.phase = Some(Phase::Running.into());
+    let at = |seconds| noon() + SignedDuration::from_secs(seconds);
+    let mut observed = observed_with(running);
+    observed.cache.start =
+        Some(StartRecord { at: noon(), pods: vec!["pod-0".into(), "pod-1".into()] });
+    observed.runners = vec![crate::testing::ready_runner(0), crate::testing::ready_runner(1)];
+    let progress = Decision::ReportProgress(Phase::Running, Duration::from_secs(2));
+    let step = |observed: &mut Observed, heard: &[(u32, i64)], seconds| {
+        for (index, heard) in heard {
+            Arc::make_mut(&mut observed.cache.collection).note_answer(*index, at(*heard));
+        }
+        let (status, event) = next_status(observed, &progress, at(seconds));
+        observed.test.status = Some(status.clone());
+        (status.condition("RunnersSilent").cloned(), event)
+    };
+    assert_eq!(step(&mut observed, &[(0, 19), (1, 10)], 20), (None, None));
+    let (silent, event) = step(&mut observed, &[(0, 31)], 32);
+    let (silent, event) = (silent.unwrap(), event.unwrap());
+    assert_eq!((&*silent.status, &*event.reason, event.warning), ("True", "RunnersSilent", true));
+    assert!(silent.message.starts_with("1 of 2 runners did not answer"), "{}", silent.message);
+    assert!(silent.message.contains("(runner 1 on node n1)"), "{}", silent.message);
+    let (silent, event) = step(&mut observed, &[], 60);
+    let silent = silent.unwrap();
+    assert!(silent.message.starts_with("2 of 2 runners"), "{}", silent.message);
+    assert_eq!((silent.status.as_str(), event), ("True", None));
+    // Another runner is no reason to write the status at once.
+    let mut status = observed.status();
+    set_condition(&mut status, "RunnersSilent", "True", "NoAnswer", "1 of 2 runners", at(60));
+    assert!(is_throttled(&observed.status(), &status, Some(at(59)), at(60)));
+    let (silent, event) = step(&mut observed, &[(0, 69), (1, 69)], 70);
+    assert_eq!((silent.unwrap().status.as_str(), event), ("False", None));
+}
+
+#[test]
 fn lost_runner_is_told_while_the_test_runs() {
     let mut running = admitted_status();
     running.phase = Some(Phase::Running.into());

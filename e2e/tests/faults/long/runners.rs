@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use loadtest_core::control;
+use loadtest_core::{control, resource::LoadTestStatus};
 use loadtest_e2e::{
     fault::Fault,
     node::{NetworkRule, exhaust_memory, find_process},
@@ -43,8 +43,8 @@ async fn runner_out_of_memory_stops_the_test() -> Result<()> {
 #[tokio::test]
 async fn operator_cut_off_from_a_runner_misses_nothing() -> Result<()> {
     let fault = Fault {
-        fault: "operator cut off from a runner for 20 s under load",
-        expected: "the run is whole",
+        fault: "operator cut off from a runner under load until its status says so",
+        expected: "RunnersSilent names the runner meanwhile; the run is whole",
         seconds: 80,
     };
     fault
@@ -55,9 +55,21 @@ async fn operator_cut_off_from_a_runner_misses_nothing() -> Result<()> {
             row.begin();
             let cut =
                 NetworkRule::drop_packets(&operator, &pod_ip(&runner).context("no address")?)?;
-            tokio::time::sleep(Duration::from_secs(20)).await;
+            let index = runner.labels().get(control::INDEX_LABEL).context("no index")?;
+            let silence = |status: &LoadTestStatus| {
+                status.condition("RunnersSilent").map(|c| (c.status.clone(), c.message.clone()))
+            };
+            let name = format!("(runner {index} on node");
+            let is_told = |status: &LoadTestStatus| {
+                silence(status).is_some_and(|(is_silent, message)| {
+                    is_silent == "True" && message.contains(&name)
+                })
+            };
+            namespace.wait_for_status("cut", 40, is_told).await?;
             drop(cut);
             row.settle(check_whole_run(namespace, &target, &test, 90).await?);
+            let at_end = silence(&namespace.get_status("cut").await?).context("no condition")?;
+            ensure!(at_end.0 == "False", "{at_end:?}");
             Ok(())
         })
         .await
