@@ -29,7 +29,7 @@ use loadtest_children::OPERATOR_NAME;
 use crate::{
     context::Context,
     error::format_error_chain,
-    observe::{crd_check::watch_crd, last_objects::forget_managed_fields},
+    observe::{crd_check::watch_crd, last_objects::forget_details},
     reconcile::{object_key, on_error, reconcile},
 };
 
@@ -66,7 +66,7 @@ pub async fn run(
             let (store, writer) = reflector::store();
             stores.push(store.clone());
             let tests = watcher(api_in(&client, namespace), watch.clone())
-                .modify(forget_managed_fields)
+                .modify(forget_details)
                 .reflect(writer)
                 .applied_objects();
             let own = watch.labels(&own);

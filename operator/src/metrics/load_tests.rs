@@ -224,14 +224,15 @@ mod tests {
     use kube::runtime::{reflector, watcher};
 
     use super::*;
-    use crate::metrics::OperatorMetrics;
+    use crate::{metrics::OperatorMetrics, observe::last_objects::forget_details};
 
     fn store_with_test(namespace: &str, status: &str) -> Store<DeserializeGuard<LoadTest>> {
         let mut test = serde_json::to_value(crate::testing::example_test()).unwrap();
         test["metadata"]["namespace"] = namespace.into();
         test["status"] = serde_json::from_str(status).unwrap();
         let (reader, mut writer) = reflector::store();
-        let guard: DeserializeGuard<LoadTest> = serde_json::from_value(test).unwrap();
+        let mut guard: DeserializeGuard<LoadTest> = serde_json::from_value(test).unwrap();
+        forget_details(&mut guard);
         writer.apply_watcher_event(&watcher::Event::Apply(guard));
         reader
     }

@@ -4,7 +4,7 @@ use k8s_openapi::{
     api::batch::v1::Job,
     jiff::{SignedDuration, Timestamp},
 };
-use kube::{Resource, ResourceExt};
+use kube::{Resource, ResourceExt, core::DeserializeGuard};
 use loadtest_core::resource::LoadTest;
 
 use super::runner::Runner;
@@ -49,6 +49,24 @@ pub(crate) fn forget_managed_fields(object: &mut impl Resource) {
     object.meta_mut().managed_fields = None;
 }
 
+/// Annotation in which `kubectl apply` keeps a copy of the whole object.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Drops from a watched test what neither [`LastObjects::is_current`] nor a gauge needs. Thousands of tests may be
+/// watched, and each reconciliation reads the whole test again.
+pub(crate) fn forget_details(watched: &mut DeserializeGuard<LoadTest>) {
+    forget_managed_fields(watched);
+    if let Some(annotations) = &mut watched.meta_mut().annotations {
+        annotations.remove(LAST_APPLIED);
+    }
+    let Some(status) = watched.0.as_mut().ok().and_then(|test| test.status.as_mut()) else {
+        return;
+    };
+    status.tasks = Vec::new();
+    status.errors = Vec::new();
+    status.thresholds.iter_mut().for_each(|row| row.advice = None);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +83,23 @@ mod tests {
         let mut cached = example_test();
         cached.metadata.resource_version = Some(version.into());
         last.is_current(&cached, changes, noon() + SignedDuration::from_secs(age))
+    }
+
+    #[test]
+    fn a_watched_test_keeps_only_what_is_used() {
+        let mut watched = serde_json::to_value(example_test()).unwrap();
+        watched["metadata"]["annotations"] = serde_json::json!({LAST_APPLIED: "{}", "a": "b"});
+        watched["status"] = serde_json::json!({
+            "phase": "Finished",
+            "tasks": [{"name": "chat", "requests": 1, "failures": 0, "errorRate": "0%", "throughput": "1/s"}],
+        });
+        let mut watched: DeserializeGuard<LoadTest> = serde_json::from_value(watched).unwrap();
+        assert_eq!(watched.0.as_ref().unwrap().status.as_ref().unwrap().tasks.len(), 1);
+        forget_details(&mut watched);
+        let test = watched.0.unwrap();
+        assert_eq!((test.annotations().len(), &test.spec), (1, &example_test().spec));
+        let status = test.status.unwrap();
+        assert!(status.tasks.is_empty() && status.phase.is_some());
     }
 
     #[test]
