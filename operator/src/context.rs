@@ -28,10 +28,35 @@ use crate::{
 const KEY_ENTRY: &str = "key";
 /// Minimum length of the token key in bytes.
 const MIN_KEY_BYTES: usize = 32;
-/// Maximum number of reconciliations at the same time of tests without load.
-const MAX_CONCURRENT_RECONCILES: usize = 16;
-/// Maximum number of results that are written at the same time, unless one of them can't wait.
+/// Maximum number of tests without load that are reconciled at the same time.
+const MAX_WITHOUT_LOAD: usize = 16;
+/// Maximum number of tests of an earlier process that are taken over at the same time. Each result takes some MB meanwhile.
+const MAX_TAKEOVERS: usize = 8;
+/// Maximum number of results that are written at the same time. Those that can't wait are not counted.
 const MAX_RESULT_WRITES: usize = 2;
+
+/// The queues of reconciliations: first come, first served.
+pub(crate) struct Queues {
+    /// Tests without load.
+    pub(crate) tests_without_load: Semaphore,
+    /// Tests of an earlier process that may be under load.
+    pub(crate) takeovers: Semaphore,
+}
+
+impl Queues {
+    const fn new() -> Self {
+        Self {
+            tests_without_load: Semaphore::const_new(MAX_WITHOUT_LOAD),
+            takeovers: Semaphore::const_new(MAX_TAKEOVERS),
+        }
+    }
+
+    /// Sends everybody away who waits: the operator is about to end.
+    pub(crate) fn close(&self) {
+        self.tests_without_load.close();
+        self.takeovers.close();
+    }
+}
 
 /// State that all reconciliations share.
 pub struct Context {
@@ -45,8 +70,8 @@ pub struct Context {
     pub(crate) collectors: Collectors,
     /// Which runs have changed since they were read.
     pub(crate) changes: Changes,
-    /// Limits how many tests without load are reconciled at the same time. First come, first served.
-    pub(crate) reconciles: Semaphore,
+    /// The queues of reconciliations.
+    pub(crate) queues: Queues,
     /// Limits how many results are written at the same time. Each takes some MB of memory meanwhile.
     pub(crate) result_writes: Semaphore,
     /// What an order to a runner needs.
@@ -168,7 +193,7 @@ impl Context {
             metrics,
             collectors,
             changes: Changes::default(),
-            reconciles: Semaphore::new(MAX_CONCURRENT_RECONCILES),
+            queues: Queues::new(),
             result_writes: Semaphore::new(MAX_RESULT_WRITES),
             http,
             authority,
@@ -187,6 +212,19 @@ impl Context {
     /// Stores the cache of a run for the next reconciliation.
     pub(crate) fn store_cache(&self, run_uid: String, cache: RunCache) {
         lock_unpoisoned(&self.run_caches).insert(run_uid, cache);
+    }
+
+    /// Returns true if this process has reconciled a run before.
+    pub(crate) fn is_known(&self, run_uid: &str) -> bool {
+        lock_unpoisoned(&self.run_caches).contains_key(run_uid)
+    }
+
+    /// Returns true if this process has sent the start orders of a run, or collects its metrics.
+    pub(crate) fn has_started(&self, run_uid: &str) -> bool {
+        let was_sent = lock_unpoisoned(&self.run_caches)
+            .get(run_uid)
+            .is_some_and(|cache| cache.start_sent_at.is_some());
+        was_sent || self.collectors.latest(run_uid).is_some()
     }
 
     /// Keeps the caches and failure counts of these runs and objects, and drops all others.

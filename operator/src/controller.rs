@@ -33,8 +33,8 @@ use crate::{
     reconcile::{object_key, on_error, reconcile},
 };
 
-/// The controllers set no limit of concurrent reconciliations, because they would let waiting tests in in no fair
-/// order. [`reconcile`] has a fair limit.
+/// The controllers have no limit of concurrent reconciliations, because kube-runtime lets waiting tests run in an
+/// arbitrary order. [`reconcile`] has a fair limit.
 const NO_LIMIT: u16 = 0;
 /// Timeout of a watch. Load balancers drop silent watches after their idle timeout, which is
 /// longer than this.
@@ -116,8 +116,14 @@ pub async fn run(
             }
         }
     };
+    let close_queues = async {
+        stop.cancelled().await;
+        context.queues.close();
+        std::future::pending::<()>().await;
+    };
     tokio::select! {
         _ = async { tokio::join!(join_all(controllers), set_ready) } => {}
+        () = close_queues => {}
         () = clean_up => {}
         () = watch_crd(&context) => {}
     }

@@ -26,6 +26,7 @@ use loadtest_core::{
 };
 
 use loadtest_children::OPERATOR_NAME;
+use tokio::sync::Semaphore;
 
 use crate::{
     act,
@@ -40,7 +41,10 @@ use crate::{
         observe, read_objects,
         state::Observed,
     },
-    reconcile::unseen::supervise_unseen,
+    reconcile::{
+        result::{ResultWrite, write_result},
+        unseen::supervise_unseen,
+    },
     status::{self, EventDraft},
 };
 
@@ -53,8 +57,10 @@ const MAX_BACKOFF_SECONDS: u64 = 10;
 /// Maximum delay between failed reconciliations of a test under load, which an abort may have to stop.
 const MAX_BACKOFF_SECONDS_UNDER_LOAD: u64 = 2;
 
-/// Carries out the next step of a test. Tests without load wait for each other if there are many: an abort of a test
-/// under load must not wait for them.
+/// Carries out the next step of a test.
+///
+/// Only some tests without load are reconciled at the same time. A test under load does not wait for them, because it may
+/// have to be stopped.
 ///
 /// # Errors
 /// Fails if an object can't be read or written, or on a timeout. The controller retries after the
@@ -63,8 +69,12 @@ pub async fn reconcile(
     object: Arc<DeserializeGuard<LoadTest>>,
     context: Arc<Context>,
 ) -> Result<Action, Error> {
-    let slot = (!is_under_load(&context, &object)).then(|| context.reconciles.acquire());
-    let _slot = OptionFuture::from(slot).await;
+    let queue = queue_of(&context, &object);
+    let turn = OptionFuture::from(queue.map(Semaphore::acquire)).await;
+    let Ok(_permit) = turn.transpose() else {
+        // The operator is about to end.
+        return Ok(Action::await_change());
+    };
     let start = Instant::now();
     let result = match &object.0 {
         Ok(test) => Box::pin(reconcile_test(&context, test)).await,
@@ -132,13 +142,31 @@ pub fn on_error(
     Action::requeue(Duration::from_secs(seconds.min(limit)))
 }
 
+/// Returns the phase of a test as its watch delivered it.
+fn phase_of(object: &DeserializeGuard<LoadTest>) -> Option<Phase> {
+    let status = object.0.as_ref().ok().and_then(|test| test.status.as_ref());
+    status.and_then(LoadTestStatus::known_phase)
+}
+
 /// Returns true if a test has runners under load, as far as this process knows.
 fn is_under_load(context: &Context, object: &DeserializeGuard<LoadTest>) -> bool {
+    let phase = phase_of(object);
     let uid = object.meta().uid.as_deref().unwrap_or_default();
-    let status = object.0.as_ref().ok().and_then(|test| test.status.as_ref());
-    let phase = status.and_then(LoadTestStatus::known_phase);
-    matches!(phase, Some(Phase::Running | Phase::Stopping))
-        || context.collectors.latest(uid).is_some()
+    !phase.is_some_and(Phase::is_final)
+        && (matches!(phase, Some(Phase::Running | Phase::Stopping)) || context.has_started(uid))
+}
+
+/// Returns the queue of a reconciliation. A test under load has none, once this process knows it.
+fn queue_of<'a>(
+    context: &'a Context,
+    object: &DeserializeGuard<LoadTest>,
+) -> Option<&'a Semaphore> {
+    let may_run =
+        matches!(phase_of(object), Some(Phase::Starting | Phase::Running | Phase::Stopping));
+    if may_run && !context.is_known(object.meta().uid.as_deref().unwrap_or_default()) {
+        return Some(&context.queues.takeovers);
+    }
+    (!is_under_load(context, object)).then_some(&context.queues.tests_without_load)
 }
 
 async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, Error> {
@@ -345,11 +373,13 @@ async fn report_status(
     }
     let old = observed.status();
     let (mut next, event) = status::next_status(observed, decision, now);
-    let is_stored =
-        Box::pin(result::write_result(context, observed, decision, &mut next, now)).await?;
-    // The stored result holds the whole status.
-    if is_stored && matches!(decision, Decision::Conclude { .. }) {
-        status::limit_size(&mut next, now);
+    match Box::pin(write_result(context, observed, decision, &mut next, now)).await? {
+        // The stored result holds the whole status.
+        ResultWrite::Stored if matches!(decision, Decision::Conclude { .. }) => {
+            status::limit_size(&mut next, now);
+        }
+        ResultWrite::Stored | ResultWrite::NotStored => {}
+        ResultWrite::Postponed => return Ok(None),
     }
     if matches!(decision, Decision::Conclude { .. }) {
         pause_at(context, &observed.test, KillPoint::BeforeVerdict).await;

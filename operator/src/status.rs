@@ -8,7 +8,7 @@ mod silence;
 mod size;
 mod throttle;
 
-use self::silence::set_silence;
+use self::silence::{end_silence, set_silence};
 pub(crate) use self::{
     result_stored::set_result_stored,
     size::limit_size,
@@ -371,9 +371,8 @@ fn set_progress(
         let summary = summarize(&merged.all_tasks(), merged.elapsed_seconds);
         keep_larger(&mut status.summary, summary);
     }
-    let silence = set_silence(status, observed, now);
     if !(entered && phase == Phase::Stopping) {
-        return silence;
+        return set_silence(status, observed, now);
     }
     let note = "the load has ended; waiting for in-flight requests and final metrics";
     set_condition(status, "Finished", "False", "Stopping", note, now);
@@ -435,6 +434,7 @@ fn set_concluded(
     set_finished(status, phase, now, reason, &message);
     status.verdict = Some(verdict.into());
     set_condition(status, "Passed", verdict.passed_condition(), reason, &message, now);
+    end_silence(status, observed, now);
     let warning = !matches!(verdict, Verdict::Pass | Verdict::NotJudged);
     draft_event(phase.name(), format!("{}: {message}", verdict.name()), warning)
 }

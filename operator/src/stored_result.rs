@@ -27,8 +27,8 @@ use crate::{
 
 /// Interval between two writes of the result of a running test.
 const WRITE_INTERVAL: Duration = Duration::from_secs(30);
-/// Interval after which the result of a running test is written even while many others are being written.
-const MAX_WRITE_INTERVAL: Duration = Duration::from_secs(60);
+/// Maximum time for which a write waits for those of other tests.
+pub(crate) const MAX_TURN_WAIT: Duration = Duration::from_secs(30);
 /// Maximum size of the packed metrics of runners that may answer again, for the result to hold them. More would
 /// not fit into its first object. They are read again from the runners, and are lost only if a runner ends while no
 /// operator runs.
@@ -62,28 +62,44 @@ pub(crate) fn is_due(
     }
 }
 
-/// Returns true if the last write of the result is at least this long ago.
-fn is_older_than(observed: &Observed, age: Duration, now: Timestamp) -> bool {
-    let written_at = observed.cache.written_result.at;
-    written_at.is_none_or(|at| now.duration_since(at) >= signed_duration(age))
-}
-
 /// Returns true if it is time for the next write of the result of a running test.
 pub(crate) fn is_write_due(observed: &Observed, now: Timestamp) -> bool {
-    is_older_than(observed, WRITE_INTERVAL, now)
+    let written_at = observed.cache.written_result.at;
+    written_at.is_none_or(|at| now.duration_since(at) >= signed_duration(WRITE_INTERVAL))
 }
 
-/// Returns true if a result that is due may also be written later, because others are being written.
-pub(crate) fn can_write_later(
+/// What happens to a write that is due, if as many results as possible are being written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WhenBusy {
+    /// It is made all the same: a stop or start order must not wait for it, or it has waited long enough.
+    Write,
+    /// The reconciliation waits for its turn.
+    Wait,
+    /// A later reconciliation makes it.
+    Skip,
+    /// A later reconciliation makes it, and then writes the status too: a status never has a stage more than the result.
+    Postpone,
+}
+
+/// Decides about a write that is due while as many results as possible are being written.
+pub(crate) fn when_busy(
     observed: &Observed,
     decision: &Decision,
     next: &LoadTestStatus,
     now: Timestamp,
-) -> bool {
-    let is_progress = matches!(decision, Decision::SendStart(..) | Decision::ReportProgress(..));
-    is_progress
-        && next.stages.len() <= observed.cache.written_result.stages
-        && !is_older_than(observed, MAX_WRITE_INTERVAL, now)
+) -> WhenBusy {
+    let written = &observed.cache.written_result;
+    let has_waited = written
+        .waiting_since
+        .is_some_and(|since| now.duration_since(since) >= signed_duration(MAX_TURN_WAIT));
+    match decision {
+        Decision::Conclude { .. } => WhenBusy::Wait,
+        Decision::SendStart(..) | Decision::ReportProgress(..) if !has_waited => {
+            let ends_stage = next.stages.len() > written.stages;
+            if ends_stage { WhenBusy::Postpone } else { WhenBusy::Skip }
+        }
+        _ => WhenBusy::Write,
+    }
 }
 
 /// Builds the result of a test, with what an operator that is restarted needs to go on. Returns `None`
@@ -171,6 +187,7 @@ pub(crate) fn restore(
         stages: stored.result.status.stages.len(),
         most_parts: parts,
         failing_since: None,
+        waiting_since: None,
         is_newer: false,
     };
     let Some(resume) = stored.resume else { return false };
@@ -207,6 +224,7 @@ pub(crate) fn note_write(
         stages: status.stages.len(),
         most_parts: written.most_parts.max(objects.parts),
         failing_since: None,
+        waiting_since: None,
         is_newer: false,
     };
 }
@@ -216,6 +234,7 @@ pub(crate) fn note_write(
 pub(crate) fn note_failure(cache: &mut RunCache, status: &LoadTestStatus, now: Timestamp) {
     let written = &mut cache.written_result;
     written.at = Some(now);
+    written.waiting_since = None;
     written.requests = u64::MAX;
     written.stages = status.stages.len();
 }

@@ -70,6 +70,8 @@ pub(crate) struct Collection {
     answered: BTreeSet<u32>,
     /// When this process first asked the runners.
     asked_since: Option<Timestamp>,
+    /// End of the last round.
+    round_ended_at: Option<Timestamp>,
     /// Time of the last answer of each runner.
     last_seen: BTreeMap<u32, Timestamp>,
     /// UIDs of the pods whose logs need no further search for last metrics.
@@ -158,6 +160,11 @@ impl Collection {
     /// Returns the time of the last answer of a runner.
     pub(crate) fn last_seen(&self, index: u32) -> Option<Timestamp> {
         self.last_seen.get(&index).copied()
+    }
+
+    /// Returns the end of the last round of questions by this process.
+    pub(crate) const fn round_ended_at(&self) -> Option<Timestamp> {
+        self.round_ended_at
     }
 
     /// Returns the seconds of load that the runners reported last time, if any answered.
@@ -350,6 +357,7 @@ impl Collection {
     /// Ends a round: judges the sum, as far as all runners have told it.
     pub(crate) fn end_round(&mut self, run: &Targets, now: Timestamp) {
         self.settle_gone(run.pods());
+        self.round_ended_at = Some(now);
         self.asked_since.get_or_insert(now);
         let scope = self.scope(run.pods(), now);
         self.judge_until(run, scope);

@@ -160,6 +160,6 @@ fn all_runners_are_silent(observed: &Observed, start: &StartRecord, now: Timesta
     (0..start.pods.len()).all(|index| {
         observed.is_final(index)
             || observed.is_lost(start, index)
-            || observed.is_silent(start, index, signed_duration(SILENT_RUNNER_TIMEOUT), now)
+            || observed.silence(start, index, now) >= signed_duration(SILENT_RUNNER_TIMEOUT)
     })
 }

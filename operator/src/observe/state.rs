@@ -59,6 +59,8 @@ pub(crate) struct WrittenResult {
     pub(crate) most_parts: u32,
     /// Time of the first attempt at the last write, if it failed.
     pub(crate) failing_since: Option<Timestamp>,
+    /// Since when a write waits for those of other tests.
+    pub(crate) waiting_since: Option<Timestamp>,
     /// True if a newer version of the operator wrote the result. This one leaves it as it is.
     pub(crate) is_newer: bool,
 }
@@ -226,10 +228,10 @@ impl Observed {
         self.cache.collection.is_final(index_of(index))
     }
 
-    /// Returns true if the last answer of a runner says that it waits for its start, and it will not start any more.
+    /// Returns true if a runner says that it waits for its start, although it should have begun.
     ///
-    /// Only an answer counts that came after `latest` and after the last orders. A runner that has accepted its order
-    /// has [`ACCEPTED_PATIENCE`] longer.
+    /// Only an answer counts that came after `latest` and after the last orders. If the runner has accepted its order, it
+    /// has [`ACCEPTED_PATIENCE`] more: users choose the image of their runners, so an order may do nothing.
     pub(crate) fn has_missed_start(
         &self,
         start: &StartRecord,
@@ -326,16 +328,20 @@ impl Observed {
         self.cache.collection.last_seen(index_of(index)).or(self.cache.first_seen)
     }
 
-    /// Returns true if a runner has not answered for this long under load.
-    pub(crate) fn is_silent(
+    /// Returns true if a runner has answered this process.
+    pub(crate) fn has_answered(&self, index: usize) -> bool {
+        self.cache.collection.last_seen(index_of(index)).is_some()
+    }
+
+    /// Returns how long a runner has not answered under load.
+    pub(crate) fn silence(
         &self,
         start: &StartRecord,
         index: usize,
-        time: SignedDuration,
         now: Timestamp,
-    ) -> bool {
+    ) -> SignedDuration {
         let seen = self.last_seen(index).map_or(start.at, |seen| seen.max(start.at));
-        now.duration_since(seen) >= time
+        now.duration_since(seen)
     }
 
     /// Returns the threshold that ends the test early, from the status or from this reconciliation.

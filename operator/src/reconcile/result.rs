@@ -1,7 +1,5 @@
 //! Writes the result of a test in a reconciliation, before the status that it belongs to.
 
-use std::time::Duration;
-
 use k8s_openapi::jiff::Timestamp;
 use kube::{Resource, ResourceExt};
 use loadtest_core::resource::{LoadTestStatus, Phase};
@@ -19,20 +17,23 @@ use crate::{
     observe::state::Observed,
     status::set_result_stored,
     stored_result::{
-        build, can_write_later, is_due, is_retried, note_failure, note_write, stale_names,
+        MAX_TURN_WAIT, WhenBusy, build, is_due, is_retried, note_failure, note_write, stale_names,
+        when_busy,
     },
 };
 
-/// Maximum time for which a write waits for those of other tests.
-const MAX_TURN_WAIT: Duration = Duration::from_secs(5);
-
-/// Returns true if the write that belongs to a decision may wait for those of other tests. A stop order follows these
-/// two, and must not wait.
-const fn can_wait(decision: &Decision) -> bool {
-    !matches!(decision, Decision::ReportAbort(_) | Decision::ReportLoss(_))
+/// What became of a write of a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ResultWrite {
+    /// The result is stored.
+    Stored,
+    /// Nothing was due, or it went wrong as the status says.
+    NotStored,
+    /// The result waits for those of other tests, and the status waits with it.
+    Postponed,
 }
 
-/// Writes the result if it is due, and says in the status whether it is stored. Returns true if it was written now.
+/// Writes the result if it is due, and says in the status whether it is stored.
 ///
 /// # Errors
 /// Fails if the last result of a test can't be written now and may be later: the test ends only after
@@ -43,25 +44,41 @@ pub(super) async fn write_result(
     decision: &Decision,
     next: &mut LoadTestStatus,
     now: Timestamp,
-) -> Result<bool, Error> {
+) -> Result<ResultWrite, Error> {
     if !is_due(observed, decision, next, now) {
-        return Ok(false);
+        return Ok(ResultWrite::NotStored);
     }
-    let _permit = match context.result_writes.try_acquire() {
-        Ok(permit) => Some(permit),
-        // The next reconciliation tries again.
-        Err(_) if can_write_later(observed, decision, next, now) => return Ok(false),
-        Err(_) if can_wait(decision) => {
-            let turn = tokio::time::timeout(MAX_TURN_WAIT, context.result_writes.acquire());
-            turn.await.ok().and_then(Result::ok)
+    let mut permit = context.result_writes.try_acquire().ok();
+    if permit.is_none() {
+        let waiting_since = &mut observed.cache.written_result.waiting_since;
+        waiting_since.get_or_insert(now);
+        match when_busy(observed, decision, next, now) {
+            WhenBusy::Write => {}
+            WhenBusy::Wait => {
+                let turn = context.result_writes.acquire();
+                let turn = tokio::time::timeout(MAX_TURN_WAIT.to_std(), turn).await;
+                permit = turn.ok().and_then(Result::ok);
+            }
+            WhenBusy::Skip => return Ok(ResultWrite::NotStored),
+            WhenBusy::Postpone => return Ok(ResultWrite::Postponed),
         }
-        Err(_) => None,
-    };
+    }
+    let stored = write_now(context, observed, next, now).await;
+    drop(permit);
+    stored
+}
+
+async fn write_now(
+    context: &Context,
+    observed: &mut Observed,
+    next: &mut LoadTestStatus,
+    now: Timestamp,
+) -> Result<ResultWrite, Error> {
     // The status in the result says already that the result is stored.
     let before = next.clone();
     let name = child_name(&observed.test);
     set_result_stored(next, Ok(&name), now);
-    let Some(result) = build(observed, next) else { return Ok(false) };
+    let Some(result) = build(observed, next) else { return Ok(ResultWrite::NotStored) };
     let requests = result.document.result.total.requests;
     let revision = observed.cache.written_result.revision + 1;
     let is_last = next.known_phase().is_some_and(Phase::is_final);
@@ -79,7 +96,7 @@ pub(super) async fn write_result(
                     let stale = stale_names(&name, revision, parts, most);
                     delete_parts(context, &observed.test, &stale).await;
                 }
-                return Ok(true);
+                return Ok(ResultWrite::Stored);
             }
             Err(error) => error,
         };
@@ -97,7 +114,7 @@ pub(super) async fn write_result(
         Ok(error) if !is_last => {
             let error = format_error_chain(&error);
             tracing::warn!(namespace, name, error, "the result can't be stored; trying again");
-            return Ok(false);
+            return Ok(ResultWrite::NotStored);
         }
         Ok(error) => format_error_chain(&error),
         Err(error) => format_error_chain(&error),
@@ -106,5 +123,5 @@ pub(super) async fn write_result(
     if let Some(event) = set_result_stored(next, Err(&text), now) {
         publish_event(context, &observed.test.object_ref(&()), event).await;
     }
-    Ok(false)
+    Ok(ResultWrite::NotStored)
 }

@@ -4,46 +4,92 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use loadtest_core::{control, resource::LoadTestStatus, text::count_of};
 
 use super::{EventDraft, draft_event, set_condition};
-use crate::observe::state::{Observed, index_of};
+use crate::observe::{
+    start::StartRecord,
+    state::{Observed, index_of},
+};
 
 /// Type of the condition.
-const KIND: &str = "RunnersSilent";
+pub(super) const RUNNERS_SILENT: &str = "RunnersSilent";
 /// Time without an answer after which a runner counts as silent, in seconds.
-const SILENCE_SECONDS: i64 = 20;
+const LIMIT_SECONDS: i64 = 20;
 /// Maximum number of runners that a message names.
 const MAX_NAMES: usize = 5;
 
-/// Sets the condition while runners do not answer, and clears it as soon as all of them answer again.
+/// Sets the condition while runners do not answer, and clears it as soon as all of them do.
+///
+/// Only whole rounds of questions count: an operator that was held up itself has not asked anybody meanwhile.
 pub(super) fn set_silence(
     status: &mut LoadTestStatus,
     observed: &Observed,
     now: Timestamp,
 ) -> Option<EventDraft> {
     let start = observed.known_start()?;
-    let is_silent = |index: &usize| {
-        let is_over = observed.is_final(*index) || observed.is_lost(&start, *index);
-        !is_over
-            && observed.is_silent(&start, *index, SignedDuration::from_secs(SILENCE_SECONDS), now)
-    };
-    let silent: Vec<usize> = (0..start.pods.len()).filter(is_silent).collect();
-    let was_silent = status.condition(KIND).is_some_and(|condition| condition.status == "True");
+    let asked_at = observed.cache.collection.round_ended_at()?;
+    let limit = SignedDuration::from_secs(LIMIT_SECONDS);
+    let open = open_runners(observed, &start);
+    let silent: Vec<usize> = open
+        .iter()
+        .copied()
+        .filter(|index| observed.silence(&start, *index, asked_at) >= limit)
+        .collect();
+    let was_silent = is_true(status);
     if silent.is_empty() {
-        if was_silent {
-            set_condition(status, KIND, "False", "Answering", "all runners answer again", now);
+        // A process that has just begun does not know yet who is silent.
+        if was_silent && open.iter().all(|index| observed.has_answered(*index)) {
+            let note = "no runner is silent any more";
+            set_condition(status, RUNNERS_SILENT, "False", "Answering", note, now);
         }
         return None;
     }
-    let names = silent.iter().take(MAX_NAMES);
-    let names: Vec<String> = names.map(|index| observed.runner_name(index_of(*index))).collect();
-    let more = silent.len() - names.len();
-    let more = if more == 0 { String::new() } else { format!(" and {more} more") };
     let note = format!(
-        "{} of {} did not answer the operator for {SILENCE_SECONDS} s ({}{more}); what they measure meanwhile counts when they answer again; check network policies on port {} and the nodes of the runners",
-        silent.len(),
-        count_of(start.pods.len() as u64, "runner"),
-        names.join(", "),
+        "{} did not answer the operator for {LIMIT_SECONDS} s ({}); their measurements count as soon as they answer again; check network policies on port {} and the nodes of the runners",
+        count(&silent, &start),
+        names(observed, &silent),
         control::PORT,
     );
-    set_condition(status, KIND, "True", "NoAnswer", &note, now);
-    (!was_silent).then(|| draft_event(KIND, note, true))
+    set_condition(status, RUNNERS_SILENT, "True", "NoAnswer", &note, now);
+    (!was_silent).then(|| draft_event(RUNNERS_SILENT, note, true))
+}
+
+/// Brings the condition to its end with the test.
+pub(super) fn end_silence(status: &mut LoadTestStatus, observed: &Observed, now: Timestamp) {
+    let Some(start) = observed.known_start().filter(|_| is_true(status)) else { return };
+    let open = open_runners(observed, &start);
+    if open.is_empty() {
+        let note = "no runner is silent any more";
+        set_condition(status, RUNNERS_SILENT, "False", "Answering", note, now);
+        return;
+    }
+    let note = format!(
+        "{} did not answer the operator until the end ({}); their last measurements are missing",
+        count(&open, &start),
+        names(observed, &open),
+    );
+    set_condition(status, RUNNERS_SILENT, "True", "NoAnswer", &note, now);
+}
+
+fn is_true(status: &LoadTestStatus) -> bool {
+    status.condition(RUNNERS_SILENT).is_some_and(|condition| condition.status == "True")
+}
+
+/// Returns the runners that have neither ended nor told their last numbers.
+fn open_runners(observed: &Observed, start: &StartRecord) -> Vec<usize> {
+    (0..start.pods.len())
+        .filter(|index| !observed.is_final(*index) && !observed.is_lost(start, *index))
+        .collect()
+}
+
+fn count(runners: &[usize], start: &StartRecord) -> String {
+    format!("{} of {}", runners.len(), count_of(start.pods.len() as u64, "runner"))
+}
+
+fn names(observed: &Observed, runners: &[usize]) -> String {
+    let first = runners.iter().take(MAX_NAMES);
+    let first: Vec<String> = first.map(|index| observed.runner_name(index_of(*index))).collect();
+    let text = first.join(", ");
+    match runners.len() - first.len() {
+        0 => text,
+        more => format!("{text} and {more} more"),
+    }
 }

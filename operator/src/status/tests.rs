@@ -2,10 +2,11 @@ use std::sync::Arc;
 
 use super::*;
 use crate::{
-    observe::state::RunCache,
+    observe::{start::START_ANNOTATION, state::RunCache},
     testing::{example_test, noon, sizing_of, validated},
 };
-use k8s_openapi::jiff::SignedDuration;
+use k8s_openapi::{api::batch::v1::Job, jiff::SignedDuration};
+use loadtest_core::metrics::{RunnerMetrics, RunnerState};
 
 fn observed_with(status: LoadTestStatus) -> Observed {
     let mut test = example_test();
@@ -223,14 +224,18 @@ fn silent_runners_are_told_once_and_until_they_answer() {
     running.phase = Some(Phase::Running.into());
     let at = |seconds| noon() + SignedDuration::from_secs(seconds);
     let mut observed = observed_with(running);
-    observed.cache.start =
-        Some(StartRecord { at: noon(), pods: vec!["pod-0".into(), "pod-1".into()] });
+    let start = StartRecord { at: noon(), pods: vec!["pod-0".into(), "pod-1".into()] };
+    let annotation = (START_ANNOTATION.to_owned(), serde_json::to_string(&start).unwrap());
+    let mut job = Job::default();
+    job.metadata.annotations = Some([annotation].into());
+    observed.job = Some(job);
     observed.runners = vec![crate::testing::ready_runner(0), crate::testing::ready_runner(1)];
     let progress = Decision::ReportProgress(Phase::Running, Duration::from_secs(2));
     let step = |observed: &mut Observed, heard: &[(u32, i64)], seconds| {
-        for (index, heard) in heard {
-            Arc::make_mut(&mut observed.cache.collection).note_answer(*index, at(*heard));
-        }
+        let targets = observed.targets().unwrap();
+        let collection = Arc::make_mut(&mut observed.cache.collection);
+        heard.iter().for_each(|(index, heard)| collection.note_answer(*index, at(*heard)));
+        collection.end_round(&targets, at(seconds));
         let (status, event) = next_status(observed, &progress, at(seconds));
         observed.test.status = Some(status.clone());
         (status.condition("RunnersSilent").cloned(), event)
@@ -249,6 +254,24 @@ fn silent_runners_are_told_once_and_until_they_answer() {
     let mut status = observed.status();
     set_condition(&mut status, "RunnersSilent", "True", "NoAnswer", "1 of 2 runners", at(60));
     assert!(is_throttled(&observed.status(), &status, Some(at(59)), at(60)));
+    // A new process does not know yet who is silent.
+    let known = std::mem::take(&mut observed.cache.collection);
+    observed.cache.first_seen = Some(at(61));
+    let (silent, event) = step(&mut observed, &[(0, 62)], 63);
+    assert_eq!((silent.unwrap().status.as_str(), event), ("True", None));
+    observed.cache.collection = known;
+    // The end of the test ends the silence of those that have told everything.
+    let end = Decision::Conclude { cancelled: false, failed: None };
+    let (ended, _) = next_status(&observed, &end, at(65));
+    let message = &ended.condition("RunnersSilent").unwrap().message;
+    assert!(message.contains("did not answer the operator until the end"), "{message}");
+    let mut done = observed.clone();
+    for index in 0..2 {
+        let runner = RunnerMetrics { state: RunnerState::Done, ..RunnerMetrics::default() };
+        Arc::make_mut(&mut done.cache.collection).add_stored(index, runner);
+    }
+    let (ended, _) = next_status(&done, &end, at(65));
+    assert_eq!(condition_status(&ended, "RunnersSilent"), "False");
     let (silent, event) = step(&mut observed, &[(0, 69), (1, 69)], 70);
     assert_eq!((silent.unwrap().status.as_str(), event), ("False", None));
 }
@@ -260,9 +283,15 @@ fn lost_runner_is_told_while_the_test_runs() {
     let text = "runner 1 (pod burst-1 on node n1) ended with exit code 137: OOMKilled";
     let decision = Decision::ReportLoss(vec![text.into()]);
     let (status, event) = next_status(&observed_with(running), &decision, noon());
-    assert_eq!(status.measurement.unwrap().runners_lost, 1);
+    assert_eq!(status.measurement.as_ref().unwrap().runners_lost, 1);
     let event = event.unwrap();
     assert_eq!((event.reason.as_str(), event.warning), ("RunnersLost", true));
+    // Another loss just after it is told at once.
+    let losses = vec![text.to_owned(), "runner 0 ended".to_owned()];
+    let (more, _) =
+        next_status(&observed_with(status.clone()), &Decision::ReportLoss(losses), noon());
+    assert!(!is_throttled(&status, &more, Some(noon()), noon()));
+    assert_eq!(more.measurement.unwrap().runners_lost, 2);
     for word in ["lost 1 runner:", "burst-1", "node n1", "OOMKilled"] {
         assert!(event.note.contains(word), "{}", event.note);
     }

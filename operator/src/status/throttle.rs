@@ -1,8 +1,9 @@
 //! Limits writes of a status. If only the progress has changed, the write waits some seconds. Pure.
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Condition, jiff::Timestamp};
 use loadtest_core::{Duration, resource::LoadTestStatus};
 
+use super::silence::RUNNERS_SILENT;
 use crate::{
     decide::{Decision, signed_duration},
     observe::state::Observed,
@@ -45,13 +46,14 @@ pub(crate) fn is_throttled(
         && !first_summary
         && same_stages
         && old.phase == new.phase
-        && outline_conditions(old).eq(outline_conditions(new))
+        && compared_conditions(old) == compared_conditions(new)
 }
 
-/// Returns the conditions without their messages, which may name other runners each time.
-fn outline_conditions(
-    status: &LoadTestStatus,
-) -> impl Iterator<Item = (&str, &str, &str, Option<i64>)> {
-    let conditions = status.conditions.iter();
-    conditions.map(|c| (&*c.type_, &*c.status, &*c.reason, c.observed_generation))
+/// Returns the conditions. The message about silent runners, which may name other ones each time, is left out.
+fn compared_conditions(status: &LoadTestStatus) -> Vec<Condition> {
+    let mut conditions = status.conditions.clone();
+    for condition in conditions.iter_mut().filter(|c| c.type_ == RUNNERS_SILENT) {
+        condition.message.clear();
+    }
+    conditions
 }

@@ -58,17 +58,33 @@ fn progress() -> Decision {
     Decision::ReportProgress(Phase::Running, Duration::from_secs(2))
 }
 
+fn status_with(requests: u64, stages: usize) -> LoadTestStatus {
+    let mut status = LoadTestStatus::default();
+    status.summary.get_or_insert_default().requests = requests;
+    let row = json!({"load": "5 users", "requests": 1, "errorRate": "0%", "throughput": "1/s", "verdict": "Pass"});
+    let row: StageRow = serde_json::from_value(row).unwrap();
+    status.stages = vec![row; stages];
+    status
+}
+
+#[test]
+fn a_busy_write_waits_half_a_minute_and_delays_no_order() {
+    let mut observed = running([10, 10], 2.0);
+    observed.cache.written_result.waiting_since = Some(noon());
+    let when = |decision: &Decision, stages, seconds: i64| {
+        when_busy(&observed, decision, &status_with(20, stages), noon() + seconds.seconds())
+    };
+    assert_eq!(when(&progress(), 0, 29), WhenBusy::Skip);
+    assert_eq!(when(&progress(), 1, 29), WhenBusy::Postpone);
+    assert_eq!([when(&progress(), 0, 30), when(&progress(), 1, 30)], [WhenBusy::Write; 2]);
+    assert_eq!(when(&Decision::ReportLoss(Vec::new()), 0, 0), WhenBusy::Write);
+    let end = Decision::Conclude { cancelled: false, failed: None };
+    assert_eq!(when(&end, 1, 0), WhenBusy::Wait);
+}
+
 #[test]
 fn a_running_test_writes_its_result_every_half_minute() {
     let mut observed = running([10, 10], 2.0);
-    let status_with = |requests: u64, stages: usize| {
-        let mut status = LoadTestStatus::default();
-        status.summary.get_or_insert_default().requests = requests;
-        let row = json!({"load": "5 users", "requests": 1, "errorRate": "0%", "throughput": "1/s", "verdict": "Pass"});
-        let row: StageRow = serde_json::from_value(row).unwrap();
-        status.stages = vec![row; stages];
-        status
-    };
     let now = noon();
     assert!(is_due(&observed, &progress(), &status_with(20, 0), now), "never written");
     let objects = WrittenObjects { parts: 1, head_version: Some("5".into()) };

@@ -2,8 +2,10 @@
 
 use super::*;
 
-/// The limit of reconciliations of tests without load at the same time.
-const LIMIT: usize = 16;
+/// Maximum number of tests without load that are reconciled at the same time.
+const WITHOUT_LOAD: usize = 16;
+/// Maximum number of tests of an earlier process that are taken over at the same time.
+const TAKEOVERS: usize = 8;
 
 #[tokio::test]
 async fn waiting_tests_take_turns_and_one_under_load_does_not_wait() {
@@ -22,16 +24,22 @@ async fn waiting_tests_take_turns_and_one_under_load_does_not_wait() {
         (request.uri().path().rsplit('/').next().unwrap().to_owned(), send)
     };
     let mut unanswered = Vec::new();
-    for name in &waiting[..LIMIT] {
+    for name in &waiting[..WITHOUT_LOAD] {
         let (found, send) = next_name().await;
         assert_eq!(found, *name);
         unanswered.push(send);
     }
     // The API server leaves all of them without an answer.
-    begin("loaded", test_in_phase("Running"));
-    let (found, _unanswered) = next_name().await;
-    assert_eq!(found, "loaded");
-    for (name, send) in waiting[LIMIT..].iter().zip(unanswered) {
+    let loaded: Vec<String> = (0..20).map(|index| format!("loaded-{index}")).collect();
+    let phases = ["Starting", "Running", "Stopping"].into_iter().cycle();
+    loaded.iter().zip(phases).for_each(|(name, phase)| begin(name, test_in_phase(phase)));
+    let mut taken_over = Vec::new();
+    for name in &loaded[..TAKEOVERS] {
+        let (found, send) = next_name().await;
+        assert_eq!(found, *name);
+        taken_over.push(send);
+    }
+    for (name, send) in waiting[WITHOUT_LOAD..].iter().zip(unanswered) {
         let (_, body) = not_found();
         let body = Body::from(serde_json::to_vec(&body).unwrap());
         send.send_response(Response::builder().status(404).body(body).unwrap());

@@ -6,7 +6,10 @@ use std::{
     convert::Infallible,
     io::Write,
     net::{IpAddr, Ipv4Addr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -32,7 +35,7 @@ use loadtest_core::{
     plan::Plan,
 };
 use serde_json::json;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::OnceCell};
 
 /// Names of the tasks of every pretended run.
 pub(crate) const TASKS: [&str; 4] = ["ask", "code", "search", "summary"];
@@ -154,7 +157,11 @@ pub(crate) struct Runners {
     /// Addresses that do not answer.
     dead: Arc<Mutex<Vec<IpAddr>>>,
     /// Lengths of the loads, by the names of their `ConfigMap`s.
-    lengths: Arc<Mutex<HashMap<String, Duration>>>,
+    lengths: Arc<Mutex<HashMap<String, Arc<OnceCell<Duration>>>>>,
+    /// Addresses whose pods are being looked up.
+    searches: Arc<Mutex<HashMap<IpAddr, Arc<tokio::sync::Mutex<()>>>>>,
+    /// Number of times when all runners were forgotten.
+    generation: Arc<AtomicU64>,
 }
 
 type Reply = Response<Full<Bytes>>;
@@ -177,6 +184,8 @@ impl Runners {
             by_address: Arc::default(),
             dead: Arc::default(),
             lengths: Arc::default(),
+            searches: Arc::default(),
+            generation: Arc::default(),
         };
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, control::PORT)).await?;
         let server = runners.clone();
@@ -216,6 +225,7 @@ impl Runners {
 
     /// Forgets all runners. Later pods get their addresses.
     pub(crate) fn forget_all(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
         lock(&self.by_address).clear();
         lock(&self.dead).clear();
     }
@@ -277,17 +287,30 @@ impl Runners {
     /// Returns the runner with an address. Addresses are used again, so a runner that is `new` replaces one that
     /// has ended.
     async fn find(&self, address: IpAddr, new: bool) -> Result<Arc<Mutex<Runner>>> {
-        let known = lock(&self.by_address).get(&address).cloned();
-        if let Some(runner) = known.filter(|runner| is_current(runner, new)) {
+        if let Some(runner) = self.find_known(address, new) {
             return Ok(runner);
         }
         // The search goes on if the operator gives the request up.
         let runners = self.clone();
-        tokio::spawn(async move { runners.look_up(address, new).await }).await?
+        let search = tokio::spawn(async move {
+            let generation = runners.generation.load(Ordering::Acquire);
+            let search = Arc::clone(lock(&runners.searches).entry(address).or_default());
+            let _only_search = search.lock().await;
+            match runners.find_known(address, new) {
+                Some(runner) => Ok(runner),
+                None => runners.look_up(address, generation).await,
+            }
+        });
+        search.await?
     }
 
-    /// Reads the pod with an address, and keeps its runner.
-    async fn look_up(&self, address: IpAddr, new: bool) -> Result<Arc<Mutex<Runner>>> {
+    fn find_known(&self, address: IpAddr, new: bool) -> Option<Arc<Mutex<Runner>>> {
+        let known = lock(&self.by_address).get(&address).cloned();
+        known.filter(|runner| !(new && lock(runner).metrics.state.is_final()))
+    }
+
+    /// Reads the pod with an address, and keeps its runner unless all runners are forgotten meanwhile.
+    async fn look_up(&self, address: IpAddr, generation: u64) -> Result<Arc<Mutex<Runner>>> {
         let pods: Api<Pod> = Api::all(self.client.clone());
         // From the cache of the API server, because all runners of a test ask at the same time.
         let selector = ListParams::default().match_any().fields(&format!("status.podIP={address}"));
@@ -299,18 +322,11 @@ impl Runners {
         let pod = pods.iter().find(is_alive).context("no pod has this address")?;
         let runner = Arc::new(Mutex::new(Runner::of_pod(pod, self.load_length(pod).await?)?));
         let mut by_address = lock(&self.by_address);
-        // Another request may have found the pod meanwhile, and may have started its load.
-        if let Some(earlier) = by_address.get(&address).filter(|earlier| is_current(earlier, new)) {
-            return Ok(Arc::clone(earlier));
+        if self.generation.load(Ordering::Acquire) == generation {
+            by_address.insert(address, Arc::clone(&runner));
         }
-        by_address.insert(address, Arc::clone(&runner));
         Ok(runner)
     }
-}
-
-/// Returns true if a runner is the one to use. A `new` one is not one that has ended.
-fn is_current(runner: &Mutex<Runner>, new: bool) -> bool {
-    !(new && lock(runner).metrics.state.is_final())
 }
 
 impl Runners {
@@ -320,16 +336,16 @@ impl Runners {
         let name =
             volumes.filter_map(|volume| volume.config_map.as_ref()).map(|map| &map.name).next();
         let name = name.context("the pod has no plan")?;
-        if let Some(length) = lock(&self.lengths).get(name) {
-            return Ok(*length);
-        }
-        let namespace = pod.namespace().context("no namespace")?;
-        let config_maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &namespace);
-        let data = config_maps.get(name).await?.data.unwrap_or_default();
-        let plan: Plan = serde_json::from_str(data.get(control::PLAN_FILE).context("no plan")?)?;
-        let length = plan.test.load.duration().to_std();
-        lock(&self.lengths).insert(name.clone(), length);
-        Ok(length)
+        let length = Arc::clone(lock(&self.lengths).entry(name.clone()).or_default());
+        let read = async || -> Result<Duration> {
+            let namespace = pod.namespace().context("no namespace")?;
+            let config_maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), &namespace);
+            let data = config_maps.get(name).await?.data.unwrap_or_default();
+            let plan: Plan =
+                serde_json::from_str(data.get(control::PLAN_FILE).context("no plan")?)?;
+            Ok(plan.test.load.duration().to_std())
+        };
+        Ok(*length.get_or_try_init(read).await?)
     }
 }
 

@@ -56,20 +56,19 @@ async fn operator_cut_off_from_a_runner_misses_nothing() -> Result<()> {
             let cut =
                 NetworkRule::drop_packets(&operator, &pod_ip(&runner).context("no address")?)?;
             let index = runner.labels().get(control::INDEX_LABEL).context("no index")?;
-            let silence = |status: &LoadTestStatus| {
-                status.condition("RunnersSilent").map(|c| (c.status.clone(), c.message.clone()))
-            };
             let name = format!("(runner {index} on node");
             let is_told = |status: &LoadTestStatus| {
-                silence(status).is_some_and(|(is_silent, message)| {
-                    is_silent == "True" && message.contains(&name)
+                let silence = status.condition("RunnersSilent");
+                silence.is_some_and(|silence| {
+                    silence.status == "True" && silence.message.contains(&name)
                 })
             };
             namespace.wait_for_status("cut", 40, is_told).await?;
             drop(cut);
             row.settle(check_whole_run(namespace, &target, &test, 90).await?);
-            let at_end = silence(&namespace.get_status("cut").await?).context("no condition")?;
-            ensure!(at_end.0 == "False", "{at_end:?}");
+            let status = namespace.get_status("cut").await?;
+            let silence = status.condition("RunnersSilent").context("no condition")?;
+            ensure!(silence.status == "False", "{silence:?}");
             Ok(())
         })
         .await
