@@ -69,6 +69,18 @@ impl LatencyHistogram {
         (seconds > 0.0).then(|| index().clamp(-MAX_BUCKET, MAX_BUCKET))
     }
 
+    /// Builds a distribution from the counts of buckets in ascending order of their indices, the number of samples that
+    /// are zero, and the sum of all samples in seconds. Buckets without samples are left out.
+    pub fn of_counts(
+        buckets: impl Iterator<Item = (i32, u64)>,
+        zero: u64,
+        sum_seconds: f64,
+    ) -> Self {
+        let buckets: Vec<_> = buckets.filter(|(_, count)| *count > 0).collect();
+        let count = buckets.iter().fold(zero, |sum, (_, count)| sum.saturating_add(*count));
+        Self { buckets, zero, count, sum_seconds }
+    }
+
     /// Adds `count` samples of one duration in seconds.
     pub fn record(&mut self, seconds: f64, count: u64) {
         match Self::bucket_of(seconds) {
@@ -90,11 +102,6 @@ impl LatencyHistogram {
             }
             Err(at) => self.buckets.insert(at, (bucket, count)),
         }
-    }
-
-    /// Replaces the sum that was added up from buckets by the exact sum of the samples.
-    pub fn set_sum(&mut self, seconds: f64) {
-        self.sum_seconds = seconds;
     }
 
     /// The values in ascending order, with their numbers of samples: zero, then the geometric middle of
