@@ -273,7 +273,10 @@ fn decode_task_metric(
 ) -> Result<(), HistogramError> {
     if let Some(info) = LABELLED.iter().find(|info| info.family == family) {
         let count = whole_number(counter_of(found));
-        add_labelled((info.get_mut)(task), labels.get(info.label), count);
+        let counts = (info.get_mut)(task);
+        add_labelled(counts, labels.get(info.label), count);
+        // A value may come several times.
+        counts.values_mut().for_each(|sum| *sum = (*sum).min(MAX_COUNT));
         return Ok(());
     }
     if family == names::LATE {

@@ -108,7 +108,7 @@ mod tests {
         }
 
         #[test]
-        fn samples_are_in_the_same_buckets_as_in_a_latency_histogram(
+        fn buckets_are_those_of_a_latency_histogram(
             samples in prop::collection::vec((0_u64..u64::MAX, 0_u64..5), 0..50),
         ) {
             let (mut dense, mut sparse) = (DurationHistogram::default(), LatencyHistogram::default());
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn latencies_between_a_millisecond_and_four_seconds_take_little_memory() {
+    fn latencies_up_to_four_seconds_take_little_memory() {
         let mut histogram = DurationHistogram::default();
         [1_000_000, 4_000_000_000, 0].into_iter().for_each(|nanos| histogram.record(nanos));
         assert!(histogram.counts.capacity() < 3300, "{}", histogram.counts.capacity());
