@@ -123,14 +123,5 @@ fn join_problems(problems: &[Problem]) -> String {
     texts.join("; ")
 }
 
-/// Decides about a test with a child object that the API server rejected.
-///
-/// Returns `None` if the API server may accept the object later, so that the operator retries.
-pub(crate) fn decide_refused(status_code: Option<u16>, message: &str) -> Option<Decision> {
-    // 409 means that the name belongs to another owner. A retry can't change these four results.
-    matches!(status_code, Some(400 | 403 | 409 | 422))
-        .then(|| Decision::Fail(Reason::Refused, truncate(message, 900)))
-}
-
 #[cfg(test)]
 mod tests;

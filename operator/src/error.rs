@@ -51,17 +51,20 @@ impl Error {
         Self::Api { action, name: name.to_owned(), source: Box::new(source) }
     }
 
-    /// Returns the HTTP status code of the API server. [`Self::NameTaken`] counts as 409, like
-    /// [`Self::Conflict`].
-    pub(crate) fn status_code(&self) -> Option<u16> {
-        match self {
-            Self::Api { source, .. } => match &**source {
-                kube::Error::Api(status) => Some(status.code),
-                _ => None,
-            },
-            Self::NameTaken { .. } | Self::Conflict(_) => Some(409),
-            Self::Serialize { .. } | Self::NotLeader | Self::Timeout(_) => None,
+    /// Returns the HTTP status code of the API server.
+    fn status_code(&self) -> Option<u16> {
+        let Self::Api { source, .. } = self else { return None };
+        match &**source {
+            kube::Error::Api(status) => Some(status.code),
+            _ => None,
         }
+    }
+
+    /// Returns true if the API server will refuse the same object for ever. A conflict with another writer is over in a
+    /// moment.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::NameTaken { .. })
+            || matches!(self.status_code(), Some(400 | 403 | 422))
     }
 
     /// Returns true for an error that is no fault: the next reconciliation sees what has changed.
@@ -132,4 +135,26 @@ impl ResultError {
 pub(crate) fn format_error_chain(error: &dyn std::error::Error) -> String {
     let errors = std::iter::successors(Some(error), |error| error.source());
     errors.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_stays_refused_is_a_refusal() {
+        let api = |code: u16| {
+            let status = kube::core::Status { code, ..kube::core::Status::default() };
+            Error::api("create", "burst", kube::Error::Api(Box::new(status)))
+        };
+        let taken = Error::NameTaken { kind: "Job".into(), name: "burst".into() };
+        for error in [api(400), api(403), api(422), taken] {
+            assert!(error.is_refusal(), "{error:?}");
+        }
+        let timeout = Error::Timeout(Duration::from_secs(1));
+        for error in [api(404), api(409), api(429), api(500), Error::Conflict("a".into()), timeout]
+        {
+            assert!(!error.is_refusal(), "{error:?}");
+        }
+    }
 }

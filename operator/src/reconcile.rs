@@ -33,7 +33,7 @@ use crate::{
     act::events::publish_event,
     clock::now,
     context::Context,
-    decide::{Decision, Reason, decide, decide_refused, decide_retry},
+    decide::{Decision, Reason, decide, decide_retry},
     error::{Error, format_error_chain},
     fault_injection::{KillPoint, pause_at},
     observe::{
@@ -274,9 +274,10 @@ async fn run_pipeline(
     match (&decision, &result) {
         (Decision::Launch(_), Err(error)) => {
             let message = format_error_chain(error);
-            if let Some(fail) = decide_refused(error.status_code(), &message) {
-                (decision, result) = (fail, Ok(()));
-            } else {
+            if error.is_refusal() {
+                let message = truncate(&message, 900);
+                (decision, result) = (Decision::Fail(Reason::Refused, message), Ok(()));
+            } else if !error.is_expected() {
                 observed.cache.failed_launches += 1;
                 retry = decide_retry(observed.cache.failed_launches, &message);
             }
@@ -284,8 +285,8 @@ async fn run_pipeline(
         (Decision::Launch(_), Ok(())) => observed.cache.failed_launches = 0,
         // The dry run of the Job shows what the API server would refuse.
         (Decision::Admit(_), Err(error)) => {
-            let message = format_error_chain(error);
-            if decide_refused(error.status_code(), &message).is_some() {
+            if error.is_refusal() {
+                let message = format_error_chain(error);
                 (decision, result) = (Decision::Reject(Reason::Refused, message), Ok(()));
             }
         }

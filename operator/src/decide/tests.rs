@@ -400,17 +400,6 @@ fn start_waits_for_the_replacement_of_an_evicted_runner() {
 }
 
 #[test]
-fn only_permanent_refusals_fail_the_test() {
-    for code in [400, 403, 409, 422] {
-        let refused = decide_refused(Some(code), "quota");
-        assert_eq!(refused, Some(Decision::Fail(Reason::Refused, "quota".into())));
-    }
-    for code in [Some(429), Some(500), Some(503), None] {
-        assert_eq!(decide_refused(code, "later"), None);
-    }
-}
-
-#[test]
 fn job_of_a_failed_test_is_deleted_after_the_status_write() {
     assert_eq!(decision_at(&observed_in(Phase::Error), 1), Decision::DeleteJob);
     assert_eq!(decision_at(&observed_in(Phase::Cancelled), 1), Decision::DeleteJob);

@@ -26,6 +26,16 @@ async fn launch_that_fails_three_times_is_told() {
 }
 
 #[tokio::test]
+async fn an_edit_during_the_launch_does_not_end_the_test() {
+    let mut pending = test_in_phase("Pending");
+    pending["metadata"]["annotations"] = json!({});
+    let responses = vec![ok(pending.clone()), not_found(), refusal(409, "Conflict")];
+    let Reconciled { result, calls, .. } = run_reconcile(pending, responses).await;
+    assert!(matches!(result, Err(Error::Conflict(_))), "{result:?}");
+    assert_eq!(calls[2..], [format!("PATCH {TEST}")]);
+}
+
+#[tokio::test]
 async fn retry_delay_doubles_up_to_ten_seconds() {
     let (service, _handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
     let context = Arc::new(context_with(Client::new(service, "default")));
