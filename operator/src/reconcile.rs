@@ -284,11 +284,9 @@ async fn run_pipeline(
         }
         (Decision::Launch(_), Ok(())) => observed.cache.failed_launches = 0,
         // The dry run of the Job shows what the API server would refuse.
-        (Decision::Admit(_), Err(error)) => {
-            if error.is_refusal() {
-                let message = format_error_chain(error);
-                (decision, result) = (Decision::Reject(Reason::Refused, message), Ok(()));
-            }
+        (Decision::Admit(_), Err(error)) if error.is_refusal() => {
+            let message = format_error_chain(error);
+            (decision, result) = (Decision::Reject(Reason::Refused, message), Ok(()));
         }
         _ => {}
     }

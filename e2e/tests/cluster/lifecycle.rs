@@ -223,34 +223,6 @@ async fn invalid_runner_image_is_named_in_the_error() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_quota_that_refuses_pods_is_named_while_the_test_starts() -> Result<()> {
-    TestNamespace::run("quota", async |namespace| {
-        let quota = "{apiVersion: v1, kind: ResourceQuota, metadata: {name: small}, spec: {hard: {pods: 1}}}";
-        namespace.apply(quota).await?;
-        let mut spec = health_spec(4, "5s", &json!([]));
-        spec["runners"] = json!({"count": 2});
-        spec["startTimeout"] = "25s".into();
-        spec["preflight"] = "Skip".into();
-        namespace.create_test("quota", spec).await?;
-        let says_why = |status: &LoadTestStatus| {
-            let started = status.condition("Started");
-            started.is_some_and(|c| {
-                c.reason == "QuotaExceeded" && c.message.contains("exceeded quota: small")
-            })
-        };
-        let starting = namespace.wait_for_status("quota", 20, says_why).await?;
-        ensure!(starting.known_phase() == Some(Phase::Starting), "{starting:#?}");
-        let status = namespace.wait_until_finished("quota", 60).await?;
-        ensure!(status.known_phase() == Some(Phase::Error), "{status:#?}");
-        let finished = status.condition("Finished").context("no condition")?;
-        ensure!(finished.reason == "QuotaExceeded", "{finished:?}");
-        ensure!(finished.message.contains("raise the quota"), "{finished:?}");
-        Ok(())
-    })
-    .await
-}
-
-#[tokio::test]
 async fn longest_test_name_runs_and_its_ttl_deletes_the_test() -> Result<()> {
     TestNamespace::run("longest", async |namespace| {
         namespace.deploy_simulator(json!({})).await?;

@@ -5,7 +5,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
-use loadtest_core::{control, resource::LoadTestStatus};
+use loadtest_core::{
+    control::{self, HISTORY_HEADER, HistoryReply},
+    metrics::Identity,
+    resource::{LoadTest, LoadTestStatus},
+};
 use loadtest_e2e::{
     fault::Fault,
     node::{NetworkRule, exhaust_memory, find_process},
@@ -81,7 +85,8 @@ async fn runner_that_answers_rubbish_costs_nothing() -> Result<()> {
         expected: "the run is whole; the operator lives",
         seconds: 75,
     };
-    check_answers(fault, "rubbish", 300).await
+    // The operator reads all of the longer answer, which is below its limit.
+    check_answers(fault, "rubbish", [300, READABLE], |taken| taken == READABLE).await
 }
 
 #[tokio::test]
@@ -91,27 +96,39 @@ async fn runner_that_answers_100_megabytes_costs_nothing() -> Result<()> {
         expected: "the run is whole; the operator lives",
         seconds: 75,
     };
-    check_answers(fault, "flood", 100_000_000).await
+    let length = 100_000_000;
+    check_answers(fault, "flood", [length; 2], |taken| taken < length).await
 }
 
-/// Lets something else answer for one of two runners: rubbish of this length.
-async fn check_answers(fault: Fault, name: &str, length: usize) -> Result<()> {
+/// Length of an answer that the operator reads to its end.
+const READABLE: usize = control::MAX_RESPONSE_BYTES - (1 << 20);
+
+/// Lets something else answer for one of two runners: rubbish of these lengths in turn, with the header of the runner.
+/// `is_expected` checks how many bytes of an answer the operator took at most.
+async fn check_answers(
+    fault: Fault,
+    name: &str,
+    lengths: [usize; 2],
+    is_expected: impl Fn(usize) -> bool,
+) -> Result<()> {
     fault
         .check_alone(name, async |namespace, row| {
             let (target, test) = start_pair(namespace, name).await?;
             let before = list_ready(namespace).await?;
             let operator = pod_ip(&wait_for_leader(namespace).await?).context("no address")?;
             let runner = namespace.list_runners(name).await?.pop().context("no runner")?;
+            let header = header_of(&test, &runner)?;
             let runner = pod_ip(&runner).context("no address")?;
             let listener = TcpListener::bind("0.0.0.0:0").await?;
             let port = listener.local_addr()?.port();
             let (answered, mut answers) = tokio::sync::mpsc::unbounded_channel();
             let serving = tokio::spawn(async move {
-                while let Ok((socket, _)) = listener.accept().await {
-                    let answered = answered.clone();
+                for length in lengths.into_iter().cycle() {
+                    let Ok((socket, _)) = listener.accept().await else { return };
+                    let (answered, header) = (answered.clone(), header.clone());
                     tokio::spawn(async move {
-                        let sent = answer_rubbish(socket, length).await.unwrap_or_default();
-                        answered.send(sent)
+                        let taken = answer_rubbish(socket, &header, length).await;
+                        answered.send(taken.unwrap_or_default())
                     });
                 }
             });
@@ -122,7 +139,9 @@ async fn check_answers(fault: Fault, name: &str, length: usize) -> Result<()> {
             tokio::time::sleep(Duration::from_secs(15)).await;
             drop((cut, redirect));
             serving.abort();
-            ensure!(answers.recv().await.is_some(), "the operator asked nobody");
+            let taken = std::iter::from_fn(|| answers.try_recv().ok()).max();
+            let taken = taken.context("the operator asked nobody")?;
+            ensure!(is_expected(taken), "the operator took {taken} bytes");
             row.settle(check_whole_run(namespace, &target, &test, 90).await?);
             let after = list_ready(namespace).await?;
             let restarts = |pods: &[Pod]| pods.iter().map(restarts_of).sum::<i32>();
@@ -132,12 +151,23 @@ async fn check_answers(fault: Fault, name: &str, length: usize) -> Result<()> {
         .await
 }
 
+/// The header with which a runner begins its answers.
+fn header_of(test: &LoadTest, runner: &Pod) -> Result<String> {
+    let index = runner.labels().get(control::INDEX_LABEL).context("no index")?;
+    let identity = Identity {
+        run_uid: test.uid().context("no UID")?,
+        index: index.parse()?,
+        pod_uid: runner.uid().context("no UID")?,
+    };
+    let about = HistoryReply { identity, elapsed_seconds: 5.0 };
+    Ok(format!("{HISTORY_HEADER}: {about}"))
+}
+
 /// Answers one request. Returns the number of bytes that were taken.
-async fn answer_rubbish(mut socket: TcpStream, length: usize) -> Result<usize> {
+async fn answer_rubbish(mut socket: TcpStream, header: &str, length: usize) -> Result<usize> {
     let mut request = [0; 4096];
     let _ = socket.read(&mut request).await?;
-    let head =
-        format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {length}\r\n\r\n");
+    let head = format!("HTTP/1.1 200 OK\r\n{header}\r\ncontent-length: {length}\r\n\r\n");
     socket.write_all(head.as_bytes()).await?;
     let block = vec![b'x'; 1 << 16];
     let mut sent = 0;

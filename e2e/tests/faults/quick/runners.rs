@@ -5,7 +5,7 @@ use kube::{
     ResourceExt,
     api::{DeleteParams, EvictParams},
 };
-use loadtest_core::resource::{LoadTest, Phase, Verdict};
+use loadtest_core::resource::{LoadTest, LoadTestStatus, Phase, Verdict};
 use loadtest_e2e::{
     fault::{Fault, Observation},
     node::{find_process, kill},
@@ -118,11 +118,22 @@ async fn check_no_start(
     fault
         .check(name, async |namespace, row| {
             let target = namespace.deploy_simulator(json!({})).await?;
+            // For the simulator and one runner.
+            let quota = "{apiVersion: v1, kind: ResourceQuota, metadata: {name: small}, spec: {hard: {pods: 2}}}";
+            if reason == "QuotaExceeded" {
+                namespace.apply(quota).await?;
+            }
             let mut spec = watched_spec(2, "5s");
             spec["runners"] = runners;
             spec["startTimeout"] = "20s".into();
             row.begin();
             let test = namespace.create_test(name, spec).await?;
+            let is_told = |status: &LoadTestStatus| {
+                let started = status.condition("Started");
+                status.known_phase() == Some(Phase::Starting)
+                    && started.is_some_and(|started| started.reason == reason)
+            };
+            namespace.wait_for_status(name, 20, is_told).await?;
             let message = wait_for_error(namespace, name, fault.seconds, reason).await?;
             ensure!(message.contains(words), "{message}");
             row.settle(format!("{reason}: {}", short(&message)));
@@ -147,6 +158,17 @@ async fn one_runner_of_two_that_has_no_node_ends_the_test() -> Result<()> {
     }]}});
     let runners = json!({"count": 2, "podTemplate": {"spec": {"affinity": apart}}});
     check_no_start(fault, "apart", runners, ("Unschedulable", "1 of 2 runners")).await
+}
+
+#[tokio::test]
+async fn quota_that_refuses_a_runner_ends_the_test() -> Result<()> {
+    let fault = Fault {
+        fault: "a quota allows one runner of two",
+        expected: "QuotaExceeded with the words of the API server, without load",
+        seconds: 40,
+    };
+    check_no_start(fault, "quota", json!({"count": 2}), ("QuotaExceeded", "exceeded quota: small"))
+        .await
 }
 
 #[tokio::test]
