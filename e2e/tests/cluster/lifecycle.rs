@@ -7,7 +7,7 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams},
 };
 use loadtest_core::{
-    resource::{LoadTestStatus, Phase, Verdict},
+    resource::{Phase, Verdict},
     result::{Point, RunResult},
 };
 use serde_json::json;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
-use kube::ResourceExt;
+use kube::{ResourceExt, api::DeleteParams};
 use loadtest_core::resource::{LoadTest, LoadTestStatus};
 use loadtest_e2e::{
     fault::Fault,
@@ -21,6 +21,8 @@ use crate::checks::{check_whole_run, has_requests, watched_spec};
 
 /// Promised time until another replica leads.
 const MAX_FAILOVER: Duration = Duration::from_secs(15);
+/// The same if the leader gives the Lease up: work under way has 3 s to end.
+const MAX_HANDOVER: Duration = Duration::from_secs(6);
 
 async fn wait_for_both_replicas(namespace: &TestNamespace) -> Result<()> {
     wait_for(90, "two ready replicas", async || {
@@ -38,22 +40,24 @@ async fn start_test(namespace: &TestNamespace, name: &str, duration: &str) -> Re
     Ok(test)
 }
 
-/// Waits until another pod than `leader` leads, and checks the time that it took.
+/// Waits until another pod than `leader` leads. Returns the seconds since `began`, at most `limit`.
 async fn wait_for_failover(
     namespace: &TestNamespace,
     leader: &Pod,
     from: i32,
     began: Instant,
-) -> Result<Pod> {
+    limit: Duration,
+) -> Result<f64> {
     wait_for(60, "another leader", async || {
         let lease = read_lease(namespace).await?;
         Ok((transitions(&lease) > from).then_some(()))
     })
     .await?;
-    ensure!(began.elapsed() < MAX_FAILOVER, "failover took {:?}", began.elapsed());
+    let elapsed = began.elapsed();
+    ensure!(elapsed < limit, "failover took {elapsed:?}");
     let next = wait_for_leader(namespace).await?;
     ensure!(next.uid() != leader.uid(), "{} leads again", next.name_any());
-    Ok(next)
+    Ok(elapsed.as_secs_f64())
 }
 
 /// Returns the value of `loadtest_operator_leader` of each ready pod, and how many pods show verdicts.
@@ -77,8 +81,35 @@ async fn another_replica_takes_over_from_a_killed_leader() -> Result<()> {
         expected: "another one leads within 15 s; the run is whole",
         seconds: 45,
     };
+    check_failover(fault, "failover", MAX_FAILOVER, async |namespace, leader| {
+        kill_pod(namespace, leader).await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn another_replica_takes_over_from_a_deleted_leader() -> Result<()> {
+    let fault = Fault {
+        fault: "leader deleted under load, with its time to end",
+        expected: "another one leads within 6 s; the run is whole",
+        seconds: 45,
+    };
+    check_failover(fault, "drained", MAX_HANDOVER, async |namespace, leader| {
+        pods(namespace).delete(&leader.name_any(), &DeleteParams::default()).await?;
+        Ok(())
+    })
+    .await
+}
+
+/// Lets the leader end under load, and checks that another replica leads in time and finishes the run.
+async fn check_failover(
+    fault: Fault,
+    name: &str,
+    limit: Duration,
+    end: impl AsyncFn(&TestNamespace, &Pod) -> Result<()>,
+) -> Result<()> {
     fault
-        .check_alone("failover", async |namespace, row| {
+        .check_alone(name, async |namespace, row| {
             wait_for_both_replicas(namespace).await?;
             let leader = wait_for_leader(namespace).await?;
             wait_for(30, "metrics of one leader", async || {
@@ -87,13 +118,14 @@ async fn another_replica_takes_over_from_a_killed_leader() -> Result<()> {
             })
             .await?;
             let target = namespace.deploy_simulator(json!({"health": {"latency": "50ms"}})).await?;
-            let test = start_test(namespace, "failover", "25s").await?;
+            let test = start_test(namespace, name, "25s").await?;
             let number = transitions(&read_lease(namespace).await?);
             row.begin();
-            let killed_at = Instant::now();
-            kill_pod(namespace, &leader).await?;
-            wait_for_failover(namespace, &leader, number, killed_at).await?;
-            row.settle(check_whole_run(namespace, &target, &test, 120).await?);
+            let began = Instant::now();
+            end(namespace, &leader).await?;
+            let seconds = wait_for_failover(namespace, &leader, number, began, limit).await?;
+            let seen = check_whole_run(namespace, &target, &test, 120).await?;
+            row.settle(format!("next leader after {seconds:.1} s; {seen}"));
             Ok(())
         })
         .await
@@ -120,7 +152,8 @@ async fn a_frozen_leader_does_nothing_when_it_thaws() -> Result<()> {
             row.begin();
             let frozen_at = Instant::now();
             namespace.delete_test(&gone.name_any()).await?;
-            wait_for_failover(namespace, &leader, number, frozen_at).await?;
+            let seconds =
+                wait_for_failover(namespace, &leader, number, frozen_at, MAX_FAILOVER).await?;
             drop(frozen);
             // The new leader goes on with the test.
             let percent =
@@ -140,7 +173,7 @@ async fn a_frozen_leader_does_nothing_when_it_thaws() -> Result<()> {
             ensure!(left.is_empty(), "runners of a deleted test");
             let next = wait_for_leader(namespace).await?;
             ensure!(next.uid() != leader.uid(), "{} leads again", next.name_any());
-            row.settle(seen);
+            row.settle(format!("next leader after {seconds:.1} s; {seen}"));
             Ok(())
         })
         .await
