@@ -88,10 +88,12 @@ impl Reason {
                 "check spec.target, that the target runs, and the NetworkPolicies between runners and target; spec.preflight: Skip makes the load in any case"
             }
             Self::OutOfMemory => "raise spec.runners.resources.limits.memory",
+            Self::RunnerCrash => {
+                "check that spec.runners.image, or the chart value runner.image, is the runner of this release"
+            }
             Self::InvalidSpec
             | Self::AlreadyRan
             | Self::RunnerTooSmall
-            | Self::RunnerCrash
             | Self::RunnerDeleted
             | Self::StartTimeout
             | Self::JobLost

@@ -1,11 +1,13 @@
 //! The operator is killed twice or upgraded, or the image of the runners is that of another program.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
 use loadtest_core::resource::{LoadTest, Phase};
 use loadtest_e2e::{
     fault::Fault,
-    operator_pods::{delete_frozen, freeze, helm, upgrade, wait_for_leader},
+    operator_pods::{delete_frozen, freeze, helm, upgrade, wait_for_leader, without_operator},
 };
 use serde_json::json;
 
@@ -71,6 +73,30 @@ async fn upgrade_and_rollback_under_load_leave_no_gap() -> Result<()> {
             ensure!(status.known_phase() == Some(Phase::Running), "too late: {status:#?}");
             row.settle(check_whole_run(namespace, &target, &test, 90).await?);
             wait_for_leader(namespace).await?;
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn no_operator_for_100_seconds_leaves_no_gap() -> Result<()> {
+    let fault = Fault {
+        fault: "no operator for 100 s under load",
+        expected: "the run is whole",
+        seconds: 210,
+    };
+    fault
+        .check_alone("absent", async |namespace, row| {
+            let target = namespace.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
+            let test = namespace.create_test("absent", watched_spec(5, "150s")).await?;
+            namespace.wait_for_status("absent", 60, has_requests).await?;
+            row.begin();
+            without_operator(namespace, async || {
+                tokio::time::sleep(Duration::from_secs(100)).await;
+                Ok(())
+            })
+            .await?;
+            row.settle(check_whole_run(namespace, &target, &test, 120).await?);
             Ok(())
         })
         .await
