@@ -336,17 +336,14 @@ fn set_stop_forced(
 
 /// A tenth of a second in nanoseconds.
 const TENTH: u64 = 100_000_000;
-/// Lag of the judgement above which a status says until when windows are judged. Answers of runners always take a moment.
-const JUDGE_DELAY: Duration = Duration::from_secs(6);
 
 /// Returns the progress of a run. `users` is the number of users to show.
 fn run_progress(observed: &Observed, valid: &ValidTest, merged: &Metrics, users: u64) -> Progress {
     let progress = progress_of(valid, merged, observed.running_runners(), users);
     let judged = observed.timeline(valid).judged();
-    let is_late = judged.plus(JUDGE_DELAY) < progress.elapsed;
-    // Tenths of a second, as in `elapsed`.
+    // Tenths of a second, as in `elapsed`. The next leader judges the rest.
     let tenths = Duration::from_nanos(judged.as_nanos() / TENTH * TENTH);
-    Progress { judged: is_late.then_some(tenths), ..progress }
+    Progress { judged: (tenths < progress.elapsed).then_some(tenths), ..progress }
 }
 
 fn set_progress(

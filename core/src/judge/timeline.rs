@@ -105,9 +105,9 @@ impl Timeline {
         self.stages.resume(test, start);
     }
 
-    /// The time of the last snapshot: until then, windows and stages are judged.
+    /// The time until which windows and stages are judged, by this process or an earlier one.
     pub fn judged(&self) -> Duration {
-        Duration::from_secs_f64(self.last_seconds)
+        Duration::from_secs_f64(self.last_seconds.max(self.judged_seconds))
     }
 
     /// The time of the test that no snapshot covers.

@@ -161,8 +161,7 @@ pub struct Progress {
     pub elapsed: Duration,
     /// `elapsed` as a percentage of the duration, 0 to 100.
     pub percent: u64,
-    /// Time of the load up to which windows and stages are judged. Set only while they wait for a runner that does not
-    /// answer.
+    /// Time of the load up to which windows and stages are judged; absent if it is `elapsed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judged: Option<Duration>,
 }

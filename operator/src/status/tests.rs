@@ -54,7 +54,7 @@ fn a_takeover_keeps_until_when_windows_are_judged() {
     };
     let late = Progress { elapsed: seconds(39), judged: Some(seconds(20)), ..Progress::default() };
     assert_eq!(judged_with(Some(late.clone())), Some(seconds(20)));
-    assert_eq!(judged_with(Some(Progress { judged: None, ..late })), None);
+    assert_eq!(judged_with(Some(Progress { judged: None, ..late })), Some(seconds(39)));
     // No process has judged anything, because a runner has been silent from the start.
     assert_eq!(judged_with(None), Some(Duration::ZERO));
 }
