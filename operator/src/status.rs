@@ -3,16 +3,21 @@
 //! Pure: this module has no client and takes the time as `now`. The module `reconcile` writes the
 //! status, and `events` publishes the Event.
 
+mod conditions;
 mod result_stored;
 mod silence;
 mod size;
 mod throttle;
 
-use self::silence::{end_silence, set_silence};
 pub(crate) use self::{
+    conditions::EventDraft,
     result_stored::set_result_stored,
     size::limit_size,
     throttle::{can_skip_status, is_throttled},
+};
+use self::{
+    conditions::{MAX_MESSAGE_BYTES, draft_event, set_condition},
+    silence::{end_silence, set_silence},
 };
 use crate::{
     decide::{Decision, Reason, refusal_reason},
@@ -21,7 +26,7 @@ use crate::{
     observe::state::Observed,
 };
 use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, Time},
     jiff::Timestamp,
 };
 use loadtest_core::{
@@ -32,21 +37,6 @@ use loadtest_core::{
     resource::{Aborted, LoadTestStatus, Named, Phase, Progress, Sizing, Summary, Verdict},
     text::{count_of, truncate},
 };
-
-/// Maximum length of a message in conditions and Events. The API accepts 1,024 bytes in the note of
-/// an Event.
-const MAX_MESSAGE_BYTES: usize = 1000;
-
-/// An Event about a test that is not published yet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct EventDraft {
-    /// Reason of the Event in one word, for programs.
-    pub(crate) reason: String,
-    /// Message for people.
-    pub(crate) note: String,
-    /// True if the type of the Event is `Warning`, false if it is `Normal`.
-    pub(crate) warning: bool,
-}
 
 /// Returns the next status of a test and an Event to publish.
 ///
@@ -118,36 +108,6 @@ fn set_running(
             Some(set_concluded(status, *cancelled, failed.as_ref(), observed, valid, now))
         }
         _ => None,
-    }
-}
-
-fn draft_event(reason: &str, note: impl Into<String>, warning: bool) -> EventDraft {
-    EventDraft { reason: reason.into(), note: truncate(&note.into(), MAX_MESSAGE_BYTES), warning }
-}
-
-/// Sets a condition. Its transition time changes only if its status changes.
-fn set_condition(
-    status: &mut LoadTestStatus,
-    kind: &str,
-    value: &str,
-    reason: &str,
-    message: &str,
-    now: Timestamp,
-) {
-    let before = status.conditions.iter().find(|c| c.type_ == kind);
-    let since =
-        before.filter(|c| c.status == value).map_or(Time(now), |c| c.last_transition_time.clone());
-    let next = Condition {
-        type_: kind.into(),
-        status: value.into(),
-        reason: reason.into(),
-        message: truncate(message, MAX_MESSAGE_BYTES),
-        last_transition_time: since,
-        observed_generation: status.observed_generation,
-    };
-    match status.conditions.iter_mut().find(|c| c.type_ == kind) {
-        Some(condition) => *condition = next,
-        None => status.conditions.push(next),
     }
 }
 

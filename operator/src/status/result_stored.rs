@@ -3,7 +3,7 @@
 use k8s_openapi::jiff::Timestamp;
 use loadtest_core::resource::LoadTestStatus;
 
-use super::{EventDraft, draft_event, set_condition};
+use super::conditions::{EventDraft, draft_event, set_condition};
 
 /// Says whether the result is stored: in the object of this name, or why it can't be. Returns an Event
 /// about a failure that is news.

@@ -3,7 +3,7 @@
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use loadtest_core::{control, resource::LoadTestStatus, text::count_of};
 
-use super::{EventDraft, draft_event, set_condition};
+use super::conditions::{EventDraft, draft_event, set_condition};
 use crate::observe::{
     start::StartRecord,
     state::{Observed, index_of},

@@ -6,7 +6,7 @@ use loadtest_core::{
     text::truncate,
 };
 
-use super::set_condition;
+use super::conditions::set_condition;
 
 /// Maximum size of a status as JSON, in bytes. Only a test with dozens of tasks reaches it. Every list and every watch of
 /// tests carries whole statuses.
