@@ -71,13 +71,13 @@ pub(crate) fn is_write_due(observed: &Observed, now: Timestamp) -> bool {
 /// What happens to a write that is due, if as many results as possible are being written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WhenBusy {
-    /// It is made all the same: a stop or start order must not wait for it, or it has waited long enough.
+    /// The write does not wait: an order follows it, or it has waited long enough.
     Write,
     /// The reconciliation waits for its turn.
     Wait,
-    /// A later reconciliation makes it.
+    /// A later reconciliation writes the result. This one writes the status.
     Skip,
-    /// A later reconciliation makes it, and then writes the status too: a status never has a stage more than the result.
+    /// A later reconciliation writes both. The stored result must have each stage before the status has it.
     Postpone,
 }
 

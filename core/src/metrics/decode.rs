@@ -190,6 +190,13 @@ impl Decoder {
     fn finish(mut self) -> Result<HistoryStep, ExpositionError> {
         let identity = self.identity.ok_or(ExpositionError::Missing(names::RUNNER_INFO))?;
         self.step.runner.identity = identity;
+        // A count with a label is the sum of all metrics with this label.
+        for task in self.step.runner.metrics.tasks.values_mut() {
+            for info in &LABELLED {
+                let counts = (info.get_mut)(task).values_mut();
+                counts.for_each(|sum| *sum = (*sum).min(MAX_COUNT));
+            }
+        }
         Ok(self.step)
     }
 }
@@ -273,10 +280,7 @@ fn decode_task_metric(
 ) -> Result<(), HistogramError> {
     if let Some(info) = LABELLED.iter().find(|info| info.family == family) {
         let count = whole_number(counter_of(found));
-        let counts = (info.get_mut)(task);
-        add_labelled(counts, labels.get(info.label), count);
-        // A value may come several times.
-        counts.values_mut().for_each(|sum| *sum = (*sum).min(MAX_COUNT));
+        add_labelled((info.get_mut)(task), labels.get(info.label), count);
         return Ok(());
     }
     if family == names::LATE {

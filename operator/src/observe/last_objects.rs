@@ -49,11 +49,11 @@ pub(crate) fn forget_managed_fields(object: &mut impl Resource) {
     object.meta_mut().managed_fields = None;
 }
 
-/// Annotation in which `kubectl apply` keeps a copy of the whole object.
+/// `kubectl apply` keeps a copy of the whole object in this annotation.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
-/// Drops from a watched test what nobody needs: decisions depend on tests that are read, and the gauges use little of a
-/// status. Thousands of tests may be watched.
+/// Drops the details of a watched test. Only the gauges use its status, and they need no details: reconciliations read the
+/// test themselves. Thousands of tests may be watched.
 pub(crate) fn forget_details(watched: &mut DeserializeGuard<LoadTest>) {
     forget_managed_fields(watched);
     if let Some(annotations) = &mut watched.meta_mut().annotations {

@@ -22,12 +22,12 @@ use crate::{
     },
 };
 
-/// What became of a write of a result.
+/// Outcome of a write of a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResultWrite {
     /// The result is stored.
     Stored,
-    /// Nothing was due, or it went wrong as the status says.
+    /// No write was due now, or the write failed as the status says.
     NotStored,
     /// The result waits for those of other tests, and the status waits with it.
     Postponed,
@@ -68,6 +68,7 @@ pub(super) async fn write_result(
     stored
 }
 
+/// Builds and stores the result. The rest is as in [`write_result`].
 async fn write_now(
     context: &Context,
     observed: &mut Observed,

@@ -33,43 +33,46 @@ pub(super) fn set_silence(
         .copied()
         .filter(|index| observed.silence(&start, *index, asked_at) >= limit)
         .collect();
-    let was_silent = is_true(status);
+    let was_silent = is_told(status);
     if silent.is_empty() {
         // A process that has just begun does not know yet who is silent.
         if was_silent && open.iter().all(|index| observed.has_answered(*index)) {
-            let note = "no runner is silent any more";
-            set_condition(status, RUNNERS_SILENT, "False", "Answering", note, now);
+            clear_silence(status, now);
         }
         return None;
     }
     let note = format!(
         "{} did not answer the operator for {LIMIT_SECONDS} s ({}); their measurements count as soon as they answer again; check network policies on port {} and the nodes of the runners",
-        count(&silent, &start),
-        names(observed, &silent),
+        describe_count(&silent, &start),
+        list_names(observed, &silent),
         control::PORT,
     );
     set_condition(status, RUNNERS_SILENT, "True", "NoAnswer", &note, now);
     (!was_silent).then(|| draft_event(RUNNERS_SILENT, note, true))
 }
 
-/// Brings the condition to its end with the test.
+/// Sets the condition for the last time, at the end of the test.
 pub(super) fn end_silence(status: &mut LoadTestStatus, observed: &Observed, now: Timestamp) {
-    let Some(start) = observed.known_start().filter(|_| is_true(status)) else { return };
+    let Some(start) = observed.known_start().filter(|_| is_told(status)) else { return };
     let open = open_runners(observed, &start);
     if open.is_empty() {
-        let note = "no runner is silent any more";
-        set_condition(status, RUNNERS_SILENT, "False", "Answering", note, now);
+        clear_silence(status, now);
         return;
     }
     let note = format!(
         "{} did not answer the operator until the end ({}); their last measurements are missing",
-        count(&open, &start),
-        names(observed, &open),
+        describe_count(&open, &start),
+        list_names(observed, &open),
     );
     set_condition(status, RUNNERS_SILENT, "True", "NoAnswer", &note, now);
 }
 
-fn is_true(status: &LoadTestStatus) -> bool {
+fn clear_silence(status: &mut LoadTestStatus, now: Timestamp) {
+    let note = "no runner is silent any more";
+    set_condition(status, RUNNERS_SILENT, "False", "Answering", note, now);
+}
+
+fn is_told(status: &LoadTestStatus) -> bool {
     status.condition(RUNNERS_SILENT).is_some_and(|condition| condition.status == "True")
 }
 
@@ -80,11 +83,11 @@ fn open_runners(observed: &Observed, start: &StartRecord) -> Vec<usize> {
         .collect()
 }
 
-fn count(runners: &[usize], start: &StartRecord) -> String {
+fn describe_count(runners: &[usize], start: &StartRecord) -> String {
     format!("{} of {}", runners.len(), count_of(start.pods.len() as u64, "runner"))
 }
 
-fn names(observed: &Observed, runners: &[usize]) -> String {
+fn list_names(observed: &Observed, runners: &[usize]) -> String {
     let first = runners.iter().take(MAX_NAMES);
     let first: Vec<String> = first.map(|index| observed.runner_name(index_of(*index))).collect();
     let text = first.join(", ");
