@@ -377,6 +377,11 @@ async fn report_status(
         ResultWrite::Stored if matches!(decision, Decision::Conclude { .. }) => {
             status::limit_size(&mut next, now);
         }
+        // The progress waits until a status is due again.
+        ResultWrite::Stored if status::is_throttled(&old, &next, Some(now), now) => {
+            observed.cache.status_written_at = Some(now);
+            return Ok(None);
+        }
         ResultWrite::Stored | ResultWrite::NotStored => {}
         ResultWrite::Postponed => return Ok(None),
     }

@@ -13,7 +13,7 @@ pub(crate) use self::{
     conditions::EventDraft,
     result_stored::set_result_stored,
     size::limit_size,
-    throttle::{can_skip_status, is_throttled},
+    throttle::{can_skip_status, is_recent, is_throttled},
 };
 use self::{
     conditions::{MAX_MESSAGE_BYTES, draft_event, set_condition},
@@ -267,7 +267,13 @@ fn set_lost(
     } else {
         "the test goes on without them"
     };
-    let note = format!("lost {}: {}; {next}", count_of(lost, "runner"), losses.join("; "));
+    let evicted = if observed.is_job_suspended() {
+        "; somebody has suspended the Job, as a queue such as Kueue does to evict it"
+    } else {
+        ""
+    };
+    let losses = losses.join("; ");
+    let note = format!("lost {}: {losses}{evicted}; {next}", count_of(lost, "runner"));
     set_condition(status, "RunnersLost", "True", "RunnerEnded", &note, now);
     draft_event("RunnersLost", note, true)
 }

@@ -23,6 +23,7 @@ use crate::{
     decide::{Decision, signed_duration},
     observe::start::StartRecord,
     observe::state::{Observed, RunCache, WrittenResult},
+    status::is_recent,
 };
 
 /// Interval between two writes of the result of a running test.
@@ -62,10 +63,12 @@ pub(crate) fn is_due(
     }
 }
 
-/// Returns true if it is time for the next write of the result of a running test.
-pub(crate) fn is_write_due(observed: &Observed, now: Timestamp) -> bool {
+/// Returns true if it is time for the next write of the result of a running test. A running test is written at most
+/// once in some seconds, be it its status or its result.
+fn is_write_due(observed: &Observed, now: Timestamp) -> bool {
     let written_at = observed.cache.written_result.at;
-    written_at.is_none_or(|at| now.duration_since(at) >= signed_duration(WRITE_INTERVAL))
+    !is_recent(observed.cache.status_written_at, now)
+        && written_at.is_none_or(|at| now.duration_since(at) >= signed_duration(WRITE_INTERVAL))
 }
 
 /// What happens to a write that is due, if as many results as possible are being written.

@@ -27,7 +27,9 @@ pub(super) fn decide_finished(observed: &Observed, now: Timestamp) -> Decision {
     if is_deleting {
         return Decision::Wait(STARTUP_POLL_INTERVAL);
     }
-    if observed.job.is_some() && (failed || observed.start_record().is_none()) {
+    // A queue would admit a suspended Job again, and so create new pods.
+    let has_no_use = failed || observed.start_record().is_none() || observed.is_job_suspended();
+    if observed.job.is_some() && has_no_use {
         return Decision::DeleteJob;
     }
     let unreleased: Vec<String> = observed

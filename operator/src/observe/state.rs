@@ -182,14 +182,17 @@ impl Observed {
 
     /// Returns what holds the Job back in words, if it is suspended and so has no pods.
     pub(crate) fn suspension_cause(&self) -> Option<String> {
-        let job = self.job.as_ref()?;
-        let is_suspended = job.spec.as_ref()?.suspend.unwrap_or_default();
-        is_suspended.then(|| {
-            format!(
-                "the Job {} is suspended, as a queue such as Kueue does until its quota has room",
-                job.name_any(),
-            )
-        })
+        let job = self.job.as_ref().filter(|_| self.is_job_suspended())?;
+        Some(format!(
+            "the Job {} is suspended, as a queue such as Kueue does until its quota has room",
+            job.name_any(),
+        ))
+    }
+
+    /// Returns true if the Job is there and is suspended.
+    pub(crate) fn is_job_suspended(&self) -> bool {
+        let spec = self.job.as_ref().and_then(|job| job.spec.as_ref());
+        spec.is_some_and(|spec| spec.suspend == Some(true))
     }
 
     /// Returns the start record of a test with load, also after its Job is gone.

@@ -198,18 +198,13 @@ fn throttled_progress_builds_no_status() {
     running.phase = Some(Phase::Running.into());
     running.summary = Some(summarize(&loadtest_core::metrics::TaskMetrics::default(), 1.0));
     let progress = |phase| Decision::ReportProgress(phase, Duration::from_secs(2));
-    let can_skip_with = |status: &LoadTestStatus, decision: &Decision, seconds, result_age| {
+    let can_skip = |status: &LoadTestStatus, decision: &Decision, seconds: i64| {
         let mut observed = observed_with(status.clone());
         observed.cache.status_written_at = Some(noon() - SignedDuration::from_secs(seconds));
-        observed.cache.written_result.at = Some(noon() - SignedDuration::from_secs(result_age));
         can_skip_status(&observed, decision, noon())
-    };
-    let can_skip = |status: &LoadTestStatus, decision: &Decision, seconds: i64| {
-        can_skip_with(status, decision, seconds, 20)
     };
     assert!(can_skip(&running, &progress(Phase::Running), 4));
     assert!(!can_skip(&running, &progress(Phase::Running), 5));
-    assert!(!can_skip_with(&running, &progress(Phase::Running), 4, 30), "a result is due");
     assert!(!can_skip(&running, &progress(Phase::Stopping), 4));
     assert!(!can_skip(&running, &Decision::ReportLoss(Vec::new()), 4));
     let without_numbers = LoadTestStatus { summary: None, ..running.clone() };
@@ -288,10 +283,14 @@ fn lost_runner_is_told_while_the_test_runs() {
     assert_eq!((event.reason.as_str(), event.warning), ("RunnersLost", true));
     // Another loss just after it is told at once.
     let losses = vec![text.to_owned(), "runner 0 ended".to_owned()];
-    let (more, _) =
-        next_status(&observed_with(status.clone()), &Decision::ReportLoss(losses), noon());
+    let decision = Decision::ReportLoss(losses);
+    let mut observed = observed_with(status.clone());
+    let (more, _) = next_status(&observed, &decision, noon());
     assert!(!is_throttled(&status, &more, Some(noon()), noon()));
     assert_eq!(more.measurement.unwrap().runners_lost, 2);
+    observed.job = Some(crate::testing::suspended_job());
+    let (_, evicted) = next_status(&observed, &decision, noon());
+    assert!(evicted.unwrap().note.contains("somebody has suspended the Job"));
     for word in ["lost 1 runner:", "burst-1", "node n1", "OOMKilled"] {
         assert!(event.note.contains(word), "{}", event.note);
     }

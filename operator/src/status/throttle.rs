@@ -7,18 +7,18 @@ use super::silence::RUNNERS_SILENT;
 use crate::{
     decide::{Decision, signed_duration},
     observe::state::Observed,
-    stored_result,
 };
 
 /// Interval between two writes of the status if only the progress has changed.
 const PROGRESS_WRITE_INTERVAL: Duration = Duration::from_secs(5);
 
-fn is_recent(written_at: Option<Timestamp>, now: Timestamp) -> bool {
+/// Returns true if a status was written so recently that a change of the progress waits.
+pub(crate) fn is_recent(written_at: Option<Timestamp>, now: Timestamp) -> bool {
     written_at.is_some_and(|at| now.duration_since(at) < signed_duration(PROGRESS_WRITE_INTERVAL))
 }
 
-/// Returns true if a decision changes only the progress, the status was written just now, and no result is due. The next
-/// status need not be made then.
+/// Returns true if a decision changes only the progress, and the status was written just now. The next status need not
+/// be made then.
 pub(crate) fn can_skip_status(observed: &Observed, decision: &Decision, now: Timestamp) -> bool {
     let Decision::ReportProgress(phase, _) = decision else { return false };
     let Some(status) = &observed.test.status else { return false };
@@ -30,7 +30,6 @@ pub(crate) fn can_skip_status(observed: &Observed, decision: &Decision, now: Tim
         && status.summary.is_some()
         && status.stages.len() >= finished
         && status.observed_generation == observed.test.metadata.generation
-        && !stored_result::is_write_due(observed, now)
 }
 
 /// Returns true if only the progress has changed and the status was written just now.

@@ -159,3 +159,10 @@ fn restored_test_does_not_run_again() {
     assert_eq!(reason, Reason::AlreadyRan);
     assert!(message.contains("of-the-first-run"), "{message}");
 }
+
+#[test]
+fn suspended_job_of_a_finished_test_is_deleted() {
+    let mut over = observed_after_start(Phase::Finished);
+    over.job.as_mut().unwrap().spec = Some(JobSpec { suspend: Some(true), ..JobSpec::default() });
+    assert_eq!(decision_at(&over, 140), Decision::DeleteJob);
+}
