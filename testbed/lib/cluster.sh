@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The first process (PID 1) of the cluster's namespaces. It starts the components in order,
 # writes $STATE/ready or $STATE/failed, and then waits. If one component ends, this script ends,
-# and the kernel then ends all other components. So the cluster never runs with a component missing.
+# and the kernel then ends all other components. So the cluster never runs with a component missing, but for an
+# API server that a test kills while the file $STATE/api-server-away is there: it starts again without the file.
 #
 # host.sh starts this script with only STATE, BIN, LOGS and CGROUP in the environment.
 set -euo pipefail
@@ -25,7 +26,7 @@ fail() {
 start_component() {
     local name=$1
     shift
-    "$@" >"/run/testbed-logs/$name.log" 2>&1 &
+    "$@" >>"/run/testbed-logs/$name.log" 2>&1 &
     component_by_pid[$!]=$name
 }
 
@@ -251,6 +252,11 @@ wait_for kube-controller-manager 30 "has not created the default ServiceAccount"
 wait_for coredns 30 "does not resolve kubernetes.default.svc.cluster.local" dns_responds
 touch ready
 
-wait -n -p ended || true
+while wait -n -p ended || true; do
+    [[ ${component_by_pid[${ended:-0}]:-} == kube-apiserver && -e api-server-away ]] || break
+    unset "component_by_pid[$ended]"
+    while [[ -e api-server-away ]]; do sleep 0.1; done
+    start_apiserver
+done
 rm -f ready
 fail "${component_by_pid[${ended:-0}]:-init}" "ended"
