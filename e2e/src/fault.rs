@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use crate::test_namespace::TestNamespace;
+use crate::{leftovers::check_ends, test_namespace::TestNamespace};
 
 /// Environment variable with the path of a file that gets a line of JSON for each row.
 const REPORT: &str = "FAULT_REPORT";
@@ -71,7 +71,10 @@ impl Fault {
         test: impl AsyncFnOnce(&TestNamespace, &mut Observation) -> Result<()>,
     ) -> Result<()> {
         let mut observation = Observation::default();
-        let result = Box::pin(test(namespace, &mut observation)).await;
+        let mut result = Box::pin(test(namespace, &mut observation)).await;
+        if result.is_ok() {
+            result = check_ends(namespace).await;
+        }
         self.report(result, observation)
     }
 

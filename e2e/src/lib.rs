@@ -11,6 +11,7 @@
 
 pub mod api_proxy;
 pub mod fault;
+pub mod leftovers;
 pub mod node;
 pub mod operator_pods;
 pub mod test_namespace;

@@ -82,6 +82,26 @@ impl Drop for FrozenProcess {
     }
 }
 
+/// Does `work` while the API server of the testbed is killed.
+pub async fn without_api_server<T>(work: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
+    let kubeconfig = std::env::var_os("KUBECONFIG").context("no KUBECONFIG")?;
+    // While this file is there, the testbed does not start the API server again.
+    let mark = Path::new(&kubeconfig).with_file_name("api-server-away");
+    fs::write(&mark, "").with_context(|| format!("{} can't be written", mark.display()))?;
+    let done = match find_component("kube-apiserver").and_then(kill) {
+        Ok(()) => work().await,
+        Err(error) => Err(error),
+    };
+    fs::remove_file(&mark)?;
+    wait_for(60, "the API server", async || {
+        let get = ["get", "--raw", "/readyz", "--request-timeout=5s"];
+        let status = Command::new("kubectl").args(get).output()?.status;
+        Ok(status.success().then_some(()))
+    })
+    .await?;
+    done
+}
+
 /// Lets the kernel kill a process because its container has no memory left.
 pub async fn exhaust_memory(id: u32) -> Result<()> {
     /// What the container may take, beyond what it has.

@@ -1,5 +1,7 @@
 //! The pods of the operator that all tests share: which one leads, and what can happen to them.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{
     apps::v1::Deployment,
@@ -121,11 +123,37 @@ async fn delete_now(namespace: &TestNamespace, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
+/// Folder of the chart of this checkout.
+pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/loadtest-operator");
+
 /// Runs `helm upgrade` with the chart of this checkout and its default values, but for these arguments.
 pub async fn upgrade(arguments: &[&str]) -> Result<()> {
-    let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/loadtest-operator");
+    upgrade_to(Path::new(CHART), arguments).await
+}
+
+/// Runs `helm upgrade` with a chart and its default values, but for these arguments.
+pub async fn upgrade_to(chart: &Path, arguments: &[&str]) -> Result<()> {
+    let chart = chart.to_str().context("the path of the chart is no text")?;
     let upgrade = ["upgrade", "loadtest-operator", chart, "--reset-values"];
     helm(&[&upgrade[..], arguments, &["--wait", "--timeout", "90s"]].concat()).await
+}
+
+/// Does `work` with these values of the chart beside those that it was installed with.
+pub async fn with_values<T>(
+    namespace: &TestNamespace,
+    values: &[&str],
+    work: impl AsyncFnOnce() -> Result<T>,
+) -> Result<T> {
+    let set = values.iter().flat_map(|value| ["--set", value]);
+    let upgrade = ["upgrade", "loadtest-operator", CHART, "--reuse-values"].into_iter().chain(set);
+    let wait = ["--wait", "--timeout", "90s"];
+    helm(&upgrade.chain(wait).collect::<Vec<_>>()).await?;
+    wait_for_leader(namespace).await?;
+    let done = work().await;
+    // The other tests need the operator as it was, also if this one fails.
+    helm(&[&["rollback", "loadtest-operator"][..], &wait].concat()).await?;
+    wait_for_leader(namespace).await?;
+    done
 }
 
 /// Runs helm in the namespace of the operator.

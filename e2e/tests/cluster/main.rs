@@ -6,6 +6,7 @@ mod bad_input;
 mod command_line;
 mod dashboards;
 mod examples;
+mod installation;
 mod large_results;
 mod lifecycle;
 mod load_generator;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
 use loadtest_core::resource::{LoadTest, LoadTestStatus, Phase, Verdict};
-use loadtest_e2e::test_namespace::{Target, TestNamespace, health_spec, wait_for};
+use loadtest_e2e::test_namespace::{Target, TestNamespace, health_spec};
 use serde_json::{Value, json};
 
 /// How long the target is watched for requests after the end of a run.
@@ -67,6 +67,13 @@ pub(crate) async fn check_counts(
     Ok(received)
 }
 
+/// Checks that the target has received nothing from a test.
+pub(crate) async fn check_no_load(target: &Target<'_>, test: &LoadTest) -> Result<()> {
+    let received = target.count_received(&test.uid().context("no UID")?).await?;
+    ensure!(received == 0, "the target received {received} requests");
+    Ok(())
+}
+
 /// Waits for a test that could not run, and checks its reason. Returns the message.
 pub(crate) async fn wait_for_error(
     namespace: &TestNamespace,
@@ -79,19 +86,6 @@ pub(crate) async fn wait_for_error(
     ensure!(status.known_phase() == Some(Phase::Error), "{name}: {status:#?}");
     ensure!(finished.reason == reason, "{name}: {finished:?}");
     Ok(finished.message.clone())
-}
-
-/// Waits until no pod of a test is left that can make load.
-pub(crate) async fn wait_until_no_runner(namespace: &TestNamespace, test: &str) -> Result<()> {
-    wait_for(60, "no runner pod", async || {
-        let runners = namespace.list_runners(test).await?;
-        let ended = |phase: Option<&str>| matches!(phase, Some("Succeeded" | "Failed"));
-        let all_ended = runners
-            .iter()
-            .all(|pod| ended(pod.status.as_ref().and_then(|status| status.phase.as_deref())));
-        Ok(all_ended.then_some(()))
-    })
-    .await
 }
 
 /// Shortens a message for the table.

@@ -7,7 +7,8 @@ use kube::ResourceExt;
 use loadtest_e2e::{
     api_proxy::{ApiFault, ApiProxy},
     fault::{Fault, Observation},
-    node::{FrozenProcess, find_component},
+    leftovers::check_ends,
+    node::{FrozenProcess, find_component, without_api_server},
     operator_pods::{replace_operator, wait_for_leader},
     test_namespace::{Target, TestNamespace, wait_for},
 };
@@ -35,6 +36,36 @@ async fn api_server_away_for_a_minute_leaves_no_gap() -> Result<()> {
             tokio::time::sleep(Duration::from_mins(1)).await;
             let during = target.received(&uid).await?;
             drop(frozen);
+            ensure!(during > 0);
+            let seen = check_whole_run(namespace, &target, &test, 120).await?;
+            wait_for_leader(namespace).await?;
+            row.settle(seen);
+            Ok(())
+        })
+        .await
+}
+
+#[tokio::test]
+async fn killed_api_server_leaves_no_gap() -> Result<()> {
+    let fault = Fault {
+        fault: "API server killed, and there again after 60 s, under load",
+        expected: "the run is whole; both replicas are there",
+        seconds: 150,
+    };
+    fault
+        .check_alone("killed-api", async |namespace, row| {
+            let target = namespace.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
+            let mut spec = watched_spec(20, "90s");
+            spec["runners"] = json!({"usersPerRunner": 10});
+            let test = namespace.create_test("killed-api", spec).await?;
+            namespace.wait_for_status("killed-api", 60, has_requests).await?;
+            let uid = test.uid().context("no UID")?;
+            row.begin();
+            let during = without_api_server(async || {
+                tokio::time::sleep(Duration::from_mins(1)).await;
+                target.received(&uid).await
+            })
+            .await?;
             ensure!(during > 0);
             let seen = check_whole_run(namespace, &target, &test, 120).await?;
             wait_for_leader(namespace).await?;
@@ -119,7 +150,8 @@ async fn failing_api_server_leaves_no_gap() -> Result<()> {
         drop(proxy);
         replace_operator(&namespace).await?;
         wait_for_leader(&namespace).await?;
-        failed.into_iter().next().map_or(Ok(()), Err)
+        failed.into_iter().next().map_or(Ok(()), Err)?;
+        check_ends(&namespace).await
     })
     .await
 }

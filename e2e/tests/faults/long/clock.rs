@@ -5,6 +5,7 @@ use kube::{ResourceExt, api::LogParams};
 use loadtest_core::resource::{LoadTest, Phase};
 use loadtest_e2e::{
     fault::{Fault, Observation},
+    leftovers::check_ends,
     operator_pods::{pods, upgrade, wait_for_leader},
     test_namespace::{Target, TestNamespace, wait_for},
 };
@@ -72,7 +73,8 @@ async fn a_wrong_clock_changes_no_run() -> Result<()> {
         let result = check_clocks(&namespace, &target).await;
         // The other tests need a right clock, also if this one fails.
         set_clock_error(&namespace, 0).await?;
-        result
+        result?;
+        check_ends(&namespace).await
     })
     .await
 }

@@ -8,6 +8,7 @@ use kube::{Api, ResourceExt, api::ListParams};
 use loadtest_core::resource::{LoadTestStatus, Verdict};
 use loadtest_e2e::{
     fault::Fault,
+    leftovers::wait_until_no_runner,
     node::{FrozenProcess, find_component},
     test_namespace::{TestNamespace, wait_for},
 };
@@ -15,7 +16,7 @@ use serde_json::json;
 use tokio::process::Command;
 
 use crate::checks::{
-    check_whole_run, has_requests, short, wait_for_error, wait_until_no_runner, watched_spec,
+    check_no_load, check_whole_run, has_requests, short, wait_for_error, watched_spec,
 };
 
 async fn is_node_ready(namespace: &TestNamespace) -> Result<bool> {
@@ -64,14 +65,15 @@ async fn image_that_does_not_exist_ends_the_test() -> Result<()> {
     };
     fault
         .check("no-image", async |namespace, row| {
+            let target = namespace.deploy_simulator(json!({})).await?;
             let mut spec = watched_spec(2, "3s");
             spec["runners"] = json!({"image": "registry.invalid/none:1"});
             row.begin();
-            namespace.create_test("no-image", spec).await?;
+            let test = namespace.create_test("no-image", spec).await?;
             let message = wait_for_error(namespace, "no-image", 120, "ImagePull").await?;
             ensure!(message.contains("registry.invalid/none:1"), "{message}");
             row.settle(format!("ImagePull: {}", short(&message)));
-            Ok(())
+            check_no_load(&target, &test).await
         })
         .await
 }
@@ -99,9 +101,7 @@ async fn image_that_comes_late_starts_nothing_later() -> Result<()> {
             // The kubelet tries again at the latest after this time.
             tokio::time::sleep(Duration::from_secs(20)).await;
             wait_until_no_runner(namespace, "late-image").await?;
-            let received = target.count_received(&test.uid().context("no UID")?).await?;
-            ensure!(received == 0, "the target received {received} requests");
-            Ok(())
+            check_no_load(&target, &test).await
         })
         .await
 }

@@ -9,13 +9,14 @@ use kube::{
 use loadtest_core::resource::Phase;
 use loadtest_e2e::{
     fault::{Fault, Observation},
+    leftovers::wait_until_no_runner,
     node::NetworkRule,
     operator_pods::{replace_operator, wait_for_leader},
     test_namespace::{OPERATOR_NAMESPACE, TestNamespace, health_spec, pod_ip},
 };
 use serde_json::json;
 
-use crate::checks::{has_requests, short, wait_until_no_runner};
+use crate::checks::{has_requests, short};
 
 /// Cancels a test, and checks that its runners are stopped by force, with these words.
 async fn check_forced_stop(

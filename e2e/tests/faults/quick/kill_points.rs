@@ -9,6 +9,7 @@ use kube::{
 use loadtest_core::resource::LoadTest;
 use loadtest_e2e::{
     fault::{Fault, Observation},
+    leftovers::{check_ends, wait_until_no_runner},
     node::FrozenProcess,
     operator_pods::{delete_frozen, freeze, pods, wait_for_leader},
     test_namespace::{TestNamespace, wait_for},
@@ -136,7 +137,12 @@ async fn check_steps(name: &str, steps: &[(&str, &str, &'static str)]) -> Result
             let result = result.map(|seen| observation.settle(seen));
             failed.extend(fault.report(result, observation).err());
         }
-        failed.into_iter().next().map_or(Ok(()), Err).context("a test is not whole")
+        failed.into_iter().next().map_or(Ok(()), Err).context("a test is not whole")?;
+        // Each runner was released, also by the next leader.
+        for test in &tests {
+            wait_until_no_runner(&namespace, &test.name_any()).await?;
+        }
+        check_ends(&namespace).await
     })
     .await
 }

@@ -1,5 +1,6 @@
 //! Rows that settle quickly, or that matter most.
 
+mod api_cost;
 mod cancellation;
 pub(crate) mod kill_points;
 mod leadership;

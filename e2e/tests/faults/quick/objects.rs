@@ -15,12 +15,13 @@ use loadtest_core::{
 };
 use loadtest_e2e::{
     fault::Fault,
+    leftovers::{wait_until_no_runner, wait_until_nothing_left},
     test_namespace::{Target, TestNamespace, wait_for},
 };
 use serde_json::json;
 
 use crate::checks::{
-    check_whole_run, has_requests, short, wait_for_error, wait_until_no_runner, watched_spec,
+    check_no_load, check_whole_run, has_requests, short, wait_for_error, watched_spec,
 };
 
 async fn start<'a>(
@@ -100,9 +101,15 @@ async fn load_test_deleted_in_any_phase_leaves_nothing() -> Result<()> {
         .check("phases", async |namespace, row| {
             let target = namespace.deploy_simulator(json!({"health": {"latency": "4s"}})).await?;
             row.begin();
-            for phase in
-                [Phase::Pending, Phase::Starting, Phase::Running, Phase::Stopping, Phase::Finished]
-            {
+            for phase in [
+                Phase::Pending,
+                Phase::Starting,
+                Phase::Running,
+                Phase::Stopping,
+                Phase::Finished,
+                Phase::Error,
+                Phase::Cancelled,
+            ] {
                 let name = format!("{phase:?}").to_lowercase();
                 let mut spec = watched_spec(2, if phase == Phase::Running { "5m" } else { "2s" });
                 match phase {
@@ -110,33 +117,21 @@ async fn load_test_deleted_in_any_phase_leaves_nothing() -> Result<()> {
                     Phase::Starting => {
                         spec["runners"] = json!({"nodeSelector": {"no-such-label": "true"}});
                     }
+                    Phase::Error => spec["runners"] = json!({"image": "Not/An_Image:!"}),
+                    Phase::Cancelled => spec["cancel"] = true.into(),
                     _ => {}
                 }
                 let test = namespace.create_test(&name, spec).await?;
                 namespace.wait_for_phase(&name, phase).await?;
                 namespace.delete_test(&name).await?;
-                check_nothing_left(namespace, &test).await?;
+                let uid = test.uid().context("no UID")?;
+                wait_until_nothing_left(namespace, &format!("loadtest.cell0.io/uid={uid}")).await?;
                 check_quiet(&target, &test).await.context(name)?;
             }
-            row.settle("nothing is left in five phases");
+            row.settle("nothing is left in seven phases");
             Ok(())
         })
         .await
-}
-
-async fn check_nothing_left(namespace: &TestNamespace, test: &LoadTest) -> Result<()> {
-    let labels = format!("loadtest.cell0.io/uid={}", test.uid().context("no UID")?);
-    let selector = ListParams::default().labels(&labels);
-    let jobs: Api<Job> = Api::namespaced(namespace.client.clone(), &namespace.name);
-    let plans: Api<ConfigMap> = Api::namespaced(namespace.client.clone(), &namespace.name);
-    let results: Api<LoadTestResult> = Api::namespaced(namespace.client.clone(), &namespace.name);
-    wait_for(30, "no object of the deleted test", async || {
-        let left = jobs.list(&selector).await?.items.len()
-            + plans.list(&selector).await?.items.len()
-            + results.list(&selector).await?.items.len();
-        Ok((left == 0).then_some(()))
-    })
-    .await
 }
 
 /// Checks that no request is under way, and that no more come.
@@ -230,7 +225,7 @@ async fn restored_test_without_status_does_not_run_again() -> Result<()> {
             let accepted = status.condition("Accepted").context("no condition Accepted")?;
             row.settle(format!("AlreadyRan: {}", short(&accepted.message)));
             ensure!(accepted.message.contains(&test.uid().context("no UID")?), "{accepted:?}");
-            ensure!(target.count_received(&restored.uid().context("no UID")?).await? == 0);
+            check_no_load(&target, &restored).await?;
             ensure!(namespace.list_runners("restored").await?.is_empty(), "a runner");
             Ok(())
         })

@@ -1,20 +1,22 @@
 //! Runners are lost, or can't start.
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::batch::v1::Job;
 use kube::{
-    ResourceExt,
-    api::{DeleteParams, EvictParams},
+    Api, ResourceExt,
+    api::{DeleteParams, EvictParams, ListParams, Patch, PatchParams},
 };
 use loadtest_core::resource::{LoadTest, LoadTestStatus, Phase, Verdict};
 use loadtest_e2e::{
     fault::{Fault, Observation},
+    leftovers::wait_until_no_runner,
     node::{find_process, kill},
     test_namespace::{Target, TestNamespace, wait_for},
 };
 use serde_json::{Value, json};
 
 use crate::checks::{
-    check_counts, has_requests, short, wait_for_error, wait_until_no_runner, watched_spec,
+    check_counts, check_no_load, has_requests, short, wait_for_error, watched_spec,
 };
 
 pub(crate) const PROGRAM: &str = "loadtest-runner";
@@ -108,6 +110,41 @@ async fn deleted_runner_stops_the_test() -> Result<()> {
         .await
 }
 
+#[tokio::test]
+async fn suspended_job_stops_the_test_for_good() -> Result<()> {
+    let fault = Fault {
+        fault: "Job suspended under load, as Kueue does to evict it, and resumed after the end",
+        expected: "Inconclusive, and the loss names the suspension; no new pod and no more load",
+        seconds: 45,
+    };
+    fault
+        .check("kueue", async |namespace, row| {
+            let (target, test) = start_pair(namespace, "kueue").await?;
+            let uid = test.uid().context("no UID")?;
+            let jobs: Api<Job> = Api::namespaced(namespace.client.clone(), &namespace.name);
+            let selector = ListParams::default().labels(&format!("loadtest.cell0.io/uid={uid}"));
+            let job = jobs.list(&selector).await?.items.pop().context("no Job")?.name_any();
+            row.begin();
+            let suspend = Patch::Merge(json!({"spec": {"suspend": true}}));
+            jobs.patch(&job, &PatchParams::default(), &suspend).await?;
+            check_loss(namespace, (&target, &test), &["suspended the Job"], row).await?;
+            let resume = Patch::Merge(json!({"spec": {"suspend": false}}));
+            match jobs.patch(&job, &PatchParams::default(), &resume).await {
+                // The operator has deleted it.
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                patched => drop(patched?),
+            }
+            wait_for(20, "the end of the Job", async || {
+                Ok(jobs.get_opt(&job).await?.is_none().then_some(()))
+            })
+            .await?;
+            wait_until_no_runner(namespace, "kueue").await?;
+            let status = namespace.get_status("kueue").await?;
+            check_counts(&target, &test, &status, UNREAD).await.map(drop)
+        })
+        .await
+}
+
 /// Checks that a test whose pods can't start ends with a reason, without load.
 async fn check_no_start(
     fault: Fault,
@@ -138,9 +175,7 @@ async fn check_no_start(
             ensure!(message.contains(words), "{message}");
             row.settle(format!("{reason}: {}", short(&message)));
             wait_until_no_runner(namespace, name).await?;
-            let received = target.count_received(&test.uid().context("no UID")?).await?;
-            ensure!(received == 0, "the target received {received} requests");
-            Ok(())
+            check_no_load(&target, &test).await
         })
         .await
 }
@@ -191,10 +226,11 @@ async fn runner_deleted_before_the_start_ends_the_test() -> Result<()> {
     };
     fault
         .check("deleted-early", async |namespace, row| {
+            let target = namespace.deploy_simulator(json!({})).await?;
             let mut spec = watched_spec(10, "20s");
             // No node has this label, so that the runners wait.
             spec["runners"] = json!({"count": 2, "nodeSelector": {"no-such-label": "true"}});
-            namespace.create_test("deleted-early", spec).await?;
+            let test = namespace.create_test("deleted-early", spec).await?;
             let runner = wait_for(30, "a runner pod", async || {
                 Ok(namespace.list_runners("deleted-early").await?.pop())
             })
@@ -211,7 +247,8 @@ async fn runner_deleted_before_the_start_ends_the_test() -> Result<()> {
             let message = wait_for_error(namespace, "deleted-early", 30, "RunnerDeleted").await?;
             ensure!(message.contains("was deleted"), "{message}");
             row.settle(format!("RunnerDeleted: {}", short(&message)));
-            wait_until_no_runner(namespace, "deleted-early").await
+            wait_until_no_runner(namespace, "deleted-early").await?;
+            check_no_load(&target, &test).await
         })
         .await
 }

@@ -129,6 +129,7 @@ async fn name_that_does_not_resolve_ends_the_test_without_load() -> Result<()> {
             let message = wait_for_error(namespace, "name", 60, "TargetUnreachable").await?;
             ensure!(message.contains("no-such-service: "), "{message}");
             row.settle(format!("TargetUnreachable: {}", short(&message)));
+            ensure!(namespace.get_status("name").await?.summary.is_none(), "load");
             Ok(())
         })
         .await
