@@ -15,7 +15,7 @@ use loadtest_e2e::{
 use serde_json::{Value, json};
 
 #[tokio::test]
-async fn operator_of_one_namespace_runs_its_tests_behind_a_network_policy() -> Result<()> {
+async fn operator_of_one_namespace_runs_tests_behind_a_policy() -> Result<()> {
     TestNamespace::run_alone("namespaced", async |namespace| {
         let target = namespace.deploy_simulator(json!({})).await?;
         let watched = format!("watchNamespaces={{{}}}", namespace.name);

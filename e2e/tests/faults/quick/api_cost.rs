@@ -61,7 +61,7 @@ fn read_requests(namespace: &str, from: Timestamp, until: Timestamp) -> Result<V
 }
 
 #[tokio::test]
-async fn a_test_under_load_is_written_every_five_seconds_and_never_read() -> Result<()> {
+async fn a_test_under_load_costs_one_write_in_five_seconds() -> Result<()> {
     let fault = Fault {
         fault: "none: a test of two runners is 35 s under load",
         expected: "the operator writes once in 5 s at most, and reads nothing; the run is whole",
