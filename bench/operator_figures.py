@@ -4,7 +4,8 @@
     bench/operator_figures.py [--record] < LINES
 
 Reads what e2e/src/bin/scale prints and prints it as a table. With --record, it writes the figures to bench/scale.json
-and to a plot in docs/images. After that, `bench/bench.py --cases none` writes them to bench/RESULTS.md.
+and to a plot in docs/images. After that, `bench/bench.py --cases none` writes them to bench/RESULTS.md. Without it, exits
+with 1 if a goal is not met.
 """
 
 import argparse
@@ -37,6 +38,21 @@ def with_goal(text, value, goal, goal_text):
     return f"{text} (goal {goal_text}: {'met' if value <= goal else '**not met**'})"
 
 
+def meets_goals(row):
+    figures = [(row["memory_mib"], row.get("memory_goal")), (row["cores"], row.get("cores_goal"))]
+    if row.get("figure"):
+        figures.append((row["figure"]["value"], row["figure"]["goal"]))
+    return all(goal is None or value <= goal for value, goal in figures)
+
+
+def describe_figure(figure):
+    """Returns a figure with its goal; nothing for `None`."""
+    if figure is None:
+        return []
+    value, goal, unit = figure["value"], figure["goal"], figure["unit"]
+    return [with_goal(f"{figure['what']} {value:.1f} {unit}", value, goal, f"≤ {goal:g} {unit}")]
+
+
 def build_scale_table(rows):
     cells = []
     for row in rows:
@@ -46,7 +62,7 @@ def build_scale_table(rows):
             row["what"],
             with_goal(f"{memory:.0f} MiB", memory, memory_goal, f"≤ {memory_goal} MiB"),
             with_goal(f"{cores:.1%}", cores, cores_goal, f"≤ {cores_goal or 0:.0%}"),
-            row["note"],
+            "; ".join(filter(None, [*describe_figure(row.get("figure")), row["note"]])),
         ])
     return format_table(["what runs", "memory, largest", "CPU, share of a core", ""], cells)
 
@@ -116,6 +132,7 @@ def main():
         rows.append(json.loads(line))
         table = build_scale_table(rows)
         print("\n".join(table[:-1] if len(rows) == 1 else table[-2:-1]), flush=True)
+    sys.exit(0 if all(map(meets_goals, rows)) else 1)
 
 
 if __name__ == "__main__":

@@ -296,7 +296,7 @@ async fn run_pipeline(
     result?;
     let written = report_status(context, tests, observed, &decision, now).await?;
     // Other decisions change the objects in other ways.
-    if matches!(decision, Decision::ReportProgress(..)) {
+    if matches!(decision, Decision::ReportProgress(..) | Decision::Wait(_)) {
         observed.mark_unchanged(reading, written);
     }
     Ok(decision)

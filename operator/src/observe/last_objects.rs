@@ -1,4 +1,4 @@
-//! The objects of a test under load, as a reconciliation has left them. Pure.
+//! The objects of a test with a Job, as a reconciliation has left them. Pure.
 
 use k8s_openapi::{
     api::batch::v1::Job,
@@ -12,7 +12,7 @@ use super::runner::Runner;
 /// Time after which the objects are read again, although no watch has told of a change.
 const MAX_AGE: SignedDuration = SignedDuration::from_secs(60);
 
-/// The objects of a test under load, as the last successful reconciliation has left them.
+/// The objects of a test with a Job, as the last successful reconciliation has left them.
 #[derive(Clone, Debug)]
 pub(crate) struct LastObjects {
     pub(crate) test: LoadTest,

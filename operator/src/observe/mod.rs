@@ -2,7 +2,7 @@
 //! server.
 //!
 //! The reads are live, because a stale cache could make the operator create child objects twice. Only a test
-//! under load is not read again while no watch tells of a change, for at most a minute.
+//! whose Job is there is not read again while no watch tells of a change, for at most a minute.
 
 use std::sync::Arc;
 

@@ -113,7 +113,7 @@ pub(crate) struct RunCache {
     /// Time of the last write of the status.
     pub(crate) status_written_at: Option<Timestamp>,
     /// The objects to go on with while they do not change, or while the API server can't be read. `None`
-    /// for a test without load.
+    /// for a test without a Job, and when it is over.
     pub(crate) last_objects: Option<Box<LastObjects>>,
 }
 
@@ -148,12 +148,11 @@ impl Observed {
         Self { test, valid, job: None, runners: Vec::new(), cache }
     }
 
-    /// Keeps the objects of a test under load. Until [`Self::mark_unchanged`], the next reconciliation reads
-    /// them again.
+    /// Keeps the objects of a test with a Job, until it is over. Until [`Self::mark_unchanged`], the next
+    /// reconciliation reads them again.
     pub(crate) fn keep_objects(&mut self) {
         let is_over = self.phase().is_some_and(Phase::is_final);
-        let is_under_load = self.start_record().is_some() && !is_over;
-        self.cache.last_objects = self.job.clone().filter(|_| is_under_load).map(|job| {
+        self.cache.last_objects = self.job.clone().filter(|_| !is_over).map(|job| {
             let (test, runners) = (self.test.clone(), self.runners.clone());
             Box::new(LastObjects { test, job, runners, reading: None })
         });

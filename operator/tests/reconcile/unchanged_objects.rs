@@ -1,4 +1,4 @@
-//! A test under load that does not change is not read again.
+//! A test with a Job that does not change is not read again.
 
 use k8s_openapi::jiff::SignedDuration;
 
@@ -43,6 +43,28 @@ async fn test_that_does_not_change_is_read_once() {
     let seen = vec![ok(edited.clone()), ok(job), pod_list(&[ready_pod(0), ready_pod(1)])];
     let last = run_reconcile_again(&context, edited, seen).await;
     assert_eq!(last.calls[0], format!("GET {TEST}"));
+}
+
+#[tokio::test]
+async fn test_that_waits_for_its_runners_is_read_once() {
+    let test = test_in_phase("Starting");
+    let job = child_object("batch/v1", "Job", UID);
+    let waiting = |index| {
+        let mut pod = ready_pod(index);
+        pod["status"] = json!({"phase": "Pending"});
+        pod
+    };
+    let context = OnceCell::new();
+    let mut written = test.clone();
+    written["metadata"]["resourceVersion"] = "43".into();
+    let pods = pod_list(&[waiting(0), waiting(1)]);
+    let seen = vec![ok(test.clone()), ok(job), pods, ok(written.clone())];
+    let first = run_reconcile_again(&context, test, seen).await;
+    assert_eq!(first.calls.last().unwrap(), &format!("PATCH {TEST}/status"), "{:?}", first.calls);
+    // This API server has not kept the condition that was written, so it is written again.
+    let again = run_reconcile_again(&context, written.clone(), vec![ok(written)]).await;
+    assert!(again.result.is_ok(), "{:?}", again.result);
+    assert_eq!(again.calls, [format!("PATCH {TEST}/status")]);
 }
 
 #[tokio::test]

@@ -53,24 +53,40 @@ struct Scale {
     runners: Runners,
 }
 
-/// Prints figures as a line of JSON. The goals are MiB and a share of a core.
-fn print_row(
-    what: &str,
+/// A row of figures.
+struct Row<'a> {
+    what: &'a str,
     usage: Usage,
-    goals: Option<(u32, f64)>,
-    note: &str,
+    /// Goals: MiB, and a share of a core.
+    usage_goals: Option<(u32, f64)>,
+    /// Another figure, its goal and their unit.
+    figure: Option<(&'static str, f64, f64, &'static str)>,
+    note: &'a str,
     running: Option<usize>,
-) {
-    let row = json!({
-        "what": what,
-        "memory_mib": usage.memory,
-        "cores": usage.cores,
-        "memory_goal": goals.map(|(memory, _)| memory),
-        "cores_goal": goals.map(|(_, cores)| cores),
-        "note": note,
-        "running_tests": running,
-    });
-    println!("{row}");
+}
+
+impl<'a> Row<'a> {
+    fn new(what: &'a str, usage: Usage) -> Self {
+        Self { what, usage, usage_goals: None, figure: None, note: "", running: None }
+    }
+
+    /// Prints the row as a line of JSON.
+    fn print(&self) {
+        let Self { what, usage, usage_goals, figure, note, running } = self;
+        let row = json!({
+            "what": what,
+            "memory_mib": usage.memory,
+            "cores": usage.cores,
+            "memory_goal": usage_goals.map(|(memory, _)| memory),
+            "cores_goal": usage_goals.map(|(_, cores)| cores),
+            "figure": figure.map(|(what, value, goal, unit)| {
+                json!({"what": what, "value": value, "goal": goal, "unit": unit})
+            }),
+            "note": note,
+            "running_tests": running,
+        });
+        println!("{row}");
+    }
 }
 
 /// Builds a test with its runners on the pretended node.
@@ -159,18 +175,13 @@ impl Scale {
     /// Idle tests, and a growing number of running ones.
     async fn measure_curve(&self) -> Result<()> {
         let leader = find_leader(&self.client).await?;
-        print_row("nothing", watch(leader, Duration::from_secs(20)).await?, None, "", None);
+        Row::new("nothing", watch(leader, Duration::from_secs(20)).await?).print();
         let idle = (0..1000).map(|n| test(&format!("idle-{n}"), RUNNERS, "1m", true));
         self.create(idle.collect::<Result<_>>()?).await?;
         self.wait(120, 1000, "idle tests", |status| status.phase.is_some()).await?;
         tokio::time::sleep(Duration::from_secs(20)).await;
-        print_row(
-            "1,000 idle tests",
-            watch(leader, Duration::from_secs(30)).await?,
-            None,
-            "",
-            Some(0),
-        );
+        let usage = watch(leader, Duration::from_secs(30)).await?;
+        Row { running: Some(0), ..Row::new("1,000 idle tests", usage) }.print();
         let mut running = 0;
         for goal in [10, 25, 50] {
             let new = (running..goal).map(|n| test(&format!("run-{n}"), RUNNERS, "30m", false));
@@ -182,10 +193,11 @@ impl Scale {
             self.wait(240, goal, "running tests", has_numbers).await?;
             tokio::time::sleep(Duration::from_secs(20)).await;
             let usage = watch(leader, Duration::from_mins(1)).await?;
-            let each = format!("{:.2} % for each running test", usage.cores * 100.0 / goal as f64);
-            let goals = (goal == 50).then_some((150, 0.25));
+            let note = format!("{:.2} % for each running test", usage.cores * 100.0 / goal as f64);
+            let usage_goals = (goal == 50).then_some((150, 0.25));
             let what = format!("1,000 idle and {goal} running tests of {RUNNERS} runners");
-            print_row(&what, usage, goals, &each, Some(goal));
+            let row = Row::new(&what, usage);
+            Row { usage_goals, note: &note, running: Some(goal), ..row }.print();
         }
         ensure!(find_leader(&self.client).await? == leader, "another replica leads");
         self.delete("run-").await?;
@@ -199,10 +211,9 @@ impl Scale {
         let new = (0..200).map(|n| test(&format!("burst-{n}"), 1, "5s", false));
         self.create(new.collect::<Result<_>>()?).await?;
         self.wait(120, 200, "accepted tests", |status| status.plan.is_some()).await?;
-        let note =
-            format!("all accepted after {:.1} s (goal ≤ 30 s)", began.elapsed().as_secs_f64());
+        let accepted = ("all accepted after", began.elapsed().as_secs_f64(), 30.0, "s");
         let usage = watch(leader, Duration::from_secs(20)).await?;
-        print_row("200 tests created at once", usage, None, &note, None);
+        Row { figure: Some(accepted), ..Row::new("200 tests created at once", usage) }.print();
         self.wait(300, 200, "finished tests", |status| {
             status.known_phase().is_some_and(loadtest_core::resource::Phase::is_final)
         })
@@ -235,10 +246,11 @@ impl Scale {
         let size = serde_json::to_vec(&ended.status)?.len();
         let status = ended.status.context("no status")?;
         let measured = status.measurement.context("no measurement")?;
+        let skew: loadtest_core::Duration = measured.start_skew.context("no start skew")?.parse()?;
+        let skew = ("start skew", skew.as_secs_f64() * 1e3, 50.0, "ms");
         let note = format!(
-            "{:.2} s of a core in a round of 2 s; start skew {} (goal ≤ 50ms); status {:.1} KB; {} requests; {} lost",
+            "{:.2} s of a core in a round of 2 s; status {:.1} KB; {} requests; {} lost",
             usage.cores * 2.0,
-            measured.start_skew.unwrap_or_else(|| "unknown".into()),
             size as f64 / 1e3,
             status.summary.map_or(0, |summary| summary.requests),
             measured.runners_lost,
@@ -247,7 +259,9 @@ impl Scale {
             if dead == 0 { String::new() } else { format!(", of which {dead} never answer") };
         // A round of 2 s may take 1 s of a core.
         let what = format!("one test of 1,000 runners{what}");
-        print_row(&what, usage, Some((256, 0.5)), &note, None);
+        let row = Row::new(&what, usage);
+        let usage_goals = Some((256, 0.5));
+        Row { usage_goals, figure: Some(skew), note: &note, ..row }.print();
         self.delete("large-").await
     }
 }
