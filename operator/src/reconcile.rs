@@ -248,6 +248,7 @@ async fn run_pipeline(
     reading: Option<Reading>,
 ) -> Result<Decision, Error> {
     let now = now();
+    let is_kept = reading.is_some();
     let observing = async {
         let reading = match reading {
             Some(reading) => reading,
@@ -266,6 +267,11 @@ async fn run_pipeline(
     let mut decision = decide(observed, &context.settings, now);
     let (namespace, name) = (observed.test.namespace(), observed.test.name_any());
     tracing::debug!(namespace, name, ?decision, "decided");
+    let is_waiting = matches!(decision, Decision::Wait(_));
+    if is_kept && !is_waiting && observed.start_record().is_none() {
+        // Before the load, nothing is done with objects that may have changed: the next pass reads them again.
+        return Ok(Decision::Wait(loadtest_core::Duration::ZERO));
+    }
     if matches!(decision, Decision::Conclude { .. }) {
         observed.judge_rest();
     }
@@ -379,7 +385,7 @@ async fn report_status(
         }
         // The progress waits until a status is due again.
         ResultWrite::Stored if status::is_throttled(&old, &next, Some(now), now) => {
-            observed.cache.status_written_at = Some(now);
+            observed.cache.written_at = Some(now);
             return Ok(None);
         }
         ResultWrite::Stored | ResultWrite::NotStored => {}
@@ -388,11 +394,11 @@ async fn report_status(
     if matches!(decision, Decision::Conclude { .. }) {
         pause_at(context, &observed.test, KillPoint::BeforeVerdict).await;
     }
-    if next == old || status::is_throttled(&old, &next, observed.cache.status_written_at, now) {
+    if next == old || status::is_throttled(&old, &next, observed.cache.written_at, now) {
         return Ok(None);
     }
     let written = write_status(tests, &observed.test, &next).await?;
-    observed.cache.status_written_at = Some(now);
+    observed.cache.written_at = Some(now);
     if next.phase != old.phase || next.verdict != old.verdict {
         tracing::info!(
             namespace = observed.test.namespace(),

@@ -267,13 +267,14 @@ fn set_lost(
     } else {
         "the test goes on without them"
     };
-    let evicted = if observed.is_job_suspended() {
-        "; somebody has suspended the Job, as a queue such as Kueue does to evict it"
+    let cause = if observed.is_job_suspended() {
+        " because somebody has suspended the Job, as a queue such as Kueue does to evict it"
     } else {
         ""
     };
+    // A long list of losses is cut off.
     let losses = losses.join("; ");
-    let note = format!("lost {}: {losses}{evicted}; {next}", count_of(lost, "runner"));
+    let note = format!("lost {}{cause}, {next}: {losses}", count_of(lost, "runner"));
     set_condition(status, "RunnersLost", "True", "RunnerEnded", &note, now);
     draft_event("RunnersLost", note, true)
 }

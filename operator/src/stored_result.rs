@@ -63,11 +63,11 @@ pub(crate) fn is_due(
     }
 }
 
-/// Returns true if it is time for the next write of the result of a running test. A running test is written at most
-/// once in some seconds, be it its status or its result.
+/// Returns true if it is time for the next write of the result of a running test. Both status and result count as a write,
+/// and some seconds must pass after each one.
 fn is_write_due(observed: &Observed, now: Timestamp) -> bool {
     let written_at = observed.cache.written_result.at;
-    !is_recent(observed.cache.status_written_at, now)
+    !is_recent(observed.cache.written_at, now)
         && written_at.is_none_or(|at| now.duration_since(at) >= signed_duration(WRITE_INTERVAL))
 }
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The first process (PID 1) of the cluster's namespaces. It starts the components in order,
 # writes $STATE/ready or $STATE/failed, and then waits. If one component ends, this script ends,
-# and the kernel then ends all other components. So the cluster never runs with a component missing, but for an
-# API server that a test kills while the file $STATE/api-server-away is there: it starts again without the file.
+# and the kernel then ends all other components. So the cluster never runs with a component missing. There
+# is one exception: while the file $STATE/api-server-away exists, a test may kill the API server. This script starts it
+# again when the file is gone.
 #
 # host.sh starts this script with only STATE, BIN, LOGS and CGROUP in the environment.
 set -euo pipefail
@@ -256,6 +257,10 @@ while wait -n -p ended || true; do
     [[ ${component_by_pid[${ended:-0}]:-} == kube-apiserver && -e api-server-away ]] || break
     unset "component_by_pid[$ended]"
     while [[ -e api-server-away ]]; do sleep 0.1; done
+    # `wait -n` does not return components that ended during the `sleep`.
+    for pid in "${!component_by_pid[@]}"; do
+        [[ -d /proc/$pid ]] || fail "${component_by_pid[$pid]}" "ended"
+    done
     start_apiserver
 done
 rm -f ready

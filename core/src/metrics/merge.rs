@@ -221,8 +221,8 @@ pub(super) fn add_labelled(counts: &mut BTreeMap<String, u64>, value: &str, coun
     }
 }
 
-/// Returns how many of these ascending buckets have a lower index. Few of them, in most cases: of two histograms of the
-/// same task, the buckets are close together.
+/// Returns the number of leading buckets with an index below the limit. It is small in most cases, so the first eight are
+/// compared one by one.
 fn count_below(buckets: &[(i32, u64)], limit: i32) -> usize {
     const NEAR: usize = 8;
     let is_below = |(index, _): &(i32, u64)| *index < limit;

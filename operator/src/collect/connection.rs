@@ -114,7 +114,7 @@ async fn send_over(mut stream: TcpStream, request: Request<'_>) -> io::Result<Re
     let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{token}\r\n");
     stream.write_all(request.as_bytes()).await?;
-    // Hundreds of runners may be slow at the same time.
+    // The buffer is allocated when the response comes: hundreds of runners may be slow at the same time.
     stream.readable().await?;
     let mut bytes = Vec::with_capacity(USUAL_BYTES);
     loop {

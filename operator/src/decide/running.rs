@@ -56,13 +56,14 @@ pub(super) fn decide_running(
     }
     let duration = valid.load.duration();
     let end = start.at.saturating_add(signed_duration(duration)).unwrap_or(Timestamp::MAX);
-    if all_runners_are_over(observed, &start, latest, now) {
-        return Decision::Conclude { cancelled, failed: None };
-    }
     let cache = &observed.cache;
     let lost = observed.lost_runners(&start, now);
+    // The status says so also if no runner is left.
     if let Some(news) = unreported_losses(observed, &start, &lost) {
         return Decision::ReportLoss(news);
+    }
+    if all_runners_are_over(observed, &start, latest, now) {
+        return Decision::Conclude { cancelled, failed: None };
     }
     // An earlier process of the operator may have heard them.
     let any_response = cache.collection.has_answers()

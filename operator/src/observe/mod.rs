@@ -1,8 +1,8 @@
 //! Reads the state of a test from the API server and from the runners. Writes nothing to the API
 //! server.
 //!
-//! The reads are live, because a stale cache could make the operator create child objects twice. Only a test
-//! whose Job is there is not read again while no watch tells of a change, for at most a minute.
+//! The reads are live, because a stale cache could make the operator create child objects twice. There is one
+//! exception: while a test has a Job and no watch reports a change, the last read counts for up to a minute.
 
 use std::sync::Arc;
 

@@ -110,10 +110,10 @@ pub(crate) struct RunCache {
     /// False when the token of the run has changed since the runners were created: they take no
     /// orders any more.
     pub(crate) token_has_changed: bool,
-    /// Time of the last write of the status.
-    pub(crate) status_written_at: Option<Timestamp>,
+    /// Time of the last write of the status or of the result.
+    pub(crate) written_at: Option<Timestamp>,
     /// The objects to go on with while they do not change, or while the API server can't be read. `None`
-    /// for a test without a Job, and when it is over.
+    /// for a test without a Job, and after the end of the test.
     pub(crate) last_objects: Option<Box<LastObjects>>,
 }
 
@@ -148,7 +148,7 @@ impl Observed {
         Self { test, valid, job: None, runners: Vec::new(), cache }
     }
 
-    /// Keeps the objects of a test with a Job, until it is over. Until [`Self::mark_unchanged`], the next
+    /// Keeps the objects of a test with a Job, until the test is over. Until [`Self::mark_unchanged`], the next
     /// reconciliation reads them again.
     pub(crate) fn keep_objects(&mut self) {
         let is_over = self.phase().is_some_and(Phase::is_final);

@@ -200,7 +200,7 @@ fn throttled_progress_builds_no_status() {
     let progress = |phase| Decision::ReportProgress(phase, Duration::from_secs(2));
     let can_skip = |status: &LoadTestStatus, decision: &Decision, seconds: i64| {
         let mut observed = observed_with(status.clone());
-        observed.cache.status_written_at = Some(noon() - SignedDuration::from_secs(seconds));
+        observed.cache.written_at = Some(noon() - SignedDuration::from_secs(seconds));
         can_skip_status(&observed, decision, noon())
     };
     assert!(can_skip(&running, &progress(Phase::Running), 4));
@@ -290,8 +290,14 @@ fn lost_runner_is_told_while_the_test_runs() {
     assert_eq!(more.measurement.unwrap().runners_lost, 2);
     observed.job = Some(crate::testing::suspended_job());
     let (_, evicted) = next_status(&observed, &decision, noon());
-    assert!(evicted.unwrap().note.contains("somebody has suspended the Job"));
-    for word in ["lost 1 runner:", "burst-1", "node n1", "OOMKilled"] {
+    let note = evicted.unwrap().note;
+    assert!(note.starts_with("lost 2 runners because somebody has suspended the Job"), "{note}");
+    for word in [
+        "lost 1 runner, stopping the test, see spec.onRunnerLoss:",
+        "burst-1",
+        "node n1",
+        "OOMKilled",
+    ] {
         assert!(event.note.contains(word), "{}", event.note);
     }
 }

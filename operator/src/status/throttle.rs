@@ -12,7 +12,7 @@ use crate::{
 /// Interval between two writes of the status if only the progress has changed.
 const PROGRESS_WRITE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Returns true if a status was written so recently that a change of the progress waits.
+/// Returns true if a status or a result was written so recently that a change of the progress waits.
 pub(crate) fn is_recent(written_at: Option<Timestamp>, now: Timestamp) -> bool {
     written_at.is_some_and(|at| now.duration_since(at) < signed_duration(PROGRESS_WRITE_INTERVAL))
 }
@@ -24,7 +24,7 @@ pub(crate) fn can_skip_status(observed: &Observed, decision: &Decision, now: Tim
     let Some(status) = &observed.test.status else { return false };
     let collection = &observed.cache.collection;
     let finished = collection.timeline().map_or(0, |timeline| timeline.stages().len());
-    is_recent(observed.cache.status_written_at, now)
+    is_recent(observed.cache.written_at, now)
         && status.known_phase() == Some(*phase)
         // Users wait for the first summary, so it is written at once.
         && status.summary.is_some()

@@ -94,10 +94,10 @@ fn a_running_test_writes_its_result_every_half_minute() {
     assert!(is_due(&observed, &progress(), &status_with(90, 0), later(30)));
     assert!(!is_due(&observed, &progress(), &status_with(20, 0), later(30)), "nothing changed");
     assert!(is_due(&observed, &progress(), &status_with(20, 1), later(1)), "a stage has ended");
-    observed.cache.status_written_at = Some(later(28));
+    observed.cache.written_at = Some(later(28));
     assert!(!is_due(&observed, &progress(), &status_with(90, 0), later(32)), "just after a status");
     assert!(is_due(&observed, &progress(), &status_with(90, 0), later(33)));
-    observed.cache.status_written_at = None;
+    observed.cache.written_at = None;
     let conclude = Decision::Conclude { cancelled: false, failed: None };
     assert!(is_due(&observed, &conclude, &status_with(20, 0), now));
     assert!(is_due(&observed, &Decision::ReportLoss(vec![]), &status_with(20, 0), now));

@@ -166,3 +166,18 @@ fn suspended_job_of_a_finished_test_is_deleted() {
     over.job.as_mut().unwrap().spec = Some(JobSpec { suspend: Some(true), ..JobSpec::default() });
     assert_eq!(decision_at(&over, 140), Decision::DeleteJob);
 }
+
+#[test]
+fn loss_of_all_runners_is_reported_before_the_end() {
+    let mut observed = observed_under_load();
+    for index in 0..2 {
+        let partial = RunnerMetrics { state: RunnerState::CutShort, ..RunnerMetrics::default() };
+        set_runner(&mut observed, index, partial);
+    }
+    let Decision::ReportLoss(losses) = decision_at(&observed, 10) else { panic!("no loss") };
+    assert_eq!(losses.len(), 2);
+    let mut status = observed.status();
+    status.measurement.get_or_insert_default().runners_lost = 2;
+    observed.test.status = Some(status);
+    assert_eq!(decision_at(&observed, 10), Decision::Conclude { cancelled: false, failed: None });
+}
