@@ -4,8 +4,8 @@
     bench/operator_figures.py [--record] < LINES
 
 Reads what e2e/src/bin/scale prints and prints it as a table. With --record, it writes the figures to bench/scale.json
-and to a plot in docs/images. After that, `bench/bench.py --cases none` writes them to bench/RESULTS.md. Without it, exits
-with 1 if a goal is not met.
+and to a plot in docs/images. After that, `bench/bench.py --cases none` writes them to bench/RESULTS.md. Without
+--record, the program exits with 1 if a goal is not met.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def meets_goals(row):
     figures = [(row["memory_mib"], row.get("memory_goal")), (row["cores"], row.get("cores_goal"))]
     if row.get("figure"):
         figures.append((row["figure"]["value"], row["figure"]["goal"]))
-    return all(goal is None or value <= goal for value, goal in figures)
+    return all(goal is None or (value is not None and value <= goal) for value, goal in figures)
 
 
 def describe_figure(figure):
@@ -50,6 +50,8 @@ def describe_figure(figure):
     if figure is None:
         return []
     value, goal, unit = figure["value"], figure["goal"], figure["unit"]
+    if value is None:
+        return [f"{figure['what']} unknown (goal ≤ {goal:g} {unit}: **not met**)"]
     return [with_goal(f"{figure['what']} {value:.1f} {unit}", value, goal, f"≤ {goal:g} {unit}")]
 
 

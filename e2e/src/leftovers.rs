@@ -17,8 +17,8 @@ use crate::test_namespace::{TestNamespace, wait_for};
 
 /// Label of the objects of a test, with its UID.
 const UID_LABEL: &str = "loadtest.cell0.io/uid";
-/// Number of letters of a message that are looked for in an Event, which may be cut off later.
-const COMPARED_LETTERS: usize = 200;
+/// Number of characters of a message that an Event must contain. An Event may cut off the rest.
+const COMPARED_CHARACTERS: usize = 200;
 
 /// Waits until no pod of a test is left that can make load.
 pub async fn wait_until_no_runner(namespace: &TestNamespace, test: &str) -> Result<()> {
@@ -72,9 +72,12 @@ pub async fn check_ends(namespace: &TestNamespace) -> Result<()> {
 
 /// Waits for the Event with the message of a finished test.
 async fn wait_for_final_event(namespace: &TestNamespace, test: &LoadTest) -> Result<()> {
-    let finished = test.status.as_ref().and_then(|status| status.condition("Finished"));
-    let message = &finished.with_context(|| format!("{}: not finished", test.name_any()))?.message;
-    let beginning: String = message.chars().take(COMPARED_LETTERS).collect();
+    let status = test.status.as_ref().context("no status")?;
+    // The condition Finished of a test that was not accepted only names the other condition.
+    let refused = status.condition("Accepted").filter(|accepted| accepted.status == "False");
+    let told = refused.or_else(|| status.condition("Finished"));
+    let message = &told.with_context(|| format!("{}: not finished", test.name_any()))?.message;
+    let beginning: String = message.chars().take(COMPARED_CHARACTERS).collect();
     let uid = test.uid().context("no UID")?;
     let events: Api<Event> = Api::namespaced(namespace.client.clone(), &namespace.name);
     wait_for(10, &format!("an Event with the message: {message}"), async || {

@@ -82,7 +82,7 @@ impl Drop for FrozenProcess {
     }
 }
 
-/// Does `work` while the API server of the testbed is killed.
+/// Kills the API server of the testbed, does `work`, and starts it again.
 pub async fn without_api_server<T>(work: impl AsyncFnOnce() -> Result<T>) -> Result<T> {
     let kubeconfig = std::env::var_os("KUBECONFIG").context("no KUBECONFIG")?;
     // While this file is there, the testbed does not start the API server again.

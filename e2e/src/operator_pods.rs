@@ -135,35 +135,47 @@ pub async fn upgrade(arguments: &[&str]) -> Result<()> {
 pub async fn upgrade_to(chart: &Path, arguments: &[&str]) -> Result<()> {
     let chart = chart.to_str().context("the path of the chart is no text")?;
     let upgrade = ["upgrade", "loadtest-operator", chart, "--reset-values"];
-    helm(&[&upgrade[..], arguments, &["--wait", "--timeout", "90s"]].concat()).await
+    helm(&[&upgrade[..], arguments, &["--wait", "--timeout", "90s"]].concat()).await.map(drop)
 }
 
-/// Does `work` with these values of the chart beside those that it was installed with.
+/// Does `work` with these values of the chart, in addition to the values of the installed release.
 pub async fn with_values<T>(
     namespace: &TestNamespace,
     values: &[&str],
     work: impl AsyncFnOnce() -> Result<T>,
 ) -> Result<T> {
+    let status = helm(&["status", "loadtest-operator", "-o", "json"]).await?;
+    let status: serde_json::Value = serde_json::from_str(&status)?;
+    let revision = status["version"].as_u64().context("helm status has no version")?.to_string();
     let set = values.iter().flat_map(|value| ["--set", value]);
     let upgrade = ["upgrade", "loadtest-operator", CHART, "--reuse-values"].into_iter().chain(set);
-    let wait = ["--wait", "--timeout", "90s"];
-    helm(&upgrade.chain(wait).collect::<Vec<_>>()).await?;
-    wait_for_leader(namespace).await?;
-    let done = work().await;
+    let done = async {
+        replace_release(namespace, &upgrade.collect::<Vec<_>>()).await?;
+        work().await
+    }
+    .await;
     // The other tests need the operator as it was, also if this one fails.
-    helm(&[&["rollback", "loadtest-operator"][..], &wait].concat()).await?;
-    wait_for_leader(namespace).await?;
+    replace_release(namespace, &["rollback", "loadtest-operator", &revision]).await?;
     done
 }
 
-/// Runs helm in the namespace of the operator.
-pub async fn helm(arguments: &[&str]) -> Result<()> {
+/// Runs helm while no operator runs, because the API server would refuse requests of one that has lost its rights.
+async fn replace_release(namespace: &TestNamespace, arguments: &[&str]) -> Result<()> {
+    scale_operator(namespace, 0).await?;
+    // The number of replicas was set without helm.
+    let options = ["--force-conflicts", "--wait", "--timeout", "90s"];
+    helm(&[arguments, &options].concat()).await?;
+    wait_for_leader(namespace).await.map(drop)
+}
+
+/// Runs helm in the namespace of the operator. Returns its output.
+pub async fn helm(arguments: &[&str]) -> Result<String> {
     let mut helm = Command::new("helm");
     helm.args(arguments).args(["--namespace", OPERATOR_NAMESPACE]);
     let output = helm.output().await.context("helm can't be run")?;
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "helm {}: {error}", arguments.join(" "));
-    Ok(())
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// Does `work` while no operator runs.

@@ -6,7 +6,7 @@ use kube::{
     Api, ResourceExt,
     api::{DeleteParams, ListParams, PostParams},
 };
-use loadtest_core::resource::{LoadTest, Phase, Verdict};
+use loadtest_core::resource::{LoadTest, Verdict};
 use loadtest_e2e::{
     leftovers::wait_until_nothing_left,
     operator_pods::with_values,
@@ -48,9 +48,11 @@ async fn create_other(others: &Api<LoadTest>) -> Result<LoadTest> {
 /// Runs a test to its verdict, and checks its NetworkPolicy.
 async fn check_watched(namespace: &TestNamespace, target: &Target<'_>) -> Result<()> {
     let spec = health_spec(5, "8s", &json!([{"metric": "errorRate", "target": "< 1%"}]));
-    let test = namespace.create_test("namespaced", spec).await?;
+    let (test, status) = namespace.run_until_judged("namespaced", spec, 60).await?;
     let uid = test.uid().context("no UID")?;
-    namespace.wait_for_phase("namespaced", Phase::Running).await?;
+    ensure!(status.known_verdict() == Some(Verdict::Pass), "{status:#?}");
+    let received = target.count_received(&uid).await?;
+    ensure!(status.summary.is_some_and(|summary| summary.requests == received), "{received}");
     let policies: Api<NetworkPolicy> = Api::namespaced(namespace.client.clone(), &namespace.name);
     let label = format!("loadtest.cell0.io/uid={uid}");
     let found = policies.list(&ListParams::default().labels(&label)).await?.items;
@@ -63,10 +65,6 @@ async fn check_watched(namespace: &TestNamespace, target: &Target<'_>) -> Result
         |peer: &Value| peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"].clone();
     let is_operator = |peer: &Value| name_of(peer) == "loadtest-operator";
     ensure!(peers.iter().any(is_operator), "{spec:#}");
-    let status = namespace.wait_until_finished("namespaced", 60).await?;
-    ensure!(status.known_verdict() == Some(Verdict::Pass), "{status:#?}");
-    let received = target.count_received(&uid).await?;
-    ensure!(status.summary.is_some_and(|summary| summary.requests == received), "{received}");
     namespace.delete_test("namespaced").await?;
     wait_until_nothing_left(namespace, &label).await
 }

@@ -59,8 +59,8 @@ struct Row<'a> {
     usage: Usage,
     /// Goals: MiB, and a share of a core.
     usage_goals: Option<(u32, f64)>,
-    /// Another figure, its goal and their unit.
-    figure: Option<(&'static str, f64, f64, &'static str)>,
+    /// Another figure if it is known, its goal and their unit.
+    figure: Option<(&'static str, Option<f64>, f64, &'static str)>,
     note: &'a str,
     running: Option<usize>,
 }
@@ -211,7 +211,7 @@ impl Scale {
         let new = (0..200).map(|n| test(&format!("burst-{n}"), 1, "5s", false));
         self.create(new.collect::<Result<_>>()?).await?;
         self.wait(120, 200, "accepted tests", |status| status.plan.is_some()).await?;
-        let accepted = ("all accepted after", began.elapsed().as_secs_f64(), 30.0, "s");
+        let accepted = ("all accepted after", Some(began.elapsed().as_secs_f64()), 30.0, "s");
         let usage = watch(leader, Duration::from_secs(20)).await?;
         Row { figure: Some(accepted), ..Row::new("200 tests created at once", usage) }.print();
         self.wait(300, 200, "finished tests", |status| {
@@ -246,8 +246,10 @@ impl Scale {
         let size = serde_json::to_vec(&ended.status)?.len();
         let status = ended.status.context("no status")?;
         let measured = status.measurement.context("no measurement")?;
-        let skew: loadtest_core::Duration = measured.start_skew.context("no start skew")?.parse()?;
-        let skew = ("start skew", skew.as_secs_f64() * 1e3, 50.0, "ms");
+        // A runner that dies before its first answer has no start time.
+        let skew =
+            measured.start_skew.and_then(|text| text.parse::<loadtest_core::Duration>().ok());
+        let skew = ("start skew", skew.map(|skew| skew.as_secs_f64() * 1e3), 50.0, "ms");
         let note = format!(
             "{:.2} s of a core in a round of 2 s; status {:.1} KB; {} requests; {} lost",
             usage.cores * 2.0,

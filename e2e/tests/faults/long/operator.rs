@@ -44,8 +44,8 @@ async fn operator_killed_twice_after_the_load_loses_nothing() -> Result<()> {
     check_killed_twice(fault, "twice-late", &["BeforeVerdict", "BeforeRelease"], 2).await
 }
 
-/// Stops the leader at these points, one for each test, and kills it. The next leader stops at the first of the
-/// points again, as many as `again` says, and is killed too.
+/// Stops the leader at these points, one for each test, and kills it. The next leader stops again at the first
+/// `again` points, and is killed too.
 async fn check_killed_twice(fault: Fault, name: &str, points: &[&str], again: usize) -> Result<()> {
     fault
         .check_alone(name, async |namespace, row| {
@@ -120,13 +120,15 @@ async fn upgrade_and_rollback_under_load_leave_no_gap() -> Result<()> {
         .check_alone("upgrade", async |namespace, row| {
             let target = namespace.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
             let earlier = earlier_chart().await?;
-            upgrade_to(&earlier, &[]).await?;
-            let result = check_upgrade(namespace, &target, row).await;
-            fs::remove_dir_all(&earlier)?;
+            let checked = match upgrade_to(&earlier, &[]).await {
+                Ok(()) => check_upgrade(namespace, &target, row).await,
+                Err(error) => Err(error),
+            };
             // The other tests need the chart of this checkout, also if this one fails.
             upgrade(&[]).await?;
             wait_for_leader(namespace).await?;
-            result
+            fs::remove_dir_all(&earlier)?;
+            checked
         })
         .await
 }

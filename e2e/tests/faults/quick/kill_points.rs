@@ -138,7 +138,7 @@ async fn check_steps(name: &str, steps: &[(&str, &str, &'static str)]) -> Result
             failed.extend(fault.report(result, observation).err());
         }
         failed.into_iter().next().map_or(Ok(()), Err).context("a test is not whole")?;
-        // The next leader releases the runners, which exit when their metrics were there for a while.
+        // Released runners exit after a delay.
         for test in tests.iter().filter(|test| test.name_any() == name_of("BeforeRelease")) {
             wait_until_no_runner(&namespace, &test.name_any()).await?;
         }
