@@ -149,11 +149,12 @@ pub async fn with_values<T>(
     let revision = status["version"].as_u64().context("helm status has no version")?.to_string();
     let set = values.iter().flat_map(|value| ["--set", value]);
     let upgrade = ["upgrade", "loadtest-operator", CHART, "--reuse-values"].into_iter().chain(set);
-    let done = async {
-        replace_release(namespace, &upgrade.collect::<Vec<_>>()).await?;
-        work().await
-    }
-    .await;
+    let upgrade: Vec<&str> = upgrade.collect();
+    let done = match replace_release(namespace, &upgrade).await {
+        // The future of a test is large.
+        Ok(()) => Box::pin(work()).await,
+        Err(error) => Err(error),
+    };
     // The other tests need the operator as it was, also if this one fails.
     replace_release(namespace, &["rollback", "loadtest-operator", &revision]).await?;
     done
