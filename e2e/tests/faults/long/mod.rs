@@ -1,7 +1,5 @@
-//! Rows that take long, or are variants of others.
+//! Rows that take long, or are variants of others. Those outside of `alone` may run at the same time.
 
-mod api_server;
-mod clock;
-mod node;
-mod operator;
+mod alone;
+mod images;
 mod runners;

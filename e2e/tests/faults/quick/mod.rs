@@ -1,10 +1,7 @@
-//! Rows that settle quickly, or that matter most.
+//! Rows that settle quickly, or that matter most. Those outside of `alone` may run at the same time.
 
+pub(crate) mod alone;
 mod api_cost;
-mod cancellation;
-pub(crate) mod kill_points;
-mod leadership;
 mod objects;
 pub(crate) mod runners;
 mod targets;
-mod versions;

@@ -1,4 +1,4 @@
-//! The operator is killed twice or upgraded, or the image of the runners is that of another program.
+//! The operator is killed twice, upgraded, alone or away.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -18,8 +18,8 @@ use serde_json::json;
 use tokio::process::Command;
 
 use crate::{
-    checks::{check_whole_run, has_requests, short, wait_for_error, watched_spec},
-    quick::kill_points::{create_stopped, freeze_at, remove_point, wait_until_stopped},
+    checks::{check_whole_run, has_requests, watched_spec},
+    quick::alone::kill_points::{create_stopped, freeze_at, remove_point, wait_until_stopped},
 };
 
 #[tokio::test]
@@ -212,33 +212,6 @@ async fn no_operator_for_100_seconds_leaves_no_gap() -> Result<()> {
             })
             .await?;
             row.settle(check_whole_run(namespace, &target, &test, 120).await?);
-            Ok(())
-        })
-        .await
-}
-
-#[tokio::test]
-async fn image_that_is_no_runner_ends_the_test() -> Result<()> {
-    let fault = Fault {
-        fault: "image of the runners answers, and is no runner",
-        expected: "Unreachable with what was answered, and no pod left",
-        seconds: 90,
-    };
-    fault
-        .check("no-runner", async |namespace, row| {
-            // Its probes are those of the simulator, on the port of a runner.
-            let simulator = json!({
-                "name": "runner", "args": ["--control-port=9464"], "command": ["/cell0-simulator"],
-            });
-            let mut spec = watched_spec(2, "20s");
-            spec["runners"] = json!({
-                "image": "cell0-simulator:0.1.0",
-                "podTemplate": {"spec": {"containers": [simulator]}},
-            });
-            row.begin();
-            namespace.create_test("no-runner", spec).await?;
-            let message = wait_for_error(namespace, "no-runner", 120, "Unreachable").await?;
-            row.settle(format!("Unreachable: {}", short(&message)));
             Ok(())
         })
         .await
