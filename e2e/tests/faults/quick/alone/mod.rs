@@ -1,6 +1,5 @@
 //! Rows that stop or replace what all tests share. They run one after the other.
 
-mod cancellation;
 pub(crate) mod kill_points;
 mod leadership;
 mod versions;
