@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
     let mut history = RunnerHistory::new(runner_after(0).identity, None);
     for second in 1..=3 {
-        history.record(runner_after(second), Duration::from_secs(second.into()))?;
+        history.record(&runner_after(second), Duration::from_secs(second.into()))?;
     }
     let steps = history.encode_after(0)?;
     let options = ExpositionOptions {

@@ -72,11 +72,13 @@ impl LatencyHistogram {
     /// Builds a distribution from the counts of buckets in ascending order of their indices, the number of samples that
     /// are zero, and the sum of all samples in seconds. Buckets without samples are left out.
     pub fn of_counts(
-        buckets: impl Iterator<Item = (i32, u64)>,
+        all: impl Iterator<Item = (i32, u64)> + Clone,
         zero: u64,
         sum_seconds: f64,
     ) -> Self {
-        let buckets: Vec<_> = buckets.filter(|(_, count)| *count > 0).collect();
+        let filled = all.filter(|(_, count)| *count > 0);
+        let mut buckets = Vec::with_capacity(filled.clone().count());
+        buckets.extend(filled);
         let count = buckets.iter().fold(zero, |sum, (_, count)| sum.saturating_add(*count));
         Self { buckets, zero, count, sum_seconds }
     }

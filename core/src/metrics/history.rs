@@ -9,6 +9,7 @@ use std::{collections::VecDeque, fmt, time::Duration};
 use super::{
     decode::decode_steps,
     encode::encode_step,
+    packed::PackedMetrics,
     run_metrics::{Identity, RunnerMetrics, RunnerState},
     step::{HistoryStep, MAX_STEPS},
 };
@@ -24,20 +25,42 @@ const MAX_BYTES: usize = 1 << 20;
 struct EncodedStep {
     end: Duration,
     number: u64,
-    bytes: Vec<u8>,
+    bytes: Box<[u8]>,
+}
+
+/// A snapshot of a runner in little memory.
+#[derive(Clone, Debug)]
+struct PackedSnapshot {
+    identity: Identity,
+    state: RunnerState,
+    metrics: PackedMetrics,
+}
+
+impl PackedSnapshot {
+    fn of(snapshot: &RunnerMetrics) -> Self {
+        let RunnerMetrics { identity, state, metrics } = snapshot;
+        Self { identity: identity.clone(), state: *state, metrics: PackedMetrics::of(metrics) }
+    }
+
+    fn unpack(&self) -> RunnerMetrics {
+        let (identity, state) = (self.identity.clone(), self.state);
+        RunnerMetrics { identity, state, metrics: self.metrics.unpack() }
+    }
 }
 
 /// The steps of a runner.
 #[derive(Clone, Debug)]
 pub struct RunnerHistory {
-    /// Everything up to the first single step.
-    base: HistoryStep,
+    /// Number of the last step before the single ones.
+    base_number: u64,
+    /// Everything up to that step.
+    base: PackedSnapshot,
     /// The single steps.
     steps: VecDeque<EncodedStep>,
     /// Size of the single steps in bytes.
     size: usize,
     /// The latest snapshot.
-    latest: RunnerMetrics,
+    latest: PackedSnapshot,
     /// Number of the first step with final numbers.
     final_step: Option<u64>,
     /// See [`super::ExpositionOptions`].
@@ -48,10 +71,10 @@ impl RunnerHistory {
     /// Creates the history of a runner that has done nothing yet. `after_each_histogram` is as in
     /// [`super::ExpositionOptions`].
     pub fn new(identity: Identity, after_each_histogram: Option<fn()>) -> Self {
-        let latest = RunnerMetrics { identity, ..RunnerMetrics::default() };
-        let base = HistoryStep { number: 1, is_whole: true, runner: latest.clone() };
+        let latest = PackedSnapshot::of(&RunnerMetrics { identity, ..RunnerMetrics::default() });
         Self {
-            base,
+            base_number: 1,
+            base: latest.clone(),
             steps: VecDeque::new(),
             size: 0,
             latest,
@@ -65,24 +88,32 @@ impl RunnerHistory {
     ///
     /// # Errors
     /// When the encoder refuses a value. The next step then holds what this one would have held.
-    pub fn record(&mut self, snapshot: RunnerMetrics, now: Duration) -> fmt::Result {
-        if snapshot == self.latest {
+    pub fn record(&mut self, snapshot: &RunnerMetrics, now: Duration) -> fmt::Result {
+        let latest = self.latest.unpack();
+        if *snapshot == latest {
             return Ok(());
         }
         let number = self.last_number() + 1;
         let runner = RunnerMetrics {
             identity: snapshot.identity.clone(),
             state: snapshot.state,
-            metrics: snapshot.metrics.changes_since(&self.latest.metrics),
+            metrics: snapshot.metrics.changes_since(&latest.metrics),
         };
         let step = HistoryStep { number, is_whole: false, runner };
-        let bytes = encode_step(step, self.after_each_histogram)?;
-        self.latest = snapshot;
+        let bytes = encode_step(step, self.after_each_histogram)?.into_boxed_slice();
+        self.latest = PackedSnapshot::of(snapshot);
         if self.latest.state.is_final() {
             self.final_step.get_or_insert(number);
         }
         self.size += bytes.len();
         self.steps.push_back(EncodedStep { end: now, number, bytes });
+        self.shorten(now);
+        Ok(())
+    }
+
+    /// Adds the oldest single steps to the base, as many as are too many.
+    fn shorten(&mut self, now: Duration) {
+        let mut base = None;
         while let Some(first) = self.steps.front()
             && (now.saturating_sub(first.end) > REACH
                 || self.steps.len() > MAX_STEPS
@@ -90,12 +121,20 @@ impl RunnerHistory {
             && let Some(first) = self.steps.pop_front()
         {
             self.size -= first.bytes.len();
+            let base = base.get_or_insert_with(|| self.base_step());
             // This process has encoded the step, so it can be decoded.
             for step in decode_steps(&first.bytes).unwrap_or_default() {
-                self.base.extend(step);
+                base.extend(step);
             }
         }
-        Ok(())
+        if let Some(HistoryStep { number, runner, .. }) = base {
+            (self.base_number, self.base) = (number, PackedSnapshot::of(&runner));
+        }
+    }
+
+    /// Everything up to the first single step.
+    fn base_step(&self) -> HistoryStep {
+        HistoryStep { number: self.base_number, is_whole: true, runner: self.base.unpack() }
     }
 
     /// Returns the time of the last step.
@@ -114,7 +153,7 @@ impl RunnerHistory {
     }
 
     fn last_number(&self) -> u64 {
-        self.steps.back().map_or(self.base.number, |step| step.number)
+        self.steps.back().map_or(self.base_number, |step| step.number)
     }
 
     /// Returns what a reader lacks that has read everything up to a step, encoded; zero is for a reader
@@ -123,10 +162,10 @@ impl RunnerHistory {
     /// # Errors
     /// When the encoder refuses a value.
     pub fn encode_after(&self, number: u64) -> Result<Vec<u8>, fmt::Error> {
-        let is_known = (self.base.number..=self.last_number()).contains(&number);
+        let is_known = (self.base_number..=self.last_number()).contains(&number);
         let mut bytes = Vec::new();
         if !is_known {
-            bytes = encode_step(self.base.clone(), self.after_each_histogram)?;
+            bytes = encode_step(self.base_step(), self.after_each_histogram)?;
         }
         for step in self.steps.iter().filter(|step| !is_known || step.number > number) {
             bytes.extend_from_slice(&step.bytes);
@@ -161,7 +200,7 @@ mod tests {
     fn history_until(last: u32) -> RunnerHistory {
         let mut history = RunnerHistory::new(Identity::default(), None);
         for second in 1..=last {
-            history.record(snapshot_at(second), seconds(second.into())).unwrap();
+            history.record(&snapshot_at(second), seconds(second.into())).unwrap();
         }
         history
     }
@@ -206,9 +245,9 @@ mod tests {
     fn a_reader_gets_only_what_is_new() {
         let mut history = history_until(10);
         assert_eq!(steps_after(&history, 11), []);
-        history.record(snapshot_at(10), seconds(11)).unwrap();
+        history.record(&snapshot_at(10), seconds(11)).unwrap();
         assert_eq!(steps_after(&history, 11), [], "nothing has changed");
-        history.record(snapshot_at(11), seconds(12)).unwrap();
+        history.record(&snapshot_at(11), seconds(12)).unwrap();
         assert_eq!(steps_after(&history, 11).len(), 1);
         // A number that this history never had.
         assert!(steps_after(&history, 99)[0].is_whole);
@@ -218,7 +257,7 @@ mod tests {
     fn frequent_readers_do_not_make_it_grow() {
         let mut history = RunnerHistory::new(Identity::default(), None);
         for n in 1..=1000_u32 {
-            history.record(snapshot_at(n), Duration::from_millis(u64::from(n))).unwrap();
+            history.record(&snapshot_at(n), Duration::from_millis(u64::from(n))).unwrap();
         }
         assert_eq!(steps_after(&history, 0).len(), MAX_STEPS + 1);
     }
@@ -236,7 +275,7 @@ mod tests {
                     samples.record((f64::from(bucket) / 250.0).exp2() / 1e6, n);
                 }
             }
-            history.record(runner.clone(), seconds(n)).unwrap();
+            history.record(&runner, seconds(n)).unwrap();
         }
         assert!(history.size <= MAX_BYTES, "{} bytes", history.size);
         let mut reader = Metrics::default();

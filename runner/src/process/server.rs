@@ -96,7 +96,8 @@ impl Control {
         if is_recent && history.state() == self.state() {
             return;
         }
-        if let Err(error) = history.record(self.runner_metrics().await, self.created_at.elapsed()) {
+        let snapshot = self.runner_metrics().await;
+        if let Err(error) = history.record(&snapshot, self.created_at.elapsed()) {
             tracing::error!(%error, "a step of the history could not be encoded");
         }
     }

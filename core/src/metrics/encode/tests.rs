@@ -154,8 +154,8 @@ fn steps_are_small_and_lead_to_the_latest_snapshot() {
     let many: Vec<(f64, u8)> = (1..500_u32).map(|n| (f64::from(n) / 100.0, 0)).collect();
     let (first, second) = (runner(&many[..498]), runner(&many));
     let mut history = RunnerHistory::new(Identity::default(), None);
-    history.record(first, std::time::Duration::from_secs(1)).unwrap();
-    history.record(second.clone(), std::time::Duration::from_secs(2)).unwrap();
+    history.record(&first, std::time::Duration::from_secs(1)).unwrap();
+    history.record(&second, std::time::Duration::from_secs(2)).unwrap();
     let steps = decode_steps(&history.encode_after(0).unwrap()).unwrap();
     let mut reader = Metrics::default();
     apply_steps(&mut reader, &steps);

@@ -26,6 +26,8 @@ use crate::{
 const NAMESPACE: &str = "scale";
 /// Requests to the API server at the same time.
 const CONCURRENCY: usize = 16;
+/// Time between two lists of all tests.
+const LIST_INTERVAL: Duration = Duration::from_secs(2);
 /// Runners of each of the running tests.
 const RUNNERS: u32 = 20;
 
@@ -136,7 +138,8 @@ impl Scale {
         Ok(())
     }
 
-    /// Waits until so many tests have a status as wanted.
+    /// Waits until so many tests have a status as wanted. Lists of a thousand tests are work for the API server, which
+    /// shares its cores with the operator, so it is asked rarely.
     async fn wait(
         &self,
         seconds: u64,
@@ -144,16 +147,17 @@ impl Scale {
         goal: &str,
         is_wanted: impl Fn(&LoadTestStatus) -> bool,
     ) -> Result<()> {
-        wait_for(seconds, goal, async || {
+        let deadline = Instant::now() + Duration::from_secs(seconds);
+        loop {
             let tests = self.tests.list(&ListParams::default()).await?.items;
             let found = tests.iter().filter_map(|test| test.status.as_ref());
             let found = found.filter(|status| is_wanted(status)).count();
-            if found < count {
-                anyhow::bail!("{found} of {count}");
+            if found >= count {
+                return Ok(());
             }
-            Ok(Some(()))
-        })
-        .await
+            ensure!(Instant::now() < deadline, "{goal}: {found} of {count} within {seconds} s");
+            tokio::time::sleep(LIST_INTERVAL).await;
+        }
     }
 
     /// Deletes all tests with this prefix, and waits until they are gone.

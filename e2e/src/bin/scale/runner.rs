@@ -144,7 +144,7 @@ impl Runner {
         metrics.users_peak = 10;
         metrics.busy_seconds = elapsed * 0.1;
         self.metrics.state = if is_over { RunnerState::Done } else { RunnerState::Running };
-        self.history.record(self.metrics.clone(), self.created_at.elapsed())?;
+        self.history.record(&self.metrics, self.created_at.elapsed())?;
         Ok(())
     }
 }

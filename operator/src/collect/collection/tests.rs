@@ -41,7 +41,7 @@ impl TestRunner {
             samples.record(latency, 10);
             self.metrics.state = RunnerState::Running;
             let now = Duration::from_secs_f64(self.metrics.metrics.elapsed_seconds);
-            self.history.record(self.metrics.clone(), now).unwrap();
+            self.history.record(&self.metrics, now).unwrap();
         }
     }
 
@@ -411,7 +411,7 @@ fn windows_wait_less_when_the_other_runners_have_ended() {
     runners[0].run_until(60);
     runners[0].metrics.state = RunnerState::Done;
     let ended = runners[0].metrics.clone();
-    runners[0].history.record(ended, Duration::from_secs(61)).unwrap();
+    runners[0].history.record(&ended, Duration::from_secs(61)).unwrap();
     for (seconds, has_pending) in [(0, true), (49, true), (50, false)] {
         let now = noon() + SignedDuration::from_secs(seconds);
         ask(&mut collection, &[&runners[0]], &targets, now);
