@@ -9,14 +9,12 @@ use kube::{
     api::{DeleteParams, ListParams},
 };
 use loadtest_core::{
-    resource::{LoadTest, LoadTestStatus, Phase},
+    resource::{LoadTest, LoadTestStatus, Phase, UID_LABEL},
     result::LoadTestResult,
 };
 
 use crate::test_namespace::{TestNamespace, wait_for};
 
-/// Label of the objects of a test, with its UID.
-const UID_LABEL: &str = "loadtest.cell0.io/uid";
 /// Number of characters of a message that an Event must contain. An Event may cut off the rest.
 const COMPARED_CHARACTERS: usize = 200;
 

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use loadtest_fuzz::TARGETS;
 
 /// Maximum number of kept inputs, and of their bytes.
-const MAX_FILES: usize = 250;
+const MAX_FILES: usize = 200;
 const MAX_BYTES: usize = 300 << 10;
 
 /// Returns the path and the content of every input of a target.

@@ -9,7 +9,7 @@ use crate::{
     observe::state::Observed,
 };
 
-/// Interval between two writes of the status if only the progress has changed.
+/// Interval between two writes about a test, of its status or its result, if only the progress has changed.
 const PROGRESS_WRITE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Returns true if a status or a result was written so recently that a change of the progress waits.
@@ -17,8 +17,8 @@ pub(crate) fn is_recent(written_at: Option<Timestamp>, now: Timestamp) -> bool {
     written_at.is_some_and(|at| now.duration_since(at) < signed_duration(PROGRESS_WRITE_INTERVAL))
 }
 
-/// Returns true if a decision changes only the progress, and the status was written just now. The next status need not
-/// be made then.
+/// Returns true if a decision changes only the progress, and the status or the result was written just now. The next
+/// status need not be made then.
 pub(crate) fn can_skip_status(observed: &Observed, decision: &Decision, now: Timestamp) -> bool {
     let Decision::ReportProgress(phase, _) = decision else { return false };
     let Some(status) = &observed.test.status else { return false };
@@ -32,7 +32,7 @@ pub(crate) fn can_skip_status(observed: &Observed, decision: &Decision, now: Tim
         && status.observed_generation == observed.test.metadata.generation
 }
 
-/// Returns true if only the progress has changed and the status was written just now.
+/// Returns true if only the progress has changed, and the status or the result was written just now.
 pub(crate) fn is_throttled(
     old: &LoadTestStatus,
     new: &LoadTestStatus,

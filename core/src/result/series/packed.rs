@@ -16,7 +16,7 @@ const LARGE_BYTES: usize = 16 << 10;
 
 /// For what is compressed often.
 pub(in crate::result) const QUICK: Compression = Compression::new(2);
-/// For large points: takes a third of the time of the default, and a tenth more bytes.
+/// For large points, which the default level compresses slowly.
 const MEDIUM: Compression = Compression::new(4);
 
 /// Consecutive points that do not change any more.

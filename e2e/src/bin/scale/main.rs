@@ -149,14 +149,17 @@ impl Scale {
     ) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(seconds);
         loop {
-            let tests = self.tests.list(&ListParams::default()).await?.items;
-            let found = tests.iter().filter_map(|test| test.status.as_ref());
-            let found = found.filter(|status| is_wanted(status)).count();
-            if found >= count {
-                return Ok(());
+            let listed = self.tests.list(&ListParams::default()).await.map(|tests| {
+                let found = tests.items.iter().filter_map(|test| test.status.as_ref());
+                found.filter(|status| is_wanted(status)).count()
+            });
+            match listed {
+                Ok(found) if found >= count => return Ok(()),
+                // A busy API server may refuse a list.
+                _ if Instant::now() < deadline => tokio::time::sleep(LIST_INTERVAL).await,
+                Ok(found) => anyhow::bail!("{goal}: {found} of {count} within {seconds} s"),
+                Err(error) => return Err(error).context(format!("{goal}: not within {seconds} s")),
             }
-            ensure!(Instant::now() < deadline, "{goal}: {found} of {count} within {seconds} s");
-            tokio::time::sleep(LIST_INTERVAL).await;
         }
     }
 
