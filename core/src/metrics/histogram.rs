@@ -4,6 +4,13 @@
 //! wide, and its geometric middle is at most 0.136 % from any value in it. The module `merge` adds
 //! histograms.
 
+mod bucket;
+mod data;
+
+pub(super) use self::bucket::Bucket;
+pub use self::data::HistogramData;
+#[cfg(feature = "crd")]
+pub(crate) use self::data::{is_zero, round_seconds};
 use super::statistic::Statistic;
 use crate::values::Duration;
 
@@ -17,8 +24,8 @@ pub(super) const MAX_BUCKET: i32 = 16_384;
 /// A distribution of durations in buckets 0.27 % wide.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LatencyHistogram {
-    /// Index and count of each bucket with samples, in ascending order of the index.
-    pub(super) buckets: Vec<(i32, u64)>,
+    /// Each bucket with samples, in ascending order of the index.
+    pub(super) buckets: Vec<Bucket>,
     /// Samples that are zero.
     pub(super) zero: u64,
     /// All samples.
@@ -35,7 +42,7 @@ pub enum HistogramError {
         /// The schema of the histogram.
         found: i32,
     },
-    /// Spans and deltas don't match, or a bucket's count is negative.
+    /// Spans and deltas don't match, or a bucket's count is negative or too large.
     #[error("histogram buckets are malformed")]
     Buckets,
 }
@@ -78,8 +85,8 @@ impl LatencyHistogram {
     ) -> Self {
         let filled = all.filter(|(_, count)| *count > 0);
         let mut buckets = Vec::with_capacity(filled.clone().count());
-        buckets.extend(filled);
-        let count = buckets.iter().fold(zero, |sum, (_, count)| sum.saturating_add(*count));
+        buckets.extend(filled.map(|(index, count)| Bucket::new(index, count)));
+        let count = buckets.iter().fold(zero, |sum, bucket| sum.saturating_add(bucket.count()));
         Self { buckets, zero, count, sum_seconds }
     }
 
@@ -93,16 +100,15 @@ impl LatencyHistogram {
         self.sum_seconds += seconds * count as f64;
     }
 
-    /// Adds samples to a bucket. Counts come from runner pods, which are not trusted: saturates instead of
-    /// overflowing.
-    pub(super) fn add_to_bucket(&mut self, bucket: i32, count: u64) {
-        match self.buckets.binary_search_by_key(&bucket, |(index, _)| *index) {
+    /// Adds samples to the bucket with an index.
+    fn add_to_bucket(&mut self, index: i32, count: u64) {
+        match self.buckets.binary_search_by_key(&index, |bucket| bucket.index()) {
             Ok(at) => {
-                if let Some((_, sum)) = self.buckets.get_mut(at) {
-                    *sum = sum.saturating_add(count);
+                if let Some(bucket) = self.buckets.get_mut(at) {
+                    bucket.add(count);
                 }
             }
-            Err(at) => self.buckets.insert(at, (bucket, count)),
+            Err(at) => self.buckets.insert(at, Bucket::new(index, count)),
         }
     }
 
@@ -110,7 +116,7 @@ impl LatencyHistogram {
     /// each bucket.
     pub fn values(&self) -> impl Iterator<Item = (Duration, u64)> {
         let zero = (self.zero > 0).then_some((Duration::ZERO, self.zero));
-        let buckets = self.buckets.iter().map(|(bucket, count)| (middle_of(*bucket), *count));
+        let buckets = self.buckets.iter().map(|b| (middle_of(b.index()), b.count()));
         zero.into_iter().chain(buckets)
     }
 
@@ -139,13 +145,12 @@ impl LatencyHistogram {
         if rank <= seen {
             return Some(Duration::ZERO);
         }
-        for (bucket, n) in &self.buckets {
-            seen = seen.saturating_add(*n);
-            if rank <= seen {
-                return Some(middle_of(*bucket));
-            }
-        }
-        None
+        let reached = self.buckets.iter().find(|bucket| {
+            seen = seen.saturating_add(bucket.count());
+            rank <= seen
+        });
+        // Counts of buckets saturate, so a sum of implausible ones may be too small.
+        reached.or(self.buckets.last()).map(|bucket| middle_of(bucket.index()))
     }
 
     /// The arithmetic mean; `None` without samples.
@@ -171,10 +176,11 @@ impl LatencyHistogram {
         let mut buckets = self.buckets.iter().peekable();
         let mut seen = self.zero;
         for bound in bounds {
-            while let Some((_, n)) = buckets.next_if(|(bucket, _)| {
-                (f64::from(*bucket) / BUCKETS_PER_DOUBLING).exp2() <= bound * (1.0 + 1e-9)
+            while let Some(bucket) = buckets.next_if(|bucket| {
+                let end = (f64::from(bucket.index()) / BUCKETS_PER_DOUBLING).exp2();
+                end <= bound * (1.0 + 1e-9)
             }) {
-                seen = seen.saturating_add(*n);
+                seen = seen.saturating_add(bucket.count());
             }
             totals.push(seen);
         }
@@ -187,15 +193,16 @@ impl LatencyHistogram {
         let mut deltas = Vec::with_capacity(self.buckets.len());
         let mut expected = 0_i32;
         let mut previous = 0_i64;
-        for (bucket, n) in &self.buckets {
+        for bucket in &self.buckets {
+            let index = bucket.index();
             match spans.last_mut() {
-                Some((_, length)) if *bucket == expected => *length += 1,
-                _ => spans.push((bucket - expected, 1)),
+                Some((_, length)) if index == expected => *length += 1,
+                _ => spans.push((index - expected, 1)),
             }
-            expected = bucket + 1;
-            let n = i64::try_from(*n).unwrap_or(i64::MAX);
-            deltas.push(n - previous);
-            previous = n;
+            expected = index + 1;
+            let count = bucket.count().cast_signed();
+            deltas.push(count - previous);
+            previous = count;
         }
         (spans, deltas)
     }
@@ -214,7 +221,7 @@ impl LatencyHistogram {
         if schema != SCHEMA {
             return Err(HistogramError::Schema { found: schema });
         }
-        let mut buckets: Vec<(i32, u64)> = Vec::with_capacity(deltas.len());
+        let mut buckets: Vec<Bucket> = Vec::with_capacity(deltas.len());
         let mut deltas = deltas.iter();
         let (mut at, mut level, mut count) = (0_i32, 0_i64, zero);
         for (offset, length) in spans {
@@ -227,11 +234,11 @@ impl LatencyHistogram {
                 level = level.checked_add(*delta).ok_or(HistogramError::Buckets)?;
                 let n = u64::try_from(level).map_err(|_| HistogramError::Buckets)?;
                 count = count.checked_add(n).ok_or(HistogramError::Buckets)?;
-                if buckets.last().is_some_and(|(last, _)| *last >= at) {
+                if n > Bucket::MAX_COUNT || buckets.last().is_some_and(|last| last.index() >= at) {
                     return Err(HistogramError::Buckets);
                 }
                 if n > 0 {
-                    buckets.push((at, n));
+                    buckets.push(Bucket::new(at, n));
                 }
                 at = at.checked_add(1).ok_or(HistogramError::Buckets)?;
             }

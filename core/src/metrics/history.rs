@@ -89,16 +89,8 @@ impl RunnerHistory {
     /// # Errors
     /// When the encoder refuses a value. The next step then holds what this one would have held.
     pub fn record(&mut self, snapshot: &RunnerMetrics, now: Duration) -> fmt::Result {
-        let latest = self.latest.unpack();
-        if *snapshot == latest {
-            return Ok(());
-        }
+        let Some(runner) = self.changes_until(snapshot) else { return Ok(()) };
         let number = self.last_number() + 1;
-        let runner = RunnerMetrics {
-            identity: snapshot.identity.clone(),
-            state: snapshot.state,
-            metrics: snapshot.metrics.changes_since(&latest.metrics),
-        };
         let step = HistoryStep { number, is_whole: false, runner };
         let bytes = encode_step(step, self.after_each_histogram)?.into_boxed_slice();
         self.latest = PackedSnapshot::of(snapshot);
@@ -109,6 +101,16 @@ impl RunnerHistory {
         self.steps.push_back(EncodedStep { end: now, number, bytes });
         self.shorten(now);
         Ok(())
+    }
+
+    /// Returns what has changed between the latest snapshot and another one, if anything has.
+    fn changes_until(&self, snapshot: &RunnerMetrics) -> Option<RunnerMetrics> {
+        let latest = self.latest.unpack();
+        (*snapshot != latest).then(|| RunnerMetrics {
+            identity: snapshot.identity.clone(),
+            state: snapshot.state,
+            metrics: snapshot.metrics.changes_since(&latest.metrics),
+        })
     }
 
     /// Adds the oldest single steps to the base, as many as are too many.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{
     catalog::{COUNTERS, LABELLED, LAGS, LatencyMetric, Merge, RUNNER, Since},
-    histogram::LatencyHistogram,
+    histogram::{Bucket, LatencyHistogram},
     run_metrics::Metrics,
     task::TaskMetrics,
 };
@@ -223,9 +223,9 @@ pub(super) fn add_labelled(counts: &mut BTreeMap<String, u64>, value: &str, coun
 
 /// Returns the number of leading buckets with an index below the limit. It is small in most cases, so the first eight are
 /// compared one by one.
-fn count_below(buckets: &[(i32, u64)], limit: i32) -> usize {
+fn count_below(buckets: &[Bucket], limit: i32) -> usize {
     const NEAR: usize = 8;
-    let is_below = |(index, _): &(i32, u64)| *index < limit;
+    let is_below = |bucket: &Bucket| bucket.index() < limit;
     let (near, far) = buckets.split_at(NEAR.min(buckets.len()));
     let count = near.iter().take_while(|bucket| is_below(bucket)).count();
     if count < near.len() { count } else { count + far.partition_point(is_below) }
@@ -233,22 +233,22 @@ fn count_below(buckets: &[(i32, u64)], limit: i32) -> usize {
 
 impl LatencyHistogram {
     /// Adds ascending buckets. In a histogram of a long run, most of them exist.
-    fn merge_buckets(&mut self, added: &[(i32, u64)]) {
+    fn merge_buckets(&mut self, added: &[Bucket]) {
         let mut new = Vec::new();
         let mut rest = self.buckets.as_mut_slice();
-        for (bucket, n) in added {
-            let below = count_below(rest, *bucket);
+        for bucket in added {
+            let below = count_below(rest, bucket.index());
             rest = std::mem::take(&mut rest).split_at_mut(below).1;
             match rest.first_mut() {
-                Some((index, sum)) if index == bucket => *sum = sum.saturating_add(*n),
-                _ => new.push((*bucket, *n)),
+                Some(first) if first.index() == bucket.index() => first.add(bucket.count()),
+                _ => new.push(*bucket),
             }
         }
         self.insert_buckets(new);
     }
 
     /// Inserts ascending buckets that do not exist yet.
-    fn insert_buckets(&mut self, new: Vec<(i32, u64)>) {
+    fn insert_buckets(&mut self, new: Vec<Bucket>) {
         if new.is_empty() {
             return;
         }
@@ -256,7 +256,7 @@ impl LatencyHistogram {
         let mut all = Vec::with_capacity(self.buckets.len() + new.len());
         let mut rest = self.buckets.as_slice();
         for bucket in new {
-            let (before, after) = rest.split_at(count_below(rest, bucket.0));
+            let (before, after) = rest.split_at(count_below(rest, bucket.index()));
             all.extend_from_slice(before);
             all.push(bucket);
             rest = after;
@@ -283,10 +283,11 @@ impl LatencyHistogram {
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let mut before = earlier.buckets.iter().peekable();
-        let added = self.buckets.iter().filter_map(|(bucket, n)| {
-            while before.next_if(|(index, _)| index < bucket).is_some() {}
-            let earlier = before.next_if(|(index, _)| index == bucket).map_or(0, |(_, n)| *n);
-            (*n > earlier).then(|| (*bucket, n - earlier))
+        let added = self.buckets.iter().filter_map(|bucket| {
+            let index = bucket.index();
+            while before.next_if(|other| other.index() < index).is_some() {}
+            let earlier = before.next_if(|other| other.index() == index).map_or(0, |b| b.count());
+            (bucket.count() > earlier).then(|| Bucket::new(index, bucket.count() - earlier))
         });
         let buckets = added.collect();
         Self {

@@ -10,7 +10,6 @@ mod decode;
 #[cfg(feature = "control")]
 mod encode;
 mod histogram;
-mod histogram_data;
 #[cfg(feature = "control")]
 mod history;
 pub mod markdown_table;
@@ -27,12 +26,9 @@ pub use catalog::{LatencyMetric, Metric, TaskScope, Unit, names};
 pub use decode::{ExpositionError, decode, decode_steps};
 #[cfg(feature = "control")]
 pub use encode::{ExpositionOptions, Format, encode, encode_step};
+pub use histogram::{HistogramData, HistogramError, LatencyHistogram, SCHEMA};
 #[cfg(feature = "crd")]
-pub(crate) use histogram::rank_of;
-pub use histogram::{HistogramError, LatencyHistogram, SCHEMA};
-pub use histogram_data::HistogramData;
-#[cfg(feature = "crd")]
-pub(crate) use histogram_data::{is_zero, round_seconds};
+pub(crate) use histogram::{is_zero, rank_of, round_seconds};
 #[cfg(feature = "control")]
 pub use history::RunnerHistory;
 pub use merge::RunnerNumbers;

@@ -47,7 +47,8 @@ fn row(comparison: &Comparison, metric: &str, statistic: Option<&str>) -> Compar
 #[test]
 fn huge_counts_are_no_overflow() {
     let mut result = run(0.1, 120, 0);
-    let counts = vec![u64::try_from(i64::MAX).unwrap()];
+    // The largest count of a bucket.
+    let counts = vec![(1 << 48) - 1];
     let data = HistogramData { spans: vec![(0, 1)], counts, ..HistogramData::default() };
     let tasks = result.series.points.iter_mut().flat_map(|point| point.tasks.values_mut());
     tasks.flat_map(|task| task.latencies.values_mut()).for_each(|samples| *samples = data.clone());

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-use super::histogram::{HistogramError, LatencyHistogram, SCHEMA};
+use super::{HistogramError, LatencyHistogram, SCHEMA};
 
 /// Samples in buckets, as in a Prometheus native histogram of schema 8: the bucket with index *i*
 /// holds the samples above 2^((i−1)/256) and up to 2^(i/256) seconds. A percentile is the geometric
@@ -145,8 +145,10 @@ mod tests {
         let data = HistogramData::of(&histogram_of(&[0.1, 0.2]));
         let broken = HistogramData { counts: vec![1], ..data.clone() };
         assert_eq!(broken.to_histogram(), Err(HistogramError::Buckets));
-        let huge = HistogramData { counts: vec![u64::MAX, 1], ..data.clone() };
-        assert_eq!(huge.to_histogram(), Err(HistogramError::Buckets));
+        for count in [u64::MAX, 1 << 48] {
+            let huge = HistogramData { counts: vec![count, 1], ..data.clone() };
+            assert_eq!(huge.to_histogram(), Err(HistogramError::Buckets), "{count}");
+        }
         // The second run would begin before the first bucket that there is.
         let far = HistogramData { spans: vec![(9, 1), (i32::MIN, 1)], counts: vec![1; 2], ..data };
         assert_eq!(far.with_wider_buckets(16), Err(HistogramError::Buckets));
