@@ -1,6 +1,7 @@
 //! The load of one runner: load threads, and the sum of their measurements.
 
 use std::{
+    collections::BTreeMap,
     io,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
@@ -9,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use loadtest_core::metrics::RunnerState;
+use loadtest_core::metrics::{Metrics, RunnerState};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
@@ -164,7 +165,8 @@ impl Engine {
     /// Returns everything measured so far. Values are cumulative: a later snapshot includes an
     /// earlier one.
     pub async fn snapshot(&self) -> Snapshot {
-        let mut total = Snapshot::default();
+        let mut examples = BTreeMap::new();
+        let mut merged: Option<Metrics> = None;
         let mut replies = Vec::with_capacity(self.threads.len());
         for thread in &self.threads {
             let (sender, reply) = oneshot::channel();
@@ -179,21 +181,28 @@ impl Engine {
             let Ok(snapshot) = reply.await else { continue };
             busiest = busiest.max(snapshot.busy);
             taken_at = taken_at.max(Some(snapshot.taken_at));
-            total.metrics.merge(&snapshot.to_metrics(&self.prepared));
             for (kind, example) in snapshot.error_examples(&self.prepared) {
-                total.examples.entry(kind).or_insert(example);
+                examples.entry(kind).or_insert(example);
+            }
+            let metrics = snapshot.to_metrics(&self.prepared);
+            drop(snapshot);
+            // The first copy keeps its counts of zero, which are exposed.
+            match &mut merged {
+                Some(sum) => sum.merge(&metrics),
+                None => merged = Some(metrics),
             }
         }
+        let mut metrics = merged.unwrap_or_default();
         let elapsed = self.load_elapsed(taken_at.unwrap_or_else(Instant::now)).as_secs_f64();
         let throttled = cpu::throttled_time()
             .saturating_sub(*self.throttled_before.get_or_init(cpu::throttled_time));
-        total.metrics.elapsed_seconds = elapsed;
-        total.metrics.busy_seconds = busiest.as_secs_f64();
-        total.metrics.throttled_seconds = throttled.as_secs_f64();
+        metrics.elapsed_seconds = elapsed;
+        metrics.busy_seconds = busiest.as_secs_f64();
+        metrics.throttled_seconds = throttled.as_secs_f64();
         let (bytes, ratio) = self.update_memory_peak();
-        total.metrics.memory_bytes = bytes as f64;
-        total.metrics.memory_ratio = ratio;
-        total
+        metrics.memory_bytes = bytes as f64;
+        metrics.memory_ratio = ratio;
+        Snapshot { metrics, examples }
     }
 
     /// Returns the largest memory use seen so far, in bytes and as a ratio of the limit.
