@@ -57,12 +57,15 @@ pub struct HistoryReply {
     pub identity: Identity,
     /// Seconds of load at the time of the reply.
     pub elapsed_seconds: f64,
+    /// Seconds from the request to that time. A reply without them counts as made at once.
+    pub work_seconds: f64,
 }
 
 impl std::fmt::Display for HistoryReply {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Identity { run_uid, index, pod_uid } = &self.identity;
-        write!(f, "{run_uid};{index};{pod_uid};{}", self.elapsed_seconds)
+        let Self { elapsed_seconds, work_seconds, .. } = self;
+        write!(f, "{run_uid};{index};{pod_uid};{elapsed_seconds};{work_seconds}")
     }
 }
 
@@ -73,8 +76,11 @@ impl HistoryReply {
         let mut next = || parts.next();
         let (run_uid, index, pod_uid) =
             (next()?.to_owned(), next()?.parse().ok()?, next()?.to_owned());
-        let elapsed_seconds = next()?.parse().ok().filter(|elapsed: &f64| elapsed.is_finite())?;
-        Some(Self { identity: Identity { run_uid, index, pod_uid }, elapsed_seconds })
+        let seconds_of = |part: &str| part.parse().ok().filter(|seconds: &f64| seconds.is_finite());
+        let elapsed_seconds = seconds_of(next()?)?;
+        let work_seconds = next().map_or(Some(0.0), seconds_of)?;
+        let identity = Identity { run_uid, index, pod_uid };
+        Some(Self { identity, elapsed_seconds, work_seconds })
     }
 }
 
@@ -125,7 +131,8 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(7);
 /// make a runner wait for a year.
 pub const MAX_ORDER_SECONDS: f64 = 3600.0;
 
-/// Tells a runner to start its load.
+/// Tells a runner to start its load. Of several orders, the one that names the earliest start counts, because an order is
+/// late by the time that it was on its way.
 ///
 /// Each order has the number of the operator's Lease, which grows when another replica of the operator
 /// takes over. A runner refuses an order with a lower number than it has seen: it comes from a replica that
@@ -273,7 +280,7 @@ mod tests {
     #[test]
     fn a_reply_says_who_gave_it() {
         let identity = Identity { run_uid: "run".into(), index: 7, pod_uid: "pod".into() };
-        let reply = HistoryReply { identity, elapsed_seconds: 1.25 };
+        let reply = HistoryReply { identity, elapsed_seconds: 1.25, work_seconds: 0.5 };
         assert_eq!(HistoryReply::parse(&reply.to_string()), Some(reply));
         for wrong in ["", "run;x;pod;1", "run;1;pod;NaN", "run;1;pod"] {
             assert_eq!(HistoryReply::parse(wrong), None, "{wrong}");

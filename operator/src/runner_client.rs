@@ -1,10 +1,22 @@
 //! Sends orders to runners over HTTP, and asks them whether they are ready and for examples of their errors.
 
-use k8s_openapi::jiff::Timestamp;
+use std::{
+    collections::BTreeSet,
+    convert::Infallible,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
+
+use futures_util::{future, stream};
+use http_body_util::StreamBody;
+use hyper::body::{Bytes, Frame};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use loadtest_core::{
     Duration,
     control::{self, ErrorExample, ReleaseOrder, StartOrder, StopOrder, path},
 };
+use reqwest::Body;
+use serde::Serialize;
 
 use crate::{
     clock::now,
@@ -19,6 +31,13 @@ use crate::{
 
 /// Time limit for asking a runner whether it is ready.
 const READINESS_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Start orders that are sent at the same time: at first, and when some of them are repeated.
+const ORDERS_AT_A_TIME: [usize; 5] = [MAX_REQUESTS, 8, 8, 8, 8];
+/// A start order with its answer in this time needs no repetition.
+const PRECISE: std::time::Duration = std::time::Duration::from_millis(15);
+/// Start orders are not repeated shorter than this before the start, because the runners prepare for it.
+const MIN_LEAD: SignedDuration = SignedDuration::from_millis(300);
 
 /// Returns the URL of a path of a runner.
 fn runner_url(ip: &str, path: &str) -> String {
@@ -69,11 +88,9 @@ async fn read_body(mut response: reqwest::Response) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// An order to runners.
+/// An order to runners that are no longer needed, or no longer wanted.
 #[derive(Clone, Debug)]
 pub(crate) enum Order<'a> {
-    /// Start the load at a time.
-    Start(Timestamp),
     /// Stop the load now. In-flight requests may take this long to end.
     Stop(Duration),
     /// Exit. With a collection, the runner refuses if it holds numbers that the collection lacks.
@@ -88,48 +105,118 @@ pub(crate) async fn send_order(
     pod_uids: &[String],
     order: &Order<'_>,
 ) -> Vec<String> {
-    let token = &context.authority.run_token(run_uid);
-    let lease_number = Some(context.authority.leadership.number());
+    let sender = OrderSender::new(context, run_uid);
+    let lease_number = sender.lease_number;
     let requests: Vec<_> = runners
         .iter()
         .filter(|runner| pod_uids.contains(&runner.uid))
         .map(async |runner| {
-            let ip = runner.ip.as_deref()?;
             let (path, body) = match order {
-                // The order carries the time left at the moment of sending, so that the clocks
-                // of the nodes don't matter.
-                Order::Start(at) => {
-                    let in_seconds = at.duration_since(now()).as_secs_f64().max(0.0);
-                    (path::START, serde_json::json!(StartOrder { lease_number, in_seconds }))
-                }
                 Order::Stop(grace) => {
                     let grace_seconds = grace.as_secs_f64();
-                    (path::STOP, serde_json::json!(StopOrder { lease_number, grace_seconds }))
+                    (path::STOP, body_of(&StopOrder { lease_number, grace_seconds }))
                 }
                 Order::Release(collection) => {
                     // Without an answer to this process, its numbers are from a result or a log.
                     let last_step = collection.map(|read| read.last_step(runner.index));
                     let last_step = last_step.filter(|step| *step > 0);
-                    (path::RELEASE, serde_json::json!(ReleaseOrder { lease_number, last_step }))
+                    (path::RELEASE, body_of(&ReleaseOrder { lease_number, last_step }))
                 }
             };
-            let request = context
-                .http
-                .post(runner_url(ip, path))
-                .bearer_auth(token)
-                .header("content-type", "application/json")
-                .body(body.to_string());
-            match request.send().await.and_then(reqwest::Response::error_for_status) {
-                Ok(_) => Some(runner.uid.clone()),
-                Err(error) => {
-                    let error = format_error_chain(&error);
-                    tracing::warn!(run_uid, pod = runner.name, path, error, "order not accepted");
-                    None
-                }
-            }
+            sender.send(runner, path, body).await.then(|| runner.uid.clone())
         })
         .collect();
     run_concurrently(MAX_REQUESTS, requests).await.into_iter().flatten().collect()
+}
+
+/// Tells the pods with these UIDs to start at a time. Returns the UIDs of the pods that accepted it.
+///
+/// An order that was on its way for long starts its runner late. A runner starts at the earliest time that an order names,
+/// so such an order is sent again, with fewer others at the same time.
+pub(crate) async fn send_start(
+    context: &Context,
+    run_uid: &str,
+    runners: &[Runner],
+    pod_uids: &[String],
+    at: Timestamp,
+) -> Vec<String> {
+    let sender = OrderSender::new(context, run_uid);
+    let mut accepted = BTreeSet::new();
+    let mut left: Vec<&Runner> =
+        runners.iter().filter(|runner| pod_uids.contains(&runner.uid)).collect();
+    for limit in ORDERS_AT_A_TIME {
+        let orders: Vec<_> = left
+            .into_iter()
+            .map(async |runner| {
+                let made_at = Arc::new(OnceLock::new());
+                let body = start_body(at, sender.lease_number, Arc::clone(&made_at));
+                let is_accepted = sender.send(runner, path::START, body).await;
+                is_accepted.then(|| (runner, made_at.get().map(Instant::elapsed)))
+            })
+            .collect();
+        let answers = run_concurrently(limit, orders).await.into_iter().flatten();
+        left = answers
+            .filter_map(|(runner, way)| {
+                accepted.insert(runner.uid.clone());
+                way.is_some_and(|way| way > PRECISE).then_some(runner)
+            })
+            .collect();
+        if left.is_empty() || at.duration_since(now()) < MIN_LEAD {
+            break;
+        }
+    }
+    accepted.into_iter().collect()
+}
+
+/// Sends orders to the runners of a run.
+struct OrderSender<'a> {
+    context: &'a Context,
+    run_uid: &'a str,
+    token: String,
+    lease_number: Option<u64>,
+}
+
+impl<'a> OrderSender<'a> {
+    fn new(context: &'a Context, run_uid: &'a str) -> Self {
+        let token = context.authority.run_token(run_uid);
+        let lease_number = Some(context.authority.leadership.number());
+        Self { context, run_uid, token, lease_number }
+    }
+
+    /// Sends an order to a runner. Returns true if the runner accepted it.
+    async fn send(&self, runner: &Runner, path: &str, body: Body) -> bool {
+        let Some(ip) = runner.ip.as_deref() else { return false };
+        let request = self
+            .context
+            .http
+            .post(runner_url(ip, path))
+            .bearer_auth(&self.token)
+            .header("content-type", "application/json")
+            .body(body);
+        let Err(error) = request.send().await.and_then(reqwest::Response::error_for_status) else {
+            return true;
+        };
+        let (run_uid, error) = (self.run_uid, format_error_chain(&error));
+        tracing::warn!(run_uid, pod = runner.name, path, error, "order not accepted");
+        false
+    }
+}
+
+fn body_of(order: &impl Serialize) -> Body {
+    serde_json::json!(order).to_string().into()
+}
+
+/// The body of a start order. It carries the time that is left when it is sent, so that the clocks of the nodes don't
+/// matter. Hundreds of orders wait for a connection and for the CPU, so the body is made at the last moment, and `made_at`
+/// says when.
+fn start_body(at: Timestamp, lease_number: Option<u64>, made_at: Arc<OnceLock<Instant>>) -> Body {
+    let make = move |_: &mut std::task::Context<'_>| {
+        made_at.get_or_init(Instant::now);
+        let in_seconds = at.duration_since(now()).as_secs_f64().max(0.0);
+        let order = serde_json::json!(StartOrder { lease_number, in_seconds });
+        Ok::<_, Infallible>(Frame::data(Bytes::from(order.to_string())))
+    };
+    Body::wrap(StreamBody::new(stream::once(future::lazy(make))))
 }
 
 #[cfg(test)]

@@ -102,9 +102,8 @@ async fn send_start(
     pods: &[String],
 ) {
     let run_uid = observed.test.uid().unwrap_or_default();
-    let order = Order::Start(time_in_orders(start, pods.len(), now()));
-    let accepted =
-        runner_client::send_order(context, &run_uid, &observed.runners, pods, &order).await;
+    let at = time_in_orders(start, pods.len(), now());
+    let accepted = runner_client::send_start(context, &run_uid, &observed.runners, pods, at).await;
     observed.cache.start_accepted.extend(accepted);
     observed.cache.start_sent_at = Some(now());
     pause_at(context, &observed.test, KillPoint::AfterStartOrders).await;

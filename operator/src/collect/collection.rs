@@ -1,9 +1,6 @@
 //! Everything that the runners of one run have told: their sum, and what follows from it over time. Pure.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Instant,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use loadtest_core::{
@@ -18,7 +15,7 @@ use super::{
     part::RunnerPart,
     targets::{StartedPods, Targets},
 };
-use crate::observe::skew::StartEstimates;
+use crate::observe::skew::{RoundTrip, StartEstimates};
 
 /// How long windows and stages wait for a runner that does not answer. Runners keep the steps of 120 s, so what
 /// happened meanwhile is judged with the runner's steps when it answers again.
@@ -34,10 +31,7 @@ const MAX_EXCESS: f64 = 60.0;
 pub(crate) struct Answer {
     /// Index of the runner.
     pub(crate) index: u32,
-    /// Time of the request.
-    pub(crate) sent_at: Instant,
-    /// Time of the answer.
-    pub(crate) received_at: Instant,
+    pub(crate) round_trip: RoundTrip,
     /// Seconds of load at the time of the answer.
     pub(crate) elapsed: f64,
     /// The new steps of the runner, with consecutive numbers.
@@ -310,7 +304,7 @@ impl Collection {
         run: &Targets,
         now: Timestamp,
     ) -> Result<(), RefusedAnswer> {
-        let Answer { index, sent_at, received_at, elapsed, steps } = answer;
+        let Answer { index, round_trip, elapsed, steps } = answer;
         let longest = run.valid.load.duration().as_secs_f64() + MAX_EXCESS;
         let mut times =
             steps.iter().map(|step| step.runner.metrics.elapsed_seconds).chain([elapsed]);
@@ -334,7 +328,7 @@ impl Collection {
         // `elapsed` stops when the load ends, so a later value does not show the start.
         let state = steps.last().map_or_else(|| part.state(), |step| step.runner.state);
         if state == RunnerState::Running && elapsed > 0.0 && elapsed < run.load.as_secs_f64() {
-            self.start_estimates.add_sample(index, sent_at, received_at, elapsed);
+            self.start_estimates.add_sample(index, round_trip, elapsed);
         }
         if steps.is_empty() {
             return Ok(());

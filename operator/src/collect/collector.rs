@@ -310,7 +310,6 @@ impl Question {
         let Self { ip, connections, authority, told, budget, requests, after } = self;
         // Nobody closes this semaphore.
         let _permit = requests.acquire_owned().await.ok();
-        let sent_at = Instant::now();
         // Another pod may have the address of this runner by now, so the token is sent only when it is needed.
         let known = (runner.uid.clone(), authority.leadership.number());
         let is_known = lock_told(&told).contains(&known);
@@ -320,12 +319,11 @@ impl Question {
             HistoryRequest { run_uid: &targets.run_uid, runner: &runner, ip, after, lease };
         let body = fetch_history(&connections, &budget, request).await?;
         lock_told(&told).insert(known);
-        let received_at = Instant::now();
         let added = spawn_blocking(move || {
-            let Body { bytes, elapsed, .. } = &body;
+            let Body { bytes, round_trip, elapsed, .. } = &body;
             let steps = decode_answer(bytes, &targets.run_uid, &runner)?;
             let index = runner.index;
-            let answer = Answer { index, sent_at, received_at, elapsed: *elapsed, steps };
+            let answer = Answer { index, round_trip: *round_trip, elapsed: *elapsed, steps };
             lock(&collection).add_answer(answer, &targets, now())?;
             Ok(())
         });

@@ -8,7 +8,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use loadtest_core::control::HISTORY_HEADER;
@@ -52,6 +52,9 @@ pub(crate) struct Response {
     pub(crate) about: Option<String>,
     /// Length of the body in bytes. A response without a length has no readable body.
     pub(crate) length: Option<usize>,
+    /// Time of the request, and of the head of the response.
+    pub(crate) sent_at: Instant,
+    pub(crate) received_at: Instant,
     /// True if the runner does not close the connection after this response.
     is_kept: bool,
     /// The bytes of the body received so far.
@@ -113,6 +116,7 @@ async fn send_over(mut stream: TcpStream, request: Request<'_>) -> io::Result<Re
     let Request { address, path, token, .. } = request;
     let token = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{token}\r\n");
+    let sent_at = Instant::now();
     stream.write_all(request.as_bytes()).await?;
     // The buffer is allocated when the response comes: hundreds of runners may be slow at the same time.
     stream.readable().await?;
@@ -129,7 +133,17 @@ async fn send_over(mut stream: TcpStream, request: Request<'_>) -> io::Result<Re
         {
             let body = bytes.split_off(head.bytes);
             let Head { status, about, length, is_kept, .. } = head;
-            return Ok(Response { status, about, length, is_kept, body, stream });
+            let received_at = Instant::now();
+            return Ok(Response {
+                status,
+                about,
+                length,
+                sent_at,
+                received_at,
+                is_kept,
+                body,
+                stream,
+            });
         }
         if bytes.len() > MAX_HEAD_BYTES {
             return Err(io::Error::other("head of the response is too large"));

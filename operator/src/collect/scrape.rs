@@ -20,7 +20,7 @@ use super::{
     collection::RefusedAnswer,
     connection::{Connections, Request},
 };
-use crate::observe::runner::Runner;
+use crate::observe::{runner::Runner, skew::RoundTrip};
 
 /// Maximum number of concurrent requests to the runners of one test.
 pub(crate) const MAX_REQUESTS: usize = 64;
@@ -68,6 +68,7 @@ pub(crate) enum CollectError {
 #[derive(Debug)]
 pub(crate) struct Body {
     pub(crate) bytes: Vec<u8>,
+    pub(crate) round_trip: RoundTrip,
     /// Seconds of load at the time of the answer.
     pub(crate) elapsed: f64,
     _reservation: Reservation,
@@ -131,10 +132,13 @@ async fn fetch_without_limit(
     check_identity(&about.identity, run_uid, runner)?;
     let size = response.length.ok_or(CollectError::NoRunner)?;
     check_size(size)?;
+    let (sent_at, received_at) = (response.sent_at, response.received_at);
+    let round_trip = RoundTrip { sent_at, received_at, work_seconds: about.work_seconds };
     // The answers before this one take milliseconds each.
     let reservation = budget.reserve(size).await;
     let bytes = connections.read_body(&runner.uid, response).await?;
-    Ok(Body { bytes, elapsed: about.elapsed_seconds, _reservation: reservation })
+    let elapsed = about.elapsed_seconds;
+    Ok(Body { bytes, round_trip, elapsed, _reservation: reservation })
 }
 
 /// Refuses a response that is too large. Users choose the runner image, so the operator does not trust

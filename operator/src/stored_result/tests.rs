@@ -3,7 +3,7 @@ use std::time::Instant;
 use super::*;
 use crate::{
     collect::collection::Answer,
-    observe::start::START_ANNOTATION,
+    observe::{skew::RoundTrip, start::START_ANNOTATION},
     testing::{example_test, noon, ready_runner, validated},
 };
 use k8s_openapi::{
@@ -40,7 +40,8 @@ fn set_requests(observed: &mut Observed, requests: [u64; 2], seconds: f64) {
         let runner = RunnerMetrics { identity, state: RunnerState::Running, metrics };
         let steps = vec![HistoryStep { number: 7, is_whole: true, runner }];
         let now = Instant::now();
-        Answer { index, sent_at: now, received_at: now, elapsed: seconds, steps }
+        let round_trip = RoundTrip { sent_at: now, received_at: now, work_seconds: 0.0 };
+        Answer { index, round_trip, elapsed: seconds, steps }
     };
     let asked = (0..).zip(requests).filter(|(_, requests)| *requests > 0);
     let targets = observed.targets().unwrap();

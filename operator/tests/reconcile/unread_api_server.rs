@@ -46,7 +46,8 @@ async fn start_runner() -> Arc<Asked> {
     let scrape = move || async move {
         let scrape = scraped.scrapes.fetch_add(1, Ordering::Relaxed) + 1;
         let identity = Identity { run_uid: UID.into(), index: 0, pod_uid: "pod-0".into() };
-        let about = HistoryReply { identity, elapsed_seconds: 5.0 * f64::from(scrape) };
+        let elapsed_seconds = 5.0 * f64::from(scrape);
+        let about = HistoryReply { identity, elapsed_seconds, work_seconds: 0.0 };
         ([(HISTORY_HEADER, about.to_string())], history(scrape))
     };
     let stop = move || async move {

@@ -65,7 +65,7 @@ pub(crate) async fn run_until_exit(control: Control, listener: TcpListener) -> i
     };
     let code = match &reason {
         EndReason::TargetUnreachable(tried) => return Ok(End::TargetUnreachable(tried.clone())),
-        EndReason::Killed if control.engine.state() == RunnerState::Waiting => {
+        EndReason::Killed if control.state() == RunnerState::Waiting => {
             exit_code::KILLED_BEFORE_START
         }
         EndReason::Killed if *control.released.borrow() => 0,
@@ -94,7 +94,7 @@ pub(crate) async fn run_until_exit(control: Control, listener: TcpListener) -> i
         }
         EndReason::Released => {
             // A release order ends the test, even while this runner makes load.
-            if control.engine.state() == RunnerState::Running {
+            if control.state() == RunnerState::Running {
                 control.engine.stop(Duration::ZERO);
             }
             let linger = control.engine.prepared().plan().metrics_linger.to_std();

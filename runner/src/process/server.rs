@@ -42,6 +42,8 @@ const MAX_ORDER_BYTES: usize = 4 << 10;
 const STEP_INTERVAL: Duration = Duration::from_secs(2);
 /// Minimum time between two steps. A reader that comes earlier gets the steps that are there.
 const MIN_STEP: Duration = Duration::from_millis(200);
+/// The load threads learn their start this long before it. A later order does not change it any more.
+const START_LEAD: Duration = Duration::from_millis(200);
 /// Pause after a connection that could not be accepted, such as when no file can be opened.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
@@ -54,6 +56,8 @@ pub struct Control {
     pub identity: Identity,
     /// True once the runner is ready for its start order.
     pub(crate) ready: AtomicBool,
+    /// The earliest start that an order has named.
+    planned_start: watch::Sender<Option<Instant>>,
     /// True after a release order.
     pub released: watch::Sender<bool>,
     /// Number of orders without the token of the run, or of a Lease that is over.
@@ -74,6 +78,7 @@ impl Control {
             history: Mutex::new(RunnerHistory::new(identity.clone(), Some(std::thread::yield_now))),
             identity,
             ready: AtomicBool::new(false),
+            planned_start: watch::Sender::new(None),
             released: watch::Sender::new(false),
             refused_orders: AtomicU32::new(0),
             lease_number: AtomicU64::new(0),
@@ -81,11 +86,39 @@ impl Control {
         }
     }
 
-    fn state(&self) -> RunnerState {
+    /// Returns the state of the runner. It counts as running once it has a start order.
+    pub(crate) fn state(&self) -> RunnerState {
         match self.engine.state() {
             RunnerState::Done if *self.released.borrow() => RunnerState::Released,
+            RunnerState::Waiting if self.planned_start.borrow().is_some() => RunnerState::Running,
             state => state,
         }
+    }
+
+    /// Plans a start. An order is late by the time that it was on its way, so the earliest start counts. Returns true
+    /// for the first one.
+    fn plan_start(&self, at: Instant) -> bool {
+        let is_first = self.planned_start.borrow().is_none();
+        self.planned_start.send_if_modified(|planned| {
+            let is_earlier = planned.is_none_or(|planned| at < planned);
+            if is_earlier {
+                *planned = Some(at);
+            }
+            is_earlier
+        });
+        is_first
+    }
+
+    /// Starts the load at the planned time.
+    async fn start_as_planned(&self) {
+        let mut planned = self.planned_start.subscribe();
+        let Some(mut at) = *planned.borrow_and_update() else { return };
+        while let Some(wait) = at.checked_duration_since(Instant::now() + START_LEAD)
+            && tokio::time::timeout(wait, planned.changed()).await.is_ok()
+        {
+            at = planned.borrow_and_update().unwrap_or(at);
+        }
+        self.engine.start(at);
     }
 
     /// Adds a step to the history if the last one is at least this old, or of another state.
@@ -216,7 +249,7 @@ async fn serve_connection(socket: TcpStream, control: Arc<Control>) {
 
 type Reply = Response<Full<Bytes>>;
 
-async fn respond(control: &Control, request: Request<Incoming>) -> Reply {
+async fn respond(control: &Arc<Control>, request: Request<Incoming>) -> Reply {
     let (head, body) = request.into_parts();
     let allowed = match head.uri.path() {
         path::METRICS | path::HISTORY | path::ERRORS | path::LIVENESS | path::READINESS => {
@@ -279,6 +312,7 @@ async fn metrics_reply(control: &Control, headers: &HeaderMap) -> Reply {
 }
 
 async fn history_reply(control: &Control, headers: &HeaderMap, query: &str) -> Reply {
+    let asked_at = Instant::now();
     let value_of = |name: &str| {
         let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
         let value = pairs.find(|(found, _)| *found == name);
@@ -301,6 +335,7 @@ async fn history_reply(control: &Control, headers: &HeaderMap, query: &str) -> R
             let about = HistoryReply {
                 identity: control.identity.clone(),
                 elapsed_seconds: control.engine.elapsed().as_secs_f64(),
+                work_seconds: asked_at.elapsed().as_secs_f64(),
             };
             if let Ok(about) = HeaderValue::from_str(&about.to_string()) {
                 reply.headers_mut().insert(HISTORY_HEADER, about);
@@ -334,7 +369,7 @@ async fn errors_reply(control: &Control) -> Reply {
 /// # Errors
 /// The status and the problem of an order that is refused.
 async fn obey_order(
-    control: &Control,
+    control: &Arc<Control>,
     order: &str,
     headers: &HeaderMap,
     body: Incoming,
@@ -349,8 +384,10 @@ async fn obey_order(
             let StartOrder { lease_number, in_seconds } = parse_order(body).await?;
             control.check_lease(lease_number)?;
             let lead = parse_seconds("inSeconds", in_seconds)?;
-            if control.engine.start(Instant::now() + lead) {
+            if control.plan_start(Instant::now() + lead) {
                 tracing::info!(in_seconds, "start ordered");
+                let control = Arc::clone(control);
+                tokio::spawn(async move { control.start_as_planned().await });
             }
         }
         path::STOP => {

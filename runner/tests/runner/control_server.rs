@@ -1,12 +1,12 @@
 //! The control server of a runner: start, stop and release orders, `/metrics`, and the history.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use loadtest_core::metrics::{
-    Format, Identity, Metrics, RunnerState, apply_steps, decode, decode_steps,
+    Format, Identity, Metrics, RunnerMetrics, RunnerState, apply_steps, decode, decode_steps,
 };
 use loadtest_runner::{
-    Engine, PreparedPlan,
+    Engine, ErrorKind, PreparedPlan,
     server::{Control, serve_control},
 };
 use serde_json::json;
@@ -57,6 +57,13 @@ async fn send(runner: &Runner, request: &str, headers: &str, body: &str) -> (u16
     (status, response[head_end..].to_vec())
 }
 
+/// Reads the metrics as an operator does.
+async fn scrape(runner: &Runner) -> RunnerMetrics {
+    let accept = format!("accept: {}\r\n", Format::Protobuf.content_type());
+    let (_, body) = send(runner, "GET /metrics", &accept, "").await;
+    decode(&body).unwrap()
+}
+
 /// Header with the token that the plan's `token_sha256` accepts.
 const TOKEN_HEADER: &str = "authorization: Bearer secret\r\n";
 
@@ -79,6 +86,19 @@ async fn orders_without_a_valid_token_are_rejected() {
     let (_, body) = send(&runner, "GET /metrics", "", "").await;
     let text = String::from_utf8_lossy(&body).into_owned();
     assert!(text.contains(r#"loadtest_refused_orders_total{loadtest="burst"} 9"#), "{text}");
+}
+
+#[tokio::test]
+async fn common_errors_are_exposed_from_the_start() {
+    let runner = start_runner().await;
+    let (_, body) = send(&runner, "GET /metrics", "", "").await;
+    let text = String::from_utf8_lossy(&body);
+    for kind in ErrorKind::COMMON {
+        let series = text.lines().find(|line| {
+            line.starts_with("loadtest_errors_total") && line.contains(&format!("\"{kind}\""))
+        });
+        assert!(series.is_some_and(|line| line.ends_with(" 0")), "{kind}: {series:?}");
+    }
 }
 
 #[tokio::test]
@@ -114,12 +134,38 @@ async fn repeated_start_order_starts_once() {
         assert_eq!(status, 204);
     }
     runner.control.engine.wait_until_finished().await;
-    let accept = format!("accept: {}\r\n", Format::Protobuf.content_type());
-    let (_, body) = send(&runner, "GET /metrics", &accept, "").await;
-    let scraped = decode(&body).unwrap();
+    let scraped = scrape(&runner).await;
     assert_eq!(scraped.state, RunnerState::Done);
     assert_eq!(scraped.metrics.users_peak, 2);
     assert!(scraped.metrics.all_tasks().completed_requests() > 0);
+}
+
+#[tokio::test]
+async fn the_earliest_start_of_all_orders_counts() {
+    let runner = start_runner().await;
+    let sent_at = Instant::now();
+    for delay in ["600", "0.6", "3600"] {
+        let body = format!(r#"{{"inSeconds": {delay}}}"#);
+        assert_eq!(send(&runner, "POST /start", TOKEN_HEADER, &body).await.0, 204);
+        assert_eq!(scrape(&runner).await.state, RunnerState::Running, "it has a start order");
+    }
+    runner.control.engine.wait_until_finished().await;
+    // The load takes a second.
+    let took = sent_at.elapsed().as_secs_f64();
+    assert!((1.6..4.0).contains(&took), "{took} s");
+}
+
+#[tokio::test]
+async fn runner_stopped_between_order_and_start_never_starts() {
+    let runner = start_runner().await;
+    let orders =
+        [("POST /start", r#"{"inSeconds": 600}"#), ("POST /stop", r#"{"graceSeconds": 0}"#)];
+    for (path, body) in orders {
+        assert_eq!(send(&runner, path, TOKEN_HEADER, body).await.0, 204);
+    }
+    runner.control.engine.wait_until_finished().await;
+    let scraped = scrape(&runner).await;
+    assert_eq!((scraped.state, scraped.metrics.users_peak), (RunnerState::Done, 0));
 }
 
 #[tokio::test]

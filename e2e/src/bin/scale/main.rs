@@ -238,7 +238,8 @@ impl Scale {
         };
         self.wait(300, 1, "the large test", has_numbers).await?;
         let created = self.tests.get(&name).await?;
-        self.runners.kill(&created.uid().context("no UID")?, dead);
+        let run_uid = created.uid().context("no UID")?;
+        self.runners.kill(&run_uid, dead);
         tokio::time::sleep(Duration::from_secs(20)).await;
         let usage = watch(leader, Duration::from_mins(1)).await?;
         if dead > 0 {
@@ -253,12 +254,12 @@ impl Scale {
         let size = serde_json::to_vec(&ended.status)?.len();
         let status = ended.status.context("no status")?;
         let measured = status.measurement.context("no measurement")?;
+        let skew = self.runners.start_skew(&run_uid).map(|skew| skew.as_secs_f64() * 1e3);
+        let skew = ("start skew", skew, 50.0, "ms");
         // A runner that dies before its first answer has no start time.
-        let skew =
-            measured.start_skew.and_then(|text| text.parse::<loadtest_core::Duration>().ok());
-        let skew = ("start skew", skew.map(|skew| skew.as_secs_f64() * 1e3), 50.0, "ms");
+        let estimate = measured.start_skew.as_deref().unwrap_or("unknown");
         let note = format!(
-            "{:.2} s of a core in a round of 2 s; status {:.1} KB; {} requests; {} lost",
+            "estimated by the operator: {estimate}; {:.2} s of a core in a round of 2 s; status {:.1} KB; {} requests; {} lost",
             usage.cores * 2.0,
             size as f64 / 1e3,
             status.summary.map_or(0, |summary| summary.requests),

@@ -230,6 +230,20 @@ impl Runners {
         lock(&self.dead).clear();
     }
 
+    /// Returns the time between the first and the last start of the runners of a test, on their common clock.
+    pub(crate) fn start_skew(&self, run_uid: &str) -> Option<Duration> {
+        let runners = lock(&self.by_address);
+        let starts: Vec<Instant> = runners
+            .values()
+            .filter_map(|runner| {
+                let runner = lock(runner);
+                let is_of_run = runner.metrics.identity.run_uid == run_uid;
+                is_of_run.then_some(runner.started).flatten()
+            })
+            .collect();
+        Some(*starts.iter().max()? - *starts.iter().min()?)
+    }
+
     /// Lets some runners of a test never answer again.
     pub(crate) fn kill(&self, run_uid: &str, count: usize) {
         let runners = lock(&self.by_address);
@@ -242,6 +256,7 @@ impl Runners {
         if lock(&self.dead).contains(&address) {
             std::future::pending::<()>().await;
         }
+        let asked_at = Instant::now();
         let (head, body) = request.into_parts();
         let asked = head.uri.path().to_owned();
         let runner = self.find(address, asked == path::READINESS || asked == path::START).await?;
@@ -249,7 +264,8 @@ impl Runners {
             path::START => {
                 let order: StartOrder = serde_json::from_slice(&body.collect().await?.to_bytes())?;
                 let at = Instant::now() + Duration::from_secs_f64(order.in_seconds.max(0.0));
-                lock(&runner).started.get_or_insert(at);
+                let started = &mut lock(&runner).started;
+                *started = Some(started.map_or(at, |earlier| earlier.min(at)));
                 Ok(reply(StatusCode::NO_CONTENT, ""))
             }
             path::STOP => {
@@ -272,6 +288,7 @@ impl Runners {
                 let about = HistoryReply {
                     identity: runner.metrics.identity.clone(),
                     elapsed_seconds: runner.elapsed(),
+                    work_seconds: asked_at.elapsed().as_secs_f64(),
                 };
                 let mut reply = reply(StatusCode::OK, body);
                 let headers = reply.headers_mut();

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use loadtest_core::{
     metrics::{Identity, LatencyMetric, Outcome, RunnerHistory, decode_steps},
@@ -49,8 +49,8 @@ impl TestRunner {
         let bytes = self.history.encode_after(collection.last_step(self.index)).unwrap();
         let elapsed = self.metrics.metrics.elapsed_seconds;
         let (steps, now) = (decode_steps(&bytes).unwrap(), Instant::now());
-        let (sent_at, received_at) = (now, now);
-        Answer { index: self.index, sent_at, received_at, elapsed, steps }
+        let round_trip = RoundTrip { sent_at: now, received_at: now, work_seconds: 0.0 };
+        Answer { index: self.index, round_trip, elapsed, steps }
     }
 }
 

@@ -138,7 +138,7 @@ fn header_of(test: &LoadTest, runner: &Pod) -> Result<String> {
         index: index.parse()?,
         pod_uid: runner.uid().context("no UID")?,
     };
-    let about = HistoryReply { identity, elapsed_seconds: 5.0 };
+    let about = HistoryReply { identity, elapsed_seconds: 5.0, work_seconds: 0.0 };
     Ok(format!("{HISTORY_HEADER}: {about}"))
 }
 
