@@ -144,10 +144,14 @@ pub(crate) async fn send_start(
     let mut accepted = BTreeSet::new();
     let mut left: Vec<&Runner> =
         runners.iter().filter(|runner| pod_uids.contains(&runner.uid)).collect();
-    for limit in ORDERS_AT_A_TIME {
+    let is_soon = || at.duration_since(now()) < MIN_LEAD;
+    for (repetition, limit) in ORDERS_AT_A_TIME.into_iter().enumerate() {
         let orders: Vec<_> = left
             .into_iter()
             .map(async |runner| {
+                if repetition > 0 && is_soon() {
+                    return None;
+                }
                 let made_at = Arc::new(OnceLock::new());
                 let body = start_body(at, sender.lease_number, Arc::clone(&made_at));
                 let is_accepted = sender.send(runner, path::START, body).await;
@@ -161,7 +165,7 @@ pub(crate) async fn send_start(
                 way.is_some_and(|way| way > PRECISE).then_some(runner)
             })
             .collect();
-        if left.is_empty() || at.duration_since(now()) < MIN_LEAD {
+        if left.is_empty() {
             break;
         }
     }
