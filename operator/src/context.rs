@@ -8,15 +8,17 @@ use std::{
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
-    Api, Client,
+    Api, Client, ResourceExt,
     api::{ObjectMeta, PostParams},
     runtime::events::{Recorder, Reporter},
 };
 
 use loadtest_children::{OPERATOR_NAME, Settings};
+use loadtest_core::resource::LoadTest;
 use tokio::sync::Semaphore;
 
 use crate::{
+    clock::now,
     collect::Collectors,
     error::format_error_chain,
     lease::{Authority, Leadership},
@@ -217,6 +219,15 @@ impl Context {
     /// Returns true if this process has reconciled a run before.
     pub(crate) fn is_known(&self, run_uid: &str) -> bool {
         lock_unpoisoned(&self.run_caches).contains_key(run_uid)
+    }
+
+    /// Returns how long the next reading of the objects of a run should wait; see [`LastObjects::time_to_reading`].
+    pub(crate) fn time_to_reading(&self, cached: &LoadTest) -> Option<Duration> {
+        let run_uid = cached.uid()?;
+        let changes = self.changes.count(&run_uid);
+        let runs = lock_unpoisoned(&self.run_caches);
+        let last = runs.get(&run_uid)?.last_objects.as_ref()?;
+        last.time_to_reading(cached, changes, now())?.try_into().ok()
     }
 
     /// Returns true if this process has sent the start orders of a run, or collects its metrics.

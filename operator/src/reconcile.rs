@@ -170,6 +170,9 @@ fn queue_of<'a>(
 }
 
 async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, Error> {
+    if let Some(wait) = context.time_to_reading(cached) {
+        return Ok(Action::requeue(wait));
+    }
     let namespace = cached.namespace().unwrap_or_default();
     let tests: Api<LoadTest> = Api::namespaced(context.client.clone(), &namespace);
     let begun = Box::pin(begin(context, &tests, cached)).await?;

@@ -5,12 +5,16 @@ use k8s_openapi::{
     jiff::{SignedDuration, Timestamp},
 };
 use kube::{Resource, ResourceExt, core::DeserializeGuard};
-use loadtest_core::resource::LoadTest;
+use loadtest_core::resource::{LoadTest, LoadTestStatus, Phase};
 
 use super::runner::Runner;
 
 /// Time after which the objects are read again, although no watch has told of a change.
 const MAX_AGE: SignedDuration = SignedDuration::from_secs(60);
+
+/// Minimum time between two readings of a test that waits for its runners to be ready, for each of them. The pods of a
+/// large test change many times in a second, and each reading lists all of them.
+const MIN_AGE_PER_RUNNER: SignedDuration = SignedDuration::from_millis(2);
 
 /// The objects of a test with a Job, as the last successful reconciliation has left them.
 #[derive(Clone, Debug)]
@@ -42,6 +46,25 @@ impl LastObjects {
         let is_young = (SignedDuration::ZERO..MAX_AGE).contains(&now.duration_since(reading.at));
         is_known && is_young && changes == reading.changes
     }
+
+    /// Returns how long the next reading should wait, if only pods of a large test have changed that waits for them.
+    /// The parameters are those of [`Self::is_current`].
+    pub(crate) fn time_to_reading(
+        &self,
+        cached: &LoadTest,
+        changes: u64,
+        now: Timestamp,
+    ) -> Option<SignedDuration> {
+        let reading = self.reading.as_ref().filter(|reading| reading.changes != changes)?;
+        let is_known = cached.resource_version().is_some_and(|v| reading.versions.contains(&v));
+        let status = self.test.status.as_ref();
+        let is_starting = status.and_then(LoadTestStatus::known_phase) == Some(Phase::Starting);
+        let runners = i32::try_from(self.runners.len()).unwrap_or(i32::MAX);
+        let min_age = MIN_AGE_PER_RUNNER.saturating_mul(runners);
+        let age = now.duration_since(reading.at);
+        let is_young = (SignedDuration::ZERO..min_age).contains(&age);
+        (is_known && is_starting && is_young).then(|| min_age - age)
+    }
 }
 
 /// Drops who has written which field, which takes more memory than all the rest of an object.
@@ -70,19 +93,26 @@ pub(crate) fn forget_details(watched: &mut DeserializeGuard<LoadTest>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{example_test, noon};
+    use crate::testing::{example_test, noon, ready_runner};
 
-    fn is_current(version: &str, changes: u64, age: i64) -> bool {
+    /// Objects that were read at noon, after two changes of Job and pods.
+    fn last_objects(phase: Phase, runners: u32) -> LastObjects {
         let reading = Reading { at: noon(), changes: 2, versions: vec!["5".into(), "7".into()] };
-        let last = LastObjects {
-            test: example_test(),
-            job: Job::default(),
-            runners: Vec::new(),
-            reading: Some(reading),
-        };
+        let mut test = example_test();
+        test.status = Some(LoadTestStatus { phase: Some(phase.into()), ..Default::default() });
+        let runners = (0..runners).map(ready_runner).collect();
+        LastObjects { test, job: Job::default(), runners, reading: Some(reading) }
+    }
+
+    fn cached(version: &str) -> LoadTest {
         let mut cached = example_test();
         cached.metadata.resource_version = Some(version.into());
-        last.is_current(&cached, changes, noon() + SignedDuration::from_secs(age))
+        cached
+    }
+
+    fn is_current(version: &str, changes: u64, age: i64) -> bool {
+        let now = noon() + SignedDuration::from_secs(age);
+        last_objects(Phase::Starting, 0).is_current(&cached(version), changes, now)
     }
 
     #[test]
@@ -106,6 +136,25 @@ mod tests {
         let test = watched.0.unwrap();
         assert_eq!((test.annotations().len(), &test.spec), (1, &example_test().spec));
         assert!(test.status.unwrap().phase.is_some());
+    }
+
+    #[test]
+    fn pods_of_a_large_test_that_starts_are_read_less_often() {
+        let millis = SignedDuration::from_millis;
+        let time_to_reading = |phase, runners, version: &str, changes, age| {
+            let last = last_objects(phase, runners);
+            last.time_to_reading(&cached(version), changes, noon() + millis(age))
+        };
+        assert_eq!(time_to_reading(Phase::Starting, 500, "7", 3, 400), Some(millis(600)));
+        assert_eq!(time_to_reading(Phase::Starting, 500, "7", 3, 1000), None, "long enough ago");
+        assert_eq!(time_to_reading(Phase::Starting, 1, "7", 3, 10), None, "a small test");
+        assert_eq!(time_to_reading(Phase::Starting, 500, "7", 2, 400), None, "no pod has changed");
+        assert_eq!(
+            time_to_reading(Phase::Starting, 500, "8", 3, 400),
+            None,
+            "the test has changed"
+        );
+        assert_eq!(time_to_reading(Phase::Running, 500, "7", 3, 400), None, "under load");
     }
 
     #[test]
