@@ -50,7 +50,7 @@ pub mod path {
 /// Header of a reply of [`path::HISTORY`], with a [`HistoryReply`].
 pub const HISTORY_HEADER: &str = "loadtest-runner";
 
-/// Who gave a reply, and when: also a reply without new steps says so.
+/// The runner that gave a reply, and the time of the reply. A reply without new steps has them too.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HistoryReply {
     /// The runner.
@@ -282,7 +282,9 @@ mod tests {
         let identity = Identity { run_uid: "run".into(), index: 7, pod_uid: "pod".into() };
         let reply = HistoryReply { identity, elapsed_seconds: 1.25, work_seconds: 0.5 };
         assert_eq!(HistoryReply::parse(&reply.to_string()), Some(reply));
-        for wrong in ["", "run;x;pod;1", "run;1;pod;NaN", "run;1;pod"] {
+        let of_earlier_build = HistoryReply::parse("run;7;pod;1.25").unwrap();
+        assert!(of_earlier_build.work_seconds.abs() < 1e-9, "it says nothing of its work");
+        for wrong in ["", "run;x;pod;1", "run;1;pod;NaN", "run;1;pod;1;NaN", "run;1;pod"] {
             assert_eq!(HistoryReply::parse(wrong), None, "{wrong}");
         }
     }

@@ -10,7 +10,7 @@ use std::{
 use futures_util::{future, stream};
 use http_body_util::StreamBody;
 use hyper::body::{Bytes, Frame};
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::jiff::Timestamp;
 use loadtest_core::{
     Duration,
     control::{self, ErrorExample, ReleaseOrder, StartOrder, StopOrder, path},
@@ -37,7 +37,7 @@ const ORDERS_AT_A_TIME: [usize; 5] = [MAX_REQUESTS, 8, 8, 8, 8];
 /// A start order with its answer in this time needs no repetition.
 const PRECISE: std::time::Duration = std::time::Duration::from_millis(15);
 /// Start orders are not repeated shorter than this before the start, because the runners prepare for it.
-const MIN_LEAD: SignedDuration = SignedDuration::from_millis(300);
+const MIN_LEAD: std::time::Duration = std::time::Duration::from_millis(300);
 
 /// Returns the URL of a path of a runner.
 fn runner_url(ip: &str, path: &str) -> String {
@@ -88,7 +88,7 @@ async fn read_body(mut response: reqwest::Response) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// An order to runners that are no longer needed, or no longer wanted.
+/// An order that ends the load of runners, or their processes.
 #[derive(Clone, Debug)]
 pub(crate) enum Order<'a> {
     /// Stop the load now. In-flight requests may take this long to end.
@@ -141,10 +141,13 @@ pub(crate) async fn send_start(
     at: Timestamp,
 ) -> Vec<String> {
     let sender = OrderSender::new(context, run_uid);
+    // The clock of this process may be corrected between two orders, which must name the same start.
+    let lead = at.duration_since(now()).try_into().unwrap_or_default();
+    let at = Instant::now() + lead;
     let mut accepted = BTreeSet::new();
     let mut left: Vec<&Runner> =
         runners.iter().filter(|runner| pod_uids.contains(&runner.uid)).collect();
-    let is_soon = || at.duration_since(now()) < MIN_LEAD;
+    let is_soon = || at.saturating_duration_since(Instant::now()) < MIN_LEAD;
     for (repetition, limit) in ORDERS_AT_A_TIME.into_iter().enumerate() {
         let orders: Vec<_> = left
             .into_iter()
@@ -213,10 +216,10 @@ fn body_of(order: &impl Serialize) -> Body {
 /// The body of a start order. It carries the time that is left when it is sent, so that the clocks of the nodes don't
 /// matter. Hundreds of orders wait for a connection and for the CPU, so the body is made at the last moment, and `made_at`
 /// says when.
-fn start_body(at: Timestamp, lease_number: Option<u64>, made_at: Arc<OnceLock<Instant>>) -> Body {
+fn start_body(at: Instant, lease_number: Option<u64>, made_at: Arc<OnceLock<Instant>>) -> Body {
     let make = move |_: &mut std::task::Context<'_>| {
-        made_at.get_or_init(Instant::now);
-        let in_seconds = at.duration_since(now()).as_secs_f64().max(0.0);
+        let made_at = made_at.get_or_init(Instant::now);
+        let in_seconds = at.saturating_duration_since(*made_at).as_secs_f64();
         let order = serde_json::json!(StartOrder { lease_number, in_seconds });
         Ok::<_, Infallible>(Frame::data(Bytes::from(order.to_string())))
     };

@@ -25,6 +25,8 @@ mod earlier_versions;
 mod fairness;
 #[path = "reconcile/retries.rs"]
 mod retries;
+#[path = "reconcile/start_orders.rs"]
+mod start_orders;
 #[path = "reconcile/unchanged_objects.rs"]
 mod unchanged_objects;
 #[path = "reconcile/unread_api_server.rs"]

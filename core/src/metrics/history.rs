@@ -14,7 +14,7 @@ use super::{
     step::{HistoryStep, MAX_STEPS},
 };
 
-/// How far the single steps reach back. What is older is in one step.
+/// How far the single steps reach back. Older ones are merged into one step.
 const REACH: Duration = Duration::from_mins(2);
 /// Maximum size of the encoded single steps in bytes. A bucket takes at least one byte, so a reader can
 /// hold them. The steps of very many tasks reach back less.

@@ -37,14 +37,20 @@ pub(crate) struct Reading {
     pub(crate) versions: Vec<String>,
 }
 
+impl Reading {
+    /// Returns true if nobody else has changed the test since the reading.
+    fn knows(&self, cached: &LoadTest) -> bool {
+        cached.resource_version().is_some_and(|version| self.versions.contains(&version))
+    }
+}
+
 impl LastObjects {
     /// Returns true if the objects are still those of the API server, as far as the watches have told:
     /// `cached` is the test as its watch delivered it, `changes` the number of events about Job and pods.
     pub(crate) fn is_current(&self, cached: &LoadTest, changes: u64, now: Timestamp) -> bool {
         let Some(reading) = &self.reading else { return false };
-        let is_known = cached.resource_version().is_some_and(|v| reading.versions.contains(&v));
         let is_young = (SignedDuration::ZERO..MAX_AGE).contains(&now.duration_since(reading.at));
-        is_known && is_young && changes == reading.changes
+        reading.knows(cached) && is_young && changes == reading.changes
     }
 
     /// Returns how long the next reading should wait, if only pods of a large test have changed that waits for them.
@@ -56,14 +62,13 @@ impl LastObjects {
         now: Timestamp,
     ) -> Option<SignedDuration> {
         let reading = self.reading.as_ref().filter(|reading| reading.changes != changes)?;
-        let is_known = cached.resource_version().is_some_and(|v| reading.versions.contains(&v));
         let status = self.test.status.as_ref();
         let is_starting = status.and_then(LoadTestStatus::known_phase) == Some(Phase::Starting);
         let runners = i32::try_from(self.runners.len()).unwrap_or(i32::MAX);
         let min_age = MIN_AGE_PER_RUNNER.saturating_mul(runners);
         let age = now.duration_since(reading.at);
         let is_young = (SignedDuration::ZERO..min_age).contains(&age);
-        (is_known && is_starting && is_young).then(|| min_age - age)
+        (reading.knows(cached) && is_starting && is_young).then(|| min_age - age)
     }
 }
 

@@ -98,8 +98,9 @@ impl Control {
     /// Plans a start. An order is late by the time that it was on its way, so the earliest start counts. Returns true
     /// for the first one.
     fn plan_start(&self, at: Instant) -> bool {
-        let is_first = self.planned_start.borrow().is_none();
+        let mut is_first = false;
         self.planned_start.send_if_modified(|planned| {
+            is_first = planned.is_none();
             let is_earlier = planned.is_none_or(|planned| at < planned);
             if is_earlier {
                 *planned = Some(at);

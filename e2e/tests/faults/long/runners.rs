@@ -18,7 +18,7 @@ async fn runner_out_of_memory_stops_the_test() -> Result<()> {
     };
     fault
         .check("memory", async |namespace, row| {
-            let (target, test) = start_pair(namespace, "memory").await?;
+            let (target, test) = start_pair(namespace, "memory", "60s").await?;
             let runner = namespace.list_runners("memory").await?.pop().context("no runner")?;
             row.begin();
             exhaust_memory(find_process(&runner, PROGRAM)?).await?;

@@ -23,13 +23,14 @@ pub(crate) const PROGRAM: &str = "loadtest-runner";
 /// Requests of the 10 users of a runner in the seconds since it was last read.
 const UNREAD: u64 = 1000;
 
-/// Starts a test of two runners with ten users each.
+/// Starts a test of two runners with ten users each, and waits until they are under load.
 pub(crate) async fn start_pair<'a>(
     namespace: &'a TestNamespace,
     name: &str,
+    duration: &str,
 ) -> Result<(Target<'a>, LoadTest)> {
     let target = namespace.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
-    let mut spec = watched_spec(20, "60s");
+    let mut spec = watched_spec(20, duration);
     spec["runners"] = json!({"usersPerRunner": 10});
     let test = namespace.create_test(name, spec).await?;
     namespace.wait_for_status(name, 60, has_requests).await?;
@@ -65,7 +66,7 @@ async fn killed_runner_stops_the_test() -> Result<()> {
     };
     fault
         .check("killed", async |namespace, row| {
-            let (target, test) = start_pair(namespace, "killed").await?;
+            let (target, test) = start_pair(namespace, "killed", "60s").await?;
             let runner = namespace.list_runners("killed").await?.pop().context("no runner")?;
             row.begin();
             kill(find_process(&runner, PROGRAM)?)?;
@@ -83,7 +84,7 @@ async fn evicted_runner_stops_the_test() -> Result<()> {
     };
     fault
         .check("evicted", async |namespace, row| {
-            let (target, test) = start_pair(namespace, "evicted").await?;
+            let (target, test) = start_pair(namespace, "evicted", "60s").await?;
             let runner = namespace.list_runners("evicted").await?.pop().context("no runner")?;
             row.begin();
             namespace.pods.evict(&runner.name_any(), &EvictParams::default()).await?;
@@ -101,7 +102,7 @@ async fn deleted_runner_stops_the_test() -> Result<()> {
     };
     fault
         .check("by-hand", async |namespace, row| {
-            let (target, test) = start_pair(namespace, "by-hand").await?;
+            let (target, test) = start_pair(namespace, "by-hand", "60s").await?;
             let runner = namespace.list_runners("by-hand").await?.pop().context("no runner")?;
             row.begin();
             namespace.pods.delete(&runner.name_any(), &DeleteParams::default()).await?;
@@ -119,7 +120,7 @@ async fn suspended_job_stops_the_test_for_good() -> Result<()> {
     };
     fault
         .check("kueue", async |namespace, row| {
-            let (target, test) = start_pair(namespace, "kueue").await?;
+            let (target, test) = start_pair(namespace, "kueue", "60s").await?;
             let uid = test.uid().context("no UID")?;
             let jobs: Api<Job> = Api::namespaced(namespace.client.clone(), &namespace.name);
             let selector = ListParams::default().labels(&format!("loadtest.cell0.io/uid={uid}"));

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
-use loadtest_core::resource::LoadTest;
 use loadtest_e2e::{
     api_proxy::{ApiFault, ApiProxy},
     fault::{Fault, Observation},
@@ -15,20 +14,10 @@ use loadtest_e2e::{
 };
 use serde_json::json;
 
-use crate::checks::{check_whole_run, has_requests, watched_spec};
-
-/// Starts a test of two runners with ten users each, which is 90 s under load.
-async fn start_two_runners<'a>(
-    namespace: &'a TestNamespace,
-    name: &str,
-) -> Result<(Target<'a>, LoadTest)> {
-    let target = namespace.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
-    let mut spec = watched_spec(20, "90s");
-    spec["runners"] = json!({"usersPerRunner": 10});
-    let test = namespace.create_test(name, spec).await?;
-    namespace.wait_for_status(name, 60, has_requests).await?;
-    Ok((target, test))
-}
+use crate::{
+    checks::{check_whole_run, has_requests, watched_spec},
+    quick::runners::start_pair,
+};
 
 #[tokio::test]
 async fn api_server_away_for_a_minute_leaves_no_gap() -> Result<()> {
@@ -39,7 +28,7 @@ async fn api_server_away_for_a_minute_leaves_no_gap() -> Result<()> {
     };
     fault
         .check_alone("outage", async |namespace, row| {
-            let (target, test) = start_two_runners(namespace, "outage").await?;
+            let (target, test) = start_pair(namespace, "outage", "90s").await?;
             let uid = test.uid().context("no UID")?;
             let before = target.received(&uid).await?;
             row.begin();
@@ -66,7 +55,7 @@ async fn killed_api_server_leaves_no_gap() -> Result<()> {
     };
     fault
         .check_alone("killed-api", async |namespace, row| {
-            let (target, test) = start_two_runners(namespace, "killed-api").await?;
+            let (target, test) = start_pair(namespace, "killed-api", "90s").await?;
             let uid = test.uid().context("no UID")?;
             let before = target.received(&uid).await?;
             row.begin();

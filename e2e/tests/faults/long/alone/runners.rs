@@ -32,7 +32,7 @@ async fn operator_cut_off_from_a_runner_misses_nothing() -> Result<()> {
     };
     fault
         .check_alone("cut", async |namespace, row| {
-            let (target, test) = start_pair(namespace, "cut").await?;
+            let (target, test) = start_pair(namespace, "cut", "60s").await?;
             let operator = pod_ip(&wait_for_leader(namespace).await?).context("no address")?;
             let runner = namespace.list_runners("cut").await?.pop().context("no runner")?;
             row.begin();
@@ -92,7 +92,7 @@ async fn check_answers(
 ) -> Result<()> {
     fault
         .check_alone(name, async |namespace, row| {
-            let (target, test) = start_pair(namespace, name).await?;
+            let (target, test) = start_pair(namespace, name, "60s").await?;
             let before = list_ready(namespace).await?;
             let operator = pod_ip(&wait_for_leader(namespace).await?).context("no address")?;
             let runner = namespace.list_runners(name).await?.pop().context("no runner")?;
