@@ -2,10 +2,10 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build test lint check e2e chaos fuzz bench images dist generate demo demo-down clean
+.PHONY: help build test lint check e2e chaos fuzz bench images dist dist-install generate demo demo-down clean
 
 help: ## Lists the tasks
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  demo, demo-down and e2e take CLUSTER=current: they then use the cluster that KUBECONFIG points to."
 	@echo "  See 'scripts/e2e --help' and the first lines of scripts/demo."
@@ -45,6 +45,9 @@ images: ## Builds the three images into target/images/*.tar
 
 dist: ## Builds and tests all files of a release in target/dist (RELEASE=v0.1.0: of that tag)
 	@scripts/dist $(if $(RELEASE),--release $(RELEASE))
+
+dist-install: ## Installs target/dist on a new testbed, and runs a test there
+	@scripts/dist-install
 
 generate: ## Writes the CRDs, the table of docs/metrics.md, the schema of results and the dashboards
 	@scripts/generate

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Functions of scripts/images and scripts/dist, which start in the root of the repository. The calling
-# script defines `die MESSAGE`.
+# Functions of scripts/images, scripts/dist and scripts/dist-install, which start in the root of the repository. The
+# calling script defines `die MESSAGE`.
 
 # install_missing COMMAND=PACKAGE...: installs Debian packages if their commands are missing.
 install_missing() {
@@ -25,6 +25,11 @@ read_workspace_version() {
     version=$(sed -n '/^\[workspace\.package\]/,/^\[/s/^version *= *"\(.*\)"$/\1/p' Cargo.toml)
     [[ $version ]] || die "Cargo.toml has no version in [workspace.package]"
     printf '%s\n' "$version"
+}
+
+# The registry of the published images: ghcr.io and the owner of the repository.
+read_registry() {
+    printf 'ghcr.io/%s\n' "$(sed -nE 's#^repository = "https://github.com/([^/]+)/.*"$#\1#p' Cargo.toml)"
 }
 
 # add_rust_target TARGET: installs the standard library of a target, if rustup manages the toolchain.
