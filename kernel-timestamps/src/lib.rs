@@ -95,6 +95,7 @@ mod tests {
 
     use super::*;
 
+    #[expect(clippy::disallowed_methods, reason = "it is compared with the kernel's timestamps")]
     fn read_system_clock() -> Duration {
         SystemTime::now().duration_since(UNIX_EPOCH).unwrap()
     }

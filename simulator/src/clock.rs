@@ -18,8 +18,7 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn start() -> Self {
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { start: Instant::now(), start_unix: whole_nanos(unix) }
+        Self { start: Instant::now(), start_unix: whole_nanos(machine_time()) }
     }
 
     /// Returns the nanoseconds since the start. The result is at least 1, so 0 can mean "never".
@@ -35,7 +34,7 @@ impl Clock {
         let (mut now, mut age) = (0, None);
         for _ in 0..MAX_READ_ATTEMPTS {
             let before = self.now();
-            let system = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let system = machine_time();
             now = self.now();
             age = system.checked_sub(timestamp).filter(|age| *age <= MAX_TIMESTAMP_AGE);
             if now - before < MAX_READ_GAP {
@@ -63,6 +62,12 @@ impl Clock {
     }
 }
 
+/// Returns the time since 1970 by the clock of the machine.
+#[expect(clippy::disallowed_methods, reason = "it is compared with the kernel's timestamps")]
+fn machine_time() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
 fn whole_nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -74,17 +79,16 @@ mod tests {
     #[test]
     fn kernel_timestamps_convert_to_simulator_time() {
         let clock = Clock::start();
-        let unix_time = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         std::thread::sleep(Duration::from_millis(5));
         let before = clock.now();
-        let timestamp = unix_time();
+        let timestamp = machine_time();
         let after = clock.now();
         std::thread::sleep(Duration::from_millis(5));
         let converted = clock.convert_timestamp(timestamp);
         // The conversion reads two clocks, so it may be off by one read gap.
         let expected = before - MAX_READ_GAP..after + MAX_READ_GAP;
         assert!(expected.contains(&converted), "{before} {converted} {after}");
-        for wrong in [Duration::ZERO, unix_time() + Duration::from_mins(1)] {
+        for wrong in [Duration::ZERO, machine_time() + Duration::from_mins(1)] {
             let now = clock.now();
             assert!(clock.convert_timestamp(wrong) >= now);
         }

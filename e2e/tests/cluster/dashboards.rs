@@ -82,6 +82,7 @@ impl Shown<'_> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "Prometheus uses the same clock")]
 fn unix_now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }

@@ -5,14 +5,17 @@ use std::{
     fmt, io,
     os::fd::OwnedFd,
     rc::Rc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use kernel_timestamps::{TimestampReader, enable_timestamps, keep_timestamps_enabled};
 use nix::sys::socket::{getsockopt, sockopt::GetStruct};
 use tokio::net::TcpStream;
 
-use crate::net::poll_turns::{MAX_AGE, trusted_age};
+use crate::{
+    machine::clock::machine_time,
+    net::poll_turns::{MAX_AGE, trusted_age},
+};
 
 /// Maximum number of bytes of one read.
 pub(crate) const MAX_READ: usize = 64 << 10;
@@ -48,7 +51,7 @@ struct ClockPair {
 impl ClockPair {
     fn read() -> Self {
         let before = Instant::now();
-        let wall_clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall_clock = machine_time();
         let reading_time = before.elapsed();
         Self { instant: before + reading_time / 2, wall_clock, reading_time }
     }
