@@ -69,7 +69,9 @@ class NumberStream {
 /** Replaces the packed histograms of a series by histograms. */
 function unpackSeries(series, streams) {
   for (const point of series.points) {
-    for (const task of Object.values(point.tasks)) {
+    // The streams have the order of the names. Object.values begins with names that are numbers.
+    for (const name of Object.keys(point.tasks).sort()) {
+      const task = point.tasks[name];
       for (const [metric, packed] of Object.entries(task.latencies || {})) {
         task.latencies[metric] = unpackHistogram(packed, streams);
       }
