@@ -18,7 +18,7 @@ use crate::{
         Verdict,
     },
     text::{count_of, truncate},
-    values::{Duration, Percent, Rate},
+    values::{Comparison, Duration, Percent, Rate},
 };
 
 /// Maximum number of error rows in a status. The rarest errors are left out.
@@ -87,7 +87,10 @@ pub fn report(
     timeline: &Timeline,
     context: &RunContext,
 ) -> Report {
-    let thresholds = timeline.rows_at_end(test, metrics, context.aborted.as_ref());
+    let mut thresholds = timeline.rows_at_end(test, metrics, context.aborted.as_ref());
+    if context.runners_lost > 0 {
+        doubt_rates(test, &mut thresholds, context.aborted.as_ref());
+    }
     let stages = timeline.stages_at_end(test, metrics);
     let (verdict, reason, message) = conclude(test, &thresholds, metrics, context);
     Report {
@@ -101,6 +104,22 @@ pub fn report(
         stages,
         errors: error_counts(metrics, &context.examples),
         measurement: measurement(test, metrics, timeline, context),
+    }
+}
+
+/// Makes rates inconclusive, because they are lower after the loss of a runner. A rate that is high enough all the same
+/// stays a Pass, and so does the row that stopped the test.
+fn doubt_rates(test: &ValidTest, rows: &mut [ThresholdRow], aborted: Option<&Aborted>) {
+    for row in rows {
+        let threshold = threshold_of(test, row).filter(|threshold| threshold.metric.is_rate());
+        let Some(threshold) = threshold else { continue };
+        let is_minimum =
+            matches!(threshold.target.comparison, Comparison::Above | Comparison::AtLeast);
+        let is_met = is_minimum && row.verdict.known() == Some(Verdict::Pass);
+        if !is_met && aborted.is_none_or(|aborted| aborted.key != row.key) {
+            row.verdict = Verdict::Inconclusive.into();
+            row.advice = Some("a runner was lost, and the rate is lower without it".into());
+        }
     }
 }
 
@@ -130,12 +149,8 @@ fn conclude(
     if let Some((reason, message)) = incomplete_run(metrics, context, test.load.duration()) {
         return (Verdict::Inconclusive, reason, message);
     }
-    // A row that has failed has failed, also under less load than planned. A rate is lower without
-    // the lost runners, which is not the target's fault.
-    let is_rate = |row: &ThresholdRow| threshold_of(test, row).is_some_and(|t| t.metric.is_rate());
-    let counts = |row: &&ThresholdRow| context.runners_lost == 0 || !is_rate(row);
-    let rows: Vec<ThresholdRow> = rows.iter().filter(counts).cloned().collect();
-    let (verdict, reason, message) = conclude_rows(test, &rows);
+    // A row that has failed has failed, also under less load than planned.
+    let (verdict, reason, message) = conclude_rows(test, rows);
     if context.runners_lost > context.tolerated_losses
         && verdict.severity() <= Verdict::Inconclusive.severity()
     {

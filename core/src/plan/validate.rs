@@ -6,13 +6,15 @@
 
 use std::collections::BTreeSet;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use k8s_openapi::api::core::v1::{EnvVar, PodTemplateSpec};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use super::{Pacing, RunnerRequest, Scenario, Task, TaskKind, ValidTest};
 use crate::{
     load::{ArrivalLoad, ArrivalStages, LoadModel, Stage, UserLoad, UserStages},
-    resource::{self, Load, LoadTestSpec, Runners},
+    resource::{self, Load, LoadTestSpec, MessageFormat, Runners},
+    text::truncate,
     values::{Bound, Percent, PositiveRate, Quantity, Rate, Users},
 };
 
@@ -271,7 +273,7 @@ fn body_problems(tasks: &[resource::Task]) -> Vec<Problem> {
     chats.collect()
 }
 
-/// Problems of the `JSONPath`s and regular expressions of tasks.
+/// Problems of the `JSONPath`s, regular expressions and base64 texts of tasks.
 fn expression_problems(tasks: &[resource::Task]) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (task_index, task) in tasks.iter().enumerate() {
@@ -285,9 +287,18 @@ fn expression_problems(tasks: &[resource::Task]) -> Vec<Problem> {
                     .push(Problem::new(field(format!("http.checks[{index}].jsonPath")), message));
             }
         }
-        let Some(reply) = task.web_socket.as_ref().and_then(|task| task.reply.as_ref()) else {
-            continue;
-        };
+        let Some(web_socket) = &task.web_socket else { continue };
+        if web_socket.format == MessageFormat::Base64 {
+            for (index, message) in web_socket.send.iter().enumerate() {
+                if STANDARD.decode(message).is_err() {
+                    let text = truncate(message, 60);
+                    let message =
+                        format!("{text:?} is not base64: encode the message, or use format: Text");
+                    problems.push(Problem::new(field(format!("webSocket.send[{index}]")), message));
+                }
+            }
+        }
+        let Some(reply) = &web_socket.reply else { continue };
         if let Some(path) = &reply.json_path
             && let Err(error) = serde_json_path::JsonPath::parse(path)
         {
@@ -379,7 +390,7 @@ fn reserved_field(template: &PodTemplateSpec) -> Option<(&'static str, &'static 
     let reserved_variable = |variable: &EnvVar| {
         variable.name.starts_with("LOADTEST_") || variable.name == "JOB_COMPLETION_INDEX"
     };
-    let containers = spec.containers.iter();
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
     let mut variables = containers.flat_map(|container| container.env.iter().flatten());
     variables.any(reserved_variable).then_some((
         "spec.containers",

@@ -11,7 +11,12 @@ use super::LoadTest;
 const FROZEN: &str = "!has(oldSelf.status) || !has(oldSelf.status.plan) || \
     (self.spec.target == oldSelf.spec.target && self.spec.load == oldSelf.spec.load && \
     self.spec.scenario == oldSelf.spec.scenario && self.spec.thresholds == oldSelf.spec.thresholds && \
-    self.spec.runners == oldSelf.spec.runners && \
+    self.spec.runners == oldSelf.spec.runners && self.spec.preflight == oldSelf.spec.preflight && \
+    self.spec.onRunnerLoss == oldSelf.spec.onRunnerLoss && \
+    has(self.spec.minRunners) == has(oldSelf.spec.minRunners) && \
+    (!has(self.spec.minRunners) || self.spec.minRunners == oldSelf.spec.minRunners) && \
+    has(self.spec.startTimeout) == has(oldSelf.spec.startTimeout) && \
+    (!has(self.spec.startTimeout) || self.spec.startTimeout == oldSelf.spec.startTimeout) && \
     self.spec.suspend == oldSelf.spec.suspend)";
 
 /// A rate of at most a million, for API servers that can't run the rules.

@@ -297,8 +297,12 @@ impl LoadTestStatus {
 
     /// The reason of the verdict or of the end, for people; empty before the test ended.
     pub fn verdict_message(&self) -> &str {
-        let conditions = ["Passed", "Finished"].iter().filter_map(|kind| self.condition(kind));
-        conditions.map(|condition| condition.message.as_str()).next().unwrap_or_default()
+        // A test that could not run has the cause in another condition than Passed.
+        let could_not_run = self.known_phase() == Some(Phase::Error);
+        let refused = self.condition("Accepted").filter(|accepted| accepted.status == "False");
+        let cause = refused.or_else(|| self.condition("Finished")).filter(|_| could_not_run);
+        let told = cause.or_else(|| self.condition("Passed"));
+        told.or_else(|| self.condition("Finished")).map_or("", |told| &told.message)
     }
 
     /// The phase; `None` when it is not set yet, or when this version doesn't know its value.

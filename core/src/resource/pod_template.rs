@@ -31,6 +31,31 @@ impl PodTemplate {
     }
 }
 
+impl PodTemplate {
+    /// Replaces the values of all variables of all containers, which may be credentials.
+    pub fn hide_variables(&mut self) {
+        self.0.values_mut().for_each(hide_variables);
+    }
+}
+
+fn hide_variables(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                let variables = value.as_array_mut().filter(|_| name == "env");
+                for variable in variables.into_iter().flatten() {
+                    if let Some(text) = variable.get_mut("value") {
+                        *text = "***".into();
+                    }
+                }
+                hide_variables(value);
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(hide_variables),
+        _ => {}
+    }
+}
+
 /// The path to the first field of `given` that `kept` lacks.
 fn first_lost_field(given: &Value, kept: &Value) -> Option<String> {
     let join = |name: &str, rest: String| {
@@ -99,6 +124,26 @@ mod tests {
         )
         .unwrap();
         assert_eq!(template.spec.unwrap().runtime_class_name.as_deref(), Some("gvisor"));
+    }
+
+    #[test]
+    fn variables_of_every_container_are_hidden() {
+        let json = r#"{"spec": {
+            "initContainers": [{"name": "a", "env": [{"name": "TOKEN", "value": "secret"}]}],
+            "containers": [{"name": "runner", "args": ["-v"], "env": [
+                {"name": "TOKEN", "value": "secret"},
+                {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "key"}}}
+            ]}]
+        }}"#;
+        let mut template: PodTemplate = serde_json::from_str(json).unwrap();
+        template.hide_variables();
+        let text = serde_json::to_string(&template).unwrap();
+        assert_eq!(
+            (text.matches("***").count(), text.contains("\"secret\"")),
+            (2, false),
+            "{text}"
+        );
+        assert!(text.contains("keys") && text.contains("-v"), "{text}");
     }
 
     #[test]

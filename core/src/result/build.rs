@@ -18,7 +18,9 @@ use crate::{
         catalog::LATENCIES, round_seconds,
     },
     plan::ValidTest,
-    resource::{LoadTest, LoadTestSpec, LoadTestStatus, Phase, Task, Threshold, ThresholdRow},
+    resource::{
+        LoadTest, LoadTestSpec, LoadTestStatus, Phase, PodTemplate, Task, Threshold, ThresholdRow,
+    },
     values::{Bound, Duration, Quantity},
 };
 
@@ -79,6 +81,7 @@ fn without_credentials(spec: &LoadTestSpec) -> LoadTestSpec {
     let mut spec = spec.clone();
     let variables = spec.runners.env.iter_mut().filter_map(|variable| variable.value.as_mut());
     variables.for_each(|value| "***".clone_into(value));
+    spec.runners.pod_template.iter_mut().for_each(PodTemplate::hide_variables);
     let in_tasks = spec.scenario.tasks.iter_mut().filter_map(Task::headers_mut);
     for headers in std::iter::once(&mut spec.target.headers).chain(in_tasks) {
         let is_shown =

@@ -3,7 +3,7 @@
 //! Requests of one run depend on each other: a target that is slow for a moment is slow for all of them.
 //! This module therefore cuts a run into blocks of 20 s and estimates the noise from random
 //! samples of the blocks (block bootstrap; Künsch, The Jackknife and the Bootstrap for General Stationary
-//! Observations, 1989). Two runs of the same target can differ by more than this noise, so a change is a
+//! Observations, 1989). A run has few blocks, so the interval is widened to that of Student's t. Two runs of the same target can differ by more than this noise, so a change is a
 //! hint and no proof.
 
 use std::collections::BTreeMap;
@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     metrics::{HistogramError, LatencyMetric, Metric, rank_of},
+    resource::{Phase, Verdict},
     values::Duration,
 };
 
@@ -30,6 +31,12 @@ const BLOCK_TOLERANCE: f64 = 0.02;
 const MIN_BLOCKS: usize = 3;
 /// Width of a bucket as a share of its value. A smaller change of a latency is not visible.
 const RESOLUTION: f64 = 0.0028;
+/// A smaller change of the throughput, as a share of it, is of no interest: two runs never have the same pauses.
+const THROUGHPUT_RESOLUTION: f64 = 0.005;
+/// A smaller difference of the error rates is of no interest.
+const ERROR_RATE_RESOLUTION: f64 = 0.0005;
+/// The 97.5th percentile of the normal distribution.
+const NORMAL_QUANTILE: f64 = 1.959_964;
 /// Number of random samples of the blocks.
 const RESAMPLES: usize = 1000;
 /// Share of the samples below the interval, and above it: the interval holds 95 %.
@@ -44,6 +51,8 @@ const OTHER_PERCENTILES: [(&str, f64); 2] = [("p50", 0.5), ("p95", 0.95)];
 pub struct Comparison {
     /// Different parts of the two specs. If there are any, the numbers can't be compared.
     pub differences: Vec<String>,
+    /// Why a run says nothing about its target. If there are any, the numbers can't be compared.
+    pub doubts: Vec<String>,
     /// The compared numbers.
     pub rows: Vec<ComparedRow>,
 }
@@ -134,7 +143,22 @@ pub fn compare(base: &RunResult, new: &RunResult) -> Result<Comparison, Histogra
         let Some(other) = new.tasks.iter().find(|other| other.name == task.name) else { continue };
         rows.extend(compare_task(Some(&task.name), (&task.result, base), (&other.result, new))?);
     }
-    Ok(Comparison { differences: find_differences(base, new), rows })
+    let doubts = [("base", base), ("new", new)].into_iter().filter_map(|(side, result)| {
+        let doubt = doubt_about(result)?;
+        Some(format!("{side}: {doubt}"))
+    });
+    Ok(Comparison { differences: find_differences(base, new), doubts: doubts.collect(), rows })
+}
+
+/// Returns why a run says nothing about its target.
+fn doubt_about(result: &RunResult) -> Option<&str> {
+    let status = &result.status;
+    let is_conclusive = status.known_verdict() != Some(Verdict::Inconclusive);
+    match status.known_phase() {
+        Some(Phase::Finished) if is_conclusive => None,
+        Some(Phase::Finished | Phase::Cancelled | Phase::Error) => Some(status.verdict_message()),
+        _ => Some("the test is not over"),
+    }
 }
 
 fn find_differences(base: &RunResult, new: &RunResult) -> Vec<String> {
@@ -142,6 +166,10 @@ fn find_differences(base: &RunResult, new: &RunResult) -> Vec<String> {
     let parts = [
         ("spec.load", a.load == b.load),
         ("spec.scenario", a.scenario == b.scenario),
+        ("spec.target.httpVersion", a.target.http_version == b.target.http_version),
+        ("spec.target.connections", a.target.connections == b.target.connections),
+        ("spec.target.connectionLimits", a.target.connection_limits == b.target.connection_limits),
+        ("spec.target.gzip", a.target.gzip == b.target.gzip),
         ("the number of runners", base.runners.len() == new.runners.len()),
     ];
     let different = parts.into_iter().filter(|(_, is_equal)| !is_equal);
@@ -342,9 +370,34 @@ fn interval_of(
         reason = "a share of the number of samples"
     )]
     let at = |share: f64| changes.get((last * share).round() as usize).copied();
-    let width = if matches!(quantity, Quantity::Latency(..)) { RESOLUTION } else { 0.0 };
-    let interval = at(TAIL).zip(at(1.0 - TAIL));
-    Ok(interval.map(|(low, high)| (low - width, high + width)))
+    let resolution = match quantity {
+        Quantity::Latency(..) => RESOLUTION,
+        Quantity::Throughput => THROUGHPUT_RESOLUTION,
+        Quantity::ErrorRate => ERROR_RATE_RESOLUTION,
+    };
+    let (Some(low), Some(median), Some(high)) = (at(TAIL), at(0.5), at(1.0 - TAIL)) else {
+        return Ok(None);
+    };
+    let wider = small_sample_factor(base.len(), new.len());
+    let widened = |bound: f64| median + (bound - median) * wider;
+    Ok(Some((widened(low) - resolution, widened(high) + resolution)))
+}
+
+/// How much wider than the random samples the interval of two runs with these numbers of blocks is.
+///
+/// Random samples of n blocks vary like √((n−1)/n) of what they should, and the normal distribution takes the place of
+/// Student's t. Its quantile is approximated with formula 26.7.5 of Abramowitz and Stegun, Handbook of Mathematical
+/// Functions, 1964.
+fn small_sample_factor(base: usize, new: usize) -> f64 {
+    let fewest = base.min(new).max(2) as f64;
+    let freedom = (base + new).saturating_sub(2).max(1) as f64;
+    let z = NORMAL_QUANTILE;
+    let (z3, z5, z7) = (z.powi(3), z.powi(5), z.powi(7));
+    let quantile = z
+        + (z3 + z) / (4.0 * freedom)
+        + (5.0 * z5 + 16.0 * z3 + 3.0 * z) / (96.0 * freedom.powi(2))
+        + (3.0 * z7 + 19.0 * z5 + 17.0 * z3 - 15.0 * z) / (384.0 * freedom.powi(3));
+    quantile / z * (fewest / (fewest - 1.0)).sqrt()
 }
 
 #[cfg(test)]

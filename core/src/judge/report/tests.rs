@@ -53,6 +53,31 @@ fn lost_runner_never_passes_unless_the_test_tolerates_it() {
 }
 
 #[test]
+fn rates_after_a_tolerated_loss_pass_only_if_they_are_high_enough() {
+    let mut test = valid_test();
+    let start_skew = Some(Duration::ZERO);
+    let lost = RunContext {
+        runners: 4,
+        runners_lost: 1,
+        tolerated_losses: 1,
+        start_skew,
+        ..RunContext::default()
+    };
+    let bounds = [
+        ("> 10/s", Verdict::Pass),
+        ("> 1000/s", Verdict::Inconclusive),
+        ("< 1000/s", Verdict::Inconclusive),
+    ];
+    for (bound, expected) in bounds {
+        let row = format!("{{metric: throughput, target: '{bound}'}}");
+        test.thresholds = vec![crate::testing::yaml(&row)];
+        let report = report(&test, &healthy(), &Timeline::default(), &lost);
+        assert_eq!(report.verdict, expected, "{bound}");
+        assert_eq!(report.thresholds[0].verdict.known(), Some(expected), "{bound}");
+    }
+}
+
+#[test]
 fn a_row_that_failed_fails_despite_a_lost_runner() {
     let mut metrics = healthy();
     let mut test = valid_test();

@@ -86,6 +86,54 @@ fn a_change_beyond_the_noise_is_found_in_both_directions() {
 }
 
 #[test]
+fn the_quantile_of_few_blocks_is_that_of_the_t_distribution() {
+    // The 97.5th percentiles for 4 and 10 degrees of freedom, from tables.
+    for (blocks, expected) in [(3, 2.776), (6, 2.228)] {
+        let n = blocks as f64;
+        let factor = expected / NORMAL_QUANTILE * (n / (n - 1.0)).sqrt();
+        let found = small_sample_factor(blocks, blocks);
+        assert!((found / factor - 1.0).abs() < 0.005, "{blocks}: {found}, {factor}");
+    }
+    assert!((small_sample_factor(500, 500) - 1.0).abs() < 0.01);
+}
+
+#[test]
+fn equal_targets_seldom_differ() {
+    // Runs of one minute, whose blocks vary at random.
+    let mut random = Pcg32::seed_from_u64(7);
+    let mut sides = || -> Vec<Block> {
+        (0..3)
+            .map(|_| {
+                let successes: u32 = (0..12).map(|_| random.random_range(50..150)).sum();
+                let numbers =
+                    TaskPoint { successes_in_load: u64::from(successes), ..TaskPoint::default() };
+                (20.0, numbers)
+            })
+            .collect()
+    };
+    let trials = 400;
+    let changed = (0..trials).filter(|_| {
+        let sides = [sides(), sides()];
+        let interval = interval_of(Quantity::Throughput, &sides).unwrap();
+        movement_of(Quantity::Throughput, interval) != Movement::WithinNoise
+    });
+    let share = changed.count() as f64 / f64::from(trials);
+    assert!(share < 0.08, "{share}");
+}
+
+#[test]
+fn runs_that_say_nothing_are_named() {
+    let mut over = run(0.1, 30, 0);
+    over.status.phase = Some(Phase::Finished.into());
+    let running = run(0.1, 30, 0);
+    let comparison = compare(&over, &running).unwrap();
+    assert_eq!(comparison.doubts, ["new: the test is not over"]);
+    assert!(compare(&over, &over).unwrap().doubts.is_empty());
+    over.status.verdict = Some(Verdict::Inconclusive.into());
+    assert_eq!(compare(&over, &over).unwrap().doubts.len(), 2);
+}
+
+#[test]
 fn a_change_within_the_noise_is_none() {
     // The blocks of each run differ by up to a fifth.
     let comparison = compare(&run(0.1, 120, 0), &run(0.102, 120, 0)).unwrap();
