@@ -26,7 +26,7 @@ use clap::Parser;
 use crate::{
     arguments::{Arguments, Command},
     exit::Exit,
-    output::eprint_line,
+    output::{PatientWriter, eprint_line},
 };
 
 /// Runs the command that the command line names, and returns the exit code of the process.
@@ -36,17 +36,17 @@ pub fn run_command() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut out = std::io::stdout().lock();
     let result = match Arguments::parse().command {
-        Command::Run(arguments) => run::run_test(&arguments, &mut out),
-        Command::Report(arguments) => report::report_result(&arguments, &mut out),
-        Command::Diff(arguments) => report::print_difference(&arguments, &mut out),
+        Command::Run(arguments) => run::run_test(&arguments, &mut PatientWriter(out)),
+        Command::Report(arguments) => report::report_result(&arguments, &mut PatientWriter(out)),
+        Command::Diff(arguments) => report::print_difference(&arguments, &mut PatientWriter(out)),
         Command::Schema(arguments) => report::print_schema(&arguments, &mut out),
         Command::Init(arguments) => run::print_file(&arguments, &mut out),
         Command::Validate(arguments) => plan::validate_files(&arguments, &mut out),
         Command::Plan(arguments) => plan::print_plan(&arguments, &mut out),
         Command::Completions(arguments) => manual::print_completions(&arguments, &mut out),
         Command::Man => manual::print_manual(&mut out),
-        Command::Apply(arguments) => cluster::apply_test(&arguments, &mut out),
-        Command::Watch(arguments) => cluster::watch_test(&arguments, &mut out),
+        Command::Apply(arguments) => cluster::apply_test(&arguments, &mut PatientWriter(out)),
+        Command::Watch(arguments) => cluster::watch_test(&arguments, &mut PatientWriter(out)),
         Command::Ui(arguments) => cluster::show_page(&arguments),
         Command::List(arguments) => cluster::list_tests(&arguments, &mut out),
         Command::Logs(arguments) => cluster::print_logs(&arguments, &mut out),

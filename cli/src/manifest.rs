@@ -23,6 +23,9 @@ use self::{
     yaml::{Node, parse_documents, to_json},
 };
 
+/// Maximum length of the name of a LoadTest, as of every object of Kubernetes.
+const MAX_NAME_BYTES: usize = 253;
+
 /// Error of [`read_manifest`].
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ManifestError {
@@ -119,6 +122,7 @@ pub(crate) fn parse_manifest(
         let message = format!("{}: unknown field; the fields here are {known}", format_path(steps));
         problems.push(Problem { position: Some(find_position(&document, steps)), message });
     });
+    problems.extend(name_problem(&object, &document));
     let written = object;
     let object = kube_cel::apply_defaults(&schema, &written);
     problems.extend(check_schema(&schema, &object, &document));
@@ -141,6 +145,25 @@ pub(crate) fn parse_manifest(
         Ok(valid) => Ok(Manifest { object: written, test, valid }),
         Err(problems) => Err(problems.into_iter().map(with_position).collect()),
     }
+}
+
+/// Returns what is wrong with the name of an object. The API server checks it like this.
+fn name_problem(object: &Value, document: &Node) -> Option<Problem> {
+    let name = object.pointer("/metadata/name")?.as_str()?;
+    let is_letter = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let is_label = |label: &str| {
+        label.starts_with(is_letter)
+            && label.ends_with(is_letter)
+            && label.chars().all(|c| is_letter(c) || c == '-')
+    };
+    let is_valid = name.len() <= MAX_NAME_BYTES && name.split('.').all(is_label);
+    let steps = [Step::Key("metadata".into()), Step::Key("name".into())];
+    (!is_valid).then(|| Problem {
+        position: Some(find_position(document, &steps)),
+        message: format!(
+            "metadata.name: {name:?} is not a name: use at most {MAX_NAME_BYTES} lower-case letters, digits, - and ., with a letter or digit at both ends"
+        ),
+    })
 }
 
 /// Returns the only LoadTest among the documents of a file, or the one with a name.

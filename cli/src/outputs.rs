@@ -43,8 +43,8 @@ impl OutputArguments {
     }
 }
 
-/// Checks before a load that every file can be written: a load of an hour must not be lost to a typo. A
-/// file that does not exist yet is created.
+/// Checks before a load that every file can be written: a load of an hour must not be lost to a typo. Files of
+/// an earlier run are deleted: they must not be taken for those of a run without a result.
 ///
 /// # Errors
 /// When a file can't be written, or when two options name the same file.
@@ -55,6 +55,8 @@ pub(crate) fn check_outputs(outputs: &OutputArguments) -> anyhow::Result<()> {
             .append(true)
             .create(true)
             .open(&path)
+            .and_then(|file| Ok(file.metadata()?.is_file()))
+            .and_then(|is_file| if is_file { std::fs::remove_file(&path) } else { Ok(()) })
             .with_context(|| format!("the result can't be written to {}", path.display()))?;
         anyhow::ensure!(
             seen.insert(path.clone()),
@@ -76,6 +78,22 @@ fn output_paths(outputs: &OutputArguments) -> Vec<PathBuf> {
     files.chain(csv).collect()
 }
 
+/// Writes a file that is there with its whole text or not at all. A device or a pipe gets the text as it is.
+fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        return std::fs::write(path, text);
+    }
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".part");
+    let part = path.with_file_name(name);
+    let written = std::fs::write(&part, text).and_then(|()| std::fs::rename(&part, path));
+    if written.is_err() {
+        // The cause is the first error.
+        let _ = std::fs::remove_file(&part);
+    }
+    written
+}
+
 /// Writes every file. A file that can't be written does not keep the others from being written.
 ///
 /// # Errors
@@ -86,7 +104,7 @@ pub(crate) fn write_outputs(outputs: &OutputArguments, result: &RunResult) -> an
     let mut problems = Vec::new();
     let mut files: Vec<String> = Vec::new();
     let mut write = |path: &Path, text: anyhow::Result<String>| {
-        let written = text.and_then(|text| Ok(std::fs::write(path, text)?));
+        let written = text.and_then(|text| Ok(write_whole(path, &text)?));
         if written.is_ok() {
             files.push(path.display().to_string());
         }

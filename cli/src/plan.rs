@@ -30,6 +30,12 @@ pub(crate) fn validate_files(
     let mut exit = Exit::Passed;
     for file in &arguments.files {
         match read_manifest(file, arguments.name.as_deref(), &[]) {
+            Ok(Manifest { test, .. })
+                if test.metadata.name.is_none() && test.metadata.generate_name.is_none() =>
+            {
+                eprint_line(&format!("{file}: metadata.name is missing: give the test a name"));
+                exit = Exit::BadInput;
+            }
             Ok(Manifest { test, .. }) => {
                 for warning in warnings(&test.spec) {
                     eprint_line(&format!("warning: {file}: {warning}"));

@@ -7,7 +7,7 @@ use std::{io::Write, path::Path};
 
 use anyhow::Context;
 use loadtest_core::{
-    resource::{LoadTest, Verdict},
+    resource::{LoadTest, Phase, Verdict},
     result::{FORMAT_VERSION, result_schema},
 };
 use loadtest_report::RunResult;
@@ -31,7 +31,6 @@ pub(crate) fn report_result(
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
     let ReportArguments { source, namespace, strict, outputs } = arguments;
-    check_outputs(outputs)?;
     let result = match read_source(source, namespace.as_deref())? {
         Ok(result) => result,
         Err(message) => {
@@ -39,18 +38,24 @@ pub(crate) fn report_result(
             return Ok(Exit::BadInput);
         }
     };
+    check_outputs(outputs)?;
     let mut test = LoadTest::new(result.name.as_deref().unwrap_or("loadtest"), result.spec.clone());
     test.metadata.namespace.clone_from(&result.namespace);
     let table = || render::format_result(&test, &result.status, None);
+    // A file that can't be written does not lose the others, or the result on the terminal.
+    let written = write_outputs(outputs, &result);
     write!(out, "{}", outputs.format.render(&result, table)?)?;
     out.flush()?;
-    write_outputs(outputs, &result)?;
+    written?;
     let is_running = result.status.known_phase().is_some_and(|phase| !phase.is_final());
     if is_running {
         eprint_line(
             "the result is that of a test without an end: it still runs, or its end was not stored",
         );
         return Ok(Exit::Inconclusive);
+    }
+    if result.status.known_phase() == Some(Phase::Error) {
+        return Ok(Exit::CouldNotRun);
     }
     let verdict = result.status.known_verdict().unwrap_or(Verdict::Inconclusive);
     Ok(Exit::from_verdict(verdict, *strict))

@@ -6,11 +6,7 @@ mod polling;
 mod request;
 pub(crate) mod threshold;
 
-use std::{
-    io::Write,
-    sync::Arc,
-    time::{Instant, SystemTime, UNIX_EPOCH},
-};
+use std::{io::Write, sync::Arc, time::Instant};
 
 use anyhow::Context;
 use cell0_simulator::{Listen, Settings, Simulator};
@@ -147,9 +143,8 @@ fn build_plan(name: Option<String>, test: &ValidTest) -> Plan {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let threads = sizing.runners.saturating_mul(sizing.threads_per_runner);
     let threads_per_runner = threads.min(u32::try_from(cores).unwrap_or(u32::MAX));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let run = RunIdentity {
-        uid: format!("local-{:x}", now.as_nanos()),
+        uid: format!("local-{:x}", Timestamp::now().as_nanosecond()),
         name: name.unwrap_or_else(|| "loadtest".into()),
         token_sha256: String::new(),
     };

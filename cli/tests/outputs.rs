@@ -126,6 +126,32 @@ fn every_output_holds_the_numbers_of_the_run() {
 }
 
 #[test]
+fn a_reader_that_goes_away_changes_neither_files_nor_exit_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(path("test.yaml"), TEST).unwrap();
+    let (test, json, stale) = (path("test.yaml"), path("r.json"), path("r.xml"));
+    fs::write(&stale, "of an earlier run").unwrap();
+    let run = run_loadtest(&["run", &test, "--simulator", "-t", "1s", "--json", &json]);
+    assert_eq!(run.status.code(), Some(1), "{run:?}");
+    let arguments = ["report", &json, "-o", "json", "--junit", &stale];
+    let mut report = Command::new(env!("CARGO_BIN_EXE_loadtest"))
+        .args(arguments)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(report.stdout.take());
+    assert_eq!(report.wait().unwrap().code(), Some(1));
+    assert!(fs::read_to_string(&stale).unwrap().starts_with("<?xml"));
+    // Without a result, no file of an earlier run is left, and no empty one.
+    let output = run_loadtest(&["report", &path("missing.json"), "--junit", &path("new.xml")]);
+    assert_eq!(output.status.code(), Some(2));
+    let names: Vec<_> =
+        fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 3, "{names:?}");
+}
+
+#[test]
 fn files_that_are_no_results_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("r.json").display().to_string();

@@ -103,7 +103,9 @@ pub(super) async fn write_result(
         }
     };
     let whole = if shortened.is_some() { &result.status } else { status };
+    // A file that can't be written does not lose the others, or the result on the terminal.
+    let written = write_outputs(outputs, &result);
     write!(out, "{}", outputs.format.render(&result, || table(whole))?)?;
     out.flush()?;
-    write_outputs(outputs, &result)
+    written
 }

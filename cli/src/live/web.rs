@@ -89,8 +89,10 @@ struct Shared {
     page: Arc<str>,
     states: watch::Receiver<Option<LiveState>>,
     stop: Option<StopButton>,
-    /// True if only names of this machine are accepted in the header `Host`.
+    /// True if only this machine can open the page.
     is_local: bool,
+    /// The host name of this machine.
+    machine: Arc<str>,
 }
 
 /// A page that is being served.
@@ -126,6 +128,7 @@ impl LivePage {
             states: feed.subscribe(),
             stop,
             is_local: address.ip().is_loopback(),
+            machine: machine_name(),
         };
         let end = CancellationToken::new();
         let router = Router::new()
@@ -153,21 +156,40 @@ impl LivePage {
 /// the address of this machine, and read the numbers or stop the test.
 async fn check_host(State(shared): State<Shared>, request: Request, next: Next) -> Response {
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    if shared.is_local && !host.is_some_and(is_name_of_this_machine) {
-        let text = "this page is only served as localhost or 127.0.0.1\n";
-        return (StatusCode::FORBIDDEN, text).into_response();
+    let machine = (!shared.is_local).then_some(&*shared.machine);
+    if host.is_some_and(|host| is_name_of_this_machine(host, machine)) {
+        return next.run(request).await;
     }
-    next.run(request).await
+    let names = "this page is only served as localhost or 127.0.0.1";
+    let text = match machine {
+        None => format!("{names}\n"),
+        Some(machine) => format!("{names}, by the address of this machine, or as {machine}\n"),
+    };
+    (StatusCode::FORBIDDEN, text).into_response()
 }
 
-fn is_name_of_this_machine(host: &str) -> bool {
+/// Returns true for a name that only this machine has. `machine` is its host name if other machines can open the page:
+/// then every address is good, because a site can't have one as its name.
+fn is_name_of_this_machine(host: &str, machine: Option<&str>) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
     };
     let name = name.trim_start_matches('[').trim_end_matches(']');
+    let address = name.parse::<IpAddr>();
+    let is_own_name = |machine: &str| {
+        let first = name.split('.').next().unwrap_or_default();
+        address.is_ok() || [name, first].iter().any(|name| name.eq_ignore_ascii_case(machine))
+    };
     name.eq_ignore_ascii_case("localhost")
-        || name.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        || address.as_ref().is_ok_and(IpAddr::is_loopback)
+        || machine.is_some_and(is_own_name)
+}
+
+/// Returns the host name of this machine.
+fn machine_name() -> Arc<str> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    name.trim().into()
 }
 
 async fn send_page(State(shared): State<Shared>) -> Response {

@@ -41,6 +41,11 @@ pub(crate) fn print_difference(
     if !comparison.differences.is_empty() {
         let parts = comparison.differences.join(" and ");
         eprint_line(&format!("the runs differ in {parts}: their numbers can't be compared"));
+    }
+    for doubt in &comparison.doubts {
+        eprint_line(&format!("{doubt}: the numbers can't be compared"));
+    }
+    if !comparison.differences.is_empty() || !comparison.doubts.is_empty() {
         return Ok(if *strict { Exit::Inconclusive } else { Exit::Passed });
     }
     let is_worse = comparison.rows.iter().any(|row| row.movement == Movement::Worse);
@@ -86,7 +91,7 @@ fn cells_of(row: &ComparedRow) -> Vec<String> {
 }
 
 const HEAD: [&str; 7] = ["task", "number", "base", "new", "change", "interval", "meaning"];
-const NOTE: &str = "The interval (95 %) comes from the noise within the two runs. Two runs of the same target can differ by more:\nrepeat both to be sure. A run needs a minute for an interval.";
+const NOTE: &str = "The interval (95 %) comes from the noise within the two runs. Two runs of the same target can differ by more:\nrepeat both to be sure. One of twenty numbers that did not change is outside its interval by chance.\nA run needs a minute for an interval.";
 
 pub(crate) fn format_comparison(
     base: &RunResult,

@@ -9,6 +9,7 @@ use super::request::build_test;
 use crate::{
     arguments::{InitArguments, RequestArguments},
     exit::Exit,
+    manifest::parse_manifest,
     output::eprint_line,
 };
 
@@ -44,7 +45,7 @@ pub(crate) fn print_file(arguments: &InitArguments, out: &mut impl Write) -> any
     if is_asking {
         ask_questions(&mut answers, &mut std::io::stdin().lock())?;
     }
-    match build_file(&answers) {
+    match build_file(&answers).and_then(checked) {
         Ok(text) => {
             out.write_all(text.as_bytes())?;
             out.flush()?;
@@ -53,6 +54,17 @@ pub(crate) fn print_file(arguments: &InitArguments, out: &mut impl Write) -> any
         Err(message) => {
             eprint_line(&format!("loadtest: {message}"));
             Ok(Exit::BadInput)
+        }
+    }
+}
+
+/// Returns the text of a file if it is valid.
+fn checked(text: String) -> Result<String, String> {
+    match parse_manifest(&text, None, &[]) {
+        Ok(_) => Ok(text),
+        Err(problems) => {
+            let messages = problems.into_iter().map(|problem| problem.message);
+            Err(messages.collect::<Vec<_>>().join("; "))
         }
     }
 }

@@ -29,11 +29,22 @@ fn names_of_this_machine_are_known() {
     for host in
         ["localhost", "LOCALHOST:8089", "127.0.0.1:8089", "127.0.0.2", "[::1]:8089", "[::1]"]
     {
-        assert!(is_name_of_this_machine(host), "{host}");
+        assert!(is_name_of_this_machine(host, None), "{host}");
+        assert!(is_name_of_this_machine(host, Some("laptop")), "{host}");
     }
     for host in ["evil.example", "evil.example:8089", "localhost.evil.example", "10.0.0.1:8089", ""]
     {
-        assert!(!is_name_of_this_machine(host), "{host}");
+        assert!(!is_name_of_this_machine(host, None), "{host}");
+    }
+}
+
+#[test]
+fn other_machines_open_the_page_by_address_or_host_name() {
+    for host in ["10.0.0.1:8089", "[fd00::1]:8089", "laptop", "Laptop:8089", "laptop.lan:8089"] {
+        assert!(is_name_of_this_machine(host, Some("laptop")), "{host}");
+    }
+    for host in ["evil.example", "evil.example:8089", "laptop-2", ""] {
+        assert!(!is_name_of_this_machine(host, Some("laptop")), "{host}");
     }
 }
 
