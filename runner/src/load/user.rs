@@ -2,10 +2,11 @@
 
 use std::{
     cell::RefCell,
-    future::poll_fn,
+    future::{Future, poll_fn},
     net::SocketAddr,
+    pin::pin,
     rc::Rc,
-    task::Poll,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -119,15 +120,7 @@ impl User {
             let ping = self.next_ping(state).filter(|(at, _)| *at < until);
             let wake = ping.map_or(until, |(at, _)| at);
             let sessions = &mut self.sessions;
-            let session_ended = poll_fn(|context| {
-                let mut open = sessions.iter_mut().filter(|(_, session)| session.is_open());
-                let has_ended = open.any(|(task, session)| {
-                    let has_ended = session.poll_idle(context).is_ready();
-                    state.count_traffic(*task, &session.take_traffic());
-                    has_ended
-                });
-                if has_ended { Poll::Ready(()) } else { Poll::Pending }
-            });
+            let session_ended = poll_fn(|context| poll_sessions(sessions, state, context));
             tokio::select! {
                 reached = state.sleep_until(wake) => match ping {
                     Some((_, index)) if reached => {
@@ -174,6 +167,35 @@ impl User {
             () = state.timer.sleep_until(Instant::now() + CLOSE_TIMEOUT) => {}
         }
     }
+}
+
+/// Reads what has come on open sessions, and answers pings. Ready when one of them has ended.
+fn poll_sessions(
+    sessions: &mut [(usize, SessionSlot)],
+    state: &ThreadState,
+    context: &mut Context<'_>,
+) -> Poll<()> {
+    let mut open = sessions.iter_mut().filter(|(_, session)| session.is_open());
+    let has_ended = open.any(|(task, session)| {
+        let has_ended = session.poll_idle(context).is_ready();
+        state.count_traffic(*task, &session.take_traffic());
+        has_ended
+    });
+    if has_ended { Poll::Ready(()) } else { Poll::Pending }
+}
+
+/// Awaits a request, and answers pings on the sessions of other tasks meanwhile.
+async fn run_beside_sessions<T>(
+    request: impl Future<Output = T>,
+    sessions: &mut [(usize, SessionSlot)],
+    state: &ThreadState,
+) -> T {
+    let mut request = pin!(request);
+    poll_fn(|context| {
+        while poll_sessions(sessions, state, context).is_ready() {}
+        request.as_mut().poll(context)
+    })
+    .await
 }
 
 /// The condition of a transport after a request.
@@ -270,6 +292,7 @@ pub(super) async fn perform_task(
     let transport = user.checkout_transport(state.connection_pool(), task, &prepared.kind);
     let mut guard = TransportGuard { state, task, transport };
     let in_flight = Rc::clone(&user.in_flight);
+    let has_open_session = user.has_open_session();
     let address = guard.transport.address();
     in_flight.begin_request(task, planned, lag, prepared.timeout);
     // A user that waits holds no buffer.
@@ -283,7 +306,12 @@ pub(super) async fn perform_task(
         &mut guard.transport,
         &mut buffer,
     );
-    let result = in_flight.run_until_deadline(exchange).await;
+    let request = in_flight.run_until_deadline(exchange);
+    let result = if has_open_session {
+        run_beside_sessions(request, &mut user.sessions, state).await
+    } else {
+        request.await
+    };
     let (outcome, failure, last, response) = match result {
         Some(Ok((last, response))) => (Outcome::Success, None, last, response),
         Some(Err(failure)) => (Outcome::Failure, Some(failure), Instant::now(), None),

@@ -199,9 +199,10 @@ impl InFlightRequest {
         }
     }
 
-    /// Forgets the first byte of a redirect: the first byte is that of the final response.
+    /// Forgets the first byte and the status of a redirect: those of the final response count.
     pub(crate) fn restart_first_byte(&self) {
         self.first_byte.set(None);
+        self.status.set(0);
     }
 
     /// Marks the first token of any kind. Only the first call counts.
@@ -348,11 +349,14 @@ impl InFlightRequest {
                 let awaited = self.connect_state.step.get().awaited();
                 format!("no connection within {timeout}: {awaited}")
             }
-            _ => match &*self.progress.borrow() {
-                Some(progress) => {
+            _ => match (&*self.progress.borrow(), self.status()) {
+                (Some(progress), _) => {
                     format!("no complete response within {timeout}: {}", progress.describe())
                 }
-                None => format!("no complete response within {timeout}"),
+                (None, Some(status @ 400..)) => {
+                    format!("no complete response within {timeout}, after status {status}")
+                }
+                (None, _) => format!("no complete response within {timeout}"),
             },
         }
     }

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    io,
     net::SocketAddr,
     rc::Rc,
     time::{Duration, Instant},
@@ -31,6 +32,8 @@ const DNS_ERROR_TTL: Duration = Duration::from_secs(1);
 
 /// How long an address may be silent before the next one is tried beside it (RFC 8305, 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Maximum number of addresses in the message about a failed connect.
+const MAX_TOLD: usize = 3;
 /// How long an address that did not answer is tried last.
 const SILENT_TTL: Duration = Duration::from_secs(30);
 
@@ -97,8 +100,8 @@ pub(crate) struct Connector {
     next_address: Cell<usize>,
     /// Addresses that did not answer, and when. They are tried last for a while.
     silent_addresses: RefCell<Vec<(SocketAddr, Instant)>>,
-    /// True once the target has not replied to the close frame of a WebSocket.
-    pub(crate) ignores_close: Cell<bool>,
+    /// How many close frames of WebSockets in a row the target has not replied to.
+    pub(crate) missed_closes: Cell<u32>,
 }
 
 impl Connector {
@@ -116,7 +119,7 @@ impl Connector {
             lookup_lock: tokio::sync::Mutex::new(()),
             next_address: Cell::new(first_address),
             silent_addresses: RefCell::default(),
-            ignores_close: Cell::new(false),
+            missed_closes: Cell::new(0),
         }
     }
 
@@ -177,7 +180,7 @@ impl Connector {
         let mut attempts = FuturesUnordered::new();
         let mut waiting = addresses.iter().copied();
         let mut pending: Vec<SocketAddr> = Vec::new();
-        let mut last_error = None;
+        let mut errors: Vec<(SocketAddr, io::Error)> = Vec::new();
         loop {
             if let Some(address) = waiting.next() {
                 pending.push(address);
@@ -200,17 +203,14 @@ impl Connector {
                 Some((address, Err(error))) => {
                     // An address that refuses is not silent: it costs no time.
                     pending.retain(|other| *other != address);
-                    last_error = Some((address, error));
+                    errors.push((address, error));
                 }
                 None => {}
             }
         }
-        Err(match last_error {
-            Some((address, error)) => {
-                Failure::new(ErrorKind::from_connect_error(&error), format!("{address}: {error}"))
-            }
-            None => Failure::new(ErrorKind::Dns, format!("{} has no address", self.endpoint.host)),
-        })
+        Err(connect_failure(errors).unwrap_or_else(|| {
+            Failure::new(ErrorKind::Dns, format!("{} has no address", self.endpoint.host))
+        }))
     }
 
     async fn wrap_stream(
@@ -266,12 +266,40 @@ impl Connector {
         let Endpoint { host, port, .. } = &self.endpoint;
         let result = match tokio::net::lookup_host((host.as_str(), *port)).await {
             Ok(addresses) => Ok(addresses.collect()),
-            Err(error) => Err(Failure::new(ErrorKind::Dns, format!("{host}: {error}"))),
+            Err(error) => {
+                let kind = match ErrorKind::from_connect_error(&error) {
+                    ErrorKind::FileLimit => ErrorKind::FileLimit,
+                    _ => ErrorKind::Dns,
+                };
+                Err(Failure::new(kind, format!("{host}: {error}")))
+            }
         };
         steps.dns = Some(began.elapsed());
         *self.cached_lookup.borrow_mut() = Some((Instant::now(), result.clone()));
         result
     }
+}
+
+/// Returns the failure of a connect by the errors of all addresses; `None` without an error.
+///
+/// The error that says the most about the target is the first one in the message, and its kind counts: a machine without
+/// IPv6, for example, has no local address for IPv6, and the target has refused the connection all the same.
+fn connect_failure(mut errors: Vec<(SocketAddr, io::Error)>) -> Option<Failure> {
+    let rank = |error: &io::Error| match (ErrorKind::from_connect_error(error), error.kind()) {
+        (ErrorKind::FileLimit, _) => 0,
+        (ErrorKind::PortExhausted, _) => 2,
+        (_, io::ErrorKind::NetworkUnreachable) => 3,
+        _ => 1,
+    };
+    errors.sort_by_key(|(_, error)| rank(error));
+    let (_, telling) = errors.first()?;
+    let kind = ErrorKind::from_connect_error(telling);
+    let texts: Vec<String> = errors
+        .iter()
+        .take(MAX_TOLD)
+        .map(|(address, error)| format!("{address}: {error}"))
+        .collect();
+    Some(Failure::new(kind, texts.join("; ")))
 }
 
 /// Orders addresses so that IPv4 and IPv6 take turns, beginning with the family of the first one
@@ -299,6 +327,26 @@ mod tests {
         let ordered = alternate_families(&parse(&["[::1]:1", "[::2]:1", "1.1.1.1:1", "2.2.2.2:1"]));
         assert_eq!(ordered, parse(&["[::1]:1", "1.1.1.1:1", "[::2]:1", "2.2.2.2:1"]));
         assert_eq!(alternate_families(&[]), []);
+    }
+
+    #[test]
+    fn the_cause_of_a_failed_connect_is_the_targets_if_one_address_shows_it() {
+        let failure_of = |codes: &[(&str, i32)]| {
+            let error = |(address, code): &(&str, i32)| {
+                (address.parse().unwrap(), io::Error::from_raw_os_error(*code))
+            };
+            connect_failure(codes.iter().map(error).collect()).unwrap()
+        };
+        let (refused, no_address, no_network, no_file) = (111, 99, 101, 24);
+        let down = failure_of(&[("10.0.0.5:80", refused), ("[::1]:80", no_address)]);
+        assert_eq!(down.kind, ErrorKind::Connect);
+        assert!(down.message.starts_with("10.0.0.5:80: Connection refused"), "{}", down.message);
+        assert!(down.message.contains("[::1]:80: "), "{}", down.message);
+        let ours = failure_of(&[("[::1]:80", no_network), ("10.0.0.5:80", no_address)]);
+        assert_eq!(ours.kind, ErrorKind::PortExhausted);
+        let files = failure_of(&[("10.0.0.5:80", refused), ("[::1]:80", no_file)]);
+        assert_eq!(files.kind, ErrorKind::FileLimit);
+        assert!(connect_failure(Vec::new()).is_none());
     }
 
     #[tokio::test]

@@ -81,6 +81,8 @@ struct StreamState {
     event_tokens: Tokens,
     /// Length of all texts of reasoning, in bytes.
     reasoning_bytes: u64,
+    /// Length of all content and tool calls, as JSON, in bytes.
+    answer_bytes: u64,
     usage: Usage,
     finish_reason: Option<FinishReason>,
     /// True when an event was part of a chat completion.
@@ -268,6 +270,7 @@ impl StreamState {
             self.first_content = Some(at);
         }
         self.reasoning_bytes += chat.reasoning_bytes as u64;
+        self.answer_bytes += chat.answer_bytes as u64;
         let is_reasoning = reasoning && !content && !tool;
         self.times.add(at, is_reasoning, chat.usage.completion);
     }
@@ -306,8 +309,10 @@ impl StreamState {
         // Models that hide their reasoning report its tokens, and send none of them or a summary.
         let is_summary =
             tokens.reasoning.saturating_mul(MIN_BYTES_PER_TOKEN) > self.reasoning_bytes;
+        // Some report the tokens of hidden reasoning as those of the answer. No token is shorter than a byte.
+        let answer = tokens.output + tokens.tool;
         self.times.share_tokens(EventTokens {
-            answer: tokens.output + tokens.tool,
+            answer: Some(answer).filter(|tokens| *tokens <= self.answer_bytes),
             reasoning: Some(tokens.reasoning).filter(|_| !is_summary),
         });
         ChatResponse {

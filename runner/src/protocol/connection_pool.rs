@@ -29,6 +29,9 @@ const MAX_CLOSING: usize = 48;
 /// Maximum time to wait for the rest of a body that nobody needs. A new connection takes longer.
 const REST_TIMEOUT: Duration = Duration::from_millis(5);
 
+/// Number of responses in a row that the target left open, after which their rest is not waited for any more.
+const MAX_LEFT_OPEN: u32 = 3;
+
 /// An open connection.
 #[derive(Debug)]
 pub(crate) enum Connection {
@@ -143,7 +146,10 @@ impl ConnectionSlot {
                 is_silent
             }
         };
-        if is_lost || open.is_used_up() {
+        if !is_lost && open.is_expired() {
+            // Neither the target nor a failure has ended it.
+            self.connection = None;
+        } else if is_lost || open.is_used_up() {
             self.discard();
         }
     }
@@ -165,8 +171,8 @@ pub(crate) struct ConnectionPool {
     opening_lock: tokio::sync::Mutex<()>,
     /// Number of connections that wait until the target closes them.
     closing: Rc<Cell<usize>>,
-    /// True once a target has left a response open after its last event.
-    leaves_open: Cell<bool>,
+    /// How many responses in a row the target has left open after their last event.
+    left_open: Cell<u32>,
 }
 
 impl ConnectionPool {
@@ -186,7 +192,7 @@ impl ConnectionPool {
             shared_http2: RefCell::default(),
             opening_lock: tokio::sync::Mutex::new(()),
             closing: Rc::default(),
-            leaves_open: Cell::new(false),
+            left_open: Cell::new(0),
         })
     }
 
@@ -219,11 +225,12 @@ impl ConnectionPool {
         if let Some(Connection::Http1(open)) = &mut slot.connection
             && open.unread_body.is_some()
         {
-            // A target that leaves responses open is waited for only once.
-            let limit = if self.leaves_open.get() { Duration::ZERO } else { REST_TIMEOUT };
+            // A target that leaves responses open is waited for only some times.
+            let is_patient = self.left_open.get() < MAX_LEFT_OPEN;
+            let limit = if is_patient { REST_TIMEOUT } else { Duration::ZERO };
             let read = open.finish_unread_body(buffer);
             let is_ready = tokio::time::timeout(limit, read).await;
-            self.leaves_open.set(self.leaves_open.get() || is_ready.is_err());
+            self.left_open.set(if is_ready.is_err() { self.left_open.get() + 1 } else { 0 });
             open.is_used_up |= !is_ready.unwrap_or(false);
         }
         if slot.connection.as_ref().is_some_and(Connection::is_expired) {

@@ -30,15 +30,19 @@ pub(crate) enum ContentEncoding {
     Deflate,
     Brotli,
     Zstd,
-    /// An encoding that is not decoded, or several of them.
-    Unknown,
+    /// A name that is no known encoding. The body is read as it is, as browsers do: servers name `none`, `utf-8` and other
+    /// things that change nothing.
+    Other,
+    /// Several encodings, one after the other, which are not decoded.
+    Several,
 }
 
 impl ContentEncoding {
     /// Reads the value of the header.
     pub(crate) fn parse(value: &[u8]) -> Self {
-        const NAMES: [(&str, ContentEncoding); 7] = [
+        const NAMES: [(&str, ContentEncoding); 8] = [
             ("identity", ContentEncoding::Identity),
+            ("none", ContentEncoding::Identity),
             ("", ContentEncoding::Identity),
             ("gzip", ContentEncoding::Gzip),
             ("x-gzip", ContentEncoding::Gzip),
@@ -46,9 +50,22 @@ impl ContentEncoding {
             ("br", ContentEncoding::Brotli),
             ("zstd", ContentEncoding::Zstd),
         ];
-        let value = value.trim_ascii();
-        let named = NAMES.iter().find(|(name, _)| value.eq_ignore_ascii_case(name.as_bytes()));
-        named.map_or(Self::Unknown, |(_, encoding)| *encoding)
+        let parse_one = |name: &[u8]| {
+            let name = name.trim_ascii();
+            let named = NAMES.iter().find(|(known, _)| name.eq_ignore_ascii_case(known.as_bytes()));
+            named.map_or(Self::Other, |(_, encoding)| *encoding)
+        };
+        let encodings = value.split(|byte| *byte == b',').map(parse_one);
+        encodings.fold(Self::Identity, |so_far, next| match (so_far, next) {
+            (_, Self::Identity) => so_far,
+            (Self::Identity | Self::Other, _) => next,
+            (_, Self::Other) => so_far,
+            _ => Self::Several,
+        })
+    }
+
+    const fn is_read_as_it_is(self) -> bool {
+        matches!(self, Self::Identity | Self::Other | Self::Several)
     }
 
     const fn name(self) -> &'static str {
@@ -58,14 +75,15 @@ impl ContentEncoding {
             Self::Deflate => "deflate",
             Self::Brotli => "br",
             Self::Zstd => "zstd",
-            Self::Unknown => "not known",
+            Self::Other => "not known",
+            Self::Several => "one of several",
         }
     }
 
     /// Returns an error when the body can't be decoded while it arrives.
     pub(crate) fn check_streamable(self) -> Result<(), Failure> {
         match self {
-            Self::Zstd | Self::Unknown => Err(Failure::new(
+            Self::Zstd | Self::Several => Err(Failure::new(
                 ErrorKind::Protocol,
                 format!(
                     "stream has a content-encoding that is {}: ask for gzip, br or none in accept-encoding",
@@ -79,12 +97,21 @@ impl ContentEncoding {
     /// Returns an error when the body can't be decoded at all.
     pub(crate) fn check_readable(self) -> Result<(), Failure> {
         match self {
-            Self::Unknown => Err(Failure::new(
+            Self::Several => Err(Failure::new(
                 ErrorKind::CheckBody,
-                "content-encoding of the response is none of gzip, deflate, br and zstd, so checks can't read the body: change accept-encoding",
+                "content-encoding of the response names several encodings, so checks can't read the body: change accept-encoding",
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Adds to a failure about the content of a body that the load generator does not know its encoding.
+    pub(crate) fn explain_failure(self, mut failure: Failure) -> Failure {
+        if self == Self::Other {
+            failure.message +=
+                ". The response has a content-encoding that is none of gzip, deflate, br and zstd";
+        }
+        failure
     }
 }
 
@@ -125,7 +152,7 @@ impl BodyDecoder {
         data: &[u8],
         mut on_data: impl FnMut(&[u8]) -> AfterEvent,
     ) -> AfterEvent {
-        if matches!(self.encoding, ContentEncoding::Identity | ContentEncoding::Unknown) {
+        if self.encoding.is_read_as_it_is() {
             return on_data(data);
         }
         for mut piece in data.chunks(MAX_INPUT) {
@@ -195,7 +222,9 @@ fn new_state(encoding: ContentEncoding, first: &[u8]) -> DecoderState {
             DecoderState::Brotli(Box::new(DecompressorWriter::new(Vec::new(), 4 << 10)))
         }
         ContentEncoding::Zstd => DecoderState::Zstd(Vec::new()),
-        ContentEncoding::Identity | ContentEncoding::Unknown => DecoderState::Ended,
+        ContentEncoding::Identity | ContentEncoding::Other | ContentEncoding::Several => {
+            DecoderState::Ended
+        }
     }
 }
 
@@ -367,12 +396,15 @@ mod tests {
             ("GZip", ContentEncoding::Gzip),
             (" br ", ContentEncoding::Brotli),
             ("identity", ContentEncoding::Identity),
-            ("gzip, br", ContentEncoding::Unknown),
-            ("compress", ContentEncoding::Unknown),
+            ("gzip, br", ContentEncoding::Several),
+            ("compress", ContentEncoding::Other),
+            ("none", ContentEncoding::Identity),
+            ("identity, gzip", ContentEncoding::Gzip),
+            ("aws-chunked, gzip", ContentEncoding::Gzip),
         ] {
             assert_eq!(ContentEncoding::parse(value.as_bytes()), encoding, "{value}");
         }
-        assert!(ContentEncoding::Unknown.check_readable().is_err());
+        assert!(ContentEncoding::Several.check_readable().is_err());
         assert!(ContentEncoding::Zstd.check_streamable().is_err());
     }
 

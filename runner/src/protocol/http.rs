@@ -42,14 +42,12 @@ async fn read_unexpected(
     buffer: &mut BytesMut,
 ) -> Failure {
     let status = response.status();
-    let described = describe_status(status, headers);
-    match response.read_start_of_body(buffer, MAX_ERROR_BODY).await {
-        Ok((_, body)) => {
-            let message = format!("{} returned {described}", prepared.name);
-            Failure::new(ErrorKind::Http(status), with_words(message, &body))
-        }
-        Err(failure) => failure,
-    }
+    let message = format!("{} returned {}", prepared.name, describe_status(status, headers));
+    let message = match response.read_start_of_body(buffer, MAX_ERROR_BODY).await {
+        Ok((_, body)) => with_words(message, &body),
+        Err(failure) => format!("{message}, and its body broke off: {}", failure.message),
+    };
+    Failure::new(ErrorKind::Http(status), message)
 }
 
 /// Runs one HTTP request. Returns the time of the last byte of its response.
@@ -101,7 +99,7 @@ async fn perform_checked_http(
             evaluate_checks(&prepared.checks, &headers, &[])?;
             return Ok(last);
         }
-        response.encoding().check_readable()?;
+        let encoding = response.encoding();
         let mut body = Vec::new();
         let on_data = |data: &[u8], _| {
             if body.len() + data.len() > MAX_CHECKED_BODY {
@@ -112,7 +110,9 @@ async fn perform_checked_http(
             Ok(ControlFlow::Continue(()))
         };
         let last = response.read_decoded_body(buffer, on_data).await?;
-        evaluate_checks(&prepared.checks, &headers, &body)?;
+        encoding.check_readable()?;
+        evaluate_checks(&prepared.checks, &headers, &body)
+            .map_err(|failure| encoding.explain_failure(failure))?;
         return Ok(last);
     }
 }
@@ -135,6 +135,7 @@ pub(crate) async fn perform_chat(
     if prepared.stream {
         response.encoding().check_streamable()?;
     }
+    let encoding = response.encoding();
     let mut reader = ChatReader::new(prepared.stream);
     let read = response.read_decoded_body(buffer, |data, at| {
         let flow = reader.read_bytes(data, at)?;
@@ -150,9 +151,10 @@ pub(crate) async fn perform_chat(
         // A stream that has begun and then breaks off was cut, in the middle of a chunk as well as
         // between events.
         ErrorKind::Reset if prepared.stream => Failure { kind: ErrorKind::StreamCut, ..failure },
-        _ => failure,
+        ErrorKind::Reset => failure,
+        _ => encoding.explain_failure(failure),
     })?;
-    let response = reader.finish(last)?;
+    let response = reader.finish(last).map_err(|failure| encoding.explain_failure(failure))?;
     response.first_token.into_iter().for_each(|at| in_flight.mark_first_token(at));
     response.first_content.into_iter().for_each(|at| in_flight.mark_first_content(at));
     Ok((last, response))

@@ -2,6 +2,8 @@
 
 use std::{
     cell::Cell,
+    future::{Future, poll_fn},
+    pin::pin,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -26,6 +28,8 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Maximum number of concurrent streams until the settings of the target arrive.
 const INITIAL_MAX_STREAMS: usize = 100;
+/// Number of streams whose late frames are ignored after the load generator has given them up.
+const MAX_RESET_STREAMS: usize = 1000;
 
 /// Maximum time to read the rest of a body that nobody needs.
 const REST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -37,7 +41,7 @@ pub(crate) struct Http2Connection {
     pub(crate) stats: Rc<ConnectionStats>,
     /// True when no more requests can be sent.
     is_closed: Rc<Cell<bool>>,
-    /// Number of open streams, and the signal that one of them has ended.
+    /// Number of open streams, and the signal that one of them has ended or that the target allows more.
     open_streams: Rc<Cell<usize>>,
     stream_ended: Rc<Notify>,
     driver: AbortHandle,
@@ -78,12 +82,26 @@ pub(crate) struct Http2Response {
 }
 
 fn h2_failure(error: h2::Error) -> Failure {
-    let kind = match error.get_io() {
-        Some(io) => ErrorKind::from_io_error(io),
-        None if error.is_reset() || error.is_go_away() => ErrorKind::Reset,
-        None => ErrorKind::Protocol,
-    };
-    Failure::new(kind, error)
+    if let Some(io) = error.get_io() {
+        return Failure::new(ErrorKind::from_io_error(io), error);
+    }
+    match error.reason() {
+        // The library gives up a connection with very many empty frames, or with very many for streams that have ended.
+        Some(Reason::ENHANCE_YOUR_CALM) if error.is_library() => {
+            let message = "the load generator takes no more frames of this connection";
+            Failure::new(ErrorKind::SizeLimit, format!("{message}: {error}"))
+        }
+        _ if error.is_library() => {
+            let message = "the target violates HTTP/2 (see target.httpVersion)";
+            Failure::new(ErrorKind::Protocol, format!("{message}: {error}"))
+        }
+        Some(Reason::NO_ERROR) if error.is_reset() => {
+            let message = "the target reset the stream before the response was complete";
+            Failure::new(ErrorKind::Reset, message)
+        }
+        _ if error.is_reset() || error.is_go_away() => Failure::new(ErrorKind::Reset, error),
+        _ => Failure::new(ErrorKind::Protocol, error),
+    }
 }
 
 impl Http2Connection {
@@ -98,13 +116,27 @@ impl Http2Connection {
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .initial_max_send_streams(INITIAL_MAX_STREAMS)
+            .max_concurrent_reset_streams(MAX_RESET_STREAMS)
+            .max_local_error_reset_streams(None)
             .enable_push(false);
         let (sender, connection) = builder.handshake(stream).await.map_err(h2_failure)?;
         let is_closed = Rc::new(Cell::new(false));
-        let closed = Rc::clone(&is_closed);
+        let stream_ended = Rc::<Notify>::default();
+        let (closed, more_allowed) = (Rc::clone(&is_closed), Rc::clone(&stream_ended));
+        let settings: SendRequest<Bytes> = sender.clone();
         let driver = tokio::task::spawn_local(async move {
+            let mut connection = pin!(connection);
+            let mut allowed = settings.current_max_send_streams();
             // The error is ignored: each request on the connection gets an error of its own.
-            let _ = connection.await;
+            let _ = poll_fn(|context| {
+                let result = connection.as_mut().poll(context);
+                let before = std::mem::replace(&mut allowed, settings.current_max_send_streams());
+                if allowed > before {
+                    more_allowed.notify_waiters();
+                }
+                result
+            })
+            .await;
             closed.set(true);
         });
         let driver = driver.abort_handle();
@@ -113,7 +145,7 @@ impl Http2Connection {
             stats,
             is_closed,
             open_streams: Rc::default(),
-            stream_ended: Rc::default(),
+            stream_ended,
             driver,
             expires,
         })
@@ -214,13 +246,8 @@ impl Http2Response {
         mut on_data: impl FnMut(&[u8], Instant) -> AfterEvent,
     ) -> Result<Instant, Failure> {
         while let Some(data) = self.body.data().await {
-            let data = match data {
-                Ok(data) => data,
-                // The target responded before it had read the whole request, which is a valid
-                // response.
-                Err(error) if error.reason() == Some(Reason::NO_ERROR) && error.is_reset() => break,
-                Err(error) => return Err(h2_failure(error)),
-            };
+            // A reset after the end of the response is no error here.
+            let data = data.map_err(h2_failure)?;
             let flow = on_data(&data, self.stats.last_read.get())?;
             self.body.flow_control().release_capacity(data.len()).map_err(h2_failure)?;
             if flow.is_break() {

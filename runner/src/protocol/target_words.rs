@@ -40,12 +40,20 @@ pub(crate) fn describe_body(body: &[u8]) -> Option<String> {
     let limit = if is_large { MAX_ERROR_BODY } else { MAX_JSON_ERROR };
     let text = decode_text(&body[..body.len().min(limit)])?;
     let text = text.trim();
+    let text = data_of_first_event(text).unwrap_or(text);
     let words = match text.as_bytes().first()? {
         b'{' | b'[' | b'"' => describe_json(text),
         b'<' => describe_markup(text),
         _ => describe_text(text).to_owned(),
     };
     Some(shorten(&words)).filter(|words| !words.is_empty())
+}
+
+/// Returns the data of the first event of an event stream. `None` for another text.
+fn data_of_first_event(text: &str) -> Option<&str> {
+    let is_event = ["event:", "data:", "id:", ":"].iter().any(|start| text.starts_with(start));
+    let data = text.lines().find_map(|line| line.strip_prefix("data:"));
+    data.filter(|_| is_event).map(str::trim).filter(|data| !data.is_empty())
 }
 
 /// Returns a text on one line, cut to the maximum length, without credentials.

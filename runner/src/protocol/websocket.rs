@@ -33,6 +33,8 @@ use crate::{
 /// Maximum time to wait for the reply to a close frame, and to the ping before it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Number of close frames in a row without a reply after which the target is not waited for any more.
+const MAX_MISSED_CLOSES: u32 = 3;
 /// A shorter wait says nothing about the target: the deadline of the task was near.
 const MIN_CLOSE_WAIT: Duration = Duration::from_millis(100);
 
@@ -320,7 +322,7 @@ impl SessionSlot {
     /// Runs the close handshake. Messages that arrive before the reply of the target are ignored. If
     /// `is_judged`, it is a failure when the target closes with the code of an error.
     ///
-    /// A target that never replies is waited for only once, for [`close_timeout`].
+    /// A target that never replies is waited for only some times, for [`close_timeout`].
     async fn close_session(
         &mut self,
         connector: &Connector,
@@ -330,7 +332,7 @@ impl SessionSlot {
         let stream = self.session.as_mut().and_then(|session| session.stream.as_mut());
         let Some(stream) = stream else { return Ok(()) };
         match stream.send_close().await {
-            Ok(()) if !connector.ignores_close.get() => {}
+            Ok(()) if connector.missed_closes.get() < MAX_MISSED_CLOSES => {}
             Err(failure) if is_judged => return self.end_of_session(failure).await,
             // The target has closed first, or is not waited for.
             _ => {
@@ -339,14 +341,19 @@ impl SessionSlot {
             }
         }
         let limit = close_timeout(in_flight);
-        match tokio::time::timeout(limit, await_close(stream)).await {
+        let reply = tokio::time::timeout(limit, await_close(stream)).await;
+        if reply.is_ok() {
+            connector.missed_closes.set(0);
+        }
+        match reply {
             Ok(Ok(Some((code, reason)))) if is_judged && !is_normal_end(code) => {
                 self.uncounted.closes.push(code);
                 Err(close_failure(code, &reason, ""))
             }
             Ok(result) => result.map(drop),
             Err(_) => {
-                connector.ignores_close.set(limit >= MIN_CLOSE_WAIT);
+                let missed = connector.missed_closes.get() + u32::from(limit >= MIN_CLOSE_WAIT);
+                connector.missed_closes.set(missed);
                 self.discard();
                 Ok(())
             }

@@ -7,6 +7,7 @@ mod connections;
 mod control_server;
 mod error_kinds;
 mod harness;
+mod http2_servers;
 mod lifecycle;
 mod load_models;
 mod protocol;

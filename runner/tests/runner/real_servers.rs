@@ -295,6 +295,78 @@ async fn hidden_tokens_shorten_no_gap() {
 }
 
 #[tokio::test]
+async fn hidden_tokens_that_count_as_the_answer_shorten_no_gap() {
+    // The target does not say how many of the tokens are hidden.
+    let usage = "data: {\"choices\":[],\"usage\":{\"completion_tokens\":100}}\n\n";
+    let steps = vec![
+        stream_of(&[TOKEN]),
+        wait(30),
+        send(chunk(TOKEN)),
+        wait(30),
+        send(
+            [chunk(TOKEN), chunk(STOP), chunk(usage), chunk(DONE), "0\r\n\r\n".to_owned()].concat(),
+        ),
+    ];
+    let task = run_good(chat(), steps).await;
+    assert_eq!(task.tokens.output, 100 * task.completed_requests());
+    for metric in [LatencyMetric::InterTokenLatency, LatencyMetric::TimePerOutputToken] {
+        let gap = median(&task, metric);
+        assert!((29.0..45.0).contains(&gap), "{metric:?}: {gap} ms");
+    }
+}
+
+#[tokio::test]
+async fn content_encodings_that_are_none_change_nothing() {
+    let stream = [stream_text(&[TOKEN, STOP, DONE]), "0\r\n\r\n".to_owned()].concat();
+    for encoding in ["none", "utf-8", "identity, none"] {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-encoding: {encoding}\r\n");
+        run_good(chat(), vec![send(stream.replace("HTTP/1.1 200 OK\r\n", &head))]).await;
+        let task = json!({"http": {"path": "/", "checks": [{"bodyContains": "hello"}]}});
+        let header = format!("content-encoding: {encoding}\r\n");
+        run_good(task, vec![respond(&header, "hello")]).await;
+    }
+}
+
+#[tokio::test]
+async fn an_error_keeps_its_status_when_its_body_breaks_off() {
+    let cut = "HTTP/1.1 503 Busy\r\ncontent-length: 50\r\n\r\nno upstream";
+    let steps = vec![send(cut), Step::Close];
+    for task in [get(), chat()] {
+        let (kind, message) = run_bad(task, steps.clone()).await;
+        assert_eq!(kind, "http_503", "{message}");
+        assert!(message.contains("its body broke off"), "{message}");
+    }
+    let slow = json!({"http": {"path": "/", "timeout": "300ms"}});
+    let (kind, message) = run_bad(slow, vec![send(cut), Step::Hang]).await;
+    assert_eq!(kind, "timeout_body");
+    assert!(message.contains("after status 503"), "{message}");
+}
+
+#[tokio::test]
+async fn an_error_in_an_event_is_told_by_its_message() {
+    let body = "event: error\ndata: {\"error\":{\"message\":\"too many requests\"}}\n\n";
+    let busy = format!("HTTP/1.1 429 Busy\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let (kind, message) = run_bad(chat(), vec![send(busy)]).await;
+    assert_eq!(kind, "http_429");
+    assert!(message.ends_with("status 429: too many requests"), "{message}");
+}
+
+#[tokio::test]
+async fn a_late_end_of_a_response_costs_one_connection() {
+    // The end of the first response comes late, and that of all others at once.
+    let events = stream_text(&[TOKEN, STOP, DONE]);
+    let steps = move |number: u64| {
+        let late = if number == 0 { vec![wait(40)] } else { Vec::new() };
+        [vec![send(&events)], late, vec![send("0\r\n\r\n")]].concat()
+    };
+    let target = ScriptedTarget::start_with(steps).await;
+    let (task, messages) = target.run(chat()).await;
+    assert_eq!((task.failed_requests(), messages), (0, vec![]));
+    // A user may ask again before its own response has ended.
+    assert!(target.connections() <= 4, "{} connections", target.connections());
+}
+
+#[tokio::test]
 async fn responses_without_a_choice_are_failures() {
     let empty = r#"{"id":"c","choices":[]}"#;
     let whole = json!({"chat": {"models": ["m"], "messages": ["Hi"], "stream": false}});

@@ -1,9 +1,12 @@
 //! WebSocket sessions: `PerTask` opens a session for each task, `PerUser` keeps a session across
 //! the tasks of a user.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use futures_util::{SinkExt, StreamExt};
@@ -46,6 +49,55 @@ async fn per_user_session_is_opened_once_and_reused() {
     let upgrades = task.latencies.get(LatencyMetric::ConnectUpgrade, Outcome::Success);
     assert_eq!(upgrades.count(), 6);
     assert!(upgrades.quantile(0.0).unwrap().as_secs_f64() >= 0.0099);
+}
+
+#[tokio::test]
+async fn pings_are_answered_while_the_user_runs_another_task() {
+    // The target ends a session that has not answered a ping for 300 ms.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let lost = Arc::<AtomicU64>::default();
+    let counted = Arc::clone(&lost);
+    tokio::spawn(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let counted = Arc::clone(&counted);
+            tokio::spawn(async move {
+                let Ok(mut session) = tokio_tungstenite::accept_async(socket).await else { return };
+                loop {
+                    if session.send(Message::Ping(Vec::new().into())).await.is_err() {
+                        return;
+                    }
+                    let pong = async {
+                        while let Some(Ok(message)) = session.next().await {
+                            if message.is_pong() {
+                                return true;
+                            }
+                        }
+                        false
+                    };
+                    match tokio::time::timeout(Duration::from_millis(300), pong).await {
+                        Ok(true) => tokio::time::sleep(Duration::from_millis(20)).await,
+                        Ok(false) => return,
+                        Err(_) => {
+                            counted.fetch_add(1, Ordering::Relaxed);
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let simulator = start_simulator("{health: {latency: 800ms}}").await;
+    let tasks = json!([
+        {"name": "socket", "webSocket": {"path": "/", "session": "PerUser"}},
+        {"name": "slow", "http": {"path": "/health"}},
+    ]);
+    let mut plan = build_plan(&simulator, 4, "3s", &tasks);
+    plan.test.target.web_socket = Some(format!("ws://{address}"));
+    let result = run_plan(plan).await;
+    assert!(result.metrics.tasks["slow"].completed_requests() > 4);
+    assert_eq!(lost.load(Ordering::Relaxed), 0, "{:?}", result.examples);
+    assert_eq!(result.metrics.tasks["socket"].reconnects, 0);
 }
 
 #[tokio::test]

@@ -148,7 +148,7 @@ pub const LATENCIES: [LatencyInfo; 13] = [
     connect_step(
         LatencyMetric::ConnectDns,
         "dns",
-        "Time of the DNS lookup of a new connection; zero when the addresses were cached",
+        "Time of the DNS lookup of a new connection; not measured when the addresses were cached",
         true,
     ),
     connect_step(

@@ -21,6 +21,8 @@ pub(crate) struct ChatEvent<'a> {
     pub(crate) tokens: TokenKinds,
     /// Length of the text of reasoning, as JSON, in bytes.
     pub(crate) reasoning_bytes: usize,
+    /// Length of content and tool calls, as JSON, in bytes.
+    pub(crate) answer_bytes: usize,
     pub(crate) finish_reason: Option<&'a [u8]>,
     pub(crate) usage: Usage,
     /// The target's description of an error: JSON of any type.
@@ -173,6 +175,7 @@ impl<'a> ChatEvent<'a> {
             }
             // The form of the older completions API.
             b"text" => {
+                self.answer_bytes += text_length(scanner.clone().value()?);
                 self.tokens.content |= read_has_text(scanner)?;
                 Ok(())
             }
@@ -195,11 +198,16 @@ impl<'a> ChatEvent<'a> {
                 let text = scanner.clone().value()?;
                 let found = read_content(scanner)?;
                 self.tokens.content |= found.content;
+                self.answer_bytes += text_length(text);
                 if found.reasoning {
                     self.note_reasoning(text);
                 }
             }
-            b"refusal" | b"audio" => self.tokens.content |= filled(scanner.value()?).is_some(),
+            b"refusal" | b"audio" => {
+                let text = filled(scanner.value()?);
+                self.tokens.content |= text.is_some();
+                self.answer_bytes += text.map_or(0, <[u8]>::len);
+            }
             // Servers use different names, and some send several of them.
             b"reasoning_content" | b"reasoning" | b"reasoning_details" | b"thinking"
             | b"thinking_blocks" => {
@@ -209,7 +217,9 @@ impl<'a> ChatEvent<'a> {
             }
             // The second is the older form of the first.
             b"tool_calls" | b"function_call" => {
-                self.tokens.tool |= filled(scanner.value()?).is_some();
+                let text = filled(scanner.value()?);
+                self.tokens.tool |= text.is_some();
+                self.answer_bytes += text.map_or(0, <[u8]>::len);
             }
             _ => drop(scanner.value()?),
         }
@@ -225,6 +235,11 @@ impl<'a> ErrorSigns<'a> {
                 && (self.description.is_some() || self.has_code && self.message.is_some());
         is_error.then(|| described.unwrap_or(whole))
     }
+}
+
+/// Returns the length of a JSON text without its quotation marks.
+const fn text_length(value: &[u8]) -> usize {
+    value.len().saturating_sub(2)
 }
 
 /// Returns true when an error says that there is none: it is empty, or all its members are empty,

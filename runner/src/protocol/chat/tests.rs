@@ -77,7 +77,10 @@ fn gaps_are_measured_between_tokens_only() {
 #[test]
 fn tokens_of_one_event_share_its_gap() {
     // Twelve tokens in three events.
-    assert_eq!(gaps_of(&[TOKEN, TOKEN, TOKEN, &usage(12), DONE]), [(2.5, 4), (2.5, 4)]);
+    let text = TOKEN.replace("Hi", "four tokens in it");
+    assert_eq!(gaps_of(&[&text, &text, &text, &usage(12), DONE]), [(2.5, 4), (2.5, 4)]);
+    // No text is so short: hidden reasoning counts as the answer.
+    assert_eq!(gaps_of(&[TOKEN, TOKEN, TOKEN, &usage(12), DONE]), [(10.0, 1), (10.0, 1)]);
     // The target says at each event how many tokens it has sent.
     let (first, second, third) = (token_with_usage(2), token_with_usage(7), token_with_usage(8));
     assert_eq!(gaps_of(&[&first, &second, &third, DONE]), [(2.0, 5), (10.0, 1)]);
@@ -169,7 +172,8 @@ fn a_target_that_gives_up_is_a_failure() {
 #[test]
 fn usage_is_preferred_to_the_number_of_events() {
     let usage = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":11,\"completion_tokens_details\":{\"reasoning_tokens\":4}}}\n\n";
-    let found = response_of(&[TOKEN, TOKEN, usage, DONE]);
+    let text = TOKEN.replace("Hi", "four tokens in it");
+    let found = response_of(&[&text, &text, usage, DONE]);
     assert_eq!(found.tokens, Tokens { output: 7, reasoning: 4, tool: 0, prompt: 7 });
     // The second event holds 4 of the 7 tokens that were sent.
     assert_eq!(found.token_times.mean_gap(), Some(Duration::from_micros(2500)));

@@ -26,8 +26,8 @@ struct EventRun {
 /// How many tokens all events of a stream hold together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct EventTokens {
-    /// Tokens of content and of tool calls.
-    pub(super) answer: u64,
+    /// Tokens of content and of tool calls. `None` if it is not known, because hidden tokens are counted with them.
+    pub(super) answer: Option<u64>,
     /// `None` if it is not known, because the target shows only a part of the reasoning.
     pub(super) reasoning: Option<u64>,
 }
@@ -88,7 +88,8 @@ impl TokenTimes {
             let runs = self.runs.iter().filter(|run| run.is_reasoning == is_reasoning);
             runs.map(|run| run.events).sum::<u64>()
         };
-        let mut answer = EvenSpread::new(total.answer, events_of(false));
+        let answer_events = events_of(false);
+        let mut answer = EvenSpread::new(total.answer.unwrap_or(answer_events), answer_events);
         let events = events_of(true);
         let mut reasoning = EvenSpread::new(total.reasoning.unwrap_or(events), events);
         if answer.is_one_each() && reasoning.is_one_each() {
@@ -193,17 +194,17 @@ mod tests {
     #[test]
     fn each_kind_shares_its_own_tokens() {
         let mut times = times_of(&[10; 6], |event| event < 2);
-        times.share_tokens(EventTokens { answer: 4, reasoning: Some(20) });
+        times.share_tokens(EventTokens { answer: Some(4), reasoning: Some(20) });
         assert_eq!(times.tokens, [10, 10, 1, 1, 1, 1]);
         let mut times = times_of(&[10; 6], |event| event < 2);
-        times.share_tokens(EventTokens { answer: 4, reasoning: None });
+        times.share_tokens(EventTokens { answer: Some(4), reasoning: None });
         assert_eq!((times.tokens.len(), times.mean_gap()), (0, Some(Duration::from_millis(10))));
     }
 
     #[test]
     fn several_events_may_hold_one_token() {
         let mut times = times_of(&[10; 8], |_| false);
-        times.share_tokens(EventTokens { answer: 2, reasoning: None });
+        times.share_tokens(EventTokens { answer: Some(2), reasoning: None });
         assert_eq!(times.tokens, [0, 0, 0, 1, 0, 0, 0, 1]);
         let mut gaps = Vec::new();
         times.token_gaps(|gap, tokens| gaps.push(((gap.as_secs_f64() * 1e3).round(), tokens)));
@@ -214,7 +215,7 @@ mod tests {
         #[test]
         fn gaps_add_up_to_the_whole_time(
             millis in prop::collection::vec(1_u64..500, 1..30),
-            answer in 0_u64..150,
+            answer in prop::option::of(0_u64..150),
             reasoning in prop::option::of(0_u64..150),
             turn in 0_usize..30,
         ) {
