@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client, ResourceExt,
     api::{ObjectMeta, PostParams},
-    runtime::events::{Recorder, Reporter},
+    runtime::events::Reporter,
 };
 
 use loadtest_children::{OPERATOR_NAME, Settings};
@@ -64,7 +64,8 @@ impl Queues {
 pub struct Context {
     pub(crate) client: Client,
     pub(crate) settings: Settings,
-    pub(crate) recorder: Recorder,
+    /// The name of this process in Events.
+    pub(crate) reporter: Reporter,
     /// HTTP client for scrapes of runners and orders to runners.
     pub(crate) http: reqwest::Client,
     pub(crate) metrics: OperatorMetrics,
@@ -80,6 +81,8 @@ pub struct Context {
     pub(crate) authority: Arc<Authority>,
     /// Caches by run UID.
     run_caches: Mutex<HashMap<String, RunCache>>,
+    /// Names of the Events about the ends of runs that the API server has, by run UID.
+    told_endings: Mutex<HashMap<String, String>>,
     /// Number of consecutive failed reconciliations by object key.
     failures: Mutex<HashMap<String, u32>>,
 }
@@ -189,7 +192,7 @@ impl Context {
         let collectors =
             Collectors::new(client.clone(), Arc::clone(&authority), metrics.scrape_failures());
         Ok(Self {
-            recorder: Recorder::new(client.clone(), reporter),
+            reporter,
             client,
             settings,
             metrics,
@@ -200,6 +203,7 @@ impl Context {
             http,
             authority,
             run_caches: Mutex::default(),
+            told_endings: Mutex::default(),
             failures: Mutex::default(),
         })
     }
@@ -249,7 +253,18 @@ impl Context {
         self.collectors.retain(run_uids);
         self.changes.retain(run_uids);
         lock_unpoisoned(&self.run_caches).retain(|run_uid, _| run_uids.contains(run_uid));
+        lock_unpoisoned(&self.told_endings).retain(|run_uid, _| run_uids.contains(run_uid));
         lock_unpoisoned(&self.failures).retain(|key, _| object_keys.contains(key));
+    }
+
+    /// Returns true if this process knows that the API server has an Event about the end of a run.
+    pub(crate) fn is_ending_told(&self, run_uid: &str, event: &str) -> bool {
+        lock_unpoisoned(&self.told_endings).get(run_uid).is_some_and(|told| told == event)
+    }
+
+    /// Notes that no process needs to publish an Event about the end of a run again.
+    pub(crate) fn mark_ending_told(&self, run_uid: String, event: String) {
+        lock_unpoisoned(&self.told_endings).insert(run_uid, event);
     }
 
     /// Resets the number of consecutive failures of an object to zero.
@@ -267,7 +282,7 @@ impl Context {
 }
 
 /// Returns true for an error that may be over in a moment: no connection, or an overloaded server.
-fn is_transient(error: &kube::Error) -> bool {
+pub(crate) fn is_transient(error: &kube::Error) -> bool {
     match error {
         kube::Error::Api(status) => status.code == 429 || status.code >= 500,
         _ => true,

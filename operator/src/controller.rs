@@ -2,6 +2,8 @@
 //! the whole cluster, or one per watched namespace.
 
 use std::{
+    cell::RefCell,
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{StreamExt, future::join_all};
+use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -40,6 +42,9 @@ const NO_LIMIT: u16 = 0;
 /// longer than this.
 const WATCH_TIMEOUT_SECONDS: u32 = 200;
 
+/// How long the operator waits for namespaces that can't be listed before it is ready.
+const LISTING_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Interval between two cleanups of the caches of deleted tests.
 const CLEANUP_INTERVAL: Duration = Duration::from_mins(1);
 
@@ -47,7 +52,7 @@ const CLEANUP_INTERVAL: Duration = Duration::from_mins(1);
 ///
 /// `client` makes the watches. A watch may be silent for minutes, so the read timeout of `client`
 /// must be longer. Without `namespaces`, the controller watches the whole cluster. `ready` becomes
-/// true after every watch has listed its objects.
+/// true after every watch has listed its objects, or a while after the first one if others can't.
 pub async fn run(
     context: Arc<Context>,
     client: Client,
@@ -98,11 +103,7 @@ pub async fn run(
         })
         .collect();
     let set_ready = async {
-        for store in &stores {
-            // The error means that the controller was dropped. The controllers run in the same
-            // `select!` below, so this can't happen here.
-            let _ = store.wait_until_ready().await;
-        }
+        wait_until_listed(&stores, namespaces).await;
         ready.store(true, Ordering::Release);
         tracing::info!("ready");
     };
@@ -126,6 +127,27 @@ pub async fn run(
         () = close_queues => {}
         () = clean_up => {}
         () = watch_crd(&context) => {}
+    }
+}
+
+/// Waits until every watch has listed its objects. If one has, the others have [`LISTING_PATIENCE`] left: a namespace can be
+/// gone, and the others must not wait for it.
+async fn wait_until_listed(stores: &[Store<DeserializeGuard<LoadTest>>], namespaces: &[String]) {
+    let unlisted = RefCell::new(BTreeSet::from_iter(namespaces));
+    let mut listings: FuturesUnordered<_> = stores
+        .iter()
+        .enumerate()
+        .map(async |(index, store)| {
+            // The error means that the controller was dropped. It runs as long as this function.
+            let _ = store.wait_until_ready().await;
+            namespaces.get(index).map(|namespace| unlisted.borrow_mut().remove(namespace));
+        })
+        .collect();
+    let _ = listings.next().await;
+    let others = async { while listings.next().await.is_some() {} };
+    if tokio::time::timeout(LISTING_PATIENCE, others).await.is_err() {
+        let unlisted = unlisted.borrow();
+        tracing::warn!(namespaces = ?*unlisted, "the LoadTests of these namespaces can't be listed");
     }
 }
 

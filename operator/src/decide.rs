@@ -24,15 +24,15 @@ use crate::observe::{
 
 pub(crate) use self::{
     decision::{CANCEL_GRACE_PERIOD, Decision, JOB_TTL, Reason, signed_duration},
-    starting::{decide_retry, refusal_reason},
+    starting::{RETRYING, decide_retry, refusal_reason},
 };
 use self::{
     finished::decide_finished,
     running::decide_running,
-    starting::{decide_launch, decide_starting},
+    starting::{decide_launch, decide_starting, unchecked_for_long},
 };
 
-/// Chooses the orders to the runners of a test under load while the API server can't be read.
+/// Chooses the orders to the runners of a test under load while the API server can't be read, or the status not written.
 ///
 /// Losses and the reason of a stop can't be reported then, and the target can't wait for that.
 pub(crate) fn decide_unseen(
@@ -41,7 +41,11 @@ pub(crate) fn decide_unseen(
     settings: &Settings,
     now: Timestamp,
 ) -> Option<Decision> {
-    if observed.aborted().is_some() || observed.test.spec.cancel {
+    let lost = observed.lost_runners(start, now).len() as u64;
+    let must_stop = observed.aborted().is_some()
+        || observed.test.spec.cancel
+        || lost > observed.tolerated_losses(start);
+    if must_stop {
         let is_untold = |uid: &&String| !observed.cache.stop_accepted.contains(*uid);
         let untold: Vec<String> = start.pods.iter().filter(is_untold).cloned().collect();
         return (!untold.is_empty()).then_some(Decision::SendStop(untold));
@@ -62,11 +66,15 @@ pub(crate) fn decide(observed: &Observed, settings: &Settings, now: Timestamp) -
     match (phase, status.plan.clone()) {
         // A rejected spec that was edited gets another look. Only the positive mark of a rejection
         // counts: a status that lost its fields must not make a test run again.
-        (Some(Phase::Error), None) if was_rejected_and_edited(test) => admit(observed),
+        (Some(Phase::Error), None) if was_rejected_and_edited(test) => {
+            admit(observed, settings, now)
+        }
         (Some(phase), _) if phase.is_final() => decide_finished(observed, now),
         // The operator has created no objects before the status has a plan.
-        (None, None) => admit(observed),
-        (Some(Phase::Pending), None) if is_suspended(&status) => admit(observed),
+        (None, None) => admit(observed, settings, now),
+        (Some(Phase::Pending), None) if waits_for_admission(&status) => {
+            admit(observed, settings, now)
+        }
         (Some(_), None) => Decision::NothingToDo,
         (phase, plan) => match (&observed.valid, phase, plan) {
             (_, None | Some(Phase::Pending), Some(_)) if test.spec.cancel => {
@@ -98,12 +106,15 @@ fn was_rejected_and_edited(test: &LoadTest) -> bool {
     was_rejected && seen.is_some_and(|(seen, now)| now > seen)
 }
 
-fn is_suspended(status: &LoadTestStatus) -> bool {
-    status.condition("Started").is_some_and(|condition| condition.reason == "Suspended")
+/// Returns true for a test that waits for its plan: because of `spec.suspend`, or because the API server has not checked its
+/// Job yet.
+fn waits_for_admission(status: &LoadTestStatus) -> bool {
+    let started = status.condition("Started");
+    started.is_some_and(|c| c.reason == "Suspended" || c.reason == RETRYING)
 }
 
 /// Decides whether a test without a plan gets one.
-fn admit(observed: &Observed) -> Decision {
+fn admit(observed: &Observed, settings: &Settings, now: Timestamp) -> Decision {
     let spec = &observed.test.spec;
     if let Some(uid) = observed.test.annotations().get(RUN_UID_ANNOTATION) {
         let message = format!(
@@ -113,7 +124,10 @@ fn admit(observed: &Observed) -> Decision {
     }
     match &observed.valid {
         Ok(valid) if spec.suspend && !spec.cancel => Decision::ReportSuspended(size_test(valid)),
-        Ok(valid) => Decision::Admit(size_test(valid)),
+        Ok(valid) => match unchecked_for_long(observed, settings, now) {
+            Some(message) => Decision::Reject(Reason::Refused, message),
+            None => Decision::Admit(size_test(valid)),
+        },
         Err(problems) => Decision::Reject(Reason::InvalidSpec, join_problems(problems)),
     }
 }

@@ -30,7 +30,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     act,
-    act::events::publish_event,
+    act::events::{publish_ending, publish_event},
     clock::now,
     context::Context,
     decide::{Decision, Reason, decide, decide_retry},
@@ -181,8 +181,10 @@ async fn reconcile_test(context: &Context, cached: &LoadTest) -> Result<Action, 
     let pipeline = run_pipeline(context, &tests, &mut observed, reading);
     let result = Box::pin(within_limits(context, pipeline)).await;
     let action = result.as_ref().map(|decision| next_action(decision, &observed)).ok();
+    // The end of each pod causes another reconciliation, which has to know that the runners are released.
+    let is_settled = matches!(result, Ok(Decision::NothingToDo)) && !observed.job_is_active();
     // The cache keeps the collected snapshots even if the reconciliation failed or timed out.
-    if !matches!(result, Ok(Decision::NothingToDo | Decision::DeleteTest)) {
+    if !is_settled && !matches!(result, Ok(Decision::DeleteTest)) {
         if observed.phase().is_some_and(Phase::is_final) {
             observed.cache.drop_results();
         }
@@ -281,29 +283,36 @@ async fn run_pipeline(
     let mut result = act::carry_out(context, observed, &decision).await;
     let mut retry = None;
     match (&decision, &result) {
-        (Decision::Launch(_), Err(error)) => {
-            let message = format_error_chain(error);
-            if error.is_refusal() {
-                let message = truncate(&message, 900);
-                (decision, result) = (Decision::Fail(Reason::Refused, message), Ok(()));
-            } else if !error.is_expected() {
-                observed.cache.failed_launches += 1;
-                retry = decide_retry(observed.cache.failed_launches, &message);
-            }
+        (Decision::Launch(_), Err(error)) if error.is_refusal() => {
+            let message = truncate(&format_error_chain(error), 900);
+            (decision, result) = (Decision::Fail(Reason::Refused, message), Ok(()));
         }
-        (Decision::Launch(_), Ok(())) => observed.cache.failed_launches = 0,
         // The dry run of the Job shows what the API server would refuse.
         (Decision::Admit(_), Err(error)) if error.is_refusal() => {
             let message = format_error_chain(error);
             (decision, result) = (Decision::Reject(Reason::Refused, message), Ok(()));
         }
+        (Decision::Admit(_) | Decision::Launch(_), Err(error)) if !error.is_expected() => {
+            observed.cache.failed_launches += 1;
+            retry = decide_retry(observed.cache.failed_launches, &format_error_chain(error));
+        }
+        (Decision::Admit(_) | Decision::Launch(_), Ok(())) => observed.cache.failed_launches = 0,
         _ => {}
     }
     if let Some(retry) = retry {
         report_status(context, tests, observed, &retry, now).await?;
     }
     result?;
-    let written = report_status(context, tests, observed, &decision, now).await?;
+    let reported = report_status(context, tests, observed, &decision, now).await;
+    if reported.as_ref().is_err_and(|error| !error.is_expected()) {
+        // An abort can't wait until the status can be written.
+        Box::pin(supervise_unseen(context, &mut observed.cache)).await;
+    }
+    let written = reported?;
+    if written.is_none() {
+        // An earlier process may have ended before it published the Event.
+        publish_ending(context, &observed.test, &observed.status(), now).await?;
+    }
     // Other decisions change the objects in other ways.
     if matches!(decision, Decision::ReportProgress(..) | Decision::Wait(_)) {
         observed.mark_unchanged(reading, written);
@@ -322,7 +331,7 @@ fn next_action(decision: &Decision, observed: &Observed) -> Action {
         | Decision::DeleteTest => Action::await_change(),
         Decision::Wait(time) | Decision::ReportProgress(_, time) => Action::requeue(time.to_std()),
         // The Job may have finalizers, which take a while.
-        Decision::DeleteJob | Decision::ForceStop(_) => Action::requeue(Duration::from_secs(1)),
+        Decision::DeleteJob | Decision::DeleteStoppedJob => Action::requeue(Duration::from_secs(1)),
         // A runner did not accept the order, so the operator waits before it sends the order again.
         Decision::SendStart(_, pods)
             if pods.iter().any(|uid| !observed.cache.start_accepted.contains(uid)) =>
@@ -362,7 +371,7 @@ const fn outcome_label(decision: &Decision) -> &'static str {
         Decision::Conclude { .. } => "concluded",
         Decision::Fail(..) => "failed",
         Decision::CancelUnstarted => "cancelled",
-        Decision::DeleteJob => "job_removed",
+        Decision::DeleteJob | Decision::DeleteStoppedJob => "job_removed",
         Decision::SendRelease(_) => "released",
         Decision::DeleteTest => "deleted",
     }
@@ -411,6 +420,10 @@ async fn report_status(
             "phase changed"
         );
     }
+    if matches!(decision, Decision::Conclude { .. }) {
+        pause_at(context, &observed.test, KillPoint::AfterVerdict).await;
+    }
+    publish_ending(context, &observed.test, &next, now).await?;
     if let Some(event) = event {
         publish_event(context, &observed.test.object_ref(&()), event).await;
     }

@@ -1,9 +1,9 @@
 //! Sends orders to runners over HTTP, and asks them whether they are ready and for examples of their errors.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Instant,
 };
 
@@ -14,15 +14,17 @@ use k8s_openapi::jiff::Timestamp;
 use loadtest_core::{
     Duration,
     control::{self, ErrorExample, ReleaseOrder, StartOrder, StopOrder, path},
+    text::truncate,
 };
 use reqwest::Body;
 use serde::Serialize;
+use tokio::time::timeout;
 
 use crate::{
     clock::now,
     collect::{
         Collection,
-        scrape::{MAX_REQUESTS, check_size, run_concurrently},
+        scrape::{MAX_REQUESTS, run_concurrently},
     },
     context::Context,
     error::format_error_chain,
@@ -31,6 +33,20 @@ use crate::{
 
 /// Time limit for asking a runner whether it is ready.
 const READINESS_TIMEOUT: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Maximum size of a runner's list of error messages, in bytes.
+const MAX_EXAMPLES_BYTES: usize = 256 << 10;
+/// Maximum of kinds of errors for each task. A runner has about thirty.
+const MAX_KINDS: usize = 64;
+/// Maximum length of a kind of error, in bytes.
+const MAX_KIND_BYTES: usize = 64;
+/// Maximum length of an error message that is kept, in bytes.
+const MAX_EXAMPLE_BYTES: usize = 1000;
+
+/// Stop orders that are sent at the same time. Runners that do not answer must not delay the order to others.
+const STOP_ORDERS_AT_A_TIME: usize = 500;
+/// Time limit for a stop order. A runner that has not taken it after some attempts is stopped by force.
+const STOP_ORDER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Start orders that are sent at the same time: at first, and when some of them are repeated.
 const ORDERS_AT_A_TIME: [usize; 5] = [MAX_REQUESTS, 8, 8, 8, 8];
@@ -56,25 +72,43 @@ pub(crate) async fn ask_readiness(context: &Context, runners: &mut [Runner]) {
     run_concurrently(MAX_REQUESTS, questions.collect()).await;
 }
 
-/// Adds one error message per task and kind of error to the cache.
+/// Adds one error message per task and kind of error to the cache. `tasks` are those of the test.
 ///
 /// The messages are optional, so a runner that does not respond is skipped.
 pub(crate) async fn collect_error_examples(
     context: &Context,
+    tasks: &BTreeSet<String>,
     runners: &[Runner],
     cache: &mut RunCache,
 ) {
+    let examples = Mutex::new(std::mem::take(&mut cache.error_examples));
     let ips = runners.iter().filter(|r| r.termination.is_none()).filter_map(|r| r.ip.as_deref());
     let requests: Vec<_> = ips
-        .map(|ip| async move {
-            let response = context.http.get(runner_url(ip, path::ERRORS)).send().await.ok()?;
-            let body = read_body(response).await?;
-            serde_json::from_slice::<Vec<ErrorExample>>(&body).ok()
+        .map(async |ip| {
+            let Ok(response) = context.http.get(runner_url(ip, path::ERRORS)).send().await else {
+                return;
+            };
+            let Some(body) = read_body(response).await else { return };
+            let list = serde_json::from_slice::<Vec<ErrorExample>>(&body).unwrap_or_default();
+            let mut examples = examples.lock().unwrap_or_else(PoisonError::into_inner);
+            list.into_iter().for_each(|example| add_example(&mut examples, tasks, example));
         })
         .collect();
-    let lists = run_concurrently(MAX_REQUESTS, requests).await;
-    for ErrorExample { task, kind, message } in lists.into_iter().flatten().flatten() {
-        cache.error_examples.entry((task, kind)).or_insert(message);
+    run_concurrently(MAX_REQUESTS, requests).await;
+    cache.error_examples = examples.into_inner().unwrap_or_else(PoisonError::into_inner);
+}
+
+/// Messages by task and kind of error.
+type ErrorExamples = BTreeMap<(String, String), String>;
+
+/// Adds a message, unless there is one of the same task and kind. Users choose the image of the runners, so the operator
+/// keeps no more than the runners of a release would tell.
+fn add_example(examples: &mut ErrorExamples, tasks: &BTreeSet<String>, example: ErrorExample) {
+    let ErrorExample { task, kind, message } = example;
+    let has_room = examples.len() < MAX_KINDS * tasks.len();
+    if has_room && tasks.contains(&task) && kind.len() <= MAX_KIND_BYTES {
+        let message = truncate(&message, MAX_EXAMPLE_BYTES);
+        examples.entry((task, kind)).or_insert(message);
     }
 }
 
@@ -82,7 +116,9 @@ pub(crate) async fn collect_error_examples(
 async fn read_body(mut response: reqwest::Response) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     while let Some(chunk) = response.chunk().await.ok()? {
-        check_size(bytes.len() + chunk.len()).ok()?;
+        if bytes.len() + chunk.len() > MAX_EXAMPLES_BYTES {
+            return None;
+        }
         bytes.extend_from_slice(&chunk);
     }
     Some(bytes)
@@ -123,10 +159,19 @@ pub(crate) async fn send_order(
                     (path::RELEASE, body_of(&ReleaseOrder { lease_number, last_step }))
                 }
             };
-            sender.send(runner, path, body).await.then(|| runner.uid.clone())
+            let sent = sender.send(runner, path, body);
+            let is_accepted = match order {
+                Order::Stop(_) => timeout(STOP_ORDER_TIMEOUT, sent).await.unwrap_or(false),
+                Order::Release(_) => sent.await,
+            };
+            is_accepted.then(|| runner.uid.clone())
         })
         .collect();
-    run_concurrently(MAX_REQUESTS, requests).await.into_iter().flatten().collect()
+    let limit = match order {
+        Order::Stop(_) => STOP_ORDERS_AT_A_TIME,
+        Order::Release(_) => MAX_REQUESTS,
+    };
+    run_concurrently(limit, requests).await.into_iter().flatten().collect()
 }
 
 /// Tells the pods with these UIDs to start at a time. Returns the UIDs of the pods that accepted it.
@@ -229,6 +274,24 @@ fn start_body(at: Instant, lease_number: Option<u64>, made_at: Arc<OnceLock<Inst
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn error_messages_of_a_hostile_runner_are_limited() {
+        let tasks = BTreeSet::from(["chat".to_owned()]);
+        let mut examples = ErrorExamples::new();
+        let mut add = |task: &str, kind: String, message: String| {
+            let example = ErrorExample { task: task.into(), kind, message };
+            add_example(&mut examples, &tasks, example);
+        };
+        add("chat", "reset".into(), "x".repeat(100_000));
+        add("chat", "reset".into(), "another one".into());
+        add("unknown", "reset".into(), "no task of the test".into());
+        add("chat", "y".repeat(100_000), "long kind".into());
+        (0..1000).for_each(|number| add("chat", format!("kind-{number}"), "z".into()));
+        assert_eq!(examples.len(), MAX_KINDS);
+        let longest = examples.iter().map(|((_, kind), text)| kind.len() + text.len()).max();
+        assert_eq!(longest, Some("reset".len() + MAX_EXAMPLE_BYTES));
+    }
 
     #[test]
     fn ipv4_and_ipv6_addresses_make_valid_urls() {

@@ -4,6 +4,7 @@
 //! status, and `events` publishes the Event.
 
 mod conditions;
+mod ending;
 mod result_stored;
 mod silence;
 mod size;
@@ -11,6 +12,7 @@ mod throttle;
 
 pub(crate) use self::{
     conditions::EventDraft,
+    ending::{NamedEvent, draft_ending},
     result_stored::set_result_stored,
     size::limit_size,
     throttle::{can_skip_status, is_recent, is_throttled},
@@ -20,7 +22,7 @@ use self::{
     silence::{end_silence, set_silence},
 };
 use crate::{
-    decide::{Decision, Reason, refusal_reason},
+    decide::{Decision, RETRYING, Reason, refusal_reason},
     observe::runner::{Runner, Waiting},
     observe::start::StartRecord,
     observe::state::Observed,
@@ -34,11 +36,11 @@ use loadtest_core::{
     judge::{Report, progress_of, report, summarize},
     metrics::Metrics,
     plan::ValidTest,
-    resource::{Aborted, LoadTestStatus, Named, Phase, Progress, Sizing, Summary, Verdict},
+    resource::{Aborted, LoadTestStatus, Phase, Progress, Sizing, Summary, Verdict},
     text::{count_of, truncate},
 };
 
-/// Returns the next status of a test and an Event to publish.
+/// Returns the next status of a test and an Event to publish. For the end of a test, [`draft_ending`] drafts the Event.
 ///
 /// Returns the old status and no Event if the decision changes nothing.
 pub(crate) fn next_status(
@@ -56,6 +58,7 @@ pub(crate) fn next_status(
         | Decision::PersistStart(_)
         | Decision::SendStop(_)
         | Decision::DeleteJob
+        | Decision::DeleteStoppedJob
         | Decision::SendRelease(_)
         | Decision::SetJobTtl => None,
         Decision::DeleteTest => return (old, None),
@@ -66,7 +69,8 @@ pub(crate) fn next_status(
         Decision::ReportLoss(losses) => Some(set_lost(&mut status, losses, observed, now)),
         Decision::ForceStop(pods) => Some(set_stop_forced(&mut status, pods, observed, now)),
         Decision::Reject(reason, problems) => {
-            Some(set_rejected(&mut status, *reason, problems, now))
+            set_rejected(&mut status, *reason, problems, now);
+            None
         }
         Decision::Admit(sizing) => Some(set_admitted(&mut status, sizing, now)),
         Decision::ReportSuspended(sizing) => set_suspended(&mut status, sizing, now),
@@ -80,8 +84,14 @@ pub(crate) fn next_status(
             // `decide` makes these decisions for valid specs only.
             Err(_) => return (old, None),
         },
-        Decision::Fail(reason, message) => Some(set_failed(&mut status, *reason, message, now)),
-        Decision::CancelUnstarted => Some(set_cancelled_unstarted(&mut status, now)),
+        Decision::Fail(reason, message) => {
+            set_failed(&mut status, *reason, message, now);
+            None
+        }
+        Decision::CancelUnstarted => {
+            set_cancelled_unstarted(&mut status, now);
+            None
+        }
     };
     // It catches up even where a decision changes nothing else.
     status.observed_generation = observed.test.metadata.generation;
@@ -105,18 +115,14 @@ fn set_running(
         Decision::ReportStarted(start) => Some(set_started(status, start, valid, now)),
         Decision::ReportProgress(phase, _) => set_progress(status, *phase, observed, valid, now),
         Decision::Conclude { cancelled, failed } => {
-            Some(set_concluded(status, *cancelled, failed.as_ref(), observed, valid, now))
+            set_concluded(status, *cancelled, failed.as_ref(), observed, valid, now);
+            None
         }
         _ => None,
     }
 }
 
-fn set_rejected(
-    status: &mut LoadTestStatus,
-    reason: Reason,
-    problems: &str,
-    now: Timestamp,
-) -> EventDraft {
+fn set_rejected(status: &mut LoadTestStatus, reason: Reason, problems: &str, now: Timestamp) {
     let reason = reason.as_str();
     status.phase = Some(Phase::Error.into());
     status.finish_time = Some(Time(now));
@@ -132,7 +138,6 @@ fn set_rejected(
     // A suspended test that was edited has the reason Suspended in this condition.
     set_condition(status, "Started", "False", reason, "the test did not run", now);
     set_condition(status, "Passed", "Unknown", reason, "the test did not run", now);
-    draft_event("Rejected", problems, true)
 }
 
 /// Describes the plan of a test: `2 runners, each with up to 100 users …`.
@@ -247,10 +252,17 @@ fn waiting_cause(runner: &Runner) -> Option<(String, String)> {
 }
 
 fn set_retrying(status: &mut LoadTestStatus, cause: &str, now: Timestamp) -> Option<EventDraft> {
-    const REASON: &str = "RetryingLaunch";
-    let is_reported = status.condition("Started").is_some_and(|c| c.reason == REASON);
-    set_condition(status, "Started", "False", REASON, cause, now);
-    (!is_reported).then(|| draft_event(REASON, cause, true))
+    let is_reported = status.condition("Started").is_some_and(|c| c.reason == RETRYING);
+    if status.plan.is_none() {
+        let note = "the test has not run yet";
+        status.phase = Some(Phase::Pending.into());
+        status.finish_time = None;
+        set_condition(status, "Accepted", "Unknown", RETRYING, cause, now);
+        set_condition(status, "Finished", "False", RETRYING, note, now);
+        set_condition(status, "Passed", "Unknown", RETRYING, note, now);
+    }
+    set_condition(status, "Started", "False", RETRYING, cause, now);
+    (!is_reported).then(|| draft_event(RETRYING, cause, true))
 }
 
 fn set_lost(
@@ -365,7 +377,7 @@ fn set_concluded(
     observed: &Observed,
     valid: &ValidTest,
     now: Timestamp,
-) -> EventDraft {
+) {
     let merged = observed.merged();
     let timeline = observed.timeline(valid);
     let Report {
@@ -399,8 +411,6 @@ fn set_concluded(
     status.verdict = Some(verdict.into());
     set_condition(status, "Passed", verdict.passed_condition(), reason, &message, now);
     end_silence(status, observed, now);
-    let warning = !matches!(verdict, Verdict::Pass | Verdict::NotJudged);
-    draft_event(phase.name(), format!("{}: {message}", verdict.name()), warning)
 }
 
 fn set_finished(
@@ -415,12 +425,7 @@ fn set_finished(
     set_condition(status, "Finished", "True", reason, message, now);
 }
 
-fn set_failed(
-    status: &mut LoadTestStatus,
-    reason: Reason,
-    message: &str,
-    now: Timestamp,
-) -> EventDraft {
+fn set_failed(status: &mut LoadTestStatus, reason: Reason, message: &str, now: Timestamp) {
     let advice = reason.advice().map_or_else(String::new, |advice| format!("; {advice}"));
     let message = &format!("{}{advice}", truncate(message, MAX_MESSAGE_BYTES - advice.len()));
     set_finished(status, Phase::Error, now, reason.as_str(), message);
@@ -432,15 +437,13 @@ fn set_failed(
         "the test did not run"
     };
     set_condition(status, "Passed", "Unknown", reason.as_str(), note, now);
-    draft_event(reason.as_str(), message, true)
 }
 
-fn set_cancelled_unstarted(status: &mut LoadTestStatus, now: Timestamp) -> EventDraft {
+fn set_cancelled_unstarted(status: &mut LoadTestStatus, now: Timestamp) {
     let message = "the test was cancelled before the load started";
     set_finished(status, Phase::Cancelled, now, "Cancelled", message);
     status.verdict = Some(Verdict::Inconclusive.into());
     set_condition(status, "Passed", "Unknown", "Cancelled", message, now);
-    draft_event("Cancelled", message, true)
 }
 
 #[cfg(test)]

@@ -21,8 +21,12 @@ use tower_test::mock::Handle;
 
 #[path = "reconcile/earlier_versions.rs"]
 mod earlier_versions;
+#[path = "reconcile/endings.rs"]
+mod endings;
 #[path = "reconcile/fairness.rs"]
 mod fairness;
+#[path = "reconcile/foreign_pods.rs"]
+mod foreign_pods;
 #[path = "reconcile/retries.rs"]
 mod retries;
 #[path = "reconcile/start_orders.rs"]
@@ -171,6 +175,10 @@ fn ready_pod(index: u32) -> Value {
             "name": format!("{}-{index}", job_name()), "uid": format!("pod-{index}"),
             "creationTimestamp": Timestamp::now().to_string(),
             "labels": {"batch.kubernetes.io/job-completion-index": index.to_string()},
+            "ownerReferences": [{
+                "apiVersion": "batch/v1", "kind": "Job", "name": job_name(), "uid": "child",
+                "controller": true,
+            }],
         },
         "status": {
             "phase": "Running", "podIP": "127.0.0.1",

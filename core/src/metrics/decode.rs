@@ -16,12 +16,14 @@ use super::{
     merge::add_labelled,
     step::{HistoryStep, MAX_STEPS},
 };
-use crate::{control, resource::MAX_ROWS};
+use crate::{control, resource::MAX_ROWS, text::truncate};
 
 /// Maximum of metrics in one family, and of bytes in one metric: more than a runner with the most
 /// tasks has. Decoded metrics take more memory than encoded ones.
 const MAX_METRICS: usize = 1 << 15;
 const MAX_METRIC_BYTES: usize = 256 << 10;
+/// Maximum length of a label's value that counts are kept by, in bytes: longer than those of a runner. Longer ones are cut.
+const MAX_VALUE_BYTES: usize = 64;
 /// Maximum of buckets in all histograms together.
 const MAX_BUCKETS: usize = 1_000_000;
 /// Maximum of any count. Larger counts are not plausible, and sums of smaller ones don't overflow.
@@ -280,7 +282,8 @@ fn decode_task_metric(
 ) -> Result<(), HistogramError> {
     if let Some(info) = LABELLED.iter().find(|info| info.family == family) {
         let count = whole_number(counter_of(found));
-        add_labelled((info.get_mut)(task), labels.get(info.label), count);
+        let value = truncate(labels.get(info.label), MAX_VALUE_BYTES);
+        add_labelled((info.get_mut)(task), &value, count);
         return Ok(());
     }
     if family == names::LATE {

@@ -47,6 +47,7 @@ pub(crate) async fn carry_out(
         | Decision::ReportLoss(_)
         | Decision::ReportStarted(_)
         | Decision::ReportAbort(_)
+        | Decision::ForceStop(_)
         | Decision::Fail(..)
         | Decision::CancelUnstarted
         | Decision::ReportProgress(..) => {}
@@ -63,16 +64,19 @@ pub(crate) async fn carry_out(
         }
         Decision::SendStart(start, pods) => send_start(context, observed, start, pods).await,
         Decision::SendStop(pods) => {
+            // Orders to many runners that do not answer take seconds.
+            observed.cache.stop_sent_at.get_or_insert_with(now);
             let order = Order::Stop(CANCEL_GRACE_PERIOD.min(observed.test.spec.load.graceful_stop));
             let accepted =
                 runner_client::send_order(context, &run_uid, &observed.runners, pods, &order).await;
             observed.cache.stop_accepted.extend(accepted);
-            observed.cache.stop_sent_at.get_or_insert_with(now);
         }
         Decision::Conclude { .. } => {
             if observed.merged().all_tasks().errors.values().any(|count| *count > 0) {
+                let tasks = observed.task_names();
                 runner_client::collect_error_examples(
                     context,
+                    &tasks,
                     &observed.runners,
                     &mut observed.cache,
                 )
@@ -83,9 +87,8 @@ pub(crate) async fn carry_out(
             pause_at(context, &observed.test, KillPoint::BeforeRelease).await;
             release_runners(context, &run_uid, observed, pods).await;
         }
-        Decision::ForceStop(_) => {
+        Decision::DeleteStoppedJob => {
             // The Job stays until its pods are gone, so that their last numbers can be read.
-            observed.cache.start = observed.start_record();
             delete_job(context, observed, &DeleteParams::foreground()).await?;
         }
         Decision::DeleteJob => delete_job(context, observed, &DeleteParams::background()).await?,
@@ -118,7 +121,8 @@ async fn release_runners(
     let runners = observed.runners.iter();
     let disrupted = runners.filter(|r| r.disrupted && pods.contains(&r.uid));
     let disrupted: Vec<_> = disrupted.cloned().collect();
-    runner_client::collect_error_examples(context, &disrupted, &mut observed.cache).await;
+    let tasks = observed.task_names();
+    runner_client::collect_error_examples(context, &tasks, &disrupted, &mut observed.cache).await;
     // Nobody reads the numbers of a test that is over. Those of a runner that leaves earlier are needed.
     let is_over = observed.phase().is_some_and(Phase::is_final);
     let order = Order::Release((!is_over).then_some(&*observed.cache.collection));

@@ -9,7 +9,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
-use loadtest_core::metrics::{ExpositionError, RunnerMetrics};
+use loadtest_core::metrics::ExpositionError;
 use prometheus_client::metrics::counter::Counter;
 use tokio::{
     sync::{Semaphore, watch},
@@ -21,8 +21,8 @@ use super::{
     collection::{Answer, Collection},
     connection::Connections,
     scrape::{
-        Body, CollectError, HistoryRequest, LeaseProof, MAX_REQUESTS, decode_answer, fetch_history,
-        read_last_metrics,
+        Body, CollectError, HistoryRequest, LOG_MEMORY_BYTES, LeaseProof, MAX_REQUESTS,
+        decode_answer, fetch_history, fetch_log, last_metrics_of,
     },
     targets::Targets,
 };
@@ -247,7 +247,8 @@ impl Rounds {
             if runner.termination.is_some() {
                 let has_room = self.reads.runners.len() < MAX_LOG_READS;
                 if has_room && !self.reads.contains(index) && !collection.is_log_read(&runner.uid) {
-                    self.reads.spawn(index, read_log(api.clone(), state, run, runner));
+                    let budget = self.budget.clone();
+                    self.reads.spawn(index, read_log(api.clone(), budget, state, run, runner));
                 }
             } else if let Some(ip) = runner.ip.as_deref().and_then(|ip| ip.parse().ok())
                 && !self.asked.contains(index)
@@ -334,13 +335,15 @@ impl Question {
 /// Reads the last metrics in the log of a runner that has ended, and adds them to the collection.
 async fn read_log(
     pods: Api<Pod>,
+    budget: NamespaceBudget,
     collection: Arc<Mutex<Collection>>,
     targets: Arc<Targets>,
     runner: Runner,
 ) -> Result<(), CollectError> {
-    let result: Result<RunnerMetrics, CollectError> =
-        read_last_metrics(&pods, &targets.run_uid, &runner).await;
+    let _reservation = budget.reserve(LOG_MEMORY_BYTES).await;
+    let log = fetch_log(&pods, &runner).await;
     let added = spawn_blocking(move || {
+        let result = log.and_then(|log| last_metrics_of(&log, &targets.run_uid, &runner));
         let mut collection = lock(&collection);
         let now = now();
         let since = collection.note_end(&runner.uid, now);

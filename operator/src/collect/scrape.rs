@@ -26,8 +26,10 @@ use crate::observe::{runner::Runner, skew::RoundTrip};
 pub(crate) const MAX_REQUESTS: usize = 64;
 /// Time limit for reading the log of a pod. The kubelet that holds the log may be gone.
 const LOG_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
-/// Maximum number of bytes read from the log of a pod.
-const MAX_LOG_BYTES: i64 = 24 << 20;
+/// Maximum number of bytes read from the log of a pod. The last metrics of 64 tasks take 4 MiB.
+const MAX_LOG_BYTES: i64 = 12 << 20;
+/// Memory for reading and decoding a log, in bytes: that of all large answers of a namespace.
+pub(crate) const LOG_MEMORY_BYTES: usize = 32 << 20;
 /// Time limit for an answer of a runner.
 const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -143,7 +145,7 @@ async fn fetch_without_limit(
 
 /// Refuses a response that is too large. Users choose the runner image, so the operator does not trust
 /// the response.
-pub(crate) const fn check_size(bytes: usize) -> Result<(), CollectError> {
+const fn check_size(bytes: usize) -> Result<(), CollectError> {
     if bytes > control::MAX_RESPONSE_BYTES { Err(CollectError::TooLarge) } else { Ok(()) }
 }
 
@@ -182,28 +184,27 @@ fn check_identity(identity: &Identity, run_uid: &str, runner: &Runner) -> Result
     })
 }
 
-/// Reads the last metrics from a pod's log. A runner that exits without a release order logs them.
-pub(crate) async fn read_last_metrics(
-    pods: &Api<Pod>,
-    run_uid: &str,
-    runner: &Runner,
-) -> Result<RunnerMetrics, CollectError> {
-    let read = timeout(LOG_TIMEOUT, read_log(pods, run_uid, runner));
-    read.await.unwrap_or(Err(CollectError::LogTimeout))
-}
-
-async fn read_log(
-    pods: &Api<Pod>,
-    run_uid: &str,
-    runner: &Runner,
-) -> Result<RunnerMetrics, CollectError> {
+/// Reads the log of a pod. A runner that exits without a release order logs its last metrics.
+pub(crate) async fn fetch_log(pods: &Api<Pod>, runner: &Runner) -> Result<String, CollectError> {
     let parameters = LogParams {
         container: Some(control::CONTAINER.into()),
         limit_bytes: Some(MAX_LOG_BYTES),
         ..LogParams::default()
     };
-    let log = pods.logs(&runner.name, &parameters).await.map_err(CollectError::Log)?;
-    let snapshot = parse_last_metrics(&log)?;
+    let read = timeout(LOG_TIMEOUT, pods.logs(&runner.name, &parameters)).await;
+    read.map_err(|_| CollectError::LogTimeout)?.map_err(CollectError::Log)
+}
+
+/// Returns the last metrics in the log of a runner.
+///
+/// # Errors
+/// Fails if there are none of this runner. It takes long for a large log.
+pub(crate) fn last_metrics_of(
+    log: &str,
+    run_uid: &str,
+    runner: &Runner,
+) -> Result<RunnerMetrics, CollectError> {
+    let snapshot = parse_last_metrics(log)?;
     if snapshot.identity.run_uid == run_uid && snapshot.identity.index == runner.index {
         // The process has exited, so no newer metrics can follow. The state of a runner that was
         // killed under load is `CutShort`, and the runner stays lost.

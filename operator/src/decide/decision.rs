@@ -128,8 +128,10 @@ pub(crate) enum Decision {
     SendStart(StartRecord, Vec<String>),
     /// Send a stop order to these pods.
     SendStop(Vec<String>),
-    /// Report that these pods did not take the stop order, and delete the Job.
+    /// Report that these pods did not take the stop order. [`Self::DeleteStoppedJob`] follows.
     ForceStop(Vec<String>),
+    /// Delete the Job of a test whose runners did not take the stop order.
+    DeleteStoppedJob,
     /// Report lost runners, each described in words.
     ReportLoss(Vec<String>),
     /// Report that the API server does not create the Job, and the cause.

@@ -3,14 +3,14 @@
 use k8s_openapi::{api::batch::v1::Job, jiff::Timestamp};
 use loadtest_core::{Duration, resource::Phase};
 
-use super::{
-    decision::{Decision, has_elapsed},
-    starting::STARTUP_POLL_INTERVAL,
-};
+use super::decision::{Decision, has_elapsed};
 use crate::observe::state::Observed;
 
 /// Time after which a runner that has not taken its release order is given up.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Interval between two looks at a Job that is being deleted. Its watch tells when it is gone.
+const DELETION_POLL_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Returns true for a Job that would be kept for ever. It gets its time to live only after the test
 /// is judged, so that its pods and their logs are there as long as somebody needs them.
@@ -20,17 +20,37 @@ fn has_no_ttl(job: &Job) -> bool {
 
 /// Decides about a test that is over: releases its runners and deletes it after its time to live.
 pub(super) fn decide_finished(observed: &Observed, now: Timestamp) -> Decision {
-    let failed = observed.phase() == Some(Phase::Error);
-    // The status already contains the reason, so the reason is not lost with the Job.
     let is_deleting =
         observed.job.as_ref().is_some_and(|job| job.metadata.deletion_timestamp.is_some());
-    if is_deleting {
-        return Decision::Wait(STARTUP_POLL_INTERVAL);
+    let finish_time = observed.test.status.as_ref().and_then(|status| status.finish_time.clone());
+    let finish_time = finish_time.map(|time| time.0);
+    if !is_deleting && let Some(decision) = decide_job(observed, finish_time, now) {
+        return decision;
     }
+    let idle =
+        if is_deleting { Decision::Wait(DELETION_POLL_INTERVAL) } else { Decision::NothingToDo };
+    let (Some(ttl), Some(finish_time)) = (observed.test.time_to_live(), finish_time) else {
+        return idle;
+    };
+    if has_elapsed(finish_time, now, ttl) {
+        return Decision::DeleteTest;
+    }
+    let age = Duration::from_secs_f64(now.duration_since(finish_time).as_secs_f64());
+    Decision::Wait(ttl.minus(age).plus(Duration::from_millis(10)))
+}
+
+/// Decides what happens to the Job of a test that is over, and to its runners. Returns `None` if nothing is left to do.
+fn decide_job(
+    observed: &Observed,
+    finish_time: Option<Timestamp>,
+    now: Timestamp,
+) -> Option<Decision> {
+    // The status already contains the reason, so the reason is not lost with the Job.
+    let failed = observed.phase() == Some(Phase::Error);
     // A queue would admit a suspended Job again, and so create new pods.
     let has_no_use = failed || observed.start_record().is_none() || observed.is_job_suspended();
     if observed.job.is_some() && has_no_use {
-        return Decision::DeleteJob;
+        return Some(Decision::DeleteJob);
     }
     let unreleased: Vec<String> = observed
         .runners
@@ -39,25 +59,14 @@ pub(super) fn decide_finished(observed: &Observed, now: Timestamp) -> Decision {
         .filter(|runner| !observed.cache.released.contains(&runner.uid))
         .map(|runner| runner.uid.clone())
         .collect();
-    let finish_time = observed.test.status.as_ref().and_then(|status| status.finish_time.clone());
     if observed.job_is_active() && !unreleased.is_empty() {
         // A runner that takes no orders may still make load.
-        let since = finish_time.as_ref().map_or(now, |time| time.0);
-        return if has_elapsed(since, now, RELEASE_TIMEOUT) {
+        let is_overdue = finish_time.is_some_and(|at| has_elapsed(at, now, RELEASE_TIMEOUT));
+        return Some(if is_overdue {
             Decision::DeleteJob
         } else {
             Decision::SendRelease(unreleased)
-        };
+        });
     }
-    if observed.job.as_ref().is_some_and(has_no_ttl) {
-        return Decision::SetJobTtl;
-    }
-    let (Some(ttl), Some(finish_time)) = (observed.test.time_to_live(), finish_time) else {
-        return Decision::NothingToDo;
-    };
-    if has_elapsed(finish_time.0, now, ttl) {
-        return Decision::DeleteTest;
-    }
-    let age = Duration::from_secs_f64(now.duration_since(finish_time.0).as_secs_f64());
-    Decision::Wait(ttl.minus(age).plus(Duration::from_millis(10)))
+    observed.job.as_ref().is_some_and(has_no_ttl).then_some(Decision::SetJobTtl)
 }

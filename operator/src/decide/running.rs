@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{api::batch::v1::Job, jiff::Timestamp};
 use loadtest_children::Settings;
 use loadtest_core::{Duration, control, plan::ValidTest, resource::Phase};
 
@@ -36,12 +36,17 @@ pub(super) fn decide_running(
     now: Timestamp,
 ) -> Decision {
     let cancelled = observed.test.spec.cancel;
-    let is_forced = observed.status().condition("StopForced").is_some();
+    let is_forced = observed.forced_stop_at().is_some();
     let known = if is_forced { observed.known_start() } else { observed.start_record() };
     let Some(start) = known else {
         let message = "the Job was deleted under load; delete the LoadTest and create it again";
         return Decision::Conclude { cancelled, failed: Some((Reason::JobLost, message.into())) };
     };
+    // The status says so already. Otherwise the deletion would look like that of somebody else.
+    let is_there = |job: &Job| job.metadata.deletion_timestamp.is_none();
+    if is_forced && observed.job.as_ref().is_some_and(is_there) {
+        return Decision::DeleteStoppedJob;
+    }
     let collected = observed.collected_disrupted_pods(&start);
     if !collected.is_empty() {
         return Decision::SendRelease(collected);
@@ -83,7 +88,8 @@ pub(super) fn decide_running(
     // A runner that responds ends by itself, even if its start order came late. So the test is
     // over only after every runner that is still missing has been silent for long enough.
     let latest_end = duration.plus(valid.graceful_stop);
-    let stopped = cache.stop_sent_at.is_some_and(|at| has_elapsed(at, now, CANCEL_GRACE_PERIOD));
+    let stopped =
+        observed.stop_sent_at().is_some_and(|at| has_elapsed(at, now, CANCEL_GRACE_PERIOD));
     if (stopped || has_elapsed(start.at, now, latest_end))
         && all_runners_are_silent(observed, &start, now)
     {
@@ -136,7 +142,7 @@ fn unreported_losses(
 ) -> Option<Vec<String>> {
     let reported = observed.status().measurement.map_or(0, |measurement| measurement.runners_lost);
     // A test that is stopped by force loses its runners by order.
-    let is_stopping = observed.cache.stop_sent_at.is_some();
+    let is_stopping = observed.stop_sent_at().is_some();
     (lost.len() as u64 > reported && !is_stopping)
         .then(|| lost.iter().map(|index| observed.describe_loss(start, *index)).collect())
 }

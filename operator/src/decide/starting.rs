@@ -31,6 +31,8 @@ const CONFIG_ERROR_TIMEOUT: Duration = Duration::from_secs(10);
 /// Age of a pod at which a failed image pull fails the test. A registry may be slow, or down for a
 /// moment.
 const IMAGE_PULL_TIMEOUT: Duration = Duration::from_secs(90);
+/// Reason of the condition `Started` while the API server does not check or create the Job.
+pub(crate) const RETRYING: &str = "RetryingLaunch";
 /// Number of failed launches in a row that are reported.
 const REPORTED_LAUNCH_FAILURES: u32 = 3;
 
@@ -42,7 +44,7 @@ pub(super) fn decide_launch(
     now: Timestamp,
 ) -> Decision {
     let status = observed.status();
-    let retrying = status.condition("Started").filter(|c| c.reason == "RetryingLaunch");
+    let retrying = status.condition("Started").filter(|c| c.reason == RETRYING);
     let accepted = status.condition("Accepted").map(|c| c.last_transition_time.0);
     let timeout = start_timeout(observed, settings);
     if let (Some(retrying), Some(accepted)) = (retrying, accepted)
@@ -54,13 +56,27 @@ pub(super) fn decide_launch(
     Decision::Launch(sizing)
 }
 
+/// Returns a message if the API server has not checked the Job of a test within the start timeout: a webhook may be down.
+pub(super) fn unchecked_for_long(
+    observed: &Observed,
+    settings: &Settings,
+    now: Timestamp,
+) -> Option<String> {
+    let status = observed.status();
+    let accepted = status.condition("Accepted").filter(|c| c.reason == RETRYING)?;
+    let timeout = start_timeout(observed, settings);
+    has_elapsed(accepted.last_transition_time.0, now, timeout).then(|| {
+        format!("the API server has not checked the Job within {timeout}: {}", accepted.message)
+    })
+}
+
 /// Returns the maximum time until all runners are ready.
 fn start_timeout(observed: &Observed, settings: &Settings) -> Duration {
     observed.test.spec.start_timeout.unwrap_or(settings.start_timeout)
 }
 
-/// Decides about a launch that the API server did not carry out, and may carry out later. Returns
-/// `None` while nobody needs to know.
+/// Decides about a Job that the API server did not check or create, and may check or create later. Returns `None` while
+/// nobody needs to know.
 pub(crate) fn decide_retry(failed_launches: u32, message: &str) -> Option<Decision> {
     (failed_launches >= REPORTED_LAUNCH_FAILURES)
         .then(|| Decision::ReportRetry(truncate(message, 900)))

@@ -371,6 +371,8 @@ fn cancelled_test_does_not_wait_for_a_dead_node() {
     assert_eq!(decision_at(&cancelled, 19), Decision::SendStop(vec!["pod-1".into()]));
     assert_eq!(decision_at(&cancelled, 20), Decision::ForceStop(vec!["pod-1".into()]));
     force_stop(&mut cancelled);
+    assert_eq!(decision_at(&cancelled, 21), Decision::DeleteStoppedJob);
+    cancelled.job.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(time_after_start(21)));
     assert!(matches!(decision_at(&cancelled, 21), Decision::ReportProgress(Phase::Stopping, _)));
     let end = Decision::Conclude { cancelled: true, failed: None };
     assert_eq!(decision_at(&cancelled, 70), end);

@@ -23,6 +23,8 @@ pub(crate) enum KillPoint {
     BeforeRelease,
     /// The last result is stored, and the status has no verdict.
     BeforeVerdict,
+    /// The status has a verdict, and there is no Event about it.
+    AfterVerdict,
 }
 
 /// Waits as long as the annotation of the test names this point.

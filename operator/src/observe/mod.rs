@@ -62,10 +62,12 @@ pub(crate) async fn read_objects(
     // Ignore a Job that belongs to a predecessor of this LoadTest.
     observed.job = job.filter(|job| is_controlled_by(job, &run_uid));
     observed.job.iter_mut().for_each(forget_managed_fields);
-    if observed.job.is_some() {
+    if let Some(job_uid) = observed.job.as_ref().and_then(ResourceExt::uid) {
         let of_job = ListParams::default().labels(&format!("batch.kubernetes.io/job-name={name}"));
         let list = pods.list(&of_job).await.map_err(|e| Error::api("list pods of", &name, e))?;
-        observed.runners.extend(list.items.iter().filter_map(Runner::from_pod));
+        // Everybody who may create pods can give them the labels of a runner.
+        let own = list.items.iter().filter(|pod| is_controlled_by(*pod, &job_uid));
+        observed.runners.extend(own.filter_map(Runner::from_pod));
         observed.runners.sort_by_key(|runner| runner.index);
     }
     observed.keep_objects();

@@ -385,10 +385,27 @@ impl Observed {
         collected.unwrap_or_else(|| timeline_of(valid, &self.status()))
     }
 
+    /// Returns the time at which the forced stop of the runners was reported, by this process or an earlier one.
+    pub(crate) fn forced_stop_at(&self) -> Option<Timestamp> {
+        let status = self.test.status.as_ref()?;
+        status.condition("StopForced").map(|condition| condition.last_transition_time.0)
+    }
+
+    /// Returns the time of the first stop order. For that of an earlier process, this is the time of the forced stop.
+    pub(crate) fn stop_sent_at(&self) -> Option<Timestamp> {
+        self.cache.stop_sent_at.or_else(|| self.forced_stop_at())
+    }
+
+    /// Returns the names of the tasks of a valid test.
+    pub(crate) fn task_names(&self) -> BTreeSet<String> {
+        let tasks = self.valid.iter().flat_map(|valid| &valid.scenario.tasks);
+        tasks.map(|task| task.name.clone()).collect()
+    }
+
     /// Returns the duration of the load. It is zero as soon as something ends the test early.
     pub(crate) fn load_duration(&self, valid: &ValidTest) -> Duration {
         let stopped =
-            self.test.spec.cancel || self.aborted().is_some() || self.cache.stop_sent_at.is_some();
+            self.test.spec.cancel || self.aborted().is_some() || self.stop_sent_at().is_some();
         if stopped { Duration::ZERO } else { valid.load.duration() }
     }
 

@@ -16,11 +16,14 @@ const MAX_EXAMPLE_BYTES: usize = 64;
 /// Number of rows with advice in a status that is too large.
 const MAX_ADVICE: usize = 10;
 
+/// Number of errors in a status that is too large.
+const MAX_ERRORS: usize = 10;
+
 /// A group of details, and how to leave it out.
 type Detail = (&'static str, fn(&mut LoadTestStatus));
 
 /// The details to leave out, in this order.
-const DETAILS: [Detail; 4] = [
+const DETAILS: [Detail; 8] = [
     (
         "latencies, connections, statuses, finish reasons and close codes of single tasks",
         |status| {
@@ -48,6 +51,23 @@ const DETAILS: [Detail; 4] = [
         let errors = status.errors.iter_mut().map(|error| &mut error.advice);
         let advice = rows.filter(|advice| advice.is_some()).skip(MAX_ADVICE);
         advice.chain(errors.skip(MAX_ADVICE)).for_each(|advice| *advice = None);
+    }),
+    ("what stages missed, and their percentiles", |status| {
+        for stage in &mut status.stages {
+            (stage.p95, stage.missed, stage.observed) = (None, None, None);
+        }
+    }),
+    ("examples and advice", |status| {
+        status.thresholds.iter_mut().for_each(|row| row.advice = None);
+        for error in &mut status.errors {
+            (error.example, error.advice) = (None, None);
+        }
+    }),
+    ("rare errors", |status| status.errors.truncate(MAX_ERRORS)),
+    ("some percentiles of single tasks", |status| {
+        for task in &mut status.tasks {
+            (task.summary.p50, task.summary.p95) = (None, None);
+        }
     }),
 ];
 

@@ -10,6 +10,7 @@ use loadtest_core::metrics::{RunnerMetrics, RunnerState};
 
 fn observed_with(status: LoadTestStatus) -> Observed {
     let mut test = example_test();
+    test.metadata.uid = Some("0a1b".into());
     test.status = Some(status);
     Observed::new(test, RunCache::default())
 }
@@ -69,10 +70,40 @@ fn every_end_of_a_test_sets_finished() {
         Decision::Reject(Reason::InvalidSpec, "spec.scenario: too large".into()),
     ];
     for end in ends {
-        let (status, event) = next_status(&observed_with(admitted_status()), &end, noon());
+        let observed = observed_with(admitted_status());
+        let (status, event) = next_status(&observed, &end, noon());
         assert_eq!(condition_status(&status, "Finished"), "True", "{end:?}");
-        assert!(status.known_phase().unwrap().is_final() && event.is_some());
+        assert!(status.known_phase().unwrap().is_final() && event.is_none());
+        let ending = draft_ending(&observed.test, &status, noon()).unwrap();
+        assert!(ending.draft.note.len() > 10, "{ending:?}");
     }
+}
+
+#[test]
+fn the_event_of_an_end_follows_from_the_status() {
+    let at = |seconds| noon() + SignedDuration::from_secs(seconds);
+    let observed = observed_with(admitted_status());
+    let draft = |decision: &Decision| {
+        let (status, _) = next_status(&observed, decision, noon());
+        draft_ending(&observed.test, &status, noon()).unwrap()
+    };
+    let rejected = draft(&Decision::Reject(Reason::InvalidSpec, "spec.load: too large".into()));
+    let EventDraft { reason, note, warning } = &rejected.draft;
+    assert_eq!((&**reason, &**note, *warning), ("Rejected", "spec.load: too large", true));
+    let failed = draft(&Decision::Fail(Reason::JobLost, "the Job was deleted".into())).draft;
+    assert_eq!((&*failed.reason, failed.warning), ("JobLost", true));
+    assert!(failed.note.starts_with("the Job was deleted"), "{}", failed.note);
+    let cancelled = draft(&Decision::CancelUnstarted).draft;
+    assert_eq!(cancelled.reason, "Cancelled");
+    assert!(cancelled.note.starts_with("Inconclusive: the test was"), "{}", cancelled.note);
+    // The next process drafts the same, but not for a test that ended long ago.
+    let end = Decision::Reject(Reason::InvalidSpec, "spec.load: too large".into());
+    let (status, _) = next_status(&observed, &end, noon());
+    let later = |seconds| draft_ending(&observed.test, &status, at(seconds));
+    assert_eq!((later(500), later(700)), (Some(rejected), None));
+    // A test that was rejected before can end again.
+    let (again, _) = next_status(&observed, &end, at(100));
+    assert_ne!(draft_ending(&observed.test, &again, at(100)), later(500));
 }
 
 #[test]
@@ -420,6 +451,21 @@ fn the_largest_status_has_less_than_64_kb() {
     let shortened = status.clone();
     limit_size(&mut status, noon());
     assert_eq!(status, shortened);
+    let missed = loadtest_core::resource::StageRow {
+        load: "1,000,000 users".into(),
+        requests: 123_456_789,
+        error_rate: "12.34%".into(),
+        throughput: "123,456.78/s".into(),
+        p95: Some("123.4ms".into()),
+        verdict: Verdict::Critical.into(),
+        missed: Some(format!("{} timeToFirstResponse p99.9", name(0))),
+        observed: Some("123.4ms".into()),
+    };
+    let mut with_stages = LoadTestStatus { stages: vec![missed; 64], ..whole.clone() };
+    set_result_stored(&mut with_stages, Ok("a"), noon());
+    limit_size(&mut with_stages, noon());
+    assert!(size(&with_stages) < 64_000, "{} bytes", size(&with_stages));
+    assert_eq!(with_stages.tasks[63].summary.p99, whole.tasks[63].summary.p99);
 }
 
 #[test]

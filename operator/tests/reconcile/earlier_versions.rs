@@ -48,6 +48,7 @@ async fn test_with_an_invalid_spec_and_no_plan_fails() {
         pod_list(&[]),
         not_found(),
         ok(starting.clone()),
+        (201, json!({})),
     ];
     let Reconciled { result, bodies, calls } = run_reconcile(starting, responses).await;
     result.unwrap();

@@ -26,6 +26,33 @@ async fn launch_that_fails_three_times_is_told() {
 }
 
 #[tokio::test]
+async fn job_that_is_not_checked_three_times_is_told() {
+    let new = test_with_status(Value::Null);
+    let context = OnceCell::new();
+    for attempt in 1..=3 {
+        let webhook = refusal(500, "failed calling webhook");
+        let mut responses = vec![ok(new.clone()), not_found(), webhook];
+        responses.extend([ok(new.clone()), (201, json!({}))]);
+        let Reconciled { result, calls, bodies } =
+            run_reconcile_again(&context, new.clone(), responses).await;
+        assert!(result.is_err());
+        if attempt < 3 {
+            assert_eq!(calls.len(), 3, "{calls:?}");
+            continue;
+        }
+        assert_eq!(calls[3..], [format!("PATCH {TEST}/status"), format!("POST {EVENTS}")]);
+        let status = &bodies[3]["status"];
+        assert_eq!((&status["phase"], &status["plan"]), (&json!("Pending"), &Value::Null));
+        let conditions = status["conditions"].as_array().unwrap();
+        let accepted = conditions.iter().find(|c| c["type"] == "Accepted").unwrap();
+        assert_eq!(accepted["status"], "Unknown");
+        assert_eq!(accepted["reason"], "RetryingLaunch");
+        assert!(accepted["message"].as_str().unwrap().contains("webhook"), "{accepted}");
+        assert_eq!(bodies[4]["reason"], "RetryingLaunch");
+    }
+}
+
+#[tokio::test]
 async fn an_edit_during_the_launch_does_not_end_the_test() {
     let mut pending = test_in_phase("Pending");
     pending["metadata"]["annotations"] = json!({});

@@ -26,8 +26,9 @@ fn runner_that_takes_no_orders_is_stopped_by_force() {
     cancelled.cache.stop_sent_at = Some(time_after_start(10));
     assert!(matches!(decision_at(&cancelled, 15), Decision::SendStop(_)));
     assert_eq!(decision_at(&cancelled, 20), Decision::ForceStop(vec!["pod-1".into()]));
-    // The Job and its pods are gone, and the test still ends as cancelled.
     force_stop(&mut cancelled);
+    assert_eq!(decision_at(&cancelled, 20), Decision::DeleteStoppedJob);
+    // The Job and its pods are gone, and the test still ends as cancelled.
     cancelled.job = None;
     cancelled.runners.clear();
     let end = Decision::Conclude { cancelled: true, failed: None };
@@ -133,6 +134,45 @@ fn rejected_test_is_validated_again_after_an_edit() {
 }
 
 #[test]
+fn job_that_cannot_be_deleted_is_looked_at_seldom() {
+    let mut over = observed_after_start(Phase::Finished);
+    over.job.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(time_after_start(130)));
+    over.test.status.as_mut().unwrap().finish_time = Some(Time(time_after_start(130)));
+    assert_eq!(decision_at(&over, 170), Decision::Wait(Duration::from_secs(30)));
+    over.test.spec.ttl_seconds_after_finished = Some(60);
+    assert!(matches!(decision_at(&over, 170), Decision::Wait(_)));
+    assert_eq!(decision_at(&over, 190), Decision::DeleteTest);
+}
+
+#[test]
+fn job_that_is_not_checked_is_told_and_ends() {
+    let mut waiting = observed_in(Phase::Pending);
+    let status = waiting.test.status.as_mut().unwrap();
+    status.plan = None;
+    status.conditions = vec![
+        condition("Accepted", "Unknown", "RetryingLaunch"),
+        condition("Started", "False", "RetryingLaunch"),
+    ];
+    assert_eq!(decision_at(&waiting, 299), Decision::Admit(example_sizing()));
+    assert!(matches!(decision_at(&waiting, 300), Decision::Reject(Reason::Refused, _)));
+}
+
+#[test]
+fn forced_stop_of_an_earlier_process_ends_in_time() {
+    let mut cancelled = observed_under_load();
+    cancelled.test.spec.cancel = true;
+    cancelled.cache.first_seen = Some(time_after_start(3));
+    collection_of(&mut cancelled).note_answer(1, time_after_start(3));
+    finish_runner(&mut cancelled, 0);
+    // The pod of runner 1 hangs on a node that is gone.
+    force_stop(&mut cancelled);
+    cancelled.job.as_mut().unwrap().metadata.deletion_timestamp = Some(Time(noon()));
+    assert!(matches!(decision_at(&cancelled, 30), Decision::ReportProgress(Phase::Stopping, _)));
+    let end = Decision::Conclude { cancelled: true, failed: None };
+    assert_eq!(decision_at(&cancelled, 64), end);
+}
+
+#[test]
 fn losses_that_cannot_be_reported_hold_up_no_stop() {
     let decision = |observed: &Observed| {
         let start = start_record();
@@ -143,6 +183,9 @@ fn losses_that_cannot_be_reported_hold_up_no_stop() {
     // A runner is gone, and the status can't say so.
     unseen.runners.pop();
     assert!(matches!(decision_at(&unseen, 15), Decision::ReportLoss(_)));
+    assert_eq!(decision(&unseen), Some(Decision::SendStop(start_record().pods)));
+    unseen.test.spec.on_runner_loss = OnRunnerLoss::Continue;
+    assert_eq!(decision(&unseen), None);
     unseen.test.spec.cancel = true;
     assert_eq!(decision(&unseen), Some(Decision::SendStop(start_record().pods)));
     unseen.cache.stop_accepted.extend(start_record().pods);
