@@ -60,7 +60,7 @@ pub async fn check_ends(namespace: &TestNamespace) -> Result<()> {
     for test in &tests {
         let phase = test.status.as_ref().and_then(LoadTestStatus::known_phase);
         if phase.is_some_and(Phase::is_final) {
-            wait_for_final_event(namespace, test).await?;
+            wait_for_final_event(namespace, test, 10).await?;
         }
     }
     let (parameters, all) = (DeleteParams::background(), ListParams::default());
@@ -69,7 +69,11 @@ pub async fn check_ends(namespace: &TestNamespace) -> Result<()> {
 }
 
 /// Waits for the Event with the message of a finished test.
-async fn wait_for_final_event(namespace: &TestNamespace, test: &LoadTest) -> Result<()> {
+pub async fn wait_for_final_event(
+    namespace: &TestNamespace,
+    test: &LoadTest,
+    seconds: u64,
+) -> Result<()> {
     let status = test.status.as_ref().context("no status")?;
     // The condition Finished of a test that was not accepted only names the other condition.
     let refused = status.condition("Accepted").filter(|accepted| accepted.status == "False");
@@ -78,7 +82,7 @@ async fn wait_for_final_event(namespace: &TestNamespace, test: &LoadTest) -> Res
     let beginning: String = message.chars().take(COMPARED_CHARACTERS).collect();
     let uid = test.uid().context("no UID")?;
     let events: Api<Event> = Api::namespaced(namespace.client.clone(), &namespace.name);
-    wait_for(10, &format!("an Event with the message: {message}"), async || {
+    wait_for(seconds, &format!("an Event with the message: {message}"), async || {
         let found = events.list(&ListParams::default()).await?.items;
         let tells = |event: &Event| {
             let about = event.regarding.as_ref().and_then(|about| about.uid.as_ref());

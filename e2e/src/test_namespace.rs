@@ -78,6 +78,14 @@ impl TestNamespace {
         Self::create_and_run(name, test).await
     }
 
+    /// Runs a part of a test in a second namespace.
+    pub async fn run_beside<F: Future<Output = Result<()>>>(
+        name: &str,
+        test: impl FnOnce(TestNamespace) -> F,
+    ) -> Result<()> {
+        Self::create_and_run(name, test).await
+    }
+
     async fn create_and_run<F: Future<Output = Result<()>>>(
         name: &str,
         test: impl FnOnce(TestNamespace) -> F,

@@ -1,10 +1,12 @@
 //! The life of a load test: operator restarts, lost runners, cancellation, errors and deletion.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::batch::v1::Job;
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, LogParams, Patch, PatchParams},
 };
 use loadtest_core::{
     resource::{Phase, Verdict},
@@ -13,6 +15,7 @@ use loadtest_core::{
 use serde_json::json;
 
 use loadtest_e2e::{
+    leftovers::wait_until_no_runner,
     operator_pods::{replace_operator, without_operator},
     test_namespace::{TestNamespace, health_spec, wait_for},
 };
@@ -242,6 +245,28 @@ async fn longest_test_name_runs_and_its_ttl_deletes_the_test() -> Result<()> {
 }
 
 #[tokio::test]
+async fn logs_of_a_finished_test_stay_after_its_runners_have_ended() -> Result<()> {
+    TestNamespace::run("logs", async |namespace| {
+        namespace.deploy_simulator(json!({})).await?;
+        let mut spec = health_spec(4, "3s", &json!([]));
+        spec["runners"] = json!({"usersPerRunner": 2});
+        namespace.create_test("logs", spec).await?;
+        namespace.wait_until_finished("logs", 90).await?;
+        // Runners stay for a while, so that Prometheus gets their last numbers.
+        wait_until_no_runner(&namespace, "logs").await?;
+        // Each end of a pod causes a reconciliation.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        for runner in namespace.list_runners("logs").await? {
+            let log = namespace.pods.logs(&runner.name_any(), &LogParams::default()).await?;
+            ensure!(log.contains("numbers are final"), "{log}");
+        }
+        ensure!(namespace.list_runners("logs").await?.len() == 2, "pods are gone");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
 async fn changing_a_started_test_fails_and_names_the_remedy() -> Result<()> {
     TestNamespace::run("frozen", async |namespace| {
         namespace.deploy_simulator(json!({})).await?;
@@ -253,6 +278,9 @@ async fn changing_a_started_test_fails_and_names_the_remedy() -> Result<()> {
             json!({"spec": {"thresholds": [{"metric": "errorRate", "target": "< 1%"}]}}),
             json!({"spec": {"runners": {"usersPerRunner": 7}}}),
             json!({"spec": {"scenario": {"seed": 9}}}),
+            json!({"spec": {"onRunnerLoss": "Continue"}}),
+            json!({"spec": {"preflight": "Skip"}}),
+            json!({"spec": {"startTimeout": "1h"}}),
         ] {
             let patch = Patch::Merge(&change);
             let response =

@@ -105,7 +105,7 @@ async fn tag_image(image: &str, name: &str) -> Result<()> {
 async fn image_that_is_no_runner_ends_the_test() -> Result<()> {
     let fault = Fault {
         fault: "image of the runners answers, and is no runner",
-        expected: "Unreachable with what was answered, and no pod left",
+        expected: "Unreachable, and no pod left",
         seconds: 90,
     };
     fault
@@ -122,6 +122,7 @@ async fn image_that_is_no_runner_ends_the_test() -> Result<()> {
             row.begin();
             namespace.create_test("no-runner", spec).await?;
             let message = wait_for_error(namespace, "no-runner", 120, "Unreachable").await?;
+            wait_until_no_runner(namespace, "no-runner").await?;
             row.settle(format!("Unreachable: {}", short(&message)));
             Ok(())
         })

@@ -111,6 +111,24 @@ async fn deleted_runner_stops_the_test() -> Result<()> {
         .await
 }
 
+/// Returns the Jobs of a namespace, and the name of that of a test.
+pub(crate) async fn find_job(
+    namespace: &TestNamespace,
+    test: &LoadTest,
+) -> Result<(Api<Job>, String)> {
+    let uid = test.uid().context("no UID")?;
+    let jobs: Api<Job> = Api::namespaced(namespace.client.clone(), &namespace.name);
+    let selector = ListParams::default().labels(&format!("loadtest.cell0.io/uid={uid}"));
+    let job = jobs.list(&selector).await?.items.pop().context("no Job")?.name_any();
+    Ok((jobs, job))
+}
+
+/// Suspends or resumes a Job.
+pub(crate) async fn set_suspend(jobs: &Api<Job>, job: &str, suspend: bool) -> kube::Result<()> {
+    let patch = Patch::Merge(json!({"spec": {"suspend": suspend}}));
+    jobs.patch(job, &PatchParams::default(), &patch).await.map(drop)
+}
+
 #[tokio::test]
 async fn suspended_job_stops_the_test_for_good() -> Result<()> {
     let fault = Fault {
@@ -121,19 +139,14 @@ async fn suspended_job_stops_the_test_for_good() -> Result<()> {
     fault
         .check("kueue", async |namespace, row| {
             let (target, test) = start_pair(namespace, "kueue", "60s").await?;
-            let uid = test.uid().context("no UID")?;
-            let jobs: Api<Job> = Api::namespaced(namespace.client.clone(), &namespace.name);
-            let selector = ListParams::default().labels(&format!("loadtest.cell0.io/uid={uid}"));
-            let job = jobs.list(&selector).await?.items.pop().context("no Job")?.name_any();
+            let (jobs, job) = find_job(namespace, &test).await?;
             row.begin();
-            let suspend = Patch::Merge(json!({"spec": {"suspend": true}}));
-            jobs.patch(&job, &PatchParams::default(), &suspend).await?;
+            set_suspend(&jobs, &job, true).await?;
             check_loss(namespace, (&target, &test), &["suspended the Job"], row).await?;
-            let resume = Patch::Merge(json!({"spec": {"suspend": false}}));
-            match jobs.patch(&job, &PatchParams::default(), &resume).await {
+            match set_suspend(&jobs, &job, false).await {
                 // The operator has deleted it.
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
-                patched => drop(patched?),
+                patched => patched?,
             }
             wait_for(20, "the end of the Job", async || {
                 Ok(jobs.get_opt(&job).await?.is_none().then_some(()))
@@ -193,7 +206,7 @@ async fn one_runner_of_two_that_has_no_node_ends_the_test() -> Result<()> {
         "labelSelector": {"matchLabels": {"app.kubernetes.io/name": "loadtest-runner"}},
     }]}});
     let runners = json!({"count": 2, "podTemplate": {"spec": {"affinity": apart}}});
-    check_no_start(fault, "apart", runners, ("Unschedulable", "1 of 2 runners")).await
+    check_no_start(fault, "apart", runners, ("Unschedulable", "anti-affinity")).await
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use loadtest_e2e::{
     fault::{Fault, Observation},
     leftovers::check_ends,
     node::{FrozenProcess, find_component, without_api_server},
-    operator_pods::{replace_operator, wait_for_leader},
+    operator_pods::{list_ready, replace_operator, wait_for_leader},
     test_namespace::{Target, TestNamespace, wait_for},
 };
 use serde_json::json;
@@ -18,6 +18,15 @@ use crate::{
     checks::{check_whole_run, has_requests, watched_spec},
     quick::runners::start_pair,
 };
+
+/// Waits until one replica of the operator leads, and both are ready.
+async fn wait_for_replicas(namespace: &TestNamespace) -> Result<()> {
+    wait_for_leader(namespace).await?;
+    wait_for(60, "two ready replicas", async || {
+        Ok((list_ready(namespace).await?.len() == 2).then_some(()))
+    })
+    .await
+}
 
 #[tokio::test]
 async fn api_server_away_for_a_minute_leaves_no_gap() -> Result<()> {
@@ -39,7 +48,7 @@ async fn api_server_away_for_a_minute_leaves_no_gap() -> Result<()> {
             // 20 users make more than a hundred requests in a second.
             ensure!(during > 60 * 100, "{during} requests in the minute");
             let seen = check_whole_run(namespace, &target, &test, 120).await?;
-            wait_for_leader(namespace).await?;
+            wait_for_replicas(namespace).await?;
             row.settle(seen);
             Ok(())
         })
@@ -67,7 +76,7 @@ async fn killed_api_server_leaves_no_gap() -> Result<()> {
             // 20 users make more than a hundred requests in a second.
             ensure!(during > 60 * 100, "{during} requests in the minute");
             let seen = check_whole_run(namespace, &target, &test, 120).await?;
-            wait_for_leader(namespace).await?;
+            wait_for_replicas(namespace).await?;
             row.settle(seen);
             Ok(())
         })

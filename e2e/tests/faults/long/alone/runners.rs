@@ -11,17 +11,24 @@ use loadtest_core::{
     resource::{LoadTest, LoadTestStatus},
 };
 use loadtest_e2e::{
-    fault::Fault,
+    fault::{Fault, Observation},
+    leftovers::check_ends,
     node::NetworkRule,
     operator_pods::{list_ready, restarts_of, wait_for_leader},
-    test_namespace::pod_ip,
+    test_namespace::{TestNamespace, pod_ip},
 };
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::mpsc::{self, UnboundedReceiver},
+    task::JoinHandle,
 };
 
-use crate::{checks::check_whole_run, quick::runners::start_pair};
+use crate::{
+    checks::{check_whole_run, has_requests, watched_spec},
+    quick::runners::start_pair,
+};
 
 #[tokio::test]
 async fn operator_cut_off_from_a_runner_misses_nothing() -> Result<()> {
@@ -33,7 +40,7 @@ async fn operator_cut_off_from_a_runner_misses_nothing() -> Result<()> {
     fault
         .check_alone("cut", async |namespace, row| {
             let (target, test) = start_pair(namespace, "cut", "60s").await?;
-            let operator = pod_ip(&wait_for_leader(namespace).await?).context("no address")?;
+            let operator = leader_address(namespace).await?;
             let runner = namespace.list_runners("cut").await?.pop().context("no runner")?;
             row.begin();
             let cut =
@@ -82,8 +89,11 @@ async fn runner_that_answers_100_megabytes_costs_nothing() -> Result<()> {
 /// Length of an answer that the operator reads to its end.
 const READABLE: usize = control::MAX_RESPONSE_BYTES - (1 << 20);
 
-/// Lets something else answer for one of two runners: rubbish of these lengths in turn, with the header of the runner.
-/// `is_expected` checks how many bytes of an answer the operator took at most.
+/// How long something else answers for a runner.
+const RUBBISH_TIME: Duration = Duration::from_secs(15);
+
+/// Lets something else answer for one of two runners, with rubbish of these lengths in turn. `is_expected` checks how many
+/// bytes of an answer the operator took at most.
 async fn check_answers(
     fault: Fault,
     name: &str,
@@ -93,41 +103,129 @@ async fn check_answers(
     fault
         .check_alone(name, async |namespace, row| {
             let (target, test) = start_pair(namespace, name, "60s").await?;
-            let before = list_ready(namespace).await?;
-            let operator = pod_ip(&wait_for_leader(namespace).await?).context("no address")?;
+            let before = count_restarts(namespace).await?;
+            let operator = leader_address(namespace).await?;
             let runner = namespace.list_runners(name).await?.pop().context("no runner")?;
-            let header = header_of(&test, &runner)?;
-            let runner = pod_ip(&runner).context("no address")?;
-            let listener = TcpListener::bind("0.0.0.0:0").await?;
-            let port = listener.local_addr()?.port();
-            let (answered, mut answers) = tokio::sync::mpsc::unbounded_channel();
-            let serving = tokio::spawn(async move {
-                for length in lengths.into_iter().cycle() {
-                    let Ok((socket, _)) = listener.accept().await else { return };
-                    let (answered, header) = (answered.clone(), header.clone());
-                    tokio::spawn(async move {
-                        let taken = answer_rubbish(socket, &header, length).await;
-                        answered.send(taken.unwrap_or_default())
-                    });
-                }
-            });
             row.begin();
-            let redirect = NetworkRule::redirect(&operator, &runner, control::PORT, port)?;
-            // Connections that are open end.
-            let cut = NetworkRule::drop_packets(&operator, &runner)?;
-            tokio::time::sleep(Duration::from_secs(15)).await;
-            drop((cut, redirect));
-            serving.abort();
-            let taken = std::iter::from_fn(|| answers.try_recv().ok()).max();
-            let taken = taken.context("the operator asked nobody")?;
+            let impostor = Impostor::replace(&runner, &test, &operator, lengths).await?;
+            tokio::time::sleep(RUBBISH_TIME).await;
+            let taken = impostor.leave()?;
             ensure!(is_expected(taken), "the operator took {taken} bytes");
             row.settle(check_whole_run(namespace, &target, &test, 90).await?);
-            let after = list_ready(namespace).await?;
-            let restarts = |pods: &[Pod]| pods.iter().map(restarts_of).sum::<i32>();
-            ensure!(restarts(&before) == restarts(&after), "the operator has restarted");
+            ensure!(before == count_restarts(namespace).await?, "the operator has restarted");
             Ok(())
         })
         .await
+}
+
+#[tokio::test]
+async fn runners_of_one_namespace_hold_up_no_other() -> Result<()> {
+    let fault = Fault {
+        fault: "four runners of a namespace answer with 15 MiB of rubbish for 15 s under load",
+        expected: "the status of a test in another namespace goes on; both runs are whole",
+        seconds: 75,
+    };
+    let check = async |namespace: &TestNamespace, row: &mut Observation| {
+        let check_beside = async |beside| check_neighbour(namespace, &beside, row).await;
+        TestNamespace::run_beside("honest", check_beside).await
+    };
+    fault.check_alone("hostile", check).await
+}
+
+/// Lets all four runners of a test in one namespace be hostile, and watches a test in another namespace.
+async fn check_neighbour(
+    hostile: &TestNamespace,
+    honest: &TestNamespace,
+    row: &mut Observation,
+) -> Result<()> {
+    let target = hostile.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
+    let honest_target = honest.deploy_simulator(json!({"health": {"latency": "20ms"}})).await?;
+    let mut spec = watched_spec(20, "60s");
+    spec["runners"] = json!({"usersPerRunner": 5});
+    let test = hostile.create_test("hostile", spec).await?;
+    let honest_test = honest.create_test("honest", watched_spec(5, "60s")).await?;
+    hostile.wait_for_status("hostile", 60, has_requests).await?;
+    honest.wait_for_status("honest", 60, has_requests).await?;
+    let restarts = count_restarts(hostile).await?;
+    let operator = leader_address(hostile).await?;
+    let runners = hostile.list_runners("hostile").await?;
+    ensure!(runners.len() == 4, "{} runners", runners.len());
+    row.begin();
+    let mut impostors = Vec::new();
+    for runner in &runners {
+        impostors.push(Impostor::replace(runner, &test, &operator, [READABLE; 2]).await?);
+    }
+    let before = elapsed_seconds(honest, "honest").await?;
+    tokio::time::sleep(RUBBISH_TIME).await;
+    let progress = elapsed_seconds(honest, "honest").await? - before;
+    for impostor in impostors {
+        impostor.leave()?;
+    }
+    // A status is at most 5 s old.
+    let expected = RUBBISH_TIME.as_secs_f64() - 6.0;
+    ensure!(progress >= expected, "the status of the other test went on by {progress} s only");
+    check_whole_run(hostile, &target, &test, 90).await?;
+    row.settle(check_whole_run(honest, &honest_target, &honest_test, 90).await?);
+    ensure!(restarts == count_restarts(hostile).await?, "the operator has restarted");
+    check_ends(honest).await
+}
+
+/// The seconds of load in the status of a test.
+async fn elapsed_seconds(namespace: &TestNamespace, name: &str) -> Result<f64> {
+    let progress = namespace.get_status(name).await?.progress.context("no progress")?;
+    Ok(progress.elapsed.as_secs_f64())
+}
+
+async fn leader_address(namespace: &TestNamespace) -> Result<String> {
+    pod_ip(&wait_for_leader(namespace).await?).context("no address")
+}
+
+async fn count_restarts(namespace: &TestNamespace) -> Result<i32> {
+    Ok(list_ready(namespace).await?.iter().map(restarts_of).sum())
+}
+
+/// Something that answers the operator in the place of a runner.
+struct Impostor {
+    serving: JoinHandle<()>,
+    answers: UnboundedReceiver<usize>,
+    /// The connections that were open end, and new ones lead to the impostor.
+    _rules: [NetworkRule; 2],
+}
+
+impl Impostor {
+    /// Answers in the place of a runner of a test with rubbish of these lengths in turn, after the header of the runner.
+    async fn replace(
+        runner: &Pod,
+        test: &LoadTest,
+        operator: &str,
+        lengths: [usize; 2],
+    ) -> Result<Self> {
+        let header = header_of(test, runner)?;
+        let listener = TcpListener::bind("0.0.0.0:0").await?;
+        let port = listener.local_addr()?.port();
+        let (answered, answers) = mpsc::unbounded_channel();
+        let serving = tokio::spawn(async move {
+            for length in lengths.into_iter().cycle() {
+                let Ok((socket, _)) = listener.accept().await else { return };
+                let (answered, header) = (answered.clone(), header.clone());
+                tokio::spawn(async move {
+                    let taken = answer_rubbish(socket, &header, length).await;
+                    answered.send(taken.unwrap_or_default())
+                });
+            }
+        });
+        let runner = pod_ip(runner).context("no address")?;
+        let redirect = NetworkRule::redirect(operator, &runner, control::PORT, port)?;
+        let cut = NetworkRule::drop_packets(operator, &runner)?;
+        Ok(Self { serving, answers, _rules: [cut, redirect] })
+    }
+
+    /// Lets the runner answer again. Returns how many bytes of an answer the operator took at most.
+    fn leave(mut self) -> Result<usize> {
+        self.serving.abort();
+        let taken = std::iter::from_fn(|| self.answers.try_recv().ok()).max();
+        taken.context("the operator asked nobody")
+    }
 }
 
 /// The header with which a runner begins its answers.

@@ -9,10 +9,10 @@ use kube::{
 use loadtest_core::resource::LoadTest;
 use loadtest_e2e::{
     fault::{Fault, Observation},
-    leftovers::{check_ends, wait_until_no_runner},
+    leftovers::{check_ends, wait_for_final_event, wait_until_no_runner},
     node::FrozenProcess,
     operator_pods::{delete_frozen, freeze, pods, wait_for_leader},
-    test_namespace::{TestNamespace, wait_for},
+    test_namespace::{Target, TestNamespace, wait_for},
 };
 use serde_json::json;
 
@@ -111,10 +111,23 @@ async fn leader_is_killed_at_each_step_after_the_load() -> Result<()> {
         "late-kill",
         &[
             ("BeforeVerdict", "6s", "operator killed during the final write"),
+            ("AfterVerdict", "6s", "operator killed after the final write, before its Event"),
             ("BeforeRelease", "6s", "operator killed between stop and release"),
         ],
     )
     .await
+}
+
+/// Checks that a test is whole and that an Event says how it ended.
+async fn check_told_run(
+    namespace: &TestNamespace,
+    target: &Target<'_>,
+    test: &LoadTest,
+) -> Result<String> {
+    let seen = check_whole_run(namespace, target, test, 60).await?;
+    let finished = namespace.load_tests.get(&test.name_any()).await?;
+    wait_for_final_event(namespace, &finished, 30).await?;
+    Ok(seen)
 }
 
 /// Stops the leader at several points, one for each test, and kills it once. All tests must be whole.
@@ -133,7 +146,7 @@ async fn check_steps(name: &str, steps: &[(&str, &str, &'static str)]) -> Result
         let mut failed = Vec::new();
         for ((test, (.., fault)), mut observation) in tests.iter().zip(steps).zip(observations) {
             let fault = Fault { fault, expected: "load runs once, with every number", seconds: 45 };
-            let result = check_whole_run(&namespace, &target, test, 60).await;
+            let result = check_told_run(&namespace, &target, test).await;
             let result = result.map(|seen| observation.settle(seen));
             failed.extend(fault.report(result, observation).err());
         }
