@@ -2,16 +2,16 @@
 //! the whole cluster, or one per watched namespace.
 
 use std::{
-    cell::RefCell,
-    collections::BTreeSet,
+    future::poll_fn,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
-use futures_util::{StreamExt, future::join_all, stream::FuturesUnordered};
+use futures_util::{StreamExt, future::join_all};
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{
     Api, Client, Resource, ResourceExt,
@@ -133,22 +133,26 @@ pub async fn run(
 /// Waits until every watch has listed its objects. If one has, the others have [`LISTING_PATIENCE`] left: a namespace can be
 /// gone, and the others must not wait for it.
 async fn wait_until_listed(stores: &[Store<DeserializeGuard<LoadTest>>], namespaces: &[String]) {
-    let unlisted = RefCell::new(BTreeSet::from_iter(namespaces));
-    let mut listings: FuturesUnordered<_> = stores
-        .iter()
-        .enumerate()
-        .map(async |(index, store)| {
-            // The error means that the controller was dropped. It runs as long as this function.
-            let _ = store.wait_until_ready().await;
-            namespaces.get(index).map(|namespace| unlisted.borrow_mut().remove(namespace));
-        })
-        .collect();
-    let _ = listings.next().await;
-    let others = async { while listings.next().await.is_some() {} };
-    if tokio::time::timeout(LISTING_PATIENCE, others).await.is_err() {
-        let unlisted = unlisted.borrow();
-        tracing::warn!(namespaces = ?*unlisted, "the LoadTests of these namespaces can't be listed");
+    let listings = stores.iter().map(|store| Box::pin(store.wait_until_ready()));
+    let mut unlisted: Vec<_> = listings.enumerate().collect();
+    // A store wakes only the task that asked last, so all of them are asked with the waker of this task, which also runs
+    // the controllers. The result does not matter: the controllers run as long as this function.
+    let mut count_unlisted = |context: &mut std::task::Context<'_>| {
+        unlisted.retain_mut(|(_, listing)| listing.as_mut().poll(context).is_pending());
+        unlisted.len()
+    };
+    let is_one_listed = |unlisted: usize| unlisted < stores.len();
+    poll_fn(|context| ready_if(is_one_listed(count_unlisted(context)))).await;
+    let all = poll_fn(|context| ready_if(count_unlisted(context) == 0));
+    if tokio::time::timeout(LISTING_PATIENCE, all).await.is_err() {
+        let unlisted: Vec<_> =
+            unlisted.iter().filter_map(|(index, _)| namespaces.get(*index)).collect();
+        tracing::warn!(namespaces = ?unlisted, "the LoadTests of these namespaces can't be listed");
     }
+}
+
+const fn ready_if(is_ready: bool) -> Poll<()> {
+    if is_ready { Poll::Ready(()) } else { Poll::Pending }
 }
 
 /// Returns the objects of a namespace, or those of all namespaces.
@@ -180,4 +184,38 @@ fn drop_deleted_tests(context: &Context, stores: &[Store<DeserializeGuard<LoadTe
     let run_uids = objects.iter().filter_map(|object| object.meta().uid.clone()).collect();
     let keys = objects.iter().map(|object| object_key(object)).collect();
     context.retain_existing(&run_uids, &keys);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_namespace_that_is_gone_holds_up_no_other() {
+        let (there, mut writer) = reflector::store();
+        let (gone, _writer) = reflector::store();
+        let namespaces = ["there".to_owned(), "gone".to_owned()];
+        let stores = [there, gone];
+        let waiting =
+            tokio::time::timeout(LISTING_PATIENCE, wait_until_listed(&stores, &namespaces));
+        assert!(waiting.await.is_err());
+        let list = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            writer.apply_watcher_event(&watcher::Event::Init);
+            writer.apply_watcher_event(&watcher::Event::InitDone);
+        };
+        let waiting =
+            tokio::time::timeout(2 * LISTING_PATIENCE, wait_until_listed(&stores, &namespaces));
+        assert!(tokio::join!(list, waiting).1.is_ok());
+        // The controller waits for the same store. The store wakes only one of the two.
+        let (both, mut writer) = reflector::store();
+        let (stores, controller) = ([both.clone()], both);
+        let list = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            writer.apply_watcher_event(&watcher::Event::InitDone);
+        };
+        let waiting = wait_until_listed(&stores, &[]);
+        let waiting = async { tokio::join!(waiting, controller.wait_until_ready(), list) };
+        assert!(tokio::time::timeout(LISTING_PATIENCE, waiting).await.is_ok());
+    }
 }

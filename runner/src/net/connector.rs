@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cause_of_a_failed_connect_is_the_targets_if_one_address_shows_it() {
+    fn a_failed_connect_is_the_targets_if_one_address_shows_it() {
         let failure_of = |codes: &[(&str, i32)]| {
             let error = |(address, code): &(&str, i32)| {
                 (address.parse().unwrap(), io::Error::from_raw_os_error(*code))

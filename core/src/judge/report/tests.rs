@@ -53,7 +53,7 @@ fn lost_runner_never_passes_unless_the_test_tolerates_it() {
 }
 
 #[test]
-fn rates_after_a_tolerated_loss_pass_only_if_they_are_high_enough() {
+fn rates_after_a_tolerated_loss_pass_only_if_high_enough() {
     let mut test = valid_test();
     let start_skew = Some(Duration::ZERO);
     let lost = RunContext {
