@@ -113,6 +113,18 @@ fn invalid_json_paths_are_refused() {
 }
 
 #[test]
+fn messages_that_are_not_base64_are_refused() {
+    let mut spec = spec();
+    let task =
+        r#"{"name": "socket", "webSocket": {"send": ["aGk=", "hello!"], "format": "Base64"}}"#;
+    spec.scenario.tasks.push(serde_json::from_str(task).unwrap());
+    let found = problems(&spec);
+    let index = spec.scenario.tasks.len() - 1;
+    assert_eq!(found[0].field, format!("spec.scenario.tasks[{index}].webSocket.send[1]"));
+    assert!(found[0].message.contains("\"hello!\" is not base64"), "{}", found[0].message);
+}
+
+#[test]
 fn invalid_conditions_of_replies_are_refused() {
     for (field, value, message) in [
         ("jsonPath", "$.id[", "is not a JSONPath such as $.id"),
