@@ -27,7 +27,7 @@ WATCH_RIGHTS = {
     "batch/jobs": {"get", "list", "watch", "create", "patch", "delete"},
     "/pods": {"list", "watch"},
     "/pods/log": {"get"},
-    "events.k8s.io/events": {"list", "create", "patch"},
+    "events.k8s.io/events": {"list", "create"},
 }
 
 # Values whose keys users choose.
