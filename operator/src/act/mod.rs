@@ -125,6 +125,9 @@ async fn release_runners(
     runner_client::collect_error_examples(context, &tasks, &disrupted, &mut observed.cache).await;
     // Nobody reads the numbers of a test that is over. Those of a runner that leaves earlier are needed.
     let is_over = observed.phase().is_some_and(Phase::is_final);
+    if is_over {
+        observed.cache.release_sent_at.get_or_insert_with(now);
+    }
     let order = Order::Release((!is_over).then_some(&*observed.cache.collection));
     let accepted =
         runner_client::send_order(context, run_uid, &observed.runners, pods, &order).await;

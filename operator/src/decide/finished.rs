@@ -24,7 +24,7 @@ pub(super) fn decide_finished(observed: &Observed, now: Timestamp) -> Decision {
         observed.job.as_ref().is_some_and(|job| job.metadata.deletion_timestamp.is_some());
     let finish_time = observed.test.status.as_ref().and_then(|status| status.finish_time.clone());
     let finish_time = finish_time.map(|time| time.0);
-    if !is_deleting && let Some(decision) = decide_job(observed, finish_time, now) {
+    if !is_deleting && let Some(decision) = decide_job(observed, now) {
         return decision;
     }
     let idle =
@@ -40,11 +40,7 @@ pub(super) fn decide_finished(observed: &Observed, now: Timestamp) -> Decision {
 }
 
 /// Decides what happens to the Job of a test that is over, and to its runners. Returns `None` if nothing is left to do.
-fn decide_job(
-    observed: &Observed,
-    finish_time: Option<Timestamp>,
-    now: Timestamp,
-) -> Option<Decision> {
+fn decide_job(observed: &Observed, now: Timestamp) -> Option<Decision> {
     // The status already contains the reason, so the reason is not lost with the Job.
     let failed = observed.phase() == Some(Phase::Error);
     // A queue would admit a suspended Job again, and so create new pods.
@@ -60,8 +56,9 @@ fn decide_job(
         .map(|runner| runner.uid.clone())
         .collect();
     if observed.job_is_active() && !unreleased.is_empty() {
-        // A runner that takes no orders may still make load.
-        let is_overdue = finish_time.is_some_and(|at| has_elapsed(at, now, RELEASE_TIMEOUT));
+        // A runner that takes no orders may still make load. An earlier process may have released it.
+        let sent_at = observed.cache.release_sent_at;
+        let is_overdue = sent_at.is_some_and(|at| has_elapsed(at, now, RELEASE_TIMEOUT));
         return Some(if is_overdue {
             Decision::DeleteJob
         } else {

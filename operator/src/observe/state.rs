@@ -89,6 +89,8 @@ pub(crate) struct RunCache {
     pub(crate) stop_accepted: BTreeSet<String>,
     /// UIDs of the pods that need no further release order.
     pub(crate) released: BTreeSet<String>,
+    /// Time of the first release order of this process after the end of the test.
+    pub(crate) release_sent_at: Option<Timestamp>,
     /// Everything that the runners have told.
     pub(crate) collection: Arc<Collection>,
     /// The writes of the result.
