@@ -55,8 +55,7 @@ pub(crate) fn check_outputs(outputs: &OutputArguments) -> anyhow::Result<()> {
             .append(true)
             .create(true)
             .open(&path)
-            .and_then(|file| Ok(file.metadata()?.is_file()))
-            .and_then(|is_file| if is_file { std::fs::remove_file(&path) } else { Ok(()) })
+            .and_then(|_| if is_plain_file(&path) { std::fs::remove_file(&path) } else { Ok(()) })
             .with_context(|| format!("the result can't be written to {}", path.display()))?;
         anyhow::ensure!(
             seen.insert(path.clone()),
@@ -78,9 +77,14 @@ fn output_paths(outputs: &OutputArguments) -> Vec<PathBuf> {
     files.chain(csv).collect()
 }
 
-/// Writes a file that is there with its whole text or not at all. A device or a pipe gets the text as it is.
+/// Returns true for a file that may be replaced by another one. A link such as `/dev/stdout`, a device and a pipe may not.
+fn is_plain_file(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|found| found.is_file())
+}
+
+/// Writes a file that is there with its whole text or not at all. What is no plain file gets the text as it is.
 fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
-    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+    if std::fs::symlink_metadata(path).is_ok() && !is_plain_file(path) {
         return std::fs::write(path, text);
     }
     let mut name = path.file_name().unwrap_or_default().to_owned();

@@ -143,12 +143,19 @@ fn a_reader_that_goes_away_changes_neither_files_nor_exit_code() {
     drop(report.stdout.take());
     assert_eq!(report.wait().unwrap().code(), Some(1));
     assert!(fs::read_to_string(&stale).unwrap().starts_with("<?xml"));
-    // Without a result, no file of an earlier run is left, and no empty one.
+    // A link such as /dev/stdout stays, and its file gets the text.
+    let (link, linked) = (path("link"), path("linked.xml"));
+    fs::write(&linked, "of an earlier run").unwrap();
+    std::os::unix::fs::symlink(&linked, &link).unwrap();
+    assert_eq!(run_loadtest(&["report", &json, "--junit", &link]).status.code(), Some(1));
+    assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert!(fs::read_to_string(&linked).unwrap().starts_with("<?xml"));
+    // Without a result, no empty file is left.
     let output = run_loadtest(&["report", &path("missing.json"), "--junit", &path("new.xml")]);
     assert_eq!(output.status.code(), Some(2));
     let names: Vec<_> =
         fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
-    assert_eq!(names.len(), 3, "{names:?}");
+    assert_eq!(names.len(), 5, "{names:?}");
 }
 
 #[test]

@@ -349,6 +349,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn long_values_of_labels_are_cut() {
+        let mut runner = RunnerMetrics::default();
+        let task = runner.metrics.tasks.entry("health".into()).or_default();
+        task.errors.insert("x".repeat(100_000), 3);
+        let options = crate::metrics::ExpositionOptions::default();
+        let format = crate::metrics::Format::Protobuf;
+        let bytes = crate::metrics::encode(runner, options, format).unwrap();
+        let decoded = decode(&bytes).unwrap();
+        let errors = &decoded.metrics.tasks["health"].errors;
+        let lengths: Vec<_> =
+            errors.iter().filter(|(_, n)| **n > 0).map(|(k, n)| (k.len(), *n)).collect();
+        assert_eq!(lengths, [(MAX_VALUE_BYTES, 3)]);
+    }
+
+    #[test]
     fn a_family_that_was_cut_off_is_an_error() {
         let name = b"\x0a\x02up";
         let whole = [&[4], name.as_slice()].concat();

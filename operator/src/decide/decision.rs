@@ -134,7 +134,7 @@ pub(crate) enum Decision {
     DeleteStoppedJob,
     /// Report lost runners, each described in words.
     ReportLoss(Vec<String>),
-    /// Report that the API server does not create the Job, and the cause.
+    /// Report that the API server does not check or create the Job, and the cause.
     ReportRetry(String),
     /// Set the time to live of the Job of a finished test.
     SetJobTtl,

@@ -93,6 +93,13 @@ fn the_event_of_an_end_follows_from_the_status() {
     let failed = draft(&Decision::Fail(Reason::JobLost, "the Job was deleted".into())).draft;
     assert_eq!((&*failed.reason, failed.warning), ("JobLost", true));
     assert!(failed.note.starts_with("the Job was deleted"), "{}", failed.note);
+    // The command line and reports tell the same cause.
+    let cause = |decision: &Decision| {
+        next_status(&observed, decision, noon()).0.verdict_message().to_owned()
+    };
+    assert_eq!(cause(&Decision::Fail(Reason::JobLost, "the Job was deleted".into())), failed.note);
+    let refused = Decision::Reject(Reason::InvalidSpec, "spec.load: too large".into());
+    assert_eq!(cause(&refused), "spec.load: too large");
     let cancelled = draft(&Decision::CancelUnstarted).draft;
     assert_eq!(cancelled.reason, "Cancelled");
     assert!(cancelled.note.starts_with("Inconclusive: the test was"), "{}", cancelled.note);

@@ -275,43 +275,24 @@ async fn old_connections_are_replaced() {
 
 #[tokio::test]
 async fn hidden_tokens_shorten_no_gap() {
-    let usage = "data: {\"choices\":[],\"usage\":{\"completion_tokens\":100,\"completion_tokens_details\":{\"reasoning_tokens\":97}}}\n\n";
-    let steps = vec![
-        stream_of(&[TOKEN]),
-        wait(30),
-        send(chunk(TOKEN)),
-        wait(30),
-        send(
-            [chunk(TOKEN), chunk(STOP), chunk(usage), chunk(DONE), "0\r\n\r\n".to_owned()].concat(),
-        ),
+    // The second target does not say how many of its tokens are hidden.
+    let cases = [
+        (r#"{"completion_tokens":100,"completion_tokens_details":{"reasoning_tokens":97}}"#, 3, 97),
+        (r#"{"completion_tokens":100}"#, 100, 0),
     ];
-    let task = run_good(chat(), steps).await;
-    assert_eq!(task.tokens.output, 3 * task.completed_requests());
-    assert_eq!(task.tokens.reasoning, 97 * task.completed_requests());
-    for metric in [LatencyMetric::InterTokenLatency, LatencyMetric::TimePerOutputToken] {
-        let gap = median(&task, metric);
-        assert!((29.0..45.0).contains(&gap), "{metric:?}: {gap} ms");
-    }
-}
-
-#[tokio::test]
-async fn hidden_tokens_that_count_as_the_answer_shorten_no_gap() {
-    // The target does not say how many of the tokens are hidden.
-    let usage = "data: {\"choices\":[],\"usage\":{\"completion_tokens\":100}}\n\n";
-    let steps = vec![
-        stream_of(&[TOKEN]),
-        wait(30),
-        send(chunk(TOKEN)),
-        wait(30),
-        send(
-            [chunk(TOKEN), chunk(STOP), chunk(usage), chunk(DONE), "0\r\n\r\n".to_owned()].concat(),
-        ),
-    ];
-    let task = run_good(chat(), steps).await;
-    assert_eq!(task.tokens.output, 100 * task.completed_requests());
-    for metric in [LatencyMetric::InterTokenLatency, LatencyMetric::TimePerOutputToken] {
-        let gap = median(&task, metric);
-        assert!((29.0..45.0).contains(&gap), "{metric:?}: {gap} ms");
+    for (usage, output, reasoning) in cases {
+        let usage = format!("data: {{\"choices\":[],\"usage\":{usage}}}\n\n");
+        let end = [chunk(TOKEN), chunk(STOP), chunk(&usage), chunk(DONE), "0\r\n\r\n".to_owned()];
+        let steps =
+            vec![stream_of(&[TOKEN]), wait(30), send(chunk(TOKEN)), wait(30), send(end.concat())];
+        let task = run_good(chat(), steps).await;
+        let requests = task.completed_requests();
+        assert_eq!(task.tokens.output, output * requests);
+        assert_eq!(task.tokens.reasoning, reasoning * requests);
+        for metric in [LatencyMetric::InterTokenLatency, LatencyMetric::TimePerOutputToken] {
+            let gap = median(&task, metric);
+            assert!((29.0..45.0).contains(&gap), "{metric:?}: {gap} ms");
+        }
     }
 }
 
