@@ -180,7 +180,7 @@ def draw(samples):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hours", type=float, default=2.0)
-    parser.add_argument("--users", type=int, default=100)
+    parser.add_argument("--users", type=int, default=400)
     parser.add_argument("--record", action="store_true", help="write the figures to the repository")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "target" / "soak")
     options = parser.parse_args()

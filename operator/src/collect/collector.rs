@@ -320,29 +320,16 @@ impl Question {
             HistoryRequest { run_uid: &targets.run_uid, runner: &runner, ip, after, lease };
         let body = fetch_history(&connections, &budget, request).await?;
         lock_told(&told).insert(known);
-        let add = move |body: &Body| {
-            let Body { bytes, round_trip, elapsed, .. } = body;
+        let added = spawn_blocking(move || {
+            let Body { bytes, round_trip, elapsed, .. } = &body;
             let steps = decode_answer(bytes, &targets.run_uid, &runner)?;
             let index = runner.index;
             let answer = Answer { index, round_trip: *round_trip, elapsed: *elapsed, steps };
             lock(&collection).add_answer(answer, &targets, now())?;
             Ok(())
-        };
-        run_on_pool(body, add).await
+        });
+        added.await.unwrap_or(Err(CollectError::Panic))
     }
-}
-
-/// Runs work on foreign data on a thread of the pool, and frees the data on this thread again: the allocator does not give
-/// a large block back to the system that another thread frees.
-async fn run_on_pool<T: Send + 'static>(
-    data: T,
-    work: impl FnOnce(&T) -> Result<(), CollectError> + Send + 'static,
-) -> Result<(), CollectError> {
-    let done = spawn_blocking(move || {
-        let result = work(&data);
-        (result, data)
-    });
-    done.await.map_or(Err(CollectError::Panic), |(result, _)| result)
 }
 
 /// Reads the last metrics in the log of a runner that has ended, and adds them to the collection.
@@ -355,17 +342,13 @@ async fn read_log(
 ) -> Result<(), CollectError> {
     let _reservation = budget.reserve(LOG_MEMORY_BYTES).await;
     let log = fetch_log(&pods, &runner).await;
-    let add = move |log: &Result<String, CollectError>| {
-        let result = match log {
-            Ok(log) => last_metrics_of(log, &targets.run_uid, &runner)
-                .map_err(|error| format_error_chain(&error)),
-            Err(error) => Err(format_error_chain(error)),
-        };
+    let added = spawn_blocking(move || {
+        // A later round may be able to read the log.
+        let may_succeed_later = log.is_err();
+        let result = log.and_then(|log| last_metrics_of(&log, &targets.run_uid, &runner));
         let mut collection = lock(&collection);
         let now = now();
         let since = collection.note_end(&runner.uid, now);
-        // A later round may be able to read the log.
-        let may_succeed_later = log.is_err();
         let waited = now.duration_since(since).as_secs_f64();
         if !may_succeed_later || waited > LOG_PATIENCE.as_secs_f64() {
             collection.note_log_read(&runner.uid);
@@ -373,11 +356,11 @@ async fn read_log(
         match result {
             Ok(snapshot) => collection.replace(runner.index, snapshot, &targets),
             Err(error) => {
-                let (run_uid, pod) = (&targets.run_uid, &runner.name);
-                tracing::info!(run_uid, pod, error, "no last metrics");
+                let (pod, error) = (&runner.name, format_error_chain(&error));
+                tracing::info!(run_uid = targets.run_uid, pod, error, "no last metrics");
             }
         }
         Ok(())
-    };
-    run_on_pool(log, add).await
+    });
+    added.await.unwrap_or(Err(CollectError::Panic))
 }
