@@ -87,20 +87,20 @@ pub(crate) struct RunArguments {
     /// WebSocket base URL of the target; overrides spec.target.webSocket.
     #[arg(long, value_name = "URL")]
     pub(crate) ws_host: Option<String>,
-    #[command(flatten)]
-    pub(crate) request: RequestArguments,
-    #[command(flatten)]
-    pub(crate) outputs: OutputArguments,
-    /// Prints lines of progress, also in a terminal, which has a view with charts otherwise.
+    /// Prints lines of progress instead of the charts that a terminal shows by default.
     #[arg(long, alias = "headless")]
     pub(crate) plain: bool,
-    /// Serves a page with charts of the running test, for this machine only unless ADDR names another
-    /// address [default address: 127.0.0.1:8089].
+    /// Serves a page with charts of the running test. Only this machine can open the page, unless ADDR
+    /// names another address [default address: 127.0.0.1:8089].
     #[arg(long, value_name = "ADDR", num_args = 0..=1, require_equals = true, default_missing_value = "", value_parser = crate::live::parse_address)]
     pub(crate) web: Option<std::net::SocketAddr>,
     /// Writes one line per request, with all its timestamps, to a CSV file.
     #[arg(long, value_name = "FILE")]
     pub(crate) request_log: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) request: RequestArguments,
+    #[command(flatten)]
+    pub(crate) outputs: OutputArguments,
 }
 
 /// The arguments that name a file. clap drops `requires = "url"` where one of them is given, because they
@@ -120,7 +120,8 @@ pub(crate) struct RequestArguments {
     /// Sends chat completions to this model.
     #[arg(long, value_name = "MODEL", requires = "url", conflicts_with_all = FILE_ARGUMENTS)]
     pub(crate) chat: Option<String>,
-    /// The message of a chat or of a WebSocket. With several, each chat picks one.
+    /// The message of a chat or of a WebSocket; can be given several times. A chat picks one of the messages, a
+    /// WebSocket sends all of them.
     #[arg(long, value_name = "TEXT", requires = "url", conflicts_with_all = FILE_ARGUMENTS)]
     pub(crate) message: Vec<String>,
     /// Method of the request [default: GET, and POST with -d].
@@ -184,8 +185,8 @@ pub(crate) enum OutputFormat {
 
 #[derive(Debug, Args)]
 pub(crate) struct ReportArguments {
-    /// File that `loadtest run --json` wrote, or name of a LoadTest on the cluster, whose result may
-    /// still be there when the LoadTest is gone.
+    /// File that `loadtest run --json` wrote, or name of a LoadTest on the cluster. The LoadTest itself may
+    /// be deleted, if its result was kept.
     #[arg(value_name = "FILE|NAME")]
     pub(crate) source: String,
     /// Namespace of the LoadTest on the cluster [default: the namespace of the current context].
@@ -200,7 +201,7 @@ pub(crate) struct ReportArguments {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct InitArguments {
-    /// Address to test: http, https, ws or wss. Without it, a terminal is asked for the values.
+    /// URL to test: http, https, ws or wss. Without it, in a terminal, the command asks for the values.
     #[arg(long)]
     pub(crate) url: Option<String>,
     /// Sends chat completions to this model.
@@ -231,7 +232,8 @@ pub(crate) struct DiffArguments {
     /// Namespace of LoadTests on the cluster [default: the namespace of the current context].
     #[arg(short, long)]
     pub(crate) namespace: Option<String>,
-    /// Exit code 1 if a number is worse by more than the noise within the runs.
+    /// Exit code 1 if a number is worse by more than the noise within the runs, and 3 if the runs can't be
+    /// compared.
     #[arg(long)]
     pub(crate) strict: bool,
     /// Form of the comparison.
@@ -371,7 +373,8 @@ pub(crate) struct UiArguments {
     /// Namespace of the LoadTest [default: the namespace of the current context].
     #[arg(short, long)]
     pub(crate) namespace: Option<String>,
-    /// Address of the page; only for this machine, unless it names an IP address.
+    /// Address of the page, such as 8089 or 0.0.0.0:8089. Without an IP address, only this machine can open
+    /// the page.
     #[arg(long, value_name = "ADDR", default_value = "8089", value_parser = crate::live::parse_address)]
     pub(crate) address: std::net::SocketAddr,
 }

@@ -8,7 +8,7 @@ mod runners;
 mod ui;
 mod watch;
 
-use std::{future::Future, io::ErrorKind};
+use std::{future::Future, io::ErrorKind, time::Duration};
 
 use anyhow::Context;
 use kube::{
@@ -23,6 +23,15 @@ pub(crate) use self::{
     ui::show_page, watch::watch_test,
 };
 use crate::{arguments::CancelArguments, exit::Exit};
+
+/// Time between two reads of a LoadTest. The operator changes it at most every 5 s.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time limit for one response of the API server.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A command that follows a test gives up if the API server can't be read for this long.
+const MAX_OUTAGE: Duration = Duration::from_mins(2);
 
 /// The LoadTests of one namespace of a cluster.
 struct Cluster {

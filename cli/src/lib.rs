@@ -19,19 +19,27 @@ mod render;
 mod report;
 mod run;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, ErrorKind, IsTerminal},
+    process::ExitCode,
+};
 
 use clap::Parser;
 
 use crate::{
     arguments::{Arguments, Command},
     exit::Exit,
-    output::{PatientWriter, eprint_line},
+    output::{PatientWriter, allows_color, eprint_line},
 };
 
 /// Runs the command that the command line names, and returns the exit code of the process.
 pub fn run_command() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal() && allows_color())
+        .without_time()
+        .with_target(false)
+        .init();
     // If a build contains two TLS providers, rustls panics on first use unless one is chosen here.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut out = std::io::stdout().lock();
@@ -41,7 +49,7 @@ pub fn run_command() -> ExitCode {
         Command::Diff(arguments) => report::print_difference(&arguments, &mut PatientWriter(out)),
         Command::Schema(arguments) => report::print_schema(&arguments, &mut out),
         Command::Init(arguments) => run::print_file(&arguments, &mut out),
-        Command::Validate(arguments) => plan::validate_files(&arguments, &mut out),
+        Command::Validate(arguments) => plan::validate_files(&arguments, &mut PatientWriter(out)),
         Command::Plan(arguments) => plan::print_plan(&arguments, &mut out),
         Command::Completions(arguments) => manual::print_completions(&arguments, &mut out),
         Command::Man => manual::print_manual(&mut out),
@@ -52,9 +60,13 @@ pub fn run_command() -> ExitCode {
         Command::Logs(arguments) => cluster::print_logs(&arguments, &mut out),
         Command::Cancel(arguments) => cluster::cancel_test(&arguments, &mut out),
     };
-    let exit = result.unwrap_or_else(|error| {
-        eprint_line(&format!("loadtest: {error:#}"));
-        Exit::CouldNotRun
+    let exit = result.unwrap_or_else(|error| match error.downcast_ref::<io::Error>() {
+        // The reader has seen enough, as in `loadtest list | head -1`.
+        Some(cause) if cause.kind() == ErrorKind::BrokenPipe => Exit::Passed,
+        _ => {
+            eprint_line(&format!("loadtest: {error:#}"));
+            Exit::CouldNotRun
+        }
     });
     exit.into()
 }

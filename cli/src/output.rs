@@ -7,6 +7,11 @@ pub(crate) fn eprint_line(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
+/// Returns false if the user wants no colors (no-color.org).
+pub(crate) fn allows_color() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
 /// A writer that goes on when its reader is gone, as in `loadtest report … | head`: the command still writes its files, and
 /// ends with the exit code of its verdict.
 #[derive(Debug)]

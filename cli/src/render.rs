@@ -34,7 +34,7 @@ pub(crate) fn progress_header() -> String {
 /// start. Everything else is about the run so far.
 #[derive(Debug, Default)]
 pub(crate) struct ProgressLines {
-    /// Seconds of load and completed requests at the last line.
+    /// Seconds of load and successful requests at the last line.
     last: (f64, u64),
 }
 
@@ -46,9 +46,10 @@ impl ProgressLines {
         summary: &Summary,
         duration: Duration,
     ) -> String {
-        let now = (progress.elapsed.as_secs_f64(), summary.requests);
-        let (seconds, requests) = (now.0 - self.last.0, now.1.saturating_sub(self.last.1));
-        let rate = (seconds > 0.0).then(|| Rate::per_second(requests as f64 / seconds).rounded());
+        let successes = summary.requests.saturating_sub(summary.failures);
+        let now = (progress.elapsed.as_secs_f64(), successes);
+        let (seconds, successes) = (now.0 - self.last.0, now.1.saturating_sub(self.last.1));
+        let rate = (seconds > 0.0).then(|| Rate::per_second(successes as f64 / seconds).rounded());
         self.last = now;
         progress_line(progress, summary, &rate.unwrap_or_else(|| "-".into()), duration)
     }

@@ -66,17 +66,19 @@ pub(crate) fn report_result(
 /// # Errors
 /// When the cluster has no such result, or can't be asked.
 fn read_source(source: &str, namespace: Option<&str>) -> anyhow::Result<Result<RunResult, String>> {
-    if namespace.is_none() && is_file(source) {
+    if is_file(source, namespace.is_some()) {
         return Ok(read_result(Path::new(source)).map_err(|error| format!("{source}: {error:#}")));
     }
     read_stored_result(source, namespace).map(Ok)
 }
 
-/// Returns true if the user means a file: it exists, or no LoadTest can have this name.
-fn is_file(source: &str) -> bool {
+/// Returns true if the user means a file: it exists, or it has the form of a path. With a namespace, a file must have the
+/// form of a path: others are names of LoadTests.
+fn is_file(source: &str, has_namespace: bool) -> bool {
     let path = Path::new(source);
     let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
-    path.is_file() || source.contains(std::path::MAIN_SEPARATOR) || is_json
+    let is_path = source.contains(std::path::MAIN_SEPARATOR);
+    is_path || if has_namespace { is_json && path.is_file() } else { is_json || path.is_file() }
 }
 
 fn read_result(file: &Path) -> anyhow::Result<RunResult> {

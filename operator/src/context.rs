@@ -53,7 +53,7 @@ impl Queues {
         }
     }
 
-    /// Sends everybody away who waits: the operator is about to end.
+    /// Ends all waits for a queue with an error, because the operator is about to exit.
     pub(crate) fn close(&self) {
         self.tests_without_load.close();
         self.takeovers.close();
@@ -82,7 +82,7 @@ pub struct Context {
     /// Caches by run UID.
     run_caches: Mutex<HashMap<String, RunCache>>,
     /// Names of the Events about the ends of runs that the API server has, by run UID.
-    told_endings: Mutex<HashMap<String, String>>,
+    settled_endings: Mutex<HashMap<String, String>>,
     /// Number of consecutive failed reconciliations by object key.
     failures: Mutex<HashMap<String, u32>>,
 }
@@ -203,7 +203,7 @@ impl Context {
             http,
             authority,
             run_caches: Mutex::default(),
-            told_endings: Mutex::default(),
+            settled_endings: Mutex::default(),
             failures: Mutex::default(),
         })
     }
@@ -253,18 +253,19 @@ impl Context {
         self.collectors.retain(run_uids);
         self.changes.retain(run_uids);
         lock_unpoisoned(&self.run_caches).retain(|run_uid, _| run_uids.contains(run_uid));
-        lock_unpoisoned(&self.told_endings).retain(|run_uid, _| run_uids.contains(run_uid));
+        lock_unpoisoned(&self.settled_endings).retain(|run_uid, _| run_uids.contains(run_uid));
         lock_unpoisoned(&self.failures).retain(|key, _| object_keys.contains(key));
     }
 
-    /// Returns true if this process knows that the API server has an Event about the end of a run.
-    pub(crate) fn is_ending_told(&self, run_uid: &str, event: &str) -> bool {
-        lock_unpoisoned(&self.told_endings).get(run_uid).is_some_and(|told| told == event)
+    /// Returns true if this Event about the end of a run needs no further attempt: the API server has it, or will never
+    /// accept it.
+    pub(crate) fn is_ending_settled(&self, run_uid: &str, event: &str) -> bool {
+        lock_unpoisoned(&self.settled_endings).get(run_uid).is_some_and(|told| told == event)
     }
 
-    /// Notes that no process needs to publish an Event about the end of a run again.
-    pub(crate) fn mark_ending_told(&self, run_uid: String, event: String) {
-        lock_unpoisoned(&self.told_endings).insert(run_uid, event);
+    /// Records that an Event about the end of a run needs no further attempt.
+    pub(crate) fn mark_ending_settled(&self, run_uid: String, event: String) {
+        lock_unpoisoned(&self.settled_endings).insert(run_uid, event);
     }
 
     /// Resets the number of consecutive failures of an object to zero.

@@ -43,7 +43,7 @@ const NO_LIMIT: u16 = 0;
 const WATCH_TIMEOUT_SECONDS: u32 = 200;
 
 /// How long the operator waits for namespaces that can't be listed before it is ready.
-const LISTING_PATIENCE: Duration = Duration::from_secs(30);
+const LISTING_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Interval between two cleanups of the caches of deleted tests.
 const CLEANUP_INTERVAL: Duration = Duration::from_mins(1);
@@ -130,7 +130,7 @@ pub async fn run(
     }
 }
 
-/// Waits until every watch has listed its objects. If one has, the others have [`LISTING_PATIENCE`] left: a namespace can be
+/// Waits until every watch has listed its objects. If one has, the others have [`LISTING_TIMEOUT`] left: a namespace can be
 /// gone, and the others must not wait for it.
 async fn wait_until_listed(stores: &[Store<DeserializeGuard<LoadTest>>], namespaces: &[String]) {
     let listings = stores.iter().map(|store| Box::pin(store.wait_until_ready()));
@@ -144,7 +144,7 @@ async fn wait_until_listed(stores: &[Store<DeserializeGuard<LoadTest>>], namespa
     let is_one_listed = |unlisted: usize| unlisted < stores.len();
     poll_fn(|context| ready_if(is_one_listed(count_unlisted(context)))).await;
     let all = poll_fn(|context| ready_if(count_unlisted(context) == 0));
-    if tokio::time::timeout(LISTING_PATIENCE, all).await.is_err() {
+    if tokio::time::timeout(LISTING_TIMEOUT, all).await.is_err() {
         let unlisted: Vec<_> =
             unlisted.iter().filter_map(|(index, _)| namespaces.get(*index)).collect();
         tracing::warn!(namespaces = ?unlisted, "the LoadTests of these namespaces can't be listed");
@@ -197,7 +197,7 @@ mod tests {
         let namespaces = ["there".to_owned(), "gone".to_owned()];
         let stores = [there, gone];
         let waiting =
-            tokio::time::timeout(LISTING_PATIENCE, wait_until_listed(&stores, &namespaces));
+            tokio::time::timeout(LISTING_TIMEOUT, wait_until_listed(&stores, &namespaces));
         assert!(waiting.await.is_err());
         let list = async {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -205,7 +205,7 @@ mod tests {
             writer.apply_watcher_event(&watcher::Event::InitDone);
         };
         let waiting =
-            tokio::time::timeout(2 * LISTING_PATIENCE, wait_until_listed(&stores, &namespaces));
+            tokio::time::timeout(2 * LISTING_TIMEOUT, wait_until_listed(&stores, &namespaces));
         assert!(tokio::join!(list, waiting).1.is_ok());
         // The controller waits for the same store. The store wakes only one of the two.
         let (both, mut writer) = reflector::store();
@@ -216,6 +216,6 @@ mod tests {
         };
         let waiting = wait_until_listed(&stores, &[]);
         let waiting = async { tokio::join!(waiting, controller.wait_until_ready(), list) };
-        assert!(tokio::time::timeout(LISTING_PATIENCE, waiting).await.is_ok());
+        assert!(tokio::time::timeout(LISTING_TIMEOUT, waiting).await.is_ok());
     }
 }

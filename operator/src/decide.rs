@@ -29,13 +29,14 @@ pub(crate) use self::{
 use self::{
     finished::decide_finished,
     running::decide_running,
-    starting::{decide_launch, decide_starting, unchecked_for_long},
+    starting::{decide_launch, decide_starting, dry_run_timeout_message},
 };
 
-/// Chooses the orders to the runners of a test under load while the API server can't be read, or the status not written.
+/// Chooses the orders to the runners of a test under load while the API server can't be read, or the status can't be written.
 ///
-/// Losses and the reason of a stop can't be reported then, and the target can't wait for that.
-pub(crate) fn decide_unseen(
+/// Usually the status has the reason of a stop before the stop orders are sent. In an outage the stop orders are sent first,
+/// because the target must not stay under load until the API server is back.
+pub(crate) fn decide_in_outage(
     observed: &Observed,
     start: &StartRecord,
     settings: &Settings,
@@ -46,9 +47,9 @@ pub(crate) fn decide_unseen(
         || observed.test.spec.cancel
         || lost > observed.tolerated_losses(start);
     if must_stop {
-        let is_untold = |uid: &&String| !observed.cache.stop_accepted.contains(*uid);
-        let untold: Vec<String> = start.pods.iter().filter(is_untold).cloned().collect();
-        return (!untold.is_empty()).then_some(Decision::SendStop(untold));
+        let not_stopped = |uid: &&String| !observed.cache.stop_accepted.contains(*uid);
+        let pods: Vec<String> = start.pods.iter().filter(not_stopped).cloned().collect();
+        return (!pods.is_empty()).then_some(Decision::SendStop(pods));
     }
     let decision = decide(observed, settings, now);
     matches!(decision, Decision::SendStart(..) | Decision::SendStop(_)).then_some(decision)
@@ -64,8 +65,8 @@ pub(crate) fn decide(observed: &Observed, settings: &Settings, now: Timestamp) -
     }
     let phase = status.known_phase();
     match (phase, status.plan.clone()) {
-        // A rejected spec that was edited gets another look. Only the positive mark of a rejection
-        // counts: a status that lost its fields must not make a test run again.
+        // A rejected spec that was edited is checked again, but only if the condition `Accepted` is False: a status
+        // that has lost its fields must not make a test run again.
         (Some(Phase::Error), None) if was_rejected_and_edited(test) => {
             admit(observed, settings, now)
         }
@@ -113,6 +114,11 @@ fn waits_for_admission(status: &LoadTestStatus) -> bool {
     started.is_some_and(|c| c.reason == "Suspended" || c.reason == RETRYING)
 }
 
+/// Returns true for a test whose Job the API server could not check.
+fn is_admission_retried(status: &LoadTestStatus) -> bool {
+    status.condition("Accepted").is_some_and(|c| c.reason == RETRYING)
+}
+
 /// Decides whether a test without a plan gets one.
 fn admit(observed: &Observed, settings: &Settings, now: Timestamp) -> Decision {
     let spec = &observed.test.spec;
@@ -123,8 +129,11 @@ fn admit(observed: &Observed, settings: &Settings, now: Timestamp) -> Decision {
         return Decision::Reject(Reason::AlreadyRan, message);
     }
     match &observed.valid {
+        Ok(_) if spec.cancel && is_admission_retried(&observed.status()) => {
+            Decision::CancelUnstarted
+        }
         Ok(valid) if spec.suspend && !spec.cancel => Decision::ReportSuspended(size_test(valid)),
-        Ok(valid) => match unchecked_for_long(observed, settings, now) {
+        Ok(valid) => match dry_run_timeout_message(observed, settings, now) {
             Some(message) => Decision::Reject(Reason::Refused, message),
             None => Decision::Admit(size_test(valid)),
         },

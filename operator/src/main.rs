@@ -114,6 +114,9 @@ fn parse_peers(text: &str) -> Result<Peers, String> {
 }
 
 fn main() -> ExitCode {
+    // The kernel would fill gaps in the memory with huge pages, hours after the start: memory then grows by 2 MiB at a time.
+    // A kernel without huge pages refuses this, which is fine.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     match Arguments::parse().command {
         Command::Crd { older } => match print_crd(older) {
             Ok(()) => ExitCode::SUCCESS,

@@ -3,8 +3,8 @@
 //! The steps are in modules of their own. This module sets the time limit, keeps the cache of the
 //! run, writes the status and chooses the time of the next reconciliation.
 
+mod outage;
 mod result;
-mod unseen;
 
 use std::{
     sync::Arc,
@@ -42,8 +42,8 @@ use crate::{
         state::Observed,
     },
     reconcile::{
+        outage::supervise_in_outage,
         result::{ResultWrite, write_result},
-        unseen::supervise_unseen,
     },
     status::{self, EventDraft},
 };
@@ -221,7 +221,7 @@ async fn begin(
     let found = match found.await {
         Ok(found) => found,
         Err(error) => {
-            Box::pin(supervise_unseen(context, &mut cache)).await;
+            Box::pin(supervise_in_outage(context, &mut cache)).await;
             // A run that this process has never seen has no cache to keep.
             if cache.first_seen.is_some() {
                 context.store_cache(run_uid, cache);
@@ -265,7 +265,7 @@ async fn run_pipeline(
     let reading = match observing.await {
         Ok(reading) => reading,
         Err(error) => {
-            Box::pin(supervise_unseen(context, &mut observed.cache)).await;
+            Box::pin(supervise_in_outage(context, &mut observed.cache)).await;
             return Err(error);
         }
     };
@@ -306,7 +306,7 @@ async fn run_pipeline(
     let reported = report_status(context, tests, observed, &decision, now).await;
     if reported.as_ref().is_err_and(|error| !error.is_expected()) {
         // An abort can't wait until the status can be written.
-        Box::pin(supervise_unseen(context, &mut observed.cache)).await;
+        Box::pin(supervise_in_outage(context, &mut observed.cache)).await;
     }
     let written = reported?;
     if written.is_none() {

@@ -275,7 +275,7 @@ fn set_lost(
     status.measurement.get_or_insert_default().runners_lost = lost;
     let tolerated = observed.known_start().map_or(0, |start| observed.tolerated_losses(&start));
     let next = if lost > tolerated {
-        "stopping the test, see spec.onRunnerLoss"
+        "the test stops because of spec.onRunnerLoss"
     } else {
         "the test goes on without them"
     };
@@ -286,7 +286,7 @@ fn set_lost(
     };
     // A long list of losses is cut off.
     let losses = losses.join("; ");
-    let note = format!("lost {}{cause}, {next}: {losses}", count_of(lost, "runner"));
+    let note = format!("lost {}{cause}; {next}. Details: {losses}", count_of(lost, "runner"));
     set_condition(status, "RunnersLost", "True", "RunnerEnded", &note, now);
     draft_event("RunnersLost", note, true)
 }

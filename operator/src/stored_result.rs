@@ -35,9 +35,9 @@ pub(crate) const MAX_TURN_WAIT: Duration = Duration::from_secs(30);
 /// operator runs.
 const MAX_ALIVE_BYTES: usize = 1 << 20;
 /// Time for which a result that can't be read after a restart is tried again.
-const RESUME_PATIENCE: Duration = Duration::from_secs(20);
+const RESUME_RETRY_TIME: Duration = Duration::from_secs(20);
 /// Time for which the last write of a result is tried again.
-const LAST_WRITE_PATIENCE: Duration = Duration::from_secs(120);
+const LAST_WRITE_RETRY_TIME: Duration = Duration::from_secs(120);
 
 /// Returns true if the result is to be written with a decision and the status that follows from it.
 pub(crate) fn is_due(
@@ -111,7 +111,7 @@ pub(crate) fn build(observed: &Observed, status: &LoadTestStatus) -> Option<Resu
     let start = observed.known_start()?;
     let valid = observed.valid.as_ref().ok()?;
     let mut collection = Collection::clone(&observed.cache.collection);
-    collection.settle_gone(StartedPods { start: &start, runners: &observed.runners });
+    collection.move_gone_runners(StartedPods { start: &start, runners: &observed.runners });
     let merged = collection.merged(|index| runner_name(&observed.runners, index));
     let recorder = collection.series().cloned();
     let mut recorder = recorder.unwrap_or_else(|| SeriesRecorder::new(&valid.load));
@@ -232,8 +232,8 @@ pub(crate) fn note_write(
     };
 }
 
-/// Notes that a write failed. The next attempt has the same revision, so that it leaves the objects of the
-/// revision before whole. It comes after [`WRITE_INTERVAL`], also if nothing changes until then.
+/// Records that a write failed. The next attempt has the same revision, so that it does not touch the objects of the
+/// revision before. The attempt follows after [`WRITE_INTERVAL`], even if nothing has changed by then.
 pub(crate) fn note_failure(cache: &mut RunCache, status: &LoadTestStatus, now: Timestamp) {
     let written = &mut cache.written_result;
     written.at = Some(now);
@@ -242,23 +242,23 @@ pub(crate) fn note_failure(cache: &mut RunCache, status: &LoadTestStatus, now: T
     written.stages = status.stages.len();
 }
 
-/// Notes the start of an attempt at the last write. Returns true if the operator is to try again when it
-/// fails: a verdict must not wait for ever for its result.
-pub(crate) fn is_retried(cache: &mut RunCache, now: Timestamp) -> bool {
+/// Records the start of an attempt at the last write. Returns true if the operator must try again after a failure of
+/// this attempt. After [`LAST_WRITE_RETRY_TIME`] it returns false, because a verdict must not wait for its result for ever.
+pub(crate) fn begin_last_write(cache: &mut RunCache, now: Timestamp) -> bool {
     let since = *cache.written_result.failing_since.get_or_insert(now);
-    now.duration_since(since) < signed_duration(LAST_WRITE_PATIENCE)
+    now.duration_since(since) < signed_duration(LAST_WRITE_RETRY_TIME)
 }
 
-/// Returns true if the operator is to try again to read the result of an earlier process.
-pub(crate) fn is_resume_retried(cache: &mut RunCache, now: Timestamp) -> bool {
+/// Records that the result of an earlier process can't be read. Returns true if the operator must try again.
+pub(crate) fn note_resume_failure(cache: &mut RunCache, now: Timestamp) -> bool {
     let since = *cache.resume_failing_since.get_or_insert(now);
-    now.duration_since(since) < signed_duration(RESUME_PATIENCE)
+    now.duration_since(since) < signed_duration(RESUME_RETRY_TIME)
 }
 
-/// The objects of a result. The first one replaces only the object of this version, if there is one: another
-/// replica may have written a later result. The first part comes last, because it makes the others count. The other parts
-/// of two revisions in a row have different names: a write that is cut short leaves the earlier revision
-/// whole.
+/// The objects of a result. The first one replaces only the object of this resource version, if there is one: another
+/// replica may have written a later result. The first object is written last, because readers use the revision that it names.
+/// The other objects of two consecutive revisions have different names, so that an interrupted write leaves the earlier
+/// revision complete.
 pub(crate) fn build_objects(
     test: &LoadTest,
     head: &LoadTestResult,

@@ -121,7 +121,7 @@ pub fn read_chat(
         waited = waited.saturating_add(wait);
         tokens += count;
     });
-    let share = response.token_times.share_until(start);
+    let share = response.token_times.share_until(start, start);
     assert!((0.0..=1.0).contains(&share), "{share} of the tokens came in time");
     let mean = response.token_times.mean_gap();
     let reason = response.finish_reason.map(|reason| reason.as_str().to_owned());

@@ -11,13 +11,13 @@ print_crd_owner() {
         'jsonpath={.metadata.annotations.meta\.helm\.sh/release-namespace}/{.metadata.annotations.meta\.helm\.sh/release-name}'
 }
 
-# delete_crd_of NAMESPACE/RELEASE: deletes the CRD if this release owns it and no LoadTest is left.
-delete_crd_of() {
+# delete_crds_of NAMESPACE/RELEASE: deletes the CRDs if this release owns them and no LoadTest and no result is left.
+delete_crds_of() {
     [[ $(print_crd_owner) == "$1" ]] || return 0
-    if [[ $(run_on_cluster kubectl get loadtests --all-namespaces -o name) ]]; then
-        echo "the CRD stays, because the cluster still has LoadTests (kubectl get loadtests -A)"
+    if [[ $(run_on_cluster kubectl get loadtests,loadtestresults --all-namespaces -o name) ]]; then
+        echo "the CRDs stay, because the cluster still has LoadTests or results (kubectl get loadtests,loadtestresults -A)"
     else
-        run_on_cluster kubectl delete crd "$crd" --ignore-not-found
+        run_on_cluster kubectl delete crd "$crd" loadtestresults.loadtest.cell0.io --ignore-not-found
     fi
 }
 

@@ -14,7 +14,7 @@ use loadtest_core::{
 
 use super::{Cluster, watch::follow_test};
 use crate::{
-    arguments::ApplyArguments,
+    arguments::{ApplyArguments, OutputFormat},
     exit::Exit,
     manifest::{Manifest, read_with_settings},
     output::eprint_line,
@@ -47,7 +47,15 @@ pub(crate) fn apply_test(arguments: &ApplyArguments, out: &mut impl Write) -> an
         eprint_line(&format!("{file}: metadata.name is missing: give the test a name"));
         return Ok(Exit::BadInput);
     };
-    check_outputs(&arguments.outputs)?;
+    let outputs = &arguments.outputs;
+    let needs_result =
+        arguments.strict || outputs.has_files() || !matches!(outputs.format, OutputFormat::Table);
+    if needs_result && !arguments.wait {
+        eprint_line(
+            "loadtest: --strict, -o and the files of the result need --wait, because there is no result before the end of the test",
+        );
+        return Ok(Exit::BadInput);
+    }
     let namespace = arguments.namespace.as_ref().or(test.metadata.namespace.as_ref());
     super::block_on(async {
         let cluster = Cluster::connect(namespace.map(String::as_str)).await?;
@@ -61,6 +69,7 @@ pub(crate) fn apply_test(arguments: &ApplyArguments, out: &mut impl Write) -> an
             }
             delete_test(&cluster, &old).await?;
         }
+        check_outputs(outputs)?;
         // What the user's file says wins over what others wrote to the same fields.
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let applied = cluster.tests.patch(name, &params, &Patch::Apply(&object)).await;
@@ -75,7 +84,7 @@ pub(crate) fn apply_test(arguments: &ApplyArguments, out: &mut impl Write) -> an
         if !arguments.wait {
             return Ok(Exit::Passed);
         }
-        follow_test(&cluster, name, arguments.strict, &arguments.outputs, out).await
+        follow_test(&cluster, name, arguments.strict, outputs, out).await
     })
 }
 

@@ -17,7 +17,7 @@ use loadtest_core::{
 
 use super::{
     Cluster,
-    result::{find_result, find_stored},
+    result::{find_result, find_stored, result_of_ended},
     runners::{Runners, is_forbidden},
 };
 use crate::{
@@ -29,6 +29,8 @@ use crate::{
 
 /// Time between two updates of the page.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
+/// Number of updates without an answer of any runner after which the page shows the stored result.
+const MAX_SILENT_UPDATES: u32 = 5;
 /// Number of updates between two reads of the LoadTest.
 const UPDATES_PER_READ: u32 = 3;
 
@@ -75,12 +77,24 @@ async fn feed_page(
     let mut ticks = tokio::time::interval(UPDATE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let mut last_phase = None;
-    loop {
+    let result = loop {
         ticks.tick().await;
-        let test = cluster.tests.get_opt(name).await.context("the LoadTest can't be read")?;
+        let test = match cluster.tests.get_opt(name).await {
+            Ok(test) => test,
+            Err(error) => {
+                tracing::warn!(%error, "the LoadTest can't be read; trying again");
+                continue;
+            }
+        };
         // A LoadTest that replaces this one is another test.
-        let is_shown = |test: &LoadTest| test.metadata.uid.as_deref() == uid && !is_over(test);
-        let Some(test) = test.filter(is_shown) else { break };
+        let test = test.filter(|test| test.metadata.uid.as_deref() == uid);
+        let Some(test) = test else {
+            break find_result(&cluster.client, &cluster.namespace, name, uid).await?;
+        };
+        if is_over(&test) {
+            let status = test.status.clone().unwrap_or_default();
+            break result_of_ended(cluster, &test, &status).await?;
+        }
         let phase = test.status.as_ref().and_then(LoadTestStatus::known_phase);
         if phase != last_phase
             && let Some(status) = &test.status
@@ -92,8 +106,7 @@ async fn feed_page(
         if matches!(phase, Some(Phase::Running | Phase::Stopping)) {
             show_run(cluster, &test, feed).await?;
         }
-    }
-    let result = find_result(&cluster.client, &cluster.namespace, name, uid).await?;
+    };
     let series = result.series.clone();
     feed.publish(result, &series, true);
     eprint_line("the test is over; the page shows its result");
@@ -108,7 +121,8 @@ async fn show_run(cluster: &Cluster, test: &LoadTest, feed: &LiveFeed) -> anyhow
         return show_stored(cluster, name, feed, "this version can't read the spec").await;
     };
     let status = test.status.clone().unwrap_or_default();
-    let stored = find_stored(&cluster.client, &cluster.namespace, name, Some(&uid)).await.ok();
+    let stored = find_stored(&cluster.client, &cluster.namespace, name, Some(&uid)).await;
+    let stored = stored.ok().flatten();
     let StoredParts { series, recorded, gone, known, examples } = parts_of(stored);
     let mut recorder = SeriesRecorder::resume(&valid.load, series, &recorded);
     let seconds = status.progress.as_ref().map_or(0.0, |progress| progress.elapsed.as_secs_f64());
@@ -120,10 +134,16 @@ async fn show_run(cluster: &Cluster, test: &LoadTest, feed: &LiveFeed) -> anyhow
     let description = RunDescription { test, valid: &valid, uid, start_time };
     let mut ticks = tokio::time::interval(UPDATE_INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut silent_updates = 0;
     for update in 1_u32.. {
         ticks.tick().await;
         match runners.ask_all().await {
-            Ok(_) => {
+            Ok(0) if silent_updates >= MAX_SILENT_UPDATES => {
+                let why = "no runner answers through port-forwarding";
+                return show_stored(cluster, name, feed, why).await;
+            }
+            Ok(answers) => {
+                silent_updates = if answers == 0 { silent_updates + 1 } else { 0 };
                 let merged = runners.merged();
                 if merged.elapsed_seconds > 0.0 {
                     recorder.record(&merged);
@@ -164,7 +184,13 @@ async fn show_stored(
     let mut ticks = tokio::time::interval(5 * UPDATE_INTERVAL);
     loop {
         ticks.tick().await;
-        let test = cluster.tests.get_opt(name).await.context("the LoadTest can't be read")?;
+        let test = match cluster.tests.get_opt(name).await {
+            Ok(test) => test,
+            Err(error) => {
+                tracing::warn!(%error, "the LoadTest can't be read; trying again");
+                continue;
+            }
+        };
         if test.as_ref().is_none_or(is_over) {
             return Ok(());
         }

@@ -13,7 +13,7 @@ use loadtest_core::{
     resource::{LoadTest, LoadTestStatus, Phase, Verdict},
 };
 
-use super::{Cluster, result::write_result};
+use super::{Cluster, MAX_OUTAGE, POLL_INTERVAL, RESPONSE_TIMEOUT, result::write_result};
 use crate::{
     arguments::{OutputArguments, WatchArguments},
     exit::Exit,
@@ -22,14 +22,8 @@ use crate::{
     render::{self, ProgressLines},
 };
 
-/// Time between two reads of the status. The operator changes it at most every 5 s.
-const POLL_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Time limit for one response of the API server.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// `watch` gives up if it can't read the LoadTest for this long.
-const MAX_OUTAGE: Duration = Duration::from_mins(2);
+/// Time after which the user is told that no operator has taken up the LoadTest.
+const PICK_UP_TIME: Duration = Duration::from_secs(15);
 
 /// Prints the progress of a test until it is over, then its result.
 pub(crate) fn watch_test(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
@@ -71,6 +65,8 @@ async fn poll_status(
     let mut last_status = LoadTestStatus::default();
     let mut lines = ProgressLines::default();
     let mut outage_start: Option<Instant> = None;
+    let began = Instant::now();
+    let mut is_told = false;
     loop {
         let response = tokio::time::timeout(RESPONSE_TIMEOUT, tests.get_opt(name)).await;
         let found = match response.map_err(anyhow::Error::from).and_then(|found| Ok(found?)) {
@@ -88,6 +84,12 @@ async fn poll_status(
         let test = found.with_context(|| format!("no LoadTest {name} in namespace {namespace}"))?;
         let status = test.status.clone().unwrap_or_default();
         print_changes(&test, &last_status, &status, &mut lines);
+        if status.phase.is_none() && !is_told && began.elapsed() > PICK_UP_TIME {
+            is_told = true;
+            eprint_line(
+                "no operator has taken up the LoadTest yet: check that its Deployment runs, and that it covers this namespace",
+            );
+        }
         if status.known_phase().is_some_and(Phase::is_final) {
             let written = write_result(cluster, &test, &status, outputs, out).await;
             let exit = match (status.known_phase(), status.known_verdict()) {
@@ -140,10 +142,22 @@ fn print_changes(
             eprint_line(&render::progress_header());
         }
     }
+    let is_waiting = matches!(now.known_phase(), Some(Phase::Pending | Phase::Starting));
+    if let Some(reason) = reason_to_wait(now).filter(|_| is_waiting)
+        && Some(reason) != reason_to_wait(before)
+    {
+        eprint_line(&format!("{:<10}{reason}", ""));
+    }
     if now.progress != before.progress
         && let (Some(Phase::Running | Phase::Stopping), Some(progress), Some(summary)) =
             (now.known_phase(), &now.progress, &now.summary)
     {
         eprint_line(&lines.next_line(progress, summary, duration));
     }
+}
+
+/// Why a test has not started yet, in the words of the operator.
+fn reason_to_wait(status: &LoadTestStatus) -> Option<&str> {
+    let started = status.condition("Started").filter(|condition| condition.status == "False");
+    started.map(|condition| condition.message.as_str()).filter(|message| !message.is_empty())
 }

@@ -77,7 +77,7 @@ pub fn print_result(result: &RunResult, other: &RunResult) -> String {
     }
     if let Ok(comparison) = compare(result, other) {
         out.push_str(&format_comparison(result, other, &comparison));
-        out.push_str(&format_markdown(&comparison));
+        out.push_str(&format_markdown(result, other, &comparison));
     }
     out
 }

@@ -36,6 +36,7 @@ use self::{
     figures::Figures,
 };
 use super::{LiveFeed, LiveState};
+use crate::output::allows_color;
 
 /// Time that the view waits for a key before it looks for new numbers.
 const KEY_TIMEOUT: Duration = Duration::from_millis(200);
@@ -121,7 +122,7 @@ fn show(
     mut states: watch::Receiver<Option<LiveState>>,
     is_ended: &AtomicBool,
 ) -> std::io::Result<()> {
-    let mut view = View::new(std::env::var_os("NO_COLOR").is_none());
+    let mut view = View::new(allows_color());
     let mut figures = Figures::default();
     let mut shown: Option<LiveState> = None;
     let mut is_changed = true;

@@ -61,7 +61,7 @@ impl Change {
                     ("users", false) => "maxUsers",
                     ("spawnRate", false) => {
                         return Err(format!(
-                            "{option} goes with users, and the load of the file is an arrival rate"
+                            "{option} sets how fast users start, but the load in the file is an arrival rate: remove {option}"
                         ));
                     }
                     (field, _) => field,
@@ -143,7 +143,9 @@ mod tests {
         assert_eq!(change("{users: 5}", "users").unwrap(), json!({"users": 7}));
         let arrivals = "{arrivalRate: 5, maxUsers: 5}";
         assert_eq!(change(arrivals, "users").unwrap(), json!({"arrivalRate": 5, "maxUsers": 7}));
-        assert!(change(arrivals, "spawnRate").unwrap_err().starts_with("-u goes with users"));
+        assert!(
+            change(arrivals, "spawnRate").unwrap_err().starts_with("-u sets how fast users start")
+        );
         let stages = change("{stages: [{users: 5, duration: 1m}]}", "users").unwrap_err();
         assert!(stages.starts_with("-u can't change a load in stages"), "{stages}");
     }

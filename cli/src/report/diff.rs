@@ -34,22 +34,28 @@ pub(crate) fn print_difference(
     let comparison = compare(base, new)?;
     match format {
         DiffFormat::Table => write!(out, "{}", format_comparison(base, new, &comparison))?,
-        DiffFormat::Markdown => write!(out, "{}", format_markdown(&comparison))?,
+        DiffFormat::Markdown => write!(out, "{}", format_markdown(base, new, &comparison))?,
         DiffFormat::Json => writeln!(out, "{}", serde_json::to_string(&comparison)?)?,
     }
     out.flush()?;
-    if !comparison.differences.is_empty() {
-        let parts = comparison.differences.join(" and ");
-        eprint_line(&format!("the runs differ in {parts}: their numbers can't be compared"));
+    let obstacles = obstacles_of(&comparison);
+    for obstacle in &obstacles {
+        eprint_line(obstacle);
     }
-    for doubt in &comparison.doubts {
-        eprint_line(&format!("{doubt}: the numbers can't be compared"));
-    }
-    if !comparison.differences.is_empty() || !comparison.doubts.is_empty() {
+    if !obstacles.is_empty() {
         return Ok(if *strict { Exit::Inconclusive } else { Exit::Passed });
     }
     let is_worse = comparison.rows.iter().any(|row| row.movement == Movement::Worse);
     Ok(if *strict && is_worse { Exit::Missed } else { Exit::Passed })
+}
+
+/// Why the numbers of the runs can't be compared, in sentences. Empty if they can.
+fn obstacles_of(comparison: &Comparison) -> Vec<String> {
+    let parts = comparison.differences.join(" and ");
+    let differ = format!("the runs differ in {parts}: their numbers can't be compared");
+    let doubts = comparison.doubts.iter();
+    let doubts = doubts.map(|doubt| format!("{doubt}: the numbers can't be compared"));
+    (!parts.is_empty()).then_some(differ).into_iter().chain(doubts).collect()
 }
 
 /// A change as a signed percentage; that of an error rate in percentage points.
@@ -69,8 +75,8 @@ const fn movement_of(row: &ComparedRow) -> &'static str {
     }
 }
 
-/// The cells of a row: what is compared, both values, the change, its interval and what it means.
-fn cells_of(row: &ComparedRow) -> Vec<String> {
+/// The cells of a row: what is compared, both values, the change, its interval and what it means, if that can be said.
+fn cells_of(row: &ComparedRow, is_comparable: bool) -> Vec<String> {
     let name = match &row.statistic {
         Some(statistic) => format!("{} {statistic}", row.metric),
         None => row.metric.clone(),
@@ -86,39 +92,51 @@ fn cells_of(row: &ComparedRow) -> Vec<String> {
             row.interval
                 .map(|(low, high)| format!("{} … {}", change_of(row, low), change_of(row, high))),
         ),
-        movement_of(row).to_owned(),
+        if is_comparable { movement_of(row) } else { "not comparable" }.to_owned(),
     ]
 }
 
 const HEAD: [&str; 7] = ["task", "number", "base", "new", "change", "interval", "meaning"];
-const NOTE: &str = "The interval (95 %) comes from the noise within the two runs. Two runs of the same target can differ by more:\nrepeat both to be sure. One of twenty numbers that did not change is outside its interval by chance.\nA run needs a minute for an interval.";
+const NOTE: &str = "The interval (95 %) comes from the noise within the two runs. Two runs of the same target can differ by more:\nrepeat both to be sure. About one in twenty unchanged numbers is reported as a change by chance.\nThere is an interval only for runs of at least a minute.";
 
 pub(crate) fn format_comparison(
     base: &RunResult,
     new: &RunResult,
     comparison: &Comparison,
 ) -> String {
-    let describe = |result: &RunResult| {
-        let verdict =
-            result.status.verdict.as_ref().map_or("no verdict", |verdict| verdict.as_str());
-        let name = result.name.as_deref().unwrap_or("loadtest");
-        format!("{name} ({verdict}, run {})", result.uid)
-    };
+    let is_comparable = obstacles_of(comparison).is_empty();
     let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
-    rows.extend(comparison.rows.iter().map(cells_of));
+    rows.extend(comparison.rows.iter().map(|row| cells_of(row, is_comparable)));
     format!(
         "  base: {}\n  new:  {}\n\n{}\n{NOTE}\n",
-        describe(base),
-        describe(new),
+        describe_run(base),
+        describe_run(new),
         format_table(&rows, 2)
     )
 }
 
-pub(crate) fn format_markdown(comparison: &Comparison) -> String {
-    let mut out = format!("| {} |\n|---|---|--:|--:|--:|--:|---|\n", HEAD.join(" | "));
+/// The name of a run, its verdict and its UID.
+fn describe_run(result: &RunResult) -> String {
+    let verdict = result.status.verdict.as_ref().map_or("no verdict", |verdict| verdict.as_str());
+    let name = result.name.as_deref().unwrap_or("loadtest");
+    format!("{name} ({verdict}, run {})", result.uid)
+}
+
+pub(crate) fn format_markdown(
+    base: &RunResult,
+    new: &RunResult,
+    comparison: &Comparison,
+) -> String {
+    let obstacles = obstacles_of(comparison);
+    let mut out = format!("base: {}<br>\nnew: {}\n\n", describe_run(base), describe_run(new));
+    for obstacle in &obstacles {
+        // Writing to a `String` can't fail.
+        let _ = writeln!(out, "> **Warning:** {obstacle}\n");
+    }
+    let _ = writeln!(out, "| {} |\n|---|---|--:|--:|--:|--:|---|", HEAD.join(" | "));
     for row in &comparison.rows {
-        let cells: Vec<String> =
-            cells_of(row).iter().map(|cell| cell.replace('|', "\\|")).collect();
+        let cells = cells_of(row, obstacles.is_empty());
+        let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
         // Writing to a `String` can't fail.
         let _ = writeln!(out, "| {} |", cells.join(" | "));
     }

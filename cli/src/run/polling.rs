@@ -101,7 +101,9 @@ pub(super) async fn poll_until_finished(
                 let snapshot = engine.snapshot().await;
                 let metrics = &snapshot.metrics;
                 series.record(metrics);
-                let aborted = timeline.record_snapshot(test, metrics);
+                // Load that has ended can't be aborted.
+                let is_under_load = metrics.elapsed_seconds < duration.as_secs_f64();
+                let aborted = timeline.record_snapshot(test, metrics).filter(|_| is_under_load);
                 publish(snapshot, timeline, series);
                 if let (Some(aborted), None) = (aborted, &stop_reason) {
                     viewers.tell(&format!(

@@ -47,7 +47,12 @@ pub(crate) fn parse_threshold(text: &str) -> Result<Value, String> {
     let mut metric = None;
     for part in parts {
         match find_metric(part) {
+            Some(_) if metric.is_some() => return Err(bad("two metrics are named")),
             Some(found) => metric = Some(found),
+            None if part.contains(['{', '}']) => return Err(bad("the only tag is {name:TASK}")),
+            None if task.is_some() => {
+                return Err(bad(&format!("{part:?} is no metric, and the task is named already")));
+            }
             None => task = Some(part),
         }
     }
@@ -57,7 +62,7 @@ pub(crate) fn parse_threshold(text: &str) -> Result<Value, String> {
     let mut row = json!({
         "metric": metric.as_str(),
         "target": format!("{comparison} {}", with_unit(bound, unit).ok_or_else(|| {
-            bad(&format!("{bound:?} is not a number with a unit, and a share without % is below 1"))
+            bad(&format!("{bound:?} is not a valid bound: write a number with a unit, or a fraction below 1 for a share (1% or 0.01)"))
         })?),
     });
     if unit == Unit::Duration {
@@ -65,7 +70,7 @@ pub(crate) fn parse_threshold(text: &str) -> Result<Value, String> {
             if find_metric(expression).is_some() {
                 return bad(&format!("{expression} needs a statistic, as in {expression}:p95"));
             }
-            bad(&format!("{expression:?} is no metric, and no statistic: those are min, avg, med, max and percentiles such as p95"))
+            bad(&format!("{expression:?} is neither a metric nor a statistic; statistics are min, avg, med, max and percentiles such as p95"))
         })?;
         row["statistic"] = statistic.into();
     } else if find_metric(expression) != Some(metric) && !["rate", "value"].contains(&expression) {
@@ -125,6 +130,18 @@ fn with_unit(bound: &str, unit: Unit) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_that_are_no_metric_are_named() {
+        for (text, reason) in [
+            ("timeToFirstTokn:chat:p95<1s", "\"chat\" is no metric"),
+            ("timeToFirstToken:responseTime:p95<1s", "two metrics are named"),
+            ("http_req_duration{expected_response:true}:p(95)<500", "the only tag is"),
+        ] {
+            let error = parse_threshold(text).unwrap_err();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
 
     #[test]
     fn both_spellings_are_read() {

@@ -71,7 +71,7 @@ const LOW_THROUGHPUT: Cause = cause(
 const LOW_GOODPUT: Cause =
     cause("low-goodput", "see which latency target of the task most requests miss");
 const NO_ADDRESS: Cause =
-    cause("dns", "check the host in target and the DNS of the place where the runners are");
+    cause("dns", "check the host in target, and whether the runners can resolve its name by DNS");
 const REFUSED: Cause = cause(
     "connection-refused",
     "check whether the target runs and listens on this port; on a cluster, look at the endpoints of the Service",
@@ -96,19 +96,21 @@ const RATE_LIMIT: Cause = cause(
 );
 const OVERLOAD: Cause = cause(
     "overload",
-    "the target or its proxy gives up: look at circuit breakers, replicas and the speed of autoscaling",
+    "the target is overloaded, or its proxy has no healthy backend: look at circuit breakers, replicas and the speed of autoscaling",
 );
 const CREDENTIALS: Cause =
     cause("rejected-requests", "check the credentials in target.headers and target.headersFrom");
 const REJECTED: Cause =
     cause("rejected-requests", "check the path, the method and the body of the task");
 const SERVER_ERROR: Cause = cause("server-errors", "look at the log of the target");
-const REDIRECTS: Cause =
-    cause("rejected-requests", "let the target or the path name the final address");
+const REDIRECTS: Cause = cause(
+    "rejected-requests",
+    "use the final address in target or in the path of the task, or raise maxRedirects",
+);
 const CHECKS: Cause = cause("checks", "compare the response in the example with the check");
 const STREAMS: Cause = cause(
     "chat-streams",
-    "the model server gave up within its response: look at its log, its memory and its limits",
+    "the stream failed after status 200: look at the log, the memory and the limits of the model server",
 );
 const PROTOCOL: Cause =
     cause("protocol-errors", "check whether the port speaks the protocol in the URL of the target");
@@ -123,7 +125,7 @@ const LARGE_RESPONSES: Cause =
 
 impl Cause {
     /// The advice: the evidence, the remedy and the link.
-    fn say(self, evidence: &str) -> String {
+    fn to_advice(self, evidence: &str) -> String {
         let Self { section, remedy } = self;
         let separator = if evidence.is_empty() { "" } else { ": " };
         format!("{evidence}{separator}{remedy} ({PAGE}{section})")
@@ -132,7 +134,7 @@ impl Cause {
 
 /// Advice about errors of a kind; `None` for an unknown kind.
 pub(super) fn error_advice(kind: &str) -> Option<String> {
-    error_cause(kind).map(|cause| cause.say(""))
+    error_cause(kind).map(|cause| cause.to_advice(""))
 }
 
 fn error_cause(kind: &str) -> Option<Cause> {
@@ -176,9 +178,9 @@ pub(super) fn advice_for(metric: Metric, task: &TaskMetrics) -> String {
             }
             let evidence = percentile(task, LatencyMetric::ServiceTime, 0.95);
             let evidence = evidence.map(|p95| format!("serviceTime p95 is {}", p95.rounded()));
-            LOW_THROUGHPUT.say(&evidence.unwrap_or_default())
+            LOW_THROUGHPUT.to_advice(&evidence.unwrap_or_default())
         }
-        Metric::Goodput => LOW_GOODPUT.say(""),
+        Metric::Goodput => LOW_GOODPUT.to_advice(""),
         Metric::TokensPerSecond => slow_tokens(task),
         Metric::Latency(latency) => match latency {
             LatencyMetric::TimeToFirstToken | LatencyMetric::TimeToFirstResponse => {
@@ -188,7 +190,7 @@ pub(super) fn advice_for(metric: Metric, task: &TaskMetrics) -> String {
                 slow_tokens(task)
             }
             LatencyMetric::WebSocketConnect => slow_web_socket(task),
-            LatencyMetric::WebSocketRoundTrip => SLOW_MESSAGES.say(""),
+            LatencyMetric::WebSocketRoundTrip => SLOW_MESSAGES.to_advice(""),
             _ => slow_response(latency, task),
         },
     }
@@ -215,7 +217,7 @@ fn errors(task: &TaskMetrics) -> String {
     } else {
         format!("{} of the errors are {kind}", Percent::of(*count, all).rounded())
     };
-    error_cause(kind).unwrap_or(SERVER_ERROR).say(&evidence)
+    error_cause(kind).unwrap_or(SERVER_ERROR).to_advice(&evidence)
 }
 
 /// Advice for arrivals that found no idle user.
@@ -228,23 +230,25 @@ pub(super) fn dropped_arrivals(task: &TaskMetrics) -> String {
 
 fn slow_response(judged: LatencyMetric, task: &TaskMetrics) -> String {
     let p95 = |metric| percentile(task, metric, 0.95).map(Duration::as_secs_f64);
-    let said = |seconds: f64| Duration::from_secs_f64(seconds).rounded();
+    let rounded_seconds = |seconds: f64| Duration::from_secs_f64(seconds).rounded();
     let slow = p95(judged).unwrap_or_default();
     let service = p95(LatencyMetric::ServiceTime).unwrap_or(slow);
     let (step, connect) = slowest_step(task);
     // The other times begin when the request is sent, on a connection that is open.
     let has_connect = judged == LatencyMetric::ResponseTime;
     if has_connect && task.connections >= task.completed_requests() / 2 && connect > slow / 2.0 {
-        let evidence =
-            format!("most requests open a connection, and {step} takes {} (p95)", said(connect));
-        return SLOW_CONNECTIONS.say(&evidence);
+        let evidence = format!(
+            "most requests open a connection, and {step} takes {} (p95)",
+            rounded_seconds(connect)
+        );
+        return SLOW_CONNECTIONS.to_advice(&evidence);
     }
     if judged == LatencyMetric::ResponseTime && service < slow / 2.0 {
         let evidence = format!(
             "requests waited to be sent, and took only {} after that (serviceTime p95)",
-            said(service)
+            rounded_seconds(service)
         );
-        return WAITING_REQUESTS.say(&evidence);
+        return WAITING_REQUESTS.to_advice(&evidence);
     }
     // The time of a stream is that of its tokens.
     if token_gaps(task).is_some() && judged != LatencyMetric::TimeToFirstByte {
@@ -254,16 +258,15 @@ fn slow_response(judged: LatencyMetric, task: &TaskMetrics) -> String {
         == samples(task, LatencyMetric::ServiceTime).count();
     match p95(LatencyMetric::TimeToFirstByte).filter(|_| all_have_first_byte) {
         Some(first) if first < service / 2.0 && judged != LatencyMetric::TimeToFirstByte => {
-            LARGE_BODIES.say(&format!(
+            LARGE_BODIES.to_advice(&format!(
                 "the first byte came after {}, the last after {} (p95)",
-                said(first),
-                said(service)
+                rounded_seconds(first),
+                rounded_seconds(service)
             ))
         }
-        Some(first) => {
-            SLOW_RESPONSES.say(&format!("the first byte came after {} (p95)", said(first)))
-        }
-        None => SLOW_RESPONSES.say(""),
+        Some(first) => SLOW_RESPONSES
+            .to_advice(&format!("the first byte came after {} (p95)", rounded_seconds(first))),
+        None => SLOW_RESPONSES.to_advice(""),
     }
 }
 
@@ -298,24 +301,25 @@ fn slow_first_token(judged: LatencyMetric, task: &TaskMetrics) -> String {
         && first.as_secs_f64() < content.as_secs_f64() / 2.0
     {
         let evidence = format!("the first token of any kind came after {} (p95)", first.rounded());
-        return LATE_CONTENT.say(&evidence);
+        return LATE_CONTENT.to_advice(&evidence);
     }
-    let Some(gaps) = token_gaps(task) else { return SLOW_FIRST_TOKEN.say("") };
+    let Some(gaps) = token_gaps(task) else { return SLOW_FIRST_TOKEN.to_advice("") };
     let (p50, p95) = (gaps.0.rounded(), gaps.1.rounded());
     if is_steady(gaps) {
         let evidence = format!("the gaps between tokens are steady (p50 {p50}, p95 {p95})");
-        SLOW_FIRST_TOKEN.say(&evidence)
+        SLOW_FIRST_TOKEN.to_advice(&evidence)
     } else {
-        UNEVEN_TOKENS.say(&format!("the gaps between tokens are uneven too (p50 {p50}, p95 {p95})"))
+        UNEVEN_TOKENS
+            .to_advice(&format!("the gaps between tokens are uneven too (p50 {p50}, p95 {p95})"))
     }
 }
 
 fn slow_tokens(task: &TaskMetrics) -> String {
-    let Some(gaps) = token_gaps(task) else { return SLOW_TOKENS.say("") };
+    let Some(gaps) = token_gaps(task) else { return SLOW_TOKENS.to_advice("") };
     let (p50, p95) = (gaps.0.rounded(), gaps.1.rounded());
     let cause = if is_steady(gaps) { SLOW_TOKENS } else { UNEVEN_TOKENS };
     let gaps = if is_steady(gaps) { "slow but steady" } else { "uneven" };
-    cause.say(&format!("the gaps between tokens are {gaps} (p50 {p50}, p95 {p95})"))
+    cause.to_advice(&format!("the gaps between tokens are {gaps} (p50 {p50}, p95 {p95})"))
 }
 
 fn slow_web_socket(task: &TaskMetrics) -> String {
@@ -325,7 +329,7 @@ fn slow_web_socket(task: &TaskMetrics) -> String {
     } else {
         String::new()
     };
-    SLOW_WEB_SOCKET.say(&evidence)
+    SLOW_WEB_SOCKET.to_advice(&evidence)
 }
 
 /// Splits advice into its text and its link.

@@ -58,11 +58,11 @@ pub(crate) fn generator_problem(
     if metrics.runners.len() < 2 {
         return problem_of(&metrics.generator());
     }
-    let sick = metrics.runners.iter().filter_map(|(name, generator)| {
+    let problems = metrics.runners.iter().filter_map(|(name, generator)| {
         let lag = generator.schedule_lag.quantile(0.99).unwrap_or_default();
         problem_of(generator).map(|problem| (lag, name, problem))
     });
-    let (_, name, problem) = sick.max_by_key(|(lag, ..)| *lag)?;
+    let (_, name, problem) = problems.max_by_key(|(lag, ..)| *lag)?;
     Some(format!("{name}: {problem}"))
 }
 

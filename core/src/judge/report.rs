@@ -7,7 +7,7 @@ use super::{
     stages::breaking_point,
     summary::summarize,
     timeline::{Timeline, coverage_of},
-    verdict::worst_verdict,
+    verdict::{holds_without_lost, make_rate_inconclusive, worst_verdict},
 };
 use crate::{
     metrics::{LatencyHistogram, LatencyMetric, Metric, Metrics, Outcome, TaskMetrics, Tokens},
@@ -18,7 +18,7 @@ use crate::{
         Verdict,
     },
     text::{count_of, truncate},
-    values::{Comparison, Duration, Percent, Rate},
+    values::{Duration, Percent, Rate},
 };
 
 /// Maximum number of error rows in a status. The rarest errors are left out.
@@ -89,7 +89,7 @@ pub fn report(
 ) -> Report {
     let mut thresholds = timeline.rows_at_end(test, metrics, context.aborted.as_ref());
     if context.runners_lost > 0 {
-        doubt_rates(test, &mut thresholds, context.aborted.as_ref());
+        make_rates_inconclusive(test, &mut thresholds, context.aborted.as_ref());
     }
     let stages = timeline.stages_at_end(test, metrics);
     let (verdict, reason, message) = conclude(test, &thresholds, metrics, context);
@@ -107,18 +107,15 @@ pub fn report(
     }
 }
 
-/// Makes rates inconclusive, because they are lower after the loss of a runner. A rate that is high enough all the same
-/// stays a Pass, and so does the row that stopped the test.
-fn doubt_rates(test: &ValidTest, rows: &mut [ThresholdRow], aborted: Option<&Aborted>) {
+/// Makes rates of the whole test Inconclusive, because they are lower after the loss of a runner. A rate that is high
+/// enough all the same stays a Pass. The row that stopped the test keeps its verdict. Windows were judged when they ended.
+fn make_rates_inconclusive(test: &ValidTest, rows: &mut [ThresholdRow], aborted: Option<&Aborted>) {
     for row in rows {
-        let threshold = threshold_of(test, row).filter(|threshold| threshold.metric.is_rate());
+        let threshold = threshold_of(test, row).filter(|threshold| threshold.window.is_none());
         let Some(threshold) = threshold else { continue };
-        let is_minimum =
-            matches!(threshold.target.comparison, Comparison::Above | Comparison::AtLeast);
-        let is_met = is_minimum && row.verdict.known() == Some(Verdict::Pass);
-        if !is_met && aborted.is_none_or(|aborted| aborted.key != row.key) {
-            row.verdict = Verdict::Inconclusive.into();
-            row.advice = Some("a runner was lost, and the rate is lower without it".into());
+        let has_aborted = aborted.is_some_and(|aborted| aborted.key == row.key);
+        if !has_aborted && !holds_without_lost(threshold, row) {
+            make_rate_inconclusive(row);
         }
     }
 }
@@ -227,7 +224,9 @@ fn incomplete_run(
         return Some(("NoTraffic", "no request was sent".into()));
     }
     let limit = max_start_skew(duration);
-    if context.start_skew.is_none() && context.runners > 1 && context.runners_lost == 0 {
+    let left = context.runners.saturating_sub(context.runners_lost);
+    let is_judged = context.runners_lost <= context.tolerated_losses;
+    if context.start_skew.is_none() && is_judged && left > 1 {
         let message = "it is unknown whether the runners started together: the operator was away while the load ran";
         return Some(("StartSkew", message.to_owned()));
     }
@@ -418,8 +417,7 @@ fn error_counts(
     rows
 }
 
-/// Ratio of the requests to the busiest address to the mean of all addresses, from which the balance
-/// is worth a word.
+/// The status reports an imbalance if the busiest address got more than this many times the mean of all addresses.
 const MAX_IMBALANCE: f64 = 1.5;
 
 /// Describes how unevenly the requests went to the addresses of the target; `None` when they are in

@@ -2,7 +2,7 @@
 
 use super::{
     summary::summarize,
-    verdict::{judge_interval, worst_verdict},
+    verdict::{holds_without_lost, judge_interval, make_rate_inconclusive, worst_verdict},
 };
 use crate::{
     load::StageLoad,
@@ -26,6 +26,8 @@ pub(super) struct Stages {
     current_start: Option<PackedMetrics>,
     /// The metrics at the start of the last finished stage.
     last_start: Option<PackedMetrics>,
+    /// True when a runner was lost before the last finished stage ended.
+    has_lost: bool,
 }
 
 impl Stages {
@@ -56,8 +58,9 @@ impl Stages {
         &self.rows
     }
 
-    /// Judges the stages that have ended since the last snapshot.
-    pub(super) fn record_snapshot(&mut self, test: &ValidTest, metrics: &Metrics) {
+    /// Judges the stages that have ended since the last snapshot. With `has_lost`, the snapshot lacks runners that were
+    /// lost, so rates are too low.
+    pub(super) fn record_snapshot(&mut self, test: &ValidTest, metrics: &Metrics, has_lost: bool) {
         let now = metrics.elapsed_seconds;
         let ended: Vec<StageLoad> = test
             .load
@@ -70,8 +73,10 @@ impl Stages {
             let is_first = self.rows.is_empty();
             let start = self.current_start.take().or_else(|| is_first.then(PackedMetrics::default));
             let start = start.filter(|_| in_time);
-            let row =
-                start.as_ref().map(|start| judge_stage(test, stage, &start.unpack(), metrics));
+            self.has_lost = has_lost;
+            let row = start
+                .as_ref()
+                .map(|start| judge_stage(test, stage, &start.unpack(), metrics, has_lost));
             self.rows.push(row.unwrap_or_else(|| unobserved_stage(stage)));
             self.last_start = start;
             // The next stage starts now, unless it has ended too.
@@ -96,7 +101,7 @@ impl Stages {
             && let (Some(row), Some(stage), Some(start)) =
                 (rows.last_mut(), stages.last(), &self.last_start)
         {
-            *row = judge_stage(test, stage, &start.unpack(), metrics);
+            *row = judge_stage(test, stage, &start.unpack(), metrics, self.has_lost);
         }
         rows
     }
@@ -122,9 +127,21 @@ fn unobserved_stage(stage: &StageLoad) -> StageRow {
     }
 }
 
-fn judge_stage(test: &ValidTest, stage: &StageLoad, start: &Metrics, now: &Metrics) -> StageRow {
+fn judge_stage(
+    test: &ValidTest,
+    stage: &StageLoad,
+    start: &Metrics,
+    now: &Metrics,
+    has_lost: bool,
+) -> StageRow {
     let metrics = now.since(start);
-    let judge_row = |threshold: &Threshold| judge_interval(threshold, &metrics, now).0;
+    let judge_row = |threshold: &Threshold| {
+        let mut row = judge_interval(threshold, &metrics, now).0;
+        if has_lost && !holds_without_lost(threshold, &row) {
+            make_rate_inconclusive(&mut row);
+        }
+        row
+    };
     let rows: Vec<ThresholdRow> = test.thresholds.iter().map(judge_row).collect();
     let is_missed = |row: &&ThresholdRow| {
         [Verdict::Warning, Verdict::Fail, Verdict::Critical].iter().any(|v| row.verdict == *v)
@@ -171,11 +188,13 @@ pub fn breaking_point(
         });
     }
     // An abort ends a stage, so that the stage has no row.
-    if let (Some(aborted), Some(load)) = (aborted, load_of(rows.len())) {
+    if let Some(aborted) = aborted {
+        let index = stages.iter().position(|stage| stage.end > aborted.elapsed);
+        let index = index.unwrap_or(stages.len() - 1);
         return Some(BreakingPoint {
             last_passed,
-            undecided: load_of(next).filter(|_| next < rows.len()),
-            first_failed: Some(load),
+            undecided: load_of(next).filter(|_| next < index),
+            first_failed: load_of(index),
             threshold: Some(aborted.key.to_string()),
             observed: Some(aborted.observed.clone()),
         });

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use super::{
     abort::{AbortTimer, apply_abort},
     stages::Stages,
-    verdict::{judge, judge_interval},
+    verdict::{holds_without_lost, judge, judge_interval, make_rate_inconclusive},
     windows::{JudgedWindow, WindowStarts, is_worse, max_gap, unobserved_row},
 };
 use crate::{
@@ -43,6 +43,8 @@ struct ThresholdState {
     abort_timer: AbortTimer,
     /// True when some window was not observed.
     has_gap: bool,
+    /// True when some window of a rate was not judged, because a runner was lost.
+    has_unjudged_rate: bool,
 }
 
 /// Which runners a snapshot covers.
@@ -50,7 +52,7 @@ struct ThresholdState {
 pub enum Coverage {
     /// All runners.
     All,
-    /// All that are not lost. The load is lighter than planned, so rates are not judged.
+    /// All that are not lost. The load is lighter than planned, so a rate is only judged if it is high enough all the same.
     WithoutLost,
     /// Some runners that are not lost did not respond.
     Partial,
@@ -156,8 +158,8 @@ impl Timeline {
                 state.has_gap |= unseen > max_gap(window);
             }
         }
-        if coverage == Coverage::All {
-            self.stages.record_snapshot(test, metrics);
+        if coverage != Coverage::Partial {
+            self.stages.record_snapshot(test, metrics, coverage == Coverage::WithoutLost);
         }
         self.window_starts.keep_snapshot(test, metrics);
         first_abort
@@ -211,7 +213,7 @@ impl Timeline {
         coverage: Coverage,
     ) -> Option<Aborted> {
         let now = metrics.elapsed_seconds;
-        if coverage != Coverage::All && threshold.metric.is_rate() {
+        if coverage == Coverage::Partial && threshold.metric.is_rate() {
             return None;
         }
         let judged_seconds = self.judged_seconds;
@@ -229,6 +231,10 @@ impl Timeline {
             return None;
         };
         let (row, value) = judge_interval(threshold, interval, metrics);
+        if coverage == Coverage::WithoutLost && !holds_without_lost(threshold, &row) {
+            state.has_unjudged_rate |= threshold.window.is_some();
+            return None;
+        }
         let aborted = state.abort_timer.observe(threshold, &row, now);
         if threshold.window.is_some() {
             let window = (row, value);
@@ -257,6 +263,9 @@ impl Timeline {
             };
             if threshold.window.is_some() && state.is_some_and(|state| state.has_gap) {
                 mark_unobserved(&mut row);
+            }
+            if state.is_some_and(|state| state.has_unjudged_rate) && may_become_inconclusive(&row) {
+                make_rate_inconclusive(&mut row);
             }
             if let Some(aborted) = aborted.filter(|aborted| aborted.key == row.key) {
                 apply_abort(&mut row, aborted, threshold, metrics);
@@ -289,11 +298,16 @@ pub fn coverage_of(test: &ValidTest, metrics: &Metrics) -> f64 {
     (done / test.load.planned_work().max(1e-9)).min(1.0)
 }
 
-/// Makes a row of windows Inconclusive, because some window was not observed and may have been
-/// worse. A row that has already failed stays as it is.
-fn mark_unobserved(row: &mut ThresholdRow) {
+/// True when a window that was not judged may change a row of windows: a row that has already failed stays as it is.
+fn may_become_inconclusive(row: &ThresholdRow) -> bool {
     let verdict = row.verdict.known().unwrap_or(Verdict::Inconclusive);
-    if verdict.severity() < Verdict::Inconclusive.severity() {
+    verdict.severity() < Verdict::Inconclusive.severity()
+}
+
+/// Makes a row of windows Inconclusive, because some window was not observed and may have been
+/// worse.
+fn mark_unobserved(row: &mut ThresholdRow) {
+    if may_become_inconclusive(row) {
         row.verdict = Verdict::Inconclusive.into();
         row.advice = Some(
             "some windows were not observed, and one of them may have been worse: the operator was restarted or could not reach the runners"

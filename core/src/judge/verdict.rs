@@ -39,6 +39,18 @@ pub(super) fn judge_interval(
     judge_value(threshold, interval, 1.0, |_| is_stalled(threshold, interval, so_far))
 }
 
+/// True when a row says the same although some runners were lost, whose load only makes rates higher.
+pub(super) fn holds_without_lost(threshold: &Threshold, row: &ThresholdRow) -> bool {
+    let is_minimum = !threshold.target.comparison.is_upper();
+    !threshold.metric.is_rate() || (is_minimum && row.verdict.known() == Some(Verdict::Pass))
+}
+
+/// Makes the row of a rate Inconclusive, because the rate is lower after the loss of a runner.
+pub(super) fn make_rate_inconclusive(row: &mut ThresholdRow) {
+    row.verdict = Verdict::Inconclusive.into();
+    row.advice = Some("a runner was lost, and the rate is lower without it".into());
+}
+
 /// True when an interval without responses means that the target has stalled: before the interval,
 /// some task had enough fast responses that many would have come in the interval.
 fn is_stalled(threshold: &Threshold, interval: &Metrics, so_far: &Metrics) -> bool {

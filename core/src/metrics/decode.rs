@@ -176,7 +176,7 @@ impl Decoder {
             }
             if name == names::HISTORY_STEP {
                 self.step.number = whole_number(gauge_of(metric));
-                self.step.is_whole = labels.get("whole") == "true";
+                self.step.is_cumulative = labels.get("whole") == "true";
                 continue;
             }
             self.buckets += metric.histogram.as_ref().map_or(0, |h| h.positive_delta.len());

@@ -94,9 +94,9 @@ pub fn encode_step(
     step: HistoryStep,
     after_each_histogram: Option<fn()>,
 ) -> Result<Vec<u8>, std::fmt::Error> {
-    let HistoryStep { number, is_whole, runner } = step;
+    let HistoryStep { number, is_cumulative, runner } = step;
     let options = ExpositionOptions { after_each_histogram, ..ExpositionOptions::default() };
-    let step = Some((number, is_whole));
+    let step = Some((number, is_cumulative));
     let exposition = Exposition { runner, options, bounds: Vec::new(), step };
     encode_exposition(exposition, Format::Protobuf)
 }
@@ -175,8 +175,8 @@ impl Exposition {
         start_family(encoder, names::RUNNER_INFO, "Identifies the runner", MetricType::Gauge)?
             .encode_family(&info)?
             .encode_gauge(&1_i64)?;
-        if let Some((number, is_whole)) = self.step {
-            let whole = [("whole", if is_whole { "true" } else { "false" })];
+        if let Some((number, is_cumulative)) = self.step {
+            let whole = [("whole", if is_cumulative { "true" } else { "false" })];
             start_family(encoder, names::HISTORY_STEP, "", MetricType::Gauge)?
                 .encode_family(&whole)?
                 .encode_gauge(&(number as f64))?;

@@ -91,7 +91,7 @@ impl RunnerHistory {
     pub fn record(&mut self, snapshot: &RunnerMetrics, now: Duration) -> fmt::Result {
         let Some(runner) = self.changes_until(snapshot) else { return Ok(()) };
         let number = self.last_number() + 1;
-        let step = HistoryStep { number, is_whole: false, runner };
+        let step = HistoryStep { number, is_cumulative: false, runner };
         let bytes = encode_step(step, self.after_each_histogram)?.into_boxed_slice();
         self.latest = PackedSnapshot::of(snapshot);
         if self.latest.state.is_final() {
@@ -136,7 +136,7 @@ impl RunnerHistory {
 
     /// Everything up to the first single step.
     fn base_step(&self) -> HistoryStep {
-        HistoryStep { number: self.base_number, is_whole: true, runner: self.base.unpack() }
+        HistoryStep { number: self.base_number, is_cumulative: true, runner: self.base.unpack() }
     }
 
     /// Returns the time of the last step.
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn the_last_two_minutes_are_single_steps() {
         let steps = steps_after(&history_until(300), 0);
-        assert!(steps[0].is_whole && steps[1..].iter().all(|step| !step.is_whole));
+        assert!(steps[0].is_cumulative && steps[1..].iter().all(|step| !step.is_cumulative));
         assert_eq!(steps.len(), 122);
         assert!((steps[0].runner.metrics.elapsed_seconds - 179.0).abs() < 1e-9);
         let numbers: Vec<u64> = steps.iter().map(|step| step.number).collect();
@@ -252,7 +252,7 @@ mod tests {
         history.record(&snapshot_at(11), seconds(12)).unwrap();
         assert_eq!(steps_after(&history, 11).len(), 1);
         // A number that this history never had.
-        assert!(steps_after(&history, 99)[0].is_whole);
+        assert!(steps_after(&history, 99)[0].is_cumulative);
     }
 
     #[test]

@@ -26,8 +26,8 @@ impl Metrics {
         }
     }
 
-    /// Adds the metrics of another runner, and keeps its measurements as a load generator apart: one
-    /// sick runner among many is invisible in the sum.
+    /// Adds the metrics of another runner, and keeps its measurements as a load generator apart: the sum
+    /// would hide one slow runner among many.
     pub fn merge_runner(&mut self, name: &str, other: &Self) {
         self.merge(other);
         self.runners.insert(name.to_owned(), other.generator());

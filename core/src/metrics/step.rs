@@ -10,9 +10,9 @@ pub(super) const MAX_STEPS: usize = 250;
 pub struct HistoryStep {
     /// Number of the step. It grows by one from step to step.
     pub number: u64,
-    /// True if the step holds everything up to its end, and false if it holds what was added since the
-    /// step before.
-    pub is_whole: bool,
+    /// True if the step is cumulative: it holds everything from the start of the runner to the end of the step. False if
+    /// the step holds only what was added since the step before.
+    pub is_cumulative: bool,
     /// The runner at the end of the step. Counts and samples are those of the step; the numbers of the
     /// whole runner, such as its elapsed time, are their values at the end.
     pub runner: RunnerMetrics,
@@ -21,7 +21,7 @@ pub struct HistoryStep {
 impl HistoryStep {
     /// Extends this step by the next one.
     pub(super) fn extend(&mut self, next: Self) {
-        let Self { number, is_whole: _, runner } = next;
+        let Self { number, is_cumulative: _, runner } = next;
         self.number = number;
         self.runner.identity = runner.identity;
         self.runner.state = runner.state;
@@ -33,7 +33,7 @@ impl HistoryStep {
 /// them; a whole step replaces it.
 pub fn apply_steps(earlier: &mut Metrics, steps: &[HistoryStep]) {
     for step in steps {
-        if step.is_whole {
+        if step.is_cumulative {
             earlier.clone_from(&step.runner.metrics);
         } else {
             earlier.add_changes(&step.runner.metrics);

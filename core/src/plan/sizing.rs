@@ -7,7 +7,7 @@
 
 use super::{Pacing, Plan, RunnerRequest, Scenario, Task, TaskKind, ValidTest};
 use crate::{
-    resource::{ConnectionReuse, HttpVersion, MAX_RUNNERS, Session, Sizing, Target},
+    resource::{ChatTask, ConnectionReuse, HttpVersion, MAX_RUNNERS, Session, Sizing, Target},
     values::{Duration, Rate, Users},
 };
 
@@ -21,7 +21,7 @@ const HANDSHAKE_MICROS: f64 = 400.0;
 const UPGRADE_MICROS: f64 = 50.0;
 /// CPU time of a WebSocket message, of a reply, or of a token of a stream, in microseconds.
 const MESSAGE_MICROS: f64 = 20.0;
-/// Assumed tokens of a response without `maxTokens`.
+/// Assumed tokens of a response without `maxTokens` and `maxCompletionTokens`.
 const ASSUMED_TOKENS: f64 = 256.0;
 /// Assumed time of a response, in seconds: that of a fast target.
 const ASSUMED_RESPONSE_SECONDS: f64 = 0.05;
@@ -71,8 +71,8 @@ fn request_micros(task: &Task, target: &Target) -> f64 {
     match &task.kind {
         TaskKind::Http(_) => REQUEST_MICROS + connect,
         TaskKind::Chat(chat) => {
-            let tokens = chat.max_tokens.map_or(ASSUMED_TOKENS, |tokens| f64::from(tokens.get()));
-            REQUEST_MICROS + connect + if chat.stream { tokens * MESSAGE_MICROS } else { 0.0 }
+            let per_token = if chat.stream { MESSAGE_MICROS } else { 0.0 };
+            REQUEST_MICROS + connect + assumed_tokens(chat) * per_token
         }
         TaskKind::WebSocket(socket) => {
             let open = match socket.session {
@@ -85,12 +85,17 @@ fn request_micros(task: &Task, target: &Target) -> f64 {
     }
 }
 
+/// Assumed tokens of a response: as many as the request allows.
+fn assumed_tokens(chat: &ChatTask) -> f64 {
+    let limit = chat.max_tokens.or(chat.max_completion_tokens);
+    limit.map_or(ASSUMED_TOKENS, |tokens| f64::from(tokens.get()))
+}
+
 /// Assumed time of the response to a request of a task, in seconds.
 fn response_seconds(task: &Task) -> f64 {
     match &task.kind {
         TaskKind::Chat(chat) => {
-            let tokens = chat.max_tokens.map_or(ASSUMED_TOKENS, |tokens| f64::from(tokens.get()));
-            ASSUMED_RESPONSE_SECONDS + tokens * ASSUMED_TOKEN_SECONDS
+            ASSUMED_RESPONSE_SECONDS + assumed_tokens(chat) * ASSUMED_TOKEN_SECONDS
         }
         TaskKind::Http(_) | TaskKind::WebSocket(_) => ASSUMED_RESPONSE_SECONDS,
     }

@@ -7,15 +7,16 @@
 use std::collections::BTreeSet;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use k8s_openapi::api::core::v1::{EnvVar, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{EnvVar, PodTemplateSpec, Volume};
+use regex::bytes::RegexBuilder;
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 
-use super::{Pacing, RunnerRequest, Scenario, Task, TaskKind, ValidTest};
+use super::{Pacing, RunnerRequest, Scenario, Task, TaskKind, ValidTest, size_test};
 use crate::{
     load::{ArrivalLoad, ArrivalStages, LoadModel, Stage, UserLoad, UserStages},
-    resource::{self, Load, LoadTestSpec, MessageFormat, Runners},
+    resource::{self, Load, LoadTestSpec, MAX_REGEX_BYTES, MessageFormat, Runners},
     text::truncate,
-    values::{Bound, Percent, PositiveRate, Quantity, Rate, Users},
+    values::{Bound, Comparison, Percent, PositiveRate, Quantity, Rate, Users},
 };
 
 /// A ConfigMap holds 1 MiB. The plan leaves room for the rest of the object.
@@ -71,7 +72,8 @@ pub fn validate(spec: &LoadTestSpec) -> Result<ValidTest, Vec<Problem>> {
                 preflight: spec.preflight,
                 runner_request: runner_request(&spec.runners),
             };
-            size_problem(&test).map_or(Ok(test), |problem| Err(vec![problem]))
+            let problem = size_problem(&test).or_else(|| min_runners_problem(spec, &test));
+            problem.map_or(Ok(test), |problem| Err(vec![problem]))
         }
         None => Err(problems),
     }
@@ -81,7 +83,7 @@ fn load_model(load: &Load) -> Result<LoadModel, Problem> {
     let missing = |field: &str, example: &str| {
         Problem::new(
             format!("spec.load.{field}"),
-            format!("is missing: give it, such as {example}"),
+            format!("is missing: add it, for example {example}"),
         )
     };
     let positive = |field: &str, rate: Option<Rate>| {
@@ -117,7 +119,10 @@ fn load_model(load: &Load) -> Result<LoadModel, Problem> {
 }
 
 fn no_load() -> Problem {
-    Problem::new("spec.load", "every stage ends at 0: give at least one users or a rate above 0")
+    Problem::new(
+        "spec.load",
+        "every stage ends at 0: give at least one stage users or a rate above 0",
+    )
 }
 
 fn stages<Level>(
@@ -182,9 +187,20 @@ fn runner_request(runners: &Runners) -> RunnerRequest {
     RunnerRequest { users, count, cpu: asked("cpu"), memory: asked("memory") }
 }
 
-/// Bounds above 100 %: no share can be larger.
+/// Returns what to do about a bound that no share can meet.
+fn remedy_of_percentage(bound: Bound) -> Option<&'static str> {
+    let Quantity::Percent(percent) = bound.quantity else { return None };
+    let (none, all) = (Percent::from_fraction(0.0), Percent::from_fraction(1.0));
+    match bound.comparison {
+        _ if percent > all => Some("give at most 100%"),
+        Comparison::Above if percent == all => Some("write >= 100%"),
+        Comparison::Below if percent == none => Some("write <= 0%"),
+        _ => None,
+    }
+}
+
+/// Bounds that no share can meet.
 fn percent_problems(spec: &LoadTestSpec) -> Vec<Problem> {
-    let is_too_large = |bound: &Bound| matches!(bound.quantity, Quantity::Percent(percent) if percent > Percent::from_fraction(1.0));
     let of_threshold = |(index, threshold): (usize, &resource::Threshold)| {
         let bounds = [
             ("target", Some(threshold.target)),
@@ -192,8 +208,8 @@ fn percent_problems(spec: &LoadTestSpec) -> Vec<Problem> {
             ("critical", threshold.critical),
         ];
         bounds.into_iter().filter_map(move |(name, bound)| {
-            let bound = bound.filter(is_too_large)?;
-            let message = format!("{bound} can never be reached: give at most 100%");
+            let bound = bound?;
+            let message = format!("{bound} can never be met: {}", remedy_of_percentage(bound)?);
             Some(Problem::new(format!("spec.thresholds[{index}].{name}"), message))
         })
     };
@@ -306,7 +322,7 @@ fn expression_problems(tasks: &[resource::Task]) -> Vec<Problem> {
             problems.push(Problem::new(field("webSocket.reply.jsonPath".into()), message));
         }
         if let Some(regex) = &reply.regex
-            && let Err(error) = regex::bytes::Regex::new(regex)
+            && let Err(error) = RegexBuilder::new(regex).size_limit(MAX_REGEX_BYTES).build()
         {
             // The error has several lines: the last one tells the cause.
             let error = error.to_string();
@@ -387,6 +403,17 @@ fn reserved_field(template: &PodTemplateSpec) -> Option<(&'static str, &'static 
             "runners have no access to the API: remove it",
         ));
     }
+    let has_token = |volume: &Volume| {
+        let sources =
+            volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+        sources.into_iter().any(|source| source.service_account_token.is_some())
+    };
+    if spec.volumes.iter().flatten().any(has_token) {
+        return Some((
+            "spec.volumes",
+            "runners have no access to the API: remove the source serviceAccountToken",
+        ));
+    }
     let reserved_variable = |variable: &EnvVar| {
         variable.name.starts_with("LOADTEST_") || variable.name == "JOB_COMPLETION_INDEX"
     };
@@ -396,6 +423,15 @@ fn reserved_field(template: &PodTemplateSpec) -> Option<(&'static str, &'static 
         "spec.containers",
         "the operator sets variables that start with LOADTEST_, and JOB_COMPLETION_INDEX: choose other names",
     ))
+}
+
+/// More runners than the test has can't be left after a loss.
+fn min_runners_problem(spec: &LoadTestSpec, test: &ValidTest) -> Option<Problem> {
+    let (fewest, runners) = (spec.min_runners?.get(), size_test(test).runners);
+    (fewest > runners).then(|| {
+        let message = format!("is {fewest}, and the test has {runners}: give at most {runners}");
+        Problem::new("spec.minRunners", message)
+    })
 }
 
 fn size_problem(test: &ValidTest) -> Option<Problem> {

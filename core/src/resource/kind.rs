@@ -46,7 +46,7 @@ pub struct LoadTestSpec {
     pub load: Load,
     /// The tasks that each user repeats.
     pub scenario: Scenario,
-    /// The conditions of a passed test. Without thresholds, the verdict is NotJudged. The
+    /// The conditions that the target must meet. Without thresholds, the verdict is NotJudged. The
     /// fields task, metric, statistic and window identify a threshold.
     #[serde(default)]
     #[schemars(
@@ -74,8 +74,8 @@ pub struct LoadTestSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = MAX_RUNNERS))]
     pub min_runners: Option<NonZeroU32>,
-    /// Maximum time from the creation of the runners until all are ready. Default: that of the
-    /// operator, 5m.
+    /// Maximum time from the creation of the runners until all are ready. Default: the operator's
+    /// --start-timeout, which is 5m unless it was changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "start_timeout")]
     pub start_timeout: Option<Duration>,
@@ -96,8 +96,8 @@ pub struct LoadTestSpec {
     /// Default: ttlSecondsAfterFinished for every result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<TimeToLive>,
-    /// Set true to keep the LoadTestResult when the LoadTest is deleted. It counts when the result is
-    /// written, the last time at the end of the test.
+    /// Set true to keep the LoadTestResult when the LoadTest is deleted. A change after the end of the
+    /// test has no effect.
     #[serde(default)]
     pub keep_result: bool,
 }
@@ -110,7 +110,8 @@ pub struct TimeToLive {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "time_to_live")]
     pub passed: Option<Duration>,
-    /// For all others: somebody may want to see why they failed or could not run.
+    /// For all other tests: those with the verdict Fail, Critical or Inconclusive, and those in the phase
+    /// Error or Cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "time_to_live")]
     pub failed: Option<Duration>,
@@ -174,7 +175,7 @@ fn rules() -> serde_json::Value {
             "rule": "self.thresholds.all(h, h.task == '' || self.scenario.tasks.exists(t, t.name == h.task))",
             // CEL estimates the cost of `+` on texts at the size of the whole list; `format` is cheap.
             // Servers before 1.34 use the message.
-            "message": "thresholds: a task is named that does not exist: use the name of one of scenario.tasks",
+            "message": "thresholds: a threshold names a task that does not exist: use the name of one of scenario.tasks",
             "messageExpression": "'thresholds: no task is named \"%s\": use the name of one of scenario.tasks'.format([self.thresholds.filter(h, h.task != '' && !self.scenario.tasks.exists(t, t.name == h.task))[0].task])",
         },
         {
@@ -189,7 +190,7 @@ fn rules() -> serde_json::Value {
         },
         {
             "rule": "!has(self.minRunners) || self.onRunnerLoss == 'Continue'",
-            "message": "minRunners counts with onRunnerLoss: Continue only: set it, or remove minRunners",
+            "message": "minRunners has an effect only with onRunnerLoss: Continue: set onRunnerLoss to Continue, or remove minRunners",
         },
         {
             "rule": "!(has(self.load.arrivalRate) || (has(self.load.stages) && self.load.stages.exists(s, has(s.rate)))) || !(has(self.scenario.pause) || has(self.scenario.pacing))",

@@ -45,7 +45,7 @@ use crate::values::{Duration, Rate, Users};
     },
     {
         "rule": "!has(self.stages) || self.stages.exists(s, has(s.users) ? s.users > 0 : has(s.rate) && !string(s.rate).matches('^0*([.]0*)?(/s)?$'))",
-        "message": "every stage ends at 0: give at least one users or a rate above 0",
+        "message": "every stage ends at 0: give at least one stage users or a rate above 0",
     },
 ])))]
 pub struct Load {
@@ -75,9 +75,9 @@ pub struct Load {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "crd", schemars(length(min = 1, max = 64)))]
     pub stages: Vec<Stage>,
-    /// Open model: arrivals within this time start together at its end, such as 1ms. That takes much
-    /// less CPU, because the load generator wakes up less often. Latencies still count from when each
-    /// arrival was due. Default: every arrival starts when it is due.
+    /// Open model: start times are rounded up to a multiple of this time, such as 1ms, so that arrivals
+    /// start in groups. That takes much less CPU, because the load generator wakes up less often. Latencies
+    /// still count from when each arrival was due. Default: every arrival starts when it is due.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "crd", schemars(schema_with = "arrival_precision"))]
     pub precision: Option<Duration>,

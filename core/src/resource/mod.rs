@@ -43,7 +43,9 @@ pub use target::{
     ConnectionLimits, ConnectionReuse, HeaderFrom, HttpVersion, Preflight, SecretKey,
     SessionResumption, Target, Timeouts, Tls,
 };
-pub use task::{ChatTask, HttpTask, MessageFormat, Method, Reply, Session, Task, WebSocketTask};
+pub use task::{
+    ChatTask, HttpTask, MAX_REGEX_BYTES, MessageFormat, Method, Reply, Session, Task, WebSocketTask,
+};
 pub use threshold::{Abort, Threshold, ThresholdKey};
 
 /// The API group of every kind.

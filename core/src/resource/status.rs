@@ -134,8 +134,8 @@ pub struct Sizing {
     /// send to a target that responds as fast as the sizing assumes.
     #[serde(default)]
     pub rate_per_runner: String,
-    /// Number of load threads of one runner. The default is for plans of builds that had another
-    /// name for this field: an object that can't be decoded would lose its results.
+    /// Number of load threads of one runner.
+    // Earlier builds had another name for this field. Without a default, their objects could not be decoded.
     #[serde(default = "one_thread")]
     pub threads_per_runner: u32,
     /// CPU request of one runner.

@@ -169,7 +169,7 @@ pub struct HeaderFrom {
         "messageExpression": "'\"' + self + '\" is not a header name'",
     }, {
         "rule": "!self.lowerAscii().startsWith('x-loadtest-') && !(self.lowerAscii() in ['connection', 'content-length', 'transfer-encoding', 'upgrade'])",
-        "messageExpression": "'\"' + self + '\" is set by the runner, as connection, content-length, transfer-encoding, upgrade and x-loadtest-* are: choose another name'",
+        "messageExpression": "'\"' + self + '\" is reserved: the runner sets connection, content-length, transfer-encoding, upgrade and x-loadtest-*; choose another name'",
     }])))]
     pub header: String,
     /// The Secret's name and key. The kubelet puts the value into the runner's environment.

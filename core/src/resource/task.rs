@@ -193,11 +193,11 @@ pub struct ChatTask {
 #[cfg_attr(feature = "crd", schemars(extend("x-kubernetes-validations" = [
     {
         "rule": "!has(self.reply) || self.replies > 0",
-        "message": "reply names the messages that replies counts: set replies to 1 or more, or remove reply",
+        "message": "reply has no effect while replies is 0: set replies to 1 or more, or remove reply",
     },
     {
         "rule": "!has(self.pingInterval) || self.session == 'PerUser'",
-        "message": "pingInterval counts between tasks: set session to PerUser, or remove pingInterval",
+        "message": "pingInterval has an effect only with session: PerUser, because pings are sent between tasks: set session to PerUser, or remove pingInterval",
     },
 ])))]
 pub struct WebSocketTask {
@@ -255,6 +255,9 @@ pub enum MessageFormat {
     /// As binary messages.
     Base64,
 }
+
+/// Maximum memory of the compiled expression of [`Reply::regex`], in bytes. The author of a spec may be hostile.
+pub const MAX_REGEX_BYTES: usize = 1 << 20;
 
 /// The condition that a WebSocket message must meet to be a reply. Other messages are counted, and
 /// end no round trip.

@@ -60,7 +60,7 @@ pub struct Abort {
     #[serde(default)]
     #[cfg_attr(feature = "crd", schemars(schema_with = "abort_delay"))]
     pub after: Duration,
-    /// Not before the bound has been met for this time without a break.
+    /// Time for which the critical bound must be met without a break before the test is aborted.
     #[serde(default, rename = "for")]
     #[cfg_attr(feature = "crd", schemars(schema_with = "abort_delay"))]
     pub lasting: Duration,

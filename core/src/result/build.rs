@@ -73,6 +73,37 @@ pub fn build_result(facts: &RunFacts<'_>, metrics: &Metrics, series: Series) -> 
     }
 }
 
+/// Builds the result of a test that ended before its load, from its status alone. Its spec may be invalid.
+pub fn result_without_load(
+    generator: String,
+    test: &LoadTest,
+    status: &LoadTestStatus,
+) -> RunResult {
+    let nothing = || task_result(&TaskMetrics::default(), 0.0);
+    let named_result = |task: &Task| NamedTaskResult { name: task.name.clone(), result: nothing() };
+    RunResult {
+        version: FORMAT_VERSION,
+        generator,
+        name: test.metadata.name.clone(),
+        namespace: test.metadata.namespace.clone(),
+        uid: test.metadata.uid.clone().unwrap_or_default(),
+        spec: without_credentials(&test.spec),
+        status: status.clone(),
+        elapsed_seconds: 0.0,
+        user_seconds: 0.0,
+        users_peak: 0,
+        coverage: 0.0,
+        schedule_lag: None,
+        event_loop_lag: None,
+        total: nothing(),
+        tasks: test.spec.scenario.tasks.iter().map(named_result).collect(),
+        thresholds: threshold_results(&test.spec.thresholds, &status.thresholds),
+        events: Vec::new(),
+        runners: Vec::new(),
+        series: Series { step_seconds: 1.0, points: Vec::new() },
+    }
+}
+
 /// Headers whose values a result shows. All others may be credentials.
 const SHOWN_HEADERS: [&str; 4] = ["accept", "accept-encoding", "content-type", "user-agent"];
 

@@ -15,7 +15,7 @@ mod series;
 mod stored;
 
 pub use crate::metrics::HistogramData;
-pub use build::{RunFacts, build_result, run_events, threshold_results};
+pub use build::{RunFacts, build_result, result_without_load, run_events, threshold_results};
 pub use compare::{ComparedRow, Comparison, Movement, compare};
 pub use distribution::Distribution;
 pub use document::{

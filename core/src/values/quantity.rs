@@ -67,9 +67,19 @@ impl Percent {
         self.0
     }
 
-    /// The percentage as the text of a measurement: four significant digits, `0.12%`.
+    /// The percentage as the text of a measurement: four significant digits, `0.12%`. Near 100 %, two significant digits
+    /// of what is missing: `99.996%`.
     pub fn rounded(self) -> String {
-        format!("{}%", round_significant(self.0 * 100.0, 4))
+        let missing = 1.0 - self.0;
+        if missing <= 0.0 || missing >= 0.5 {
+            return format!("{}%", round_significant(self.0 * 100.0, 4));
+        }
+        // For 0.004 % missing, 4 decimals.
+        let first_digit = -(missing * 100.0).log10().floor();
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "2 to 16")]
+        let decimals = (first_digit + 1.0).clamp(2.0, 16.0) as usize;
+        let text = format!("{:.decimals$}", self.0 * 100.0);
+        format!("{}%", text.trim_end_matches('0').trim_end_matches('.'))
     }
 }
 
@@ -83,13 +93,8 @@ impl fmt::Display for Rate {
 /// Writes the exact percentage, so that it parses to the same value.
 impl fmt::Display for Percent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // 0.001 * 100 is not exactly 0.1 in binary, so the number that was parsed is beside the product.
-        let exact = self.0 * 100.0;
-        let rounded = (exact * 1e9).round() / 1e9;
-        let near = [rounded, exact, exact.next_up(), exact.next_down()];
-        let parsed =
-            near.into_iter().find(|percent| (percent / 100.0).to_bits() == self.0.to_bits());
-        write!(f, "{}%", parsed.unwrap_or(exact))
+        // Not by a multiplication: 0.001 * 100 is not exactly 0.1 in binary.
+        write!(f, "{}%", hundredfold_of(&self.0.to_string()))
     }
 }
 
@@ -115,6 +120,25 @@ impl fmt::Display for Quantity {
     }
 }
 
+/// A hundred times a decimal number without an exponent, in the same notation.
+fn hundredfold_of(decimal: &str) -> String {
+    let (whole, fraction) = decimal.split_once('.').unwrap_or((decimal, ""));
+    let (moved, rest) = fraction.split_at(fraction.len().min(2));
+    let whole = format!("{whole}{moved:0<2}");
+    let whole = match whole.trim_start_matches('0') {
+        "" => "0",
+        digits => digits,
+    };
+    if rest.is_empty() { whole.to_owned() } else { format!("{whole}.{rest}") }
+}
+
+/// Parses a percentage without its sign to a fraction of one. The result is the number nearest to the exact fraction, as
+/// that of a division of two counts is: 99.9 gives 0.999, and 99.9 / 100.0 would give a larger number.
+fn parse_fraction(text: &str) -> Option<f64> {
+    parse_decimal(text)?;
+    format!("{text}e-2").parse().ok()
+}
+
 /// Parses digits with an optional decimal point: no sign, no exponent.
 fn parse_decimal(text: &str) -> Option<f64> {
     let digits = text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
@@ -127,7 +151,7 @@ impl FromStr for Quantity {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let unknown = || QuantityError { text: text.to_owned() };
         if let Some(percent) = text.strip_suffix('%') {
-            let fraction = parse_decimal(percent.trim_end()).ok_or_else(unknown)? / 100.0;
+            let fraction = parse_fraction(percent.trim_end()).ok_or_else(unknown)?;
             return Ok(Self::Percent(Percent(fraction)));
         }
         if let Some(rate) = text.strip_suffix("/s") {
@@ -280,6 +304,18 @@ mod tests {
         assert_eq!(Rate::per_second(131.52).rounded(), "131.5/s");
         assert_eq!(Percent::of(12, 10_000).rounded(), "0.12%");
         assert_eq!(Percent::of(0, 0).rounded(), "0%");
+        for (part, text) in [
+            (99_996, "99.996%"),
+            (99_990, "99.99%"),
+            (99_500, "99.5%"),
+            (99_877, "99.88%"),
+            (66_667, "66.67%"),
+            (33_333, "33.33%"),
+            (100_000, "100%"),
+            (200_000, "200%"),
+        ] {
+            assert_eq!(Percent::of(part, 100_000).rounded(), text);
+        }
     }
 
     #[test]
@@ -287,6 +323,14 @@ mod tests {
         for text in ["33333.25/s", "0.5/s", "0.1%", "0.07%", "12.345%", "1m0.5s", "0.00000000001%"]
         {
             assert_eq!(text.parse::<Quantity>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn percentages_are_equal_to_the_same_share_of_counts() {
+        for (text, part, whole) in [("99.9%", 9_990, 10_000), ("0.7%", 7, 1_000), (".1%", 1, 1_000)]
+        {
+            assert_eq!(text.parse(), Ok(Quantity::Percent(Percent::of(part, whole))), "{text}");
         }
     }
 

@@ -45,7 +45,7 @@ pub(crate) async fn publish_ending(
 ) -> Result<(), Error> {
     let Some(ending) = draft_ending(test, status, now) else { return Ok(()) };
     let run_uid = test.uid().unwrap_or_default();
-    if context.is_ending_told(&run_uid, &ending.name) {
+    if context.is_ending_settled(&run_uid, &ending.name) {
         return Ok(());
     }
     let name = ending.name.clone();
@@ -58,7 +58,7 @@ pub(crate) async fn publish_ending(
             tracing::warn!(error = %format_error_chain(&error), "failed to publish Event");
         }
     }
-    context.mark_ending_told(run_uid, name);
+    context.mark_ending_settled(run_uid, name);
     Ok(())
 }
 

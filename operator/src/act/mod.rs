@@ -123,7 +123,7 @@ async fn release_runners(
     let disrupted: Vec<_> = disrupted.cloned().collect();
     let tasks = observed.task_names();
     runner_client::collect_error_examples(context, &tasks, &disrupted, &mut observed.cache).await;
-    // Nobody reads the numbers of a test that is over. Those of a runner that leaves earlier are needed.
+    // After the end of a test, a runner may exit even if it has newer metrics. Before that, it must keep them for the operator.
     let is_over = observed.phase().is_some_and(Phase::is_final);
     if is_over {
         observed.cache.release_sent_at.get_or_insert_with(now);

@@ -215,8 +215,8 @@ impl Collection {
         gone.and_then(|runner| runner.loss.clone()).unwrap_or_else(|| pods.describe_loss(index))
     }
 
-    /// Puts the runners that will never answer again aside. Their numbers stay in the sum.
-    pub(crate) fn settle_gone(&mut self, pods: StartedPods<'_>) {
+    /// Moves the runners that will never answer again from `parts` to `gone`. Their numbers stay in the sum.
+    pub(crate) fn move_gone_runners(&mut self, pods: StartedPods<'_>) {
         for index in pods.indices() {
             if self.gone.runners.contains_key(&index) || !self.is_gone(pods, index) {
                 continue;
@@ -313,10 +313,10 @@ impl Collection {
         }
         if let Some(first) = steps.first() {
             let last = self.last_step(index);
-            if first.is_whole {
+            if first.is_cumulative {
                 self.forget(index, run);
                 let elapsed = first.runner.metrics.elapsed_seconds;
-                self.all_sums().for_each(|sum| sum.note_whole(elapsed));
+                self.all_sums().for_each(|sum| sum.note_cumulative_step(elapsed));
             } else if last == 0 || first.number != last + 1 {
                 self.forget(index, run);
                 return Err(RefusedAnswer::Gap { last, found: first.number });
@@ -350,7 +350,7 @@ impl Collection {
 
     /// Ends a round: judges the sum, as far as all runners have told it.
     pub(crate) fn end_round(&mut self, run: &Targets, now: Timestamp) {
-        self.settle_gone(run.pods());
+        self.move_gone_runners(run.pods());
         self.round_ended_at = Some(now);
         self.asked_since.get_or_insert(now);
         let scope = self.scope(run.pods(), now);
@@ -367,7 +367,7 @@ impl Collection {
 
     /// Judges what still waits for runners, when none of them will tell more.
     pub(crate) fn judge_rest(&mut self, run: &Targets) {
-        self.settle_gone(run.pods());
+        self.move_gone_runners(run.pods());
         let is_silent =
             |index: u32| !self.is_over(run.pods(), index) && !self.answered.contains(&index);
         let coverage = if run.pods().indices().any(is_silent) {

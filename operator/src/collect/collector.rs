@@ -35,7 +35,7 @@ const MIN_PAUSE: Duration = Duration::from_millis(100);
 /// Maximum number of logs of one test that are read at the same time.
 const MAX_LOG_READS: usize = 4;
 /// Time for which a log that can't be read is tried again before its runner counts as lost.
-const LOG_PATIENCE: Duration = Duration::from_mins(1);
+const LOG_RETRY_TIME: Duration = Duration::from_mins(1);
 
 /// The collectors of all running tests.
 pub(crate) struct Collectors {
@@ -128,9 +128,9 @@ impl Collector {
             collection: Arc::new(Mutex::new(Collection::clone(earlier))),
             connections: Arc::default(),
             requests: Arc::new(Semaphore::new(MAX_REQUESTS)),
-            asked: Asked::default(),
-            reads: Asked::default(),
-            told: Arc::default(),
+            asked: RunnerTasks::default(),
+            reads: RunnerTasks::default(),
+            informed: Arc::default(),
         };
         let task = tokio::spawn(rounds.run(receiver, sender));
         Self { targets, latest, task }
@@ -146,24 +146,24 @@ struct Rounds {
     /// Limits the concurrent requests.
     requests: Arc<Semaphore>,
     /// The runners that have not answered yet.
-    asked: Asked,
+    asked: RunnerTasks,
     /// The logs that are being read.
-    reads: Asked,
+    reads: RunnerTasks,
     /// The runners that know the Lease of this process.
-    told: Arc<Mutex<Told>>,
+    informed: Arc<Mutex<InformedRunners>>,
 }
 
-/// UIDs of pods, each with the number of the Lease that its runner knows.
-type Told = HashSet<(String, u64)>;
+/// The runners that know the Lease of this process: UIDs of pods, each with the number of the Lease.
+type InformedRunners = HashSet<(String, u64)>;
 
 /// Tasks about single runners, at most one for each.
 #[derive(Default)]
-struct Asked {
+struct RunnerTasks {
     tasks: JoinSet<Result<(), CollectError>>,
     runners: HashMap<tokio::task::Id, u32>,
 }
 
-impl Asked {
+impl RunnerTasks {
     fn contains(&self, index: u32) -> bool {
         self.runners.values().any(|asked| *asked == index)
     }
@@ -188,8 +188,8 @@ impl Asked {
 }
 
 /// No panic can leave the set half updated.
-fn lock_told(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
-    told.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock_informed(informed: &Mutex<InformedRunners>) -> MutexGuard<'_, InformedRunners> {
+    informed.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Locks a collection, also after a panic: the decoder, which reads foreign data, runs before the lock.
@@ -211,7 +211,7 @@ impl Rounds {
             let answers = self.wait_for_answers(&current);
             let _ = tokio::time::timeout(ROUND_TIME, answers).await;
             let (collection, run) = (Arc::clone(&self.collection), Arc::clone(&current));
-            // JudgedSum and copies take milliseconds, and this thread serves all tests.
+            // Judging and copying take milliseconds, and this thread serves all tests.
             let ended = spawn_blocking(move || {
                 let mut collection = lock(&collection);
                 collection.end_round(&run, now());
@@ -257,7 +257,7 @@ impl Rounds {
                     ip,
                     connections: Arc::clone(&self.connections),
                     authority: Arc::clone(&self.clients.authority),
-                    told: Arc::clone(&self.told),
+                    informed: Arc::clone(&self.informed),
                     budget: self.budget.clone(),
                     requests: Arc::clone(&self.requests),
                     after: collection.last_step(index),
@@ -293,7 +293,7 @@ struct Question {
     ip: IpAddr,
     connections: Arc<Connections>,
     authority: Arc<Authority>,
-    told: Arc<Mutex<Told>>,
+    informed: Arc<Mutex<InformedRunners>>,
     budget: NamespaceBudget,
     requests: Arc<Semaphore>,
     /// Number of the last step that was read.
@@ -308,18 +308,18 @@ impl Question {
         targets: Arc<Targets>,
         runner: Runner,
     ) -> Result<(), CollectError> {
-        let Self { ip, connections, authority, told, budget, requests, after } = self;
+        let Self { ip, connections, authority, informed, budget, requests, after } = self;
         // Nobody closes this semaphore.
         let _permit = requests.acquire_owned().await.ok();
         // Another pod may have the address of this runner by now, so the token is sent only when it is needed.
         let known = (runner.uid.clone(), authority.leadership.number());
-        let is_known = lock_told(&told).contains(&known);
+        let is_known = lock_informed(&informed).contains(&known);
         let lease = (!is_known)
             .then(|| LeaseProof { number: known.1, token: authority.run_token(&targets.run_uid) });
         let request =
             HistoryRequest { run_uid: &targets.run_uid, runner: &runner, ip, after, lease };
         let body = fetch_history(&connections, &budget, request).await?;
-        lock_told(&told).insert(known);
+        lock_informed(&informed).insert(known);
         let added = spawn_blocking(move || {
             let Body { bytes, round_trip, elapsed, .. } = &body;
             let steps = decode_answer(bytes, &targets.run_uid, &runner)?;
@@ -350,7 +350,7 @@ async fn read_log(
         let now = now();
         let since = collection.note_end(&runner.uid, now);
         let waited = now.duration_since(since).as_secs_f64();
-        if !may_succeed_later || waited > LOG_PATIENCE.as_secs_f64() {
+        if !may_succeed_later || waited > LOG_RETRY_TIME.as_secs_f64() {
             collection.note_log_read(&runner.uid);
         }
         match result {

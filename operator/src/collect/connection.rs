@@ -49,7 +49,7 @@ pub(crate) struct Request<'a> {
 pub(crate) struct Response {
     pub(crate) status: u16,
     /// Value of the header [`HISTORY_HEADER`].
-    pub(crate) about: Option<String>,
+    pub(crate) history_header: Option<String>,
     /// Length of the body in bytes. A response without a length has no readable body.
     pub(crate) length: Option<usize>,
     /// Time of the request, and of the head of the response.
@@ -132,11 +132,11 @@ async fn send_over(mut stream: TcpStream, request: Request<'_>) -> io::Result<Re
             && let Some(head) = parse_head(&bytes)?
         {
             let body = bytes.split_off(head.bytes);
-            let Head { status, about, length, is_kept, .. } = head;
+            let Head { status, history_header, length, is_kept, .. } = head;
             let received_at = Instant::now();
             return Ok(Response {
                 status,
-                about,
+                history_header,
                 length,
                 sent_at,
                 received_at,
@@ -159,7 +159,7 @@ fn has_empty_line(bytes: &[u8]) -> bool {
 #[derive(Debug, PartialEq)]
 struct Head {
     status: u16,
-    about: Option<String>,
+    history_header: Option<String>,
     length: Option<usize>,
     is_kept: bool,
     /// Number of bytes before the body.
@@ -188,7 +188,7 @@ fn parse_head(bytes: &[u8]) -> io::Result<Option<Head>> {
     let length = text_of("content-length").filter(is_number).filter(|_| lengths.count() == 1);
     Ok(Some(Head {
         status: response.code.unwrap_or_default(),
-        about: text_of(HISTORY_HEADER).map(str::to_owned),
+        history_header: text_of(HISTORY_HEADER).map(str::to_owned),
         length: length.and_then(|length| length.parse().ok()),
         is_kept: response.version == Some(1) && !text_of("connection").is_some_and(is_close),
         bytes,

@@ -61,7 +61,7 @@ pub(super) struct JudgedSum {
     /// The changes that are not judged yet.
     pending: Slots,
     /// Before this second of the load, some runners told everything in one step, so no window is judged.
-    whole_until: f64,
+    cumulative_until: f64,
     /// Windows, stages and abort timers.
     timeline: Option<Timeline>,
     /// The sum at the start of a stage, as an earlier process has stored it for the timeline.
@@ -106,8 +106,8 @@ impl JudgedSum {
     }
 
     /// Notes that a runner tells everything until this second of the load in one step.
-    pub(super) fn note_whole(&mut self, elapsed: f64) {
-        self.whole_until = self.whole_until.max(elapsed);
+    pub(super) fn note_cumulative_step(&mut self, elapsed: f64) {
+        self.cumulative_until = self.cumulative_until.max(elapsed);
     }
 
     /// Adds everything that a runner has told. It is not judged.
@@ -154,7 +154,7 @@ impl JudgedSum {
         mut series: Option<&mut SeriesRecorder<PackedSeries>>,
     ) -> Option<Aborted> {
         let sum = self.sum.open();
-        let from = self.whole_until;
+        let from = self.cumulative_until;
         let timeline = self.timeline.get_or_insert_with(|| {
             let mut timeline = timeline_of(&run.valid, &run.status);
             timeline.look_back_to(from);

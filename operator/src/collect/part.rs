@@ -35,7 +35,7 @@ impl RunnerPart {
     /// Creates the part of a runner from a result or a log.
     pub(crate) fn stored(runner: RunnerMetrics) -> Self {
         let mut part = Self { is_stored: true, ..Self::default() };
-        part.add(&HistoryStep { number: 0, is_whole: true, runner });
+        part.add(&HistoryStep { number: 0, is_cumulative: true, runner });
         part
     }
 
@@ -82,7 +82,7 @@ impl RunnerPart {
         self.steps.push(metrics);
         // Runners with different indices do it at different times.
         let turn = usize::try_from(identity.index).unwrap_or_default() % MAX_STEPS;
-        if step.is_whole || self.steps.change_count() > MAX_STEPS + turn {
+        if step.is_cumulative || self.steps.change_count() > MAX_STEPS + turn {
             self.steps.merge_changes();
         }
     }

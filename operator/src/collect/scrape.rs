@@ -129,7 +129,7 @@ async fn fetch_without_limit(
         }
         status => return Err(CollectError::Status(status)),
     }
-    let about = response.about.as_deref().and_then(HistoryReply::parse);
+    let about = response.history_header.as_deref().and_then(HistoryReply::parse);
     let about = about.ok_or(CollectError::NoRunner)?;
     check_identity(&about.identity, run_uid, runner)?;
     let size = response.length.ok_or(CollectError::NoRunner)?;
@@ -165,7 +165,7 @@ pub(crate) fn decode_answer(
     let is_ordered = steps.windows(2).all(|pair| match pair {
         [a, b] => {
             let elapsed = |step: &HistoryStep| step.runner.metrics.elapsed_seconds;
-            b.number == a.number + 1 && !b.is_whole && elapsed(b) >= elapsed(a)
+            b.number == a.number + 1 && !b.is_cumulative && elapsed(b) >= elapsed(a)
         }
         _ => true,
     });

@@ -3,17 +3,17 @@
 use k8s_openapi::{api::batch::v1::Job, jiff::Timestamp};
 use loadtest_core::{Duration, resource::Phase};
 
-use super::decision::{Decision, has_elapsed};
+use super::decision::{Decision, JOB_TTL, has_elapsed};
 use crate::observe::state::Observed;
 
 /// Time after which a runner that has not taken its release order is given up.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Interval between two looks at a Job that is being deleted. Its watch tells when it is gone.
+/// Interval between two reconciliations while a Job is being deleted. The watch of the Job reports the end of the deletion.
 const DELETION_POLL_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Returns true for a Job that would be kept for ever. It gets its time to live only after the test
-/// is judged, so that its pods and their logs are there as long as somebody needs them.
+/// Returns true for a Job without a time to live, which Kubernetes would keep for ever. The Job gets its time to live only
+/// after the test is judged, because until then the operator needs the pods and their logs.
 fn has_no_ttl(job: &Job) -> bool {
     job.spec.as_ref().is_some_and(|spec| spec.ttl_seconds_after_finished.is_none())
 }
@@ -29,14 +29,26 @@ pub(super) fn decide_finished(observed: &Observed, now: Timestamp) -> Decision {
     }
     let idle =
         if is_deleting { Decision::Wait(DELETION_POLL_INTERVAL) } else { Decision::NothingToDo };
-    let (Some(ttl), Some(finish_time)) = (observed.test.time_to_live(), finish_time) else {
-        return idle;
-    };
-    if has_elapsed(finish_time, now, ttl) {
+    let Some(finish_time) = finish_time else { return idle };
+    let job_ttl = (!is_deleting && is_job_held_open(observed)).then_some(JOB_TTL);
+    let test_ttl = observed.test.time_to_live();
+    let is_over = |ttl: Option<Duration>| ttl.is_some_and(|ttl| has_elapsed(finish_time, now, ttl));
+    if is_over(test_ttl) {
         return Decision::DeleteTest;
     }
+    if is_over(job_ttl) {
+        return Decision::DeleteJob;
+    }
     let age = Duration::from_secs_f64(now.duration_since(finish_time).as_secs_f64());
-    Decision::Wait(ttl.minus(age).plus(Duration::from_millis(10)))
+    let wait = |ttl: Duration| Decision::Wait(ttl.minus(age).plus(Duration::from_millis(10)));
+    [job_ttl, test_ttl].into_iter().flatten().min().map_or(idle, wait)
+}
+
+/// Returns true if all runners have ended, and other containers of their pods, such as those of a service mesh, keep the
+/// Job from finishing. So its time to live does not begin.
+fn is_job_held_open(observed: &Observed) -> bool {
+    let has_ended = observed.runners.iter().all(|runner| runner.termination.is_some());
+    observed.job_is_active() && has_ended
 }
 
 /// Decides what happens to the Job of a test that is over, and to its runners. Returns `None` if nothing is left to do.

@@ -8,7 +8,7 @@ use loadtest_core::{Duration, control, plan::ValidTest, resource::Phase};
 
 use super::{
     decision::{CANCEL_GRACE_PERIOD, Decision, Reason, has_elapsed, signed_duration},
-    starting::missed_start,
+    starting::start_after_miss,
 };
 use crate::{
     collect::time_to_next_boundary,
@@ -42,7 +42,7 @@ pub(super) fn decide_running(
         let message = "the Job was deleted under load; delete the LoadTest and create it again";
         return Decision::Conclude { cancelled, failed: Some((Reason::JobLost, message.into())) };
     };
-    // The status says so already. Otherwise the deletion would look like that of somebody else.
+    // The status has the condition `StopForced` before the Job is deleted. Otherwise the next pass would report `JobLost`.
     let is_there = |job: &Job| job.metadata.deletion_timestamp.is_none();
     if is_forced && observed.job.as_ref().is_some_and(is_there) {
         return Decision::DeleteStoppedJob;
@@ -52,7 +52,7 @@ pub(super) fn decide_running(
         return Decision::SendRelease(collected);
     }
     let latest = latest_start(&start, valid);
-    if !cancelled && let Some(next) = missed_start(observed, &start, latest, settings, now) {
+    if !cancelled && let Some(next) = start_after_miss(observed, &start, latest, settings, now) {
         return Decision::PersistStart(next);
     }
     let reported = observed.status().start_time;
@@ -63,14 +63,14 @@ pub(super) fn decide_running(
     let end = start.at.saturating_add(signed_duration(duration)).unwrap_or(Timestamp::MAX);
     let cache = &observed.cache;
     let lost = observed.lost_runners(&start, now);
-    // The status says so also if no runner is left.
+    // Losses are reported before the test ends, also if no runner is left.
     if let Some(news) = unreported_losses(observed, &start, &lost) {
         return Decision::ReportLoss(news);
     }
     if all_runners_are_over(observed, &start, latest, now) {
         return Decision::Conclude { cancelled, failed: None };
     }
-    // An earlier process of the operator may have heard them.
+    // With a summary in the status, an earlier process of the operator has had a response.
     let any_response = cache.collection.has_answers()
         || !cache.start_accepted.is_empty()
         || observed.status().summary.is_some();
@@ -141,9 +141,9 @@ fn unreported_losses(
     lost: &[usize],
 ) -> Option<Vec<String>> {
     let reported = observed.status().measurement.map_or(0, |measurement| measurement.runners_lost);
-    // A test that is stopped by force loses its runners by order.
-    let is_stopping = observed.stop_sent_at().is_some();
-    (lost.len() as u64 > reported && !is_stopping)
+    // Runners that end after a stop order are not reported as lost.
+    let is_forced = observed.forced_stop_at().is_some();
+    (lost.len() as u64 > reported && !is_forced)
         .then(|| lost.iter().map(|index| observed.describe_loss(start, *index)).collect())
 }
 

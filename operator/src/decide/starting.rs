@@ -48,6 +48,7 @@ pub(super) fn decide_launch(
     let accepted = status.condition("Accepted").map(|c| c.last_transition_time.0);
     let timeout = start_timeout(observed, settings);
     if let (Some(retrying), Some(accepted)) = (retrying, accepted)
+        && observed.cache.failed_launches > 0
         && has_elapsed(accepted, now, timeout)
     {
         let message = format!("the Job was not created within {timeout}: {}", retrying.message);
@@ -57,7 +58,7 @@ pub(super) fn decide_launch(
 }
 
 /// Returns a message if the API server has not checked the Job of a test within the start timeout: a webhook may be down.
-pub(super) fn unchecked_for_long(
+pub(super) fn dry_run_timeout_message(
     observed: &Observed,
     settings: &Settings,
     now: Timestamp,
@@ -65,7 +66,8 @@ pub(super) fn unchecked_for_long(
     let status = observed.status();
     let accepted = status.condition("Accepted").filter(|c| c.reason == RETRYING)?;
     let timeout = start_timeout(observed, settings);
-    has_elapsed(accepted.last_transition_time.0, now, timeout).then(|| {
+    let has_tried = observed.cache.failed_launches > 0;
+    (has_tried && has_elapsed(accepted.last_transition_time.0, now, timeout)).then(|| {
         format!("the API server has not checked the Job within {timeout}: {}", accepted.message)
     })
 }
@@ -75,8 +77,8 @@ fn start_timeout(observed: &Observed, settings: &Settings) -> Duration {
     observed.test.spec.start_timeout.unwrap_or(settings.start_timeout)
 }
 
-/// Decides about a Job that the API server did not check or create, and may check or create later. Returns `None` while
-/// nobody needs to know.
+/// Decides about a Job that the API server did not check or create, and may check or create later. Returns `None` for the
+/// first failures, which are not reported.
 pub(crate) fn decide_retry(failed_launches: u32, message: &str) -> Option<Decision> {
     (failed_launches >= REPORTED_LAUNCH_FAILURES)
         .then(|| Decision::ReportRetry(truncate(message, 900)))
@@ -106,7 +108,7 @@ pub(super) fn decide_starting(
     if let Some((reason, message)) = observed.runners.iter().find_map(|r| startup_failure(r, now)) {
         return Decision::Fail(reason, message);
     }
-    if let Some(message) = failed_index(job) {
+    if let Some(message) = failed_index_message(job) {
         return Decision::Fail(Reason::RunnerDeleted, message);
     }
     let timeout = start_timeout(observed, settings);
@@ -121,13 +123,13 @@ pub(super) fn decide_starting(
     pods.dedup_by_key(|(index, _)| *index);
     if pods.len() == wanted && is_too_late(job, timeout, now) {
         let message = format!(
-            "the runners were ready, but the operator was away and came back later than {timeout} after their creation; create the LoadTest again"
+            "the runners were ready, but the operator did not start them within {timeout} of their creation, because it was not running or could not reach the API server; create the LoadTest again"
         );
         return Decision::Fail(Reason::StartTimeout, message);
     }
     if pods.len() == wanted {
         let pods = pods.into_iter().map(|(_, uid)| uid.to_owned()).collect();
-        return Decision::PersistStart(start_of(pods, 0, now));
+        return Decision::PersistStart(next_start(pods, 0, now));
     }
     if has_elapsed(creation_time(job, now), now, timeout) {
         return start_timeout_failure(observed, wanted, pods.len(), timeout);
@@ -145,14 +147,14 @@ fn creation_time(job: &Job, now: Timestamp) -> Timestamp {
     job.creation_timestamp().map_or(now, |time| time.0)
 }
 
-/// Returns true if an operator that was away must not start a test, because its time is long over.
+/// Returns true if the start timeout of a test ended so long ago that the operator must not start the test any more.
 fn is_too_late(job: &Job, timeout: Duration, now: Timestamp) -> bool {
     has_elapsed(creation_time(job, now), now, timeout.plus(LATE_START_MARGIN))
 }
 
 /// Returns the next start of these pods. Before that time, the API server has to write the record, and the orders
 /// have to arrive. A missed start shows that the API server is slow, so the next start leaves it more time.
-fn start_of(pods: Vec<String>, missed: u32, now: Timestamp) -> StartRecord {
+fn next_start(pods: Vec<String>, missed: u32, now: Timestamp) -> StartRecord {
     let for_record = SignedDuration::from_millis(500 << (2 * missed.min(MAX_LEAD_STEPS)));
     let lead = for_record.saturating_add(time_for_orders(pods.len()));
     StartRecord { at: now.saturating_add(lead).unwrap_or(now), pods }
@@ -163,7 +165,7 @@ fn start_of(pods: Vec<String>, missed: u32, now: Timestamp) -> StartRecord {
 ///
 /// Each runner must have said after the old start that it waits, and what it said came with the Lease of this
 /// operator. So it takes no order of another one any more.
-pub(super) fn missed_start(
+pub(super) fn start_after_miss(
     observed: &Observed,
     start: &StartRecord,
     latest: Timestamp,
@@ -177,12 +179,12 @@ pub(super) fn missed_start(
         && (0..start.pods.len()).all(still_waits)
         && !is_too_late(job, start_timeout(observed, settings), now);
     let missed = observed.cache.missed_starts + 1;
-    has_missed.then(|| start_of(start.pods.clone(), missed, now))
+    has_missed.then(|| next_start(start.pods.clone(), missed, now))
 }
 
 /// Returns a message if the Job has given up a runner: its pod was deleted or ended, and is not
 /// replaced.
-fn failed_index(job: &Job) -> Option<String> {
+fn failed_index_message(job: &Job) -> Option<String> {
     let failed = job.status.as_ref()?.failed_indexes.as_ref().filter(|list| !list.is_empty())?;
     Some(format!(
         "the pod of runner {failed} was deleted before the load started, and the Job does not replace it; create the LoadTest again"
@@ -221,7 +223,7 @@ fn startup_failure(runner: &Runner, now: Timestamp) -> Option<(Reason, String)> 
         _ => return None,
     };
     let message = format!("{}: {}", waiting.reason, waiting.message);
-    // Patience counts from when it can matter: a pod may have waited long for a node.
+    // The time counts from when the pod got its node, because it may have waited long for one.
     let since = runner.scheduled_at.or(runner.created_at)?;
     has_elapsed(since, now, timeout).then(|| (reason, with_name(&message)))
 }
@@ -246,7 +248,7 @@ fn start_timeout_failure(
         (None, None, Some(refused)) => (refusal_reason(refused), truncate(&refused.message, 700)),
         (None, None, None) if observed.runners.len() < wanted => {
             let cause = format!(
-                "only {} of {wanted} pods exist; see the Job's events (kubectl describe job {job}) for what stops them",
+                "only {} of {wanted} pods exist; see the Job's events for the reason (kubectl describe job {job})",
                 observed.runners.len(),
             );
             (Reason::StartTimeout, cause)

@@ -87,8 +87,8 @@ enum LeaseError {
     Timeout(#[from] Elapsed),
 }
 
-/// Limits the time of one request. A write that gets no answer may have been carried out all the same; the
-/// next look shows it.
+/// Limits the time of one request. A write that gets no answer may have been carried out nevertheless; the next read
+/// of the Lease shows it.
 async fn limited<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, LeaseError> {
     Ok(timeout(REQUEST_TIMEOUT, request).await??)
 }
@@ -136,7 +136,7 @@ impl LeaseTask {
         self.give_up().await;
     }
 
-    /// Renews the Lease, takes it, or looks who holds it.
+    /// Renews the Lease, takes it, or reads which replica holds it.
     async fn advance(&mut self) -> Result<(), LeaseError> {
         // A holder knows what the API server has, unless somebody has changed it.
         let found = match self.own.take() {
@@ -173,7 +173,7 @@ impl LeaseTask {
                 self.state.send_replace(LeaseState::Held { number, until });
                 Ok(())
             }
-            // Another replica was faster, or somebody has changed or deleted the Lease. The next look shows
+            // Another replica was faster, or somebody has changed or deleted the Lease. The next read shows
             // which.
             Err(LeaseError::Api(kube::Error::Api(status))) if matches!(status.code, 404 | 409) => {
                 tracing::debug!(code = status.code, "the Lease has changed");

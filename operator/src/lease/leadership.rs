@@ -1,4 +1,4 @@
-//! Tells the operator if this process may act. The thread that keeps the Lease writes it.
+//! Tells the operator whether this process may act. The thread that keeps the Lease writes this state.
 
 use std::{future::poll_fn, pin::pin, task::Poll, time::Instant};
 
@@ -17,7 +17,7 @@ pub(super) enum LeaseState {
     Lost,
 }
 
-/// Tells whether this process may act. Clones tell the same.
+/// Tells whether this process may act. All clones share one state.
 #[derive(Clone, Debug)]
 pub struct Leadership(watch::Receiver<LeaseState>);
 
@@ -57,7 +57,7 @@ impl Leadership {
         }
     }
 
-    /// Waits until the Lease was read, by whoever it is held.
+    /// Waits until the Lease was read once, no matter which replica holds it.
     pub async fn wait_until_known(&self) {
         self.wait_for(|state| state != LeaseState::Unknown).await;
     }

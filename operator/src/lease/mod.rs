@@ -5,7 +5,7 @@
 //!
 //! The times follow one rule: a leader begins nothing more [`LEADER_TIME`] after it sent its last successful
 //! renewal, and another replica takes the Lease [`DURATION`] after it saw the last renewal. The first time
-//! is shorter, so two replicas never act at once, but when somebody deletes the Lease. Only durations on one machine are compared; the clocks
+//! is shorter, so two replicas never act at once, except after somebody has deleted the Lease. Only durations on one machine are compared; the clocks
 //! of two machines are not.
 //!
 //! A leader keeps the Lease through one renewal that gets no answer: [`RENEW_INTERVAL`] and
@@ -30,7 +30,7 @@ const DURATION: Duration = Duration::from_secs(10);
 const LEADER_TIME: Duration = Duration::from_secs(8);
 /// Interval between two renewals.
 const RENEW_INTERVAL: Duration = Duration::from_secs(2);
-/// Interval between two looks of a replica that waits for the Lease.
+/// Interval between two reads of the Lease by a replica that waits for it.
 const WAIT_INTERVAL: Duration = Duration::from_secs(1);
 /// Time limit of one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);

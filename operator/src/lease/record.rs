@@ -14,9 +14,9 @@ use super::DURATION;
 /// Larger than any number of transitions: see [`lease_number`].
 const MAX_TRANSITIONS: u64 = 100_000;
 
-/// Maximum time between two looks. After a longer one, the time without a renewal counts from zero: the
-/// API server was away, and the holder could not renew the Lease either.
-const MAX_UNSEEN: Duration = Duration::from_secs(5);
+/// Maximum time between two reads of the Lease. After a longer time, the time without a renewal counts from zero: the
+/// API server was not available, and the holder could not renew the Lease either.
+const MAX_READ_INTERVAL: Duration = Duration::from_secs(5);
 /// Maximum duration of a Lease that somebody has edited.
 const MAX_DURATION: Duration = Duration::from_mins(1);
 
@@ -121,11 +121,11 @@ impl LeaseMemory {
         Step::Wait
     }
 
-    /// Returns true when looks have shown this version of another replica's Lease for longer than a
+    /// Returns true when all reads have returned this version of another replica's Lease for longer than a
     /// duration. A Lease that is gone has the version "".
     fn is_unchanged_for(&mut self, version: &str, duration: Duration, now: Instant) -> bool {
         let unchanged = match self.foreign.take() {
-            Some(known) if known.version == version && now - known.seen_at <= MAX_UNSEEN => {
+            Some(known) if known.version == version && now - known.seen_at <= MAX_READ_INTERVAL => {
                 known.unchanged + (now - known.seen_at)
             }
             _ => Duration::ZERO,

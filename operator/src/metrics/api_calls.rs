@@ -61,7 +61,7 @@ impl ApiCalls {
 impl Collector for ApiCalls {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let Some(age) = self.watch_age() else { return Ok(()) };
-        let help = "Time since the API server last accepted the watch that it accepted longest ago, in seconds";
+        let help = "Maximum over all watches of the time since the API server last accepted the watch, in seconds";
         let name = "loadtest_operator_watch_age_seconds";
         let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         prometheus_client::encoding::EncodeMetric::encode(&ConstGauge::new(age), metric)

@@ -9,11 +9,11 @@ use loadtest_core::resource::{LoadTest, LoadTestStatus, Phase};
 
 use super::runner::Runner;
 
-/// Time after which the objects are read again, although no watch has told of a change.
+/// Time after which the objects are read again even if no watch has reported a change.
 const MAX_AGE: SignedDuration = SignedDuration::from_secs(60);
 
-/// Minimum time between two readings of a test that waits for its runners to be ready, for each of them. The pods of a
-/// large test change many times in a second, and each reading lists all of them.
+/// Minimum time between two readings of a test in the phase Starting, multiplied by its number of runners. The pods of a
+/// large test change many times per second, and each reading lists all of them.
 const MIN_AGE_PER_RUNNER: SignedDuration = SignedDuration::from_millis(2);
 
 /// The objects of a test with a Job, as the last successful reconciliation has left them.
@@ -53,8 +53,8 @@ impl LastObjects {
         reading.knows(cached) && is_young && changes == reading.changes
     }
 
-    /// Returns how long the next reading should wait, if only pods of a large test have changed that waits for them.
-    /// The parameters are those of [`Self::is_current`].
+    /// Returns how long the next reading should wait. Returns `None` unless the test is in the phase Starting and only its
+    /// Job or pods have changed. The parameters are those of [`Self::is_current`].
     pub(crate) fn time_to_reading(
         &self,
         cached: &LoadTest,
@@ -72,7 +72,7 @@ impl LastObjects {
     }
 }
 
-/// Drops who has written which field, which takes more memory than all the rest of an object.
+/// Drops the managed fields of an object. They take more memory than the rest of the object.
 pub(crate) fn forget_managed_fields(object: &mut impl Resource) {
     object.meta_mut().managed_fields = None;
 }

@@ -9,10 +9,10 @@ use kube::{Api, ResourceExt, api::ListParams};
 use super::state::{Observed, RefusedPods};
 use crate::{context::Context, error::format_error_chain};
 
-/// Age of a Job from which on missing pods need an explanation.
-const PATIENCE: SignedDuration = SignedDuration::from_secs(3);
-/// Interval between two looks.
-const INTERVAL: SignedDuration = SignedDuration::from_secs(5);
+/// Minimum age of a Job before the operator reads why pods are missing.
+const MIN_JOB_AGE: SignedDuration = SignedDuration::from_secs(3);
+/// Minimum time between two reads of the Events.
+const READ_INTERVAL: SignedDuration = SignedDuration::from_secs(5);
 
 /// Reads why the Job of a starting test can't create its pods, if some are missing. A failure to read it is
 /// logged: the test starts or fails all the same.
@@ -25,7 +25,7 @@ pub(super) async fn read_refused_pods(context: &Context, observed: &mut Observed
     };
     let age = job.creation_timestamp().map_or(SignedDuration::ZERO, |at| now.duration_since(at.0));
     let last = observed.cache.refused_pods_read_at;
-    if age < PATIENCE || last.is_some_and(|at| now.duration_since(at) < INTERVAL) {
+    if age < MIN_JOB_AGE || last.is_some_and(|at| now.duration_since(at) < READ_INTERVAL) {
         return;
     }
     let namespace = observed.test.namespace().unwrap_or_default();

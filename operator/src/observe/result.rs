@@ -13,7 +13,7 @@ use crate::{
     clock::now,
     context::Context,
     error::{Error, ResultError, format_error_chain},
-    stored_result::{EarlierResult, is_resume_retried, part_name, restore},
+    stored_result::{EarlierResult, note_resume_failure, part_name, restore},
 };
 
 /// Goes on from the result that an earlier process wrote.
@@ -49,7 +49,7 @@ pub(super) async fn resume_from_result(
         Err(error) => {
             let error = match error.into_transient() {
                 // The test goes on without its earlier result rather than without an operator.
-                Ok(error) if is_resume_retried(&mut observed.cache, now()) => {
+                Ok(error) if note_resume_failure(&mut observed.cache, now()) => {
                     return Err(error);
                 }
                 Ok(error) => format_error_chain(&error),

@@ -60,7 +60,7 @@ pub(crate) struct Runner {
     pub(crate) unschedulable: Option<String>,
     /// Reason why the container is not running yet.
     pub(crate) waiting: Option<Waiting>,
-    /// Result of the pod, if it has ended.
+    /// How the runner ended, if it has. Other containers of its pod may still run.
     pub(crate) termination: Option<Termination>,
 }
 
@@ -74,7 +74,11 @@ impl Runner {
         // An admission webhook may have injected other containers.
         let all = status.container_statuses.iter().flatten();
         let container = all.clone().find(|c| c.name == CONTAINER).or_else(|| all.clone().next());
-        let has_ended = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"));
+        let is_terminated = |c: &ContainerStatus| {
+            c.name == CONTAINER && c.state.as_ref().is_some_and(|state| state.terminated.is_some())
+        };
+        let has_ended = matches!(status.phase.as_deref(), Some("Failed" | "Succeeded"))
+            || container.is_some_and(is_terminated);
         let unschedulable = condition("PodScheduled")
             .filter(|c| c.status == "False" && c.reason.as_deref() == Some("Unschedulable"))
             .map(|c| c.message.unwrap_or_default());
@@ -164,5 +168,32 @@ fn read_termination(container: Option<&ContainerStatus>, pod: &PodStatus) -> Ter
                 .or_else(|| pod.reason.clone())
                 .unwrap_or_else(|| "the pod has no terminated container".into()),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_runner_has_ended_although_its_sidecar_runs() {
+        let pod = |runner: serde_json::Value| {
+            let pod = json!({
+                "metadata": {"name": "burst-0", "uid": "pod-0", "labels": {INDEX_LABEL: "0"}},
+                "status": {"phase": "Running", "containerStatuses": [
+                    {"name": "proxy", "image": "", "imageID": "", "ready": true, "restartCount": 0,
+                     "state": {"running": {}}},
+                    {"name": CONTAINER, "image": "", "imageID": "", "ready": false,
+                     "restartCount": 0, "state": runner},
+                ]},
+            });
+            Runner::from_pod(&serde_json::from_value(pod).unwrap()).unwrap()
+        };
+        assert_eq!(pod(json!({"running": {}})).termination, None);
+        let killed = json!({"terminated": {"exitCode": 137, "reason": "OOMKilled"}});
+        let termination = pod(killed).termination.unwrap();
+        assert_eq!((termination.exit_code, &*termination.message), (Some(137), "OOMKilled"));
     }
 }

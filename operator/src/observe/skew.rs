@@ -59,9 +59,9 @@ impl StartEstimates {
 
     /// Returns the time between the first and the last start.
     ///
-    /// Returns `None` until each of the `runners` runners has a sample.
-    pub(crate) fn start_skew(&self, runners: usize) -> Option<Duration> {
-        if self.bounds.len() < runners {
+    /// Returns `None` until each of these runners has a sample.
+    pub(crate) fn start_skew(&self, runners: impl IntoIterator<Item = u32>) -> Option<Duration> {
+        if !runners.into_iter().all(|index| self.bounds.contains_key(&index)) {
             return None;
         }
         let starts =
@@ -99,7 +99,7 @@ mod tests {
             };
             estimates.add_sample(index, round_trip, elapsed);
         }
-        estimates.start_skew(2).map(|skew| skew.as_millis_f64().round())
+        estimates.start_skew(0..2).map(|skew| skew.as_millis_f64().round())
     }
 
     #[test]

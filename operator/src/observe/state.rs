@@ -66,10 +66,10 @@ pub(crate) struct WrittenResult {
 }
 
 /// How long after a missed start the runners that wait do not count as lost, while none of them has begun.
-const MISSED_START_PATIENCE: SignedDuration = SignedDuration::from_secs(10);
+const MISSED_START_GRACE: SignedDuration = SignedDuration::from_secs(10);
 
 /// Time after the latest start, and after its orders, within which a runner that has accepted its order begins.
-const ACCEPTED_PATIENCE: SignedDuration = SignedDuration::from_secs(10);
+const ACCEPTED_ORDER_GRACE: SignedDuration = SignedDuration::from_secs(10);
 
 /// Facts about a run that the operator keeps between reconciliations.
 ///
@@ -101,7 +101,7 @@ pub(crate) struct RunCache {
     pub(crate) start: Option<StartRecord>,
     /// Why the Job can't create pods before the start.
     pub(crate) refused_pods: Option<RefusedPods>,
-    /// Time of the last look at why the Job can't create pods.
+    /// Time at which the operator last read why the Job can't create pods.
     pub(crate) refused_pods_read_at: Option<Timestamp>,
     /// Number of launches in a row that the API server did not carry out.
     pub(crate) failed_launches: u32,
@@ -109,8 +109,8 @@ pub(crate) struct RunCache {
     pub(crate) first_seen: Option<Timestamp>,
     /// Time of the first stop order before the test's end.
     pub(crate) stop_sent_at: Option<Timestamp>,
-    /// False when the token of the run has changed since the runners were created: they take no
-    /// orders any more.
+    /// True when the token of the run has changed since the runners were created. The runners then
+    /// refuse all orders.
     pub(crate) token_has_changed: bool,
     /// Time of the last write of the status or of the result.
     pub(crate) written_at: Option<Timestamp>,
@@ -235,7 +235,7 @@ impl Observed {
     /// Returns true if a runner says that it waits for its start, although it should have begun.
     ///
     /// Only an answer counts that came after `latest` and after the last orders. If the runner has accepted its order, it
-    /// has [`ACCEPTED_PATIENCE`] more: users choose the image of their runners, so an order may do nothing.
+    /// has [`ACCEPTED_ORDER_GRACE`] more: users choose the image of their runners, so an order may do nothing.
     pub(crate) fn has_missed_start(
         &self,
         start: &StartRecord,
@@ -246,7 +246,7 @@ impl Observed {
         let time = start_sent_at.map_or(latest, |sent_at| sent_at.max(latest));
         let has_order = start.pods.get(index).is_some_and(|uid| start_accepted.contains(uid));
         let patience = if has_order {
-            ACCEPTED_PATIENCE.saturating_add(time_for_orders(start.pods.len()))
+            ACCEPTED_ORDER_GRACE.saturating_add(time_for_orders(start.pods.len()))
         } else {
             SignedDuration::ZERO
         };
@@ -272,7 +272,7 @@ impl Observed {
         let has_begun = !self.cache.start_accepted.is_empty()
             || states.any(|state| state.is_some_and(|state| state != RunnerState::Waiting));
         // If none has begun, all of them start together later, as soon as each has said that it waits.
-        let patience = if has_begun { SignedDuration::ZERO } else { MISSED_START_PATIENCE };
+        let patience = if has_begun { SignedDuration::ZERO } else { MISSED_START_GRACE };
         let is_due = now.duration_since(latest) > patience;
         let missed = |index: usize| is_due && self.has_missed_start(start, index, latest);
         (0..start.pods.len())
@@ -360,7 +360,7 @@ impl Observed {
         self.targets_from(self.start_record().filter(|_| !is_over)?)
     }
 
-    /// Judges what has not been judged yet, because some runners did not answer. They will not.
+    /// Judges the windows and stages that still wait for runners, because these runners will not answer any more.
     pub(crate) fn judge_rest(&mut self) {
         let targets = self.known_start().and_then(|start| self.targets_from(start));
         if let Some(targets) = targets {
@@ -431,14 +431,19 @@ impl Observed {
     pub(crate) fn run_context(&self, cancelled: bool) -> RunContext {
         let start = self.known_start();
         let runners = start.as_ref().map_or(0, |start| start.pods.len());
-        let lost = (0..runners).filter(|index| !self.is_complete(*index)).count();
+        let (complete, lost): (Vec<usize>, Vec<usize>) =
+            (0..runners).partition(|index| self.is_complete(*index));
         RunContext {
             cancelled,
             aborted: self.aborted(),
             runners: runners as u64,
-            runners_lost: lost as u64,
+            runners_lost: lost.len() as u64,
             tolerated_losses: start.map_or(0, |start| self.tolerated_losses(&start)),
-            start_skew: self.cache.collection.start_estimates().start_skew(runners),
+            start_skew: self
+                .cache
+                .collection
+                .start_estimates()
+                .start_skew(complete.into_iter().map(index_of)),
             examples: self.cache.error_examples.clone(),
         }
     }

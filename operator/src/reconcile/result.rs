@@ -17,8 +17,8 @@ use crate::{
     observe::state::Observed,
     status::set_result_stored,
     stored_result::{
-        MAX_TURN_WAIT, WhenBusy, build, is_due, is_retried, note_failure, note_write, stale_names,
-        when_busy,
+        MAX_TURN_WAIT, WhenBusy, begin_last_write, build, is_due, note_failure, note_write,
+        stale_names, when_busy,
     },
 };
 
@@ -84,7 +84,7 @@ async fn write_now(
     let revision = observed.cache.written_result.revision + 1;
     let is_last = next.known_phase().is_some_and(Phase::is_final);
     // Before the attempt, because a slow API server may end the reconciliation.
-    let is_retried = is_last && is_retried(&mut observed.cache, now);
+    let is_retried = is_last && begin_last_write(&mut observed.cache, now);
     let version = observed.cache.written_result.head_version.clone();
     let is_versioned = version.is_some();
     let error =

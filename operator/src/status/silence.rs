@@ -18,7 +18,8 @@ const MAX_NAMES: usize = 5;
 
 /// Sets the condition while runners do not answer, and clears it as soon as all of them do.
 ///
-/// Only whole rounds of questions count: an operator that was held up itself has not asked anybody meanwhile.
+/// The time of silence ends with the last complete round of scrapes, because an operator that was itself held up has not
+/// asked the runners since then.
 pub(super) fn set_silence(
     status: &mut LoadTestStatus,
     observed: &Observed,
@@ -27,16 +28,16 @@ pub(super) fn set_silence(
     let start = observed.known_start()?;
     let asked_at = observed.cache.collection.round_ended_at()?;
     let limit = SignedDuration::from_secs(LIMIT_SECONDS);
-    let open = open_runners(observed, &start);
-    let silent: Vec<usize> = open
+    let unfinished = unfinished_runners(observed, &start);
+    let silent: Vec<usize> = unfinished
         .iter()
         .copied()
         .filter(|index| observed.silence(&start, *index, asked_at) >= limit)
         .collect();
-    let was_silent = is_told(status);
+    let was_silent = is_reported(status);
     if silent.is_empty() {
         // A process that has just begun does not know yet who is silent.
-        if was_silent && open.iter().all(|index| observed.has_answered(*index)) {
+        if was_silent && unfinished.iter().all(|index| observed.has_answered(*index)) {
             clear_silence(status, now);
         }
         return None;
@@ -53,16 +54,16 @@ pub(super) fn set_silence(
 
 /// Sets the condition for the last time, at the end of the test.
 pub(super) fn end_silence(status: &mut LoadTestStatus, observed: &Observed, now: Timestamp) {
-    let Some(start) = observed.known_start().filter(|_| is_told(status)) else { return };
-    let open = open_runners(observed, &start);
-    if open.is_empty() {
+    let Some(start) = observed.known_start().filter(|_| is_reported(status)) else { return };
+    let unfinished = unfinished_runners(observed, &start);
+    if unfinished.is_empty() {
         clear_silence(status, now);
         return;
     }
     let note = format!(
         "{} did not answer the operator until the end ({}); their last measurements are missing",
-        describe_count(&open, &start),
-        list_names(observed, &open),
+        describe_count(&unfinished, &start),
+        list_names(observed, &unfinished),
     );
     set_condition(status, RUNNERS_SILENT, "True", "NoAnswer", &note, now);
 }
@@ -72,12 +73,12 @@ fn clear_silence(status: &mut LoadTestStatus, now: Timestamp) {
     set_condition(status, RUNNERS_SILENT, "False", "Answering", note, now);
 }
 
-fn is_told(status: &LoadTestStatus) -> bool {
+fn is_reported(status: &LoadTestStatus) -> bool {
     status.condition(RUNNERS_SILENT).is_some_and(|condition| condition.status == "True")
 }
 
-/// Returns the runners that have neither ended nor told their last numbers.
-fn open_runners(observed: &Observed, start: &StartRecord) -> Vec<usize> {
+/// Returns the runners that are not lost and have not sent their final metrics.
+fn unfinished_runners(observed: &Observed, start: &StartRecord) -> Vec<usize> {
     (0..start.pods.len())
         .filter(|index| !observed.is_final(*index) && !observed.is_lost(start, *index))
         .collect()

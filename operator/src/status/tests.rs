@@ -331,7 +331,7 @@ fn lost_runner_is_told_while_the_test_runs() {
     let note = evicted.unwrap().note;
     assert!(note.starts_with("lost 2 runners because somebody has suspended the Job"), "{note}");
     for word in [
-        "lost 1 runner, stopping the test, see spec.onRunnerLoss:",
+        "lost 1 runner; the test stops because of spec.onRunnerLoss. Details:",
         "burst-1",
         "node n1",
         "OOMKilled",

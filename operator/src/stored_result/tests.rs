@@ -38,7 +38,7 @@ fn set_requests(observed: &mut Observed, requests: [u64; 2], seconds: f64) {
         metrics.tasks.insert("health".into(), task);
         let identity = Identity { index, pod_uid: format!("pod-{index}"), ..Identity::default() };
         let runner = RunnerMetrics { identity, state: RunnerState::Running, metrics };
-        let steps = vec![HistoryStep { number: 7, is_whole: true, runner }];
+        let steps = vec![HistoryStep { number: 7, is_cumulative: true, runner }];
         let now = Instant::now();
         let round_trip = RoundTrip { sent_at: now, received_at: now, work_seconds: 0.0 };
         Answer { index, round_trip, elapsed: seconds, steps }
@@ -186,9 +186,9 @@ fn the_last_result_needs_no_runners_that_can_still_be_asked() {
 #[test]
 fn a_verdict_does_not_wait_for_ever_for_its_result() {
     let mut cache = RunCache::default();
-    assert!(is_retried(&mut cache, noon()));
-    assert!(is_retried(&mut cache, noon() + 119.seconds()));
-    assert!(!is_retried(&mut cache, noon() + 120.seconds()));
+    assert!(begin_last_write(&mut cache, noon()));
+    assert!(begin_last_write(&mut cache, noon() + 119.seconds()));
+    assert!(!begin_last_write(&mut cache, noon() + 120.seconds()));
 }
 
 #[test]

@@ -35,7 +35,7 @@ fn history(scrape: u32) -> Vec<u8> {
     metrics.tasks.entry("health".into()).or_default().requests = [0, u64::from(scrape) * 100, 0, 0];
     let identity = Identity { run_uid: UID.into(), index: 0, pod_uid: "pod-0".into() };
     let runner = RunnerMetrics { identity, state: RunnerState::Running, metrics };
-    let step = HistoryStep { number: u64::from(scrape), is_whole: true, runner };
+    let step = HistoryStep { number: u64::from(scrape), is_cumulative: true, runner };
     encode_step(step, None).unwrap()
 }
 

@@ -174,6 +174,7 @@ pub(super) fn tasks(result: &RunResult) -> String {
     if let Some(point) = &result.status.breaking_point {
         let parts = [
             ("highest load that met every target", &point.last_passed),
+            ("result unknown from", &point.undecided),
             ("lowest load that missed a target", &point.first_failed),
             ("missed", &point.threshold),
             ("observed", &point.observed),

@@ -37,9 +37,9 @@ fn end_of_step(at: Duration, step: Duration) -> Duration {
     Duration::from_nanos(u64::try_from(end).unwrap_or(u64::MAX))
 }
 
-/// Returns the latest time at which an arrival may start after the end of the load.
-fn latest_start(planned: Instant, grace_deadline: Instant) -> Instant {
-    grace_deadline.min(planned + MAX_OVERSLEEP)
+/// Returns the latest time at which an arrival that is due at `due` may start after the end of the load.
+fn latest_start(due: Instant, grace_deadline: Instant) -> Instant {
+    grace_deadline.min(due + MAX_OVERSLEEP)
 }
 
 /// Starts the arrivals of a load thread, each with an idle user. Drops an arrival without one.
@@ -77,7 +77,7 @@ pub(super) async fn run(
             }
             // The arrival was due before the end of the load but could not start before it.
             let was_stopped = end < planned_end;
-            if was_stopped || Instant::now() >= latest_start(planned, state.grace_deadline()) {
+            if was_stopped || Instant::now() >= latest_start(due, state.grace_deadline()) {
                 state.with_recorder(task, TaskRecorder::count_dropped_arrival);
                 continue;
             }

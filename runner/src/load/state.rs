@@ -5,6 +5,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::{BTreeMap, btree_map::Entry},
     io,
     rc::Rc,
     sync::Arc,
@@ -34,9 +35,9 @@ const MAX_KEPT_BUFFER: usize = 64 << 10;
 
 /// Maximum time that a failed request holds its user.
 const MAX_HOLD: Duration = Duration::from_secs(1);
-/// Time that a failed request holds its user as long as its task has not received a byte. Otherwise one user
+/// Time that a failed request holds its user as long as no request of its task has succeeded. Otherwise one user
 /// would try a target that is down thousands of times a second.
-const HOLD_WITHOUT_TARGET: Duration = Duration::from_millis(250);
+const HOLD_BEFORE_FIRST_SUCCESS: Duration = Duration::from_millis(250);
 
 /// State of a load thread, shared by its users.
 #[derive(Debug)]
@@ -66,6 +67,8 @@ pub(crate) struct ThreadState {
     ended_user_seconds: Cell<f64>,
     /// Sum of the start times of the active users, in seconds since the start of the load.
     active_start_seconds: Cell<f64>,
+    /// Number of active users by the end of their interval.
+    interval_ends: RefCell<BTreeMap<Instant, u32>>,
     /// CPU time of this thread at the start of the load and, later, at its end.
     cpu_times: Cell<(Duration, Option<Duration>)>,
 }
@@ -101,6 +104,7 @@ impl ThreadState {
             has_user_panicked: Cell::new(false),
             ended_user_seconds: Cell::new(0.0),
             active_start_seconds: Cell::new(0.0),
+            interval_ends: RefCell::default(),
             cpu_times: Cell::new((Duration::ZERO, None)),
         }))
     }
@@ -132,7 +136,7 @@ impl ThreadState {
     pub(crate) fn failure_hold(&self, task: usize) -> Duration {
         let recorders = self.recorders.borrow();
         let usual = recorders.get(task).and_then(TaskRecorder::usual_duration);
-        usual.map_or(HOLD_WITHOUT_TARGET, |usual| usual.min(MAX_HOLD))
+        usual.map_or(HOLD_BEFORE_FIRST_SUCCESS, |usual| usual.min(MAX_HOLD))
     }
 
     /// Returns when requests in flight are interrupted.
@@ -252,7 +256,8 @@ impl ThreadState {
         at.saturating_duration_since(self.load_start.get()).as_secs_f64()
     }
 
-    fn add_active_user(&self, began: Instant) {
+    fn add_active_user(&self, began: Instant, until: Instant) {
+        *self.interval_ends.borrow_mut().entry(until).or_default() += 1;
         self.active_users.set(self.active_users.get() + 1);
         self.peak_users.set(self.peak_users.get().max(self.active_users.get()));
         let starts = self.active_start_seconds.get() + self.seconds_since_start(began);
@@ -264,6 +269,12 @@ impl ThreadState {
     fn remove_active_user(&self, began: Instant, until: Instant) {
         let ended = Instant::now().min(self.load_end.get()).min(until);
         self.active_users.set(self.active_users.get() - 1);
+        if let Entry::Occupied(mut entry) = self.interval_ends.borrow_mut().entry(until) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
         let starts = self.active_start_seconds.get() - self.seconds_since_start(began);
         self.active_start_seconds.set(starts);
         let ran = ended.saturating_duration_since(began).as_secs_f64();
@@ -271,9 +282,15 @@ impl ThreadState {
     }
 
     fn user_seconds(&self) -> f64 {
-        let now = self.seconds_since_start(Instant::now().min(self.load_end.get()));
-        let active = self.active_users.get() as f64 * now - self.active_start_seconds.get();
-        self.ended_user_seconds.get() + active.max(0.0)
+        let now = Instant::now().min(self.load_end.get());
+        let seconds = self.seconds_since_start(now);
+        let active = self.active_users.get() as f64 * seconds - self.active_start_seconds.get();
+        // These users wait for a response, and their interval is over.
+        let interval_ends = self.interval_ends.borrow();
+        let after_interval = interval_ends.range(..now).map(|(until, users)| {
+            now.saturating_duration_since(*until).as_secs_f64() * f64::from(*users)
+        });
+        self.ended_user_seconds.get() + (active - after_interval.sum::<f64>()).max(0.0)
     }
 
     /// Returns true when a user panicked.
@@ -322,7 +339,7 @@ pub(crate) struct ActiveUser<'a> {
 
 impl<'a> ActiveUser<'a> {
     pub(crate) fn new(state: &'a ThreadState, began: Instant, until: Instant) -> Self {
-        state.add_active_user(began);
+        state.add_active_user(began, until);
         Self { state, began, until }
     }
 }

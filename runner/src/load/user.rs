@@ -340,7 +340,7 @@ pub(super) async fn perform_task(
         }
         let time_per_token = response.as_ref().and_then(|response| response.token_times.mean_gap());
         if let Some(response) = &response {
-            recorder.record_chat(response, load_end);
+            recorder.record_chat(response, last, load_end);
         }
         if outcome == Outcome::Success && times.meets_targets(&prepared.targets, time_per_token) {
             recorder.count_good_request();

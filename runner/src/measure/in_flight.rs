@@ -65,7 +65,7 @@ impl Progress {
                 let start = &message[..message.len().min(MAX_ERROR_BODY)];
                 let words = shorten(&String::from_utf8_lossy(start));
                 format!(
-                    "a message came that is not taken for the reply (`reply` names the reply): {words}"
+                    "a message arrived that does not count as a reply (webSocket.reply says which messages do): {words}"
                 )
             }
             Self::Finished => {

@@ -228,10 +228,9 @@ impl TaskRecorder {
         }
     }
 
-    /// Returns how long a successful request usually takes; zero before the first success, and `None`
-    /// as long as the target has not sent a byte.
+    /// Returns how long a successful request usually takes; `None` before the first success.
     pub(crate) fn usual_duration(&self) -> Option<Duration> {
-        (self.received_bytes > 0).then(|| Duration::from_secs_f64(self.usual_seconds))
+        (self.usual_seconds > 0.0).then(|| Duration::from_secs_f64(self.usual_seconds))
     }
 
     /// Counts a response by its status, and how often its request was sent again.
@@ -285,8 +284,14 @@ impl TaskRecorder {
         }
     }
 
-    /// Records the tokens of a successful chat, and the times between them.
-    pub(crate) fn record_chat(&mut self, response: &ChatResponse, load_end: Instant) {
+    /// Records the tokens of a successful chat that ended at `ended`, and the times between them.
+    pub(crate) fn record_chat(
+        &mut self,
+        response: &ChatResponse,
+        ended: Instant,
+        load_end: Instant,
+    ) {
+        let share = response.token_times.share_until(load_end, ended);
         self.tokens.add(&response.tokens);
         *self.finish_reasons.entry(response.finish_reason).or_default() += 1;
         let generated = response.tokens.generated();
@@ -295,8 +300,7 @@ impl TaskRecorder {
             clippy::cast_sign_loss,
             reason = "a share of a count"
         )]
-        let in_load =
-            (generated as f64 * response.token_times.share_until(load_end)).round() as u64;
+        let in_load = (generated as f64 * share).round() as u64;
         self.tokens_in_load += in_load;
         if let Some(time) = response.token_times.mean_gap() {
             self.record_latency(LatencyMetric::TimePerOutputToken, Outcome::Success, time);
@@ -420,6 +424,30 @@ mod tests {
             assert_eq!(millis(metric, Outcome::Success).as_deref(), success, "{metric:?}");
             assert_eq!(millis(metric, Outcome::Timeout).as_deref(), timeout, "{metric:?}");
         }
+    }
+
+    #[test]
+    fn tokens_of_a_response_without_events_come_when_it_ends() {
+        let start = Instant::now();
+        let load_end = start + Duration::from_mins(1);
+        let tokens = Tokens { output: 500, ..Tokens::default() };
+        let response = ChatResponse { tokens, ..ChatResponse::default() };
+        let mut recorder = TaskRecorder::default();
+        for seconds in [25, 50, 75] {
+            recorder.record_chat(&response, start + Duration::from_secs(seconds), load_end);
+        }
+        let metrics = recorder.to_metrics();
+        assert_eq!((metrics.tokens.output, metrics.tokens_in_load), (1500, 1000));
+    }
+
+    #[test]
+    fn only_a_success_tells_how_long_requests_usually_take() {
+        let start = Instant::now();
+        let mut recorder = TaskRecorder::default();
+        recorder.record_request(Outcome::Failure, &chat_times(start, None), start);
+        assert_eq!(recorder.usual_duration(), None);
+        recorder.record_request(Outcome::Success, &chat_times(start, None), start);
+        assert_eq!(recorder.usual_duration(), Some(Duration::from_millis(100)));
     }
 
     #[test]

@@ -20,7 +20,10 @@ use crate::{
         timestamped_socket::{ConnectionStats, TimestampedSocket},
         user_tls::UserTls,
     },
-    prepare::{endpoint::Endpoint, tls::describe_tls_error},
+    prepare::{
+        endpoint::Endpoint,
+        tls::{describe_tls_error, refuses_protocol},
+    },
 };
 
 /// How long addresses from the resolver are used. The DNS cache of Kubernetes also keeps them for
@@ -30,7 +33,7 @@ const DNS_TTL: Duration = Duration::from_secs(30);
 /// by one.
 const DNS_ERROR_TTL: Duration = Duration::from_secs(1);
 
-/// How long an address may be silent before the next one is tried beside it (RFC 8305, 5).
+/// How long an address may be silent before the next one is tried in parallel (RFC 8305, 5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// Maximum number of addresses in the message about a failed connect.
 const MAX_TOLD: usize = 3;
@@ -175,7 +178,7 @@ impl Connector {
     }
 
     /// Connects to the first address that answers (RFC 8305, "happy eyeballs"): when an address has
-    /// not answered for a while, the next one is tried beside it.
+    /// not answered for a while, the next one is tried in parallel.
     async fn connect_tcp(&self, addresses: &[SocketAddr]) -> Result<TcpStream, Failure> {
         let mut attempts = FuturesUnordered::new();
         let mut waiting = addresses.iter().copied();
@@ -233,16 +236,21 @@ impl Connector {
         let protocol = config.alpn_protocols.first().cloned();
         let began = Instant::now();
         let session = TlsConnector::from(config).connect(tls.name.clone(), socket).await;
-        let session =
-            session.map_err(|error| Failure::new(ErrorKind::Tls, describe_tls_error(&error)))?;
+        let not_agreed = |protocol: &[u8]| {
+            let protocol = String::from_utf8_lossy(protocol);
+            let message =
+                format!("target did not agree to speak {protocol}: see target.httpVersion");
+            Failure::new(ErrorKind::Protocol, message)
+        };
+        let session = session.map_err(|error| match &protocol {
+            Some(protocol) if refuses_protocol(&error) => not_agreed(protocol),
+            _ => Failure::new(ErrorKind::Tls, describe_tls_error(&error)),
+        })?;
         steps.tls = Some(began.elapsed());
         let connection = session.get_ref().1;
         steps.is_tls_resumed = connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed);
         if let Some(protocol) = protocol.filter(|p| connection.alpn_protocol() != Some(p)) {
-            let protocol = String::from_utf8_lossy(&protocol);
-            let message =
-                format!("target did not agree to speak {protocol}: see target.httpVersion");
-            return Err(Failure::new(ErrorKind::Protocol, message));
+            return Err(not_agreed(&protocol));
         }
         Ok((MeteredStream::new(MaybeTlsStream::Tls(Box::new(session)), Rc::clone(&stats)), stats))
     }

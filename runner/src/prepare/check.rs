@@ -7,7 +7,10 @@ use serde_json_path::JsonPath;
 
 use crate::{
     failure::{ErrorKind, Failure},
-    protocol::{chat::lenient_json::parse_value, target_words::with_words},
+    protocol::{
+        chat::lenient_json::parse_value,
+        target_words::{decode_text, shorten, with_words},
+    },
 };
 
 /// Maximum length of a value in a message.
@@ -73,7 +76,11 @@ impl PreparedCheck {
             |kind, found: &str| Err(Failure::new(kind, format!("check {}: {found}", self.check)));
         match &self.subject {
             CheckSubject::Body(text) => {
-                if memmem::find(body, text.as_bytes()).is_some() {
+                let is_found = memmem::find(body, text.as_bytes()).is_some()
+                    // A body of another charset.
+                    || std::str::from_utf8(body).is_err()
+                        && decode_text(body).is_some_and(|body| body.contains(text.as_str()));
+                if is_found {
                     return Ok(());
                 }
                 let found = format!("not found in the {} bytes of the body", body.len());
@@ -146,7 +153,7 @@ fn describe_value(name: &str, found: &str) -> String {
     if SECRET_NAME_PARTS.iter().any(|word| name.contains(word)) {
         return format!("the value has {} bytes", found.len());
     }
-    format!("the value is {:?}", loadtest_core::text::truncate(found, MAX_SHOWN_VALUE))
+    format!("the value is {:?}", loadtest_core::text::truncate(&shorten(found), MAX_SHOWN_VALUE))
 }
 
 #[cfg(test)]
@@ -173,6 +180,16 @@ mod tests {
                 "check bodyContains \"ok\": not found in the 2 bytes of the body: no"
             )
         );
+    }
+
+    #[test]
+    fn bodies_of_other_charsets_are_decoded() {
+        let check = [prepare_check("{bodyContains: Größe}")];
+        let utf16: Vec<u8> = "\u{feff}Größe 42".encode_utf16().flat_map(u16::to_be_bytes).collect();
+        for body in ["Größe 42".as_bytes(), b"Gr\xf6\xdfe 42", &utf16] {
+            assert!(evaluate_checks(&check, &[], body).is_ok(), "{body:?}");
+        }
+        assert!(evaluate_checks(&check, &[], b"Gr\xf6sse 42").is_err());
     }
 
     #[test]

@@ -1,12 +1,19 @@
 //! The headers of requests: those of the target, of the run and of a task.
 
-use std::{cmp::Reverse, collections::BTreeMap, fmt};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use loadtest_core::{control::variable, plan::Plan, resource::ConnectionReuse};
 
-use crate::prepare::{endpoint::Endpoint, error::PrepareError};
+use crate::{
+    prepare::{endpoint::Endpoint, error::PrepareError},
+    protocol::target_words::hide_secrets,
+};
 
 /// The header with the UID of the run. Every request carries it.
 pub const RUN_HEADER: &str = "x-loadtest-run";
@@ -76,8 +83,8 @@ pub(super) fn shared_headers(
 pub(crate) struct SecretValues(Vec<String>);
 
 impl SecretValues {
-    /// Collects the values: each one as a whole, its words (`Bearer` is none), and the user and password of
-    /// `Basic`.
+    /// Collects the values: each one as a whole, its words (`Bearer` is none), the user and password of `Basic`, and what
+    /// [`hide_secrets`], which changes messages first, leaves of each of these.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let sensitive = headers.values().filter(|value| value.is_sensitive());
         let mut found = Vec::new();
@@ -91,26 +98,39 @@ impl SecretValues {
                 found.push(decoded);
             }
         }
+        for value in found.clone() {
+            // Messages quote the values of headers and of JSON.
+            found.push(value.escape_debug().to_string());
+            for text in [value.clone(), format!("token: {value}")] {
+                let shown = hide_secrets(&text);
+                if shown != text {
+                    let left = shown.trim_start_matches("token: ").split("***");
+                    found.extend(left.map(str::to_owned));
+                }
+            }
+        }
         found.retain(|value| value.len() >= MIN_SECRET_LENGTH);
         // The longest first, because it may contain others.
-        found.sort_by_key(|value| Reverse(value.len()));
+        found.sort_by(|a, b| Reverse(a.len()).cmp(&Reverse(b.len())).then_with(|| a.cmp(b)));
+        found.dedup();
         Self(found)
     }
 
-    /// Replaces the values in a message by `***`, also the beginning of a value at the end of a message that
-    /// was cut.
+    /// Replaces the values in a message by `***`, also the beginning of a value where a text was cut.
     pub(crate) fn hide(&self, message: &str) -> String {
         let mut shown = message.to_owned();
         for value in &self.0 {
             shown = shown.replace(value, "***");
-            let text = shown.trim_end_matches(['…', '.']);
-            let cut = (MIN_SECRET_LENGTH..value.len())
-                .rev()
-                .filter_map(|length| value.get(..length))
-                .find(|start| text.ends_with(start));
-            if let Some(start) = cut {
-                let kept = text.len() - start.len();
-                shown = format!("{}***", &shown[..kept]);
+            let mut cuts: BTreeSet<usize> = shown.match_indices('…').map(|(at, _)| at).collect();
+            cuts.insert(shown.trim_end_matches(['…', '.']).len());
+            for cut in cuts.into_iter().rev() {
+                let start = (MIN_SECRET_LENGTH..value.len())
+                    .rev()
+                    .filter_map(|length| value.get(..length))
+                    .find(|start| shown.get(..cut).is_some_and(|text| text.ends_with(start)));
+                if let Some(start) = start {
+                    shown.replace_range(cut - start.len()..cut, "***");
+                }
             }
         }
         shown
@@ -155,7 +175,10 @@ mod tests {
             ("Bearer tiger-42", "no user has tiger-42", "no user has ***"),
             ("Bearer tiger-42", "Bearer tiger-42 is not text/plain", "*** is not text/plain"),
             ("tiger-42", "bad key \"tiger-42\"", "bad key \"***\""),
-            ("tiger-42", "bad key tiger-…", "bad key ***"),
+            ("tiger-42", "bad key tiger-…", "bad key ***…"),
+            ("tiger-42", "the value is \"key tiger-…\", not x", "the value is \"key ***…\", not x"),
+            ("ti\"ger\"42", "the value is \"ti\\\"ger\\\"42\"", "the value is \"***\""),
+            ("P4ss:w0rd!long", "invalid api-key: ***:w0rd!long", "invalid api-key: ******"),
             ("Basic YW5uOnRpZ2Vy", "wrong password tiger", "wrong password ***"),
             ("Basic YW5uOnRpZ2Vy", "ann:tiger and YW5uOnRpZ2Vy", "*** and ***"),
             ("abc", "the abc", "the abc"),

@@ -176,6 +176,13 @@ impl ClientSessionStore for LastSession {
     }
 }
 
+/// Returns true for the failure of a handshake with a target that does not speak the offered version of HTTP.
+pub(crate) fn refuses_protocol(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let refusal = rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol);
+    inner == Some(&refusal) || inner == Some(&rustls::Error::NoApplicationProtocol)
+}
+
 /// Describes a failed handshake, and what to do where the load generator can't speak as the target
 /// does.
 pub(crate) fn describe_tls_error(error: &io::Error) -> String {

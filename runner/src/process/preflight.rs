@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How long the runner tries. A target that was created together with the test needs a moment.
-const PATIENCE: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum time of one attempt.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time between two attempts.
@@ -51,14 +51,14 @@ pub(crate) async fn connect_to_target(prepared: &PreparedPlan) -> Result<(), Str
     for (endpoint, field, url, is_used) in base_urls {
         if let Some(endpoint) = endpoint.as_ref().filter(|_| is_used) {
             let name = format!("{field} {}", url.as_deref().unwrap_or_default());
-            connect_within(PATIENCE, endpoint, &name).await?;
+            connect_within(CONNECT_TIMEOUT, endpoint, &name).await?;
         }
     }
     Ok(())
 }
 
 /// Tries to connect until it succeeds or the time is over. `name` is that of the base URL in messages.
-async fn connect_within(patience: Duration, endpoint: &Endpoint, name: &str) -> Result<(), String> {
+async fn connect_within(limit: Duration, endpoint: &Endpoint, name: &str) -> Result<(), String> {
     let began = Instant::now();
     for attempts in 1_u32.. {
         let Err(failure) = try_to_connect(endpoint).await else { break };
@@ -69,7 +69,7 @@ async fn connect_within(patience: Duration, endpoint: &Endpoint, name: &str) -> 
         }
         let Failure { message, .. } = failure;
         tracing::info!(error = message, attempts, "no connection to {name} yet");
-        if began.elapsed() + PAUSE > patience {
+        if began.elapsed() + PAUSE > limit {
             let times = if attempts == 1 { "once".to_owned() } else { format!("{attempts} times") };
             let seconds = began.elapsed().as_secs();
             return Err(format!(

@@ -185,7 +185,9 @@ impl Control {
             return Ok(());
         }
         self.refused_orders.fetch_add(1, Ordering::Relaxed);
-        let problem = format!("this order is of lease {number}, and lease {seen} counts now");
+        let problem = format!(
+            "the order has lease number {number}, but this runner has seen the higher number {seen}"
+        );
         Err((StatusCode::CONFLICT, problem))
     }
 
@@ -404,7 +406,7 @@ async fn obey_order(
             if let Some(step) = last_step
                 && !control.history.lock().await.is_complete_at(step)
             {
-                let problem = format!("this runner has numbers that are not in step {step}");
+                let problem = format!("this runner has metrics that are newer than step {step}");
                 return Err((StatusCode::CONFLICT, problem));
             }
             tracing::info!("released");

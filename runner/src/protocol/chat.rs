@@ -90,7 +90,7 @@ struct StreamState {
     /// True when an event held a choice.
     has_choice: bool,
     is_done: bool,
-    /// The first event that says nothing about a chat, and whether it is JSON.
+    /// The first event that says nothing about a chat, or the latest one with a message for people.
     other_event: Option<OtherEvent>,
     /// The text before the value of `choices` in an earlier event. It holds nothing that counts.
     head: Vec<u8>,
@@ -100,13 +100,16 @@ struct StreamState {
 struct OtherEvent {
     words: String,
     is_json: bool,
+    /// True when it has a message for people, and no choice has come after it.
+    may_be_the_end: bool,
 }
 
 impl FinishReason {
-    /// Takes the letters, digits, `_` and `-` of a reason.
+    /// Takes the first word of a reason: its letters, digits, `_` and `-`.
     fn new(reason: &[u8]) -> Self {
         let mut bytes = [0; MAX_FINISH_REASON];
-        let letters = reason.iter().filter(|b| b.is_ascii_alphanumeric() || b"_-".contains(b));
+        let is_letter = |b: &&u8| b.is_ascii_alphanumeric() || b"_-".contains(*b);
+        let letters = reason.iter().skip_while(|b| !is_letter(b)).take_while(is_letter);
         let mut length = 0;
         for (slot, letter) in bytes.iter_mut().zip(letters) {
             *slot = letter.to_ascii_lowercase();
@@ -123,21 +126,29 @@ impl FinishReason {
     /// Returns true when the target gave up. It reports this with status 200, because the stream
     /// had begun.
     fn is_failure(&self) -> bool {
+        const FIRST_WORDS: [&str; 15] = [
+            "error",
+            "abort",
+            "aborted",
+            "cancel",
+            "cancelled",
+            "canceled",
+            "fail",
+            "failed",
+            "failure",
+            "timeout",
+            "timed",
+            "exception",
+            "interrupted",
+            "overloaded",
+            "unavailable",
+        ];
+        const LAST_WORDS: [&str; 4] = ["error", "timeout", "overloaded", "unavailable"];
         let reason = self.as_str();
-        matches!(
-            reason,
-            "error"
-                | "abort"
-                | "aborted"
-                | "cancel"
-                | "cancelled"
-                | "canceled"
-                | "fail"
-                | "failed"
-                | "failure"
-                | "timeout"
-                | "insufficient_system_resource"
-        ) || reason.ends_with("_error")
+        let words = || reason.split(['_', '-']);
+        words().next().is_some_and(|word| FIRST_WORDS.contains(&word))
+            || words().next_back().is_some_and(|word| LAST_WORDS.contains(&word))
+            || matches!(reason, "insufficient_system_resource" | "time_out")
     }
 
     fn check(self) -> Result<(), Failure> {
@@ -213,7 +224,7 @@ impl StreamState {
         }
         if data.first() != Some(&b'{') {
             // Keep-alive signs and texts of gateways.
-            self.note_other_event(event, false);
+            self.note_other_event(event, false, false);
             return Ok(ControlFlow::Continue(()));
         }
         let chat = ChatEvent::parse_after(data, &self.head).map_err(|error| {
@@ -224,28 +235,34 @@ impl StreamState {
             self.head.clear();
             self.head.extend_from_slice(head);
         }
-        if let Some(error) = chat.error {
+        // Events with a name of their own tell much that looks like an error.
+        if let Some(error) = chat.error.filter(|_| chat.is_named_error || has_no_name(event)) {
             return Err(error_event(error));
         }
-        if let Some(api) = chat.other_api.filter(|_| !chat.has_choices) {
+        if let Some(api) = chat.other_api.filter(|_| !chat.has_choices && !self.is_chat) {
             let message = format!("target streams {api}, and a chat task speaks chat completions");
             return Err(Failure::new(ErrorKind::Protocol, message));
         }
         if chat.has_choices || chat.usage != Usage::default() {
             self.is_chat |= chat.has_choices;
             self.has_choice |= chat.has_choice;
+            if let Some(other) = self.other_event.as_mut().filter(|_| chat.has_choice) {
+                other.may_be_the_end = false;
+            }
             self.read_chat(&chat, event.at);
         } else if data != b"{}" {
-            self.note_other_event(event, true);
+            self.note_other_event(event, true, chat.message.is_some());
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Remembers the first event that says nothing about a chat. Events with a name of their own,
-    /// such as `ping`, are none of ours.
-    fn note_other_event(&mut self, event: &ServerEvent<'_>, is_json: bool) {
-        if self.other_event.is_none() && matches!(event.name, b"" | b"message") {
-            self.other_event = describe_body(event.data).map(|words| OtherEvent { words, is_json });
+    /// Remembers an event that says nothing about a chat. Events with a name of their own, such as `ping`, are none of
+    /// ours.
+    fn note_other_event(&mut self, event: &ServerEvent<'_>, is_json: bool, has_message: bool) {
+        if has_no_name(event) && (has_message || self.other_event.is_none()) {
+            let may_be_the_end = has_message;
+            let words = describe_body(event.data);
+            self.other_event = words.map(|words| OtherEvent { words, is_json, may_be_the_end });
         }
     }
 
@@ -282,13 +299,20 @@ impl StreamState {
             return reason.check();
         }
         let other_lines = events.other_lines();
-        if !self.is_chat && !events.is_stream() && !other_lines.is_empty() {
+        if !self.is_chat && !events.is_stream() {
             return Err(not_a_stream(other_lines));
         }
+        // A gateway has left out `data:`.
+        if let Ok(ChatEvent { error: Some(error), .. }) = ChatEvent::parse(other_lines.trim_ascii())
+        {
+            return Err(error_event(error));
+        }
         let is_whole = self.is_done && self.is_chat;
+        let is_forgiven = |other: &OtherEvent| is_whole && other.is_json && !other.may_be_the_end;
         match &self.other_event {
             // Some servers send JSON of their own beside the chat.
-            Some(OtherEvent { words, is_json }) if !(is_whole && *is_json) => {
+            Some(other) if !is_forgiven(other) => {
+                let words = &other.words;
                 let message = format!("stream ended after an event that is no chat: {words}");
                 Err(Failure::new(ErrorKind::StreamError, message))
             }
@@ -333,14 +357,17 @@ fn total_tokens(usage: &Usage, events: Tokens) -> Tokens {
         return Tokens { prompt, ..events };
     };
     // Without a count of its own, reasoning has the share of its events.
-    let share = || {
-        let all = events.generated().max(1);
-        u64::try_from(u128::from(completion) * u128::from(events.reasoning) / u128::from(all))
-            .unwrap_or(completion)
-    };
+    let share = || part_of(completion, events.reasoning, events.generated());
     let reasoning = usage.reasoning.unwrap_or_else(share).min(completion);
-    let tool = events.tool.min(completion - reasoning);
-    Tokens { output: completion - reasoning - tool, reasoning, tool, prompt }
+    let answer = completion - reasoning;
+    let tool = part_of(answer, events.tool, events.output + events.tool);
+    Tokens { output: answer - tool, reasoning, tool, prompt }
+}
+
+/// Returns the part of a number of tokens that belongs to `events` of `all` events, rounded down.
+fn part_of(tokens: u64, events: u64, all: u64) -> u64 {
+    u64::try_from(u128::from(tokens) * u128::from(events) / u128::from(all.max(1)))
+        .unwrap_or(tokens)
 }
 
 /// Reads a response without a stream.
@@ -390,6 +417,10 @@ fn read_whole(body: &[u8], last: Instant) -> Result<ChatResponse, Failure> {
         token_times: TokenTimes::default(),
         finish_reason,
     })
+}
+
+fn has_no_name(event: &ServerEvent<'_>) -> bool {
+    matches!(event.name, b"" | b"message")
 }
 
 fn error_event(data: &[u8]) -> Failure {

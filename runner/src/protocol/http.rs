@@ -50,6 +50,19 @@ async fn read_unexpected(
     Failure::new(ErrorKind::Http(status), message)
 }
 
+/// Returns a `Location` as text. Bytes that are not ASCII are percent-encoded, as browsers do it, whatever their charset.
+fn location_text(location: &[u8]) -> String {
+    let mut text = String::with_capacity(location.len());
+    for byte in location {
+        if byte.is_ascii() {
+            text.push(char::from(*byte));
+        } else {
+            text += &format!("%{byte:02X}");
+        }
+    }
+    text
+}
+
 /// Runs one HTTP request. Returns the time of the last byte of its response.
 pub(crate) async fn perform_http(
     slot: &mut ConnectionSlot,
@@ -87,7 +100,7 @@ async fn perform_checked_http(
         let is_redirect = matches!(status, 301 | 302 | 303 | 307 | 308);
         if let (Some(redirects), Some((_, to)), true) = (&mut redirects, location, is_redirect) {
             response.skip_body(buffer).await?;
-            request = Cow::Owned(redirects.follow(status, &String::from_utf8_lossy(to))?);
+            request = Cow::Owned(redirects.follow(status, &location_text(to))?);
             in_flight.restart_first_byte();
             continue;
         }
@@ -158,4 +171,15 @@ pub(crate) async fn perform_chat(
     response.first_token.into_iter().for_each(|at| in_flight.mark_first_token(at));
     response.first_content.into_iter().for_each(|at| in_flight.mark_first_content(at));
     Ok((last, response))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations_keep_their_bytes() {
+        assert_eq!(location_text(b"/gr\xf6\xdfe?q=1"), "/gr%F6%DFe?q=1");
+        assert_eq!(location_text("/größe".as_bytes()), "/gr%C3%B6%C3%9Fe");
+    }
 }

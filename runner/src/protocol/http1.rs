@@ -184,6 +184,8 @@ fn parse_head(
     // Old servers fold long headers, or put a space before the colon.
     config.allow_obsolete_multiline_headers_in_responses(true);
     config.allow_spaces_after_header_name_in_responses(true);
+    // Scripts write a status line as a header, and proxies write names with spaces. Browsers skip such a line.
+    config.ignore_invalid_headers_in_responses(true);
     let parsed = config.parse_response_with_uninit_headers(&mut response, buffer, &mut fields);
     let length = match parsed {
         Ok(Status::Complete(length)) => length,
@@ -255,6 +257,10 @@ fn describe_other_protocol(buffer: &[u8], error: httparse::Error) -> String {
         // A record of TLS: an alert or a handshake.
         [0x15 | 0x16, 3, ..] => {
             "the target speaks TLS on this port: use https:// or wss://".to_owned()
+        }
+        // The SETTINGS with which a server begins HTTP/2.
+        [0, 0, _, 4, _, 0, 0, 0, 0, ..] => {
+            "the target speaks HTTP/2 on this port: set target.httpVersion: HTTP2".to_owned()
         }
         _ => with_words(format!("response is not HTTP/1.1: {error}"), buffer),
     }
@@ -383,6 +389,21 @@ mod tests {
 
     fn parse_text(text: &str) -> Option<ResponseHead> {
         parse_head(text.as_bytes(), false, false).unwrap().map(|(head, _)| head)
+    }
+
+    #[test]
+    fn header_lines_that_are_none_are_skipped() {
+        for line in ["HTTP/1.1 200 OK", "X Frame Options: DENY", "no colon", "x: a\u{1}b"] {
+            let text = format!("HTTP/1.1 200 OK\r\n{line}\r\ncontent-length: 5\r\n\r\n");
+            assert_eq!(parse_text(&text).unwrap().framing, BodyFraming::Length(5), "{line}");
+        }
+    }
+
+    #[test]
+    fn other_protocols_are_named() {
+        let name = |bytes: &[u8]| parse_head(bytes, false, false).unwrap_err().message;
+        assert!(name(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00\x00\x03").contains("HTTP2"));
+        assert!(name(b"\x15\x03\x01\x00\x02\x02\x28").contains("https://"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     cell::Cell,
     future::{Future, poll_fn},
+    io,
     pin::pin,
     rc::Rc,
     time::{Duration, Instant},
@@ -39,8 +40,10 @@ const REST_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) struct Http2Connection {
     sender: SendRequest<Bytes>,
     pub(crate) stats: Rc<ConnectionStats>,
-    /// True when no more requests can be sent.
-    is_closed: Rc<Cell<bool>>,
+    /// True when the connection has ended.
+    has_ended: Rc<Cell<bool>>,
+    /// False after [`Self::stop_sending`].
+    takes_requests: Cell<bool>,
     /// Number of open streams, and the signal that one of them has ended or that the target allows more.
     open_streams: Rc<Cell<usize>>,
     stream_ended: Rc<Notify>,
@@ -83,7 +86,12 @@ pub(crate) struct Http2Response {
 
 fn h2_failure(error: h2::Error) -> Failure {
     if let Some(io) = error.get_io() {
-        return Failure::new(ErrorKind::from_io_error(io), error);
+        let mut failure = Failure::from_io_error(io);
+        // The library keeps only the kind and the text of an error of TLS.
+        if io.kind() == io::ErrorKind::InvalidData {
+            failure.kind = ErrorKind::Tls;
+        }
+        return failure;
     }
     match error.reason() {
         // The library gives up a connection with very many empty frames, or with very many for streams that have ended.
@@ -120,9 +128,9 @@ impl Http2Connection {
             .max_local_error_reset_streams(None)
             .enable_push(false);
         let (sender, connection) = builder.handshake(stream).await.map_err(h2_failure)?;
-        let is_closed = Rc::new(Cell::new(false));
+        let has_ended = Rc::new(Cell::new(false));
         let stream_ended = Rc::<Notify>::default();
-        let (closed, more_allowed) = (Rc::clone(&is_closed), Rc::clone(&stream_ended));
+        let (ended, more_allowed) = (Rc::clone(&has_ended), Rc::clone(&stream_ended));
         let settings: SendRequest<Bytes> = sender.clone();
         let driver = tokio::task::spawn_local(async move {
             let mut connection = pin!(connection);
@@ -137,13 +145,14 @@ impl Http2Connection {
                 result
             })
             .await;
-            closed.set(true);
+            ended.set(true);
         });
         let driver = driver.abort_handle();
         Ok(Self {
             sender,
             stats,
-            is_closed,
+            has_ended,
+            takes_requests: Cell::new(true),
             open_streams: Rc::default(),
             stream_ended,
             driver,
@@ -153,7 +162,8 @@ impl Http2Connection {
 
     /// Returns true as long as requests can be sent.
     pub(crate) fn can_send(&self) -> bool {
-        !self.is_closed.get() && self.expires.is_none_or(|at| at > Instant::now())
+        let is_young = self.expires.is_none_or(|at| at > Instant::now());
+        is_young && self.takes_requests.get() && !self.has_ended.get()
     }
 
     /// Returns the number of open streams.
@@ -163,7 +173,7 @@ impl Http2Connection {
 
     /// Stops sending new requests. Open streams go on.
     pub(crate) fn stop_sending(&self) {
-        self.is_closed.set(true);
+        self.takes_requests.set(false);
     }
 
     /// Waits until the target allows another stream. The wait is not part of the service time.
@@ -210,10 +220,13 @@ impl Http2Connection {
             // After GOAWAY the target does not process streams beyond the last one that it names.
             Err(error) if error.is_go_away() && error.is_remote() => return Err(unsent(error)),
             Err(error) => {
+                // The target has reset the stream, whatever became of the connection.
+                let is_of_stream = error.is_reset();
                 let failure = h2_failure(error);
                 return Err(match failure.kind {
-                    // The connection ended, not only the stream.
-                    ErrorKind::Reset if !self.can_send() => SendError::Ended(failure),
+                    ErrorKind::Reset if !is_of_stream && self.has_ended.get() => {
+                        SendError::Ended(failure)
+                    }
                     _ => SendError::Failed(failure),
                 });
             }

@@ -6,8 +6,9 @@ mod text;
 
 use serde_json::Value;
 
+use self::markup::describe_markup;
 pub(crate) use self::text::MAX_ERROR_BODY;
-use self::{markup::describe_markup, secrets::hide_secrets, text::decode_text};
+pub(crate) use self::{secrets::hide_secrets, text::decode_text};
 use crate::protocol::chat::{json_scanner, lenient_json::parse_value};
 
 /// Maximum length of a message in bytes.

@@ -202,9 +202,9 @@ impl SessionSlot {
                     let session = self.session.as_ref();
                     // A message that arrived before the sending can't be a reply.
                     let is_late = session.is_none_or(|s| s.stats.last_read.get() >= sent.at);
-                    let is_first = session.is_none_or(|session| !session.has_replied);
+                    let may_be_greeting = session.is_none_or(|session| !session.has_replied);
                     let sent = sent.message.content();
-                    if is_late && matcher.is_reply(&message, sent, is_first) {
+                    if is_late && matcher.is_reply(&message, sent, may_be_greeting) {
                         if let Some(session) = &mut self.session {
                             session.has_replied = true;
                         }
@@ -346,9 +346,9 @@ impl SessionSlot {
             connector.missed_closes.set(0);
         }
         match reply {
-            Ok(Ok(Some((code, reason)))) if is_judged && !is_normal_end(code) => {
+            Ok(Ok(Some((code, reason)))) if !is_normal_end(code) => {
                 self.uncounted.closes.push(code);
-                Err(close_failure(code, &reason, ""))
+                if is_judged { Err(close_failure(code, &reason, "")) } else { Ok(()) }
             }
             Ok(result) => result.map(drop),
             Err(_) => {

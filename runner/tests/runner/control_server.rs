@@ -179,7 +179,10 @@ async fn orders_of_an_earlier_lease_are_refused() {
     assert_eq!(send(&runner, request, TOKEN_HEADER, "").await.0, 200);
     let (status, message) = send(&runner, "POST /stop", TOKEN_HEADER, &stop(6)).await;
     let message = String::from_utf8(message).unwrap();
-    assert_eq!((status, &*message), (409, "this order is of lease 6, and lease 7 counts now\n"));
+    assert_eq!(
+        (status, &*message),
+        (409, "the order has lease number 6, but this runner has seen the higher number 7\n")
+    );
     assert_eq!(runner.control.engine.state(), RunnerState::Waiting);
     assert_eq!(send(&runner, "POST /stop", TOKEN_HEADER, &stop(8)).await.0, 204);
     assert_eq!(send(&runner, "POST /release", TOKEN_HEADER, r#"{"leaseNumber": 7}"#).await.0, 409);
@@ -197,7 +200,7 @@ async fn a_runner_leaves_only_after_its_numbers_were_read() {
     for _ in 0..2 {
         let (status, message) = send(&runner, "POST /release", TOKEN_HEADER, &release(early)).await;
         let message = String::from_utf8(message).unwrap();
-        let problem = format!("this runner has numbers that are not in step {early}\n");
+        let problem = format!("this runner has metrics that are newer than step {early}\n");
         assert_eq!((status, message), (409, problem));
     }
     assert!(!*runner.control.released.borrow());
@@ -229,7 +232,10 @@ async fn the_history_leads_to_the_same_metrics() {
         assert_eq!(status, 200);
         let steps = decode_steps(&body).unwrap();
         assert!(steps.iter().all(|step| step.runner.identity.pod_uid == "pod"));
-        assert_eq!(steps.iter().filter(|step| step.is_whole).count(), usize::from(number == 0));
+        assert_eq!(
+            steps.iter().filter(|step| step.is_cumulative).count(),
+            usize::from(number == 0)
+        );
         number = steps.last().map_or(number, |step| step.number);
         apply_steps(&mut reader, &steps);
         sizes.push(body.len());

@@ -182,5 +182,9 @@ async fn a_session_that_only_gets_other_messages_says_so() {
     let (task, messages) = run_web_socket(&settings, &[], &["other"]).await;
     assert_eq!(task.completed_requests(), task.failed_requests());
     assert!(task.errors["timeout_response"] > 0, "{:?} {messages:?}", task.errors);
-    assert!(messages[0].contains("`reply` names the reply): other"), "{messages:?}");
+    assert!(
+        messages[0]
+            .contains("does not count as a reply (webSocket.reply says which messages do): other"),
+        "{messages:?}"
+    );
 }

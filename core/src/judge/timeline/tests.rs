@@ -363,6 +363,43 @@ fn abort_is_judged_on_the_runners_that_respond() {
 }
 
 #[test]
+fn windows_of_a_rate_after_a_loss_count_if_they_are_met() {
+    let test = judged_by(r#"{metric: throughput, window: 10s, target: "> 5/s"}"#);
+    // A runner is lost after 60 s, and no response comes after `stalled`.
+    let row = |stalled: u32| {
+        let mut timeline = Timeline::default();
+        let mut metrics = Metrics::default();
+        for second in 1..=120 {
+            metrics = metrics_after(|_| 0.1, second.min(stalled));
+            (metrics.elapsed_seconds, metrics.user_seconds) =
+                (f64::from(second), f64::from(second));
+            let coverage = if second < 60 { Coverage::All } else { Coverage::WithoutLost };
+            timeline.record_snapshot_of(&test, &metrics, coverage);
+        }
+        timeline.rows_at_end(&test, &metrics, None).remove(0)
+    };
+    let verdicts = [120, 90, 30].map(|stalled| row(stalled).verdict.known().unwrap());
+    assert_eq!(verdicts, [Verdict::Pass, Verdict::Inconclusive, Verdict::Fail]);
+}
+
+#[test]
+fn stages_after_a_loss_are_judged_without_their_rates() {
+    let mut test = staged();
+    let rows = |test: &ValidTest| {
+        let mut timeline = Timeline::default();
+        for second in 1..=30 {
+            let coverage = if second < 15 { Coverage::All } else { Coverage::WithoutLost };
+            timeline.record_snapshot_of(test, &metrics_after(stall, second), coverage);
+        }
+        let rows = timeline.stages_at_end(test, &metrics_after(stall, 30));
+        rows.into_iter().map(|row| row.verdict.known().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(rows(&test), [Verdict::Pass, Verdict::Pass, Verdict::Fail]);
+    test.thresholds = vec![crate::testing::yaml(r#"{metric: throughput, target: "> 1000/s"}"#)];
+    assert_eq!(rows(&test), [Verdict::Fail, Verdict::Inconclusive, Verdict::Inconclusive]);
+}
+
+#[test]
 fn first_window_starts_at_the_start_of_the_test() {
     let test = judged_by(OVER_10_S);
     let mut timeline = Timeline::default();
@@ -426,6 +463,9 @@ fn aborted_stage_is_the_first_failed() {
         samples: 100,
     };
     let found = breaking_point(&test, timeline.stages(), Some(&aborted)).unwrap();
+    // Some stage before the abort may have no row.
+    let without_rows = breaking_point(&test, &[], Some(&aborted)).unwrap();
+    assert_eq!(without_rows.first_failed, found.first_failed);
     let wanted = (Some("50 users"), Some("100 users"), Some("3s"));
     let found =
         (found.last_passed.as_deref(), found.first_failed.as_deref(), found.observed.as_deref());

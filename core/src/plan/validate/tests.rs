@@ -71,6 +71,10 @@ fn pod_templates_are_checked() {
         (r#"{"spec": {"dnsPolicie": "None"}}"#, "spec.dnsPolicie"),
         (r#"{"spec": {"restartPolicy": "Always"}}"#, "spec.restartPolicy"),
         (
+            r#"{"spec": {"volumes": [{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}]}}"#,
+            "spec.volumes",
+        ),
+        (
             r#"{"spec": {"automountServiceAccountToken": true}}"#,
             "spec.automountServiceAccountToken",
         ),

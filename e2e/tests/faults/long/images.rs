@@ -104,7 +104,7 @@ async fn tag_image(image: &str, name: &str) -> Result<()> {
 #[tokio::test]
 async fn image_that_is_no_runner_ends_the_test() -> Result<()> {
     let fault = Fault {
-        fault: "image of the runners answers, and is no runner",
+        fault: "image of the runners is another program that answers HTTP requests",
         expected: "Unreachable, and no pod left",
         seconds: 90,
     };

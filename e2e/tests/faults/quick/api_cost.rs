@@ -67,7 +67,7 @@ fn read_requests(namespace: &str, from: Timestamp, until: Timestamp) -> Result<V
 #[tokio::test]
 async fn a_test_under_load_costs_one_write_in_five_seconds() -> Result<()> {
     let fault = Fault {
-        fault: "none: 35 s of the load of two runners",
+        fault: "no fault: 35 s of load with two runners",
         expected: "the operator writes once in 5 s at most, and reads nothing; the run is whole",
         seconds: 90,
     };

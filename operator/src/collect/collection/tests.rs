@@ -202,7 +202,7 @@ fn a_lost_runner_keeps_its_numbers() {
     collect_at(&mut collection, &mut runners, &targets, (2..=200).step_by(2));
     targets.runners.pop();
     let last_step = collection.last_step(1);
-    collection.settle_gone(targets.pods());
+    collection.move_gone_runners(targets.pods());
     // A release order for it names the step.
     assert!(last_step > 0 && collection.last_step(1) == last_step);
     assert_eq!(requests(&collection), 4000);

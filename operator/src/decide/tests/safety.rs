@@ -109,6 +109,9 @@ fn launch_that_keeps_failing_is_told_and_ends() {
         condition("Accepted", "True", "Valid"),
         condition("Started", "False", "RetryingLaunch"),
     ];
+    // A new leader tries at least once, however late it comes.
+    assert!(matches!(decision_at(&failing, 300), Decision::Launch(_)));
+    failing.cache.failed_launches = 1;
     assert!(matches!(decision_at(&failing, 299), Decision::Launch(_)));
     assert!(matches!(decision_at(&failing, 300), Decision::Fail(Reason::Refused, _)));
 }
@@ -122,6 +125,20 @@ fn job_gets_its_time_to_live_after_the_end() {
     let spec = over.job.as_mut().unwrap().spec.as_mut().unwrap();
     spec.ttl_seconds_after_finished = Some(600);
     assert_eq!(decision_at(&over, 130), Decision::NothingToDo);
+}
+
+#[test]
+fn job_that_only_sidecars_keep_open_is_deleted() {
+    let mut over = observed_after_start(Phase::Finished);
+    over.test.status.as_mut().unwrap().finish_time = Some(Time(time_after_start(130)));
+    let spec = JobSpec { ttl_seconds_after_finished: Some(600), ..JobSpec::default() };
+    over.job.as_mut().unwrap().spec = Some(spec);
+    for runner in &mut over.runners {
+        let (exit_code, message) = (Some(0), String::new());
+        runner.termination = Some(Termination { exit_code, message });
+    }
+    assert!(matches!(decision_at(&over, 130), Decision::Wait(_)));
+    assert_eq!(decision_at(&over, 730), Decision::DeleteJob);
 }
 
 #[test]
@@ -158,7 +175,12 @@ fn job_that_is_not_checked_is_told_and_ends() {
         condition("Started", "False", "RetryingLaunch"),
     ];
     assert_eq!(decision_at(&waiting, 299), Decision::Admit(example_sizing()));
+    // A new leader tries at least once, however late it comes.
+    assert_eq!(decision_at(&waiting, 300), Decision::Admit(example_sizing()));
+    waiting.cache.failed_launches = 1;
     assert!(matches!(decision_at(&waiting, 300), Decision::Reject(Reason::Refused, _)));
+    waiting.test.spec.cancel = true;
+    assert_eq!(decision_at(&waiting, 10), Decision::CancelUnstarted);
 }
 
 #[test]
@@ -180,7 +202,12 @@ fn forced_stop_of_an_earlier_process_ends_in_time() {
 fn losses_that_cannot_be_reported_hold_up_no_stop() {
     let decision = |observed: &Observed| {
         let start = start_record();
-        decide_unseen(observed, &start, &crate::testing::example_settings(), time_after_start(15))
+        decide_in_outage(
+            observed,
+            &start,
+            &crate::testing::example_settings(),
+            time_after_start(15),
+        )
     };
     let mut unseen = observed_under_load();
     assert_eq!(decision(&unseen), None);
@@ -188,6 +215,9 @@ fn losses_that_cannot_be_reported_hold_up_no_stop() {
     unseen.runners.pop();
     assert!(matches!(decision_at(&unseen, 15), Decision::ReportLoss(_)));
     assert_eq!(decision(&unseen), Some(Decision::SendStop(start_record().pods)));
+    // The loss is still reported as soon as the status can be written.
+    unseen.cache.stop_sent_at = Some(time_after_start(15));
+    assert!(matches!(decision_at(&unseen, 15), Decision::ReportLoss(_)));
     unseen.test.spec.on_runner_loss = OnRunnerLoss::Continue;
     assert_eq!(decision(&unseen), None);
     unseen.test.spec.cancel = true;

@@ -27,6 +27,10 @@ pub(crate) struct ChatEvent<'a> {
     pub(crate) usage: Usage,
     /// The target's description of an error: JSON of any type.
     pub(crate) error: Option<&'a [u8]>,
+    /// True when the error is named as one. Otherwise members such as `detail` look like an error.
+    pub(crate) is_named_error: bool,
+    /// A text for people, which may describe an error.
+    pub(crate) message: Option<&'a [u8]>,
     /// The name of the API, if it is not chat completions.
     pub(crate) other_api: Option<&'static str>,
     /// The text before the value of `choices`. `None` if it holds something that counts, and if it
@@ -93,13 +97,18 @@ impl<'a> ChatEvent<'a> {
                 _ => scanner.value().map(drop),
             }),
             b"error" => event.read_error(scanner),
-            b"error_code" | b"code" | b"status" | b"status_code" | b"statusCode" => {
-                let value = scanner.value()?;
-                let is_error = !is_no_error(value) && !is_progress(value);
+            b"error_code" | b"code" => {
+                let is_error = !is_no_error(scanner.value()?);
                 signs.has_code |= is_error;
-                if is_error && name == b"error_code" {
-                    signs.is_named_error = true;
-                }
+                signs.is_named_error |= is_error && name == b"error_code";
+                Ok(())
+            }
+            b"status" | b"status_code" | b"statusCode" => {
+                signs.has_code |= is_failing_status(scanner.value()?);
+                Ok(())
+            }
+            b"success" | b"ok" => {
+                signs.has_code |= scanner.value()? == b"false";
                 Ok(())
             }
             b"detail" | b"errors" | b"error_message" | b"error_msg" => {
@@ -142,8 +151,10 @@ impl<'a> ChatEvent<'a> {
             scanner.object(read_member)?;
         }
         scanner.end()?;
+        event.is_named_error = event.error.is_some() || signs.is_named_error;
+        event.message = signs.message;
         if event.error.is_none() {
-            event.error = signs.error(event.has_choices, text);
+            event.error = signs.error(event.has_choices, event.has_choice, text);
         }
         Ok(event)
     }
@@ -157,6 +168,13 @@ impl<'a> ChatEvent<'a> {
     }
 
     fn read_finish_reason(&mut self, scanner: &mut JsonScanner<'a>) -> Result<(), ScanError> {
+        // SGLang's own form is an object such as {"type": "abort", "message": "…"}.
+        if scanner.peek()? == b'{' {
+            return scanner.object(|name, scanner| match name {
+                b"type" => self.read_finish_reason(scanner),
+                _ => scanner.value().map(drop),
+            });
+        }
         if let [b'"', reason @ .., b'"'] = scanner.value()? {
             let is_none =
                 [&b""[..], b"null", b"none"].iter().any(|none| reason.eq_ignore_ascii_case(none));
@@ -169,9 +187,15 @@ impl<'a> ChatEvent<'a> {
 
     fn read_choice(&mut self, scanner: &mut JsonScanner<'a>) -> Result<(), ScanError> {
         self.has_choice = true;
+        let (mut has_delta, mut message) = (false, None);
         read_members(scanner, |name, scanner| match name {
-            b"delta" | b"message" => {
+            b"delta" => {
+                has_delta = true;
                 read_members(scanner, |name, scanner| self.read_delta(name, scanner))
+            }
+            b"message" => {
+                message = Some(scanner.clone());
+                scanner.value().map(drop)
             }
             // The form of the older completions API.
             b"text" => {
@@ -183,7 +207,14 @@ impl<'a> ChatEvent<'a> {
             b"error" => self.read_error(scanner),
             b"usage" => read_usage(scanner, &mut self.usage),
             _ => scanner.value().map(drop),
-        })
+        })?;
+        // Beside a delta, it repeats the whole text so far.
+        match message.filter(|_| !has_delta) {
+            Some(mut message) => {
+                read_members(&mut message, |name, scanner| self.read_delta(name, scanner))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Some servers send the same reasoning in several members, so the longest one counts.
@@ -228,11 +259,13 @@ impl<'a> ChatEvent<'a> {
 }
 
 impl<'a> ErrorSigns<'a> {
-    fn error(&self, has_choices: bool, whole: &'a [u8]) -> Option<&'a [u8]> {
+    /// Returns the error of an object: `has_choices` tells whether it has the member `choices`, and `has_choice` whether a
+    /// choice is in it.
+    fn error(&self, has_choices: bool, has_choice: bool, whole: &'a [u8]) -> Option<&'a [u8]> {
         let described = self.description.or(self.message);
         let is_error = self.is_named_error
-            || !has_choices
-                && (self.description.is_some() || self.has_code && self.message.is_some());
+            || !has_choices && self.description.is_some()
+            || !has_choice && self.has_code && self.message.is_some();
         is_error.then(|| described.unwrap_or(whole))
     }
 }
@@ -270,24 +303,39 @@ fn says_nothing(scanner: &mut JsonScanner<'_>) -> Result<bool, ScanError> {
     Ok(is_nothing)
 }
 
-/// Returns true for the status of a response that goes on.
-fn is_progress(value: &[u8]) -> bool {
-    const WORDS: [&[u8]; 12] = [
-        b"pending",
-        b"queued",
-        b"waiting",
-        b"loading",
-        b"starting",
-        b"started",
-        b"created",
-        b"running",
-        b"processing",
-        b"in_progress",
-        b"completed",
-        b"done",
+/// Returns true for the status of a response that failed: a number that is no success, or a word such as `failed` or
+/// `RESOURCE_EXHAUSTED`. Other words tell how a response goes on.
+fn is_failing_status(value: &[u8]) -> bool {
+    const PARTS: [&str; 22] = [
+        "err",
+        "fail",
+        "abort",
+        "cancel",
+        "timeout",
+        "timed",
+        "exceed",
+        "exhaust",
+        "unavailable",
+        "overload",
+        "denied",
+        "refused",
+        "reject",
+        "invalid",
+        "unauth",
+        "forbidden",
+        "not_found",
+        "notfound",
+        "internal",
+        "unknown",
+        "unsupported",
+        "exception",
     ];
-    let word = value.strip_prefix(b"\"").and_then(|word| word.strip_suffix(b"\""));
-    word.is_some_and(|word| WORDS.iter().any(|known| known.eq_ignore_ascii_case(word)))
+    let text = String::from_utf8_lossy(value).to_ascii_lowercase();
+    let word = text.trim_matches('"');
+    match word.parse::<i64>() {
+        Ok(code) => code != 0 && !(100..400).contains(&code),
+        Err(_) => PARTS.iter().any(|part| word.contains(part)),
+    }
 }
 
 /// Returns a value unless it says nothing.
@@ -357,134 +405,4 @@ fn api_of_type(value: &[u8]) -> Option<&'static str> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn parse(text: &str) -> ChatEvent<'_> {
-        ChatEvent::parse(text.as_bytes()).unwrap()
-    }
-
-    /// Returns the tokens of an event with this delta: content, reasoning, tool call.
-    fn tokens_of(delta: &str) -> (bool, bool, bool) {
-        let text = format!("{{\"choices\":[{{\"index\":0,\"delta\":{delta}}}]}}");
-        let TokenKinds { content, reasoning, tool } = parse(&text).tokens;
-        (content, reasoning, tool)
-    }
-
-    #[test]
-    fn tokens_have_many_forms() {
-        for delta in [
-            r#"{"content":"a"}"#,
-            r#"{"content":" "}"#,
-            r#"{"content":[{"type":"text","text":"a"}]}"#,
-            r#"{"content":["a"]}"#,
-            r#"{"content":4}"#,
-            r#"{"content":"\ud83d"}"#,
-            r#"{"content":"a","content":"b"}"#,
-            r#"{"refusal":"No."}"#,
-            r#"{"audio":{"transcript":"a"}}"#,
-        ] {
-            assert_eq!(tokens_of(delta), (true, false, false), "{delta}");
-        }
-        for delta in [
-            r#"{"reasoning_content":"a","content":""}"#,
-            r#"{"reasoning":"a","content":null}"#,
-            r#"{"reasoning_details":[{"type":"reasoning.text","text":"a"}]}"#,
-            r#"{"content":[{"type":"thinking","thinking":[{"type":"text","text":"a"}]}]}"#,
-        ] {
-            assert_eq!(tokens_of(delta), (false, true, false), "{delta}");
-        }
-        assert_eq!(tokens_of(r#"{"tool_calls":[{"index":0}]}"#), (false, false, true));
-        assert_eq!(tokens_of(r#"{"function_call":{"name":"f"}}"#), (false, false, true));
-        for delta in [
-            "null",
-            "{}",
-            r#"{"role":"assistant","content":""}"#,
-            r#"{"content":null}"#,
-            r#"{"content":[]}"#,
-            r#"{"tool_calls":[],"reasoning":null}"#,
-        ] {
-            assert_eq!(tokens_of(delta), (false, false, false), "{delta}");
-        }
-        assert!(parse(r#"{"choices":[{"text":"a"}]}"#).tokens.content);
-    }
-
-    #[test]
-    fn errors_have_many_forms() {
-        let words =
-            |text| parse(text).error.map(|error| String::from_utf8_lossy(error).into_owned());
-        for (text, error) in [
-            (r#"{"error":{"message":"dead"}}"#, r#"{"message":"dead"}"#),
-            (r#"{"choices":[],"error":"dead"}"#, r#""dead""#),
-            (r#"{"choices":[{"finish_reason":"error","error":{"code":502}}]}"#, r#"{"code":502}"#),
-            (r#"{"x_groq":{"error":"dead"}}"#, r#""dead""#),
-            (r#"{"detail":"dead"}"#, r#""dead""#),
-            (r#"{"code":500,"message":"dead"}"#, r#""dead""#),
-            (r#"{"object":"error","message":"dead"}"#, r#""dead""#),
-            (r#"{"error":{"message":"","code":500}}"#, r#"{"message":"","code":500}"#),
-            (r#"{"error":{"message":"dead","code":0}}"#, r#"{"message":"dead","code":0}"#),
-            (r#"{"error":[{"message":"dead"}]}"#, r#"[{"message":"dead"}]"#),
-            (r#"{"error":"Success","detail":"dead"}"#, r#""dead""#),
-            (r#"{"type":"error"}"#, r#"{"type":"error"}"#),
-            (r#"{"error_code":50001,"text":"dead"}"#, r#"{"error_code":50001,"text":"dead"}"#),
-            (
-                r#"{"choices":null,"base_resp":{"status_code":1002,"status_msg":"dead"}}"#,
-                r#""dead""#,
-            ),
-        ] {
-            assert_eq!(words(text).as_deref(), Some(error), "{text}");
-        }
-        for text in [
-            "{}",
-            r#"{"error":null}"#,
-            r#"{"error":""}"#,
-            r#"{"error":false}"#,
-            r#"{"error":{}}"#,
-            r#"{"error":[]}"#,
-            r#"{"error":{"message":"","type":"","param":"","code":null}}"#,
-            r#"{"error":{"message":"success","code":"0","details":[{}]}}"#,
-            r#"{"choices":[{"delta":{"content":"a"},"error":{"code":0,"message":""}}]}"#,
-            r#"{"error_code":"0"}"#,
-            r#"{"error_code":0,"error_msg":""}"#,
-            r#"{"choices":[],"code":200,"message":"success"}"#,
-            r#"{"status":"pending","message":"waiting for a GPU"}"#,
-            r#"{"choices":[],"base_resp":{"status_code":0,"status_msg":"success"}}"#,
-            r#"{"choices":[],"object":"chat.completion.chunk"}"#,
-        ] {
-            assert_eq!(words(text), None, "{text}");
-        }
-    }
-
-    #[test]
-    fn deeply_nested_errors_end_no_stack() {
-        let nested = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
-        let text = format!("{{\"error\":{nested}}}");
-        assert_eq!(parse(&text).error.map(<[u8]>::len), Some(200_000));
-    }
-
-    #[test]
-    fn other_apis_are_recognized() {
-        let api = |text| parse(text).other_api;
-        assert!(api(r#"{"type":"message_start"}"#).unwrap().contains("Anthropic"));
-        assert!(api(r#"{"type":"response.created"}"#).unwrap().contains("Responses"));
-        assert_eq!(api(r#"{"type":"ping"}"#), None);
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = ChatEvent::parse(&bytes);
-        }
-
-        #[test]
-        fn members_of_any_type_are_accepted(
-            name in prop::sample::select(vec!["choices", "usage", "x_groq", "object", "type", "id", "base_resp"]),
-            value in prop::sample::select(vec!["null", "true", "[]", "{}", "1.5", "\"x\"", "[[1]]", "{\"a\":{}}"]),
-        ) {
-            let text = format!("{{\"{name}\":{value}}}");
-            prop_assert!(ChatEvent::parse(text.as_bytes()).is_ok(), "{}", text);
-        }
-    }
-}
+mod tests;

@@ -129,7 +129,8 @@ fn a_stream_without_a_choice_is_a_failure() {
 #[test]
 fn the_share_of_tokens_until_a_moment_is_counted_by_events() {
     let (response, start) = read_stream(&[TOKEN, TOKEN, TOKEN, TOKEN, DONE]).unwrap();
-    let share = |millis| response.token_times.share_until(start + Duration::from_millis(millis));
+    let share =
+        |millis| response.token_times.share_until(start + Duration::from_millis(millis), start);
     let percent = [5, 25, 35, 90].map(|millis| (share(millis) * 100.0).round().to_string());
     assert_eq!(percent, ["0", "50", "75", "100"]);
 }
@@ -159,7 +160,16 @@ fn error_events_of_every_form_are_failures() {
 
 #[test]
 fn a_target_that_gives_up_is_a_failure() {
-    for reason in ["error", "abort", "ABORTED", "network_error", "insufficient_system_resource"] {
+    for reason in [
+        "error",
+        "abort",
+        "ABORTED",
+        "network_error",
+        "insufficient_system_resource",
+        "error: CUDA out of memory",
+        "timed_out",
+        "server_overloaded",
+    ] {
         let event = STOP.replace("stop", reason);
         assert_eq!(failure_of(&[TOKEN, &event, DONE]).0, ErrorKind::StreamError, "{reason}");
     }
@@ -167,6 +177,50 @@ fn a_target_that_gives_up_is_a_failure() {
         let found = response_of(&[TOKEN, &STOP.replace("stop", reason), DONE]);
         assert_eq!(found.finish_reason.unwrap().as_str(), reason);
     }
+}
+
+#[test]
+fn a_finish_reason_may_be_an_object() {
+    let event = |reason: &str| {
+        STOP.replace(
+            "\"stop\"",
+            &format!("{{\"type\":\"{reason}\",\"message\":\"KV cache is full\"}}"),
+        )
+    };
+    assert_eq!(failure_of(&[TOKEN, &event("abort"), DONE]).0, ErrorKind::StreamError);
+    let found = response_of(&[TOKEN, &event("length"), DONE]);
+    assert_eq!(found.finish_reason.unwrap().as_str(), "length");
+}
+
+#[test]
+fn a_message_at_the_end_of_a_stream_is_an_error() {
+    let message = "data: {\"message\":\"upstream connect error\"}\n\n";
+    let line = "{\"error\":{\"message\":\"upstream connect error\"}}\n\n";
+    for end in [message, line] {
+        let (kind, words) = failure_of(&[ROLE, TOKEN, end, DONE]);
+        assert_eq!(kind, ErrorKind::StreamError, "{end}");
+        assert!(words.contains("upstream connect error"), "{words}");
+    }
+    // The chat goes on, or has ended.
+    assert!(read_stream(&[ROLE, message, TOKEN, DONE]).is_ok());
+    assert!(read_stream(&[ROLE, TOKEN, STOP, message, DONE]).is_ok());
+}
+
+#[test]
+fn events_beside_a_chat_are_no_errors() {
+    for event in [
+        "event: status\ndata: {\"status\":\"searching\",\"message\":\"Searching the web\"}\n\n",
+        "event: progress\ndata: {\"type\":\"status\",\"detail\":\"reading 3 pages\"}\n\n",
+        "data: {\"type\":\"message\",\"id\":1}\n\n",
+    ] {
+        assert!(read_stream(&[TOKEN, event, TOKEN, STOP, DONE]).is_ok(), "{event}");
+    }
+}
+
+#[test]
+fn the_tokens_of_a_tool_call_are_none_of_content() {
+    let found = response_of(&[CALL, STOP, &usage(50), DONE]);
+    assert_eq!((found.tokens.output, found.tokens.tool), (0, 50));
 }
 
 #[test]
@@ -239,6 +293,7 @@ fn bodies_that_are_no_stream_are_named() {
         ("{\"message\":{\"content\":\"a\"}}\n{\"done\":true}\n", ErrorKind::Protocol, "NDJSON"),
         ("<html><title>Sign in</title></html>", ErrorKind::Protocol, "Sign in"),
         ("busy, try later", ErrorKind::Protocol, "busy, try later"),
+        ("", ErrorKind::Protocol, "an empty body"),
         ("data: {\"type\":\"message_start\"}\n\n", ErrorKind::Protocol, "Anthropic"),
         ("data: {\"type\":\"response.created\"}\n\n", ErrorKind::Protocol, "Responses"),
     ] {

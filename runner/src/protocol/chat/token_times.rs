@@ -129,9 +129,12 @@ impl TokenTimes {
         u32::try_from(count).ok().and_then(|tokens| took.checked_div(tokens))
     }
 
-    /// Returns the share of the events that had arrived at `until`, from 0 to 1.
-    pub(crate) fn share_until(&self, until: Instant) -> f64 {
-        let (Some(first), Some(latest)) = (self.first, self.latest) else { return 1.0 };
+    /// Returns the share of the tokens that had arrived at `until`, from 0 to 1: by the times of the events, or, if the
+    /// response had no event with a token, by the time when it ended.
+    pub(crate) fn share_until(&self, until: Instant, ended: Instant) -> f64 {
+        let (Some(first), Some(latest)) = (self.first, self.latest) else {
+            return f64::from(u8::from(ended <= until));
+        };
         if latest <= until {
             return 1.0;
         }

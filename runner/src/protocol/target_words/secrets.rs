@@ -27,7 +27,7 @@ const SECRET_STARTS: [&str; 9] = ["sk-", "sk_", "pk_", "eyJ", "AKIA", "ghp_", "g
 const MIN_SECRET: usize = 32;
 
 /// Replaces credentials in a text by `***`.
-pub(super) fn hide_secrets(text: &str) -> Cow<'_, str> {
+pub(crate) fn hide_secrets(text: &str) -> Cow<'_, str> {
     match hide_passwords(text) {
         Cow::Borrowed(text) => hide_credentials(text),
         Cow::Owned(text) => Cow::Owned(hide_credentials(&text).into_owned()),

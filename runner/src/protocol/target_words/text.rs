@@ -7,7 +7,7 @@ pub(crate) const MAX_ERROR_BODY: usize = 16 << 10;
 
 /// Returns a body as text: UTF-8, UTF-16 with its mark, or one byte for each character as in
 /// ISO 8859-1. `None` for bytes that are no text.
-pub(super) fn decode_text(body: &[u8]) -> Option<Cow<'_, str>> {
+pub(crate) fn decode_text(body: &[u8]) -> Option<Cow<'_, str>> {
     let text = match body {
         [0xef, 0xbb, 0xbf, rest @ ..] => decode_bytes(rest)?,
         [0xff, 0xfe, rest @ ..] => decode_utf16(rest, u16::from_le_bytes),

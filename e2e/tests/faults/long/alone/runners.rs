@@ -67,7 +67,7 @@ async fn operator_cut_off_from_a_runner_misses_nothing() -> Result<()> {
 #[tokio::test]
 async fn runner_that_answers_rubbish_costs_nothing() -> Result<()> {
     let fault = Fault {
-        fault: "a runner answers questions for its metrics with rubbish for 15 s under load",
+        fault: "a runner answers requests for its metrics with invalid data for 15 s under load",
         expected: "the run is whole; the operator lives",
         seconds: 75,
     };
@@ -78,7 +78,7 @@ async fn runner_that_answers_rubbish_costs_nothing() -> Result<()> {
 #[tokio::test]
 async fn runner_that_answers_100_megabytes_costs_nothing() -> Result<()> {
     let fault = Fault {
-        fault: "a runner answers questions for its metrics with 100 MB for 15 s under load",
+        fault: "a runner answers requests for its metrics with 100 MB for 15 s under load",
         expected: "the run is whole; the operator lives",
         seconds: 75,
     };

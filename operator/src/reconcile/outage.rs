@@ -7,7 +7,7 @@ use crate::{
     act,
     clock::now,
     context::Context,
-    decide::{Decision, decide_unseen},
+    decide::{Decision, decide_in_outage},
     observe::{
         last_objects::LastObjects,
         state::{Observed, RunCache},
@@ -16,7 +16,7 @@ use crate::{
 
 /// Judges the abort by what the collector of the run has collected, and sends the orders that follow.
 /// Writes nothing to the API server. If it is cut short, the cache stays as it is.
-pub(super) async fn supervise_unseen(context: &Context, cache: &mut RunCache) {
+pub(super) async fn supervise_in_outage(context: &Context, cache: &mut RunCache) {
     if context.authority.leadership.is_lost() {
         return;
     }
@@ -32,7 +32,7 @@ pub(super) async fn supervise_unseen(context: &Context, cache: &mut RunCache) {
         observed.cache.collection = collection;
     }
     if let Some(start) = observed.start_record() {
-        let decision = decide_unseen(&observed, &start, &context.settings, now());
+        let decision = decide_in_outage(&observed, &start, &context.settings, now());
         if let Some(decision) = decision {
             tracing::info!(namespace, run_uid, ?decision, "decided without the API server");
             // A stop is safe: a runner refuses it if another replica leads.
