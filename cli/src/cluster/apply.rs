@@ -84,7 +84,8 @@ pub(crate) fn apply_test(arguments: &ApplyArguments, out: &mut impl Write) -> an
         if !arguments.wait {
             return Ok(Exit::Passed);
         }
-        follow_test(&cluster, name, arguments.strict, outputs, out).await
+        let uid = applied.metadata.uid;
+        follow_test(&cluster, name, uid, arguments.strict, outputs, out).await
     })
 }
 

@@ -6,7 +6,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
 use loadtest_core::{
     load::LoadModel,
     plan::validate,
@@ -31,20 +30,22 @@ pub(crate) fn watch_test(arguments: &WatchArguments, out: &mut impl Write) -> an
     check_outputs(outputs)?;
     super::block_on(async {
         let cluster = Cluster::connect(namespace.as_deref()).await?;
-        follow_test(&cluster, name, *strict, outputs, out).await
+        follow_test(&cluster, name, None, *strict, outputs, out).await
     })
 }
 
-/// Prints the progress of a test until it is over, then its result. Ctrl-C ends this, and not the test.
+/// Prints the progress of a test until it is over, then its result. Ctrl-C ends this, and not the test. With a UID, another
+/// test of the same name is an error.
 pub(super) async fn follow_test(
     cluster: &Cluster,
     name: &str,
+    uid: Option<String>,
     strict: bool,
     outputs: &OutputArguments,
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
     tokio::select! {
-        exit = poll_status(cluster, name, strict, outputs, out) => exit,
+        exit = poll_status(cluster, name, uid, strict, outputs, out) => exit,
         _ = tokio::signal::ctrl_c() => {
             let namespace = &cluster.namespace;
             anyhow::bail!(
@@ -57,6 +58,7 @@ pub(super) async fn follow_test(
 async fn poll_status(
     cluster: &Cluster,
     name: &str,
+    mut uid: Option<String>,
     strict: bool,
     outputs: &OutputArguments,
     out: &mut impl Write,
@@ -73,7 +75,11 @@ async fn poll_status(
             Ok(found) => found,
             // Runners don't need the API server during a test, so a short outage must not end
             // `watch`.
-            Err(error) if outage_start.get_or_insert_with(Instant::now).elapsed() < MAX_OUTAGE => {
+            Err(error)
+                if uid.is_some()
+                    && may_pass(&error)
+                    && outage_start.get_or_insert_with(Instant::now).elapsed() < MAX_OUTAGE =>
+            {
                 tracing::warn!(%error, "the LoadTest can't be read; trying again");
                 tokio::time::sleep(POLL_INTERVAL).await;
                 continue;
@@ -81,7 +87,17 @@ async fn poll_status(
             Err(error) => return Err(error.context("the LoadTest can't be read")),
         };
         outage_start = None;
-        let test = found.with_context(|| format!("no LoadTest {name} in namespace {namespace}"))?;
+        let test = match (found, &uid) {
+            (None, None) => anyhow::bail!("no LoadTest {name} in namespace {namespace}"),
+            (None, Some(_)) => anyhow::bail!(
+                "LoadTest {name} was deleted before its end was seen: loadtest report {name} -n {namespace} shows its result, if it has keepResult: true"
+            ),
+            (Some(test), Some(uid)) if test.metadata.uid.as_ref() != Some(uid) => anyhow::bail!(
+                "LoadTest {name} was deleted, and another one has its name: loadtest watch {name} -n {namespace} shows that one"
+            ),
+            (Some(test), _) => test,
+        };
+        uid.clone_from(&test.metadata.uid);
         let status = test.status.clone().unwrap_or_default();
         print_changes(&test, &last_status, &status, &mut lines);
         if status.phase.is_none() && !is_told && began.elapsed() > PICK_UP_TIME {
@@ -110,6 +126,15 @@ async fn poll_status(
         }
         last_status = status;
         tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// Returns false for an error that another try does not help: no rights, or an object that this version can't read.
+fn may_pass(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<kube::Error>() {
+        Some(kube::Error::Api(status)) => !matches!(status.code, 401 | 403),
+        Some(kube::Error::SerdeError(_)) => false,
+        _ => true,
     }
 }
 

@@ -91,6 +91,17 @@ async fn apply_runs_a_test_to_its_exit_code() -> Result<()> {
             Ok((code == Some(0) && text.contains(r#""verdict":"Pass""#)).then_some(()))
         })
         .await?;
+        // A test that ends before its load has a result too, in every form.
+        let junit = folder.path().join("junit.xml").display().to_string();
+        let (code, text) = run(&["apply", &file, "--junit", &junit]).await?;
+        ensure!(code == Some(2) && text.contains("need --wait"), "{code:?}: {text}");
+        let image = "runners.image=Not/An_Image:!";
+        let arguments = ["apply", &file, "--wait", "-o", "json", "--junit", &junit, "--set", image];
+        let (code, text) = run(&arguments).await?;
+        ensure!(code == Some(4) && text.contains(r#""phase":"Error""#), "{code:?}: {text}");
+        let cases = std::fs::read_to_string(&junit)?;
+        ensure!(cases.contains("<error") && cases.contains("An_Image"), "{cases}");
+        namespace.delete_test("by-command").await?;
         let (code, text) = run(&["report", "never-ran"]).await?;
         ensure!(code == Some(4) && text.contains("no result of LoadTest"), "{code:?}: {text}");
         // An object that the API server refuses is bad input, before it is sent.

@@ -21,8 +21,8 @@ use super::{
     collection::{Answer, Collection},
     connection::Connections,
     scrape::{
-        Body, CollectError, HistoryRequest, LOG_MEMORY_BYTES, LeaseProof, MAX_REQUESTS,
-        decode_answer, fetch_history, fetch_log, last_metrics_of,
+        Body, CollectError, HistoryRequest, LeaseProof, MAX_REQUESTS, decode_answer, fetch_history,
+        fetch_log, last_metrics_of,
     },
     targets::Targets,
 };
@@ -340,12 +340,11 @@ async fn read_log(
     targets: Arc<Targets>,
     runner: Runner,
 ) -> Result<(), CollectError> {
-    let _reservation = budget.reserve(LOG_MEMORY_BYTES).await;
-    let log = fetch_log(&pods, &runner).await;
+    let log = fetch_log(&pods, &budget, &runner).await;
     let added = spawn_blocking(move || {
         // A later round may be able to read the log.
         let may_succeed_later = log.is_err();
-        let result = log.and_then(|log| last_metrics_of(&log, &targets.run_uid, &runner));
+        let result = log.and_then(|log| last_metrics_of(&log.text, &targets.run_uid, &runner));
         let mut collection = lock(&collection);
         let now = now();
         let since = collection.note_end(&runner.uid, now);

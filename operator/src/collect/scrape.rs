@@ -3,9 +3,10 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    pin::pin,
 };
 
-use futures_util::{StreamExt, stream};
+use futures_util::{AsyncReadExt, StreamExt, stream};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::LogParams};
 use loadtest_core::{
@@ -29,7 +30,7 @@ const LOG_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// Maximum number of bytes read from the log of a pod. The last metrics of 64 tasks take 4 MiB.
 const MAX_LOG_BYTES: i64 = 12 << 20;
 /// Memory for reading and decoding a log, in bytes: that of all large answers of a namespace.
-pub(crate) const LOG_MEMORY_BYTES: usize = 32 << 20;
+const LOG_MEMORY_BYTES: usize = 32 << 20;
 /// Time limit for an answer of a runner.
 const ANSWER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -60,6 +61,8 @@ pub(crate) enum CollectError {
     TooLarge,
     #[error("failed to read the pod's log")]
     Log(#[source] kube::Error),
+    #[error("the pod's log broke off")]
+    BrokenLog(#[source] io::Error),
     #[error("failed to read the pod's log within {} s", LOG_TIMEOUT.as_secs())]
     LogTimeout,
     #[error("pod's log has no complete last metrics of this runner")]
@@ -73,6 +76,13 @@ pub(crate) struct Body {
     pub(crate) round_trip: RoundTrip,
     /// Seconds of load at the time of the answer.
     pub(crate) elapsed: f64,
+    _reservation: Reservation,
+}
+
+/// The log of a pod, and the memory that it takes.
+#[derive(Debug)]
+pub(crate) struct Log {
+    pub(crate) text: String,
     _reservation: Reservation,
 }
 
@@ -185,14 +195,27 @@ fn check_identity(identity: &Identity, run_uid: &str, runner: &Runner) -> Result
 }
 
 /// Reads the log of a pod. A runner that exits without a release order logs its last metrics.
-pub(crate) async fn fetch_log(pods: &Api<Pod>, runner: &Runner) -> Result<String, CollectError> {
+pub(crate) async fn fetch_log(
+    pods: &Api<Pod>,
+    budget: &NamespaceBudget,
+    runner: &Runner,
+) -> Result<Log, CollectError> {
     let parameters = LogParams {
         container: Some(control::CONTAINER.into()),
         limit_bytes: Some(MAX_LOG_BYTES),
         ..LogParams::default()
     };
-    let read = timeout(LOG_TIMEOUT, pods.logs(&runner.name, &parameters)).await;
-    read.map_err(|_| CollectError::LogTimeout)?.map_err(CollectError::Log)
+    let too_slow = |_| CollectError::LogTimeout;
+    // The kubelet may never answer, and holds no memory meanwhile.
+    let opened = timeout(LOG_TIMEOUT, pods.log_stream(&runner.name, &parameters)).await;
+    let mut stream = pin!(opened.map_err(too_slow)?.map_err(CollectError::Log)?);
+    let reservation = budget.reserve(LOG_MEMORY_BYTES).await;
+    let mut bytes = Vec::new();
+    let read = timeout(LOG_TIMEOUT, stream.read_to_end(&mut bytes)).await;
+    read.map_err(too_slow)?.map_err(CollectError::BrokenLog)?;
+    let text = String::from_utf8(bytes)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    Ok(Log { text, _reservation: reservation })
 }
 
 /// Returns the last metrics in the log of a runner.

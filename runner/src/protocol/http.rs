@@ -44,8 +44,10 @@ async fn read_unexpected(
     let status = response.status();
     let message = format!("{} returned {}", prepared.name, describe_status(status, headers));
     let message = match response.read_start_of_body(buffer, MAX_ERROR_BODY).await {
-        Ok((_, body)) => with_words(message, &body),
-        Err(failure) => format!("{message}, and its body broke off: {}", failure.message),
+        (body, Err(failure)) if body.is_empty() => {
+            format!("{message}, and its body broke off: {}", failure.message)
+        }
+        (body, _) => with_words(message, &body),
     };
     Failure::new(ErrorKind::Http(status), message)
 }

@@ -22,8 +22,10 @@ use crate::{
     net::{stream::MeteredStream, timestamped_socket::ConnectionStats},
     prepare::check::HeaderField,
     protocol::{
-        chat::event_stream::AfterEvent, chunked::ChunkedDecoder, content_encoding::ContentEncoding,
-        target_words::with_words,
+        chat::event_stream::AfterEvent,
+        chunked::ChunkedDecoder,
+        content_encoding::ContentEncoding,
+        target_words::{STATUS_HEADERS, with_words},
     },
 };
 
@@ -234,10 +236,10 @@ fn parse_head(
         None => BodyFraming::UntilClose,
     };
     let keep_alive = keep_alive && framing != BodyFraming::UntilClose;
-    let is_redirect = (300..400).contains(&status);
-    let is_kept = |h: &&Header<'_>| keep_headers || h.name.eq_ignore_ascii_case("location");
+    let explains = |h: &&Header<'_>| STATUS_HEADERS.iter().any(|n| h.name.eq_ignore_ascii_case(n));
+    let is_kept = |h: &&Header<'_>| keep_headers || explains(h);
     let copied = |h: &Header<'_>| (h.name.to_ascii_lowercase(), h.value.to_vec());
-    let headers = if keep_headers || is_redirect {
+    let headers = if keep_headers || status >= 300 {
         response.headers.iter().filter(is_kept).map(copied).collect()
     } else {
         Vec::new()

@@ -20,6 +20,7 @@ use crate::{
     prepare::check::HeaderField,
     protocol::{
         chat::event_stream::AfterEvent, content_encoding::ContentEncoding, send_error::SendError,
+        target_words::STATUS_HEADERS,
     },
 };
 
@@ -77,7 +78,7 @@ impl Drop for StreamPermit {
 pub(crate) struct Http2Response {
     pub(crate) status: u16,
     pub(crate) encoding: ContentEncoding,
-    /// All headers, if the caller asked for them. Otherwise only the location of a redirect.
+    /// All headers, if the caller asked for them. Otherwise only those of [`STATUS_HEADERS`].
     pub(crate) headers: Vec<HeaderField>,
     body: RecvStream,
     stats: Rc<ConnectionStats>,
@@ -234,17 +235,17 @@ impl Http2Connection {
         on_first_byte(self.stats.last_read.get());
         let encoding = head.headers.get(header::CONTENT_ENCODING);
         let headers = head.headers.iter();
-        let is_redirect = head.status.is_redirection();
-        let is_kept = |n: &header::HeaderName| keep_headers || *n == header::LOCATION;
+        let status = head.status.as_u16();
+        let is_kept = |n: &header::HeaderName| keep_headers || STATUS_HEADERS.contains(&n.as_str());
         let copied = || {
             let kept = headers.filter(|(n, _)| is_kept(n));
             kept.map(|(n, v)| (n.as_str().to_owned(), v.as_bytes().to_vec()))
         };
         Ok(Http2Response {
-            status: head.status.as_u16(),
+            status,
             encoding: encoding
                 .map_or_else(ContentEncoding::default, |v| ContentEncoding::parse(v.as_bytes())),
-            headers: if keep_headers || is_redirect { copied().collect() } else { Vec::new() },
+            headers: if keep_headers || status >= 300 { copied().collect() } else { Vec::new() },
             body,
             stats: Rc::clone(&self.stats),
             _permit: permit,

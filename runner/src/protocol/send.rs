@@ -1,6 +1,10 @@
 //! Sends one HTTP request of a user, over HTTP/1.1 or HTTP/2, and reads the head of its response.
 
-use std::{ops::ControlFlow, rc::Rc, time::Instant};
+use std::{
+    ops::ControlFlow,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use bytes::BytesMut;
 
@@ -20,6 +24,9 @@ use crate::{
 
 /// How often a request may be sent, as long as the target has not processed it.
 const MAX_ATTEMPTS: u32 = 4;
+
+/// Maximum time to read the body of a response that failed. Some targets never end it.
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A response with a body that is not read yet.
 pub(super) enum IncomingResponse<'a> {
@@ -112,12 +119,13 @@ impl IncomingResponse<'_> {
         self.read_raw_body(buffer, |_, _| Ok(ControlFlow::Continue(()))).await
     }
 
-    /// Reads the body and keeps its first bytes, decoded. Returns the time of its last byte.
+    /// Reads the body of a response that failed, and returns its first bytes, decoded. Fails if the body breaks off, or
+    /// does not end in time; the bytes that came before are returned all the same.
     pub(super) async fn read_start_of_body(
         self,
         buffer: &mut BytesMut,
         length: usize,
-    ) -> Result<(Instant, Vec<u8>), Failure> {
+    ) -> (Vec<u8>, Result<(), Failure>) {
         let mut decoder = BodyDecoder::new(self.encoding());
         let mut start = Vec::new();
         let mut is_decoded = true;
@@ -133,15 +141,19 @@ impl IncomingResponse<'_> {
             }
             Ok(ControlFlow::Continue(()))
         };
-        let last = self.read_raw_body(buffer, on_data).await?;
-        if is_decoded {
+        let read = tokio::time::timeout(ERROR_BODY_TIMEOUT, self.read_raw_body(buffer, on_data));
+        let result = read.await.map_or_else(
+            |_| Err(Failure::new(ErrorKind::TimeoutBody, "its rest did not come within 1 s")),
+            |read| read.map(drop),
+        );
+        if is_decoded && result.is_ok() {
             let _ = decoder.finish(|plain| {
                 start.extend_from_slice(plain);
                 Ok(ControlFlow::Continue(()))
             });
         }
         start.truncate(length);
-        Ok((last, start))
+        (start, result)
     }
 }
 

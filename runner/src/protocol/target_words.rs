@@ -68,17 +68,29 @@ pub(crate) fn shorten(text: &str) -> String {
     )
 }
 
+const LOCATION: &str = "location";
+
+/// Headers that explain a status from 300 on.
+pub(crate) const STATUS_HEADERS: [&str; 3] = [LOCATION, "www-authenticate", "retry-after"];
+
 /// Returns a status as `status 302 (location: /login)`.
 pub(crate) fn describe_status(status: u16, headers: &[(String, Vec<u8>)]) -> String {
-    let location = headers.iter().find(|(name, _)| name == "location");
-    match location.filter(|_| (300..400).contains(&status)) {
-        Some((_, to)) => {
-            // The query is left out because it may hold a credential.
-            let to = String::from_utf8_lossy(to);
-            let to = to.split(['?', '#']).next().unwrap_or_default();
-            format!("status {status} (location: {})", shorten(to))
-        }
-        None => format!("status {status}"),
+    let is_shown = |name: &str| match status {
+        300..400 => name == LOCATION,
+        400.. => name != LOCATION && STATUS_HEADERS.contains(&name),
+        _ => false,
+    };
+    let shown = headers.iter().filter(|(name, _)| is_shown(name)).map(|(name, value)| {
+        let value = String::from_utf8_lossy(value);
+        // The query is left out because it may hold a credential.
+        let is_url = name == LOCATION;
+        let end = value.find(['?', '#']).filter(|_| is_url).unwrap_or(value.len());
+        format!("{name}: {}", shorten(value.get(..end).unwrap_or_default()))
+    });
+    let shown: Vec<String> = shown.collect();
+    match shown.as_slice() {
+        [] => format!("status {status}"),
+        shown => format!("status {status} ({})", shown.join(", ")),
     }
 }
 
@@ -187,6 +199,21 @@ mod tests {
         assert_eq!(shown("  "), None);
         assert_eq!(describe_body(&[0x1f, 0x8b, 8, 0, 0, 0]), None);
         assert!(shown(&"word ".repeat(500)).unwrap().len() <= MAX_LENGTH);
+    }
+
+    #[test]
+    fn headers_explain_a_status() {
+        let headers = [
+            ("location", "/login?next=x"),
+            ("www-authenticate", "Bearer error=\"invalid_token\""),
+            ("retry-after", "30"),
+        ];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()));
+        assert_eq!(describe_status(200, &headers), "status 200");
+        assert_eq!(describe_status(302, &headers), "status 302 (location: /login)");
+        let text = "status 401 (www-authenticate: Bearer error=\"invalid_token\", retry-after: 30)";
+        assert_eq!(describe_status(401, &headers), text);
+        assert_eq!(describe_status(500, &headers[..1]), "status 500");
     }
 
     #[test]

@@ -310,12 +310,18 @@ async fn content_encodings_that_are_none_change_nothing() {
 
 #[tokio::test]
 async fn an_error_keeps_its_status_when_its_body_breaks_off() {
-    let cut = "HTTP/1.1 503 Busy\r\ncontent-length: 50\r\n\r\nno upstream";
-    let steps = vec![send(cut), Step::Close];
-    for task in [get(), chat()] {
-        let (kind, message) = run_bad(task, steps.clone()).await;
-        assert_eq!(kind, "http_503", "{message}");
-        assert!(message.contains("its body broke off"), "{message}");
+    let head = "HTTP/1.1 503 Busy\r\ncontent-length: 50\r\n\r\n";
+    let cut = &format!("{head}no upstream");
+    for (steps, words) in [
+        (vec![send(cut), Step::Close], "no upstream"),
+        (vec![send(cut), Step::Hang], "no upstream"),
+        (vec![send(head), Step::Close], "its body broke off"),
+    ] {
+        for task in [get(), chat()] {
+            let (kind, message) = run_bad(task, steps.clone()).await;
+            assert_eq!(kind, "http_503", "{message}");
+            assert!(message.contains(words), "{message}");
+        }
     }
     let slow = json!({"http": {"path": "/", "timeout": "300ms"}});
     let (kind, message) = run_bad(slow, vec![send(cut), Step::Hang]).await;
