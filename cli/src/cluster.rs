@@ -49,6 +49,15 @@ impl Cluster {
     }
 }
 
+/// Returns false for an error that another try does not help: no rights, or an object that this version can't read.
+fn may_succeed_later(error: &anyhow::Error) -> bool {
+    match error.downcast_ref::<kube::Error>() {
+        Some(kube::Error::Api(status)) => !matches!(status.code, 401 | 403),
+        Some(kube::Error::SerdeError(_)) => false,
+        _ => true,
+    }
+}
+
 /// A client for the cluster of the current context, and the namespace of the context.
 async fn connect() -> anyhow::Result<(Client, String)> {
     let config = Config::infer().await.map_err(|error| describe_config_error(&error))?;

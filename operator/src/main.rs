@@ -114,7 +114,7 @@ fn parse_peers(text: &str) -> Result<Peers, String> {
 }
 
 fn main() -> ExitCode {
-    // The kernel would fill gaps in the memory with huge pages, hours after the start: memory then grows by 2 MiB at a time.
+    // As in runners: the kernel fills gaps in the memory with huge pages, long after the start.
     // A kernel without huge pages refuses this, which is fine.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     match Arguments::parse().command {

@@ -40,10 +40,10 @@ pub enum ErrorKind {
     CheckHeader,
     /// The JSON body of the response failed a check.
     CheckJson,
-    /// A response with status 200 reports an error: an error event, a JSON error, or a finish reason
+    /// A response with a successful status reports an error: an error event, a JSON error, or a finish reason
     /// with which the target gives up.
     StreamError,
-    /// A stream ended without its end mark.
+    /// A stream ended without a finish reason and without its end mark.
     StreamCut,
     /// A stream held an event that can't be parsed.
     StreamMalformed,
@@ -124,9 +124,7 @@ impl fmt::Display for ErrorKind {
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) kind: ErrorKind,
-    /// Description for users. Parts of a response appear only as an error event of the target or as
-    /// a value that a check found. They are truncated, and values that look like credentials are
-    /// hidden.
+    /// Description for users. Parts of a response in it are truncated, and values that look like credentials are hidden.
     pub(crate) message: String,
 }
 

@@ -51,7 +51,7 @@ struct RunArguments {
 }
 
 fn main() -> ExitCode {
-    // The kernel would fill gaps in the memory with huge pages, hours after the start: a runner of 10 MiB then takes 2 MiB more.
+    // The kernel fills gaps in the memory with huge pages, long after the start. A runner of 10 MiB then takes up to 2 MiB more.
     // A kernel without huge pages refuses this, which is fine.
     let _ = rustix::thread::disable_transparent_huge_pages(true);
     tracing_subscriber::fmt().json().with_writer(std::io::stdout).init();

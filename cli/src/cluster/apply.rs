@@ -12,7 +12,7 @@ use loadtest_core::{
     resource::{LoadTest, LoadTestStatus, Phase},
 };
 
-use super::{Cluster, watch::follow_test};
+use super::{Cluster, POLL_INTERVAL, watch::follow_test};
 use crate::{
     arguments::{ApplyArguments, OutputFormat},
     exit::Exit,
@@ -23,8 +23,6 @@ use crate::{
 
 /// Time that a deleted LoadTest and its pods get to go away.
 const DELETE_TIMEOUT: Duration = Duration::from_mins(2);
-/// Time between two reads of a LoadTest that is being deleted.
-const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// The field manager of what this command writes.
 const FIELD_MANAGER: &str = "loadtest-cli";
 

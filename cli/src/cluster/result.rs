@@ -10,7 +10,7 @@ use loadtest_core::{
 };
 use loadtest_report::RunResult;
 
-use super::{Cluster, MAX_OUTAGE, POLL_INTERVAL, RESPONSE_TIMEOUT};
+use super::{Cluster, MAX_OUTAGE, POLL_INTERVAL, RESPONSE_TIMEOUT, may_succeed_later};
 use crate::{
     arguments::{OutputArguments, OutputFormat},
     output::eprint_line,
@@ -97,7 +97,7 @@ pub(super) async fn result_of_ended(
         let found = tokio::time::timeout(RESPONSE_TIMEOUT, found).await;
         match found.map_err(anyhow::Error::from).and_then(|found| found) {
             Ok(stored) => break stored,
-            Err(error) if Instant::now() < end => {
+            Err(error) if may_succeed_later(&error) && Instant::now() < end => {
                 tracing::warn!(error = format!("{error:#}"), "trying again");
                 tokio::time::sleep(POLL_INTERVAL).await;
             }

@@ -16,7 +16,7 @@ use loadtest_core::{
 };
 
 use super::{
-    Cluster,
+    Cluster, may_succeed_later,
     result::{find_result, find_stored, result_of_ended},
     runners::{Runners, is_forbidden},
 };
@@ -79,12 +79,13 @@ async fn feed_page(
     let mut last_phase = None;
     let result = loop {
         ticks.tick().await;
-        let test = match cluster.tests.get_opt(name).await {
+        let test = match cluster.tests.get_opt(name).await.map_err(anyhow::Error::from) {
             Ok(test) => test,
-            Err(error) => {
+            Err(error) if may_succeed_later(&error) => {
                 tracing::warn!(%error, "the LoadTest can't be read; trying again");
                 continue;
             }
+            Err(error) => return Err(error.context("the LoadTest can't be read")),
         };
         // A LoadTest that replaces this one is another test.
         let test = test.filter(|test| test.metadata.uid.as_deref() == uid);
@@ -184,12 +185,13 @@ async fn show_stored(
     let mut ticks = tokio::time::interval(5 * UPDATE_INTERVAL);
     loop {
         ticks.tick().await;
-        let test = match cluster.tests.get_opt(name).await {
+        let test = match cluster.tests.get_opt(name).await.map_err(anyhow::Error::from) {
             Ok(test) => test,
-            Err(error) => {
+            Err(error) if may_succeed_later(&error) => {
                 tracing::warn!(%error, "the LoadTest can't be read; trying again");
                 continue;
             }
+            Err(error) => return Err(error.context("the LoadTest can't be read")),
         };
         if test.as_ref().is_none_or(is_over) {
             return Ok(());

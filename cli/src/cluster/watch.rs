@@ -12,7 +12,9 @@ use loadtest_core::{
     resource::{LoadTest, LoadTestStatus, Phase, Verdict},
 };
 
-use super::{Cluster, MAX_OUTAGE, POLL_INTERVAL, RESPONSE_TIMEOUT, result::write_result};
+use super::{
+    Cluster, MAX_OUTAGE, POLL_INTERVAL, RESPONSE_TIMEOUT, may_succeed_later, result::write_result,
+};
 use crate::{
     arguments::{OutputArguments, WatchArguments},
     exit::Exit,
@@ -77,7 +79,7 @@ async fn poll_status(
             // `watch`.
             Err(error)
                 if uid.is_some()
-                    && may_pass(&error)
+                    && may_succeed_later(&error)
                     && outage_start.get_or_insert_with(Instant::now).elapsed() < MAX_OUTAGE =>
             {
                 tracing::warn!(%error, "the LoadTest can't be read; trying again");
@@ -126,15 +128,6 @@ async fn poll_status(
         }
         last_status = status;
         tokio::time::sleep(POLL_INTERVAL).await;
-    }
-}
-
-/// Returns false for an error that another try does not help: no rights, or an object that this version can't read.
-fn may_pass(error: &anyhow::Error) -> bool {
-    match error.downcast_ref::<kube::Error>() {
-        Some(kube::Error::Api(status)) => !matches!(status.code, 401 | 403),
-        Some(kube::Error::SerdeError(_)) => false,
-        _ => true,
     }
 }
 

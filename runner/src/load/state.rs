@@ -67,7 +67,7 @@ pub(crate) struct ThreadState {
     ended_user_seconds: Cell<f64>,
     /// Sum of the start times of the active users, in seconds since the start of the load.
     active_start_seconds: Cell<f64>,
-    /// Number of active users by the end of their interval.
+    /// Number of active users whose interval ends before the load, by that end.
     interval_ends: RefCell<BTreeMap<Instant, u32>>,
     /// CPU time of this thread at the start of the load and, later, at its end.
     cpu_times: Cell<(Duration, Option<Duration>)>,
@@ -256,20 +256,28 @@ impl ThreadState {
         at.saturating_duration_since(self.load_start.get()).as_secs_f64()
     }
 
-    fn add_active_user(&self, began: Instant, until: Instant) {
-        *self.interval_ends.borrow_mut().entry(until).or_default() += 1;
+    /// Adds an active user. Returns true if its interval ends before the load.
+    fn add_active_user(&self, began: Instant, until: Instant) -> bool {
+        let ends_early = until < self.load_end.get();
+        if ends_early {
+            *self.interval_ends.borrow_mut().entry(until).or_default() += 1;
+        }
         self.active_users.set(self.active_users.get() + 1);
         self.peak_users.set(self.peak_users.get().max(self.active_users.get()));
         let starts = self.active_start_seconds.get() + self.seconds_since_start(began);
         self.active_start_seconds.set(starts);
+        ends_early
     }
 
     /// Removes an active user. Its user-seconds end with its interval or with the load, even when
     /// its last request takes longer.
-    fn remove_active_user(&self, began: Instant, until: Instant) {
+    fn remove_active_user(&self, user: &ActiveUser<'_>) {
+        let ActiveUser { began, until, ends_early, .. } = *user;
         let ended = Instant::now().min(self.load_end.get()).min(until);
         self.active_users.set(self.active_users.get() - 1);
-        if let Entry::Occupied(mut entry) = self.interval_ends.borrow_mut().entry(until) {
+        if ends_early
+            && let Entry::Occupied(mut entry) = self.interval_ends.borrow_mut().entry(until)
+        {
             *entry.get_mut() -= 1;
             if *entry.get() == 0 {
                 entry.remove();
@@ -335,12 +343,13 @@ pub(crate) struct ActiveUser<'a> {
     state: &'a ThreadState,
     began: Instant,
     until: Instant,
+    ends_early: bool,
 }
 
 impl<'a> ActiveUser<'a> {
     pub(crate) fn new(state: &'a ThreadState, began: Instant, until: Instant) -> Self {
-        state.add_active_user(began, until);
-        Self { state, began, until }
+        let ends_early = state.add_active_user(began, until);
+        Self { state, began, until, ends_early }
     }
 }
 
@@ -349,6 +358,6 @@ impl Drop for ActiveUser<'_> {
         if std::thread::panicking() {
             self.state.has_user_panicked.set(true);
         }
-        self.state.remove_active_user(self.began, self.until);
+        self.state.remove_active_user(self);
     }
 }

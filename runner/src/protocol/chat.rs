@@ -85,6 +85,8 @@ struct StreamState {
     answer_bytes: u64,
     usage: Usage,
     finish_reason: Option<FinishReason>,
+    /// The failure of a target that gave up.
+    given_up: Option<Failure>,
     /// True when an event was part of a chat completion.
     is_chat: bool,
     /// True when an event held a choice.
@@ -151,12 +153,17 @@ impl FinishReason {
             || matches!(reason, "insufficient_system_resource" | "time_out")
     }
 
-    fn check(self) -> Result<(), Failure> {
-        if self.is_failure() {
-            let message = format!("target gave up: finish_reason is {:?}", self.as_str());
-            return Err(Failure::new(ErrorKind::StreamError, message));
+    /// Returns the failure of a target that gave up, with what else `value` says, which holds the reason.
+    fn failure(self, value: &[u8]) -> Option<Failure> {
+        if !self.is_failure() {
+            return None;
         }
-        Ok(())
+        let mut message = format!("target gave up: finish_reason is {:?}", self.as_str());
+        let words = describe_body(value);
+        if let Some(words) = words.filter(|words| !words.eq_ignore_ascii_case(self.as_str())) {
+            message += &format!(": {words}");
+        }
+        Some(Failure::new(ErrorKind::StreamError, message))
     }
 }
 
@@ -269,12 +276,11 @@ impl StreamState {
     fn read_chat(&mut self, chat: &ChatEvent<'_>, at: Instant) {
         // Servers report the usage once at the end, or in every event with growing numbers.
         self.usage.update(chat.usage);
-        if let Some(reason) = chat.finish_reason {
+        // With several choices, one that failed counts.
+        if let Some(reason) = chat.finish_reason.filter(|_| self.given_up.is_none()) {
             let reason = FinishReason::new(reason);
-            // With several choices, one that failed counts.
-            if !self.finish_reason.is_some_and(|before| before.is_failure()) {
-                self.finish_reason = Some(reason);
-            }
+            self.given_up = reason.failure(chat.finish_value);
+            self.finish_reason = Some(reason);
         }
         let TokenKinds { content, reasoning, tool } = chat.tokens;
         if !chat.tokens.any() {
@@ -295,8 +301,8 @@ impl StreamState {
     /// Returns an error unless the stream is complete: it ended with `[DONE]`, or cleanly after a
     /// finish reason.
     fn check_complete(&self, events: &EventStream) -> Result<(), Failure> {
-        if let Some(reason) = self.finish_reason {
-            return reason.check();
+        if self.finish_reason.is_some() {
+            return self.given_up.clone().map_or(Ok(()), Err);
         }
         let other_lines = events.other_lines();
         if !self.is_chat && !events.is_stream() {
@@ -401,7 +407,9 @@ fn read_whole(body: &[u8], last: Instant) -> Result<ChatResponse, Failure> {
         });
     }
     let finish_reason = chat.finish_reason.map(FinishReason::new);
-    finish_reason.map_or(Ok(()), FinishReason::check)?;
+    if let Some(failure) = finish_reason.and_then(|reason| reason.failure(chat.finish_value)) {
+        return Err(failure);
+    }
     let TokenKinds { content, reasoning, tool } = chat.tokens;
     let events = Tokens {
         output: u64::from(content),

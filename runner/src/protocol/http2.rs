@@ -30,10 +30,10 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Maximum number of concurrent streams until the settings of the target arrive.
 const INITIAL_MAX_STREAMS: usize = 100;
-/// Number of streams whose late frames are ignored after the load generator has given them up.
+/// Maximum number of streams that the load generator has given up and whose late frames it still ignores.
 const MAX_RESET_STREAMS: usize = 1000;
 
-/// Maximum time to read the rest of a body that nobody needs.
+/// Maximum time to read the unneeded rest of a body.
 const REST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// An HTTP/2 connection, for one user or for many.
@@ -273,7 +273,7 @@ impl Http2Response {
         Ok(self.stats.last_read.get())
     }
 
-    /// Reads the rest of a body that nobody needs, within [`REST_TIMEOUT`]. A reset of the stream,
+    /// Reads the unneeded rest of a body, within [`REST_TIMEOUT`]. A reset of the stream,
     /// which most targets end at once, would look like an attack to some of them.
     async fn read_rest(mut self) {
         let read = async {

@@ -24,6 +24,8 @@ pub(crate) struct ChatEvent<'a> {
     /// Length of content and tool calls, as JSON, in bytes.
     pub(crate) answer_bytes: usize,
     pub(crate) finish_reason: Option<&'a [u8]>,
+    /// The value that holds the finish reason: JSON of any type.
+    pub(crate) finish_value: &'a [u8],
     pub(crate) usage: Usage,
     /// The target's description of an error: JSON of any type.
     pub(crate) error: Option<&'a [u8]>,
@@ -169,17 +171,26 @@ impl<'a> ChatEvent<'a> {
 
     fn read_finish_reason(&mut self, scanner: &mut JsonScanner<'a>) -> Result<(), ScanError> {
         // SGLang's own form is an object such as {"type": "abort", "message": "…"}.
+        let whole = scanner.clone();
+        let (mut word, mut is_object) = (&b""[..], false);
         if scanner.peek()? == b'{' {
-            return scanner.object(|name, scanner| match name {
-                b"type" => self.read_finish_reason(scanner),
-                _ => scanner.value().map(drop),
-            });
+            is_object = true;
+            scanner.object(|name, scanner| {
+                let value = scanner.value()?;
+                if name == b"type" {
+                    word = value;
+                }
+                Ok(())
+            })?;
+        } else {
+            word = scanner.value()?;
         }
-        if let [b'"', reason @ .., b'"'] = scanner.value()? {
+        if let [b'"', reason @ .., b'"'] = word {
             let is_none =
                 [&b""[..], b"null", b"none"].iter().any(|none| reason.eq_ignore_ascii_case(none));
             if !is_none {
                 self.finish_reason = Some(reason);
+                self.finish_value = if is_object { whole.clone().value()? } else { word };
             }
         }
         Ok(())

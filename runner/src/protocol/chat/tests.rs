@@ -180,6 +180,13 @@ fn a_target_that_gives_up_is_a_failure() {
 }
 
 #[test]
+fn a_target_that_gives_up_has_its_own_words() {
+    let message_of = |reason| failure_of(&[TOKEN, &STOP.replace("stop", reason), DONE]).1;
+    assert!(message_of("error: CUDA out of memory").ends_with("error: CUDA out of memory"));
+    assert_eq!(message_of("ABORTED"), "target gave up: finish_reason is \"aborted\"");
+}
+
+#[test]
 fn a_finish_reason_may_be_an_object() {
     let event = |reason: &str| {
         STOP.replace(
@@ -187,7 +194,9 @@ fn a_finish_reason_may_be_an_object() {
             &format!("{{\"type\":\"{reason}\",\"message\":\"KV cache is full\"}}"),
         )
     };
-    assert_eq!(failure_of(&[TOKEN, &event("abort"), DONE]).0, ErrorKind::StreamError);
+    let (kind, message) = failure_of(&[TOKEN, &event("abort"), DONE]);
+    assert_eq!(kind, ErrorKind::StreamError);
+    assert_eq!(message, "target gave up: finish_reason is \"abort\": KV cache is full");
     let found = response_of(&[TOKEN, &event("length"), DONE]);
     assert_eq!(found.finish_reason.unwrap().as_str(), "length");
 }
