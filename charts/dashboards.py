@@ -50,12 +50,16 @@ def percentiles(metric, labels, over_run=False):
 
 
 def error_share(labels, by=()):
-    """Failed requests and dropped arrivals as a share of completed requests and dropped arrivals."""
+    """Failed requests and dropped arrivals as a share of completed requests and dropped arrivals, as `errorRate` of the
+    status. Responses that are larger than a runner reads count in neither."""
     groups = f" by ({', '.join(by)}) " if by else ""
     failed = last(f'loadtest_requests_total{{{labels}, outcome=~"failure|timeout"}}')
     completed = last(f"loadtest_requests_total{{{labels}, {COMPLETED}}}")
     dropped = f"sum{groups}({last(f'loadtest_dropped_total{{{labels}}}')})"
-    return f"(sum{groups}({failed}) + {dropped}) / (sum{groups}({completed}) + {dropped})"
+    size_errors = last(f'loadtest_errors_total{{{labels}, kind="size_limit"}}')
+    # This series exists only if there was such a response.
+    rest = f"{dropped} - (sum{groups}({size_errors}) or 0 * {dropped})"
+    return f"(sum{groups}({failed}) + {rest}) / (sum{groups}({completed}) + {rest})"
 
 
 def targets(kind, queries, instant):

@@ -189,9 +189,8 @@ pub(crate) struct ReportArguments {
     /// be deleted, if its result was kept.
     #[arg(value_name = "FILE|NAME")]
     pub(crate) source: String,
-    /// Namespace of the LoadTest on the cluster [default: the namespace of the current context].
-    #[arg(short, long)]
-    pub(crate) namespace: Option<String>,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArguments,
     /// Exit code 1 for the verdict Warning too.
     #[arg(long)]
     pub(crate) strict: bool,
@@ -229,9 +228,8 @@ pub(crate) struct DiffArguments {
     /// The second result.
     #[arg(value_name = "NEW")]
     pub(crate) new: String,
-    /// Namespace of LoadTests on the cluster [default: the namespace of the current context].
-    #[arg(short, long)]
-    pub(crate) namespace: Option<String>,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArguments,
     /// Exit code 1 if a number is worse by more than the noise within the runs, and 3 if the runs can't be
     /// compared.
     #[arg(long)]
@@ -301,6 +299,27 @@ pub(crate) enum SchemaDocument {
     Result,
 }
 
+/// Which cluster, and which namespace of it.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct ClusterArguments {
+    /// Namespace on the cluster [default: that of the file, if it has one, then that of the context].
+    #[arg(short, long)]
+    pub(crate) namespace: Option<String>,
+    /// Context of the kubeconfig [default: the current context].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// The kubeconfig [default: the files in KUBECONFIG, or else ~/.kube/config].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+}
+
+impl ClusterArguments {
+    /// Returns true if any of them is given.
+    pub(crate) const fn is_given(&self) -> bool {
+        self.namespace.is_some() || self.context.is_some() || self.kubeconfig.is_some()
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct ApplyArguments {
     /// File that contains the LoadTest; - for the standard input.
@@ -312,9 +331,8 @@ pub(crate) struct ApplyArguments {
     /// Name of the LoadTest, if the file contains several.
     #[arg(long)]
     pub(crate) name: Option<String>,
-    /// Namespace of the LoadTest [default: that of the file, then that of the current context].
-    #[arg(short, long)]
-    pub(crate) namespace: Option<String>,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArguments,
     /// Sets a field of the spec, such as load.users=50.
     #[arg(long, value_name = "PATH=VALUE")]
     pub(crate) set: Vec<String>,
@@ -334,11 +352,10 @@ pub(crate) struct ApplyArguments {
 
 #[derive(Debug, Args)]
 pub(crate) struct ListArguments {
-    /// Namespace [default: the namespace of the current context].
-    #[arg(short, long, conflicts_with = "all_namespaces")]
-    pub(crate) namespace: Option<String>,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArguments,
     /// Lists the LoadTests of all namespaces.
-    #[arg(short = 'A', long)]
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
     pub(crate) all_namespaces: bool,
 }
 
@@ -346,18 +363,16 @@ pub(crate) struct ListArguments {
 pub(crate) struct CancelArguments {
     /// Name of the LoadTest.
     pub(crate) name: String,
-    /// Namespace of the LoadTest [default: the namespace of the current context].
-    #[arg(short, long)]
-    pub(crate) namespace: Option<String>,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArguments,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct LogsArguments {
     /// Name of the LoadTest.
     pub(crate) name: String,
-    /// Namespace of the LoadTest [default: the namespace of the current context].
-    #[arg(short, long)]
-    pub(crate) namespace: Option<String>,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArguments,
     /// Prints new lines as they come, until the runners have ended or until Ctrl-C.
     #[arg(short, long)]
     pub(crate) follow: bool,
@@ -370,9 +385,8 @@ pub(crate) struct LogsArguments {
 pub(crate) struct UiArguments {
     /// Name of the LoadTest. If it is gone, the page shows the result that was kept.
     pub(crate) name: String,
-    /// Namespace of the LoadTest [default: the namespace of the current context].
-    #[arg(short, long)]
-    pub(crate) namespace: Option<String>,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArguments,
     /// Address of the page, such as 8089 or 0.0.0.0:8089. Without an IP address, only this machine can open
     /// the page.
     #[arg(long, value_name = "ADDR", default_value = "8089", value_parser = crate::live::parse_address)]
@@ -383,9 +397,8 @@ pub(crate) struct UiArguments {
 pub(crate) struct WatchArguments {
     /// Name of the LoadTest.
     pub(crate) name: String,
-    /// Namespace of the LoadTest [default: the namespace of the current context].
-    #[arg(short, long)]
-    pub(crate) namespace: Option<String>,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArguments,
     /// Exit code 1 for the verdict Warning too.
     #[arg(long)]
     pub(crate) strict: bool,

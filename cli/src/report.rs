@@ -16,7 +16,7 @@ pub(crate) use self::diff::print_difference;
 #[cfg(feature = "fuzzing")]
 pub(crate) use self::diff::{format_comparison, format_markdown};
 use crate::{
-    arguments::{ReportArguments, SchemaArguments, SchemaDocument},
+    arguments::{ClusterArguments, ReportArguments, SchemaArguments, SchemaDocument},
     cluster::read_stored_result,
     exit::Exit,
     output::eprint_line,
@@ -30,8 +30,8 @@ pub(crate) fn report_result(
     arguments: &ReportArguments,
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
-    let ReportArguments { source, namespace, strict, outputs } = arguments;
-    let result = match read_source(source, namespace.as_deref())? {
+    let ReportArguments { source, cluster, strict, outputs } = arguments;
+    let result = match read_source(source, cluster)? {
         Ok(result) => result,
         Err(message) => {
             eprint_line(&format!("loadtest: {message}"));
@@ -65,20 +65,23 @@ pub(crate) fn report_result(
 ///
 /// # Errors
 /// When the cluster has no such result, or can't be asked.
-fn read_source(source: &str, namespace: Option<&str>) -> anyhow::Result<Result<RunResult, String>> {
-    if is_file(source, namespace.is_some()) {
+fn read_source(
+    source: &str,
+    cluster: &ClusterArguments,
+) -> anyhow::Result<Result<RunResult, String>> {
+    if is_file(source, cluster.is_given()) {
         return Ok(read_result(Path::new(source)).map_err(|error| format!("{source}: {error:#}")));
     }
-    read_stored_result(source, namespace).map(Ok)
+    read_stored_result(source, cluster).map(Ok)
 }
 
-/// Returns true if the user means a file: it exists, or it has the form of a path. With a namespace, a file must have the
-/// form of a path: others are names of LoadTests.
-fn is_file(source: &str, has_namespace: bool) -> bool {
+/// Returns true if the user means a file: it exists, or it has the form of a path. If options name a cluster, a file must
+/// have the form of a path: others are names of LoadTests.
+fn is_file(source: &str, names_cluster: bool) -> bool {
     let path = Path::new(source);
     let is_json = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
     let is_path = source.contains(std::path::MAIN_SEPARATOR);
-    is_path || if has_namespace { is_json && path.is_file() } else { is_json || path.is_file() }
+    is_path || if names_cluster { is_json && path.is_file() } else { is_json || path.is_file() }
 }
 
 fn read_result(file: &Path) -> anyhow::Result<RunResult> {

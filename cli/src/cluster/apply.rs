@@ -54,11 +54,13 @@ pub(crate) fn apply_test(arguments: &ApplyArguments, out: &mut impl Write) -> an
         );
         return Ok(Exit::BadInput);
     }
-    let namespace = arguments.namespace.as_ref().or(test.metadata.namespace.as_ref());
+    let mut arguments_of_cluster = arguments.cluster.clone();
+    let namespace = &mut arguments_of_cluster.namespace;
+    *namespace = namespace.take().or_else(|| test.metadata.namespace.clone());
     super::block_on(async {
-        let cluster = Cluster::connect(namespace.map(String::as_str)).await?;
+        let cluster = Cluster::connect(&arguments_of_cluster).await?;
         object["metadata"]["namespace"] = cluster.namespace.clone().into();
-        let mut before = cluster.tests.get_opt(name).await.context("the LoadTest can't be read")?;
+        let mut before = cluster.get_test(name).await.context("the LoadTest can't be read")?;
         if let Some(old) = before.take_if(|old| has_ended(old)) {
             if !arguments.replace {
                 anyhow::bail!(
@@ -99,7 +101,7 @@ async fn delete_test(cluster: &Cluster, test: &LoadTest) -> anyhow::Result<()> {
     deleted.with_context(|| format!("LoadTest {name} can't be deleted"))?;
     let end = Instant::now() + DELETE_TIMEOUT;
     while Instant::now() < end {
-        let found = cluster.tests.get_opt(name).await.context("the LoadTest can't be read")?;
+        let found = cluster.get_test(name).await.context("the LoadTest can't be read")?;
         if found.is_none_or(|found| found.metadata.uid.as_ref() != Some(uid)) {
             return Ok(());
         }

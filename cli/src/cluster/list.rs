@@ -11,15 +11,13 @@ use crate::{arguments::ListArguments, exit::Exit, output::eprint_line, render::f
 
 /// Prints one line for each LoadTest, the newest first.
 pub(crate) fn list_tests(arguments: &ListArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
-    let ListArguments { namespace, all_namespaces } = arguments;
+    let ListArguments { cluster, all_namespaces } = arguments;
     super::block_on(async {
-        let (client, default) = super::connect().await?;
-        let tests: Api<LoadTest> = if *all_namespaces {
-            Api::all(client)
-        } else {
-            Api::namespaced(client, namespace.as_deref().unwrap_or(&default))
-        };
+        let (client, namespace) = super::connect(cluster).await?;
+        let tests: Api<LoadTest> =
+            if *all_namespaces { Api::all(client) } else { Api::namespaced(client, &namespace) };
         let found = tests.list(&ListParams::default()).await;
+        let found = found.map_err(super::explain_error);
         let mut found = found.context("the LoadTests can't be listed")?.items;
         if found.is_empty() {
             eprint_line("no LoadTests found");

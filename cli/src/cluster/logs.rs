@@ -14,16 +14,16 @@ use loadtest_core::{
     resource::UID_LABEL,
 };
 
-use super::Cluster;
+use super::{Cluster, explain_error};
 use crate::{arguments::LogsArguments, exit::Exit, output::eprint_line};
 
 /// Prints the logs of the runners, each line after the index of its runner. The lines that carry a
 /// runner's last metrics are left out: they are for the operator.
 pub(crate) fn print_logs(arguments: &LogsArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
-    let LogsArguments { name, namespace, follow, tail } = arguments;
+    let LogsArguments { name, cluster, follow, tail } = arguments;
     super::block_on(async {
-        let cluster = Cluster::connect(namespace.as_deref()).await?;
-        let test = cluster.tests.get(name).await.with_context(|| {
+        let cluster = Cluster::connect(cluster).await?;
+        let test = cluster.tests.get(name).await.map_err(explain_error).with_context(|| {
             format!("LoadTest {name} in namespace {} can't be read", cluster.namespace)
         })?;
         let uid = test.uid().unwrap_or_default();

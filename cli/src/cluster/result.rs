@@ -10,9 +10,11 @@ use loadtest_core::{
 };
 use loadtest_report::RunResult;
 
-use super::{Cluster, MAX_OUTAGE, POLL_INTERVAL, RESPONSE_TIMEOUT, may_succeed_later};
+use super::{
+    Cluster, MAX_OUTAGE, POLL_INTERVAL, RESPONSE_TIMEOUT, explain_error, may_succeed_later,
+};
 use crate::{
-    arguments::{OutputArguments, OutputFormat},
+    arguments::{ClusterArguments, OutputArguments, OutputFormat},
     output::eprint_line,
     outputs::write_outputs,
     render,
@@ -20,10 +22,13 @@ use crate::{
 
 /// Reads the latest result of a LoadTest, also after the LoadTest is gone. `name` is the name of the
 /// LoadTest or of the result.
-pub(crate) fn read_stored_result(name: &str, namespace: Option<&str>) -> anyhow::Result<RunResult> {
+pub(crate) fn read_stored_result(
+    name: &str,
+    cluster: &ClusterArguments,
+) -> anyhow::Result<RunResult> {
     super::block_on(async {
-        let (client, default) = super::connect().await?;
-        find_result(&client, namespace.unwrap_or(&default), name, None).await
+        let (client, namespace) = super::connect(cluster).await?;
+        find_result(&client, &namespace, name, None).await
     })
 }
 
@@ -59,7 +64,8 @@ pub(super) async fn find_stored(
     let label = format!("{NAME_LABEL}={}", name_label_of(name));
     let of_test = ListParams::default().labels(&label);
     let failed = || format!("the results in namespace {namespace} can't be read");
-    let mut objects = results.list(&of_test).await.with_context(failed)?.items;
+    let listed = results.list(&of_test).await.map_err(explain_error);
+    let mut objects = listed.with_context(failed)?.items;
     // An earlier LoadTest of this name may have left its result.
     objects
         .retain(|object| object.test.name == name && uid.is_none_or(|uid| object.test.uid == uid));

@@ -36,10 +36,10 @@ const UPDATES_PER_READ: u32 = 3;
 
 /// Serves the page of a test until Ctrl-C.
 pub(crate) fn show_page(arguments: &UiArguments) -> anyhow::Result<Exit> {
-    let UiArguments { name, namespace, address } = arguments;
+    let UiArguments { name, cluster, address } = arguments;
     super::block_on(async {
-        let cluster = Cluster::connect(namespace.as_deref()).await?;
-        let found = cluster.tests.get_opt(name).await.context("the LoadTest can't be read")?;
+        let cluster = Cluster::connect(cluster).await?;
+        let found = cluster.get_test(name).await.context("the LoadTest can't be read")?;
         if found.is_none() {
             // Fails if no result was kept either.
             find_result(&cluster.client, &cluster.namespace, name, None).await?;
@@ -79,7 +79,7 @@ async fn feed_page(
     let mut last_phase = None;
     let result = loop {
         ticks.tick().await;
-        let test = match cluster.tests.get_opt(name).await.map_err(anyhow::Error::from) {
+        let test = match cluster.get_test(name).await {
             Ok(test) => test,
             Err(error) if may_succeed_later(&error) => {
                 tracing::warn!(%error, "the LoadTest can't be read; trying again");
@@ -161,11 +161,15 @@ async fn show_run(cluster: &Cluster, test: &LoadTest, feed: &LiveFeed) -> anyhow
             Err(error) => tracing::warn!(error = format!("{error:#}"), "the runners can't be read"),
         }
         if update % UPDATES_PER_READ == 0 {
-            let now = cluster.tests.get_opt(name).await;
-            match now {
+            match cluster.get_test(name).await {
                 Ok(found) if found.as_ref().is_none_or(is_over) => return Ok(()),
                 Ok(_) => {}
-                Err(error) => tracing::warn!(%error, "the LoadTest can't be read; trying again"),
+                Err(error) => {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "the LoadTest can't be read; trying again"
+                    );
+                }
             }
         }
     }
@@ -185,7 +189,7 @@ async fn show_stored(
     let mut ticks = tokio::time::interval(5 * UPDATE_INTERVAL);
     loop {
         ticks.tick().await;
-        let test = match cluster.tests.get_opt(name).await.map_err(anyhow::Error::from) {
+        let test = match cluster.get_test(name).await {
             Ok(test) => test,
             Err(error) if may_succeed_later(&error) => {
                 tracing::warn!(%error, "the LoadTest can't be read; trying again");

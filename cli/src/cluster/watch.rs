@@ -28,10 +28,10 @@ const PICK_UP_TIME: Duration = Duration::from_secs(15);
 
 /// Prints the progress of a test until it is over, then its result.
 pub(crate) fn watch_test(arguments: &WatchArguments, out: &mut impl Write) -> anyhow::Result<Exit> {
-    let WatchArguments { name, namespace, strict, outputs } = arguments;
+    let WatchArguments { name, cluster, strict, outputs } = arguments;
     check_outputs(outputs)?;
     super::block_on(async {
-        let cluster = Cluster::connect(namespace.as_deref()).await?;
+        let cluster = Cluster::connect(cluster).await?;
         follow_test(&cluster, name, None, *strict, outputs, out).await
     })
 }
@@ -65,15 +65,15 @@ async fn poll_status(
     outputs: &OutputArguments,
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
-    let Cluster { tests, namespace, .. } = cluster;
+    let namespace = &cluster.namespace;
     let mut last_status = LoadTestStatus::default();
     let mut lines = ProgressLines::default();
     let mut outage_start: Option<Instant> = None;
     let began = Instant::now();
     let mut is_told = false;
     loop {
-        let response = tokio::time::timeout(RESPONSE_TIMEOUT, tests.get_opt(name)).await;
-        let found = match response.map_err(anyhow::Error::from).and_then(|found| Ok(found?)) {
+        let response = tokio::time::timeout(RESPONSE_TIMEOUT, cluster.get_test(name)).await;
+        let found = match response.map_err(anyhow::Error::from).flatten() {
             Ok(found) => found,
             // Runners don't need the API server during a test, so a short outage must not end
             // `watch`.
@@ -82,7 +82,10 @@ async fn poll_status(
                     && may_succeed_later(&error)
                     && outage_start.get_or_insert_with(Instant::now).elapsed() < MAX_OUTAGE =>
             {
-                tracing::warn!(%error, "the LoadTest can't be read; trying again");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "the LoadTest can't be read; trying again"
+                );
                 tokio::time::sleep(POLL_INTERVAL).await;
                 continue;
             }

@@ -19,10 +19,10 @@ pub(crate) fn print_difference(
     arguments: &DiffArguments,
     out: &mut impl Write,
 ) -> anyhow::Result<Exit> {
-    let DiffArguments { base, new, namespace, strict, format } = arguments;
+    let DiffArguments { base, new, cluster, strict, format } = arguments;
     let mut results = Vec::new();
     for source in [base, new] {
-        match read_source(source, namespace.as_deref())? {
+        match read_source(source, cluster)? {
             Ok(result) => results.push(result),
             Err(message) => {
                 eprint_line(&format!("loadtest: {message}"));

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::{
     catalog::{COUNTERS, LABELLED, LAGS, LatencyMetric, Merge, RUNNER, Since},
     histogram::{Bucket, LatencyHistogram},
-    run_metrics::Metrics,
+    run_metrics::{CpuTimes, Metrics},
     task::TaskMetrics,
 };
 
@@ -59,7 +59,30 @@ impl Metrics {
             };
             (info.field.set)(&mut difference, value);
         }
+        if let Some(most) = self.most_cpu_times_since(earlier) {
+            difference.busy_seconds = most.busy_seconds;
+            difference.throttled_seconds = most.throttled_seconds;
+        }
         difference
+    }
+
+    /// The largest CPU times that any runner took since `earlier`, by the times of each runner. `None` if one of the
+    /// snapshots does not have them. The difference of the largest sums would be too small: it misses a runner that is held
+    /// up after another one was held up for longer.
+    fn most_cpu_times_since(&self, earlier: &Self) -> Option<CpuTimes> {
+        let is_known = !earlier.cpu_times.is_empty() || earlier.elapsed_seconds <= 0.0;
+        let changes = self.cpu_times.iter().map(|(index, now)| {
+            let before = earlier.cpu_times.get(index).copied().unwrap_or_default();
+            CpuTimes {
+                busy_seconds: now.busy_seconds - before.busy_seconds,
+                throttled_seconds: now.throttled_seconds - before.throttled_seconds,
+            }
+        });
+        let most = changes.fold(CpuTimes::default(), |a, b| CpuTimes {
+            busy_seconds: a.busy_seconds.max(b.busy_seconds),
+            throttled_seconds: a.throttled_seconds.max(b.throttled_seconds),
+        });
+        (is_known && !self.cpu_times.is_empty()).then_some(most)
     }
 
     /// What was added since `earlier`, an older snapshot of the same runner, and the present values of
@@ -106,6 +129,7 @@ impl Metrics {
             (lag.get_mut)(&mut copy).clone_from((lag.get)(self));
         }
         copy.copy_runner_numbers(self);
+        copy.cpu_times.clone_from(&self.cpu_times);
         copy
     }
 }
@@ -305,9 +329,38 @@ mod tests {
 
     use super::*;
     use crate::metrics::{
+        PackedMetrics,
         catalog::LATENCIES,
         task::{Latencies, Outcome, Tokens},
     };
+
+    #[test]
+    fn an_interval_has_the_runner_that_was_held_up_the_most_in_it() {
+        let snapshot = |elapsed_seconds: f64, throttled: [f64; 2]| {
+            let times = |(index, throttled_seconds)| {
+                (index, CpuTimes { busy_seconds: elapsed_seconds / 4.0, throttled_seconds })
+            };
+            Metrics {
+                elapsed_seconds,
+                busy_seconds: elapsed_seconds / 4.0,
+                throttled_seconds: throttled[0].max(throttled[1]),
+                cpu_times: (0..).zip(throttled).map(times).collect(),
+                ..Metrics::default()
+            }
+        };
+        let (early, late) = (snapshot(60.0, [3.0, 0.0]), snapshot(70.0, [3.0, 2.0]));
+        let window = late.since(&early);
+        assert_eq!((window.throttled_seconds, window.busy_seconds), (2.0, 2.5));
+        let packed = PackedMetrics::of(&late).unpack().since(&early);
+        let whole = late.since(&Metrics::default());
+        // A process that was restarted does not know the times of each runner.
+        let unknown = Metrics { cpu_times: BTreeMap::new(), ..early };
+        let restarted = late.since(&unknown);
+        assert_eq!(
+            (packed.throttled_seconds, whole.throttled_seconds, restarted.throttled_seconds),
+            (2.0, 3.0, 0.0)
+        );
+    }
 
     /// Metrics without a zero. Written without `..`, so that a new field shows here.
     fn filled() -> TaskMetrics {

@@ -33,7 +33,7 @@ pub(crate) use histogram::{is_zero, rank_of, round_seconds};
 pub use history::RunnerHistory;
 pub use merge::RunnerNumbers;
 pub use packed::{PackedMetrics, PackedSteps};
-pub use run_metrics::{GeneratorMetrics, Identity, Metrics, RunnerMetrics, RunnerState};
+pub use run_metrics::{CpuTimes, GeneratorMetrics, Identity, Metrics, RunnerMetrics, RunnerState};
 pub use statistic::{Statistic, StatisticError};
 #[cfg(feature = "control")]
 pub use step::{HistoryStep, apply_steps};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     catalog::{COUNTERS, LABELLED, LAGS, RUNNER},
     histogram::{Bucket, LatencyHistogram, MAX_BUCKET},
-    run_metrics::Metrics,
+    run_metrics::{CpuTimes, Metrics},
     task::{Latencies, TaskMetrics},
 };
 
@@ -38,6 +38,12 @@ impl PackedMetrics {
         for info in &RUNNER {
             writer.float((info.field.get)(metrics));
         }
+        writer.number(metrics.cpu_times.len() as u64);
+        for (index, times) in &metrics.cpu_times {
+            writer.number(u64::from(*index));
+            writer.float(times.busy_seconds);
+            writer.float(times.throttled_seconds);
+        }
         Self { elapsed_seconds: metrics.elapsed_seconds, bytes: writer.0.into() }
     }
 
@@ -54,6 +60,11 @@ impl PackedMetrics {
         }
         for info in &RUNNER {
             (info.field.set)(&mut metrics, reader.float());
+        }
+        for _ in 0..reader.number() {
+            let index = u32::try_from(reader.number()).unwrap_or_default();
+            let (busy_seconds, throttled_seconds) = (reader.float(), reader.float());
+            metrics.cpu_times.insert(index, CpuTimes { busy_seconds, throttled_seconds });
         }
         metrics
     }

@@ -39,6 +39,19 @@ pub struct Metrics {
     /// How each runner did as a load generator, by its name. Filled by
     /// [`Self::merge_runner`].
     pub runners: BTreeMap<String, GeneratorMetrics>,
+    /// CPU times of each runner, by its index. Only in snapshots of several runners that are judged over time: with these,
+    /// [`Self::since`] finds the runner that was held up the most in an interval. Not stored.
+    #[serde(skip)]
+    pub cpu_times: BTreeMap<u32, CpuTimes>,
+}
+
+/// CPU times of one runner.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CpuTimes {
+    /// See [`Metrics::busy_seconds`].
+    pub busy_seconds: f64,
+    /// See [`Metrics::throttled_seconds`].
+    pub throttled_seconds: f64,
 }
 
 /// The measurements that show whether one runner was able to make its load.
@@ -75,6 +88,11 @@ impl Metrics {
     pub fn completed_requests(&self) -> u64 {
         let tasks = self.tasks.values();
         tasks.fold(0, |sum, task| sum.saturating_add(task.completed_requests()))
+    }
+
+    /// The CPU times: of one runner, or the largest ones of several.
+    pub const fn own_cpu_times(&self) -> CpuTimes {
+        CpuTimes { busy_seconds: self.busy_seconds, throttled_seconds: self.throttled_seconds }
     }
 
     /// The measurements of the load generator: of all runners merged.

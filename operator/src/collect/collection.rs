@@ -93,7 +93,7 @@ impl Collection {
     ) -> Self {
         let judged = JudgedSum::resumed(stage_start);
         let mut restored = Self { judged, series: Some(series), ..Self::default() };
-        restored.judged.add_unjudged(&gone.metrics);
+        restored.judged.add_gone(&gone.metrics);
         for runner in runners {
             let index = runner.identity.index;
             if gone.runners.contains_key(&index) {
@@ -285,7 +285,7 @@ impl Collection {
 
     /// Adds everything that a runner has told, as a result or a log holds it.
     pub(crate) fn add_stored(&mut self, index: u32, runner: RunnerMetrics) {
-        self.all_sums().for_each(|sum| sum.add_unjudged(&runner.metrics));
+        self.all_sums().for_each(|sum| sum.add_unjudged(index, &runner.metrics));
         self.parts.insert(index, RunnerPart::stored(runner));
     }
 
@@ -341,7 +341,7 @@ impl Collection {
             for sum in
                 [Some(&mut self.judged), self.without_silent.as_deref_mut()].into_iter().flatten()
             {
-                sum.add_step(&run.valid, &step.runner.metrics, change);
+                sum.add_step(&run.valid, index, &step.runner.metrics, change);
             }
             part.add(&step);
         }

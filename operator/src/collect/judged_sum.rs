@@ -101,8 +101,14 @@ impl JudgedSum {
     }
 
     /// Adds a step of a runner, to be judged later.
-    pub(super) fn add_step(&mut self, valid: &ValidTest, step: &Metrics, change: RunnerNumbers) {
-        self.pending.add(valid, step, change);
+    pub(super) fn add_step(
+        &mut self,
+        valid: &ValidTest,
+        index: u32,
+        step: &Metrics,
+        change: RunnerNumbers,
+    ) {
+        self.pending.add(valid, index, step, change);
     }
 
     /// Notes that a runner tells everything until this second of the load in one step.
@@ -111,7 +117,13 @@ impl JudgedSum {
     }
 
     /// Adds everything that a runner has told. It is not judged.
-    pub(super) fn add_unjudged(&mut self, metrics: &Metrics) {
+    pub(super) fn add_unjudged(&mut self, index: u32, metrics: &Metrics) {
+        self.sum.open().cpu_times.insert(index, metrics.own_cpu_times());
+        self.add_gone(metrics);
+    }
+
+    /// Adds everything that runners have told which are gone. It is not judged.
+    pub(super) fn add_gone(&mut self, metrics: &Metrics) {
         self.sum.open().merge_samples(metrics);
         self.numbers.add(RunnerNumbers::of(metrics));
     }
@@ -120,7 +132,9 @@ impl JudgedSum {
     pub(super) fn remove(&mut self, told: &Metrics, numbers: RunnerNumbers) {
         self.numbers.add(RunnerNumbers::default().change_since(numbers));
         let sum = self.sum.open();
+        let cpu_times = std::mem::take(&mut sum.cpu_times);
         *sum = sum.since(told);
+        sum.cpu_times = cpu_times;
     }
 
     /// Adds the slots up to the scope to the sum, in the order of time, and takes a snapshot for timeline

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use loadtest_core::{
-    metrics::{Metrics, RunnerNumbers},
+    metrics::{CpuTimes, Metrics, RunnerNumbers},
     plan::ValidTest,
 };
 
@@ -22,6 +22,8 @@ struct Slot {
     added: Metrics,
     /// Change of the numbers of whole runners.
     change: RunnerNumbers,
+    /// CPU times of the runners at their last steps in this slot, by index.
+    cpu_times: BTreeMap<u32, CpuTimes>,
     /// Seconds of load at the end of the last step.
     elapsed: f64,
 }
@@ -38,11 +40,18 @@ impl Slots {
     }
 
     /// Adds a step of a runner.
-    pub(crate) fn add(&mut self, valid: &ValidTest, step: &Metrics, change: RunnerNumbers) {
+    pub(crate) fn add(
+        &mut self,
+        valid: &ValidTest,
+        index: u32,
+        step: &Metrics,
+        change: RunnerNumbers,
+    ) {
         let elapsed = step.elapsed_seconds;
         let slot = Arc::make_mut(self.0.entry(key_of(valid, elapsed)).or_default());
         slot.added.merge_samples(step);
         slot.change.add(change);
+        slot.cpu_times.insert(index, step.own_cpu_times());
         slot.elapsed = slot.elapsed.max(elapsed);
     }
 
@@ -66,6 +75,7 @@ impl Slots {
 impl Slot {
     fn add_to(&self, sum: &mut Metrics, numbers: &mut RunnerNumbers) {
         sum.merge_samples(&self.added);
+        sum.cpu_times.extend(&self.cpu_times);
         numbers.add(self.change);
     }
 }

@@ -19,7 +19,10 @@ use crate::{
     measure::recorder::{OpenedConnection, RequestEvents, RequestTimes},
     net::connector::{ConnectState, ConnectStep},
     prepare::plan::PreparedKind,
-    protocol::target_words::{MAX_ERROR_BODY, shorten},
+    protocol::{
+        http1::BodyFraming,
+        target_words::{MAX_ERROR_BODY, shorten},
+    },
 };
 
 /// A request that begins later than this after its planned time was sent late.
@@ -52,6 +55,8 @@ impl RequestPhase {
 /// What has come of a response that is not complete.
 #[derive(Clone, Debug)]
 enum Progress {
+    /// The head, and with HTTP/1.1 how the body ends.
+    Head(Option<BodyFraming>),
     /// A WebSocket message that is not the awaited reply.
     OtherMessage(Bytes),
     /// The finish reason of a chat.
@@ -61,6 +66,14 @@ enum Progress {
 impl Progress {
     fn describe(&self) -> String {
         match self {
+            Self::Head(Some(BodyFraming::Length(length))) => {
+                format!("fewer bytes of the body came than the content-length {length} promises")
+            }
+            Self::Head(Some(BodyFraming::UntilClose)) => {
+                "the response has no content-length, and the target has not closed the connection"
+                    .to_owned()
+            }
+            Self::Head(_) => "the body has not ended".to_owned(),
             Self::OtherMessage(message) => {
                 let start = &message[..message.len().min(MAX_ERROR_BODY)];
                 let words = shorten(&String::from_utf8_lossy(start));
@@ -202,6 +215,7 @@ impl InFlightRequest {
     /// Forgets the first byte and the status of a redirect: those of the final response count.
     pub(crate) fn restart_first_byte(&self) {
         self.first_byte.set(None);
+        self.progress.take();
         self.status.set(0);
     }
 
@@ -219,9 +233,10 @@ impl InFlightRequest {
         }
     }
 
-    /// Sets the status of the response. With redirects, the last call counts.
-    pub(crate) fn set_status(&self, status: u16) {
+    /// Notes the status of the response, and with HTTP/1.1 how its body ends. With redirects, the last call counts.
+    pub(crate) fn note_head(&self, status: u16, framing: Option<BodyFraming>) {
         self.status.set(status);
+        *self.progress.borrow_mut() = Some(Progress::Head(framing));
     }
 
     /// Returns the status of the response, if it has come.
@@ -349,15 +364,21 @@ impl InFlightRequest {
                 let awaited = self.connect_state.step.get().awaited();
                 format!("no connection within {timeout}: {awaited}")
             }
-            _ => match (&*self.progress.borrow(), self.status()) {
-                (Some(progress), _) => {
-                    format!("no complete response within {timeout}: {}", progress.describe())
-                }
-                (None, Some(status @ 400..)) => {
-                    format!("no complete response within {timeout}, after status {status}")
-                }
-                (None, _) => format!("no complete response within {timeout}"),
-            },
+            (RequestPhase::AwaitingStream, ..) => format!(
+                "not sent within {timeout}: the target allows no more requests at once on this HTTP/2 connection"
+            ),
+            (phase, ..) => {
+                let status = self.status().map(|status| format!(", after status {status}"));
+                let missing = match &*self.progress.borrow() {
+                    Some(progress) => format!(": {}", progress.describe()),
+                    None if phase == RequestPhase::AwaitingResponse => ": nothing came".to_owned(),
+                    None => String::new(),
+                };
+                format!(
+                    "no complete response within {timeout}{}{missing}",
+                    status.unwrap_or_default()
+                )
+            }
         }
     }
 

@@ -44,6 +44,7 @@ impl ThreadSnapshot {
         let tasks = prepared.tasks.iter().zip(&self.tasks);
         Metrics {
             runners: BTreeMap::new(),
+            cpu_times: BTreeMap::new(),
             tasks: tasks.map(|(task, copy)| (task.name.clone(), copy.to_metrics())).collect(),
             schedule_lag: self.schedule_lag.to_latency_histogram(),
             event_loop_lag: self.event_loop_lag.to_latency_histogram(),

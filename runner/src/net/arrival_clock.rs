@@ -9,12 +9,14 @@ use std::{
 };
 
 use kernel_timestamps::{TimestampReader, enable_timestamps, keep_timestamps_enabled};
-use nix::sys::socket::{getsockopt, sockopt::GetStruct};
 use tokio::net::TcpStream;
 
 use crate::{
     machine::clock::machine_time,
-    net::poll_turns::{MAX_AGE, trusted_age},
+    net::{
+        poll_turns::{MAX_AGE, trusted_age},
+        tcp_info,
+    },
 };
 
 /// Maximum number of bytes of one read.
@@ -26,18 +28,6 @@ const MAX_READINGS: u32 = 3;
 /// A larger difference between two clock pairs means that the system clock was set. A smaller one
 /// is the error of the readings.
 const MIN_CLOCK_STEP: Duration = Duration::from_micros(50);
-/// The first kernel version that counts reordered packets.
-const MIN_KERNEL: (u32, u32) = (5, 4);
-
-/// The part of `tcp_info` that is read ends with the count of reordered packets.
-const REORDER_COUNT_OFFSET: usize = std::mem::offset_of!(libc::tcp_info, tcpi_rcv_ooopack);
-type TcpInfo = [u8; REORDER_COUNT_OFFSET + 4];
-
-#[derive(Clone, Copy)]
-struct GetTcpInfo;
-
-nix::getsockopt_impl!(GetTcpInfo, libc::IPPROTO_TCP, libc::TCP_INFO, TcpInfo, GetStruct<TcpInfo>);
-
 /// One moment on two clocks: the monotonic clock of this process, and the system clock that the
 /// kernel takes timestamps from.
 #[derive(Clone, Copy, Debug)]
@@ -142,13 +132,6 @@ fn arrival_time(
     (offset, at)
 }
 
-/// Returns true if a kernel of this release counts reordered packets.
-fn kernel_counts_reordering(release: &str) -> bool {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    let (major, minor) = (numbers.next(), numbers.next());
-    major.zip(minor).is_some_and(|pair| matches!(pair, (Ok(a), Ok(b)) if (a, b) >= MIN_KERNEL))
-}
-
 /// The number of reordered packets of a connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ReorderCount {
@@ -193,13 +176,11 @@ impl fmt::Debug for ArrivalClock {
 
 impl ArrivalClock {
     pub(crate) fn new() -> Rc<Self> {
-        let is_supported =
-            rustix::system::uname().release().to_str().is_ok_and(kernel_counts_reordering);
         Rc::new(Self {
             offset: Cell::new(ClockOffset::starting_at(ClockPair::read_precisely())),
             buffer: RefCell::new(vec![0; MAX_READ].into_boxed_slice()),
             reader: RefCell::new(TimestampReader::new()),
-            timestamp_socket: is_supported.then(keep_timestamps_enabled).flatten(),
+            timestamp_socket: tcp_info::is_supported().then(keep_timestamps_enabled).flatten(),
         })
     }
 
@@ -232,9 +213,7 @@ impl ArrivalClock {
             trusted_age(now),
             ClockPair::read_precisely,
             || {
-                let info = getsockopt(tcp, GetTcpInfo).ok();
-                let count =
-                    info.and_then(|info| info.last_chunk().copied()).map(u32::from_ne_bytes);
+                let count = tcp_info::reordered_packets(tcp);
                 reordering.set(reordering.get().update(count, now));
                 reordering.get().last_change
             },
@@ -402,15 +381,5 @@ mod tests {
             arrival_time(offset, Duration::ZERO, now, MAX_AGE, read_clocks, no_order_check).1,
             now
         );
-    }
-
-    #[test]
-    fn kernels_that_count_reordering_are_recognized() {
-        for release in ["5.4.0-150-generic", "5.10", "6.18.44-fc-v657", "10.0.1"] {
-            assert!(kernel_counts_reordering(release), "{release}");
-        }
-        for release in ["4.4.0", "5.3.18", "5", "", "gVisor"] {
-            assert!(!kernel_counts_reordering(release), "{release}");
-        }
     }
 }

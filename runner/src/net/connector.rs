@@ -103,6 +103,10 @@ pub(crate) struct Connector {
     next_address: Cell<usize>,
     /// Addresses that did not answer, and when. They are tried last for a while.
     silent_addresses: RefCell<Vec<(SocketAddr, Instant)>>,
+    /// True after the first TLS handshake that succeeded.
+    has_completed_handshake: Cell<bool>,
+    /// True after the first response.
+    has_responded: Cell<bool>,
     /// How many close frames of WebSockets in a row the target has not replied to.
     pub(crate) missed_closes: Cell<u32>,
 }
@@ -122,6 +126,8 @@ impl Connector {
             lookup_lock: tokio::sync::Mutex::new(()),
             next_address: Cell::new(first_address),
             silent_addresses: RefCell::default(),
+            has_completed_handshake: Cell::new(false),
+            has_responded: Cell::new(false),
             missed_closes: Cell::new(0),
         }
     }
@@ -142,8 +148,14 @@ impl Connector {
         Ok((stream, stats, steps))
     }
 
+    /// Notes a response of the target.
+    pub(crate) fn note_response(&self) {
+        self.has_responded.set(true);
+    }
+
     /// Adds to the failure of a new connection that the target asks for a client certificate, if it
-    /// does. With TLS 1.3, a target without one closes the connection after the handshake.
+    /// does. With TLS 1.3, a target without one closes the connection after the handshake. A target that has ever responded
+    /// needs no certificate.
     pub(crate) fn explain_failure(&self, mut failure: Failure) -> Failure {
         let is_asked = self
             .endpoint
@@ -151,7 +163,7 @@ impl Connector {
             .as_ref()
             .is_some_and(|tls| tls.settings.client_certificate.was_asked());
         let is_end = matches!(failure.kind, ErrorKind::Tls | ErrorKind::Reset);
-        if is_asked && is_end {
+        if is_asked && is_end && !self.has_responded.get() {
             failure.message +=
                 ". The target asks for a client certificate, and the load generator has none";
         }
@@ -244,8 +256,15 @@ impl Connector {
         };
         let session = session.map_err(|error| match &protocol {
             Some(protocol) if refuses_protocol(&error) => not_agreed(protocol),
+            // The target can agree with the load generator on TLS, so it closed for another reason.
+            _ if self.has_completed_handshake.get()
+                && error.kind() == io::ErrorKind::UnexpectedEof =>
+            {
+                Failure::new(ErrorKind::Reset, "target closed the connection in the TLS handshake")
+            }
             _ => Failure::new(ErrorKind::Tls, describe_tls_error(&error)),
         })?;
+        self.has_completed_handshake.set(true);
         steps.tls = Some(began.elapsed());
         let connection = session.get_ref().1;
         steps.is_tls_resumed = connection.handshake_kind() == Some(rustls::HandshakeKind::Resumed);

@@ -29,6 +29,15 @@ impl MeteredStream {
     pub(crate) const fn new(stream: MaybeTlsStream, stats: Rc<ConnectionStats>) -> Self {
         Self { stream, stats }
     }
+
+    /// See [`TimestampedSocket::was_closed_after`]. `count` is a number of bytes of the socket, after encryption.
+    pub(crate) fn was_closed_after(&self, count: u64) -> bool {
+        let socket = match &self.stream {
+            MaybeTlsStream::Plain(socket) => socket,
+            MaybeTlsStream::Tls(stream) => stream.get_ref().0,
+        };
+        socket.was_closed_after(count)
+    }
 }
 
 impl AsyncRead for MeteredStream {

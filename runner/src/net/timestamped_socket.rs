@@ -20,7 +20,13 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::net::arrival_clock::{ArrivalClock, MAX_READ, ReorderCount};
+use crate::net::{
+    arrival_clock::{ArrivalClock, MAX_READ, ReorderCount},
+    tcp_info,
+};
+
+/// The start of a connection is acknowledged as one byte (RFC 9293, 3.4).
+const SYN_LENGTH: u64 = 1;
 
 /// Times and byte counts of a connection.
 #[derive(Debug)]
@@ -33,6 +39,10 @@ pub(crate) struct ConnectionStats {
     pub(crate) bytes_received: Cell<u64>,
     /// Bytes written, before encryption.
     pub(crate) bytes_sent: Cell<u64>,
+    /// Bytes written to the socket, after encryption.
+    pub(crate) socket_bytes_sent: Cell<u64>,
+    /// True when the target has closed the connection in an orderly way (FIN).
+    is_closed: Cell<bool>,
     /// Bytes that [`Self::take_bytes`] has reported already: sent, received.
     bytes_reported: Cell<(u64, u64)>,
     reordering: Cell<ReorderCount>,
@@ -74,6 +84,8 @@ impl TimestampedSocket {
             last_read: Cell::new(now),
             bytes_received: Cell::new(0),
             bytes_sent: Cell::new(0),
+            socket_bytes_sent: Cell::new(0),
+            is_closed: Cell::new(false),
             bytes_reported: Cell::new((0, 0)),
             reordering: Cell::new(ReorderCount::new(now)),
             force_read: Cell::new(false),
@@ -91,8 +103,26 @@ impl TimestampedSocket {
             // Two readings of the clocks may differ by less than a microsecond, so the time must
             // not go back.
             stats.last_read.set(stats.last_read.get().max(at));
+        } else if room > 0 {
+            stats.is_closed.set(true);
         }
         Ok(n)
+    }
+
+    /// Returns true if it is certain that the target closed its end before any byte after the first `count` ones
+    /// reached it.
+    ///
+    /// The end of the connection (FIN) acknowledges all bytes that came before it. A reset does not, so it proves nothing.
+    pub(super) fn was_closed_after(&self, count: u64) -> bool {
+        let acknowledged = || tcp_info::acknowledged_bytes(&self.tcp);
+        self.stats.is_closed.get() && acknowledged().is_some_and(|n| n <= count + SYN_LENGTH)
+    }
+
+    fn count_sent(&self, sent: &io::Result<usize>) {
+        if let Ok(n) = sent {
+            let before = self.stats.socket_bytes_sent.get();
+            self.stats.socket_bytes_sent.set(before + *n as u64);
+        }
     }
 }
 
@@ -138,7 +168,8 @@ impl AsyncWrite for TimestampedSocket {
         context: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let tcp = &self.get_mut().tcp;
+        let this = self.get_mut();
+        let tcp = &this.tcp;
         loop {
             ready!(tcp.poll_write_ready(context))?;
             // The call of the C library is a cancellation point, and does more than the system call.
@@ -147,7 +178,10 @@ impl AsyncWrite for TimestampedSocket {
             });
             match sent {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                sent => return Poll::Ready(sent),
+                sent => {
+                    this.count_sent(&sent);
+                    return Poll::Ready(sent);
+                }
             }
         }
     }
@@ -157,7 +191,10 @@ impl AsyncWrite for TimestampedSocket {
         context: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().tcp).poll_write_vectored(context, buffers)
+        let this = self.get_mut();
+        let sent = ready!(Pin::new(&mut this.tcp).poll_write_vectored(context, buffers));
+        this.count_sent(&sent);
+        Poll::Ready(sent)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -207,6 +244,42 @@ mod tests {
             }
             assert!(attempt < 50, "{:?} too late", arrived - sent);
         }
+    }
+
+    /// Sends "first" and "hello" to a peer that does something before and after "hello" comes. Reads to the end, and returns
+    /// true if the peer is known to have closed before "hello" came.
+    async fn is_missed(
+        before: impl AsyncFnOnce(TcpStream) -> Option<TcpStream>,
+        after: impl AsyncFnOnce(TcpStream),
+    ) -> bool {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut peer, _) = listener.accept().await.unwrap();
+        let (mut socket, stats) = TimestampedSocket::new(tcp, ArrivalClock::new());
+        socket.write_all(b"first").await.unwrap();
+        peer.read_exact(&mut [0; 5]).await.unwrap();
+        let peer = before(peer).await;
+        socket.write_all(b"hello").await.unwrap();
+        assert_eq!(stats.socket_bytes_sent.get(), 10);
+        if let Some(peer) = peer {
+            after(peer).await;
+        }
+        let end = socket.read(&mut [0; 5]).await;
+        assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+        socket.was_closed_after(5)
+    }
+
+    #[tokio::test]
+    async fn a_close_before_the_bytes_came_is_told_apart() {
+        let keep = async |peer| Some(peer);
+        let close = async |peer| drop(peer);
+        assert!(is_missed(async |_closed| None, close).await);
+        // The bytes lie in the socket of the peer.
+        assert!(!is_missed(keep, close).await);
+        let read = async |mut peer: TcpStream| drop(peer.read_exact(&mut [0; 5]).await);
+        assert!(!is_missed(keep, read).await);
+        let reset = async |peer: TcpStream| peer.set_zero_linger().unwrap();
+        assert!(!is_missed(keep, reset).await);
     }
 
     #[tokio::test]

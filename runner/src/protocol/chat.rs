@@ -91,11 +91,29 @@ struct StreamState {
     is_chat: bool,
     /// True when an event held a choice.
     has_choice: bool,
+    timed_choice: TimedChoice,
     is_done: bool,
     /// The first event that says nothing about a chat, or the latest one with a message for people.
     other_event: Option<OtherEvent>,
     /// The text before the value of `choices` in an earlier event. It holds nothing that counts.
     head: Vec<u8>,
+}
+
+/// The choice that the times between tokens are of: the first one with a token. With `n`, a response has several choices,
+/// and a reader reads one of them.
+#[derive(Debug, Default)]
+struct TimedChoice {
+    index: Option<u32>,
+    has_others: bool,
+}
+
+impl TimedChoice {
+    /// Returns true if an event with a token is one of this choice.
+    fn is_in(&mut self, event: &ChatEvent<'_>) -> bool {
+        let index = *self.index.get_or_insert(event.choice_index);
+        self.has_others |= event.choice_count > 1 || event.choice_index != index;
+        event.choice_index == index
+    }
 }
 
 #[derive(Debug)]
@@ -203,6 +221,21 @@ impl ChatReader {
         }
     }
 
+    /// Returns the failure of a response that broke off at `last`. If the target had sent an error in place of a chat by then,
+    /// it is that error.
+    pub(crate) fn failure_of_early_end(self, failure: Failure, last: Instant) -> Failure {
+        let error = match self {
+            Self::Streamed(mut stream) => {
+                let StreamReader { events, state } = &mut *stream;
+                let rest = events.finish(last, &mut |event| state.read_event(&event));
+                let end = rest.and_then(|_| state.check_complete(events));
+                end.err().filter(|_| !state.is_chat)
+            }
+            Self::Whole(body) => read_whole(&body, last).err(),
+        };
+        error.filter(|error| error.kind == ErrorKind::StreamError).unwrap_or(failure)
+    }
+
     /// Ends a response that was read completely at `last`.
     pub(crate) fn finish(self, last: Instant) -> Result<ChatResponse, Failure> {
         match self {
@@ -252,8 +285,8 @@ impl StreamState {
         }
         if chat.has_choices || chat.usage != Usage::default() {
             self.is_chat |= chat.has_choices;
-            self.has_choice |= chat.has_choice;
-            if let Some(other) = self.other_event.as_mut().filter(|_| chat.has_choice) {
+            self.has_choice |= chat.has_choice();
+            if let Some(other) = self.other_event.as_mut().filter(|_| chat.has_choice()) {
                 other.may_be_the_end = false;
             }
             self.read_chat(&chat, event.at);
@@ -294,8 +327,12 @@ impl StreamState {
         }
         self.reasoning_bytes += chat.reasoning_bytes as u64;
         self.answer_bytes += chat.answer_bytes as u64;
-        let is_reasoning = reasoning && !content && !tool;
-        self.times.add(at, is_reasoning, chat.usage.completion);
+        if self.timed_choice.is_in(chat) {
+            let is_reasoning = reasoning && !content && !tool;
+            // The target counts the tokens of all choices together.
+            let reported = chat.usage.completion.filter(|_| !self.timed_choice.has_others);
+            self.times.add(at, is_reasoning, reported);
+        }
     }
 
     /// Returns an error unless the stream is complete: it ended with `[DONE]`, or cleanly after a
@@ -341,9 +378,10 @@ impl StreamState {
             tokens.reasoning.saturating_mul(MIN_BYTES_PER_TOKEN) > self.reasoning_bytes;
         // Some report the tokens of hidden reasoning as those of the answer. No token is shorter than a byte.
         let answer = tokens.output + tokens.tool;
+        let is_known = !self.timed_choice.has_others;
         self.times.share_tokens(EventTokens {
-            answer: Some(answer).filter(|tokens| *tokens <= self.answer_bytes),
-            reasoning: Some(tokens.reasoning).filter(|_| !is_summary),
+            answer: Some(answer).filter(|tokens| is_known && *tokens <= self.answer_bytes),
+            reasoning: Some(tokens.reasoning).filter(|_| is_known && !is_summary),
         });
         ChatResponse {
             first_token: self.times.first(),
@@ -400,7 +438,7 @@ fn read_whole(body: &[u8], last: Instant) -> Result<ChatResponse, Failure> {
             format!("error in the response: {words}"),
         ));
     }
-    if !chat.has_choice {
+    if !chat.has_choice() {
         return Err(match chat.other_api {
             Some(api) => not_chat(&format!("response is of {api}, not of chat completions")),
             None => not_chat("response has no choices"),

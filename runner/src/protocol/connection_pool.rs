@@ -291,6 +291,11 @@ impl ConnectionPool {
         shared.push(ConnectionSlot { connection, is_lost: false });
     }
 
+    /// Notes a response of the target.
+    pub(crate) fn note_response(&self) {
+        self.connector.note_response();
+    }
+
     /// Adds what is known about the target to a failure of a new connection.
     pub(crate) fn explain_failure(&self, failure: Failure) -> Failure {
         self.connector.explain_failure(failure)

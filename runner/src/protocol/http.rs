@@ -162,13 +162,16 @@ pub(crate) async fn perform_chat(
         }
         Ok(flow)
     });
-    let last = read.await.map_err(|failure| match failure.kind {
-        // A stream that has begun and then breaks off was cut, in the middle of a chunk as well as
-        // between events.
-        ErrorKind::Reset if prepared.stream => Failure { kind: ErrorKind::StreamCut, ..failure },
-        ErrorKind::Reset => failure,
-        _ => encoding.explain_failure(failure),
-    })?;
+    let last = match read.await {
+        Ok(last) => last,
+        Err(failure) if failure.kind == ErrorKind::Reset => {
+            // A stream that has begun and then breaks off was cut, in the middle of a chunk as well as
+            // between events.
+            let kind = if prepared.stream { ErrorKind::StreamCut } else { ErrorKind::Reset };
+            return Err(reader.failure_of_early_end(Failure { kind, ..failure }, Instant::now()));
+        }
+        Err(failure) => return Err(encoding.explain_failure(failure)),
+    };
     let response = reader.finish(last).map_err(|failure| encoding.explain_failure(failure))?;
     response.first_token.into_iter().for_each(|at| in_flight.mark_first_token(at));
     response.first_content.into_iter().for_each(|at| in_flight.mark_first_content(at));

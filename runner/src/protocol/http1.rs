@@ -44,14 +44,14 @@ pub(crate) struct ResponseHead {
     /// All headers, if the caller asked for them. Otherwise only the location of a redirect.
     pub(crate) headers: Vec<HeaderField>,
     /// How the body ends.
-    framing: BodyFraming,
+    pub(super) framing: BodyFraming,
     /// True when the connection can be used again after the body.
     pub(crate) keep_alive: bool,
 }
 
 /// How the end of a body is found (RFC 9112, 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum BodyFraming {
+pub(crate) enum BodyFraming {
     Length(u64),
     Chunked,
     UntilClose,

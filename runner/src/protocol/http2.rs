@@ -10,6 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use h2::{Reason, RecvStream, client::SendRequest};
 use http::{Request, header};
 use tokio::{sync::Notify, task::AbortHandle};
@@ -81,6 +82,7 @@ pub(crate) struct Http2Response {
     /// All headers, if the caller asked for them. Otherwise only those of [`STATUS_HEADERS`].
     pub(crate) headers: Vec<HeaderField>,
     body: RecvStream,
+    sender: SendRequest<Bytes>,
     stats: Rc<ConnectionStats>,
     _permit: StreamPermit,
 }
@@ -111,6 +113,22 @@ fn h2_failure(error: h2::Error) -> Failure {
         _ if error.is_reset() || error.is_go_away() => Failure::new(ErrorKind::Reset, error),
         _ => Failure::new(ErrorKind::Protocol, error),
     }
+}
+
+/// Describes the failure of a stream. If the connection ended, the message has the words of the target about it (GOAWAY).
+/// The error of the stream itself does not have them.
+fn stream_failure(error: h2::Error, sender: &SendRequest<Bytes>) -> Failure {
+    let is_end = error.is_io();
+    let mut failure = h2_failure(error);
+    if is_end
+        && failure.kind == ErrorKind::Reset
+        && let Some(Err(said)) = sender.clone().ready().now_or_never()
+        && said.is_go_away()
+        && said.reason() != Some(Reason::NO_ERROR)
+    {
+        failure.message = said.to_string();
+    }
+    failure
 }
 
 impl Http2Connection {
@@ -223,7 +241,7 @@ impl Http2Connection {
             Err(error) => {
                 // The target has reset the stream, whatever became of the connection.
                 let is_of_stream = error.is_reset();
-                let failure = h2_failure(error);
+                let failure = stream_failure(error, &sender);
                 return Err(match failure.kind {
                     ErrorKind::Reset if !is_of_stream && self.has_ended.get() => {
                         SendError::Ended(failure)
@@ -247,6 +265,7 @@ impl Http2Connection {
                 .map_or_else(ContentEncoding::default, |v| ContentEncoding::parse(v.as_bytes())),
             headers: if keep_headers || status >= 300 { copied().collect() } else { Vec::new() },
             body,
+            sender,
             stats: Rc::clone(&self.stats),
             _permit: permit,
         })
@@ -261,7 +280,7 @@ impl Http2Response {
     ) -> Result<Instant, Failure> {
         while let Some(data) = self.body.data().await {
             // A reset after the end of the response is no error here.
-            let data = data.map_err(h2_failure)?;
+            let data = data.map_err(|error| stream_failure(error, &self.sender))?;
             let flow = on_data(&data, self.stats.last_read.get())?;
             self.body.flow_control().release_capacity(data.len()).map_err(h2_failure)?;
             if flow.is_break() {

@@ -16,7 +16,7 @@ use crate::{
         chat::event_stream::AfterEvent,
         connection_pool::{Connection, ConnectionPool, ConnectionSlot},
         content_encoding::{BodyDecoder, ContentEncoding},
-        http1::{self, BodyEnd, BodyReader, Http1Connection, ResponseHead},
+        http1::{self, BodyEnd, BodyFraming, BodyReader, Http1Connection, ResponseHead},
         http2::{Http2Connection, Http2Response},
         send_error::SendError,
     },
@@ -45,6 +45,13 @@ impl IncomingResponse<'_> {
         match self {
             Self::Http1(_, head) => head.status,
             Self::Http2(response) => response.status,
+        }
+    }
+
+    const fn framing(&self) -> Option<BodyFraming> {
+        match self {
+            Self::Http1(_, head) => Some(head.framing),
+            Self::Http2(_) => None,
         }
     }
 
@@ -197,6 +204,7 @@ pub(super) async fn send_request<'a>(
             Ok(head) => break head,
             Err(error) => error,
         };
+        let may_repeat = request.is_idempotent || matches!(error, SendError::Missed(_));
         let is_last_attempt = attempt == MAX_ATTEMPTS;
         attempt += 1;
         match error {
@@ -213,12 +221,15 @@ pub(super) async fn send_request<'a>(
                     in_flight.clear_sent();
                 }
             }
-            SendError::Ended(_) if is_kept && request.is_idempotent && !is_last_attempt => {
+            // A new connection that the target closes at once is a failure.
+            SendError::Ended(_) | SendError::Missed(_)
+                if may_repeat && is_kept && !is_last_attempt =>
+            {
                 slot.stop_sending();
                 slot.discard();
                 in_flight.count_resend();
             }
-            SendError::Ended(failure) if is_kept => {
+            SendError::Ended(failure) | SendError::Missed(failure) if is_kept => {
                 let message =
                     format!("kept connection ended before the response began: {}", failure.message);
                 return Err(Failure::new(ErrorKind::StaleConnection, message));
@@ -227,6 +238,7 @@ pub(super) async fn send_request<'a>(
             error => return Err(pool.explain_failure(error.into_failure())),
         }
     };
+    pool.note_response();
     let response = match (&mut slot.connection, head) {
         (Some(Connection::Http1(open)), ReceivedHead::Http1(head)) => {
             IncomingResponse::Http1(open, head)
@@ -240,7 +252,7 @@ pub(super) async fn send_request<'a>(
         let message = "target switched to another protocol (status 101), which was not asked for";
         return Err(Failure::new(ErrorKind::Protocol, message));
     }
-    in_flight.set_status(response.status());
+    in_flight.note_head(response.status(), response.framing());
     Ok(response)
 }
 
@@ -254,6 +266,7 @@ async fn send_http1(
     in_flight.mark_sent();
     let before = open.stats.bytes_sent.get();
     let received = open.stats.bytes_received.get();
+    let socket_bytes_before = open.stats.socket_bytes_sent.get();
     let written = http1::write_request(&mut open.stream, &request.bytes).await;
     let written = match written {
         // Once a byte is written, the target may process the request.
@@ -279,10 +292,13 @@ async fn send_http1(
             Ok(head)
         }
         (Err(failure), Err(_)) | (Ok(()), Err(failure)) => {
-            if !has_response && failure.kind == ErrorKind::Reset {
-                return Err(SendError::Ended(failure));
+            if has_response || failure.kind != ErrorKind::Reset {
+                return Err(SendError::Failed(failure));
             }
-            Err(SendError::Failed(failure))
+            if open.stream.was_closed_after(socket_bytes_before) {
+                return Err(SendError::Missed(failure));
+            }
+            Err(SendError::Ended(failure))
         }
     }
 }

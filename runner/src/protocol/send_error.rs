@@ -12,6 +12,8 @@ pub(crate) enum SendError {
     Refused(Failure),
     /// The connection ended before the response began. The target may have processed the request.
     Ended(Failure),
+    /// The target had closed the connection before the request reached it, as TCP proves.
+    Missed(Failure),
     /// Any other failure.
     Failed(Failure),
 }
@@ -22,6 +24,7 @@ impl SendError {
             Self::Unsent(failure)
             | Self::Refused(failure)
             | Self::Ended(failure)
+            | Self::Missed(failure)
             | Self::Failed(failure) => failure,
         }
     }

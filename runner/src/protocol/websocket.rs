@@ -178,6 +178,7 @@ impl SessionSlot {
                 return Err(connector.explain_failure(failure));
             }
         }
+        connector.note_response();
         let upgraded = session.stats.last_read.get();
         steps.upgrade = Some(upgraded.saturating_duration_since(began));
         in_flight.mark_upgraded(upgraded);

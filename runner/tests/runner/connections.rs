@@ -131,6 +131,37 @@ async fn runner_lets_the_target_close_a_finished_connection() {
 }
 
 #[tokio::test]
+async fn a_post_that_reaches_no_connection_is_sent_again() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let requests: Arc<AtomicU64> = Arc::default();
+    let received = Arc::clone(&requests);
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let received = Arc::clone(&received);
+            tokio::spawn(async move {
+                let mut request = [0; 1024];
+                if socket.read(&mut request).await.is_ok_and(|n| n > 0) {
+                    received.fetch_add(1, Ordering::Relaxed);
+                    // The end of the connection leaves together with the response.
+                    rustix::net::sockopt::set_tcp_cork(&socket, true).unwrap();
+                    let response = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                    socket.write_all(response).await.unwrap();
+                }
+            });
+        }
+    });
+    let target = Target::start(Tls::None).await;
+    let mut plan = target.build_plan(4, json!({"path": "/", "method": "POST", "body": "x"})).await;
+    plan.test.target.http = Some(url);
+    let result = run_plan(plan).await;
+    let task = only_task(&result.metrics);
+    assert!(task.completed_requests() > 8 && task.failed_requests() == 0, "{:?}", task.errors);
+    let received = requests.load(Ordering::Relaxed);
+    assert!(task.completed_requests() <= received, "{received} {task:?}");
+}
+
+#[tokio::test]
 async fn http2_multiplexes_requests_on_one_shared_connection() {
     for tls in [Tls::None, Tls::Http2] {
         let target = Target::start(tls).await;

@@ -10,7 +10,10 @@ use loadtest_core::{
     resource::{ConnectionReuse, HttpVersion},
 };
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
 
 use crate::{
     harness::{load_model, only_task, plan_of_spec, run_plan},
@@ -75,6 +78,34 @@ async fn a_response_that_a_proxy_resets_is_no_success() {
     let (kind, message) = run_bad(plan_for(&url)).await;
     assert_eq!(kind, "reset", "{message}");
     assert!(message.contains("before the response was complete"), "{message}");
+}
+
+#[tokio::test]
+async fn the_end_of_a_connection_has_the_words_of_the_target() {
+    let frame = |kind: u8, payload: &[u8]| {
+        let length = u8::try_from(payload.len()).unwrap();
+        [&[0, 0, length, kind, 0, 0, 0, 0, 0], payload].concat()
+    };
+    let settings = frame(4, b"");
+    // GOAWAY: the last stream that the target has processed is the first one, and the code is ENHANCE_YOUR_CALM.
+    let go_away = frame(7, &[&[0, 0, 0, 1, 0, 0, 0, 11], b"too_many_pings".as_slice()].concat());
+    let url = start_target(move |mut socket| {
+        let (settings, go_away) = (settings.clone(), go_away.clone());
+        async move {
+            socket.write_all(&settings).await.unwrap();
+            let mut received = [0; 4096];
+            let _ = socket.read(&mut received).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            socket.write_all(&go_away).await.unwrap();
+            socket.shutdown().await.unwrap();
+            while socket.read(&mut received).await.is_ok_and(|n| n > 0) {}
+            Ok(())
+        }
+    })
+    .await;
+    let (kind, message) = run_bad(plan_for(&url)).await;
+    assert_eq!(kind, "reset", "{message}");
+    assert!(message.contains("too_many_pings"), "{message}");
 }
 
 #[tokio::test]

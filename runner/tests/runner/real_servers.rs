@@ -323,10 +323,45 @@ async fn an_error_keeps_its_status_when_its_body_breaks_off() {
             assert!(message.contains(words), "{message}");
         }
     }
+}
+
+#[tokio::test]
+async fn an_error_in_place_of_a_chat_is_told_if_the_body_breaks_off() {
+    let body = r#"{"error":{"message":"no such model"}}"#;
+    let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+    let response = format!("{head}{:x}\r\n{body}\r\n", body.len());
+    let whole = json!({"chat": {"models": ["m"], "messages": ["Hi"], "stream": false}});
+    for task in [chat(), whole] {
+        let (kind, message) = run_bad(task, vec![send(&response), Step::Close]).await;
+        assert_eq!(kind, "stream_error", "{message}");
+        assert!(message.contains("no such model"), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_timeout_says_what_is_missing() {
     let slow = json!({"http": {"path": "/", "timeout": "300ms"}});
-    let (kind, message) = run_bad(slow, vec![send(cut), Step::Hang]).await;
-    assert_eq!(kind, "timeout_body");
-    assert!(message.contains("after status 503"), "{message}");
+    let short = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nabc";
+    let endless = "HTTP/1.1 503 Busy\r\n\r\nabc";
+    let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n";
+    for (head, kind, words) in [
+        ("", "timeout_response", "300ms: nothing came"),
+        (
+            short,
+            "timeout_body",
+            "after status 200: fewer bytes of the body came than the content-length 4",
+        ),
+        (
+            endless,
+            "timeout_body",
+            "after status 503: the response has no content-length, and the target has not",
+        ),
+        (chunked, "timeout_body", "after status 200: the body has not ended"),
+    ] {
+        let (found, message) = run_bad(slow.clone(), vec![send(head), Step::Hang]).await;
+        assert_eq!(found, kind, "{message}");
+        assert!(message.contains(words), "{message}");
+    }
 }
 
 #[tokio::test]

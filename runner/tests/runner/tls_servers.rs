@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use loadtest_core::{
@@ -49,6 +49,14 @@ je1MAZDWw5ElooYR9kcqveT6Z5AyvbsqidJgZNU0OsnUkrWrim/HJSX+\n\
 -----END PRIVATE KEY-----",
 );
 
+/// Whether a server asks for a client certificate.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum ClientAuth {
+    None,
+    Optional,
+    Required,
+}
+
 /// A TLS server for `localhost`.
 struct TlsServer {
     url: String,
@@ -56,6 +64,8 @@ struct TlsServer {
     certificate: String,
     /// Number of handshakes that resumed a session.
     resumed: Arc<AtomicU64>,
+    /// True when it closes every third connection in the handshake.
+    is_busy: Arc<AtomicBool>,
 }
 
 /// Returns a new certificate for `localhost` and its key, in PEM form.
@@ -66,26 +76,25 @@ fn new_certificate() -> (String, String) {
 }
 
 impl TlsServer {
-    /// Starts a server that responds with status 200 to everything it reads. It asks for a client
-    /// certificate if `asks` is true.
+    /// Starts a server that responds with status 200 to everything it reads. It may ask for a
+    /// client certificate.
     async fn start(
         (certificate, key): (String, String),
         versions: &[&'static SupportedProtocolVersion],
-        asks: bool,
+        client_auth: ClientAuth,
     ) -> Self {
         let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
         let key = provider.key_provider.load_private_key(key).unwrap();
-        let verifier: Arc<dyn ClientCertVerifier> = if asks {
-            let mut roots = RootCertStore::empty();
-            roots.add(chain[0].clone()).unwrap();
-            let roots = Arc::new(roots);
-            WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider))
-                .build()
-                .unwrap()
-        } else {
-            Arc::new(NoClientAuth)
+        let mut roots = RootCertStore::empty();
+        roots.add(chain[0].clone()).unwrap();
+        let builder =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        let verifier: Arc<dyn ClientCertVerifier> = match client_auth {
+            ClientAuth::None => Arc::new(NoClientAuth),
+            ClientAuth::Optional => builder.allow_unauthenticated().build().unwrap(),
+            ClientAuth::Required => builder.build().unwrap(),
         };
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
@@ -97,13 +106,20 @@ impl TlsServer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
         let resumed = Arc::<AtomicU64>::default();
-        let counter = Arc::clone(&resumed);
+        let is_busy = Arc::<AtomicBool>::default();
+        let (counter, busy) = (Arc::clone(&resumed), Arc::clone(&is_busy));
         tokio::spawn(async move {
-            while let Ok((socket, _)) = listener.accept().await {
+            for number in 1_u64.. {
+                let Ok((mut socket, _)) = listener.accept().await else { return };
+                if busy.load(Ordering::Relaxed) && number.is_multiple_of(3) {
+                    // The client has sent its part of the handshake. With unread bytes, the end would be a reset.
+                    let _ = socket.read(&mut [0; 4096]).await;
+                    continue;
+                }
                 tokio::spawn(serve_connection(socket, acceptor.clone(), Arc::clone(&counter)));
             }
         });
-        Self { url, certificate, resumed }
+        Self { url, certificate, resumed, is_busy }
     }
 
     /// Builds a plan of two users for a second.
@@ -140,7 +156,7 @@ async fn serve_connection(
 
 #[tokio::test]
 async fn certificate_is_verified_as_the_spec_says() {
-    let server = TlsServer::start(new_certificate(), &[&TLS13, &TLS12], false).await;
+    let server = TlsServer::start(new_certificate(), &[&TLS13, &TLS12], ClientAuth::None).await;
     let (task, messages) = server.run(Tls::default()).await;
     assert_eq!(task.errors.get("tls"), Some(&task.completed_requests()));
     assert!(messages[0].contains("put its certificate into tls.caBundle"), "{messages:?}");
@@ -157,7 +173,7 @@ async fn certificate_is_verified_as_the_spec_says() {
 async fn a_certificate_of_version_1_is_named_and_can_be_accepted() {
     let (certificate, key) = VERSION_1;
     let pair = (certificate.to_owned(), key.to_owned());
-    let server = TlsServer::start(pair, &[&TLS13], false).await;
+    let server = TlsServer::start(pair, &[&TLS13], ClientAuth::None).await;
     let (task, messages) =
         server.run(Tls { ca_bundle: Some(new_certificate().0), ..Tls::default() }).await;
     assert_eq!(task.errors.get("tls"), Some(&task.completed_requests()));
@@ -169,7 +185,7 @@ async fn a_certificate_of_version_1_is_named_and_can_be_accepted() {
 #[tokio::test]
 async fn a_target_that_asks_for_a_client_certificate_is_named() {
     for version in [&TLS12, &TLS13] {
-        let server = TlsServer::start(new_certificate(), &[version], true).await;
+        let server = TlsServer::start(new_certificate(), &[version], ClientAuth::Required).await;
         let tls = Tls { ca_bundle: Some(server.certificate.clone()), ..Tls::default() };
         let (task, messages) = server.run(tls).await;
         assert_eq!(task.completed_requests(), task.failed_requests());
@@ -179,8 +195,24 @@ async fn a_target_that_asks_for_a_client_certificate_is_named() {
 }
 
 #[tokio::test]
+async fn a_close_in_some_handshakes_is_no_matter_of_certificates() {
+    let server = TlsServer::start(new_certificate(), &[&TLS13], ClientAuth::Optional).await;
+    server.is_busy.store(true, Ordering::Relaxed);
+    let tls = Tls { ca_bundle: Some(server.certificate.clone()), ..Tls::default() };
+    let mut plan = server.plan(tls).await;
+    plan.threads = 1;
+    plan.test.target.connections = ConnectionReuse::PerRequest;
+    let result = run_plan(plan).await;
+    let errors = &only_task(&result.metrics).errors;
+    assert!(errors["reset"] > 2, "{errors:?}");
+    assert_eq!(errors.values().sum::<u64>(), errors["reset"], "{errors:?}");
+    let messages: Vec<String> = result.examples.into_values().collect();
+    assert_eq!(messages, ["target closed the connection in the TLS handshake"]);
+}
+
+#[tokio::test]
 async fn sessions_are_resumed_as_the_spec_says() {
-    let server = TlsServer::start(new_certificate(), &[&TLS13, &TLS12], false).await;
+    let server = TlsServer::start(new_certificate(), &[&TLS13, &TLS12], ClientAuth::None).await;
     for resumption in
         [SessionResumption::PerUser, SessionResumption::Never, SessionResumption::Shared]
     {

@@ -126,6 +126,21 @@ fn a_window_that_fell_into_a_restart_is_judged() {
 }
 
 #[test]
+fn a_window_has_the_throttling_of_each_runner() {
+    let (mut collection, targets) = (Collection::default(), targets());
+    let mut runners = [TestRunner::new(0), TestRunner::new(1)];
+    for second in 1..=60 {
+        // The first runner was held up for longer, but before the responses became slow.
+        runners[0].metrics.metrics.throttled_seconds = 5.0;
+        if (31..=40).contains(&second) {
+            runners[1].metrics.metrics.throttled_seconds += 0.3;
+        }
+        collect_at(&mut collection, &mut runners, &targets, [second]);
+    }
+    assert_eq!(verdict(&collection, &targets), Verdict::Inconclusive);
+}
+
+#[test]
 fn a_gap_of_two_minutes_leaves_no_hole() {
     let targets = targets();
     let mut runners = [TestRunner::new(0), TestRunner::new(1)];

@@ -15,8 +15,10 @@ use super::{
 pub(crate) struct ChatEvent<'a> {
     /// True when it has the member `choices`, so that it is part of a chat completion.
     pub(crate) has_choices: bool,
-    /// True when a choice is in it.
-    pub(crate) has_choice: bool,
+    /// Number of choices in it.
+    pub(crate) choice_count: u32,
+    /// The index of the first choice in it. A request may ask for several choices at once (`n`).
+    pub(crate) choice_index: u32,
     /// The kinds of tokens in it.
     pub(crate) tokens: TokenKinds,
     /// Length of the text of reasoning, as JSON, in bytes.
@@ -69,7 +71,20 @@ struct ErrorSigns<'a> {
     is_named_error: bool,
 }
 
+/// Reads a small number; other values are zero.
+fn number(value: &[u8]) -> u32 {
+    if value == b"0" {
+        return 0;
+    }
+    std::str::from_utf8(value).ok().and_then(|digits| digits.parse().ok()).unwrap_or_default()
+}
+
 impl<'a> ChatEvent<'a> {
+    /// Returns true when a choice is in it.
+    pub(crate) const fn has_choice(&self) -> bool {
+        self.choice_count > 0
+    }
+
     /// Reads an object.
     pub(crate) fn parse(text: &'a [u8]) -> Result<Self, ScanError> {
         Self::parse_after(text, &[])
@@ -156,7 +171,7 @@ impl<'a> ChatEvent<'a> {
         event.is_named_error = event.error.is_some() || signs.is_named_error;
         event.message = signs.message;
         if event.error.is_none() {
-            event.error = signs.error(event.has_choices, event.has_choice, text);
+            event.error = signs.error(event.has_choices, event.has_choice(), text);
         }
         Ok(event)
     }
@@ -197,7 +212,8 @@ impl<'a> ChatEvent<'a> {
     }
 
     fn read_choice(&mut self, scanner: &mut JsonScanner<'a>) -> Result<(), ScanError> {
-        self.has_choice = true;
+        self.choice_count += 1;
+        let is_first = self.choice_count == 1;
         let (mut has_delta, mut message) = (false, None);
         read_members(scanner, |name, scanner| match name {
             b"delta" => {
@@ -212,6 +228,10 @@ impl<'a> ChatEvent<'a> {
             b"text" => {
                 self.answer_bytes += text_length(scanner.clone().value()?);
                 self.tokens.content |= read_has_text(scanner)?;
+                Ok(())
+            }
+            b"index" if is_first => {
+                self.choice_index = number(scanner.value()?);
                 Ok(())
             }
             b"finish_reason" => self.read_finish_reason(scanner),

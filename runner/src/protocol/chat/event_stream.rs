@@ -228,9 +228,10 @@ impl EventStream {
     }
 }
 
-/// Returns true for the data that ends a chat stream.
-pub(crate) const fn is_done(data: &[u8]) -> bool {
-    data.eq_ignore_ascii_case(DONE)
+/// Returns true for the data that ends a chat stream. Some servers write it as a JSON string.
+pub(crate) fn is_done(data: &[u8]) -> bool {
+    let text = data.strip_prefix(b"\"").and_then(|data| data.strip_suffix(b"\""));
+    text.unwrap_or(data).eq_ignore_ascii_case(DONE)
 }
 
 #[cfg(test)]
@@ -305,6 +306,7 @@ mod tests {
         assert!(stream.read(b"data: 1\n\ndata: [DO", at, &mut on_event).unwrap().is_continue());
         assert!(stream.read(b"NE]", at, &mut on_event).unwrap().is_break());
         assert_eq!(events, 2);
+        assert!(is_done(b"\"[DONE]\"") && !is_done(b"\"[DONE]"));
     }
 
     #[test]

@@ -92,6 +92,21 @@ fn tokens_of_one_event_share_its_gap() {
 }
 
 #[test]
+fn gaps_are_those_of_one_choice() {
+    let choice = |index: u32| format!("{{\"index\":{index},\"delta\":{{\"content\":\"Hi\"}}}}");
+    let event = |choices: &[String]| format!("data: {{\"choices\":[{}]}}\n\n", choices.join(","));
+    let (first, second) = (event(&[choice(0)]), event(&[choice(1)]));
+    // A step of the model every 20 ms. The usage counts the tokens of both choices.
+    assert_eq!(
+        gaps_of(&[&first, &second, &first, &second, &first, &second, &usage(6), DONE]),
+        [(20.0, 1), (20.0, 1)]
+    );
+    let both = event(&[choice(0), choice(1)]);
+    assert_eq!(gaps_of(&[&both, &both, &both, &usage(6), DONE]), [(10.0, 1), (10.0, 1)]);
+    assert_eq!(response_of(&[&both, &both, &usage(4), DONE]).tokens.output, 4);
+}
+
+#[test]
 fn tokens_that_are_never_sent_shorten_no_gap() {
     let hidden = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":93,\"total_tokens\":98,\"completion_tokens_details\":{\"reasoning_tokens\":90}}}\n\n";
     let apart = hidden.replace("\"completion_tokens\":93", "\"completion_tokens\":3");
