@@ -60,11 +60,11 @@ impl Runners {
         }
     }
 
-    /// Asks every runner that is alive. Returns how many answered.
+    /// Asks every runner whose pod runs.
     ///
     /// # Errors
     /// When the pods can't be listed, or when the user may not forward ports.
-    pub(super) async fn ask_all(&mut self) -> anyhow::Result<usize> {
+    pub(super) async fn ask_all(&mut self) -> anyhow::Result<AnswerCount> {
         let selector = ListParams::default().labels(&format!("{UID_LABEL}={}", self.run_uid));
         let pods = self.pods.list(&selector).await.context("the pods can't be listed")?.items;
         let running = pods.into_iter().filter(|pod| {
@@ -87,12 +87,12 @@ impl Runners {
             .collect();
         let answers = stream::iter(questions).buffer_unordered(MAX_CONCURRENT_REQUESTS);
         let answers: Vec<_> = answers.collect().await;
-        let mut count = 0;
+        let mut count = AnswerCount { asked: answers.len(), answered: 0 };
         for (name, uid, node, answer) in answers {
             match answer {
                 Ok(Ok((connection, snapshot, examples))) => {
                     self.connections.insert(name, connection);
-                    count += usize::from(self.keep(&uid, snapshot, node, examples));
+                    count.answered += usize::from(self.keep(&uid, snapshot, node, examples));
                 }
                 Ok(Err(error)) if is_forbidden(&error) => return Err(error),
                 Ok(Err(error)) => {
@@ -142,6 +142,13 @@ impl Runners {
         }
         merged
     }
+}
+
+/// How many runners were asked, and how many of them answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AnswerCount {
+    pub(super) asked: usize,
+    pub(super) answered: usize,
 }
 
 /// Returns true if the user's rights don't allow the request.

@@ -14,11 +14,12 @@ use loadtest_core::{
     resource::{LoadTest, LoadTestStatus, Phase},
     result::{Series, SeriesRecorder, StoredResult},
 };
+use loadtest_report::RunResult;
 
 use super::{
     Cluster, may_succeed_later,
     result::{find_result, find_stored, result_of_ended},
-    runners::{Runners, is_forbidden},
+    runners::{AnswerCount, Runners, is_forbidden},
 };
 use crate::{
     arguments::UiArguments,
@@ -139,18 +140,24 @@ async fn show_run(cluster: &Cluster, test: &LoadTest, feed: &LiveFeed) -> anyhow
     for update in 1_u32.. {
         ticks.tick().await;
         match runners.ask_all().await {
-            Ok(0) if silent_updates >= MAX_SILENT_UPDATES => {
+            Ok(AnswerCount { answered: 0, .. }) if silent_updates >= MAX_SILENT_UPDATES => {
                 let why = "no runner answers through port-forwarding";
                 return show_stored(cluster, name, feed, why).await;
             }
-            Ok(answers) => {
-                silent_updates = if answers == 0 { silent_updates + 1 } else { 0 };
+            Ok(AnswerCount { asked, answered }) => {
+                silent_updates = if answered == 0 { silent_updates + 1 } else { 0 };
                 let merged = runners.merged();
                 if merged.elapsed_seconds > 0.0 {
                     recorder.record(&merged);
                     timeline.record_snapshot(&valid, &merged);
                     let examples = runners.examples.clone();
-                    let result = description.result_so_far(&merged, examples, &timeline);
+                    let mut result = description.result_so_far(&merged, examples, &timeline);
+                    if answered < asked {
+                        let note = format!(
+                            "only {answered} of {asked} runners answer; the others count with their last numbers"
+                        );
+                        add_to_messages(&mut result, &note);
+                    }
                     feed.publish(result, recorder.series(), false);
                 }
             }
@@ -204,11 +211,16 @@ async fn show_stored(
         if let Ok(mut result) = find_result(&cluster.client, &cluster.namespace, name, uid).await {
             let series = std::mem::take(&mut result.series);
             let age = "the numbers are those of the stored result, usually up to 30 s old";
-            for condition in &mut result.status.conditions {
-                condition.message = format!("{}; {age}", condition.message);
-            }
+            add_to_messages(&mut result, age);
             feed.publish(result, &series, false);
         }
+    }
+}
+
+/// Adds a note to the messages that the page shows.
+fn add_to_messages(result: &mut RunResult, note: &str) {
+    for condition in &mut result.status.conditions {
+        condition.message = format!("{}; {note}", condition.message);
     }
 }
 
