@@ -38,6 +38,8 @@ pub struct Engine {
     throttled_before: OnceLock<Duration>,
     /// The largest memory use seen, in bytes and as a ratio of the limit.
     memory_peak: Mutex<(u64, f64)>,
+    /// The busy users of an open load model.
+    user_pool: Arc<UserPool>,
     /// Time at which the measurements became final.
     finished: watch::Receiver<Option<Instant>>,
     finished_sender: watch::Sender<Option<Instant>>,
@@ -94,6 +96,7 @@ impl Engine {
             cut_short,
             throttled_before: OnceLock::new(),
             memory_peak: Mutex::default(),
+            user_pool,
             finished,
             finished_sender,
         })
@@ -196,6 +199,10 @@ impl Engine {
         let elapsed = self.load_elapsed(taken_at.unwrap_or_else(Instant::now)).as_secs_f64();
         let throttled = cpu::throttled_time()
             .saturating_sub(*self.throttled_before.get_or_init(cpu::throttled_time));
+        if self.prepared.plan.test.load.is_open() {
+            // The load threads have their maxima at different times.
+            metrics.users_peak = self.user_pool.most_busy();
+        }
         metrics.elapsed_seconds = elapsed;
         metrics.busy_seconds = busiest.as_secs_f64();
         metrics.throttled_seconds = throttled.as_secs_f64();

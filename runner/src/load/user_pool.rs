@@ -24,6 +24,8 @@ const MEAN_TIME: f64 = 20.0;
 #[derive(Debug)]
 pub(crate) struct UserPool {
     busy: AtomicU64,
+    /// The highest number of busy users so far.
+    most_busy: AtomicU64,
     share: u64,
     /// The highest number of busy users for a moment.
     burst: u64,
@@ -38,13 +40,20 @@ impl UserPool {
 
     fn new(share: u64, is_divided: bool) -> Arc<Self> {
         let slack = if is_divided { (16 * share).isqrt() } else { 0 };
-        Arc::new(Self { busy: AtomicU64::new(0), share, burst: share + slack })
+        let (busy, most_busy) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { busy, most_busy, share, burst: share + slack })
+    }
+
+    /// Returns the highest number of users that were busy at once.
+    pub(super) fn most_busy(&self) -> u64 {
+        self.most_busy.load(Ordering::Relaxed)
     }
 
     fn take(self: &Arc<Self>, limit: u64) -> Option<BusyUser> {
         let add = |busy: u64| (busy < limit).then_some(busy + 1);
-        let taken = self.busy.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
-        taken.ok().map(|_| BusyUser(Arc::clone(self)))
+        let before = self.busy.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
+        self.most_busy.fetch_max(before + 1, Ordering::Relaxed);
+        Some(BusyUser(Arc::clone(self)))
     }
 }
 
@@ -98,6 +107,7 @@ mod tests {
             (0..100).filter_map(|arrival| threads[arrival % 2].take(start)).collect();
         assert_eq!(busy.len(), 20);
         drop(busy);
+        assert_eq!(pool.most_busy(), 20);
         assert!(threads[0].take(start).is_some());
     }
 

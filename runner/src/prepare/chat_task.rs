@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, header::ACCEPT_ENCODING};
 use loadtest_core::resource::{ChatTask, HttpVersion};
 
 use crate::prepare::{
@@ -31,6 +31,9 @@ impl PreparedChat {
         let mut headers = task_headers(shared, endpoint, &BTreeMap::new())?;
         insert_header(&mut headers, "content-type", "application/json")?;
         insert_headers(&mut headers, &task.headers)?;
+        if task.stream {
+            remove_zstd(&mut headers)?;
+        }
         let uri = endpoint.request_uri(&task.path)?;
         let origin = endpoint.origin(version)?;
         let name = format!("POST {}", uri.path());
@@ -64,6 +67,20 @@ impl PreparedChat {
     }
 }
 
+/// Removes zstd from `accept-encoding`. The decoder returns nothing before a whole block has come, so the times of tokens
+/// would be wrong.
+fn remove_zstd(headers: &mut HeaderMap) -> Result<(), PrepareError> {
+    let Some(value) = headers.get(ACCEPT_ENCODING).and_then(|value| value.to_str().ok()) else {
+        return Ok(());
+    };
+    let is_zstd = |encoding: &&str| {
+        encoding.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case("zstd"))
+    };
+    let others: Vec<&str> = value.split(',').filter(|e| !is_zstd(e)).map(str::trim).collect();
+    let others = if others.is_empty() { "identity".to_owned() } else { others.join(", ") };
+    insert_header(headers, ACCEPT_ENCODING.as_str(), &others)
+}
+
 fn request_body(task: &ChatTask, model: &str, message: &str) -> String {
     let mut body = serde_json::json!({
         "model": model,
@@ -95,6 +112,19 @@ fn request_body(task: &ChatTask, model: &str, message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stream_never_asks_for_zstd() {
+        let asked = |value: &str| {
+            let mut headers = HeaderMap::new();
+            insert_header(&mut headers, "accept-encoding", value).unwrap();
+            remove_zstd(&mut headers).unwrap();
+            headers[ACCEPT_ENCODING].to_str().unwrap().to_owned()
+        };
+        assert_eq!(asked("gzip, deflate, br, zstd"), "gzip, deflate, br");
+        assert_eq!(asked("ZSTD;q=0.9,gzip;q=0.5"), "gzip;q=0.5");
+        assert_eq!((asked("zstd"), asked("gzip")), ("identity".into(), "gzip".into()));
+    }
 
     #[test]
     fn further_fields_are_merged_into_the_body() {

@@ -202,7 +202,7 @@ fn parse_head(
     // HTTP/1.0 closes the connection by default.
     let mut keep_alive = response.version == Some(1);
     let (mut content_length, mut is_chunked) = (None, false);
-    let mut encoding = ContentEncoding::Identity;
+    let mut encoding = ContentEncoding::default();
     for Header { name, value } in response.headers.iter() {
         if name.eq_ignore_ascii_case("content-length") {
             // The same length may be repeated (RFC 9112, 6.3).
