@@ -102,8 +102,9 @@ def build_lines(folder):
         lines += [
             "## Memory over hours", "", format_origin(record),
             f"{record['hours']:g} h of {record['users']} users against the simulator, {record['requests']:,} requests,"
-            f" and {record['short_tests']} tests of 20 s beside them. Memory is the median of anonymous resident"
-            " memory in the second and in the last sixth of the time. Goal: at most 5 % apart.",
+            f" and {record['short_tests']} tests of 20 s beside them. Memory is anonymous resident memory: the"
+            " highest median of five minutes in the first half of the time, without its first sixth, and in the second"
+            " half. Goal: a rise of at most 5 %.",
             "", *build_soak_table(record["rows"]),
         ]
     return lines
