@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use backon::ExponentialBuilder;
 use futures_util::{StreamExt, future::join_all};
 use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{
@@ -20,7 +21,7 @@ use kube::{
         Controller, WatchStreamExt,
         controller::{Config, Error as ControllerError},
         reflector::{self, ObjectRef, Store},
-        watcher,
+        watcher::{self, ExponentialBackoff, watcher},
     },
 };
 use loadtest_core::resource::{LoadTest, UID_LABEL};
@@ -41,6 +42,11 @@ const NO_LIMIT: u16 = 0;
 /// Timeout of a watch. Load balancers drop silent watches after their idle timeout, which is
 /// longer than this.
 const WATCH_TIMEOUT_SECONDS: u32 = 200;
+
+/// The shortest and the longest wait after an error of a watch.
+const SHORTEST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(3);
+const NO_WAIT: Duration = Duration::from_millis(1);
 
 /// How long the operator waits for namespaces that can't be listed before it is ready.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(30);
@@ -71,6 +77,7 @@ pub async fn run(
             let (store, writer) = reflector::store();
             stores.push(store.clone());
             let tests = watcher(api_in(&client, namespace), watch.clone())
+                .backoff(backoff(SHORTEST_WAIT, LONGEST_WAIT))
                 .modify(forget_details)
                 .reflect(writer)
                 .applied_objects();
@@ -79,9 +86,16 @@ pub async fn run(
             let pods: Api<PartialObjectMeta<Pod>> = api_in(&client, namespace);
             let (of_job, of_pod) = (Arc::clone(&context), Arc::clone(&context));
             let (job_store, pod_store) = (store.clone(), store.clone());
+            let jobs = watcher(jobs, own.clone())
+                .backoff(backoff(SHORTEST_WAIT, LONGEST_WAIT))
+                .touched_objects();
+            let pods =
+                watcher(pods, own).backoff(backoff(SHORTEST_WAIT, LONGEST_WAIT)).touched_objects();
             Controller::for_stream(tests, store)
-                .watches(jobs, own.clone(), move |job| note_change(&of_job, &job_store, &job))
-                .watches(pods, own, move |pod| note_change(&of_pod, &pod_store, &pod))
+                .watches_stream(jobs, move |job| note_change(&of_job, &job_store, &job))
+                .watches_stream(pods, move |pod| note_change(&of_pod, &pod_store, &pod))
+                // Each watch waits for itself. By default, each error of one watch holds up all of them, for up to a minute.
+                .trigger_backoff(backoff(NO_WAIT, NO_WAIT))
                 .with_config(Config::default().concurrency(NO_LIMIT))
                 .graceful_shutdown_on(stop.clone().cancelled_owned())
                 .run(reconcile, on_error, Arc::clone(&context))
@@ -153,6 +167,13 @@ async fn wait_until_listed(stores: &[Store<DeserializeGuard<LoadTest>>], namespa
 
 const fn ready_if(is_ready: bool) -> Poll<()> {
     if is_ready { Poll::Ready(()) } else { Poll::Pending }
+}
+
+/// The waits after errors: from the shortest on, each one twice as long as the one before, up to the longest. A random part
+/// of up to the same length is added.
+fn backoff(shortest: Duration, longest: Duration) -> ExponentialBackoff {
+    let waits = ExponentialBuilder::default().with_min_delay(shortest).with_max_delay(longest);
+    waits.with_factor(2.0).with_jitter().without_max_times().into()
 }
 
 /// Returns the objects of a namespace, or those of all namespaces.

@@ -31,12 +31,12 @@ impl MeteredStream {
     }
 
     /// See [`TimestampedSocket::was_closed_after`]. `count` is a number of bytes of the socket, after encryption.
-    pub(crate) fn was_closed_after(&self, count: u64) -> bool {
+    pub(crate) async fn was_closed_after(&self, count: u64) -> bool {
         let socket = match &self.stream {
             MaybeTlsStream::Plain(socket) => socket,
             MaybeTlsStream::Tls(stream) => stream.get_ref().0,
         };
-        socket.was_closed_after(count)
+        socket.was_closed_after(count).await
     }
 }
 

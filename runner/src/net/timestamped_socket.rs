@@ -11,7 +11,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustix::net::SendFlags;
@@ -27,6 +27,8 @@ use crate::net::{
 
 /// The start of a connection is acknowledged as one byte (RFC 9293, 3.4).
 const SYN_LENGTH: u64 = 1;
+/// Maximum time from the end of TLS to the end of the connection.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Times and byte counts of a connection.
 #[derive(Debug)]
@@ -43,6 +45,8 @@ pub(crate) struct ConnectionStats {
     pub(crate) socket_bytes_sent: Cell<u64>,
     /// True when the target has closed the connection in an orderly way (FIN).
     is_closed: Cell<bool>,
+    /// True when the connection has failed, as by a reset.
+    is_reset: Cell<bool>,
     /// Bytes that [`Self::take_bytes`] has reported already: sent, received.
     bytes_reported: Cell<(u64, u64)>,
     reordering: Cell<ReorderCount>,
@@ -86,6 +90,7 @@ impl TimestampedSocket {
             bytes_sent: Cell::new(0),
             socket_bytes_sent: Cell::new(0),
             is_closed: Cell::new(false),
+            is_reset: Cell::new(false),
             bytes_reported: Cell::new((0, 0)),
             reordering: Cell::new(ReorderCount::new(now)),
             force_read: Cell::new(false),
@@ -98,7 +103,11 @@ impl TimestampedSocket {
         let Self { tcp, timestamps, stats } = self;
         let room = buffer.remaining();
         let append = |bytes: &[u8]| buffer.put_slice(bytes);
-        let (n, at) = timestamps.read(tcp, room, &stats.reordering, append)?;
+        let read = timestamps.read(tcp, room, &stats.reordering, append);
+        if read.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock) {
+            stats.is_reset.set(true);
+        }
+        let (n, at) = read?;
         if n > 0 {
             // Two readings of the clocks may differ by less than a microsecond, so the time must
             // not go back.
@@ -110,18 +119,45 @@ impl TimestampedSocket {
     }
 
     /// Returns true if it is certain that the target closed its end before any byte after the first `count` ones
-    /// reached it.
+    /// reached it. The caller has read to the end, or to the end of TLS.
     ///
     /// The end of the connection (FIN) acknowledges all bytes that came before it. A reset does not, so it proves nothing.
-    pub(super) fn was_closed_after(&self, count: u64) -> bool {
-        let acknowledged = || tcp_info::acknowledged_bytes(&self.tcp);
-        self.stats.is_closed.get() && acknowledged().is_some_and(|n| n <= count + SYN_LENGTH)
+    pub(super) async fn was_closed_after(&self, count: u64) -> bool {
+        // The end of TLS is a message of its own, and the end of the connection follows it.
+        let is_closed = self.stats.is_closed.get()
+            || tokio::time::timeout(CLOSE_TIMEOUT, self.reads_end()).await.unwrap_or(false);
+        // After a reset, reads end too.
+        is_closed
+            && !self.stats.is_reset.get()
+            && tcp_info::acknowledged_bytes(&self.tcp).is_some_and(|n| n <= count + SYN_LENGTH)
     }
 
-    fn count_sent(&self, sent: &io::Result<usize>) {
-        if let Ok(n) = sent {
-            let before = self.stats.socket_bytes_sent.get();
-            self.stats.socket_bytes_sent.set(before + *n as u64);
+    /// Waits for the next bytes or the end of the connection. Returns true for the end.
+    async fn reads_end(&self) -> bool {
+        loop {
+            if self.tcp.readable().await.is_err() {
+                return false;
+            }
+            match self.tcp.try_read(&mut [0]) {
+                Ok(n) => return n == 0,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => {
+                    self.stats.is_reset.set(true);
+                    return false;
+                }
+            }
+        }
+    }
+
+    fn note_sent(&self, sent: &io::Result<usize>) {
+        match sent {
+            Ok(n) => {
+                let before = self.stats.socket_bytes_sent.get();
+                self.stats.socket_bytes_sent.set(before + *n as u64);
+            }
+            // The target had closed its end before it replied with a reset.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Err(_) => self.stats.is_reset.set(true),
         }
     }
 }
@@ -179,7 +215,7 @@ impl AsyncWrite for TimestampedSocket {
             match sent {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 sent => {
-                    this.count_sent(&sent);
+                    this.note_sent(&sent);
                     return Poll::Ready(sent);
                 }
             }
@@ -193,7 +229,7 @@ impl AsyncWrite for TimestampedSocket {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let sent = ready!(Pin::new(&mut this.tcp).poll_write_vectored(context, buffers));
-        this.count_sent(&sent);
+        this.note_sent(&sent);
         Poll::Ready(sent)
     }
 
@@ -212,8 +248,6 @@ impl AsyncWrite for TimestampedSocket {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use futures_util::FutureExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -264,9 +298,12 @@ mod tests {
         if let Some(peer) = peer {
             after(peer).await;
         }
+        // As after the end of TLS, where the end of the connection is not read.
+        let unread = socket.was_closed_after(5).await;
         let end = socket.read(&mut [0; 5]).await;
         assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
-        socket.was_closed_after(5)
+        assert_eq!(socket.was_closed_after(5).await, unread);
+        unread
     }
 
     #[tokio::test]

@@ -295,7 +295,9 @@ async fn send_http1(
             if has_response || failure.kind != ErrorKind::Reset {
                 return Err(SendError::Failed(failure));
             }
-            if open.stream.was_closed_after(socket_bytes_before) {
+            // A request that may be sent twice needs no proof.
+            let must_know = !request.is_idempotent;
+            if must_know && open.stream.was_closed_after(socket_bytes_before).await {
                 return Err(SendError::Missed(failure));
             }
             Err(SendError::Ended(failure))

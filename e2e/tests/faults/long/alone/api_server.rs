@@ -59,7 +59,7 @@ async fn api_server_away_for_a_minute_leaves_no_gap() -> Result<()> {
 async fn killed_api_server_leaves_no_gap() -> Result<()> {
     let fault = Fault {
         fault: "API server killed, and there again after 60 s, under load",
-        expected: "the run is whole; both replicas are there",
+        expected: "the run is whole; both replicas are there; a new test is taken up",
         seconds: 150,
     };
     fault
@@ -77,6 +77,10 @@ async fn killed_api_server_leaves_no_gap() -> Result<()> {
             ensure!(during > 60 * 100, "{during} requests in the minute");
             let seen = check_whole_run(namespace, &target, &test, 120).await?;
             wait_for_replicas(namespace).await?;
+            namespace.create_test("after", watched_spec(1, "2s")).await?;
+            namespace.wait_for_status("after", 20, has_requests).await?;
+            namespace.create_test("after", watched_spec(1, "2s")).await?;
+            namespace.wait_for_status("after", 20, has_requests).await?;
             row.settle(seen);
             Ok(())
         })
