@@ -302,7 +302,7 @@ pub(crate) enum SchemaDocument {
 /// Which cluster, and which namespace of it.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct ClusterArguments {
-    /// Namespace on the cluster [default: that of the file, if it has one, then that of the context].
+    /// Namespace on the cluster [default: that of the context; with `apply`, first that of the file].
     #[arg(short, long)]
     pub(crate) namespace: Option<String>,
     /// Context of the kubeconfig [default: the current context].

@@ -46,6 +46,7 @@ const WATCH_TIMEOUT_SECONDS: u32 = 200;
 /// The shortest and the longest wait after an error of a watch.
 const SHORTEST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
+/// The wait after errors that a watch has waited for already.
 const NO_WAIT: Duration = Duration::from_millis(1);
 
 /// How long the operator waits for namespaces that can't be listed before it is ready.
@@ -74,10 +75,11 @@ pub async fn run(
         .map(|namespace| {
             let own = format!("app.kubernetes.io/managed-by={OPERATOR_NAME}");
             let watch = watcher::Config::default().timeout(WATCH_TIMEOUT_SECONDS);
+            let watch_waits = || backoff(SHORTEST_WAIT, LONGEST_WAIT);
             let (store, writer) = reflector::store();
             stores.push(store.clone());
             let tests = watcher(api_in(&client, namespace), watch.clone())
-                .backoff(backoff(SHORTEST_WAIT, LONGEST_WAIT))
+                .backoff(watch_waits())
                 .modify(forget_details)
                 .reflect(writer)
                 .applied_objects();
@@ -86,11 +88,8 @@ pub async fn run(
             let pods: Api<PartialObjectMeta<Pod>> = api_in(&client, namespace);
             let (of_job, of_pod) = (Arc::clone(&context), Arc::clone(&context));
             let (job_store, pod_store) = (store.clone(), store.clone());
-            let jobs = watcher(jobs, own.clone())
-                .backoff(backoff(SHORTEST_WAIT, LONGEST_WAIT))
-                .touched_objects();
-            let pods =
-                watcher(pods, own).backoff(backoff(SHORTEST_WAIT, LONGEST_WAIT)).touched_objects();
+            let jobs = watcher(jobs, own.clone()).backoff(watch_waits()).touched_objects();
+            let pods = watcher(pods, own).backoff(watch_waits()).touched_objects();
             Controller::for_stream(tests, store)
                 .watches_stream(jobs, move |job| note_change(&of_job, &job_store, &job))
                 .watches_stream(pods, move |pod| note_change(&of_pod, &pod_store, &pod))

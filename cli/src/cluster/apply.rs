@@ -54,11 +54,11 @@ pub(crate) fn apply_test(arguments: &ApplyArguments, out: &mut impl Write) -> an
         );
         return Ok(Exit::BadInput);
     }
-    let mut arguments_of_cluster = arguments.cluster.clone();
-    let namespace = &mut arguments_of_cluster.namespace;
+    let mut cluster_arguments = arguments.cluster.clone();
+    let namespace = &mut cluster_arguments.namespace;
     *namespace = namespace.take().or_else(|| test.metadata.namespace.clone());
     super::block_on(async {
-        let cluster = Cluster::connect(&arguments_of_cluster).await?;
+        let cluster = Cluster::connect(&cluster_arguments).await?;
         object["metadata"]["namespace"] = cluster.namespace.clone().into();
         let mut before = cluster.get_test(name).await.context("the LoadTest can't be read")?;
         if let Some(old) = before.take_if(|old| has_ended(old)) {

@@ -122,7 +122,7 @@ impl JudgedSum {
         self.add_gone(metrics);
     }
 
-    /// Adds everything that runners have told which are gone. It is not judged.
+    /// Adds everything that the runners have told that will never answer again. It is not judged.
     pub(super) fn add_gone(&mut self, metrics: &Metrics) {
         self.sum.open().merge_samples(metrics);
         self.numbers.add(RunnerNumbers::of(metrics));

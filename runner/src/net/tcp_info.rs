@@ -8,6 +8,9 @@ use tokio::net::TcpStream;
 /// The first kernel version that reports every field that is read here.
 const MIN_KERNEL: (u32, u32) = (5, 4);
 
+/// The kernel counts the start of a connection as one acknowledged byte (RFC 9293, 3.4).
+const SYN_LENGTH: u64 = 1;
+
 const ACKNOWLEDGED_OFFSET: usize = std::mem::offset_of!(libc::tcp_info, tcpi_bytes_acked);
 /// The part that is read ends with the count of reordered packets.
 const REORDER_COUNT_OFFSET: usize = std::mem::offset_of!(libc::tcp_info, tcpi_rcv_ooopack);
@@ -43,12 +46,11 @@ pub(super) fn reordered_packets(tcp: &TcpStream) -> Option<u32> {
     info.last_chunk().copied().map(u32::from_ne_bytes)
 }
 
-/// The number of bytes that the other side has acknowledged. `None` if the kernel does not report it.
-///
-/// The start of a connection (SYN) counts as a byte (RFC 9293, 3.4), and so does its end.
+/// The number of sent bytes that the other side has acknowledged. `None` if the kernel does not report it.
 pub(super) fn acknowledged_bytes(tcp: &TcpStream) -> Option<u64> {
     let info = read(tcp)?;
-    info.get(ACKNOWLEDGED_OFFSET..)?.first_chunk().copied().map(u64::from_ne_bytes)
+    let count = info.get(ACKNOWLEDGED_OFFSET..)?.first_chunk().copied().map(u64::from_ne_bytes)?;
+    Some(count.saturating_sub(SYN_LENGTH))
 }
 
 #[cfg(test)]
@@ -58,18 +60,18 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn acknowledged_bytes_are_those_that_arrived_and_the_start() {
+    async fn acknowledged_bytes_are_those_that_arrived() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (mut peer, _) = listener.accept().await.unwrap();
-        assert_eq!(acknowledged_bytes(&tcp), Some(1));
+        assert_eq!(acknowledged_bytes(&tcp), Some(0));
         tcp.write_all(b"hello").await.unwrap();
         let mut text = [0; 5];
         peer.read_exact(&mut text).await.unwrap();
         // The reply acknowledges at the latest.
         peer.write_all(b"hello").await.unwrap();
         tcp.read_exact(&mut text).await.unwrap();
-        assert_eq!(acknowledged_bytes(&tcp), Some(6));
+        assert_eq!(acknowledged_bytes(&tcp), Some(5));
         assert_eq!(reordered_packets(&tcp), Some(0));
     }
 

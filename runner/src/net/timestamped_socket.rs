@@ -25,8 +25,6 @@ use crate::net::{
     tcp_info,
 };
 
-/// The start of a connection is acknowledged as one byte (RFC 9293, 3.4).
-const SYN_LENGTH: u64 = 1;
 /// Maximum time from the end of TLS to the end of the connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -123,13 +121,14 @@ impl TimestampedSocket {
     ///
     /// The end of the connection (FIN) acknowledges all bytes that came before it. A reset does not, so it proves nothing.
     pub(super) async fn was_closed_after(&self, count: u64) -> bool {
+        // After a reset, reads end too.
+        if self.stats.is_reset.get() {
+            return false;
+        }
         // The end of TLS is a message of its own, and the end of the connection follows it.
         let is_closed = self.stats.is_closed.get()
             || tokio::time::timeout(CLOSE_TIMEOUT, self.reads_end()).await.unwrap_or(false);
-        // After a reset, reads end too.
-        is_closed
-            && !self.stats.is_reset.get()
-            && tcp_info::acknowledged_bytes(&self.tcp).is_some_and(|n| n <= count + SYN_LENGTH)
+        is_closed && tcp_info::acknowledged_bytes(&self.tcp).is_some_and(|n| n <= count)
     }
 
     /// Waits for the next bytes or the end of the connection. Returns true for the end.

@@ -103,7 +103,7 @@ struct StreamState {
 /// and a reader reads one of them.
 #[derive(Debug, Default)]
 struct TimedChoice {
-    index: Option<u32>,
+    index: Option<u64>,
     has_others: bool,
 }
 

@@ -6,7 +6,7 @@
 use memchr::arch::all::is_prefix;
 
 use super::{
-    json_scanner::{JsonScanner, ScanError, is_empty_value, read_items, read_members},
+    json_scanner::{JsonScanner, ScanError, is_empty_value, parse_count, read_items, read_members},
     usage::{Usage, read_usage},
 };
 
@@ -18,7 +18,7 @@ pub(crate) struct ChatEvent<'a> {
     /// Number of choices in it.
     pub(crate) choice_count: u32,
     /// The index of the first choice in it. A request may ask for several choices at once (`n`).
-    pub(crate) choice_index: u32,
+    pub(crate) choice_index: u64,
     /// The kinds of tokens in it.
     pub(crate) tokens: TokenKinds,
     /// Length of the text of reasoning, as JSON, in bytes.
@@ -69,14 +69,6 @@ struct ErrorSigns<'a> {
     has_code: bool,
     /// The object calls itself an error.
     is_named_error: bool,
-}
-
-/// Reads a small number; other values are zero.
-fn number(value: &[u8]) -> u32 {
-    if value == b"0" {
-        return 0;
-    }
-    std::str::from_utf8(value).ok().and_then(|digits| digits.parse().ok()).unwrap_or_default()
 }
 
 impl<'a> ChatEvent<'a> {
@@ -231,7 +223,7 @@ impl<'a> ChatEvent<'a> {
                 Ok(())
             }
             b"index" if is_first => {
-                self.choice_index = number(scanner.value()?);
+                self.choice_index = parse_count(scanner.value()?).unwrap_or_default();
                 Ok(())
             }
             b"finish_reason" => self.read_finish_reason(scanner),

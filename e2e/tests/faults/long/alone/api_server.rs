@@ -77,10 +77,10 @@ async fn killed_api_server_leaves_no_gap() -> Result<()> {
             ensure!(during > 60 * 100, "{during} requests in the minute");
             let seen = check_whole_run(namespace, &target, &test, 120).await?;
             wait_for_replicas(namespace).await?;
+            row.settle(seen);
             // The controllers of Kubernetes need longer, so the new test may have no pod yet.
             namespace.create_test("after", watched_spec(1, "2s")).await?;
             namespace.wait_for_status("after", 20, |status| status.plan.is_some()).await?;
-            row.settle(seen);
             Ok(())
         })
         .await
