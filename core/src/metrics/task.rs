@@ -277,7 +277,7 @@ pub struct TaskMetrics {
     /// Generated tokens that came while load was on, of successful requests: the base of token
     /// rates.
     pub tokens_in_load: u64,
-    /// Requests that were sent again, because a kept connection had ended.
+    /// Requests that were sent again, because a kept connection had ended or the target had refused the HTTP/2 stream.
     pub resent: u64,
     /// TLS connections that resumed an earlier session, which makes the handshake shorter.
     pub tls_resumed: u64,

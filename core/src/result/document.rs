@@ -113,7 +113,7 @@ pub struct TaskResult {
     pub web_socket_closes: BTreeMap<String, u64>,
     /// Requests by the address that they were sent to.
     pub addresses: BTreeMap<String, u64>,
-    /// Requests that were sent again, because a kept connection had ended.
+    /// Requests that were sent again, because a kept connection had ended or the target had refused the HTTP/2 stream.
     pub resent: u64,
     /// Bytes written to sockets.
     pub sent_bytes: u64,

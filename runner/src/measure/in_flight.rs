@@ -244,7 +244,7 @@ impl InFlightRequest {
         Some(self.status.get()).filter(|status| *status > 0)
     }
 
-    /// Counts that the request is sent again on a new connection.
+    /// Counts that the request is sent again.
     pub(crate) fn count_resend(&self) {
         self.resends.set(self.resends.get() + 1);
     }

@@ -17,7 +17,7 @@ use crate::{
     measure::{in_flight::InFlightRequest, recorder::OpenedConnection},
     net::{arrival_clock::ArrivalClock, connector::Connector, timestamped_socket::ConnectionStats},
     prepare::plan::PreparedPlan,
-    protocol::{http1::Http1Connection, http2::Http2Connection},
+    protocol::{http1::Http1Connection, http2::Http2Connection, keep_alive::KeepAlive},
 };
 
 /// Maximum time to wait until the target closes a connection.
@@ -173,6 +173,7 @@ pub(crate) struct ConnectionPool {
     closing: Rc<Cell<usize>>,
     /// How many responses in a row the target has left open after their last event.
     left_open: Cell<u32>,
+    keep_alive: KeepAlive,
 }
 
 impl ConnectionPool {
@@ -193,6 +194,7 @@ impl ConnectionPool {
             opening_lock: tokio::sync::Mutex::new(()),
             closing: Rc::default(),
             left_open: Cell::new(0),
+            keep_alive: KeepAlive::default(),
         })
     }
 
@@ -220,8 +222,14 @@ impl ConnectionPool {
         }
     }
 
-    /// Makes the connection in a slot ready for another request, or drops it.
-    pub(crate) async fn prepare_reuse(&self, slot: &mut ConnectionSlot, buffer: &mut BytesMut) {
+    /// Makes the connection in a slot ready for another request, or drops it. `is_idempotent` means that the request may
+    /// be sent again if the connection ends.
+    pub(crate) async fn prepare_reuse(
+        &self,
+        slot: &mut ConnectionSlot,
+        is_idempotent: bool,
+        buffer: &mut BytesMut,
+    ) {
         if let Some(Connection::Http1(open)) = &mut slot.connection
             && open.unread_body.is_some()
         {
@@ -237,6 +245,24 @@ impl ConnectionPool {
             // Neither the target nor a failure has ended it.
             slot.connection = None;
         } else if slot.connection.as_mut().is_some_and(|open| !open.can_send()) {
+            slot.discard();
+        } else if !is_idempotent {
+            self.avoid_doubtful_reuse(slot);
+        }
+    }
+
+    /// Takes a connection out of its slot if the target seems to close each of them. One such connection is watched, so
+    /// that connections are used again as soon as the target keeps them.
+    fn avoid_doubtful_reuse(&self, slot: &mut ConnectionSlot) {
+        let is_http1 = matches!(slot.connection, Some(Connection::Http1(_)));
+        if !is_http1 || !self.keep_alive.is_doubtful() {
+            return;
+        }
+        slot.is_lost = true;
+        slot.connection = slot.connection.take().and_then(|open| self.keep_alive.watch(open));
+        if let Some(Connection::Http1(open)) = &mut slot.connection {
+            open.is_used_up = true;
+            self.retire(slot);
             slot.discard();
         }
     }
@@ -291,9 +317,17 @@ impl ConnectionPool {
         shared.push(ConnectionSlot { connection, is_lost: false });
     }
 
-    /// Notes a response of the target.
-    pub(crate) fn note_response(&self) {
+    /// Notes a response of the target. `is_kept` means that it is not the first one on its connection.
+    pub(crate) fn note_response(&self, is_kept: bool) {
         self.connector.note_response();
+        if is_kept {
+            self.keep_alive.note_response();
+        }
+    }
+
+    /// Notes that a kept connection ended before a response.
+    pub(crate) fn note_ended_connection(&self) {
+        self.keep_alive.note_end();
     }
 
     /// Adds what is known about the target to a failure of a new connection.

@@ -177,9 +177,9 @@ pub(super) async fn send_request<'a>(
     buffer: &mut BytesMut,
     in_flight: &InFlightRequest,
 ) -> Result<IncomingResponse<'a>, Failure> {
-    pool.prepare_reuse(slot, buffer).await;
+    pool.prepare_reuse(slot, request.is_idempotent, buffer).await;
     let mut attempt = 1;
-    let head = loop {
+    let (head, is_kept) = loop {
         let is_kept = slot.connection.is_some();
         if !is_kept {
             in_flight.enter_phase(RequestPhase::Connecting);
@@ -201,9 +201,12 @@ pub(super) async fn send_request<'a>(
             None => Err(SendError::Failed(Failure::new(ErrorKind::Connect, "no connection"))),
         };
         let error = match result {
-            Ok(head) => break head,
+            Ok(head) => break (head, is_kept),
             Err(error) => error,
         };
+        if is_kept && matches!(error, SendError::Ended(_) | SendError::Missed(_)) {
+            pool.note_ended_connection();
+        }
         let may_repeat = request.is_idempotent || matches!(error, SendError::Missed(_));
         let is_last_attempt = attempt == MAX_ATTEMPTS;
         attempt += 1;
@@ -220,6 +223,7 @@ pub(super) async fn send_request<'a>(
                 if !was_sent {
                     in_flight.clear_sent();
                 }
+                in_flight.count_resend();
             }
             // A new connection that the target closes at once is a failure.
             SendError::Ended(_) | SendError::Missed(_)
@@ -238,7 +242,7 @@ pub(super) async fn send_request<'a>(
             error => return Err(pool.explain_failure(error.into_failure())),
         }
     };
-    pool.note_response();
+    pool.note_response(is_kept);
     let response = match (&mut slot.connection, head) {
         (Some(Connection::Http1(open)), ReceivedHead::Http1(head)) => {
             IncomingResponse::Http1(open, head)

@@ -148,3 +148,30 @@ async fn settings_that_allow_more_streams_let_waiting_requests_go() {
     let slowest = task.latencies.samples(LatencyMetric::ResponseTime).quantile(1.0).unwrap();
     assert!(slowest.as_secs_f64() < 1.7, "{slowest}");
 }
+
+#[tokio::test]
+async fn a_request_on_a_refused_stream_is_sent_again_and_counted() {
+    let url = start_target(async |socket| {
+        let mut connection = h2::server::handshake(socket).await?;
+        let mut is_refused = false;
+        while let Some(stream) = connection.accept().await {
+            let (_, mut respond) = stream?;
+            is_refused = !is_refused;
+            if is_refused {
+                respond.send_reset(h2::Reason::REFUSED_STREAM);
+            } else {
+                respond.send_response(Response::new(()), true)?;
+            }
+        }
+        Ok(())
+    })
+    .await;
+    let mut plan = plan_for(&url);
+    // The requests of a user follow each other on its connection, so each is refused once.
+    plan.test.target.connections = ConnectionReuse::PerUser;
+    let result = run_plan(plan).await;
+    let task = only_task(&result.metrics);
+    assert_eq!(task.failed_requests(), 0, "{:?}", task.errors);
+    assert!(task.completed_requests() > 20, "{:?}", task.requests);
+    assert_eq!(task.resent, task.completed_requests());
+}

@@ -117,6 +117,30 @@ async fn requests_that_may_be_sent_twice_are_sent_again() {
 }
 
 #[tokio::test]
+async fn a_target_that_keeps_no_connection_is_learned() {
+    let post = json!({"http": {"path": "/", "method": "POST", "body": "x"}});
+    // Users pause for 15 ms at most, so each of their kept connections is still open.
+    let closes = |_| vec![respond("", "ok"), wait(30), Step::Close];
+    let target = ScriptedTarget::start_with(closes).await;
+    let mut plan = target.plan(post.clone());
+    plan.threads = 1;
+    let result = run_plan(plan).await;
+    let task = only_task(&result.metrics);
+    // Three or four of about 70 requests. If each connection were used again, it would be half of them.
+    let failed = task.errors["stale_connection"];
+    assert!((1..task.completed_requests() / 4).contains(&failed), "{:?}", task.errors);
+
+    // The target restarts, and keeps connections from then on.
+    let restarts = move |number| if number < 8 { closes(number) } else { vec![respond("", "ok")] };
+    let target = ScriptedTarget::start_with(restarts).await;
+    let mut plan = target.plan(post);
+    plan.threads = 1;
+    let result = run_plan(plan).await;
+    let task = only_task(&result.metrics);
+    assert!(task.connections * 2 < task.completed_requests(), "{:?}", task.requests);
+}
+
+#[tokio::test]
 async fn failures_have_the_words_of_the_target() {
     let refuse = |body: &str| {
         send(format!("HTTP/1.1 400 Bad Request\r\ncontent-length: {}\r\n\r\n{body}", body.len()))

@@ -105,7 +105,7 @@ pub(crate) const COUNTERS: [CounterInfo; 20] = [
     },
     plain(
         "loadtest_resent_requests_total",
-        "Requests that were sent again on a new connection, because a kept connection had ended before the response began",
+        "Requests that were sent again, because a kept connection had ended before the response began, or because the target had refused the HTTP/2 stream",
         field!(resent),
     ),
     plain(
