@@ -1,20 +1,19 @@
 //! Metrics in little memory. Pure.
 
-use std::sync::Arc;
-
 use super::{
     catalog::{COUNTERS, LABELLED, LAGS, RUNNER},
     histogram::{Bucket, LatencyHistogram, MAX_BUCKET},
     run_metrics::{CpuTimes, Metrics},
     task::{Latencies, TaskMetrics},
 };
+use crate::block_bytes::BlockBytes;
 
 /// Metrics as bytes: a bucket with samples takes about three of them, instead of eight in
 /// [`LatencyHistogram`]. Clones share the bytes. Without the measurements of single runners.
 #[derive(Clone, Debug)]
 pub struct PackedMetrics {
     elapsed_seconds: f64,
-    bytes: Arc<[u8]>,
+    bytes: BlockBytes,
 }
 
 impl Default for PackedMetrics {
@@ -44,12 +43,13 @@ impl PackedMetrics {
             writer.float(times.busy_seconds);
             writer.float(times.throttled_seconds);
         }
-        Self { elapsed_seconds: metrics.elapsed_seconds, bytes: writer.0.into() }
+        Self { elapsed_seconds: metrics.elapsed_seconds, bytes: BlockBytes::of(&writer.0) }
     }
 
     /// The metrics.
     pub fn unpack(&self) -> Metrics {
-        let mut reader = Reader(&self.bytes);
+        let bytes = self.bytes.to_vec();
+        let mut reader = Reader(&bytes);
         let mut metrics = Metrics::default();
         for _ in 0..reader.number() {
             let name = reader.text();

@@ -12,13 +12,16 @@ use bytes::BytesMut;
 use loadtest_core::resource::{ConnectionLimits, ConnectionReuse, HttpVersion};
 use tokio::io::AsyncReadExt;
 
+use self::keep_alive::KeepAlive;
 use crate::{
     failure::Failure,
     measure::{in_flight::InFlightRequest, recorder::OpenedConnection},
     net::{arrival_clock::ArrivalClock, connector::Connector, timestamped_socket::ConnectionStats},
     prepare::plan::PreparedPlan,
-    protocol::{http1::Http1Connection, http2::Http2Connection, keep_alive::KeepAlive},
+    protocol::{http1::Http1Connection, http2::Http2Connection},
 };
+
+mod keep_alive;
 
 /// Maximum time to wait until the target closes a connection.
 const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
@@ -254,16 +257,17 @@ impl ConnectionPool {
     /// Takes a connection out of its slot if the target seems to close each of them. One such connection is watched, so
     /// that connections are used again as soon as the target keeps them.
     fn avoid_doubtful_reuse(&self, slot: &mut ConnectionSlot) {
-        let is_http1 = matches!(slot.connection, Some(Connection::Http1(_)));
-        if !is_http1 || !self.keep_alive.is_doubtful() {
+        if !self.keep_alive.is_doubtful() {
             return;
         }
+        let is_http1 = |open: &mut Connection| matches!(open, Connection::Http1(_));
+        let Some(Connection::Http1(open)) = slot.connection.take_if(is_http1) else { return };
         slot.is_lost = true;
-        slot.connection = slot.connection.take().and_then(|open| self.keep_alive.watch(open));
-        if let Some(Connection::Http1(open)) = &mut slot.connection {
+        if let Some(mut open) = self.keep_alive.watch(open) {
             open.is_used_up = true;
+            slot.connection = Some(Connection::Http1(open));
             self.retire(slot);
-            slot.discard();
+            slot.connection = None;
         }
     }
 

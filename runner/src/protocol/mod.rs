@@ -9,7 +9,6 @@ pub(crate) mod content_encoding;
 pub(crate) mod http;
 pub(crate) mod http1;
 pub(crate) mod http2;
-mod keep_alive;
 mod send;
 mod send_error;
 pub(crate) mod target_words;

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::protocol::connection_pool::Connection;
+use crate::protocol::http1::Http1Connection;
 
 /// Number of kept connections in a row that ended before a response, after which the target seems to close each of them.
 const MAX_ENDED: u32 = 3;
@@ -24,7 +24,7 @@ pub(super) struct KeepAlive {
 
 #[derive(Debug)]
 struct WatchedConnection {
-    connection: Connection,
+    connection: Box<Http1Connection>,
     since: Instant,
 }
 
@@ -46,14 +46,14 @@ impl KeepAlive {
         }
         let is_due = |watched: &mut WatchedConnection| watched.since.elapsed() >= WATCH_TIME;
         let watched = self.watched.borrow_mut().take_if(is_due);
-        if watched.is_some_and(|mut watched| watched.connection.can_send()) {
+        if watched.is_some_and(|mut watched| watched.connection.is_open()) {
             self.ended.set(0);
         }
         self.ended.get() >= MAX_ENDED
     }
 
     /// Watches a connection after a response. Returns it if another one is watched.
-    pub(super) fn watch(&self, connection: Connection) -> Option<Connection> {
+    pub(super) fn watch(&self, connection: Box<Http1Connection>) -> Option<Box<Http1Connection>> {
         let mut watched = self.watched.borrow_mut();
         if watched.is_some() {
             return Some(connection);
