@@ -8,9 +8,6 @@ LABEL org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.source="https://github.com/cell0/loadtest-operator"
 # A numeric user ID: the kubelet can't verify that a user name is not root.
 USER 65532:65532
-# The allocator returns freed memory to the system at once. By default, it keeps it for some time. A process that copies its
-# histograms in each second would then hold several MiB more.
-ENV MIMALLOC_PURGE_DELAY=0
 
 FROM base AS loadtest-operator
 LABEL org.opencontainers.image.title="loadtest-operator" \
@@ -23,6 +20,9 @@ FROM base AS loadtest-runner
 LABEL org.opencontainers.image.title="loadtest-runner" \
       org.opencontainers.image.description="The load generator that the loadtest-operator starts"
 COPY loadtest-runner /loadtest-runner
+# The allocator returns freed memory to the system at once. By default, it keeps it for some time. A process that copies its
+# histograms in each second would then hold several MiB more.
+ENV MIMALLOC_PURGE_DELAY=0
 EXPOSE 9464
 ENTRYPOINT ["/loadtest-runner"]
 

@@ -11,7 +11,6 @@
 //! CustomResourceDefinition, and the validation of a spec. The feature `control` adds the
 //! exposition of metrics and the token of orders, which runner and operator share.
 
-mod block_bytes;
 pub mod control;
 pub mod judge;
 pub mod load;

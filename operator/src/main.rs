@@ -1,4 +1,7 @@
 //! `loadtest-operator`: parses the arguments, connects to the cluster and runs the controller.
+//!
+//! It uses musl's allocator, unlike the runner. The operator allocates little, and mimalloc keeps a page of 64 KiB for each
+//! size of block and each thread. A test with 400 users then takes 12 MiB instead of 5.
 
 use std::{
     io::Write,
@@ -29,9 +32,6 @@ use loadtest_operator::{
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
-
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Runs load tests on Kubernetes.
 #[derive(Debug, Parser)]

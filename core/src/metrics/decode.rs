@@ -3,12 +3,9 @@
 
 mod wire;
 
-use bytes::Bytes;
-use prost::{
-    Message,
-    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
-};
+use prost::Message;
 
+use self::wire::{Family, Metric};
 use super::{
     HistogramError, Identity, LatencyHistogram, LatencyMetric, Outcome, RunnerMetrics, RunnerState,
     TaskMetrics,
@@ -100,58 +97,17 @@ pub fn decode_steps(mut bytes: &[u8]) -> Result<Vec<HistoryStep>, ExpositionErro
     Ok(steps)
 }
 
-/// A metric family whose metrics are still encoded.
-struct Family<'a> {
-    name: &'a str,
-    metrics: Vec<&'a [u8]>,
-}
-
-/// Splits the next metric family off.
+/// Splits the next metric family off, and checks that it is no larger than that of a runner can be.
 fn next_family<'a>(bytes: &mut &'a [u8]) -> Result<Option<Family<'a>>, ExpositionError> {
     if bytes.is_empty() {
         return Ok(None);
     }
-    let family = split_message(bytes)?;
-    read_family(family).map(Some)
-}
-
-/// Splits off a message with its length before it. Fails if the message was cut off.
-fn split_message<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], ExpositionError> {
-    let mut rest = *bytes;
-    // The number of the field plays no part.
-    skip_field(WireType::LengthDelimited, 1, &mut rest, DecodeContext::default())
-        .map_err(ExpositionError::Wire)?;
-    decode_varint(bytes).map_err(ExpositionError::Wire)?;
-    let (message, _) = bytes.split_at(bytes.len() - rest.len());
-    *bytes = rest;
-    Ok(message)
-}
-
-/// Reads the name of a family, and checks that the family is no larger than that of a runner can be.
-fn read_family(mut bytes: &[u8]) -> Result<Family<'_>, ExpositionError> {
-    /// The protobuf fields of a family that are read.
-    const NAME: u32 = 1;
-    const METRIC: u32 = 4;
-
-    let mut family = Family { name: "", metrics: Vec::new() };
-    while !bytes.is_empty() {
-        let (field, kind) = decode_key(&mut bytes).map_err(ExpositionError::Wire)?;
-        if kind != WireType::LengthDelimited {
-            skip_field(kind, field, &mut bytes, DecodeContext::default())
-                .map_err(ExpositionError::Wire)?;
-            continue;
-        }
-        let message = split_message(&mut bytes)?;
-        // The names of all families that are read are ASCII.
-        if field == NAME {
-            family.name = std::str::from_utf8(message).unwrap_or_default();
-        } else if field == METRIC {
-            family.metrics.push(message);
-            check_limit(family.metrics.len(), MAX_METRICS, "metrics in a family")?;
-            check_limit(message.len(), MAX_METRIC_BYTES, "bytes in a metric")?;
-        }
-    }
-    Ok(family)
+    let message = wire::split_message(bytes).map_err(ExpositionError::Wire)?;
+    let family = Family::read(message).map_err(ExpositionError::Wire)?;
+    check_limit(family.metrics.len(), MAX_METRICS, "metrics in a family")?;
+    let longest = family.metrics.iter().map(|metric| metric.len()).max().unwrap_or_default();
+    check_limit(longest, MAX_METRIC_BYTES, "bytes in a metric")?;
+    Ok(Some(family))
 }
 
 /// Puts the families of one snapshot or step together.
@@ -160,29 +116,32 @@ struct Decoder {
     step: HistoryStep,
     identity: Option<Identity>,
     buckets: usize,
+    /// Memory for reuse.
+    histogram: wire::Histogram,
 }
 
 impl Decoder {
     fn add(&mut self, family: &Family<'_>) -> Result<(), ExpositionError> {
         let name = family.name;
         for encoded in &family.metrics {
-            // One at a time, because decoded metrics take more memory. The texts share this copy.
-            let encoded = Bytes::copy_from_slice(encoded);
-            let metric = &wire::Metric::decode(encoded).map_err(ExpositionError::Wire)?;
-            let labels = Labels::of(metric);
+            // One at a time, because decoded metrics take more memory.
+            let metric = &Metric::read(encoded).map_err(ExpositionError::Wire)?;
             if name == names::RUNNER_INFO {
-                self.identity = Some(decode_identity(&labels)?);
+                self.identity = Some(decode_identity(metric)?);
                 continue;
             }
             if name == names::HISTORY_STEP {
-                self.step.number = whole_number(gauge_of(metric));
-                self.step.is_cumulative = labels.get("whole") == "true";
+                self.step.number = whole_number(finite(metric.gauge));
+                self.step.is_cumulative = metric.label("whole") == "true";
                 continue;
             }
-            self.buckets += metric.histogram.as_ref().map_or(0, |h| h.positive_delta.len());
+            self.histogram.clear();
+            let encoded = metric.histogram.unwrap_or_default();
+            self.histogram.merge(encoded).map_err(ExpositionError::Wire)?;
+            self.buckets += self.histogram.positive_delta.len();
             check_limit(self.buckets, MAX_BUCKETS, "buckets")?;
             let runner = &mut self.step.runner;
-            decode_metric(runner, name, metric, &labels)
+            decode_metric(runner, name, metric, &self.histogram)
                 .map_err(|source| ExpositionError::Histogram { family: name.to_owned(), source })?;
             check_limit(runner.metrics.tasks.len(), MAX_ROWS, "tasks")?;
         }
@@ -203,16 +162,16 @@ impl Decoder {
     }
 }
 
-fn decode_identity(labels: &Labels<'_>) -> Result<Identity, ExpositionError> {
-    let contract = labels.get("contract");
+fn decode_identity(info: &Metric<'_>) -> Result<Identity, ExpositionError> {
+    let contract = info.label("contract");
     if contract.parse() != Ok(control::VERSION) {
         let found = if contract.is_empty() { "none" } else { contract };
         return Err(ExpositionError::Contract { found: found.chars().take(16).collect() });
     }
     Ok(Identity {
-        run_uid: labels.get("run").to_owned(),
-        index: labels.get("index").parse().unwrap_or(u32::MAX),
-        pod_uid: labels.get("pod_uid").to_owned(),
+        run_uid: info.label("run").to_owned(),
+        index: info.label("index").parse().unwrap_or(u32::MAX),
+        pod_uid: info.label("pod_uid").to_owned(),
     })
 }
 
@@ -220,34 +179,15 @@ fn check_limit(found: usize, limit: usize, what: &'static str) -> Result<(), Exp
     if found > limit { Err(ExpositionError::TooMany { what, limit }) } else { Ok(()) }
 }
 
-struct Labels<'a>(&'a [wire::LabelPair]);
-
-impl<'a> Labels<'a> {
-    fn of(metric: &'a wire::Metric) -> Self {
-        Self(&metric.label)
-    }
-
-    /// The value of a label; empty without the label, or if the value is no UTF-8.
-    fn get(&self, name: &str) -> &'a str {
-        let found = self.0.iter().find(|label| label.name == name);
-        found.map_or("", |label| std::str::from_utf8(&label.value).unwrap_or_default())
-    }
-
-    /// True when the labels contain the label that selects a row of the catalogue.
-    fn contain(&self, label: Option<(&str, &str)>) -> bool {
-        label.is_none_or(|(name, value)| self.get(name) == value)
-    }
-}
-
 fn decode_metric(
     decoded: &mut RunnerMetrics,
     family: &str,
-    metric: &wire::Metric,
-    labels: &Labels<'_>,
+    metric: &Metric<'_>,
+    histogram: &wire::Histogram,
 ) -> Result<(), HistogramError> {
     if family == names::RUNNER_STATE {
         #[expect(clippy::cast_possible_truncation, reason = "an unknown value matches no state")]
-        let value = gauge_of(metric) as i64;
+        let value = finite(metric.gauge) as i64;
         let found = RunnerState::ALL.into_iter().find(|state| state.value() == value);
         decoded.state = found.unwrap_or(RunnerState::CutShort);
         return Ok(());
@@ -255,12 +195,12 @@ fn decode_metric(
     let metrics = &mut decoded.metrics;
     if let Some(info) = RUNNER.iter().find(|info| info.family == family) {
         let counter = family.ends_with("_total");
-        let value = if counter { counter_of(metric) } else { gauge_of(metric) };
-        (info.field.set)(metrics, value);
+        let value = if counter { metric.counter } else { metric.gauge };
+        (info.field.set)(metrics, finite(value));
         return Ok(());
     }
     if let Some(info) = LAGS.iter().find(|info| info.family == family) {
-        *(info.get_mut)(metrics) = histogram_of(metric)?;
+        *(info.get_mut)(metrics) = histogram_of(histogram)?;
         return Ok(());
     }
     let of_task = LABELLED.iter().any(|info| info.family == family)
@@ -268,8 +208,13 @@ fn decode_metric(
         || LATENCIES.iter().any(|info| info.family == family)
         || family == names::LATE;
     if of_task {
-        let task = metrics.tasks.entry(labels.get("task").to_owned()).or_default();
-        decode_task_metric(task, family, metric, labels)?;
+        let name = metric.label("task");
+        if !metrics.tasks.contains_key(name) {
+            metrics.tasks.insert(name.to_owned(), TaskMetrics::default());
+        }
+        if let Some(task) = metrics.tasks.get_mut(name) {
+            decode_task_metric(task, family, metric, histogram)?;
+        }
     }
     Ok(())
 }
@@ -277,42 +222,36 @@ fn decode_metric(
 fn decode_task_metric(
     task: &mut TaskMetrics,
     family: &str,
-    found: &wire::Metric,
-    labels: &Labels<'_>,
+    found: &Metric<'_>,
+    histogram: &wire::Histogram,
 ) -> Result<(), HistogramError> {
     if let Some(info) = LABELLED.iter().find(|info| info.family == family) {
-        let count = whole_number(counter_of(found));
-        let value = truncate(labels.get(info.label), MAX_VALUE_BYTES);
+        let count = whole_number(finite(found.counter));
+        let value = truncate(found.label(info.label), MAX_VALUE_BYTES);
         add_labelled((info.get_mut)(task), &value, count);
         return Ok(());
     }
     if family == names::LATE {
         let mut all = LatencyMetric::all_judged();
-        if let Some((metric, _)) = all.find(|(_, judged)| judged.name == labels.get("metric")) {
-            *task.latencies.late_mut(metric) = histogram_of(found)?;
+        if let Some((metric, _)) = all.find(|(_, judged)| judged.name == found.label("metric")) {
+            *task.latencies.late_mut(metric) = histogram_of(histogram)?;
         }
         return Ok(());
     }
-    let matches = |row_family: &str, label| row_family == family && labels.contain(label);
+    let has =
+        |label: Option<(&str, &str)>| label.is_none_or(|(name, value)| found.label(name) == value);
+    let matches = |row_family: &str, label| row_family == family && has(label);
     if let Some(info) = COUNTERS.iter().find(|info| matches(info.family, info.label)) {
-        (info.field.set)(task, whole_number(counter_of(found)));
+        (info.field.set)(task, whole_number(finite(found.counter)));
     }
     if let Some(info) = LATENCIES.iter().find(|info| matches(info.family, info.label)) {
-        let outcome = Outcome::from_label(labels.get("outcome"));
+        let outcome = Outcome::from_label(found.label("outcome"));
         let outcome = if info.by_outcome { outcome } else { Some(Outcome::Success) };
         if let Some(outcome) = outcome {
-            *task.latencies.get_mut(info.metric, outcome) = histogram_of(found)?;
+            *task.latencies.get_mut(info.metric, outcome) = histogram_of(histogram)?;
         }
     }
     Ok(())
-}
-
-fn gauge_of(metric: &wire::Metric) -> f64 {
-    finite(metric.gauge.as_ref().map_or(0.0, |gauge| gauge.value))
-}
-
-fn counter_of(metric: &wire::Metric) -> f64 {
-    finite(metric.counter.as_ref().map_or(0.0, |counter| counter.value))
 }
 
 /// Replaces a number that no honest runner has by zero.
@@ -332,8 +271,7 @@ fn whole_number(value: f64) -> u64 {
     }
 }
 
-fn histogram_of(metric: &wire::Metric) -> Result<LatencyHistogram, HistogramError> {
-    let Some(encoded) = &metric.histogram else { return Err(HistogramError::Buckets) };
+fn histogram_of(encoded: &wire::Histogram) -> Result<LatencyHistogram, HistogramError> {
     let spans = encoded.positive_span.iter().map(|span| (span.offset, span.length));
     LatencyHistogram::from_parts(
         encoded.schema,

@@ -1,19 +1,20 @@
 //! Metrics in little memory. Pure.
 
+use std::sync::Arc;
+
 use super::{
     catalog::{COUNTERS, LABELLED, LAGS, RUNNER},
     histogram::{Bucket, LatencyHistogram, MAX_BUCKET},
     run_metrics::{CpuTimes, Metrics},
     task::{Latencies, TaskMetrics},
 };
-use crate::block_bytes::BlockBytes;
 
 /// Metrics as bytes: a bucket with samples takes about three of them, instead of eight in
 /// [`LatencyHistogram`]. Clones share the bytes. Without the measurements of single runners.
 #[derive(Clone, Debug)]
 pub struct PackedMetrics {
     elapsed_seconds: f64,
-    bytes: BlockBytes,
+    bytes: Arc<[u8]>,
 }
 
 impl Default for PackedMetrics {
@@ -25,7 +26,7 @@ impl Default for PackedMetrics {
 impl PackedMetrics {
     /// Packs metrics.
     pub fn of(metrics: &Metrics) -> Self {
-        let mut writer = Writer(Vec::new());
+        let mut writer = Writer(Vec::with_capacity(Self::expected_size(metrics)));
         writer.number(metrics.tasks.len() as u64);
         for (name, task) in &metrics.tasks {
             writer.text(name);
@@ -43,13 +44,25 @@ impl PackedMetrics {
             writer.float(times.busy_seconds);
             writer.float(times.throttled_seconds);
         }
-        Self { elapsed_seconds: metrics.elapsed_seconds, bytes: BlockBytes::of(&writer.0) }
+        Self { elapsed_seconds: metrics.elapsed_seconds, bytes: writer.0.into() }
+    }
+
+    /// About as many bytes as the packed metrics take, or more.
+    fn expected_size(metrics: &Metrics) -> usize {
+        const BYTES_PER_BUCKET: usize = 4;
+        const BYTES_PER_HISTOGRAM: usize = 32;
+        const OTHER_BYTES: usize = 1024;
+
+        let latencies = metrics.tasks.values().flat_map(|task| task.latencies.iter());
+        let lags = LAGS.iter().map(|lag| (lag.get)(metrics));
+        let histograms = latencies.map(|(_, samples)| samples).chain(lags);
+        let sizes = histograms.map(|h| h.buckets.len() * BYTES_PER_BUCKET + BYTES_PER_HISTOGRAM);
+        sizes.sum::<usize>() + OTHER_BYTES * (metrics.tasks.len() + 1)
     }
 
     /// The metrics.
     pub fn unpack(&self) -> Metrics {
-        let bytes = self.bytes.to_vec();
-        let mut reader = Reader(&bytes);
+        let mut reader = Reader(&self.bytes);
         let mut metrics = Metrics::default();
         for _ in 0..reader.number() {
             let name = reader.text();

@@ -8,7 +8,6 @@ use std::{
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 
 use super::{Point, PointList, Series, is_full};
-use crate::block_bytes::BlockBytes;
 
 /// Number of points that are compressed together. Small ones take more bytes when each is compressed by itself.
 const CHUNK: usize = 16;
@@ -24,7 +23,7 @@ const MEDIUM: Compression = Compression::new(4);
 #[derive(Debug)]
 pub(in crate::result) struct PackedPoints {
     /// Their JSON with commas between them, as a gzip member.
-    pub(in crate::result) gzip: BlockBytes,
+    pub(in crate::result) gzip: Box<[u8]>,
     /// Length of the JSON in bytes.
     pub(in crate::result) json_length: usize,
     points: usize,
@@ -38,7 +37,7 @@ impl PackedPoints {
         // A small one is soon compressed again.
         let level = if json.len() < LARGE_BYTES { QUICK } else { MEDIUM };
         Ok(Self {
-            gzip: BlockBytes::of(&compress(&json, level)?),
+            gzip: compress(&json, level)?.into_boxed_slice(),
             json_length: json.len(),
             points: 1,
             counts: point.histogram_size(),
@@ -54,7 +53,7 @@ impl PackedPoints {
             packed.read_json(&mut json)?;
         }
         Ok(Self {
-            gzip: BlockBytes::of(&compress(&json, Compression::default())?),
+            gzip: compress(&json, Compression::default())?.into_boxed_slice(),
             json_length: json.len(),
             points: all.iter().map(|packed| packed.points).sum(),
             counts: all.iter().map(|packed| packed.counts).sum(),
@@ -63,7 +62,7 @@ impl PackedPoints {
 
     fn read_json(&self, json: &mut Vec<u8>) -> io::Result<()> {
         json.reserve(self.json_length);
-        GzDecoder::new(&*self.gzip.to_vec()).read_to_end(json).map(|_| ())
+        GzDecoder::new(&*self.gzip).read_to_end(json).map(|_| ())
     }
 
     pub(in crate::result) fn unpack(&self) -> io::Result<Vec<Point>> {

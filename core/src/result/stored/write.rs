@@ -115,7 +115,7 @@ impl ResultToStore {
             let mut writer = MemberWriter::new()?;
             writer.add(before)?;
             for points in self.series.packed_points()? {
-                writer.add_element(&points.gzip.to_vec(), points.json_length);
+                writer.add_element(&points.gzip, points.json_length);
             }
             writer.end_list();
             writer.add(between)?;

@@ -115,6 +115,10 @@ fn test(name: &str, runners: u32, duration: &str, suspend: bool) -> Result<LoadT
     Ok(serde_json::from_value(test)?)
 }
 
+fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
+}
+
 impl Scale {
     async fn prepare() -> Result<Self> {
         let client = Client::try_default().await?;
@@ -132,8 +136,19 @@ impl Scale {
     }
 
     async fn create(&self, tests: Vec<LoadTest>) -> Result<()> {
-        let created = stream::iter(tests)
-            .map(|test| async move { self.tests.create(&PostParams::default(), &test).await });
+        let created = stream::iter(tests).map(|test| async move {
+            let parameters = PostParams::default();
+            match self.tests.create(&parameters, &test).await {
+                // The API server closes connections that were not used for 90 s, which a measurement may take.
+                Err(kube::Error::Service(_) | kube::Error::HyperError(_)) => {
+                    let again = self.tests.create(&parameters, &test).await;
+                    again
+                        .map(drop)
+                        .or_else(|error| if is_conflict(&error) { Ok(()) } else { Err(error) })
+                }
+                created => created.map(drop),
+            }
+        });
         created.buffer_unordered(CONCURRENCY).try_collect::<Vec<_>>().await?;
         Ok(())
     }
